@@ -1,0 +1,106 @@
+"""What commands print: progress and messages on stderr, results on stdout."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from segrec_batch.errors import SegrecError
+
+T = TypeVar("T")
+
+_LOG_SECONDS = 30.0
+
+
+def say(text: str) -> None:
+    """One message on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Run a command; its exit code is 0, 1 for an error that has a message, 130 for Ctrl-C."""
+    try:
+        command()
+    except SegrecError as error:
+        say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+    return 0
+
+
+class ProgressMeter:
+    """Progress of `total` steps: a bar in a terminal, a plain line every 30 s in a log."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self.label = label
+        self.total = total
+        self.done = 0
+        self._start = self._last = time.monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        console = Console(stderr=True)
+        self._bar = Progress(*columns, *times, console=console) if console.is_terminal else None
+
+    def __enter__(self) -> "ProgressMeter":
+        if self._bar:
+            self._bar.start()
+            self._task = self._bar.add_task(self.label, total=self.total)
+        return self
+
+    def advance(self, steps: int = 1) -> None:
+        """Count steps as done."""
+        self.done += steps
+        if self._bar:
+            self._bar.update(self._task, completed=self.done)
+        elif time.monotonic() - self._last >= _LOG_SECONDS:
+            self._line()
+
+    def _line(self) -> None:
+        self._last = time.monotonic()
+        seconds = self._last - self._start
+        rate = self.done / max(seconds, 1e-9)
+        left = (self.total - self.done) / rate if rate else float("inf")
+        say(f"{self.label}: {self.done:,} of {self.total:,}, {rate:.1f}/s, about {left:.0f} s left")
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+        elif kind is None:
+            say(f"{self.label}: {self.done:,} in {time.monotonic() - self._start:.1f} s")
+
+
+def track(items: Sequence[T], label: str) -> Iterator[T]:
+    """Iterate over items with a progress meter."""
+    with ProgressMeter(label, len(items)) as meter:
+        for item in items:
+            yield item
+            meter.advance()
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout; the first column is text, the others are figures."""
+    table = Table(title=title, title_justify="left")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)

@@ -1,0 +1,44 @@
+"""The exceptions of segrec_batch.
+
+SegrecError                what every command catches, prints and turns into exit code 1
+├── InputError             an argument, a class file, a picture folder: the user can correct it
+├── ModelError             a bundle or backbone weights that cannot be used
+├── IndexStateError        an index that is missing, belongs to another model or was changed meanwhile
+│   └── AccountingError    images were lost or counted twice: nothing is published
+└── DeviceError            a device was asked for and is not there
+
+PictureError is not among them: a bad picture is data. It becomes a row of `failures`.
+"""
+
+
+class SegrecError(Exception):
+    """Base of all errors that end a command."""
+
+
+class InputError(SegrecError):
+    """The caller's arguments or files are not usable; the message says what to change."""
+
+
+class ModelError(SegrecError):
+    """A model bundle or backbone weights cannot be used."""
+
+
+class IndexStateError(SegrecError):
+    """The index is not in the state that the command needs."""
+
+
+class AccountingError(IndexStateError):
+    """The counts of a run do not add up."""
+
+
+class DeviceError(SegrecError):
+    """The device asked for is not available."""
+
+
+class PictureError(Exception):
+    """One picture cannot be indexed: `stage` (read, decode, segment) and `reason`."""
+
+    def __init__(self, stage: str, reason: str) -> None:
+        super().__init__(f"{stage}: {reason}")
+        self.stage = stage
+        self.reason = reason

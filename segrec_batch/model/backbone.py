@@ -1,0 +1,169 @@
+"""The 13 convolution layers of VGG-16 (torchvision's), with the maps of any of them by name."""
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import VGG16_Weights, vgg16
+
+from segrec_batch import storage
+from segrec_batch.errors import ModelError
+
+_CONVS_PER_BLOCK = (2, 2, 3, 3, 3)
+_CHANNELS_PER_BLOCK = (64, 128, 256, 512, 512)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution layer: `position` of its ReLU in torchvision's `features`; its map has
+    `channels` channels at 1/`stride` of the input's height and width.
+    """
+
+    position: int
+    channels: int
+    stride: int
+
+
+def _layers() -> dict[str, Layer]:
+    layers, position = {}, 0
+    for block, convs in enumerate(_CONVS_PER_BLOCK):
+        for conv in range(convs):
+            position += 2  # convolution, ReLU
+            layers[f"conv{block + 1}_{conv + 1}"] = Layer(
+                position - 1, _CHANNELS_PER_BLOCK[block], 2**block
+            )
+        position += 1  # max pooling
+    return layers
+
+
+LAYERS: Mapping[str, Layer] = _layers()
+DEEPEST = "conv5_3"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Backbone weights: `state` as of `torchvision.models.vgg16().features`, float32; the
+    normalisation they were trained with; `origin` as the user named them.
+    """
+
+    origin: str
+    state: Mapping[str, Tensor]
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    @property
+    def trained(self) -> bool:
+        """False for `random:SEED`."""
+        return not self.origin.startswith("random:")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over names and values, in hex."""
+        return fingerprint(self.state)
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names, shapes and values of tensors, in hex."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_weights(spec: str) -> Weights:
+    """Backbone weights by name.
+
+    `imagenet` (torchvision's own, downloaded on first use), `random:SEED`, or the path or URI of a
+    state dict (`.pth`, `.safetensors`) of `vgg16()` or of its `features`. Raises ModelError.
+    """
+    if spec == "imagenet":
+        enum = VGG16_Weights.IMAGENET1K_V1
+        preset = enum.transforms()
+        state = enum.get_state_dict(progress=True, check_hash=True)
+        return Weights(spec, _convolutions(state, spec), tuple(preset.mean), tuple(preset.std))
+    if spec.startswith("random:"):
+        return Weights(spec, _random_state(spec))
+    return Weights(spec, _convolutions(_read_state(spec), spec))
+
+
+def _random_state(spec: str) -> dict[str, Tensor]:
+    try:
+        seed = int(spec.removeprefix("random:"))
+    except ValueError:
+        raise ModelError(f"{spec}: write random:SEED with a whole number") from None
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, like in _architecture().state_dict().items():
+        value = state[name] = torch.zeros(like.shape)
+        if name.endswith("weight"):  # as torchvision initialises VGG
+            nn.init.kaiming_normal_(value, mode="fan_out", nonlinearity="relu", generator=generator)
+    return state
+
+
+def _architecture() -> nn.Sequential:
+    """torchvision's `vgg16().features` with no memory behind its parameters."""
+    with torch.device("meta"):
+        return vgg16(weights=None).features
+
+
+def _read_state(uri: str) -> dict[str, Tensor]:
+    try:
+        data = storage.read_bytes(uri)
+    except OSError as error:
+        raise ModelError(f"backbone weights {uri} cannot be read: {error}") from error
+    try:
+        if uri.endswith(".safetensors"):
+            from safetensors.torch import load
+
+            return load(data)
+        return dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise ModelError(f"{uri} is not a state dict: {error}") from error
+
+
+def _convolutions(state: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
+    """The `features.*` entries of a VGG-16 state dict, or all of them where they have no prefix."""
+    prefix = "features." if any(k.startswith("features.") for k in state) else ""
+    found = {}
+    for name, like in _architecture().state_dict().items():
+        value = state.get(prefix + name)
+        if value is None or value.shape != like.shape:
+            got = "is missing" if value is None else f"has shape {tuple(value.shape)}"
+            raise ModelError(f"{origin} is not VGG-16: {prefix}{name} {got}")
+        found[name] = value.float()
+    return found
+
+
+class Backbone(nn.Module):
+    """VGG-16's convolution layers up to the deepest of `layers`; no gradients.
+
+    Runs in the dtype of its parameters, channels-last. The maps are those after the ReLU.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor], layers: Sequence[str]) -> None:
+        super().__init__()
+        unknown = [name for name in layers if name not in LAYERS]
+        if unknown:
+            raise ModelError(f"no such layers: {', '.join(unknown)}; VGG-16 has {', '.join(LAYERS)}")
+        features = _architecture()
+        features.load_state_dict(dict(state), assign=True)
+        depth = max(LAYERS[name].position for name in layers) + 1
+        self.blocks = features[:depth].eval().requires_grad_(False)
+        self.blocks.to(memory_format=torch.channels_last)
+        self.taps = {LAYERS[name].position: name for name in layers}
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) normalised pictures → {layer: (B, C, H/stride, W/stride)}."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        maps = {}
+        for position, block in enumerate(self.blocks):
+            x = block(x)
+            if position in self.taps:
+                maps[self.taps[position]] = x
+        return maps

@@ -1,0 +1,53 @@
+"""Feature vectors of pictures and regions: pooling of a feature map, and what ranking needs."""
+
+import torch
+from torch import Tensor
+
+SIGNATURE_WORDS = 8  # of 64 bits: one bit per channel of the deepest layer
+
+
+def class_means(maps: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
+    """Global average pooling inside each class's mask (Abdullah 2026, eq. 3, per class).
+
+    `maps` (B, C, h, w) and `labels` (B, h, w) in 0..n_classes-1 → counts (B, K) int64 of cells and
+    means (B, K, C) float32, zero where a class has no cells. Σ_k counts_k · means_k / (h·w) is the
+    global average.
+    """
+    members = torch.nn.functional.one_hot(labels.flatten(1).long(), n_classes)  # (B, h·w, K)
+    counts = members.sum(dim=1)
+    sums = torch.einsum("bck,bkm->bmc", maps.flatten(2).float(), members.float())
+    return counts, sums / counts.clamp(min=1)[..., None]
+
+
+def global_mean(maps: Tensor) -> Tensor:
+    """Global average pooling (Abdullah 2026, eq. 3): (B, C, h, w) → (B, C) float32."""
+    return maps.float().mean(dim=(2, 3))
+
+
+def centred_unit(features: Tensor) -> Tensor:
+    """Rows minus their mean, at unit length, so that Pearson is a dot product: (N, C) → (N, C).
+
+    A constant row becomes zero.
+    """
+    centred = features - features.mean(dim=1, keepdim=True)
+    return torch.nn.functional.normalize(centred, dim=1)
+
+
+def signature_bits(features: Tensor, centre: Tensor, rotation: Tensor) -> Tensor:
+    """Signs of rotated, centred features as bits: (N, 512) → (N, 8) int64, first bit lowest.
+
+    The Hamming distance of two signatures grows with the angle between the features, and so falls
+    with their Pearson correlation: a filter before the exact ranking. `centre` (512,) is the mean
+    of `centred_unit` features of the training pictures, `rotation` (512, 512) orthogonal.
+    """
+    signs = (centred_unit(features) - centre) @ rotation > 0
+    shifts = torch.arange(64, device=features.device)
+    words = signs.unflatten(1, (SIGNATURE_WORDS, 64)).long() << shifts
+    return words.sum(dim=2)  # distinct bits: the sum is the bitwise or
+
+
+def random_rotation(size: int, seed: int = 0) -> Tensor:
+    """A random orthogonal (size, size) float32 matrix."""
+    generator = torch.Generator().manual_seed(seed)
+    gaussian = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    return torch.linalg.qr(gaussian).Q.float().contiguous()

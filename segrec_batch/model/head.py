@@ -1,0 +1,98 @@
+"""The linear SVM as a network layer.
+
+A linear SVM at every position of a feature map is a 1×1 convolution. Average pooling and bilinear
+resizing are linear too, so what each layer contributes is computed at that layer's own stride and
+the *scores* are resized and added: a hypercolumn SVM without the hypercolumn.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segrec_batch.errors import ModelError
+from segrec_batch.model.backbone import LAYERS, Layer
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A layer as the head sees it: as it is (`conv4_3`), or averaged over a window of `window` ×
+    `window` cells for context (`conv5_3@11`). `str(tap)` gives that name back.
+    """
+
+    layer: str
+    window: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Tap":
+        """Raises ModelError for what is not `LAYER` or `LAYER@ODD`."""
+        layer, at, window = text.partition("@")
+        if layer not in LAYERS:
+            raise ModelError(f"{text}: no such layer; VGG-16 has {', '.join(LAYERS)}")
+        if at and not (window.isdecimal() and int(window) % 2 == 1):
+            raise ModelError(f"{text}: the window behind @ must be an odd number of cells")
+        return cls(layer, int(window) if at else 1)
+
+    def __str__(self) -> str:
+        return f"{self.layer}@{self.window}" if self.window > 1 else self.layer
+
+    @property
+    def source(self) -> Layer:
+        """The backbone layer behind this tap."""
+        return LAYERS[self.layer]
+
+    def pool(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) → the same shape, each cell the mean of its window inside the map."""
+        if self.window == 1:
+            return x
+        return F.avg_pool2d(x, self.window, 1, self.window // 2, count_include_pad=False)
+
+
+class LinearHead(nn.Module):
+    """One-vs-rest linear SVMs over several taps.
+
+    `weights[tap]` (M, C) and `bias` (M,) are the SVMs of M *components*; `components[m]` is the
+    class (0 = background) that component m belongs to. A class scores as its best component.
+    """
+
+    bias: Tensor
+    components: Tensor
+
+    def __init__(
+        self, weights: Mapping[Tap, Tensor], bias: Tensor, components: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.taps = tuple(weights)
+        self.stride = min(tap.source.stride for tap in self.taps)
+        self.n_classes = max(components) + 1
+        self.weights = nn.ParameterList(
+            [nn.Parameter(w.float(), requires_grad=False) for w in weights.values()]
+        )
+        self.register_buffer("bias", bias.float())
+        self.register_buffer("components", torch.tensor(list(components)))
+
+    def decision(self, maps: Mapping[str, Tensor]) -> Tensor:
+        """Decision values w·x + b (Abdullah 2026, eq. 4): (B, M, h, w) on the finest tap's grid."""
+        size = max((maps[tap.layer].shape[-2:] for tap in self.taps), key=lambda hw: hw[0])
+        total = self.bias[:, None, None]
+        for tap, weight in zip(self.taps, self.weights, strict=True):
+            part = tap.pool(F.conv2d(maps[tap.layer].float(), weight[:, :, None, None]))
+            total = total + resize(part, size)
+        return total
+
+    def forward(self, maps: Mapping[str, Tensor]) -> Tensor:
+        """Class scores (B, K, h, w): for each class the maximum over its components."""
+        decision = self.decision(maps)
+        members = [self.components == k for k in range(self.n_classes)]
+        return torch.stack([decision[:, m].amax(dim=1) for m in members], dim=1)
+
+
+def resize(scores: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear resizing of scores (B, C, h, w) to `size`; a smaller size averages (antialiased)."""
+    if tuple(scores.shape[-2:]) == tuple(size):
+        return scores
+    return F.interpolate(
+        scores, size=list(size), mode="bilinear", align_corners=False, antialias=True
+    )

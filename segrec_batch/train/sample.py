@@ -1,0 +1,161 @@
+"""Training positions: which cells of the feature maps the SVM sees, and their features."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from segrec_batch.decode import Shape, fit
+from segrec_batch.model import describe
+from segrec_batch.model.backbone import DEEPEST
+from segrec_batch.model.head import Tap
+from segrec_batch.train.augment import augment
+from segrec_batch.train.labelled import VOID, Classes, LabelledImage
+
+FeatureMaps = Callable[[NDArray[np.uint8]], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """n sampled positions of labelled images.
+
+    features: (n, D) float16, the taps' channels side by side. values: (n,) mask values.
+    weights: (n,) float64, how many cells of the maps a position stands for: sums over them estimate
+    sums over all cells. groups: (n,) group of the image. centre: (512,) mean centred feature.
+    """
+
+    features: NDArray[np.float16]
+    values: NDArray[np.int16]
+    weights: NDArray[np.float64]
+    groups: NDArray[np.object_]
+    centre: Tensor
+
+    def columns(self, taps: Sequence[Tap], wanted: Sequence[Tap]) -> NDArray[np.float16]:
+        """The features of some of the taps that were sampled, in the order of `wanted`."""
+        stops = np.cumsum([tap.source.channels for tap in taps])
+        spans = {t: range(e - t.source.channels, e) for t, e in zip(taps, stops, strict=True)}
+        if list(wanted) == list(taps):
+            return self.features
+        return self.features[:, [i for tap in wanted for i in spans[tap]]]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How positions are drawn: up to `positions` an image, half of them uniformly, half in equal
+    parts from each mask value present; `copies` random variants of each image by each of `kinds`.
+    """
+
+    positions: int = 1000
+    kinds: tuple[str, ...] = ()
+    copies: int = 1
+    seed: int = 0
+
+    @property
+    def variants(self) -> int:
+        """Pictures drawn from one image, itself included."""
+        return 1 + len(self.kinds) * self.copies
+
+
+def sample_images(
+    images: Sequence[LabelledImage],
+    classes: Classes,
+    taps: Sequence[Tap],
+    shapes: Sequence[Shape],
+    feature_maps: FeatureMaps,
+    sampling: Sampling,
+    track: Callable[[Sequence[LabelledImage]], Iterator[LabelledImage]],
+) -> Samples:
+    """Run the backbone over all images and their variants once and keep sampled positions."""
+    features, values, weights, groups, pooled = [], [], [], [], []
+    for index, item in enumerate(track(images)):
+        rng = np.random.default_rng([sampling.seed, index])
+        for image, labels in _variants(item, classes, sampling, rng):
+            maps = feature_maps(fit(image, shapes)[None])
+            pooled.append(describe.global_mean(maps[DEEPEST]))
+            grid = _finest(maps, taps)
+            value, cells, weight = draw_cells(cell_labels(labels, grid), sampling.positions, rng)
+            features.append(cell_features(maps, taps, cells, grid).half().cpu().numpy())
+            values.append(value)
+            weights.append(weight)
+            groups.append(np.full(len(value), item.group, object))
+    return Samples(
+        np.concatenate(features),
+        np.concatenate(values),
+        np.concatenate(weights),
+        np.concatenate(groups),
+        describe.centred_unit(torch.cat(pooled)).mean(dim=0).cpu(),
+    )
+
+
+def _variants(
+    item: LabelledImage, classes: Classes, sampling: Sampling, rng: np.random.Generator
+) -> Iterator[tuple[Image.Image, NDArray[np.int16]]]:
+    image, labels = item.load(classes)
+    yield image, labels
+    for kind in sampling.kinds:
+        for _ in range(sampling.copies):
+            yield augment(image, labels, kind, rng)
+
+
+def _finest(maps: Mapping[str, Tensor], taps: Sequence[Tap]) -> Shape:
+    tap = min(taps, key=lambda t: t.source.stride)
+    h, w = maps[tap.layer].shape[-2:]
+    return h, w
+
+
+def cell_labels(labels: NDArray[np.int16], grid: Shape) -> NDArray[np.int16]:
+    """Mask values (H, W) at the centres of the cells of a grid (h, w)."""
+    rows, columns = (
+        ((np.arange(n) + 0.5) * side / n).astype(int)
+        for n, side in zip(grid, labels.shape, strict=True)
+    )
+    return labels[np.ix_(rows, columns)]
+
+
+def draw_cells(
+    labels: NDArray[np.int16], positions: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int16], NDArray[np.int64], NDArray[np.float64]]:
+    """Draw cells of (h, w) mask values: their values, flat indices, and weights (see `Samples`).
+
+    Void is not drawn. With p(i) the expected number of draws of cell i, its weight is 1/p(i), so
+    that a weighted sum over the drawn cells is unbiased for the sum over all.
+    """
+    flat = labels.ravel()
+    known = np.flatnonzero(flat != VOID)
+    if known.size == 0:
+        return flat[:0], known, np.zeros(0)
+    present, sizes = np.unique(flat[known], return_counts=True)
+    uniform = positions - positions // 2
+    each = positions // 2 // len(present)
+    cells = np.concatenate(
+        [rng.choice(known, uniform)]
+        + [rng.choice(np.flatnonzero(flat == value), each) for value in present]
+    )
+    expected = uniform / known.size + each / sizes
+    weights = 1 / expected[np.searchsorted(present, flat[cells])]
+    return flat[cells], cells, weights
+
+
+def cell_features(
+    maps: Mapping[str, Tensor], taps: Sequence[Tap], cells: NDArray[np.int64], grid: Shape
+) -> Tensor:
+    """What the taps of one picture say at flat cells of a grid (h, w): (n, D) float32.
+
+    Equal to the maps resized bilinearly to the grid and read at the cells.
+    """
+    h, w = grid
+    centres = np.stack([cells % w / w, cells // w / h], axis=-1) + [0.5 / w, 0.5 / h]
+    where = torch.as_tensor(centres * 2 - 1, dtype=torch.float32)[None, None]
+    parts = []
+    for tap in taps:
+        pooled = tap.pool(maps[tap.layer].float())
+        read = F.grid_sample(
+            pooled, where.to(pooled.device), padding_mode="border", align_corners=False
+        )
+        parts.append(read[0, :, 0].T)  # (1, C, 1, n) -> (n, C)
+    return torch.cat(parts, dim=1)
