@@ -3,6 +3,7 @@
 Credentials and endpoints come from the standard `AWS_*` environment, never from arguments.
 """
 
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 import fsspec
@@ -60,6 +61,18 @@ def read_bytes(uri: str) -> bytes:
     """The content of one file. Raises OSError."""
     fs, path = filesystem(uri)
     return bytes(fs.cat_file(path))
+
+
+def read_many(uris: Sequence[str]) -> list[bytes | Exception]:
+    """The contents of files of one file system, concurrently where it is remote; a file that
+    cannot be read gives its error.
+    """
+    if not uris:
+        return []
+    fs, _ = filesystem(uris[0])
+    paths = [fs._strip_protocol(uri) for uri in uris]
+    found = fs.cat(paths, on_error="return")
+    return [found[path] for path in paths]
 
 
 def write_bytes(uri: str, data: bytes) -> None:

@@ -212,6 +212,11 @@ def test_pictures_of_every_mode_become_rgb_thumbnails(mode: str) -> None:
     assert right - left > 100
 
 
+def test_transparent_parts_become_white() -> None:
+    data = encoded(Image.new("RGBA", (40, 30), (0, 0, 0, 0)), "PNG")
+    assert page(card(data=data)).pictures()[0].getpixel((20, 15)) == (255, 255, 255)
+
+
 def test_metadata_of_the_picture_stays_out_of_the_sheet() -> None:
     buffer = BytesIO()
     Image.new("RGB", (40, 30)).save(buffer, "JPEG", comment="taken at home")
@@ -250,9 +255,11 @@ def test_a_decompression_bomb_shows_a_placeholder(
 
 @pytest.mark.parametrize("data", [b"no png", picture()], ids=["broken", "no labels"])
 def test_a_mask_that_cannot_be_read_is_left_out(data: bytes) -> None:
-    shown = page(card(label_mask=data))
+    shown = page(card(label_mask=data), card(label_mask=data, readable=False))
     assert shown.masks() == []
     assert len(shown.pictures()) == 1
+    said = [text for text in shown.text("span") if "readable" in text]
+    assert said == ["mask not readable", "picture and mask not readable"]
 
 
 @pytest.mark.parametrize(
@@ -307,6 +314,12 @@ def test_policy_allows_only_this_style_and_this_script() -> None:
     assert all(attrs["href"] == "data:," for attrs in shown.all("link"))
 
 
+def test_without_a_script_masks_show_and_the_control_for_all_does_not() -> None:
+    shown = page(card(), card())
+    assert all(attrs["aria-pressed"] == "true" for attrs in shown.of_class("shot"))
+    assert "hidden" in shown.all("button", id="all")[0]
+
+
 def test_a_notice_shows_only_when_given() -> None:
     assert not page(card()).of_class("notice")
     assert "weights are untrained" in Page(sheet(card(), notice="weights are untrained")).text("p")
@@ -333,7 +346,7 @@ frame.addEventListener("load", () => {{
   note("start");
   press("m"); note("m");
   press("m"); note("m again");
-  press("m", {{ctrlKey: true}}); note("ctrl m");
+  press("m", {{ctrlKey: true}}); press("n"); note("other keys");
   shots[1].click(); note("click on one");
   page.getElementById("all").click(); note("button");
   seen.push(["decoded", ...[...page.images].map((image) => image.naturalWidth)]);
@@ -358,7 +371,7 @@ def test_the_script_toggles_masks_under_its_own_policy(tmp_path: Path) -> None:
         ["start", "true true", "0.55 0.55", "Hide masks M"],
         ["m", "false false", "0 0", "Show masks M"],
         ["m again", "true true", "0.55 0.55", "Hide masks M"],
-        ["ctrl m", "true true", "0.55 0.55", "Hide masks M"],
+        ["other keys", "true true", "0.55 0.55", "Hide masks M"],
         ["click on one", "true false", "0.55 0", "Hide masks M"],
         ["button", "false false", "0 0", "Show masks M"],
         ["decoded", 80, 80, 80, 80],

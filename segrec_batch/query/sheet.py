@@ -69,8 +69,8 @@ def render_sheet(
 
     ``classes`` maps each class name, without background, to its colour ``#rrggbb``; label i of a
     mask is its i-th key. ``caption`` says how the ranking came about and ``notice`` warns, both in
-    plain words. A picture or mask that cannot be decoded, or is over Pillow's pixel limit, shows
-    as a placeholder. Raises ValueError for a colour that is not ``#rrggbb``.
+    plain words. Where a picture or a mask cannot be decoded, or is over Pillow's pixel limit, the
+    card says so and shows the rest. Raises ValueError for a colour that is not ``#rrggbb``.
     """
     for name, colour in classes.items():
         if not re.fullmatch(r"#[0-9a-fA-F]{6}", colour):

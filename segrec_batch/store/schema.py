@@ -1,0 +1,111 @@
+"""The Arrow schemas of the index: the tables `images`, `regions` and `failures`.
+
+Integers are signed: Delta Lake has no unsigned types. Words of bits are int64 that hold 64 bits.
+"""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from segrec_batch.model.bundle import BACKGROUND
+
+TABLES = ("failures", "regions", "images")  # in the order of commits: `images` publishes
+PARTITION = {"regions": "class"}
+
+_VECTOR = pa.list_(pa.field("element", pa.float32(), nullable=False))
+_WORDS = pa.list_(pa.field("element", pa.int64(), nullable=False))
+_TIME = pa.timestamp("us", tz="UTC")
+BBOX = pa.struct([pa.field(edge, pa.float32(), nullable=False) for edge in ("x0", "y0", "x1", "y1")])
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+def coverage_column(name: str) -> str:
+    """The column of `images` with the coverage σ of a class."""
+    return f"coverage_{name}"
+
+
+def images_schema(classes: Sequence[str]) -> pa.Schema:
+    """One row per indexed image; `classes` are the foreground classes.
+
+    width, height: of the upright picture. coverage_*: σ in [0, 1] on the feature grid, sum 1.
+    mask_grid: grid_h · grid_w labels, one byte each. mask: palette PNG at the picture's size, long
+    side at most 1024. feature: 512 values, raw. inv_norm: 1/‖feature − mean‖, NULL if constant.
+    signature: 8 words of bits.
+    """
+    names = (BACKGROUND, *classes)
+    return pa.schema(
+        [
+            _required("image_id", pa.string()),
+            _required("uri", pa.string()),
+            _required("source_size", pa.int64()),
+            _required("source_etag", pa.string()),
+            _required("content_hash", pa.string()),
+            _required("width", pa.int32()),
+            _required("height", pa.int32()),
+            _required("format", pa.string()),
+            _required("dominant_class", pa.string()),
+            *(_required(coverage_column(name), pa.float32()) for name in names),
+            _required("grid_h", pa.int32()),
+            _required("grid_w", pa.int32()),
+            _required("mask_grid", pa.binary()),
+            _required("mask", pa.binary()),
+            _required("feature", _VECTOR),
+            pa.field("inv_norm", pa.float32()),
+            _required("signature", _WORDS),
+            _required("model_id", pa.string()),
+            _required("run_id", pa.string()),
+            _required("indexed_at", _TIME),
+        ]
+    )
+
+
+def regions_schema() -> pa.Schema:
+    """One row per image and class present in it, the background among them.
+
+    class: the partition, in the path, not in the files. bbox: of the class's cells, in fractions of
+    width and height. feature, inv_norm: as in `images`, over the class's cells. mask_bits: 16 words,
+    the class's bitmap on a 32 × 32 grid, row by row, lowest bit first.
+    """
+    return pa.schema(
+        [
+            _required("image_id", pa.string()),
+            _required("uri", pa.string()),
+            _required("class", pa.string()),
+            _required("coverage", pa.float32()),
+            _required("cells", pa.int32()),
+            _required("bbox", BBOX),
+            _required("feature", _VECTOR),
+            pa.field("inv_norm", pa.float32()),
+            _required("mask_bits", _WORDS),
+            _required("content_hash", pa.string()),
+            _required("run_id", pa.string()),
+        ]
+    )
+
+
+def failures_schema() -> pa.Schema:
+    """One row per source that could not be indexed: the stage (read, decode, segment) and why."""
+    return pa.schema(
+        [
+            _required("image_id", pa.string()),
+            _required("uri", pa.string()),
+            _required("source_size", pa.int64()),
+            _required("source_etag", pa.string()),
+            _required("stage", pa.string()),
+            _required("reason", pa.string()),
+            _required("run_id", pa.string()),
+            _required("failed_at", _TIME),
+        ]
+    )
+
+
+def schemas(classes: Sequence[str]) -> dict[str, pa.Schema]:
+    """The schema of each table of an index."""
+    return {
+        "failures": failures_schema(),
+        "regions": regions_schema(),
+        "images": images_schema(classes),
+    }
