@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TypeVar
 
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -96,11 +98,19 @@ def track(items: Sequence[T], label: str) -> Iterator[T]:
             meter.advance()
 
 
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout; the first column is text, the others are figures."""
-    table = Table(title=title, title_justify="left")
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as text, as wide as its content; columns that hold figures only are set right."""
+    grid = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
     for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left")
+        figures = all(_is_figure(row[i]) for row in rows)
+        grid.add_column(escape(name), justify="right" if figures else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+        grid.add_row(*map(escape, row))
+    console = Console(width=10_000, no_color=True, highlight=False)
+    with console.capture() as captured:
+        console.print(grid)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+
+
+def _is_figure(text: str) -> bool:
+    return text[:1].isdigit() or text[:2].lstrip("-")[:1].isdigit() or text in ("NULL", "absent")

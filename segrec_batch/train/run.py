@@ -28,7 +28,7 @@ from segrec_batch.train.tune import (
     fit_all,
 )
 
-DEFAULT_LAYERS = "conv3_3,conv4_3,conv5_3,conv5_3@11"
+DEFAULT_LAYERS = "conv3_3,conv4_3,conv5_3,conv4_3@5,conv5_3@11"
 DEFAULT_SIZE = 624
 MAX_POSITIONS = 400_000  # in all, which bounds the memory of the fit at about 5 GB
 
@@ -183,4 +183,4 @@ def _print_validations(validations: Sequence[Validation], classes: Classes) -> N
         for v in validations
     ]
     header = ("layers, C", *classes.names, "mean")
-    console.print_table("IoU on held-out groups (cross-validation)", header, rows)
+    print(console.table("IoU on held-out groups (cross-validation)", header, rows), end="")

@@ -1,0 +1,63 @@
+# `make demo`: train, index and query sample scenes under demo/. `make test`: lint, types, tests.
+PYTHON ?= python3
+WEIGHTS ?= random:0
+SCENES ?= 240
+BIN := .venv/bin
+DEMO := demo
+
+.DELETE_ON_ERROR:
+.PHONY: demo test slow lint lock clean
+
+demo: .venv/ready
+	rm -rf $(DEMO)
+	$(BIN)/segrec scenes --output $(DEMO)/scenes --count $(SCENES)
+	$(BIN)/python jobs/train.py --images $(DEMO)/scenes/images --masks $(DEMO)/scenes/masks \
+	    --classes $(DEMO)/scenes/classes.json --output $(DEMO)/model \
+	    --backbone-weights $(WEIGHTS) --input-size 224
+	$(BIN)/python jobs/index.py --images $(DEMO)/scenes/images --model $(DEMO)/model \
+	    --index $(DEMO)/index
+	@echo
+	@echo "How much of each class is there, per image that has any?"
+	$(BIN)/segrec sql --index $(DEMO)/index "SELECT class, count(*) AS images, \
+	    round(avg(coverage), 3) AS mean_coverage FROM regions GROUP BY class ORDER BY class"
+	@echo "Which places are full of cars?"
+	$(BIN)/segrec sql --index $(DEMO)/index "SELECT parse_filename(parse_path(uri)[-2]) AS place, \
+	    count(*) AS images, round(avg(coverage_car), 3) AS mean_coverage_car \
+	    FROM images GROUP BY place ORDER BY mean_coverage_car DESC LIMIT 5"
+	@echo "Which images look like the one fullest of car (29 to 96 %), judged by the car?"
+	$(BIN)/segrec sql --index $(DEMO)/index "FROM recommend($(FULLEST), k := 5, \
+	    class := 'car', min_coverage := 0.29, max_coverage := 0.96)"
+	$(BIN)/segrec query --index $(DEMO)/index --class car --coverage 0.29 0.96 -k 12 \
+	    --uri $(DEMO)/scenes/images/place_00/place_00_0004.jpg \
+	    --format html --output $(DEMO)/sheet.html
+	@echo "Done (backbone weights: $(WEIGHTS)). Open $(DEMO)/sheet.html in a browser."
+
+FULLEST = (SELECT arg_max(image_id, coverage) FROM regions WHERE class = 'car' AND coverage <= 0.96)
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: .venv/ready
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 …"; exit 1; }
+	$(PYTHON) -m venv --clear .venv || { echo "try: apt-get install python3-venv"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+# Newest releases that pyproject.toml allows, with hashes and without registry addresses.
+lock: .venv/ready
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	    --generate-hashes --no-emit-index-url --no-header --upgrade --output-file requirements.lock
+
+clean:
+	rm -rf .venv $(DEMO)
