@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from segrec_batch import __version__, console, storage
@@ -31,14 +32,32 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"segrec {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_query(commands.add_parser("query", help="recommend images like one", epilog=EXAMPLES,
-                                   description="Recommend images like one.", formatter_class=form))
-    _add_sql(commands.add_parser("sql", help="run SQL on an index", epilog=EXAMPLES,
-                                 description="Run SQL on the views images, regions and failures.",
-                                 formatter_class=form))
-    _add_scenes(commands.add_parser("scenes", help="draw labelled sample scenes",
-                                    description="Draw street scenes with exact masks of cars, "
-                                    "persons and trees, for trying out training and indexing."))
+    _add_query(
+        commands.add_parser(
+            "query",
+            help="recommend images like one",
+            epilog=EXAMPLES,
+            description="Recommend images like one.",
+            formatter_class=form,
+        )
+    )
+    _add_sql(
+        commands.add_parser(
+            "sql",
+            help="run SQL on an index",
+            epilog=EXAMPLES,
+            description="Run SQL on the views images, regions and failures.",
+            formatter_class=form,
+        )
+    )
+    _add_scenes(
+        commands.add_parser(
+            "scenes",
+            help="draw labelled sample scenes",
+            description="Draw street scenes with exact masks of cars, "
+            "persons and trees, for trying out training and indexing.",
+        )
+    )
     return parser.parse_args(arguments)
 
 
@@ -59,8 +78,12 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
         help="only images in which the class fills this share, e.g. 0.29 0.96",
     )
     add("-k", type=int, default=10, help="how many (default: 10)")
-    add("--format", default="table", choices=("table", "json", "csv", "html"),
-        help="html is a contact sheet (default: table)")
+    add(
+        "--format",
+        default="table",
+        choices=("table", "json", "csv", "html"),
+        help="html is a contact sheet (default: table)",
+    )
     add("--output", metavar="FILE", help="write there, not to stdout")
     add("--version", type=int, metavar="N", help="ask an older version of the index")
     add("--device", default="cpu", help="for --image: cpu, cuda or auto (default: cpu)")
@@ -107,7 +130,8 @@ def run_query(a: argparse.Namespace) -> None:
         )
         _write(page, a.output)
         return
-    header = ("rank", "pearson", *(f"σ {name}" for name in spec.classes), "uri", "image_id")
+    sigma = "σ {}" if a.format == "table" else "coverage_{}"
+    header = ("rank", "pearson", *map(sigma.format, spec.classes), "uri", "image_id")
     rows = [
         (r.rank, r.pearson, *(r.coverage[name] for name in spec.classes), r.uri, r.image_id)
         for r in found
@@ -141,10 +165,13 @@ def _read(image: str) -> bytes:
 
 
 def _formatted(
-    kind: str, header: tuple[str, ...], rows: list[tuple[object, ...]], title: str
+    kind: str, header: tuple[str, ...], rows: Sequence[tuple[object, ...]], title: str
 ) -> str:
     if kind == "json":
-        return json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=2) + "\n"
+        return (
+            json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=2, default=str)
+            + "\n"
+        )
     if kind == "csv":
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows([header, *rows])

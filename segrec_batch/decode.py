@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from segrec_batch.errors import PictureError
 
@@ -103,7 +103,7 @@ def open_rgb(
         return _open_rgb(image, shapes)
     except PictureError:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise PictureError("decode", "not a picture" if data else "empty file") from error
     except Exception as error:  # decoders raise nearly anything on broken bytes
         raise PictureError("decode", f"{type(error).__name__}: {error}") from error
@@ -146,4 +146,4 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _stretch(grey: NDArray[np.float64]) -> NDArray[np.uint8]:
     finite = np.nan_to_num(grey, posinf=0.0, neginf=0.0)
     low, high = finite.min(), finite.max()
-    return ((finite - low) * (255 / max(high - low, 1e-12))).round().astype(np.uint8)
+    return np.asarray((finite - low) * (255 / max(high - low, 1e-12)) + 0.5, np.uint8)

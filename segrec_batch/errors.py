@@ -3,7 +3,7 @@
 SegrecError                what every command catches, prints and turns into exit code 1
 ├── InputError             an argument, a class file, a picture folder: the user can correct it
 ├── ModelError             a bundle or backbone weights that cannot be used
-├── IndexStateError        an index that is missing, belongs to another model or was changed meanwhile
+├── IndexStateError        an index that is missing, of another model, or changed meanwhile
 │   └── AccountingError    images were lost or counted twice: nothing is published
 └── DeviceError            a device was asked for and is not there
 

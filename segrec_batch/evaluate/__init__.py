@@ -1,0 +1,1 @@
+"""Offline evaluation: how well a model segments, and what an index answers."""

@@ -101,7 +101,9 @@ def metrics(confusion: Counts, names: Sequence[str]) -> dict[str, Any]:
     return {
         "classes": {name: scores[name] for name in names[1:]},
         "background": scores[names[0]],
-        "mean": {m: _mean([s[m] for s in foreground]) for m in ("iou", "precision", "recall", "f1")},
+        "mean": {
+            m: _mean([s[m] for s in foreground]) for m in ("iou", "precision", "recall", "f1")
+        },
         "pixel_accuracy": int(np.trace(confusion)) / total if total else None,
         "majority": {"class": names[commonest], "pixel_accuracy": share, "iou": share},
         "confusion": {"classes": list(names), "pixels": confusion.tolist()},

@@ -1,0 +1,1 @@
+"""The model: backbone, SVM head, pooling, and the bundle that holds them."""

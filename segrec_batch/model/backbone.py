@@ -109,7 +109,8 @@ def _random_state(spec: str) -> dict[str, Tensor]:
 def _architecture() -> nn.Sequential:
     """torchvision's `vgg16().features` with no memory behind its parameters."""
     with torch.device("meta"):
-        return vgg16(weights=None).features
+        features: nn.Sequential = vgg16(weights=None).features
+    return features
 
 
 def _read_state(uri: str) -> dict[str, Tensor]:
@@ -150,7 +151,9 @@ class Backbone(nn.Module):
         super().__init__()
         unknown = [name for name in layers if name not in LAYERS]
         if unknown:
-            raise ModelError(f"no such layers: {', '.join(unknown)}; VGG-16 has {', '.join(LAYERS)}")
+            raise ModelError(
+                f"no such layers: {', '.join(unknown)}; VGG-16 has {', '.join(LAYERS)}"
+            )
         features = _architecture()
         features.load_state_dict(dict(state), assign=True)
         depth = max(LAYERS[name].position for name in layers) + 1

@@ -62,7 +62,7 @@ class ModelSpec:
         """A sentence for every output of a model that cannot be expected to be good."""
         if self.trained:
             return None
-        return f"Untrained backbone ({self.weights}): features are random filters; for trying out only."
+        return f"Untrained backbone ({self.weights}): random filters, for trying out only."
 
     @property
     def all_classes(self) -> tuple[str, ...]:
@@ -83,7 +83,9 @@ class ModelSpec:
         """Raises ModelError for another format or missing fields."""
         values = dict(values)
         if values.pop("format", None) != FORMAT:
-            raise ModelError(f"this version reads bundles of format {FORMAT}; train the model again")
+            raise ModelError(
+                f"this version reads bundles of format {FORMAT}; train the model again"
+            )
         lists = ("classes", "taps", "components", "mean", "std")
         try:
             for key in lists:

@@ -42,7 +42,7 @@ def signature_bits(features: Tensor, centre: Tensor, rotation: Tensor) -> Tensor
     """
     signs = (centred_unit(features) - centre) @ rotation > 0
     shifts = torch.arange(64, device=features.device)
-    words = signs.unflatten(1, (SIGNATURE_WORDS, 64)).long() << shifts
+    words = signs.reshape(len(signs), SIGNATURE_WORDS, 64).long() << shifts
     return words.sum(dim=2)  # distinct bits: the sum is the bitwise or
 
 
@@ -50,4 +50,5 @@ def random_rotation(size: int, seed: int = 0) -> Tensor:
     """A random orthogonal (size, size) float32 matrix."""
     generator = torch.Generator().manual_seed(seed)
     gaussian = torch.randn(size, size, generator=generator, dtype=torch.float64)
-    return torch.linalg.qr(gaussian).Q.float().contiguous()
+    orthogonal: Tensor = torch.linalg.qr(gaussian).Q
+    return orthogonal.float().contiguous()

@@ -41,7 +41,8 @@ class Segmentation:
 
     def mask(self, index: int, shape: Shape) -> NDArray[np.uint8]:
         """The class map of picture `index` at any size: scores resized bilinearly, then argmax."""
-        return _argmax(resize(self.scores[index : index + 1], shape))[0]
+        labels: NDArray[np.uint8] = _argmax(resize(self.scores[index : index + 1], shape))[0]
+        return labels
 
 
 class Segmenter(nn.Module):
@@ -129,7 +130,9 @@ def resolve_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise DeviceError(f"device {name} asked for, but torch sees no GPU; say --device cpu or auto")
+        raise DeviceError(
+            f"device {name} asked for, but torch sees no GPU; say --device cpu or auto"
+        )
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

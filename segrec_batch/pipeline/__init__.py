@@ -1,0 +1,1 @@
+"""The indexing job: plan, the Ray Data chain, accounting, publication."""

@@ -4,9 +4,10 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
-# Before ray is imported: no usage reports, no progress bars beside ours, no token asked of a cluster
-# that never had one, and no report of how Ray Data starts its actors as an error of ours.
+# Before ray is imported: no usage reports, no progress bars beside ours, no token asked of a
+# cluster that never had one, and no report of how Ray Data starts its actors as an error of ours.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -44,7 +45,7 @@ def start(device: str) -> Resources:
     `device`: cpu, cuda (DeviceError if the cluster has no GPU) or auto.
     """
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level="warning", include_dashboard=False)
+        ray.init(log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
     for name in ("ray.data", "ray.data._internal.execution.streaming_executor"):
         logging.getLogger(name).setLevel(logging.ERROR)
     cluster = ray.cluster_resources()
@@ -73,8 +74,7 @@ def process(
     receipts = (
         ray.data.from_arrow(blocks)
         .map_batches(
-            decode_batch,
-            fn_kwargs={"shapes": snapshot.spec.shapes},
+            partial(decode_batch, shapes=snapshot.spec.shapes),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=_TASK_CPUS,
@@ -95,13 +95,13 @@ def process(
             num_gpus=1 if resources.device == "cuda" else 0,
         )
         .map_batches(
-            write_batch,
-            fn_kwargs={
-                "index": snapshot.index,
-                "spec": snapshot.spec,
-                "model_id": snapshot.model_id,
-                "run_id": run_id,
-            },
+            partial(
+                write_batch,
+                index=snapshot.index,
+                spec=snapshot.spec,
+                model_id=snapshot.model_id,
+                run_id=run_id,
+            ),
             batch_size=rows_per_file,
             batch_format="pyarrow",
             num_cpus=_TASK_CPUS,

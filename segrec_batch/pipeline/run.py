@@ -188,11 +188,11 @@ def _image_rows(files: Sequence[DataFile]) -> int:
     return sum(f.rows for f in files if f.table == "images")
 
 
-def _drop(
-    base: Snapshot, image_ids: Sequence[str]
-) -> tuple[list[DataFile], list[DataFile], int]:
-    """Files that hold rows of images, what is left of them written anew, and how many images went."""
-    remove, rewritten, dropped = [], [], 0
+def _drop(base: Snapshot, image_ids: Sequence[str]) -> tuple[list[DataFile], list[DataFile], int]:
+    """Files that hold rows of images, what is left of them rewritten, and how many images went."""
+    remove: list[DataFile] = []
+    rewritten: list[DataFile] = []
+    dropped = 0
     if not image_ids:
         return remove, rewritten, dropped
     for table, files in base.files.items():

@@ -22,7 +22,12 @@ from segrec_batch.model.bundle import ModelSpec, load_model
 from segrec_batch.model.segmenter import COMMON_GRID, Segmentation, Segmenter
 from segrec_batch.store import encode
 from segrec_batch.store.files import write_file
-from segrec_batch.store.schema import coverage_column, failures_schema, images_schema, regions_schema
+from segrec_batch.store.schema import (
+    coverage_column,
+    failures_schema,
+    images_schema,
+    regions_schema,
+)
 
 MAX_BYTES = 2**28  # of an encoded picture
 

@@ -1,0 +1,1 @@
+"""Asking an index: DuckDB views and functions, recommendations, contact sheets."""

@@ -43,7 +43,7 @@ def connect_snapshot(snapshot: Snapshot) -> duckdb.DuckDBPyConnection:
 
 
 def sql_file(name: str) -> str:
-    """One of the files in `schemas/`: inside the package when installed, beside it in a checkout."""
+    """A file of `schemas/`: inside the package when installed, beside it in a checkout."""
     package = Path(__file__).parents[1]
     folder = package / "schemas"
     if not folder.is_dir():

@@ -20,7 +20,7 @@ from segrec_batch.store.schema import coverage_column
 
 @dataclass(frozen=True)
 class Criteria:
-    """What to rank by: the regions of a class whose coverage σ lies in a window, or whole images."""
+    """What to rank by: regions of a class with their coverage σ in a window, or whole images."""
 
     cls: str | None = None
     coverage: tuple[float, float] = (0.0, 1.0)
@@ -92,7 +92,7 @@ class Recommender:
     def new_picture(
         self, name: str, content: bytes, criteria: Criteria, device: str = "cpu"
     ) -> QueryImage:
-        """Segment a picture with the index's own model. Raises InputError for what is no picture."""
+        """Segment a picture with the index's own model. InputError for what is no picture."""
         spec = self.snapshot.spec
         criteria.check(spec.all_classes)
         try:
@@ -112,15 +112,15 @@ class Recommender:
         return QueryImage(Card(name, content, png, shares, None), None, feature)
 
     def recommend(self, asked: QueryImage, criteria: Criteria) -> list[Recommendation]:
-        """The most similar images, best first; InputError if an indexed query has no such region."""
+        """The most similar images, best first. InputError if the query has no such region."""
         criteria.check(self.snapshot.spec.all_classes)
         if asked.image_id and criteria.cls:
             region = {"image_id": asked.image_id, "class": criteria.cls}
             if not self._rows("regions", region):
                 raise InputError(f"{asked.card.uri}: the index has no {criteria.cls} in it")
-        by_id = asked.feature is None
-        kind = "VARCHAR" if by_id else "FLOAT[]"
-        subject = asked.image_id if by_id else asked.feature.tolist()
+        kind, subject = "VARCHAR", asked.image_id or ""
+        if asked.feature is not None:
+            kind, subject = "FLOAT[]", asked.feature.tolist()
         rows = query(
             self.connection,
             f"SELECT r.rank, r.pearson, i.* FROM recommend(?::{kind}, k := ?, class := ?, "  # noqa: S608
@@ -143,7 +143,8 @@ class Recommender:
     def _rows(self, table: str, where: Mapping[str, str]) -> list[dict[str, Any]]:
         conditions = " AND ".join(f"{column} = ?" for column in where)
         sql = f"SELECT * FROM {table} WHERE {conditions}"  # noqa: S608
-        return query(self.connection, sql, list(where.values())).to_pylist()
+        rows: list[dict[str, Any]] = query(self.connection, sql, list(where.values())).to_pylist()
+        return rows
 
     def _coverage(self, row: Mapping[str, Any]) -> dict[str, float]:
         return {name: row[coverage_column(name)] for name in self.snapshot.spec.all_classes}

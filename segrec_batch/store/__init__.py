@@ -1,0 +1,1 @@
+"""The index: schemas, encoding, Parquet files, Delta tables."""

@@ -42,7 +42,8 @@ def inverse_norms(features: NDArray[np.float32]) -> NDArray[np.float32]:
     x = features.astype(np.float64)
     norms = np.linalg.norm(x - x.mean(axis=1, keepdims=True), axis=1)
     constant = np.ptp(features, axis=1) == 0
-    return np.divide(1, norms, out=np.full(len(x), np.nan), where=~constant).astype(np.float32)
+    inverse = np.divide(1, norms, out=np.full(len(x), np.nan), where=~constant)
+    return np.asarray(inverse, np.float32)
 
 
 def z_order(coverages: NDArray[np.float32], bits: int = 3) -> NDArray[np.int64]:

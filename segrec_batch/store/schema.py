@@ -15,7 +15,9 @@ PARTITION = {"regions": "class"}
 _VECTOR = pa.list_(pa.field("element", pa.float32(), nullable=False))
 _WORDS = pa.list_(pa.field("element", pa.int64(), nullable=False))
 _TIME = pa.timestamp("us", tz="UTC")
-BBOX = pa.struct([pa.field(edge, pa.float32(), nullable=False) for edge in ("x0", "y0", "x1", "y1")])
+BBOX = pa.struct(
+    [pa.field(edge, pa.float32(), nullable=False) for edge in ("x0", "y0", "x1", "y1")]
+)
 
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:
@@ -66,8 +68,8 @@ def regions_schema() -> pa.Schema:
     """One row per image and class present in it, the background among them.
 
     class: the partition, in the path, not in the files. bbox: of the class's cells, in fractions of
-    width and height. feature, inv_norm: as in `images`, over the class's cells. mask_bits: 16 words,
-    the class's bitmap on a 32 × 32 grid, row by row, lowest bit first.
+    width and height. feature, inv_norm: as in `images`, over the class's cells. mask_bits: 16
+    words, the class's bitmap on a 32 × 32 grid, row by row, lowest bit first.
     """
     return pa.schema(
         [

@@ -1,0 +1,1 @@
+"""Training: labelled pictures, positions, the SVM, and what cross-validation chooses."""

@@ -14,7 +14,7 @@ KINDS = ("flip", "rotate", "crop", "zoom", "scale")
 def augment(
     image: Image.Image, labels: Labels, kind: str, rng: np.random.Generator
 ) -> tuple[Image.Image, Labels]:
-    """One random variant of an RGB image and its mask values (H, W); what is not of the image is void.
+    """One random variant of an RGB image and its mask values (H, W); added borders are void.
 
     flip: mirrored. rotate: by up to ±15°. crop: a window of 60 to 90 % of each side, anywhere.
     zoom: the central window of 50 to 80 %. scale: shrunk to 50 to 80 % on a grey canvas.

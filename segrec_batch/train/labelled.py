@@ -45,7 +45,9 @@ class Classes:
 
     def to_classes(self, labels: NDArray[np.int16]) -> NDArray[np.int16]:
         """Mask values with void at VOID → classes, void kept."""
-        table = np.array([self.class_of(v) for v in range(int(labels.max(initial=0)) + 1)], np.int16)
+        table = np.array(
+            [self.class_of(v) for v in range(int(labels.max(initial=0)) + 1)], np.int16
+        )
         return np.where(labels == VOID, np.int16(VOID), table[labels])
 
 
@@ -61,7 +63,8 @@ def load_classes(uri: str) -> Classes:
     if not content:
         raise InputError(f"{uri}: names no class")
     check_class_names(list(content))
-    twice = [v for v, n in Counter([*ignore, *(v for l in content.values() for v in l)]).items() if n > 1]
+    counts = Counter(value for values in [ignore, *content.values()] for value in values)
+    twice = [value for value, n in counts.items() if n > 1]
     if twice:
         raise InputError(f"{uri}: mask values {twice} stand under more than one name")
     return Classes({name: tuple(values) for name, values in content.items()}, ignore)
@@ -105,7 +108,9 @@ def pair(images: str, masks: str, groups: str = "auto") -> list[LabelledImage]:
     image_of, mask_of = _by_stem(images), _by_stem(masks)
     lone = sorted(image_of.keys() ^ mask_of.keys())
     if lone:
-        raise InputError(f"{len(lone)} stems have an image or a mask, not both: {', '.join(lone[:5])}")
+        raise InputError(
+            f"{len(lone)} stems have an image or a mask, not both: {', '.join(lone[:5])}"
+        )
     stems = sorted(image_of)
     group_of = _groups([image_of[s] for s in stems], groups)
     return [LabelledImage(image_of[s], mask_of[s], g) for s, g in zip(stems, group_of, strict=True)]

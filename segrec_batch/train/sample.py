@@ -71,7 +71,11 @@ def sample_images(
     track: Callable[[Sequence[LabelledImage]], Iterator[LabelledImage]],
 ) -> Samples:
     """Run the backbone over all images and their variants once and keep sampled positions."""
-    features, values, weights, groups, pooled = [], [], [], [], []
+    rows = len(images) * sampling.variants * sampling.positions
+    width = sum(tap.source.channels for tap in taps)
+    features = np.empty((rows, width), np.float16)  # at once: joining parts would take twice that
+    values, weights, groups, pooled = [], [], [], []
+    filled = 0
     for index, item in enumerate(track(images)):
         rng = np.random.default_rng([sampling.seed, index])
         for image, labels in _variants(item, classes, sampling, rng):
@@ -79,12 +83,14 @@ def sample_images(
             pooled.append(describe.global_mean(maps[DEEPEST]))
             grid = _finest(maps, taps)
             value, cells, weight = draw_cells(cell_labels(labels, grid), sampling.positions, rng)
-            features.append(cell_features(maps, taps, cells, grid).half().cpu().numpy())
+            read = cell_features(maps, taps, cells, grid)
+            features[filled : filled + len(cells)] = read.half().cpu().numpy()
+            filled += len(cells)
             values.append(value)
             weights.append(weight)
             groups.append(np.full(len(value), item.group, object))
     return Samples(
-        np.concatenate(features),
+        features[:filled],
         np.concatenate(values),
         np.concatenate(weights),
         np.concatenate(groups),
@@ -132,10 +138,8 @@ def draw_cells(
     present, sizes = np.unique(flat[known], return_counts=True)
     uniform = positions - positions // 2
     each = positions // 2 // len(present)
-    cells = np.concatenate(
-        [rng.choice(known, uniform)]
-        + [rng.choice(np.flatnonzero(flat == value), each) for value in present]
-    )
+    per_value = (rng.choice(np.flatnonzero(flat == value), each) for value in present)
+    cells = np.concatenate([rng.choice(known, uniform), *per_value])
     expected = uniform / known.size + each / sizes
     weights = 1 / expected[np.searchsorted(present, flat[cells])]
     return flat[cells], cells, weights

@@ -133,7 +133,7 @@ def split_groups(
 def fit_all(
     x: NDArray[np.float16], targets: NDArray[np.int64], n: int, c: float, seed: int
 ) -> LinearSvm:
-    """`fit_svm` with a place for each of n targets; one that does not occur always scores lowest."""
+    """`fit_svm` with a place for each of n targets; one that does not occur scores lowest."""
     present, compact = np.unique(targets, return_inverse=True)
     weights = np.zeros((n, x.shape[1]), np.float32)
     bias = np.full(n, np.finfo(np.float16).min, np.float32)
@@ -150,14 +150,14 @@ def weighted_confusion(
     """(K, K) estimated cells by true class (row) and predicted class (column)."""
     k = scores.shape[1]
     cells = np.bincount(labels * k + scores.argmax(axis=1), weights, minlength=k * k)
-    return cells.reshape(k, k)
+    return np.asarray(cells.reshape(k, k), np.float64)
 
 
 def iou(confusion: NDArray[np.float64]) -> NDArray[np.float64]:
     """Intersection over union per class; NaN for a class in neither labels nor predictions."""
     hit = np.diag(confusion)
     union = confusion.sum(axis=0) + confusion.sum(axis=1) - hit
-    return np.divide(hit, union, out=np.full(len(hit), np.nan), where=union > 0)
+    return np.asarray(np.divide(hit, union, out=np.full(len(hit), np.nan), where=union > 0))
 
 
 def choose_offsets(
