@@ -3,6 +3,7 @@
 Credentials and endpoints come from the standard `AWS_*` environment, never from arguments.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
@@ -22,7 +23,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         fs, path = fsspec.url_to_fs(uri, **options)
     except ValueError as error:  # unknown protocol
         raise InputError(f"{uri}: {error}") from error
-    return fs, path
+    return fs, os.path.abspath(path) if isinstance(fs, LocalFileSystem) else path
 
 
 def to_uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
@@ -33,7 +34,7 @@ def to_uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
 def absolute(uri: str) -> str:
     """`uri` in the one form in which this project stores and compares it."""
     fs, path = filesystem(uri)
-    return to_uri(fs, path).rstrip("/") or "/"
+    return to_uri(fs, path).rstrip("/")
 
 
 def join(uri: str, *parts: str) -> str:

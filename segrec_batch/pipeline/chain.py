@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -39,36 +40,43 @@ class Resources:
         return f"{self.actors} × {what}"
 
 
-def start(device: str) -> Resources:
-    """Join the cluster that `RAY_ADDRESS` names, or start Ray here; decide where the model runs.
+@contextmanager
+def cluster() -> Iterator[None]:
+    """The Ray cluster that `RAY_ADDRESS` names, else one on this machine, for the time of a run.
 
-    `device`: cpu, cuda (DeviceError if the cluster has no GPU) or auto.
+    A cluster that this process has joined already is used, and left as it is.
     """
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
-    for name in ("ray.data", "ray.data._internal.execution.streaming_executor"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    cluster = ray.cluster_resources()
-    gpus = int(cluster.get("GPU", 0))
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def resources(device: str) -> Resources:
+    """Where the model runs on this cluster, for `device` cpu, cuda or auto.
+
+    Raises DeviceError for cuda if the cluster has no GPU.
+    """
+    gpus = int(ray.cluster_resources().get("GPU", 0))
     if device == "cuda" and not gpus:
         raise DeviceError("--device cuda, but the Ray cluster has no GPU; say --device cpu or auto")
     if gpus and device != "cpu":
         return Resources("cuda", gpus, 0, None)
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     cores = int(min(node["Resources"]["CPU"] for node in nodes))
-    # half a core stays free on each node, or nothing would ever be decoded
+    # some of a core stays free on each node, or nothing would ever be decoded
     return Resources("cpu", len(nodes), max(cores - 1, 0.5), cores)
 
 
-def stop() -> None:
-    """Leave the cluster; a Ray that `start` started ends."""
-    ray.shutdown()
-
-
 def process(
-    manifest: pa.Table, snapshot: Snapshot, run_id: str, resources: Resources
+    manifest: pa.Table, snapshot: Snapshot, run_id: str, where: Resources
 ) -> Iterator[pa.Table]:
     """Process MANIFEST rows; yields RECEIPTS of files in place, as they are written."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it logs its plan as a warning
     blocks = [manifest.slice(i, BATCH) for i in range(0, manifest.num_rows, BATCH)]
     rows_per_file = min(max(manifest.num_rows // 32, 64), 4096)
     receipts = (
@@ -83,16 +91,14 @@ def process(
             SegmentBatch,
             fn_constructor_kwargs={
                 "model": model_uri(snapshot.index),
-                "device": resources.device,
-                "threads": resources.threads,
+                "device": where.device,
+                "threads": where.threads,
             },
             batch_size=None,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(
-                size=resources.actors, max_concurrent_calls_per_actor=2
-            ),
-            num_cpus=resources.cpus,
-            num_gpus=1 if resources.device == "cuda" else 0,
+            compute=ray.data.ActorPoolStrategy(size=where.actors, max_concurrent_calls_per_actor=2),
+            num_cpus=where.cpus,
+            num_gpus=1 if where.device == "cuda" else 0,
         )
         .map_batches(
             partial(

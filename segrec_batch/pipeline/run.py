@@ -139,13 +139,11 @@ def _receipts(
         return
     from segrec_batch.pipeline import chain  # starting Ray takes seconds
 
-    resources = chain.start(device)
-    say(f"model on {resources} (--device {device})")
-    try:
-        for receipts in chain.process(plan.manifest, base, run_id, resources):
+    with chain.cluster():
+        where = chain.resources(device)
+        say(f"model on {where} (--device {device})")
+        for receipts in chain.process(plan.manifest, base, run_id, where):
             yield _files(receipts)
-    finally:
-        chain.stop()
 
 
 def _files(receipts: pa.Table) -> tuple[list[DataFile], list[str]]:

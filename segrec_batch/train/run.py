@@ -1,8 +1,7 @@
 """Training, from labelled pictures to a model bundle in memory."""
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -52,13 +51,14 @@ class Settings:
         return [Candidate(taps, c) for taps in combinations for c in self.c]
 
 
-class _Maps:
-    """The backbone without a head: uint8 pictures → feature maps."""
+class FeatureMaps:
+    """The backbone without a head: uint8 pictures (B, H, W, 3) of one shape → {layer: map}."""
 
-    def __init__(self, weights: Weights, layers: Sequence[str], settings: Settings) -> None:
+    def __init__(self, weights: Weights, taps: Sequence[Tap], settings: Settings) -> None:
         dtype = getattr(torch, settings.dtype)
         self.device = resolve_device(settings.device)
-        self.backbone = Backbone(weights.state, layers).to(self.device, dtype)
+        layers = dict.fromkeys([*(tap.layer for tap in taps), DEEPEST])
+        self.backbone = Backbone(weights.state, list(layers)).to(self.device, dtype)
         self.normalise = Normalise(settings.minmax, weights.mean, weights.std, dtype)
         self.normalise.to(self.device)
 
@@ -70,83 +70,106 @@ class _Maps:
         return maps
 
 
+class Trainer:
+    """Positions sampled once from labelled pictures, for as many fits as are wanted."""
+
+    def __init__(
+        self,
+        images: Sequence[LabelledImage],
+        classes: Classes,
+        weights: Weights,
+        settings: Settings,
+    ) -> None:
+        self.images = images
+        self.classes = classes
+        self.weights = weights
+        self.settings = settings
+        every = (tap for candidate in settings.candidates for tap in candidate.taps)
+        self.taps = tuple(dict.fromkeys(every))
+        self.samples = self._sample()
+        self.components = Components.of(self.samples.values, classes)
+
+    def _sample(self) -> Samples:
+        if len({item.group for item in self.images}) < 2:
+            raise InputError("cross-validation needs labelled images of at least two groups")
+        wanted = self.settings.sampling
+        affordable = MAX_POSITIONS // (len(self.images) * wanted.variants)
+        samples = sample_images(
+            self.images,
+            self.classes,
+            self.taps,
+            self.settings.shapes,
+            FeatureMaps(self.weights, self.taps, self.settings),
+            replace(wanted, positions=max(min(wanted.positions, affordable), 20)),
+            lambda items: console.track(items, "backbone"),
+        )
+        found = {self.classes.class_of(int(v)) for v in np.unique(samples.values)}
+        names = ("background", *self.classes.names)
+        missing = [name for i, name in enumerate(names) if i not in found]
+        if missing:
+            raise InputError(f"no labelled pixels of: {', '.join(missing)}")
+        return samples
+
+    def validate(self, candidates: Sequence[Candidate]) -> list[Validation]:
+        """Cross-validate each candidate over groups, and print the table."""
+        seed = self.settings.sampling.seed
+        judged = list(
+            cross_validate(self.samples, self.taps, candidates, self.components, self.classes, seed)
+        )
+        rows = [
+            [str(v.candidate), *(f"{x:.3f}" for x in v.iou[1:]), f"{v.mean_iou:.3f}"]
+            for v in judged
+        ]
+        header = ("layers, C", *self.classes.names, "mean")
+        title = "IoU on held-out groups (cross-validation)"
+        print(console.table(title, header, rows), end="")
+        return judged
+
+    def fit(self, chosen: Validation, judged: Sequence[Validation] = ()) -> Model:
+        """Fit the chosen candidate on all positions; `judged` goes into the bundle."""
+        taps, seed = chosen.candidate.taps, self.settings.sampling.seed
+        owners = list(self.components.classes)
+        svm = fit_all(
+            self.samples.columns(self.taps, taps),
+            self.components.targets(self.samples.values),
+            len(owners),
+            chosen.candidate.c,
+            seed,
+        )
+        bias = svm.bias + chosen.offsets[owners]
+        spec = ModelSpec(
+            classes=self.classes.names,
+            taps=tuple(map(str, taps)),
+            components=self.components.classes,
+            shapes=self.settings.shapes,
+            mean=self.weights.mean,
+            std=self.weights.std,
+            weights=self.weights.origin,
+            weights_fingerprint=self.weights.fingerprint,
+            minmax=self.settings.minmax,
+            dtype=self.settings.dtype,
+            training={
+                "data": fingerprint(self.images, self.classes),
+                "images": len(self.images),
+                "variants": self.settings.sampling.variants,
+                "positions": len(self.samples.values),
+                "groups": len(set(self.samples.groups)),
+                "seed": seed,
+                "c": chosen.candidate.c,
+                "validation": [_validation_json(v, self.classes) for v in judged],
+            },
+        )
+        tensors = _head_tensors(taps, svm.weights, bias, self.samples.centre)
+        return Model(spec, tensors, self.weights.state)
+
+
 def train(
     images: Sequence[LabelledImage], classes: Classes, weights: Weights, settings: Settings
 ) -> Model:
     """Sample positions, choose layers, C and offsets by grouped cross-validation, fit on all."""
-    started = time.monotonic()
-    candidates = settings.candidates
-    taps = tuple(dict.fromkeys(tap for candidate in candidates for tap in candidate.taps))
-    samples = _sample(images, classes, weights, settings, taps)
-    components = Components.of(samples.values, classes)
-    judged = list(
-        cross_validate(samples, taps, candidates, components, classes, settings.sampling.seed)
-    )
-    _print_validations(judged, classes)
-    best = max(judged, key=lambda v: v.mean_iou)
-    chosen = best.candidate
-    svm = fit_all(
-        samples.columns(taps, chosen.taps),
-        components.targets(samples.values),
-        len(components.classes),
-        chosen.c,
-        settings.sampling.seed,
-    )
-    bias = svm.bias + best.offsets[list(components.classes)]
-    spec = ModelSpec(
-        classes=classes.names,
-        taps=tuple(map(str, chosen.taps)),
-        components=components.classes,
-        shapes=settings.shapes,
-        mean=weights.mean,
-        std=weights.std,
-        weights=weights.origin,
-        weights_fingerprint=weights.fingerprint,
-        minmax=settings.minmax,
-        dtype=settings.dtype,
-        training={
-            "data": fingerprint(images, classes),
-            "images": len(images),
-            "variants": settings.sampling.variants,
-            "positions": len(samples.values),
-            "groups": len(set(samples.groups)),
-            "seed": settings.sampling.seed,
-            "c": chosen.c,
-            "validation": [_validation_json(v, classes) for v in judged],
-            "seconds": round(time.monotonic() - started, 1),
-        },
-    )
-    return Model(spec, _head_tensors(chosen.taps, svm.weights, bias, samples.centre), weights.state)
-
-
-def _sample(
-    images: Sequence[LabelledImage],
-    classes: Classes,
-    weights: Weights,
-    settings: Settings,
-    taps: Sequence[Tap],
-) -> Samples:
-    if len({item.group for item in images}) < 2:
-        raise InputError("cross-validation needs labelled images of at least two groups")
-    sampling = settings.sampling
-    affordable = MAX_POSITIONS // (len(images) * sampling.variants)
-    if affordable < sampling.positions:
-        sampling = Sampling(max(affordable, 20), sampling.kinds, sampling.copies, sampling.seed)
-    maps = _Maps(weights, list(dict.fromkeys([*(t.layer for t in taps), DEEPEST])), settings)
-    samples = sample_images(
-        images,
-        classes,
-        taps,
-        settings.shapes,
-        maps,
-        sampling,
-        lambda items: console.track(items, "backbone"),
-    )
-    found = {classes.class_of(int(v)) for v in np.unique(samples.values)}
-    missing = [name for i, name in enumerate(classes.names, start=1) if i not in found]
-    if missing or len(found) < 2:
-        raise InputError(f"no labelled pixels of {', '.join(missing) or 'the background'}")
-    return samples
+    trainer = Trainer(images, classes, weights, settings)
+    judged = trainer.validate(settings.candidates)
+    return trainer.fit(max(judged, key=lambda v: v.mean_iou), judged)
 
 
 def _head_tensors(
@@ -175,12 +198,3 @@ def _validation_json(validation: Validation, classes: Classes) -> dict[str, Any]
         "offsets": {n: float(v) for n, v in zip(names, validation.offsets, strict=True)},
         "accuracy": round(validation.accuracy, 4),
     }
-
-
-def _print_validations(validations: Sequence[Validation], classes: Classes) -> None:
-    rows = [
-        [str(v.candidate), *(f"{x:.3f}" for x in v.iou[1:]), f"{v.mean_iou:.3f}"]
-        for v in validations
-    ]
-    header = ("layers, C", *classes.names, "mean")
-    print(console.table("IoU on held-out groups (cross-validation)", header, rows), end="")

@@ -153,7 +153,7 @@ def cell_features(
     Equal to the maps resized bilinearly to the grid and read at the cells.
     """
     h, w = grid
-    centres = np.stack([cells % w / w, cells // w / h], axis=-1) + [0.5 / w, 0.5 / h]
+    centres = np.stack([(cells % w + 0.5) / w, (cells // w + 0.5) / h], axis=-1)
     where = torch.as_tensor(centres * 2 - 1, dtype=torch.float32)[None, None]
     parts = []
     for tap in taps:

@@ -1,0 +1,104 @@
+"""Segmentation quality of the default layers against each single layer and the majority class.
+
+    python benchmarks/segmentation.py --train DIR --val DIR --classes classes.json \\
+        --backbone-weights vgg16.safetensors --report DIR
+
+DIR holds images/ and masks/. One pass of the backbone over each set serves all layer sets. Prints a
+Markdown table and writes one metrics.json per layer set.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from segrec_batch import console
+from segrec_batch.decode import fit, shapes_of_size
+from segrec_batch.evaluate.segmentation import count_pixels, metrics
+from segrec_batch.model.backbone import load_weights
+from segrec_batch.model.bundle import Model
+from segrec_batch.model.head import LinearHead, resize
+from segrec_batch.train.labelled import Classes, LabelledImage, load_classes, pair
+from segrec_batch.train.run import DEFAULT_LAYERS, DEFAULT_SIZE, FeatureMaps, Settings, Trainer
+
+LAYER_SETS = (
+    "conv3_3",
+    "conv4_3",
+    "conv5_3",
+    "conv3_3,conv4_3,conv5_3",
+    DEFAULT_LAYERS,
+)
+
+
+def fit_models(trainer: Trainer) -> dict[str, Model]:
+    """For each layer set the model with the best C."""
+    models = {}
+    for name in LAYER_SETS:
+        candidates = [c for c in trainer.settings.candidates if str(c).split()[0] == name]
+        best = max(trainer.validate(candidates), key=lambda v: v.mean_iou)
+        models[name] = trainer.fit(best)
+    return models
+
+
+def confusions(
+    models: dict[str, Model], trainer: Trainer, images: list[LabelledImage], classes: Classes
+) -> dict[str, np.ndarray]:
+    """The confusion matrix of each model, at the pictures' own resolution."""
+    maps_of = FeatureMaps(trainer.weights, trainer.taps, trainer.settings)
+    heads = {
+        name: LinearHead(m.svm_weights, m.svm_bias, m.spec.components).to(maps_of.device)
+        for name, m in models.items()
+    }
+    k = len(classes.names) + 1
+    found = {name: np.zeros((k, k), np.int64) for name in models}
+    for item in console.track(images, "validation"):
+        image, labels = item.load(classes)
+        maps = maps_of(fit(image, trainer.settings.shapes)[None])
+        truth = classes.to_classes(labels)
+        for name, head in heads.items():
+            predicted = resize(head(maps), labels.shape).argmax(dim=1)[0].cpu().numpy()
+            found[name] += count_pixels(truth, predicted, k)
+    return found
+
+
+def main() -> None:
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for option in ("--train", "--val", "--classes", "--backbone-weights", "--report"):
+        parser.add_argument(option, required=True)
+    parser.add_argument("--input-size", type=int, default=DEFAULT_SIZE)
+    parser.add_argument("--device", default="cpu")
+    a = parser.parse_args()
+    classes = load_classes(a.classes)
+    settings = Settings(layers=LAYER_SETS, shapes=shapes_of_size(a.input_size), device=a.device)
+    train = pair(f"{a.train}/images", f"{a.train}/masks")
+    trainer = Trainer(train, classes, load_weights(a.backbone_weights), settings)
+    models = fit_models(trainer)
+    val = pair(f"{a.val}/images", f"{a.val}/masks")
+    names = ("background", *classes.names)
+    report = Path(a.report)
+    report.mkdir(parents=True, exist_ok=True)
+    print(f"| layers | pixel accuracy | {' | '.join(classes.names)} | mean IoU |")
+    print("|---|---|" + "---|" * len(classes.names) + "---|")
+    for number, (name, confusion) in enumerate(confusions(models, trainer, val, classes).items()):
+        found = {"layers": name, "weights": a.backbone_weights, **metrics(confusion, names)}
+        (report / f"{number}.json").write_text(json.dumps(found, indent=2))
+        cells = [
+            " / ".join(
+                f"{found['classes'][c][m] or 0:.3f}" for m in ("iou", "precision", "recall", "f1")
+            )
+            for c in classes.names
+        ]
+        print(
+            f"| {name} | {found['pixel_accuracy']:.3f} | {' | '.join(cells)} "
+            f"| {found['mean']['iou']:.3f} |"
+        )
+    share = found["majority"]["pixel_accuracy"]
+    print(f"| all {found['majority']['class']} | {share:.3f} | {'0 | ' * len(classes.names)}0 |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Shared parts of the tests: sample scenes, a small model, one Ray for all, one index to read."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from segrec_batch.decode import shapes_of_size
+from segrec_batch.model.backbone import load_weights
+from segrec_batch.model.bundle import Model
+from segrec_batch.pipeline.run import index_pictures
+from segrec_batch.scenes import write_scenes
+from segrec_batch.train.labelled import load_classes, pair
+from segrec_batch.train.run import Settings, train
+from segrec_batch.train.sample import Sampling
+
+os.environ["RAY_AUTH_MODE"] = "disabled"  # before anything imports ray
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 scenes in four places: images/, masks/, classes.json."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, 24, places=4, size=(160, 120))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(scenes: Path) -> Model:
+    """A model of the scenes on random weights, small and in float32."""
+    settings = Settings(
+        layers=("conv4_3,conv5_3",),
+        c=(1.0,),
+        shapes=shapes_of_size(128),
+        dtype="float32",
+        sampling=Sampling(positions=100),
+    )
+    images = pair(str(scenes / "images"), str(scenes / "masks"))
+    return train(
+        images, load_classes(str(scenes / "classes.json")), load_weights("random:0"), settings
+    )
+
+
+@pytest.fixture(scope="session")
+def model_dir(model: Model, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where `model` is saved."""
+    folder = str(tmp_path_factory.mktemp("model"))
+    model.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray for the whole session; jobs that run in this process use it."""
+    from segrec_batch.pipeline import chain
+
+    with chain.cluster():
+        yield
+
+
+@pytest.fixture(scope="session")
+def index(
+    scenes: Path, model_dir: str, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    """An index of the scenes and one broken picture; for reading only."""
+    images = scenes / "images"
+    (images / "place_00" / "broken.jpg").write_bytes(b"no picture")
+    uri = str(tmp_path_factory.mktemp("index") / "it's an index")
+    try:
+        index_pictures(str(images), model_dir, uri, "cpu")
+    finally:
+        (images / "place_00" / "broken.jpg").unlink()
+    return uri
