@@ -23,7 +23,9 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         fs, path = fsspec.url_to_fs(uri, **options)
     except ValueError as error:  # unknown protocol
         raise InputError(f"{uri}: {error}") from error
-    return fs, os.path.abspath(path) if isinstance(fs, LocalFileSystem) else path
+    if isinstance(fs, LocalFileSystem):
+        path = os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links
+    return fs, path
 
 
 def to_uri(fs: fsspec.AbstractFileSystem, path: str) -> str:

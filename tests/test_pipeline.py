@@ -86,7 +86,8 @@ def test_class_isolated_features_average_to_the_images_feature(index: str) -> No
             """WITH parts AS (SELECT image_id, unnest(feature) * coverage AS x,
                                  generate_subscripts(feature, 1) AS channel FROM regions),
                 sums AS (SELECT image_id, channel, sum(x) AS x FROM parts GROUP BY ALL)
-           SELECT max(abs(sums.x - images.feature[channel])) FROM sums JOIN images USING (image_id)"""
+           SELECT max(abs(sums.x - images.feature[channel]))
+           FROM sums JOIN images USING (image_id)"""
         )
         .fetchall()
     )

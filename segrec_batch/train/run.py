@@ -64,6 +64,7 @@ class FeatureMaps:
 
     @torch.inference_mode()
     def __call__(self, pixels: NDArray[np.uint8]) -> Mapping[str, Tensor]:
+        """See the class."""
         maps: Mapping[str, Tensor] = self.backbone(
             self.normalise(torch.from_numpy(pixels).to(self.device))
         )

@@ -1,0 +1,124 @@
+"""Tiny real things for the unit tests: pictures, weights, a model, labelled images on disk."""
+
+import io
+import struct
+import zlib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import settings
+from numpy.typing import NDArray
+from PIL import Image
+
+from segrec_batch.model import describe
+from segrec_batch.model.backbone import Backbone, Weights, load_weights
+from segrec_batch.model.bundle import Model, ModelSpec
+from segrec_batch.model.head import Tap
+from segrec_batch.model.segmenter import Normalise
+
+Pixels = NDArray[np.uint8]
+quick = settings(deadline=None, max_examples=50, derandomize=True)
+TAPS = ("conv3_3", "conv4_3", "conv5_3", "conv5_3@3")
+
+
+def smooth_pixels(height: int, width: int, seed: int = 0, cells: int = 5) -> Pixels:
+    """An RGB picture of soft random blobs, uint8 (height, width, 3), without any symmetry."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (cells, cells + 2, 3), dtype=np.uint8)
+    soft = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    return np.array(soft, np.uint8)
+
+
+def smooth_batch(n: int, height: int = 64, width: int = 96, seed: int = 0) -> Pixels:
+    """Several of them: uint8 (n, height, width, 3)."""
+    return np.stack([smooth_pixels(height, width, seed * 1000 + i) for i in range(n)])
+
+
+def noise_pixels(height: int, width: int, seed: int = 0) -> Pixels:
+    """White noise, uint8 (height, width, 3)."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(image: Image.Image | Pixels, format_: str, **options: Any) -> bytes:
+    """A picture file in memory."""
+    out = io.BytesIO()
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(out, format_, **options)
+    return out.getvalue()
+
+
+@cache
+def random_weights(seed: int = 0) -> Weights:
+    """Backbone weights `random:SEED`."""
+    return load_weights(f"random:{seed}")
+
+
+def random_maps(pixels: Pixels, layers: Sequence[str], seed: int = 0) -> dict[str, torch.Tensor]:
+    """float32 feature maps of uint8 (B, H, W, 3) pictures with `random:SEED` weights."""
+    weights = random_weights(seed)
+    normalise = Normalise(True, weights.mean, weights.std, torch.float32)
+    with torch.inference_mode():
+        maps: dict[str, torch.Tensor] = Backbone(weights.state, layers)(
+            normalise(torch.from_numpy(pixels))
+        )
+    return maps
+
+
+@cache
+def tiny_model(
+    dtype: str = "float32",
+    taps: tuple[str, ...] = TAPS,
+    components: tuple[int, ...] = (0, 1, 0, 2),
+    minmax: bool = True,
+) -> Model:
+    """A model on `random:0` weights whose random head gives every class some of the cells."""
+    weights, parsed = random_weights(), [Tap.parse(t) for t in taps]
+    generator = torch.Generator().manual_seed(1)
+    maps = random_maps(smooth_batch(4, seed=9), [t.layer for t in parsed])
+    head: dict[str, torch.Tensor] = {}
+    bias = torch.zeros(len(components))
+    for tap in parsed:
+        width = tap.source.channels
+        svm = torch.randn(len(components), width, generator=generator) / width**0.5
+        svm -= svm.mean(dim=0)
+        head[f"svm.{tap}"] = svm
+        bias -= svm @ maps[tap.layer].mean(dim=(0, 2, 3))  # centred: no SVM always wins
+    head["svm.bias"] = bias
+    head["signature.centre"] = torch.zeros(512)
+    head["signature.rotation"] = describe.random_rotation(512)
+    spec = ModelSpec(
+        classes=tuple(f"class_{k}" for k in range(1, max(components) + 1)),
+        taps=tuple(map(str, parsed)),
+        components=components,
+        shapes=((64, 96), (96, 64)),
+        mean=weights.mean,
+        std=weights.std,
+        weights=weights.origin,
+        weights_fingerprint=weights.fingerprint,
+        minmax=minmax,
+        dtype=dtype,
+    )
+    return Model(spec, head, weights.state)
+
+
+def write_png(path: Path, values: Image.Image | NDArray[Any]) -> Path:
+    """A PNG on disk, with its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = values if isinstance(values, Image.Image) else Image.fromarray(values)
+    image.save(path, "PNG")
+    return path
+
+
+def png_by_hand(
+    width: int, height: int, depth: int = 8, colour: int = 2, raw: bytes = b""
+) -> bytes:
+    """A PNG file by hand: what Pillow does not write, and headers that promise too much."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )

@@ -1,0 +1,119 @@
+"""The shape of the project: who imports what, what ships, what the documents say."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "segrec_batch"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+DOORS = {"ray": "pipeline", "duckdb": "query", "deltalake": "store", "sklearn": "train"}
+LEVELS = [  # each may import from its own and from those before it
+    {"errors", "storage", "console", "decode", "listing", "scenes"},
+    {"model"},
+    {"train", "store"},
+    {"query", "evaluate"},
+    {"pipeline"},
+    {"cli"},
+]
+
+
+def imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def part(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_each_heavy_library_has_one_door(path: Path) -> None:
+    for library, door in DOORS.items():
+        used = any(name.split(".")[0] == library for name in imports(path))
+        assert not used or part(path) == door, f"{library} belongs in {door}/"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_downward(path: Path) -> None:
+    if part(path) == "__init__":
+        return
+    level = next(i for i, parts in enumerate(LEVELS) if part(path) in parts)
+    allowed = set().union(*LEVELS[: level + 1])
+    used = {n.split(".")[1] for n in imports(path) if n.startswith("segrec_batch.")}
+    assert used - allowed <= {"__version__"}
+
+
+def test_importing_the_package_stays_light() -> None:
+    code = "import segrec_batch, sys; print(*(m.split('.')[0] for m in sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torch", "ray", "duckdb", "deltalake", "sklearn", "pyarrow", "PIL", "numpy"}
+    assert not heavy & set(found.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["jobs/train.py"],
+        ["jobs/index.py"],
+        ["jobs/evaluate.py", "segmentation"],
+        ["-m", "segrec_batch.cli"],
+        ["-m", "segrec_batch.cli", "query"],
+        ["-m", "segrec_batch.cli", "sql"],
+    ],
+    ids=" ".join,
+)
+def test_every_command_has_help_with_examples(command: list[str]) -> None:
+    found = subprocess.run(
+        [sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "examples:" in found.stdout
+
+
+def test_documents_name_only_files_that_exist() -> None:
+    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_documented_commands_have_the_options_that_the_documents_use() -> None:
+    helps = {
+        name: subprocess.run(
+            [sys.executable, *command, "--help"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for name, command in {
+            "jobs/train.py": ["jobs/train.py"],
+            "jobs/index.py": ["jobs/index.py"],
+            "jobs/evaluate.py segmentation": ["jobs/evaluate.py", "segmentation"],
+            "segrec query": ["-m", "segrec_batch.cli", "query"],
+            "segrec sql": ["-m", "segrec_batch.cli", "sql"],
+            "segrec scenes": ["-m", "segrec_batch.cli", "scenes"],
+        }.items()
+    }
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "Makefile"]:
+        text = document.read_text().replace("\\\n", " ")
+        for line in text.splitlines():
+            for name, known in helps.items():
+                if name in line:
+                    for option in re.findall(r"(?<=\s)(--?[A-Za-z][\w-]*)", line.split(name)[1]):
+                        assert option in known, f"{document.name}: {name} has no {option}"
+
+
+def test_no_registry_address_is_committed() -> None:
+    for path in (ROOT / "requirements.lock", ROOT / "pyproject.toml", ROOT / "Makefile"):
+        assert not re.search(r"https?://|--(extra-)?index-url|--find-links", path.read_text())

@@ -1,0 +1,157 @@
+"""The index on disk: schemas, snapshots, and what other readers see."""
+
+import datetime as dt
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+
+import segrec_batch
+from segrec_batch.errors import IndexStateError
+from segrec_batch.model.bundle import Model
+from segrec_batch.store import index as store
+from segrec_batch.store.files import DataFile, write_file
+from segrec_batch.store.schema import failures_schema, regions_schema, schemas
+from tests.regenerate_schemas import FOLDER, snapshots
+
+
+def failure_file(index: str, name: str) -> DataFile:
+    row = {f.name: name if f.type == pa.string() else 0 for f in failures_schema()}
+    return write_file(index, "failures", pa.Table.from_pylist([row], failures_schema()))
+
+
+def as_text(row: dict[str, object]) -> str:
+    """A row as text; times in seconds, since readers name UTC in two ways."""
+    return repr({k: v.timestamp() if isinstance(v, dt.datetime) else v for k, v in row.items()})
+
+
+@pytest.fixture
+def empty(model: Model, tmp_path: Path) -> store.Snapshot:
+    return store.create(str(tmp_path / "index"), model)
+
+
+@pytest.mark.parametrize("name", sorted(snapshots()))
+def test_schemas_are_those_of_the_json_snapshots(name: str) -> None:
+    assert (FOLDER / name).read_text() == snapshots()[name], "python tests/regenerate_schemas.py"
+
+
+@pytest.mark.parametrize("table", store.TABLES)
+def test_delta_and_duckdb_read_the_same_rows(index: str, table: str) -> None:
+    snapshot = store.open_snapshot(index)
+    delta = DeltaTable(f"{index}/{table}", snapshot.versions[table])
+    columns = schemas(snapshot.spec.classes)[table].names
+    from_delta = pa.table(delta.to_pyarrow_table()).select(columns).to_pylist()
+    from_sql = (
+        segrec_batch.connect(index).sql(f"SELECT * FROM {table}").to_arrow_table().to_pylist()
+    )
+    assert len(from_delta) == snapshot.rows(table)
+    assert sorted(map(as_text, from_sql)) == sorted(map(as_text, from_delta))
+
+
+def test_the_views_have_the_columns_of_the_schemas(index: str) -> None:
+    connection = segrec_batch.connect(index)
+    for table, schema in schemas(("car", "person", "tree")).items():
+        assert connection.sql(f"SELECT * FROM {table}").columns == schema.names
+
+
+def test_an_empty_index_has_the_same_views(empty: store.Snapshot) -> None:
+    connection = segrec_batch.connect(empty.index)
+    for table, schema in schemas(empty.spec.classes).items():
+        relation = connection.sql(f"SELECT * FROM {table}")
+        assert (relation.columns, relation.fetchall()) == (schema.names, [])
+    assert connection.sql("FROM recommend('x', class := 'car')").fetchall() == []
+
+
+def test_files_hold_statistics_that_match_their_rows(index: str) -> None:
+    for file in store.open_snapshot(index).files["regions"]:
+        rows = pq.read_table(f"{index}/regions/{file.path}", partitioning=None)
+        assert file.rows == rows.num_rows
+        assert set(rows.column_names) == set(regions_schema().names) - {"class"}
+        shares = rows["coverage"].to_pylist()
+        assert shares == sorted(shares), "sorted by coverage, so that row groups can be skipped"
+        low, high = (f'"{k}": {{"image_id": ' for k in ("minValues", "maxValues"))
+        assert low in file.stats
+        assert high in file.stats
+
+
+def test_delta_prunes_files_by_coverage(index: str) -> None:
+    actions = pa.table(DeltaTable(f"{index}/images").get_add_actions(flatten=True)).to_pylist()
+    connection = segrec_batch.connect(index)
+    ((low, high),) = connection.sql(
+        "SELECT min(coverage_tree), max(coverage_tree) FROM images"
+    ).fetchall()
+    assert min(a["min.coverage_tree"] for a in actions) == pytest.approx(low)
+    assert max(a["max.coverage_tree"] for a in actions) == pytest.approx(high)
+
+
+def test_a_missing_index_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(IndexStateError, match=r"jobs/index\.py"):
+        segrec_batch.connect(str(tmp_path))
+
+
+def test_a_version_that_is_not_there_is_an_error(empty: store.Snapshot) -> None:
+    with pytest.raises(IndexStateError, match="version 7"):
+        segrec_batch.connect(empty.index, 7)
+
+
+def test_the_index_keeps_the_model_that_made_it(empty: store.Snapshot, model: Model) -> None:
+    assert empty.load_model().model_id == empty.model_id == model.model_id
+
+
+def test_of_two_runs_that_publish_the_second_fails(empty: store.Snapshot) -> None:
+    first = store.commit(empty, [failure_file(empty.index, "first")])
+    with pytest.raises(IndexStateError, match="another run has published"):
+        store.commit(empty, [failure_file(empty.index, "second")])
+    found = segrec_batch.connect(empty.index).sql("SELECT uri FROM failures").fetchall()
+    assert found == [("first",)]
+    assert store.open_snapshot(empty.index) == first
+
+
+def test_what_a_dead_run_left_is_invisible_and_does_not_come_back(empty: store.Snapshot) -> None:
+    orphan = failure_file(empty.index, "orphan")
+    store._bring_to(empty, "failures", [orphan], [])  # and died before `images`
+    assert store.open_snapshot(empty.index).rows("failures") == 0
+    after = store.commit(empty, [failure_file(empty.index, "next")])
+    assert segrec_batch.connect(empty.index).sql("SELECT uri FROM failures").fetchall() == [
+        ("next",)
+    ]
+    assert orphan.path not in {f.path for f in after.files["failures"]}
+
+
+def test_a_file_that_a_dead_run_removed_is_brought_back(empty: store.Snapshot) -> None:
+    kept = store.commit(empty, [failure_file(empty.index, "kept")])
+    store._bring_to(kept, "failures", [], kept.files["failures"])
+    assert store.open_snapshot(empty.index).rows("failures") == 1
+    after = store.commit(kept, [failure_file(empty.index, "next")])
+    assert after.rows("failures") == 2
+
+
+def test_old_versions_stay_readable(empty: store.Snapshot) -> None:
+    one = store.commit(empty, [failure_file(empty.index, "one")])
+    two = store.commit(one, [failure_file(empty.index, "two")], one.files["failures"])
+    at = {v: store.open_snapshot(empty.index, v).rows("failures") for v in (0, 1, 2)}
+    assert (one.version, two.version, at) == (1, 2, {0: 0, 1: 1, 2: 1})
+
+
+def test_history_keeps_what_a_run_said_of_itself(empty: store.Snapshot) -> None:
+    store.commit(empty, [failure_file(empty.index, "x")], info={"segrec": {"run_id": "r1"}})
+    assert store.history(empty.index)[0]["segrec"] == {"run_id": "r1"}
+
+
+def test_creating_again_completes_what_was_left_unfinished(model: Model, tmp_path: Path) -> None:
+    index = str(tmp_path / "index")
+    store.create(index, model)
+    shutil.rmtree(f"{index}/images")
+    assert not store.exists(index)
+    assert store.create(index, model).version == 0
+
+
+def test_an_index_of_another_spec_format_is_refused(empty: store.Snapshot) -> None:
+    spec = replace(empty.spec, training={"note": "x"})
+    assert spec.to_json()["format"] == 1
+    with pytest.raises(Exception, match="format"):
+        type(spec).from_json({**spec.to_json(), "format": 0})
