@@ -72,7 +72,7 @@ def test_random_weights_and_backbones_leave_the_global_generator_alone() -> None
 
 def test_random_maps_neither_vanish_nor_explode() -> None:
     maps = random_maps(smooth_batch(2), list(LAYERS))
-    assert all(0.05 < m.mean() < 20 and (m > 0).float().mean() > 0.2 for m in maps.values())
+    assert all(0.01 < m.mean() < 1 and (m > 0).float().mean() > 0.2 for m in maps.values())
 
 
 @pytest.mark.parametrize("save", [_save_pth, _save_safetensors])
@@ -114,7 +114,7 @@ class _Code:
 
 def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
     path = _save_pth({**random_weights().state, "more": _Code(tmp_path / "ran")}, tmp_path / "w")
-    with pytest.raises(ModelError, match="w.pth"):
+    with pytest.raises(ModelError, match=r"w\.pth"):
         load_weights(path)
     assert not (tmp_path / "ran").exists()
 
@@ -144,12 +144,12 @@ def test_missing_and_misshapen_tensors_are_named(prefix: str, tmp_path: Path) ->
 )
 def test_a_file_that_is_no_state_dict_is_refused(content: Any, tmp_path: Path) -> None:
     path = _save_pth(content, tmp_path / "w")
-    with pytest.raises(ModelError, match="w.pth"):
+    with pytest.raises(ModelError, match=r"w\.pth"):
         load_weights(path)
 
 
 @pytest.mark.parametrize(
-    "name", ["none.pth", "none.safetensors", ".", "junk.pth", "junk.safetensors"]
+    "name", [".", "none.pth", "none.safetensors", "junk.pth", "junk.safetensors"]
 )
 def test_a_file_that_is_not_there_or_unreadable_is_refused(name: str, tmp_path: Path) -> None:
     for junk in ("junk.pth", "junk.safetensors"):
@@ -171,7 +171,7 @@ def test_maps_are_torchvisions_own() -> None:
     assert set(maps) == set(LAYERS)
     for name, layer in LAYERS.items():
         torch.testing.assert_close(
-            maps[name], features[: layer.position + 1](x), rtol=1e-4, atol=1e-4
+            maps[name], features[: layer.position + 1](x), rtol=1e-4, atol=1e-5
         )
 
 
@@ -200,7 +200,7 @@ def test_a_picture_alone_gives_the_maps_it_gives_in_a_batch(dtype: torch.dtype) 
     batch = torch.randn(3, 3, 48, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
     backbone = Backbone(random_weights().state, ["conv3_3", "conv5_3"]).to(dtype)
     together, alone = backbone(batch), backbone(batch[1:2])
-    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
     for name in together:
         torch.testing.assert_close(together[name][1:2], alone[name], rtol=tolerance, atol=tolerance)
 

@@ -1,0 +1,235 @@
+"""A bundle comes back as it was saved, is known by what it computes, and is checked when read."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor
+
+from segrec_batch.errors import ModelError
+from segrec_batch.model.backbone import fingerprint
+from segrec_batch.model.bundle import FORMAT, Model, ModelSpec, check_class_names, load_model
+from segrec_batch.model.segmenter import Segmenter
+from tests.builders import quick, smooth_batch, tiny_model
+
+FILES = ("model.json", "head.safetensors", "backbone.safetensors")
+CHANGES: dict[str, Any] = {  # another value of each field
+    "classes": ("person", "car"),
+    "taps": ("conv1_2",),
+    "components": (0, 2, 1),
+    "shapes": ((64, 64), (32, 96)),
+    "mean": (0.5, 0.4, 0.3),
+    "std": (0.2, 0.3, 0.4),
+    "weights": "imagenet",
+    "weights_fingerprint": "0" * 64,
+    "minmax": False,
+    "dtype": "float32",
+    "backbone": "vgg19",
+    "training": {"images": 2},
+}
+PROVENANCE = {"training", "weights"}  # no output depends on them
+
+
+def _small() -> Model:
+    """A model of few bytes; its backbone is only for keeping."""
+    backbone = {"0.weight": torch.arange(6.0).reshape(2, 3), "0.bias": torch.zeros(2)}
+    spec = ModelSpec(
+        classes=("car", "person"), taps=("conv1_1",), components=(0, 1, 2),
+        shapes=((64, 96), (96, 64)), mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3),
+        weights="random:0", weights_fingerprint=fingerprint(backbone), training={"images": 1},
+    )  # fmt: skip
+    head = {
+        "svm.conv1_1": torch.linspace(-1, 1, 12).reshape(3, 4),
+        "svm.bias": torch.tensor([0.1, 0.2, 0.3]),
+        "signature.centre": torch.linspace(0, 1, 4),
+        "signature.rotation": torch.eye(4),
+    }
+    return Model(spec, head, backbone)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    _small().save(str(tmp_path / "model"))
+    return tmp_path / "model"
+
+
+def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(
+        a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a
+    )
+
+
+def test_a_saved_model_comes_back_equal(folder: Path) -> None:
+    model, again = _small(), load_model(str(folder))
+    assert again.spec == model.spec
+    assert again.model_id == model.model_id
+    assert _same(dict(again.head), dict(model.head))
+    assert _same(dict(again.backbone), dict(model.backbone))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_saved_model_computes_the_same(dtype: str, tmp_path: Path) -> None:
+    model, pictures = tiny_model(dtype), smooth_batch(2)
+    model.save(str(tmp_path))
+    a, b = Segmenter(model)(pictures), Segmenter(load_model(str(tmp_path)))(pictures)
+    torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(a.labels, b.labels)
+    np.testing.assert_allclose(a.feature, b.feature, rtol=0, atol=1e-6)
+
+
+def test_a_bundle_holds_json_and_safetensors_only(folder: Path) -> None:
+    assert {p.name for p in folder.rglob("*")} == set(FILES)
+    stated = json.loads((folder / "model.json").read_text())
+    assert stated["model_id"] == _small().model_id
+    assert stated["format"] == FORMAT
+
+
+def test_the_id_is_16_hex_digits_and_repeats() -> None:
+    assert _small().model_id == _small().model_id
+    assert len(_small().model_id) == 16
+    int(_small().model_id, 16)
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(ModelSpec)])
+def test_the_id_covers_each_field_that_changes_an_output(field: str) -> None:
+    model = _small()
+    spec = dataclasses.replace(model.spec, **{field: CHANGES[field]})
+    changed = Model(spec, model.head, model.backbone).model_id != model.model_id
+    assert changed == (field not in PROVENANCE)
+
+
+@pytest.mark.parametrize("name", list(_small().head))
+def test_the_id_covers_each_tensor_of_the_head(name: str) -> None:
+    model = _small()
+    tensor = model.head[name].clone()
+    tensor.view(-1)[-1] += 1e-6
+    head = {**model.head, name: tensor}
+    assert Model(model.spec, head, model.backbone).model_id != model.model_id
+
+
+@pytest.mark.parametrize("name", ["head.safetensors", "backbone.safetensors"])
+def test_tensors_of_another_model_are_refused(name: str, folder: Path) -> None:
+    model = _small()
+    tensors = model.head if name.startswith("head") else model.backbone
+    first, *rest = tensors
+    save_file({first: tensors[first] + 1, **{k: tensors[k] for k in rest}}, folder / name)
+    with pytest.raises(ModelError, match="not those"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_refused(name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    with pytest.raises(ModelError, match=str(folder)):
+        load_model(str(folder))
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"jobs/train\.py"):
+        load_model(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+@given(where=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
+@quick
+def test_a_flipped_byte_is_noticed(
+    name: str, where: float, flip: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder, model = tmp_path_factory.mktemp("model"), _small()
+    model.save(str(folder))
+    data = bytearray((folder / name).read_bytes())
+    data[int(where * len(data))] ^= flip
+    (folder / name).write_bytes(data)
+    try:
+        again = load_model(str(folder))
+    except ModelError:
+        return
+    assert _same(dict(again.head), dict(model.head)), "white space of the header, at most"
+    assert _same(dict(again.backbone), dict(model.backbone))
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_a_number_type_that_flipped_is_noticed(name: str, folder: Path) -> None:
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data.replace(b'"F32"', b'"I32"'))  # same shapes, same bytes
+    with pytest.raises(ModelError):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_a_truncated_file_is_refused(name: str, share: float, folder: Path) -> None:
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(ModelError):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("number", [None, 0, FORMAT + 1, str(FORMAT)])
+def test_another_format_is_refused(number: object, folder: Path) -> None:
+    values = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**values, "format": number}))
+    with pytest.raises(ModelError, match="format"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"3", b"null", b'"model_id"', b"{}", b"\xff\xfe\x00", b"<html>"]
+)
+def test_a_json_file_that_is_no_model_is_refused(text: bytes, folder: Path) -> None:
+    (folder / "model.json").write_bytes(text)
+    with pytest.raises(ModelError):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("field", [*CHANGES, "model_id"])
+@pytest.mark.parametrize("value", [None, 7, "x", [], [[1]], {"a": 1}])
+def test_a_field_that_was_tampered_with_is_refused(field: str, value: object, folder: Path) -> None:
+    values = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**values, field: value}))
+    if field in PROVENANCE:
+        assert load_model(str(folder)).model_id == _small().model_id
+    else:
+        with pytest.raises(ModelError):
+            load_model(str(folder))
+
+
+@pytest.mark.parametrize("change", [{"extra": 1}, {"classes": ...}, {"shapes": ...}])
+def test_missing_and_unknown_fields_are_refused(change: dict[str, Any], folder: Path) -> None:
+    values = {**json.loads((folder / "model.json").read_text()), **change}
+    kept = {k: v for k, v in values.items() if v is not ...}
+    (folder / "model.json").write_text(json.dumps(kept))
+    with pytest.raises(ModelError, match="segrec model"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("names", [["car"], ["Car", "person"], ["_", "2", "a" * 64, "x_1"], []])
+def test_usable_class_names_pass(names: list[str]) -> None:
+    check_class_names(names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["a/b"], [".."], ["x=y"], ["'; drop"], ["Car", "car"], ["background"], ["Background"],
+     ["ignore"], [""], ["a b"], ["a-b"], ["a\n"], ["é"], ["٣"], ["a" * 65], ["car", "car"],
+     ["ok", "a.b"], ["%41"]],
+)  # fmt: skip
+def test_class_names_that_could_not_be_columns_and_folders_are_refused(names: list[str]) -> None:
+    with pytest.raises(ModelError, match="class name"):
+        check_class_names(names)
+
+
+def test_each_class_has_a_colour_and_random_weights_a_notice() -> None:
+    spec = dataclasses.replace(_small().spec, classes=tuple(f"c{i}" for i in range(20)))
+    assert list(spec.colours) == list(spec.classes)
+    assert all(len(c) == 7 and int(c[1:], 16) > 0 for c in spec.colours.values())
+    assert spec.all_classes == ("background", *spec.classes)
+    assert "random:0" in (spec.notice or "")
+    assert dataclasses.replace(spec, weights="imagenet").notice is None

@@ -1,0 +1,204 @@
+"""The jobs as a user runs them: commands in a shell, exit codes, files."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from segrec_batch.model.bundle import load_model
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.exists(), reason="the reference data is not here")
+
+
+def job(*command: object, expect: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    found = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert found.returncode == expect, found.stderr
+    assert (expect == 0) or "Traceback" not in found.stderr
+    return found
+
+
+def labelled(scenes: Path) -> list[object]:
+    return [
+        "--images", scenes / "images", "--masks", scenes / "masks",
+        "--classes", scenes / "classes.json",
+    ]  # fmt: skip
+
+
+def test_train_index_evaluate_query(scenes: Path, tmp_path: Path) -> None:
+    model, index = tmp_path / "model", tmp_path / "index"
+    trained = job(
+        "jobs/train.py", *labelled(scenes), "--output", model, "--backbone-weights", "random:0",
+        "--input-size", 96, "--layers", "conv5_3", "conv4_3,conv5_3", "--augment", "flip",
+    )  # fmt: skip
+    assert "24 labelled pictures in 4 groups" in trained.stderr
+    assert "Untrained backbone (random:0)" in trained.stderr
+    assert load_model(str(model)).spec.training["variants"] == 2
+
+    indexed = job(
+        "jobs/index.py", "--images", scenes / "images", "--model", model, "--index", index
+    )
+    assert "24 new, 0 changed" in indexed.stderr
+    assert "24 images" in indexed.stdout
+    again = job("jobs/index.py", "--images", scenes / "images", "--model", model, "--index", index)
+    assert "24 unchanged" in again.stderr
+
+    report = tmp_path / "report"
+    job("jobs/evaluate.py", "segmentation", *labelled(scenes), "--model", model, "--report", report)
+    found = json.loads((report / "metrics.json").read_text())
+    assert set(found["classes"]) == {"car", "person", "tree"}
+    assert set(found["classes"]["car"]) >= {"iou", "precision", "recall", "f1"}
+    assert found["mean"]["iou"] > 0.1
+    assert found["pixel_accuracy"] > 0.5
+    assert sum(map(sum, found["confusion"]["pixels"])) == 24 * 160 * 120
+
+    answer = job("-m", "segrec_batch.cli", "sql", "--index", index, "SELECT count(*) FROM regions")
+    assert "count_star()" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--backbone-weights": "/nowhere.pth"}, "cannot be read"),
+        ({"--backbone-weights": "random:x"}, "whole number"),
+        ({"--layers": "conv9_9"}, "no such layer"),
+        ({"--masks": "IMAGES/place_00"}, "not both"),
+        ({"--images": "/nowhere"}, "no pictures found"),
+    ],
+)
+def test_train_says_what_is_wrong(
+    scenes: Path, tmp_path: Path, change: dict[str, str], message: str
+) -> None:
+    given = dict(zip(*[iter(map(str, labelled(scenes)))] * 2, strict=True))
+    given |= {"--output": str(tmp_path / "model"), "--backbone-weights": "random:0"} | change
+    given = {k: v.replace("IMAGES", str(scenes / "images")) for k, v in given.items()}
+    failed = job("jobs/train.py", *(x for pair in given.items() for x in pair), expect=1)
+    assert message in failed.stderr
+    assert not (tmp_path / "model").exists()
+
+
+def test_index_needs_a_model(scenes: Path, tmp_path: Path) -> None:
+    failed = job(
+        "jobs/index.py", "--images", scenes / "images", "--model", tmp_path, "--index",
+        tmp_path / "index", expect=1,
+    )  # fmt: skip
+    assert "make a model with jobs/train.py" in failed.stderr
+
+
+def test_a_class_without_pixels_is_an_error(scenes: Path, tmp_path: Path) -> None:
+    classes = tmp_path / "classes.json"
+    classes.write_text('{"car": [1], "boat": [77]}')
+    failed = job(
+        "jobs/train.py", *labelled(scenes)[:4], "--classes", classes, "--output", tmp_path / "m",
+        "--backbone-weights", "random:0", "--input-size", 64, expect=1,
+    )  # fmt: skip
+    assert "no labelled pixels of: boat" in failed.stderr
+
+
+@needs_data
+def test_trained_weights_beat_random_ones_on_street_scenes(tmp_path: Path) -> None:
+    for split, every in (("train", 16), ("val", 12)):
+        for kind in ("images", "masks"):
+            folder = tmp_path / split / kind
+            folder.mkdir(parents=True)
+            for source in sorted((DATA / "camvid" / split / kind).iterdir())[::every]:
+                shutil.copy(source, folder)
+    classes = tmp_path / "classes.json"
+    classes.write_text('{"car": [8], "person": [9], "tree": [5], "ignore": [11]}')
+    quality = {}
+    for weights in (DATA / "vgg16_features_fp16.pth", "random:0"):
+        model, report = tmp_path / "model", tmp_path / "report"
+        folders = lambda s: ["--images", tmp_path / s / "images", "--masks", tmp_path / s / "masks"]  # noqa: E731
+        job(
+            "jobs/train.py", *folders("train"), "--classes", classes, "--output", model,
+            "--backbone-weights", weights, "--input-size", 224, "--C", 1,
+        )  # fmt: skip
+        job(
+            "jobs/evaluate.py", "segmentation", *folders("val"), "--classes", classes,
+            "--model", model, "--report", report,
+        )  # fmt: skip
+        quality[str(weights)] = json.loads((report / "metrics.json").read_text())["mean"]["iou"]
+    distilled, random = quality.values()
+    assert distilled > random + 0.1
+    assert distilled > 0.4
+
+
+@pytest.fixture
+def head_node(tmp_path: Path) -> Iterator[str]:
+    """A Ray head with a job server, as a process of its own; ended by its own pid."""
+    with socket.socket() as a, socket.socket() as b:
+        for s in (a, b):
+            s.bind(("127.0.0.1", 0))
+        gcs, dashboard = a.getsockname()[1], b.getsockname()[1]
+    ray = Path(sys.executable).with_name("ray")
+    command = [
+        ray, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}",
+        f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=0",
+        f"--temp-dir=/tmp/segrec_ray_{os.getpid()}", "--num-cpus=2",
+    ]  # fmt: skip
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    with (tmp_path / "head.log").open("w") as log:
+        head = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        _wait_for(f"{address}/api/version")
+        yield address
+    finally:
+        head.send_signal(signal.SIGTERM)
+        head.wait(60)
+        shutil.rmtree(f"/tmp/segrec_ray_{os.getpid()}", ignore_errors=True)
+
+
+def _wait_for(url: str) -> None:
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+        except OSError:
+            time.sleep(0.5)
+        else:
+            return
+    raise TimeoutError(url)
+
+
+@pytest.mark.slow
+def test_the_index_job_runs_unchanged_under_ray_job_submit(
+    head_node: str, scenes: Path, model_dir: str, tmp_path: Path
+) -> None:
+    ray = Path(sys.executable).with_name("ray")
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    for model, code in ((model_dir, 0), ("/nowhere", 1)):
+        submitted = subprocess.run(
+            [
+                ray, "job", "submit", "--address", head_node, "--working-dir", ROOT / "jobs", "--",
+                sys.executable, "index.py", "--images", scenes / "images", "--model", model,
+                "--index", tmp_path / "index",
+            ],
+            env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert submitted.returncode == code, submitted.stdout + submitted.stderr
+    counted = job(
+        "-m",
+        "segrec_batch.cli",
+        "sql",
+        "--index",
+        tmp_path / "index",
+        "SELECT count(*) FROM images",
+    )
+    assert "24" in counted.stdout

@@ -1,0 +1,207 @@
+"""Labelled pictures on disk: the class file, pairs, groups, and masks as they are meant."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import ExifTags, Image
+
+from segrec_batch.errors import InputError, ModelError, SegrecError
+from segrec_batch.train.labelled import (
+    VOID,
+    Classes,
+    LabelledImage,
+    fingerprint,
+    load_classes,
+    pair,
+)
+from tests.builders import quick, smooth_pixels, write_png
+
+CLASSES = Classes({"car": (8, 9), "tree": (2,)}, ignore=(11, 255))
+
+
+def _classes(tmp_path: Path, text: str) -> Classes:
+    (tmp_path / "classes.json").write_text(text)
+    return load_classes(str(tmp_path / "classes.json"))
+
+
+def test_a_class_file_names_values_and_what_to_ignore(tmp_path: Path) -> None:
+    found = _classes(tmp_path, '{"tree": [2], "ignore": [11], "car": [8, 9]}')
+    assert found == Classes({"tree": (2,), "car": (8, 9)}, (11,))
+    assert found.names == ("tree", "car")
+    assert [found.class_of(v) for v in (2, 8, 9, 0, 7)] == [1, 2, 2, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "7", "null", "{}", '{"ignore": [1]}', '{"car": 8}', '{"car": [8.0]}',
+     '{"car": ["8"]}', '{"car": [true]}', '{"car": [-1]}', '{"car": [32768]}', '{"car": null}',
+     '{"car": [[8]]}', '{"car": [8], "tree": [8]}', '{"car": [8], "ignore": [8]}',
+     '{"car": {"8": 1}}'],
+)  # fmt: skip
+def test_an_unusable_class_file_is_an_input_error(text: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"classes\.json"):
+        _classes(tmp_path, text)
+
+
+@pytest.mark.parametrize("name", ["a/b", "Ignore", "background", ""])
+def test_unusable_class_names_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError):
+        _classes(tmp_path, json.dumps({name: [1]}))
+
+
+def test_a_class_file_that_is_not_there_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        load_classes(str(tmp_path / "none.json"))
+
+
+@given(values=st.lists(st.sampled_from([VOID, 0, 1, 2, 8, 9, 10, 300, 32767]), max_size=30))
+@quick
+def test_values_become_classes_and_void_stays(values: list[int]) -> None:
+    expected = [v if v == VOID else CLASSES.class_of(v) for v in values]
+    found = CLASSES.to_classes(np.array(values, np.int16))
+    assert found.tolist() == expected
+    assert found.dtype == np.int16
+
+
+def _files(folder: Path, *names: str) -> str:
+    for i, name in enumerate(names):
+        write_png(folder / name, np.full((2, 3), i, np.uint8))
+    return str(folder)
+
+
+def test_images_and_masks_pair_by_stem_in_any_folder(tmp_path: Path) -> None:
+    images = _files(tmp_path / "i", "b/x_2.png", "a/x_1.png", "c/y.png")
+    masks = _files(tmp_path / "m", "x_1.png", "deep/er/y.png", "x_2.png")
+    found = pair(images, masks)
+    assert [Path(p.image).relative_to(images).as_posix() for p in found] == [
+        "a/x_1.png", "b/x_2.png", "c/y.png",
+    ]  # fmt: skip
+    assert [Path(p.mask).stem for p in found] == ["x_1", "x_2", "y"]
+
+
+def test_stems_without_a_partner_are_named(tmp_path: Path) -> None:
+    images = _files(tmp_path / "i", "a.png", "b.png")
+    masks = _files(tmp_path / "m", "b.png", "c.png", "d.png")
+    with pytest.raises(InputError, match=r"3 stems .*: a, c, d"):
+        pair(images, masks)
+
+
+@pytest.mark.parametrize("where", ["i", "m"])
+def test_a_stem_that_is_there_twice_is_named(where: str, tmp_path: Path) -> None:
+    names = {"i": ["a.png", "b.png"], "m": ["a.png", "b.png"]}
+    names[where].append("more/a.png")
+    images, masks = (_files(tmp_path / k, *names[k]) for k in ("i", "m"))
+    with pytest.raises(InputError, match=rf"/{where}: .* a is there twice"):
+        pair(images, masks)
+
+
+def test_an_empty_folder_is_an_input_error(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    with pytest.raises(InputError, match="no pictures"):
+        pair(_files(tmp_path / "i", "a.png"), str(tmp_path / "m"))
+
+
+@pytest.mark.parametrize(
+    ("names", "rule", "groups"),
+    [
+        (["a/s_1", "a/s_2", "b/t_1"], "folder", ["a", "a", "b"]),
+        (["a/s_1", "a/s_2", "b/t_1"], "prefix", ["s", "s", "t"]),
+        (["a/s_1", "a/s_2", "b/t_1"], "none", ["s_1", "s_2", "t_1"]),
+        (["a/s_1", "a/s_2", "b/s_3"], "auto", ["a", "a", "b"]),
+        (["s_1", "s_2", "t_1"], "auto", ["s", "s", "t"]),
+        (["0001TP_006690", "0001TP_006720", "0016E5_00390"], "auto", ["0001TP"] * 2 + ["0016E5"]),
+        (["v1-001", "v1-002", "v2-001"], "auto", ["v1", "v1", "v2"]),
+        (["1", "2", "3"], "auto", ["1", "2", "3"]),
+        (["s_1", "s_2", "s_3"], "auto", ["s_1", "s_2", "s_3"]),
+        (["s"], "auto", ["s"]),
+    ],
+)
+def test_groups_follow_the_rule(
+    names: list[str], rule: str, groups: list[str], tmp_path: Path
+) -> None:
+    images = _files(tmp_path / "i", *(f"{n}.png" for n in names))
+    masks = _files(tmp_path / "m", *(f"{Path(n).name}.png" for n in names))
+    found = [p.group.removeprefix(f"{images}/") for p in pair(images, masks, rule)]
+    assert found == groups
+
+
+def _labelled(tmp_path: Path, mask: object) -> LabelledImage:
+    image = write_png(tmp_path / "i" / "a.png", smooth_pixels(6, 8))
+    path = write_png(tmp_path / "m" / "a.png", mask)  # type: ignore[arg-type]
+    return LabelledImage(str(image), str(path), "")
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "I;16"])
+def test_ignored_values_are_void_and_others_stay(mode: str, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).choice([0, 2, 8, 11, 255], (6, 8)).astype(np.uint8)
+    mask = Image.fromarray(values.astype(np.uint16) if mode == "I;16" else values)
+    if mode == "P":
+        mask.putpalette(list(range(256)) * 3)
+    assert mask.mode == mode
+    image, labels = _labelled(tmp_path, mask).load(CLASSES)
+    expected = np.where(np.isin(values, [11, 255]), VOID, values.astype(np.int16))
+    np.testing.assert_array_equal(labels, expected)
+    assert (image.mode, image.size, labels.dtype) == ("RGB", (8, 6), np.int16)
+
+
+@pytest.mark.parametrize("value", [32768, 40_000, 65_535])
+def test_mask_values_over_15_bits_are_refused(value: int, tmp_path: Path) -> None:
+    item = _labelled(tmp_path, np.full((6, 8), value, np.uint16))
+    with pytest.raises(InputError):  # and not void, background or an IndexError
+        CLASSES.to_classes(item.load(CLASSES)[1])
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (6, 9), (6, 8, 3), (6, 8, 2), (3, 4)])
+def test_a_mask_of_another_shape_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"one value a pixel"):
+        _labelled(tmp_path, np.zeros(shape, np.uint8)).load(CLASSES)
+
+
+def test_a_mask_belongs_to_the_upright_image(tmp_path: Path) -> None:
+    item = _labelled(tmp_path, np.zeros((8, 6), np.uint8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(smooth_pixels(6, 8)).save(item.image, exif=exif)
+    image, labels = item.load(CLASSES)
+    assert (image.size, labels.shape) == ((6, 8), (8, 6))
+
+
+@pytest.mark.parametrize("which", ["image", "mask"])
+def test_unreadable_images_and_masks_are_input_errors(which: str, tmp_path: Path) -> None:
+    item = _labelled(tmp_path, np.random.default_rng(0).integers(0, 9, (6, 8), dtype=np.uint8))
+    path = Path(getattr(item, which))
+    whole = path.read_bytes()
+    for data in (b"", b"<html>", *(whole[: len(whole) * q // 4] for q in (1, 2, 3))):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=str(path)):
+            item.load(CLASSES)
+    path.unlink()
+    with pytest.raises(InputError, match=str(path)):
+        item.load(CLASSES)
+
+
+@pytest.mark.parametrize("at", range(8, 90, 3))
+def test_a_damaged_mask_is_read_or_an_error_of_ours(at: int, tmp_path: Path) -> None:
+    item = _labelled(tmp_path, np.random.default_rng(0).integers(0, 9, (6, 8), dtype=np.uint8))
+    data = bytearray(Path(item.mask).read_bytes())
+    data[at] ^= 0x55
+    Path(item.mask).write_bytes(data)
+    try:
+        item.load(CLASSES)
+    except SegrecError:
+        return
+
+
+def test_the_fingerprint_covers_content_and_classes_not_places(tmp_path: Path) -> None:
+    items = [_labelled(tmp_path / k, np.zeros((6, 8), np.uint8)) for k in ("x", "y")]
+    first, second = (fingerprint([item], CLASSES) for item in items)
+    assert first == second
+    assert len(first) == 16
+    assert fingerprint(items[:1], Classes({"car": (8,)})) != first
+    assert fingerprint(items, CLASSES) != first
+    write_png(Path(items[0].mask), np.ones((6, 8), np.uint8))
+    assert fingerprint(items[:1], CLASSES) != first

@@ -1,0 +1,181 @@
+"""One forward pass: maps, counts and features that agree with each other."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from segrec_batch.errors import DeviceError
+from segrec_batch.model.backbone import IMAGENET_MEAN, IMAGENET_STD
+from segrec_batch.model.segmenter import Normalise, Segmentation, Segmenter, resolve_device
+from tests.builders import random_maps, smooth_batch, smooth_pixels, tiny_model
+
+B, H, W, K = 4, 64, 96, 3
+PICTURES = smooth_batch(B, H, W)
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+@pytest.fixture(scope="module")
+def segmenters() -> dict[str, Segmenter]:
+    return {dtype: Segmenter(tiny_model(dtype)) for dtype in ("float32", "bfloat16")}
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def segmenter(request: pytest.FixtureRequest, segmenters: dict[str, Segmenter]) -> Segmenter:
+    return segmenters[request.param]
+
+
+@pytest.fixture(scope="module")
+def found(segmenter: Segmenter) -> Segmentation:
+    result: Segmentation = segmenter(PICTURES)
+    return result
+
+
+def test_shapes_and_types_are_as_documented(found: Segmentation) -> None:
+    arrays = {k: v for k, v in vars(found).items() if isinstance(v, np.ndarray)}
+    assert {k: (v.shape, v.dtype) for k, v in arrays.items()} == {
+        "labels": ((B, H // 16, W // 16), np.uint8),
+        "common": ((B, 32, 32), np.uint8),
+        "counts": ((B, K), np.int64),
+        "feature": ((B, 512), np.float32),
+        "region_features": ((B, K, 512), np.float32),
+        "signature": ((B, 8), np.int64),
+    }
+    assert (found.scores.shape, found.scores.dtype) == ((B, K, H // 4, W // 4), torch.float32)
+    assert all(np.isfinite(v).all() for v in arrays.values())
+
+
+def test_counts_regions_and_features_agree(found: Segmentation) -> None:
+    assert set(found.labels.ravel()) == {0, 1, 2}, "the head must tell the classes apart"
+    expected = [[(labels == k).sum() for k in range(K)] for labels in found.labels]
+    np.testing.assert_array_equal(found.counts, expected)
+    assert (found.counts.sum(axis=1) == H * W // 256).all()
+    whole = (found.counts[..., None] * found.region_features).sum(axis=1) / (H * W // 256)
+    np.testing.assert_allclose(whole, found.feature, rtol=1e-4, atol=1e-6)
+    absent = found.counts == 0
+    assert (found.region_features[absent] == 0).all()
+    assert (found.region_features[~absent].max(axis=1) > 0).all()
+
+
+def test_features_are_the_mean_of_the_deepest_maps(segmenters: dict[str, Segmenter]) -> None:
+    expected = random_maps(PICTURES, ["conv5_3"])["conv5_3"].mean(dim=(2, 3)).numpy()
+    exact, rough = (segmenters[d](PICTURES).feature for d in ("float32", "bfloat16"))
+    np.testing.assert_allclose(exact, expected, rtol=1e-4, atol=1e-6)
+    assert np.linalg.norm(rough - expected) / np.linalg.norm(expected) < 0.01
+
+
+@pytest.mark.parametrize("shape", [(H, W), (240, 320), (7, 5), (1, 200), (1, 1)])
+def test_masks_come_at_any_size(found: Segmentation, shape: tuple[int, int]) -> None:
+    mask = found.mask(2, shape)
+    assert (mask.shape, mask.dtype) == (shape, np.uint8)
+    if shape[0] >= H:  # upwards: plain bilinear
+        scores = F.interpolate(found.scores[2:3], shape, mode="bilinear", align_corners=False)
+        assert (mask == scores.argmax(dim=1)[0].numpy()).mean() > 0.999
+
+
+def test_all_class_maps_come_from_the_same_scores(found: Segmentation) -> None:
+    for i in range(B):
+        np.testing.assert_array_equal(found.mask(i, (H // 16, W // 16)), found.labels[i])
+        np.testing.assert_array_equal(found.mask(i, (32, 32)), found.common[i])
+
+
+def test_a_picture_alone_gives_what_it_gives_in_a_batch(
+    segmenter: Segmenter, found: Segmentation
+) -> None:
+    for i in range(B):
+        alone: Segmentation = segmenter(PICTURES[i : i + 1])
+        np.testing.assert_allclose(alone.feature[0], found.feature[i], rtol=1e-2, atol=1e-4)
+        assert (alone.common[0] == found.common[i]).mean() > 0.99
+        assert (alone.labels[0] == found.labels[i]).mean() > 0.95
+        bits = np.unpackbits((alone.signature[0] ^ found.signature[i]).view(np.uint8))
+        assert bits.sum() <= 5
+
+
+def test_bfloat16_labels_are_those_of_float32(segmenters: dict[str, Segmenter]) -> None:
+    pictures = smooth_batch(12, H, W, seed=4)
+    exact, rough = (segmenters[d](pictures) for d in ("float32", "bfloat16"))
+    assert (exact.labels == rough.labels).mean() >= 0.95  # measured 0.995 to 1
+    assert (exact.common == rough.common).mean() >= 0.95  # measured 0.995 to 1
+    bits = np.unpackbits((exact.signature ^ rough.signature).view(np.uint8), axis=1).sum(axis=1)
+    assert bits.max() < 512 * 0.05  # measured 1 %
+
+
+def test_minmax_undoes_an_affine_change_of_brightness() -> None:
+    pixels = smooth_batch(3)
+    darker = np.rint(0.5 * pixels + 20).astype(np.uint8)
+    normalise = Normalise(True, IMAGENET_MEAN, IMAGENET_STD, torch.float32)
+    a, b = (normalise(torch.from_numpy(x)) for x in (pixels, darker))
+    spread = int(np.ptp(darker, axis=(1, 2, 3)).min())
+    assert (a - b).abs().max() < 1.5 / spread / min(IMAGENET_STD)  # rounding to whole values
+    plain = Normalise(False, IMAGENET_MEAN, IMAGENET_STD, torch.float32)
+    c, d = (plain(torch.from_numpy(x)) for x in (pixels, darker))
+    assert (c - d).abs().max() > 10 * (a - b).abs().max()
+
+
+@pytest.mark.parametrize("minmax", [True, False])
+def test_normalisation_is_the_formula(minmax: bool) -> None:
+    pixels = smooth_batch(2, 32, 48).clip(30, 200)
+    scaled = pixels.astype(np.float64) / 255
+    if minmax:
+        low, high = (f(pixels, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
+        scaled = (pixels - low) / (high - low).astype(np.float64)
+    expected = ((scaled - IMAGENET_MEAN) / IMAGENET_STD).transpose(0, 3, 1, 2)
+    found = Normalise(minmax, IMAGENET_MEAN, IMAGENET_STD, torch.float32)(torch.from_numpy(pixels))
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0, 1, 128, 255])
+def test_a_picture_of_one_value_has_finite_results(segmenter: Segmenter, value: int) -> None:
+    one: Segmentation = segmenter(np.full((1, H, W, 3), value, np.uint8))
+    black: Segmentation = segmenter(np.zeros((1, H, W, 3), np.uint8))
+    assert one.scores.isfinite().all()
+    assert np.isfinite(one.feature).all()
+    np.testing.assert_array_equal(one.feature, black.feature)
+    assert one.counts.sum() == H * W // 256
+
+
+def test_a_low_picture_and_a_wide_one_pass(segmenter: Segmenter) -> None:
+    for shape in ((16, 16), (32, 96), (96, 32)):
+        found: Segmentation = segmenter(smooth_pixels(*shape)[None])
+        assert found.labels.shape == (1, shape[0] // 16, shape[1] // 16)
+
+
+def _labels(segmenter: Segmenter) -> NDArray[np.uint8]:
+    labels: NDArray[np.uint8] = segmenter(PICTURES).labels
+    return labels
+
+
+def test_the_minmax_field_is_obeyed() -> None:
+    dark = (PICTURES // 8).astype(np.uint8)
+    scaled, plain = (Segmenter(tiny_model("float32", minmax=m)) for m in (True, False))
+    inputs = [s.normalise(torch.from_numpy(dark)).amax() for s in (scaled, plain)]
+    assert inputs[0] > 1.5
+    assert inputs[1] < 0
+
+
+@without_gpu
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:99"])
+def test_a_gpu_that_is_not_there_is_an_error(name: str) -> None:
+    with pytest.raises(DeviceError, match="--device cpu"):
+        resolve_device(name)
+    with pytest.raises(DeviceError):
+        Segmenter(tiny_model(), name)
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "CUDA", "mps", "cpu0"])
+def test_a_device_that_does_not_exist_is_an_error(name: str) -> None:
+    with pytest.raises(DeviceError):
+        resolve_device(name)
+
+
+def test_auto_is_the_gpu_or_the_cpu() -> None:
+    assert resolve_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert resolve_device("cpu") == "cpu"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_labels_of_the_cpu(segmenters: dict[str, Segmenter]) -> None:
+    for dtype, cpu in segmenters.items():
+        gpu = Segmenter(tiny_model(dtype), "cuda")
+        assert (_labels(gpu) == _labels(cpu)).mean() >= 0.95
