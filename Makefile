@@ -16,23 +16,23 @@ demo: .venv/ready
 	    --backbone-weights $(WEIGHTS) --input-size 224
 	$(BIN)/python jobs/index.py --images $(DEMO)/scenes/images --model $(DEMO)/model \
 	    --index $(DEMO)/index
-	@echo
-	@echo "How much of each class is there, per image that has any?"
-	$(BIN)/segrec sql --index $(DEMO)/index "SELECT class, count(*) AS images, \
-	    round(avg(coverage), 3) AS mean_coverage FROM regions GROUP BY class ORDER BY class"
-	@echo "Which places are full of cars?"
-	$(BIN)/segrec sql --index $(DEMO)/index "SELECT parse_filename(parse_path(uri)[-2]) AS place, \
-	    count(*) AS images, round(avg(coverage_car), 3) AS mean_coverage_car \
+	@echo; echo "How much of each class is there, over the images that have any?"
+	@$(SQL) "SELECT class, count(*) AS images, round(avg(coverage), 3) AS mean_coverage \
+	    FROM regions GROUP BY class ORDER BY class"
+	@echo "Which places are fullest of cars?"
+	@$(SQL) "SELECT parse_path(uri)[-2] AS place, count(*) AS images, \
+	    round(avg(coverage_car), 3) AS mean_coverage_car \
 	    FROM images GROUP BY place ORDER BY mean_coverage_car DESC LIMIT 5"
-	@echo "Which images look like the one fullest of car (29 to 96 %), judged by the car?"
-	$(BIN)/segrec sql --index $(DEMO)/index "FROM recommend($(FULLEST), k := 5, \
-	    class := 'car', min_coverage := 0.29, max_coverage := 0.96)"
-	$(BIN)/segrec query --index $(DEMO)/index --class car --coverage 0.29 0.96 -k 12 \
-	    --uri $(DEMO)/scenes/images/place_00/place_00_0004.jpg \
+	@echo "Which images look like the one fullest of car, judged by the car, where it fills 29 to 96 %?"
+	@$(SQL) "FROM recommend(($(FULLEST)), k := 5, class := 'car', \
+	    min_coverage := 0.29, max_coverage := 0.96)"
+	@$(BIN)/segrec query --index $(DEMO)/index --class car --coverage 0.29 0.96 -k 12 \
+	    --image-id "$$($(SQL) --format csv "$(FULLEST)" | tail -n 1)" \
 	    --format html --output $(DEMO)/sheet.html
-	@echo "Done (backbone weights: $(WEIGHTS)). Open $(DEMO)/sheet.html in a browser."
+	@echo "Backbone weights: $(WEIGHTS). Open $(DEMO)/sheet.html in a browser."
 
-FULLEST = (SELECT arg_max(image_id, coverage) FROM regions WHERE class = 'car' AND coverage <= 0.96)
+SQL = $(BIN)/segrec sql --index $(DEMO)/index
+FULLEST = SELECT arg_max(image_id, coverage) FROM regions WHERE class = 'car' AND coverage <= 0.96
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow"

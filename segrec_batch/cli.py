@@ -93,6 +93,7 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
 def _add_sql(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--index", required=True, metavar="INDEX", help="folder of the index")
     parser.add_argument("--version", type=int, metavar="N", help="ask an older version")
+    parser.add_argument("--format", default="table", choices=("table", "json", "csv"))
     parser.add_argument("sql", help='e.g. "SELECT class, count(*) FROM regions GROUP BY class"')
     parser.set_defaults(run=run_sql)
 
@@ -145,7 +146,7 @@ def run_sql(a: argparse.Namespace) -> None:
 
     found = query(connect(a.index, a.version), a.sql)
     rows = [tuple(row.values()) for row in found.to_pylist()]
-    _write(_formatted("table", tuple(found.column_names), rows, f"{len(rows)} rows"), None)
+    _write(_formatted(a.format, tuple(found.column_names), rows, f"{len(rows)} rows"), None)
 
 
 def run_scenes(a: argparse.Namespace) -> None:

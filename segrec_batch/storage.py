@@ -5,7 +5,7 @@ Credentials and endpoints come from the standard `AWS_*` environment, never from
 
 import os
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -74,14 +74,15 @@ def read_many(uris: Sequence[str]) -> list[bytes | Exception]:
         return []
     fs, _ = filesystem(uris[0])
     paths = [fs._strip_protocol(uri) for uri in uris]
-    found = fs.cat(paths, on_error="return")
-    return [found[path] for path in paths]
+    # not cat(): that takes [ and * in a name for a pattern
+    contents: list[bytes | Exception] = fs.cat_ranges(paths, None, None, on_error="return")
+    return contents
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Put one file in place, whole or not at all."""
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
-        fs.makedirs(fs._parent(path), exist_ok=True)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
     with fs.transaction:  # local: a temporary file, then a rename; object stores are atomic per PUT
         fs.pipe_file(path, data)

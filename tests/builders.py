@@ -3,7 +3,7 @@
 import io
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,19 @@ def random_weights(seed: int = 0) -> Weights:
     return load_weights(f"random:{seed}")
 
 
-def random_maps(pixels: Pixels, layers: Sequence[str], seed: int = 0) -> dict[str, torch.Tensor]:
+@cache
+def random_backbone(layers: tuple[str, ...], seed: int = 0) -> Backbone:
+    """The backbone on those weights, float32."""
+    return Backbone(random_weights(seed).state, layers)
+
+
+def random_maps(pixels: Pixels, layers: Iterable[str], seed: int = 0) -> dict[str, torch.Tensor]:
     """float32 feature maps of uint8 (B, H, W, 3) pictures with `random:SEED` weights."""
     weights = random_weights(seed)
     normalise = Normalise(True, weights.mean, weights.std, torch.float32)
+    backbone = random_backbone(tuple(dict.fromkeys(layers)), seed)
     with torch.inference_mode():
-        maps: dict[str, torch.Tensor] = Backbone(weights.state, layers)(
-            normalise(torch.from_numpy(pixels))
-        )
+        maps: dict[str, torch.Tensor] = backbone(normalise(torch.from_numpy(pixels)))
     return maps
 
 

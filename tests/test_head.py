@@ -214,5 +214,5 @@ def test_resizing_is_bilinear_upwards_and_an_average_downwards() -> None:
     assert resize(x, (8, 12)) is x
     larger = F.interpolate(x, size=(20, 31), mode="bilinear", align_corners=False)
     torch.testing.assert_close(resize(x, (20, 31)), larger, rtol=1e-4, atol=1e-5)
-    stripes = torch.tensor([0.0, 1.0]).repeat(16).expand(1, 1, 32, 32)
-    assert (resize(stripes, (8, 8)) - 0.5).abs().max() < 0.13  # without averaging: 0 or 1
+    stripes = torch.tensor([0.0, 1.0, 1.0, 0.0]).repeat(8).expand(1, 1, 32, 32)
+    assert (resize(stripes, (8, 8)) - 0.5).abs().max() < 0.2  # without averaging: 1

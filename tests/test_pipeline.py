@@ -224,6 +224,7 @@ def test_no_pictures_is_an_error_that_makes_no_index(model_dir: str, tmp_path: P
 
 def test_the_stages_run_without_ray(pictures: Path, model_dir: str, tmp_path: Path) -> None:
     (pictures / "html.jpg").write_bytes(b"<html>")
+    sorted(pictures.glob("place*"))[0].rename(pictures / "it's 100% [1]*? é.jpg")
     rows = [
         {"uri": str(p), "source_size": p.stat().st_size, "source_etag": "", "known": False}
         for p in sorted(pictures.iterdir())

@@ -63,14 +63,14 @@ def test_every_value_is_drawn_and_rare_ones_more_than_their_share() -> None:
 def test_weights_make_sums_unbiased(positions: int) -> None:
     labels, rng = _skewed(), np.random.default_rng(0)
     worth = rng.uniform(0, 1, labels.size)  # any quantity of a cell
-    draws = [draw_cells(labels, positions, rng) for _ in range(max(2, 400_000 // positions))]
+    draws = [draw_cells(labels, positions, rng) for _ in range(max(10, 60_000 // positions))]
     cells, weights = (np.concatenate([d[i] for d in draws]) for i in (1, 2))
     for value in (0, 2, 7, 8):
         members = labels.ravel() == value
         found = np.where(members[cells], weights, 0)
-        assert found.sum() / len(draws) == pytest.approx(members.sum(), rel=0.05)
+        assert found.sum() / len(draws) == pytest.approx(members.sum(), rel=0.1)
         expected = worth[members].sum()
-        assert (found * worth[cells]).sum() / len(draws) == pytest.approx(expected, rel=0.07)
+        assert (found * worth[cells]).sum() / len(draws) == pytest.approx(expected, rel=0.1)
 
 
 def test_a_picture_of_void_gives_no_cells() -> None:
@@ -161,19 +161,19 @@ def test_each_kind_and_copy_adds_a_variant(tmp_path: Path) -> None:
     sampling = Sampling(10, KINDS, 2)
     assert sampling.variants == 11
     samples = _sampled(items, sampling)
-    assert 100 <= len(samples.values) <= 110
+    assert len(samples.values) == 11 * 8  # 5 anywhere and 1 of each of the 3 values
     assert VOID not in samples.values
 
 
-@pytest.mark.parametrize("stripes", [[[8, 2], [2, 8]], [[8, 0], [0, 8]], [[0], [11]]])
+@pytest.mark.parametrize(
+    ("stripes", "absent"),
+    [([[8, 2], [2, 8]], "background"), ([[8, 0], [0, 8]], "tree"), ([[0], [8, 11]], "tree")],
+)
 def test_training_names_the_class_that_no_pixel_has(
-    stripes: list[list[int]], tmp_path: Path
+    stripes: list[list[int]], absent: str, tmp_path: Path
 ) -> None:
-    absent = {8: "background", 0: "car"}[0 if stripes == [[0], [11]] else 8]
     settings = Settings(
         layers=("conv1_1",), c=(1.0,), shapes=SHAPES, dtype="float32", sampling=Sampling(20)
     )
-    if stripes == [[8, 0], [0, 8]]:
-        absent = "tree"
-    with pytest.raises(InputError, match=f"no labelled pixels of .*{absent}"):
+    with pytest.raises(InputError, match=f"no labelled pixels of.*{absent}"):
         train(_images(tmp_path, stripes), CLASSES, random_weights(), settings)

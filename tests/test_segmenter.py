@@ -115,7 +115,8 @@ def test_minmax_undoes_an_affine_change_of_brightness() -> None:
 
 @pytest.mark.parametrize("minmax", [True, False])
 def test_normalisation_is_the_formula(minmax: bool) -> None:
-    pixels = smooth_batch(2, 32, 48).clip(30, 200)
+    pixels = smooth_batch(2, 32, 48)
+    pixels = np.stack([pixels[0].clip(30, 200), pixels[1].clip(60, 240)])
     scaled = pixels.astype(np.float64) / 255
     if minmax:
         low, high = (f(pixels, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
