@@ -23,13 +23,15 @@ def list_pictures(uri: str) -> pa.Table:
     """The pictures under `uri` (a folder, searched through, or one file), sorted by URI.
 
     Columns as in `SOURCES`. Files are taken by extension (`EXTENSIONS`, any case); the rest is
-    not listed. One listing, no request per file. Raises InputError when there are none.
+    not listed. One listing, no request per file. Raises InputError when there are none, or when the
+    store does not let itself be listed.
     """
     fs, path = storage.filesystem(uri)
     try:
         found = fs.find(path, detail=True)
-    except PermissionError as error:
-        raise InputError(f"{uri}: may not be listed ({error}); check the credentials") from error
+    except Exception as error:  # an object store's client has errors of its own
+        why = f"{type(error).__name__}: {error}"
+        raise InputError(f"{uri} cannot be listed: {why}; check the name and AWS_*") from error
     pictures = sorted(p for p in found if p.rpartition(".")[2].lower() in EXTENSIONS)
     if not pictures:
         raise InputError(

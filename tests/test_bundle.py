@@ -226,6 +226,12 @@ def test_class_names_that_could_not_be_columns_and_folders_are_refused(names: li
         check_class_names(names)
 
 
+def test_more_classes_than_fit_in_a_byte_are_refused() -> None:
+    check_class_names([f"c{i}" for i in range(255)])
+    with pytest.raises(ModelError):  # labels are one byte a cell, 0 the background
+        check_class_names([f"c{i}" for i in range(256)])
+
+
 def test_each_class_has_a_colour_and_random_weights_a_notice() -> None:
     spec = dataclasses.replace(_small().spec, classes=tuple(f"c{i}" for i in range(20)))
     assert list(spec.colours) == list(spec.classes)

@@ -142,7 +142,7 @@ def test_no_group_stands_on_both_sides_of_a_split(groups: list[str]) -> None:
     assert sorted(tested) == list(range(len(groups)))
 
 
-def _samples(n: int = 400) -> Samples:
+def _samples(n: int = 120) -> Samples:
     """Two taps of 64 channels: the first tells the values apart, the second is noise."""
     rng = np.random.default_rng(0)
     values = rng.choice([0, 2, 8], n).astype(np.int16)
