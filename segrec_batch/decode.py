@@ -22,6 +22,9 @@ MASK_SIDE = 1024  # masks keep the picture's size up to this long side
 STRIDE = 16  # of the deepest convolution layers; sides of shapes are multiples of it
 _ASPECTS = (1.0, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2.0, 3.0)  # long side : short side
 
+# not all that Pillow knows: some of its plug-ins start other programs
+_FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
+
 Shape = tuple[int, int]  # height, width
 
 _UPRIGHT = {
@@ -97,7 +100,7 @@ def open_rgb(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise PictureError("decode", f"{image.width}×{image.height} pixels are too many")
         return _open_rgb(image, shapes)
@@ -124,6 +127,8 @@ def _open_rgb(
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":  # Pillow turns these itself
+        return 1
     try:
         orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken EXIF does not make a picture unreadable

@@ -68,10 +68,10 @@ class Weights:
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the names, shapes and values of tensors, in hex."""
+    """SHA-256 over the names, types, shapes and values of tensors, in hex."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
+        digest.update(f"{name}{tensors[name].dtype}{tuple(tensors[name].shape)}".encode())
         digest.update(tensors[name].contiguous().numpy().tobytes())
     return digest.hexdigest()
 
@@ -94,10 +94,9 @@ def load_weights(spec: str) -> Weights:
 
 def _random_state(spec: str) -> dict[str, Tensor]:
     try:
-        seed = int(spec.removeprefix("random:"))
-    except ValueError:
+        generator = torch.Generator().manual_seed(int(spec.removeprefix("random:")))
+    except ValueError:  # no number, or one of more than 64 bits
         raise ModelError(f"{spec}: write random:SEED with a whole number") from None
-    generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, like in _architecture().state_dict().items():
         value = state[name] = torch.zeros(like.shape)
@@ -130,14 +129,14 @@ def _read_state(uri: str) -> dict[str, Tensor]:
 
 def _convolutions(state: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
     """The `features.*` entries of a VGG-16 state dict, or all of them where they have no prefix."""
-    prefix = "features." if any(k.startswith("features.") for k in state) else ""
+    prefix = "features." if any(str(k).startswith("features.") for k in state) else ""
     found = {}
     for name, like in _architecture().state_dict().items():
         value = state.get(prefix + name)
-        if value is None or value.shape != like.shape:
-            got = "is missing" if value is None else f"has shape {tuple(value.shape)}"
-            raise ModelError(f"{origin} is not VGG-16: {prefix}{name} {got}")
-        found[name] = value.float()
+        if not isinstance(value, Tensor) or value.shape != like.shape:
+            shape = f"has shape {tuple(value.shape)}" if isinstance(value, Tensor) else "is missing"
+            raise ModelError(f"{origin} is not VGG-16: {prefix}{name} {shape}")
+        found[name] = value.float().contiguous()
     return found
 
 

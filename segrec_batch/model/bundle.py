@@ -170,13 +170,15 @@ def _read_spec(uri: str) -> tuple[ModelSpec, str]:
         stated_id = values.pop("model_id")
     except FileNotFoundError as error:
         raise ModelError(f"{uri}: no model.json there; make a model with jobs/train.py") from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{uri}: model.json cannot be read: {error}") from error
     return ModelSpec.from_json(values), stated_id
 
 
 def check_class_names(names: list[str]) -> None:
     """Class names become column and folder names. Raises ModelError for what could not be one."""
+    if len(names) > 255:  # labels are bytes, 0 the background
+        raise ModelError(f"{len(names)} classes are too many; a model tells up to 255 apart")
     for name in names:
         if not _NAME.fullmatch(name):
             raise ModelError(f"class name {name!r}: use 1 to 64 letters, digits and _ only")

@@ -29,8 +29,9 @@ def centred_unit(features: Tensor) -> Tensor:
 
     A constant row becomes zero.
     """
-    centred = features - features.mean(dim=1, keepdim=True)
-    return torch.nn.functional.normalize(centred, dim=1)
+    exact = features.double()  # in which the mean of equal float32 values is that value
+    centred = exact - exact.mean(dim=1, keepdim=True)
+    return torch.nn.functional.normalize(centred, dim=1).float()
 
 
 def signature_bits(features: Tensor, centre: Tensor, rotation: Tensor) -> Tensor:

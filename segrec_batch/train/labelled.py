@@ -14,7 +14,7 @@ from PIL import Image
 
 from segrec_batch import storage
 from segrec_batch.decode import open_rgb
-from segrec_batch.errors import InputError, PictureError
+from segrec_batch.errors import InputError
 from segrec_batch.listing import list_pictures
 from segrec_batch.model.bundle import check_class_names
 
@@ -87,9 +87,12 @@ class LabelledImage:
         try:
             image, *_ = open_rgb(storage.read_bytes(self.image))
             mask = Image.open(io.BytesIO(storage.read_bytes(self.mask)))
-            labels = np.asarray(mask).astype(np.int16)
-        except (OSError, PictureError) as error:
+            values = np.asarray(mask)
+        except Exception as error:  # decoders raise nearly anything on broken bytes
             raise InputError(f"{self.image} with {self.mask}: {error}") from error
+        if values.size and not (values.min() >= 0 and values.max() < 2**15):
+            raise InputError(f"{self.mask}: mask values must be 0 to 32767")
+        labels = values.astype(np.int16)
         if labels.shape != (image.height, image.width):
             raise InputError(
                 f"{self.mask} is {labels.shape} (rows, columns[, channels]), but its image is "

@@ -47,7 +47,9 @@ class Settings:
     @property
     def candidates(self) -> list[Candidate]:
         """All pairs of layers and C."""
-        combinations = [tuple(Tap.parse(t) for t in text.split(",")) for text in self.layers]
+        combinations = [
+            tuple(dict.fromkeys(Tap.parse(t) for t in text.split(","))) for text in self.layers
+        ]
         return [Candidate(taps, c) for taps in combinations for c in self.c]
 
 
