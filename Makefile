@@ -27,7 +27,7 @@ demo: .venv/ready
 	@$(SQL) "FROM recommend(($(FULLEST)), k := 5, class := 'car', \
 	    min_coverage := 0.29, max_coverage := 0.96)"
 	@$(BIN)/segrec query --index $(DEMO)/index --class car --coverage 0.29 0.96 -k 12 \
-	    --image-id "$$($(SQL) --format csv "$(FULLEST)" | tail -n 1)" \
+	    --image-id "$$($(SQL) --format csv "$(FULLEST)" | tail -1)" \
 	    --format html --output $(DEMO)/sheet.html
 	@echo "Backbone weights: $(WEIGHTS). Open $(DEMO)/sheet.html in a browser."
 

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,25 @@ def test_documented_commands_have_the_options_that_the_documents_use() -> None:
                 if name in line:
                     for option in re.findall(r"(?<=\s)(--?[A-Za-z][\w-]*)", line.split(name)[1]):
                         assert option in known, f"{document.name}: {name} has no {option}"
+
+
+def test_the_wheel_holds_sql_schemas_and_template(tmp_path: Path) -> None:
+    build = [
+        sys.executable,
+        "-m",
+        "hatchling",
+        "build",
+        "--target",
+        "wheel",
+        "--directory",
+        tmp_path,
+    ]
+    subprocess.run(build, cwd=ROOT, capture_output=True, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    shipped = {f"segrec_batch/schemas/{p.name}" for p in (ROOT / "schemas").iterdir()}
+    assert names > shipped | {"segrec_batch/query/sheet.html.j2", "segrec_batch/py.typed"}
+    assert not any(name.startswith(("tests/", "jobs/")) for name in names)
 
 
 def test_no_registry_address_is_committed() -> None:

@@ -85,7 +85,13 @@ def load_weights(spec: str) -> Weights:
     if spec == "imagenet":
         enum = VGG16_Weights.IMAGENET1K_V1
         preset = enum.transforms()
-        state = enum.get_state_dict(progress=True, check_hash=True)
+        try:
+            state = enum.get_state_dict(progress=True, check_hash=True)
+        except (OSError, RuntimeError) as error:  # no network, or another file than expected
+            raise ModelError(
+                f"the imagenet weights could not be downloaded ({error}); download {enum.url} "
+                "elsewhere and give its path"
+            ) from error
         return Weights(spec, _convolutions(state, spec), tuple(preset.mean), tuple(preset.std))
     if spec.startswith("random:"):
         return Weights(spec, _random_state(spec))

@@ -78,7 +78,7 @@ def process(
     """Process MANIFEST rows; yields RECEIPTS of files in place, as they are written."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it logs its plan as a warning
     blocks = [manifest.slice(i, BATCH) for i in range(0, manifest.num_rows, BATCH)]
-    rows_per_file = min(max(manifest.num_rows // 32, 64), 4096)
+    rows_per_file = min(max(manifest.num_rows // 100, 64), 4096)  # a receipt is a step of progress
     receipts = (
         ray.data.from_arrow(blocks)
         .map_batches(

@@ -23,8 +23,8 @@ def connect(index: str, version: int | None = None) -> duckdb.DuckDBPyConnection
     `pearson(a, b)`, `recommend(query, …)`. The snapshot stays the same while the connection lives,
     whatever is indexed meanwhile. Raises IndexStateError if there is no index.
 
-    >>> con = connect("s3://bucket/index")                                      # doctest: +SKIP
-    >>> con.sql("SELECT uri FROM images WHERE coverage_car > 0.3")              # doctest: +SKIP
+        con = connect("s3://bucket/index")
+        con.sql("SELECT uri FROM images WHERE coverage_car > 0.3")
     """
     return connect_snapshot(open_snapshot(storage.absolute(index), version))
 
