@@ -20,7 +20,7 @@ from segrec_batch.model.backbone import load_weights
 from segrec_batch.model.bundle import Model
 from segrec_batch.model.head import LinearHead, resize
 from segrec_batch.train.labelled import Classes, LabelledImage, load_classes, pair
-from segrec_batch.train.run import DEFAULT_LAYERS, DEFAULT_SIZE, FeatureMaps, Settings, Trainer
+from segrec_batch.train.run import DEFAULT_LAYERS, DEFAULT_SIZE, Settings, Trainer
 
 LAYER_SETS = (
     "conv3_3",
@@ -45,7 +45,7 @@ def confusions(
     models: dict[str, Model], trainer: Trainer, images: list[LabelledImage], classes: Classes
 ) -> dict[str, np.ndarray]:
     """The confusion matrix of each model, at the pictures' own resolution."""
-    maps_of = FeatureMaps(trainer.weights, trainer.taps, trainer.settings)
+    maps_of = trainer.feature_maps
     heads = {
         name: LinearHead(m.svm_weights, m.svm_bias, m.spec.components).to(maps_of.device)
         for name, m in models.items()

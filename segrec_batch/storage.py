@@ -54,12 +54,6 @@ def stem(uri: str) -> str:
     return PurePosixPath(uri).stem
 
 
-def exists(uri: str) -> bool:
-    """Whether there is a file or folder at `uri`."""
-    fs, path = filesystem(uri)
-    return bool(fs.exists(path))
-
-
 def read_bytes(uri: str) -> bytes:
     """The content of one file. Raises OSError."""
     fs, path = filesystem(uri)

@@ -65,7 +65,7 @@ def random_backbone(layers: tuple[str, ...], seed: int = 0) -> Backbone:
 def random_maps(pixels: Pixels, layers: Iterable[str], seed: int = 0) -> dict[str, torch.Tensor]:
     """float32 feature maps of uint8 (B, H, W, 3) pictures with `random:SEED` weights."""
     weights = random_weights(seed)
-    normalise = Normalise(True, weights.mean, weights.std, torch.float32)
+    normalise = Normalise(True, weights.mean, weights.std, "float32")
     backbone = random_backbone(tuple(dict.fromkeys(layers)), seed)
     with torch.inference_mode():
         maps: dict[str, torch.Tensor] = backbone(normalise(torch.from_numpy(pixels)))

@@ -104,11 +104,11 @@ def test_bfloat16_labels_are_those_of_float32(segmenters: dict[str, Segmenter]) 
 def test_minmax_undoes_an_affine_change_of_brightness() -> None:
     pixels = smooth_batch(3)
     darker = np.rint(0.5 * pixels + 20).astype(np.uint8)
-    normalise = Normalise(True, IMAGENET_MEAN, IMAGENET_STD, torch.float32)
+    normalise = Normalise(True, IMAGENET_MEAN, IMAGENET_STD, "float32")
     a, b = (normalise(torch.from_numpy(x)) for x in (pixels, darker))
     spread = int(np.ptp(darker, axis=(1, 2, 3)).min())
     assert (a - b).abs().max() < 1.5 / spread / min(IMAGENET_STD)  # rounding to whole values
-    plain = Normalise(False, IMAGENET_MEAN, IMAGENET_STD, torch.float32)
+    plain = Normalise(False, IMAGENET_MEAN, IMAGENET_STD, "float32")
     c, d = (plain(torch.from_numpy(x)) for x in (pixels, darker))
     assert (c - d).abs().max() > 10 * (a - b).abs().max()
 
@@ -122,7 +122,7 @@ def test_normalisation_is_the_formula(minmax: bool) -> None:
         low, high = (f(pixels, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
         scaled = (pixels - low) / (high - low).astype(np.float64)
     expected = ((scaled - IMAGENET_MEAN) / IMAGENET_STD).transpose(0, 3, 1, 2)
-    found = Normalise(minmax, IMAGENET_MEAN, IMAGENET_STD, torch.float32)(torch.from_numpy(pixels))
+    found = Normalise(minmax, IMAGENET_MEAN, IMAGENET_STD, "float32")(torch.from_numpy(pixels))
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
 
 

@@ -1,6 +1,6 @@
 """Pictures → class maps and features: backbone, SVM head and pooling in one forward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from segrec_batch.errors import DeviceError
 from segrec_batch.model import describe
 from segrec_batch.model.backbone import DEEPEST, Backbone
 from segrec_batch.model.bundle import Model
-from segrec_batch.model.head import LinearHead, resize
+from segrec_batch.model.head import LinearHead, Tap, resize
 
 COMMON_GRID = 32  # side of the square grid on which masks of any two pictures are compared
 
@@ -52,21 +52,13 @@ class Segmenter(nn.Module):
         super().__init__()
         self.model = model
         self.device = resolve_device(device)
-        dtype = getattr(torch, model.spec.dtype)
-        layers = dict.fromkeys([*(tap.layer for tap in model.taps), DEEPEST])
-        self.backbone = Backbone(model.backbone, list(layers)).to(self.device, dtype)
-        self.head = LinearHead(model.svm_weights, model.svm_bias, model.spec.components)
+        spec = model.spec
+        self.normalise = Normalise(spec.minmax, spec.mean, spec.std, spec.dtype)
+        self.maps = FeatureMaps(model.backbone, model.taps, self.normalise, self.device)
+        self.head = LinearHead(model.svm_weights, model.svm_bias, spec.components)
         self.head.to(self.device)
-        self.normalise = Normalise(model.spec.minmax, model.spec.mean, model.spec.std, dtype)
-        self.normalise.to(self.device)
         self.centre = model.signature_centre.to(self.device)
         self.rotation = model.signature_rotation.to(self.device)
-
-    def maps(self, pixels: NDArray[np.uint8]) -> dict[str, Tensor]:
-        """Feature maps of pictures, uint8 (B, H, W, 3) RGB."""
-        batch = torch.from_numpy(pixels).to(self.device, non_blocking=True)
-        maps: dict[str, Tensor] = self.backbone(self.normalise(batch))
-        return maps
 
     @torch.inference_mode()
     def forward(self, pixels: NDArray[np.uint8]) -> Segmentation:
@@ -89,6 +81,30 @@ class Segmenter(nn.Module):
         )
 
 
+class FeatureMaps(nn.Module):
+    """Normalisation and backbone on a device: pictures → the maps of the taps and of conv5_3."""
+
+    def __init__(
+        self,
+        state: Mapping[str, Tensor],
+        taps: Sequence[Tap],
+        normalise: "Normalise",
+        device: str,
+    ) -> None:
+        super().__init__()
+        layers = dict.fromkeys([*(tap.layer for tap in taps), DEEPEST])
+        self.device = device
+        self.normalise = normalise.to(device)
+        self.backbone = Backbone(state, list(layers)).to(device, normalise.dtype)
+
+    @torch.inference_mode()
+    def forward(self, pixels: NDArray[np.uint8]) -> dict[str, Tensor]:
+        """uint8 (B, H, W, 3) RGB of one shape → {layer: (B, C, h, w)}."""
+        batch = torch.from_numpy(pixels).to(self.device, non_blocking=True)
+        maps: dict[str, Tensor] = self.backbone(self.normalise(batch))
+        return maps
+
+
 class Normalise(nn.Module):
     """uint8 (B, H, W, 3) → (B, 3, H, W) in `dtype`: scaled to [0, 1], then by mean and deviation.
 
@@ -100,11 +116,11 @@ class Normalise(nn.Module):
     std: Tensor
 
     def __init__(
-        self, minmax: bool, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype
+        self, minmax: bool, mean: Sequence[float], std: Sequence[float], dtype: str
     ) -> None:
         super().__init__()
         self.minmax = minmax
-        self.dtype = dtype
+        self.dtype: torch.dtype = getattr(torch, dtype)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 

@@ -72,7 +72,7 @@ def model_uri(index: str) -> str:
 
 def exists(index: str) -> bool:
     """Whether there is an index at a URI."""
-    return DeltaTable.is_deltatable(_table_uri(index, "images"), _storage_options())
+    return DeltaTable.is_deltatable(storage.join(index, "images"), _storage_options())
 
 
 def create(index: str, model: Model) -> Snapshot:
@@ -81,7 +81,7 @@ def create(index: str, model: Model) -> Snapshot:
     description = json.dumps({"model_id": model.model_id, "spec": model.spec.to_json()})
     for table, schema in schemas(model.spec.classes).items():
         create_table_with_add_actions(
-            _table_uri(index, table),
+            storage.join(index, table),
             Schema.from_arrow(schema),
             [],
             mode="ignore",
@@ -248,11 +248,7 @@ def _known(statistics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _open(index: str, table: str, version: int | None) -> DeltaTable:
-    return DeltaTable(_table_uri(index, table), version, storage_options=_storage_options())
-
-
-def _table_uri(index: str, table: str) -> str:
-    return storage.join(index, table)
+    return DeltaTable(storage.join(index, table), version, storage_options=_storage_options())
 
 
 def _partition_by(table: str) -> list[str]:

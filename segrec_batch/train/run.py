@@ -1,6 +1,6 @@
 """Training, from labelled pictures to a model bundle in memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,10 +13,10 @@ from segrec_batch import console
 from segrec_batch.decode import Shape, shapes_of_size
 from segrec_batch.errors import InputError
 from segrec_batch.model import describe
-from segrec_batch.model.backbone import DEEPEST, Backbone, Weights
+from segrec_batch.model.backbone import Weights
 from segrec_batch.model.bundle import Model, ModelSpec
 from segrec_batch.model.head import Tap
-from segrec_batch.model.segmenter import Normalise, resolve_device
+from segrec_batch.model.segmenter import FeatureMaps, Normalise, resolve_device
 from segrec_batch.train.labelled import Classes, LabelledImage, fingerprint
 from segrec_batch.train.sample import Samples, Sampling, sample_images
 from segrec_batch.train.tune import (
@@ -53,26 +53,6 @@ class Settings:
         return [Candidate(taps, c) for taps in combinations for c in self.c]
 
 
-class FeatureMaps:
-    """The backbone without a head: uint8 pictures (B, H, W, 3) of one shape → {layer: map}."""
-
-    def __init__(self, weights: Weights, taps: Sequence[Tap], settings: Settings) -> None:
-        dtype = getattr(torch, settings.dtype)
-        self.device = resolve_device(settings.device)
-        layers = dict.fromkeys([*(tap.layer for tap in taps), DEEPEST])
-        self.backbone = Backbone(weights.state, list(layers)).to(self.device, dtype)
-        self.normalise = Normalise(settings.minmax, weights.mean, weights.std, dtype)
-        self.normalise.to(self.device)
-
-    @torch.inference_mode()
-    def __call__(self, pixels: NDArray[np.uint8]) -> Mapping[str, Tensor]:
-        """See the class."""
-        maps: Mapping[str, Tensor] = self.backbone(
-            self.normalise(torch.from_numpy(pixels).to(self.device))
-        )
-        return maps
-
-
 class Trainer:
     """Positions sampled once from labelled pictures, for as many fits as are wanted."""
 
@@ -89,6 +69,9 @@ class Trainer:
         self.settings = settings
         every = (tap for candidate in settings.candidates for tap in candidate.taps)
         self.taps = tuple(dict.fromkeys(every))
+        normalise = Normalise(settings.minmax, weights.mean, weights.std, settings.dtype)
+        device = resolve_device(settings.device)
+        self.feature_maps = FeatureMaps(weights.state, self.taps, normalise, device)
         self.samples = self._sample()
         self.components = Components.of(self.samples.values, classes)
 
@@ -102,7 +85,7 @@ class Trainer:
             self.classes,
             self.taps,
             self.settings.shapes,
-            FeatureMaps(self.weights, self.taps, self.settings),
+            self.feature_maps,
             replace(wanted, positions=max(min(wanted.positions, affordable), 20)),
             lambda items: console.track(items, "backbone"),
         )

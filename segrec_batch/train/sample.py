@@ -17,8 +17,6 @@ from segrec_batch.model.head import Tap
 from segrec_batch.train.augment import augment
 from segrec_batch.train.labelled import VOID, Classes, LabelledImage
 
-FeatureMaps = Callable[[NDArray[np.uint8]], Mapping[str, Tensor]]
-
 
 @dataclass(frozen=True)
 class Samples:
@@ -66,7 +64,7 @@ def sample_images(
     classes: Classes,
     taps: Sequence[Tap],
     shapes: Sequence[Shape],
-    feature_maps: FeatureMaps,
+    feature_maps: Callable[[NDArray[np.uint8]], Mapping[str, Tensor]],
     sampling: Sampling,
     track: Callable[[Sequence[LabelledImage]], Iterator[LabelledImage]],
 ) -> Samples:
