@@ -157,6 +157,20 @@ def test_a_picture_that_breaks_leaves_the_images(
     assert (account.failed, snapshot.rows("images"), snapshot.rows("failures")) == (1, 5, 1)
 
 
+def test_commits_on_the_way_add_up_to_the_same_index(
+    run: Callable[..., object], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segrec_batch.pipeline.run.COMMIT_SECONDS", -1.0)
+    first, snapshot = run()
+    assert (first.commits, snapshot.version, snapshot.rows("images")) == (1, 1, 6)
+    changed, gone, *_ = sorted(pictures.iterdir())
+    Image.new("RGB", (50, 40), "blue").save(changed)
+    gone.unlink()
+    second, snapshot = run()
+    assert (second.commits, snapshot.version, snapshot.rows("images")) == (2, 3, 5)
+    assert uris(str(tmp_path / "index")) == sorted(p.name for p in pictures.iterdir())
+
+
 def test_only_what_lies_below_the_listed_folder_can_be_gone(
     run: Callable[..., object], scenes: Path, model_dir: str, tmp_path: Path
 ) -> None:

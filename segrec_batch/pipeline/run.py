@@ -177,6 +177,8 @@ def _publish(
     if first is not None:
         images = base.rows("images") + _image_rows(add) - _image_rows(remove)
         account.check(first, images, dropped + dropped_now)
+    if not add and not remove:  # earlier commits had it all
+        return base, dropped_now
     account.commits += 1
     info = {"segrec": {k: v for k, v in asdict(account).items() if k != "seconds"}}
     return store.commit(base, add, remove, info), dropped_now
