@@ -17,7 +17,7 @@ from segrec_batch.model.bundle import load_model
 from segrec_batch.pipeline.plan import Plan, make_plan
 from segrec_batch.pipeline.stages import image_id, without
 from segrec_batch.store import index as store
-from segrec_batch.store.files import DataFile, write_file
+from segrec_batch.store.files import DataFile, count_rows, write_file
 from segrec_batch.store.index import Snapshot
 
 COMMIT_SECONDS = 300.0  # a crash loses at most the work since the last commit
@@ -153,8 +153,7 @@ def _files(receipts: pa.Table) -> tuple[list[DataFile], list[str]]:
 
 
 def _count(files: Sequence[DataFile], account: Account) -> int:
-    indexed = sum(f.rows for f in files if f.table == "images")
-    failed = sum(f.rows for f in files if f.table == "failures")
+    indexed, failed = count_rows(files, "images"), count_rows(files, "failures")
     account.indexed += indexed
     account.failed += failed
     return indexed + failed
@@ -175,17 +174,13 @@ def _publish(
     remove, rewritten, dropped_now = _drop(base, pending.replaced)
     add = [*pending.files, *rewritten]
     if first is not None:
-        images = base.rows("images") + _image_rows(add) - _image_rows(remove)
+        images = base.rows("images") + count_rows(add, "images") - count_rows(remove, "images")
         account.check(first, images, dropped + dropped_now)
     if not add and not remove:  # earlier commits had it all
         return base, dropped_now
     account.commits += 1
     info = {"segrec": {k: v for k, v in asdict(account).items() if k != "seconds"}}
     return store.commit(base, add, remove, info), dropped_now
-
-
-def _image_rows(files: Sequence[DataFile]) -> int:
-    return sum(f.rows for f in files if f.table == "images")
 
 
 def _drop(base: Snapshot, image_ids: Sequence[str]) -> tuple[list[DataFile], list[DataFile], int]:
@@ -197,8 +192,8 @@ def _drop(base: Snapshot, image_ids: Sequence[str]) -> tuple[list[DataFile], lis
         return remove, rewritten, dropped
     for table, files in base.files.items():
         for file in files:
-            uri = storage.join(base.index, table, file.path)
-            rows = pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri))).read()
+            content = storage.read_bytes(file.uri(base.index))
+            rows = pq.ParquetFile(pa.BufferReader(content)).read()
             left = without(rows, image_ids)
             if left.num_rows == rows.num_rows:
                 continue

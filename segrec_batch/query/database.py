@@ -89,7 +89,7 @@ def _scan(
     """A partition's files, all of them named: a glob could see more than the snapshot."""
     key = PARTITION.get(table)
     columns = [f"{_text(str(part))} AS {n}" if n == key else f'"{n}"' for n in schema.names]
-    paths = ", ".join(_text(storage.join(index, table, file.path)) for file in files)
+    paths = ", ".join(_text(file.uri(index)) for file in files)
     return f"SELECT {', '.join(columns)} FROM read_parquet([{paths}])"  # noqa: S608
 
 

@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,15 @@ class DataFile:
     rows: int
     partition: str | None
     stats: str
+
+    def uri(self, index: str) -> str:
+        """Where the file lies in an index."""
+        return storage.join(index, self.table, self.path)
+
+
+def count_rows(files: Iterable[DataFile], table: str) -> int:
+    """Rows that some files hold of a table."""
+    return sum(file.rows for file in files if file.table == table)
 
 
 def write_file(index: str, table: str, rows: pa.Table, partition: str | None = None) -> DataFile:

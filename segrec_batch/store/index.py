@@ -31,7 +31,7 @@ from deltalake.transaction import (
 from segrec_batch import storage
 from segrec_batch.errors import IndexStateError
 from segrec_batch.model.bundle import Model, ModelSpec, load_model
-from segrec_batch.store.files import DataFile
+from segrec_batch.store.files import DataFile, count_rows
 from segrec_batch.store.schema import PARTITION, TABLES, schemas
 
 _COMPANIONS = tuple(t for t in TABLES if t != "images")
@@ -52,13 +52,9 @@ class Snapshot:
         """The version of `images`, by which a snapshot is named."""
         return self.versions["images"]
 
-    def uris(self, table: str) -> list[str]:
-        """The data files of a table."""
-        return [storage.join(self.index, table, f.path) for f in self.files[table]]
-
     def rows(self, table: str) -> int:
         """Rows of a table, from the log."""
-        return sum(f.rows for f in self.files[table])
+        return count_rows(self.files[table], table)
 
     def load_model(self) -> Model:
         """The model that made the index."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,11 @@ class Trainer:
             raise InputError(f"no labelled pixels of: {', '.join(missing)}")
         return samples
 
+    @cached_property
+    def data(self) -> str:
+        """Fingerprint of the labelled pictures: one more read of them all, so only once."""
+        return fingerprint(self.images, self.classes)
+
     def validate(self, candidates: Sequence[Candidate]) -> list[Validation]:
         """Cross-validate each candidate over groups, and print the table."""
         seed = self.settings.sampling.seed
@@ -135,7 +141,7 @@ class Trainer:
             minmax=self.settings.minmax,
             dtype=self.settings.dtype,
             training={
-                "data": fingerprint(self.images, self.classes),
+                "data": self.data,
                 "images": len(self.images),
                 "variants": self.settings.sampling.variants,
                 "positions": len(self.samples.values),
