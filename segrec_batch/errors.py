@@ -5,6 +5,9 @@ SegrecError                what every command catches, prints and turns into exi
 ├── ModelError             a bundle or backbone weights that cannot be used
 ├── IndexStateError        an index that is missing, of another model, or changed meanwhile
 │   └── AccountingError    images were lost or counted twice: nothing is published
+├── StorageError           a store does not answer, or refuses: the network, credentials,
+│                          throttling; try again later
+├── ClusterError           Ray gave the run up, or it hangs
 └── DeviceError            a device was asked for and is not there
 
 PictureError is not among them: a bad picture is data. It becomes a row of `failures`.
@@ -29,6 +32,14 @@ class IndexStateError(SegrecError):
 
 class AccountingError(IndexStateError):
     """The counts of a run do not add up."""
+
+
+class StorageError(SegrecError):
+    """A store does not answer, or refuses: the network, credentials, throttling: try later."""
+
+
+class ClusterError(SegrecError):
+    """The Ray cluster cannot go on with the run."""
 
 
 class DeviceError(SegrecError):

@@ -1,36 +1,90 @@
 """Bytes on local disk or in an object store, by URI. All file access goes through here.
 
-Credentials and endpoints come from the standard `AWS_*` environment, never from arguments.
+Credentials and endpoints come from the standard `AWS_*` environment, never from arguments, and
+never get into a message.
+
+Two kinds of failure are kept apart. What is wrong with one file (it is gone, this user may not
+read it) is an OSError: the caller decides. What is wrong with the store (it does not answer, it
+throttles, it does not know the credentials) is a StorageError, after retries of about 15 seconds:
+it says nothing about the file.
 """
 
 import os
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import groupby
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+import aiohttp
 import fsspec
+from botocore.exceptions import (  # type: ignore[import-untyped]
+    IncompleteReadError,
+    ResponseStreamingError,
+)
 from fsspec.implementations.local import LocalFileSystem
 
-from segrec_batch.errors import InputError
+from segrec_batch.errors import InputError, StorageError
+from segrec_batch.faults import code_of, describe, said, store_errors
+
+Content = bytes | OSError
+Listed = dict[str, Any]  # an object of list_objects_v2: Key, Size, ETag, LastModified
+
+_CUT_OFF = (aiohttp.ClientError, IncompleteReadError, ResponseStreamingError)
 
 # s3fs: a cached listing misses new objects; a read-ahead cache multiplies the bytes of small reads.
-_S3_OPTIONS = {"use_listings_cache": False, "default_cache_type": "none"}
+_S3_OPTIONS = {
+    "use_listings_cache": False,
+    "default_cache_type": "none",
+    "config_kwargs": {
+        "connect_timeout": 5,  # seconds
+        "read_timeout": 15,
+        # waits of up to 1, 2, 4, 8 seconds in between; the other modes share a budget of retries
+        # between all requests: a short outage uses it up, then the first 503 is final
+        "retries": {"mode": "legacy", "total_max_attempts": 5},
+        "max_pool_connections": 32,
+    },
+}
+_S3FS_TRIES = 2  # each of them makes the attempts above, and s3fs nests two of these loops
+_READ_TRIES = 3  # of an object whose content was cut off
+_PART = 16 * 2**20  # bytes; objects of two parts and more are uploaded in parts
+_PAGE = 1000  # keys in one request: the limit of S3
+
+# error codes that speak of one object, not of the store or of the whole bucket
+_OBJECT_CODES = {"", "AccessDenied", "403", "InvalidObjectState", "NoSuchKey", "404"}
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of `uri` and the path of `uri` in it (absolute for local files)."""
-    options = _S3_OPTIONS if uri.startswith("s3://") else {}
+    protocol, separator, _ = uri.partition("://")
+    # not url_to_fs() for these: it takes :: in a name for a chain of file systems
+    if not separator or "/" in protocol or protocol in LocalFileSystem.protocol:
+        fs = fsspec.filesystem("file")
+        return fs, os.path.abspath(fs._strip_protocol(uri))  # noqa: PTH100 - resolve() would follow links
+    if protocol in ("s3", "s3a"):
+        fs = fsspec.filesystem("s3", **_S3_OPTIONS)
+        fs.retries = _S3FS_TRIES
+        return fs, fs._strip_protocol(uri)
     try:
-        fs, path = fsspec.url_to_fs(uri, **options)
+        return fsspec.url_to_fs(uri)  # type: ignore[no-any-return]
     except ValueError as error:  # unknown protocol
         raise InputError(f"{uri}: {error}") from error
-    if isinstance(fs, LocalFileSystem):
-        path = os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links
-    return fs, path
+
+
+def is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether `fs` is the local disk."""
+    return isinstance(fs, LocalFileSystem)
+
+
+def is_s3(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether `fs` is S3, by s3fs."""
+    return "s3" in fs.protocol
 
 
 def to_uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
     """The URI of a path: the plain absolute path for local files, `protocol://path` otherwise."""
-    return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
+    return path if is_local(fs) else str(fs.unstrip_protocol(path))
 
 
 def absolute(uri: str) -> str:
@@ -55,28 +109,185 @@ def stem(uri: str) -> str:
 
 
 def read_bytes(uri: str) -> bytes:
-    """The content of one file. Raises OSError."""
-    fs, path = filesystem(uri)
-    return bytes(fs.cat_file(path))
+    """The content of one file. Raises OSError if the file cannot be read, StorageError if the store
+    fails.
+    """
+    content = read_many([uri])[0]
+    if isinstance(content, OSError):
+        raise content
+    return content
 
 
-def read_many(uris: Sequence[str]) -> list[bytes | Exception]:
-    """The contents of files of one file system, concurrently where it is remote; a file that
-    cannot be read gives its error.
+def read_many(uris: Sequence[str], sizes: Sequence[int] | None = None) -> list[Content]:
+    """The contents of files of one file system, concurrently where it is remote.
+
+    At most `sizes` bytes of each are read, all without. A file that cannot be read gives its error:
+    on local disk any OSError, in a store that it is not there or is not for this user to read.
+    Raises StorageError for everything else.
     """
     if not uris:
         return []
     fs, _ = filesystem(uris[0])
-    paths = [fs._strip_protocol(uri) for uri in uris]
+    if is_local(fs):
+        return [
+            _read_local(uri, size)
+            for uri, size in zip(uris, sizes or [-1] * len(uris), strict=True)
+        ]
+    found: dict[int, Content] = {i: b"" for i, size in enumerate(sizes or ()) if size == 0}
+    for last in (False,) * (_READ_TRIES - 1) + (True,):
+        missing = [i for i in range(len(uris)) if i not in found]
+        paths = [fs._strip_protocol(uris[i]) for i in missing]
+        ends = [sizes[i] for i in missing] if sizes else None
+        for i, content in zip(missing, _cat(fs, paths, ends), strict=True):
+            if last or not isinstance(content, _CUT_OFF):
+                found[i] = _of_one_file(uris[i], content)
+    return [found[i] for i in range(len(uris))]
+
+
+def _read_local(uri: str, size: int) -> Content:
+    try:
+        with open(filesystem(uri)[1], "rb") as file:  # noqa: PTH123
+            return file.read(size)
+    except OSError as error:
+        return error
+
+
+def _cat(
+    fs: fsspec.AbstractFileSystem, paths: list[str], ends: list[int] | None
+) -> list[bytes | Exception]:
+    if not paths:
+        return []
+    # s3fs: one request per object; else it asks for sizes first and does not repeat cut-off parts
+    once = {"max_concurrency": 1} if is_s3(fs) else {}
+    starts = None if ends is None else [0] * len(paths)
     # not cat(): that takes [ and * in a name for a pattern
-    contents: list[bytes | Exception] = fs.cat_ranges(paths, None, None, on_error="return")
+    contents: list[bytes | Exception] = fs.cat_ranges(
+        paths, starts, ends, on_error="return", **once
+    )
     return contents
 
 
+def _of_one_file(uri: str, content: bytes | Exception) -> Content:
+    """`content` if it is the file or an error of this file only. Raises StorageError for others."""
+    if isinstance(content, bytes):
+        return content
+    code = code_of(content)
+    if code in ("InvalidRange", "416"):  # the object has become empty
+        return b""
+    if isinstance(content, FileNotFoundError | PermissionError) and code in _OBJECT_CODES:
+        return type(content)(said(content))
+    raise StorageError(f"{uri}: {describe(content)}") from content
+
+
 def write_bytes(uri: str, data: bytes) -> None:
-    """Put one file in place, whole or not at all."""
+    """Put one file in place, whole or not at all. Raises StorageError."""
     fs, path = filesystem(uri)
-    if isinstance(fs, LocalFileSystem):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with fs.transaction:  # local: a temporary file, then a rename; object stores are atomic per PUT
-        fs.pipe_file(path, data)
+    with store_errors(uri, but=()):
+        if is_local(fs):
+            _write_local(Path(path), data)
+        else:
+            fs.pipe_file(path, data, **({"chunksize": _PART} if is_s3(fs) else {}))
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    if path.exists() and not path.is_file():  # /dev/stdout, a pipe: nothing to put in its place
+        path.write_bytes(data)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def delete(uris: Sequence[str]) -> None:
+    """Remove files of one file system; those that are not there are fine. Raises StorageError."""
+    if not uris:
+        return
+    fs, _ = filesystem(uris[0])
+    paths = [filesystem(uri)[1] for uri in uris]
+    if is_s3(fs):
+        _delete_objects(fs, paths)
+        return
+    for uri, path in zip(uris, paths, strict=True):
+        with suppress(FileNotFoundError), store_errors(uri):
+            fs.rm_file(path)
+
+
+def _delete_objects(fs: fsspec.AbstractFileSystem, paths: Sequence[str]) -> None:
+    # not fs.rm(): that takes [ and * for a pattern, asks for each object first, and hides errors
+    keys = sorted(fs.split_path(path)[:2] for path in paths)
+    for bucket, group in groupby(keys, lambda key: key[0]):
+        objects = [{"Key": key} for _, key in group]
+        for i in range(0, len(objects), _PAGE):
+            with store_errors(to_uri(fs, bucket)):
+                batch = {"Objects": objects[i : i + _PAGE], "Quiet": True}
+                refused = fs.call_s3("delete_objects", Bucket=bucket, Delete=batch).get("Errors")
+            for error in refused or ():
+                uri = to_uri(fs, f"{bucket}/{error['Key']}")
+                raise StorageError(f"{uri}: not deleted: {error.get('Code')}")
+
+
+def find_files(uri: str, suffix: str = "") -> Iterator[tuple[str, int, float]]:
+    """URI, size in bytes and time of last change (seconds since 1970) of the files anywhere below
+    a folder whose names end in `suffix`; nothing if there is no such folder. Links to folders are
+    not followed. Raises StorageError.
+    """
+    fs, path = filesystem(uri)
+    with suppress(FileNotFoundError), store_errors(uri):
+        if is_local(fs):
+            found = _local_files(path)
+        elif is_s3(fs):
+            found = _objects(fs, path)
+        else:
+            infos = fs.find(path, detail=True)
+            found = ((p, i["size"], fs.modified(p).timestamp()) for p, i in infos.items())
+        for file, size, modified in found:
+            if file.endswith(suffix):
+                yield to_uri(fs, file), size, modified
+
+
+def _local_files(path: str) -> Iterator[tuple[str, int, float]]:
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for folder, _, names in os.walk(path, onerror=refuse):
+        for file in (os.path.join(folder, name) for name in names):  # noqa: PTH118
+            with suppress(FileNotFoundError):
+                state = os.stat(file)  # noqa: PTH116
+                yield file, state.st_size, state.st_mtime
+
+
+def _objects(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[str, int, float]]:
+    bucket = fs.split_path(path)[0]
+    for page in object_pages(fs, path):
+        for o in page:
+            yield f"{bucket}/{o['Key']}", o["Size"], o["LastModified"].timestamp()
+
+
+def object_pages(
+    fs: fsspec.AbstractFileSystem, path: str, whole: bool = False
+) -> Iterator[list[Listed]]:
+    """The objects below `path`, a folder of an S3 bucket, as S3 lists them: 1,000 in a request.
+
+    With `whole`, `path` is the name of one object. Raises what s3fs raises.
+    """
+    bucket, key, _ = fs.split_path(path)
+    request = {"Bucket": bucket, "Prefix": f"{key}/" if key else ""}
+    if whole:  # no other key with this prefix sorts before the key itself
+        page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
+        yield [o for o in page.get("Contents", ()) if o["Key"] == key]
+        return
+    while True:
+        page = fs.call_s3("list_objects_v2", **request)
+        yield page.get("Contents", [])
+        if not page.get("IsTruncated"):
+            return
+        request["ContinuationToken"] = page["NextContinuationToken"]
