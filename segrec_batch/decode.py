@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,11 +100,11 @@ def open_rgb(
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # Pillow's, of what it can live with: broken EXIF etc.
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise PictureError("decode", f"{image.width}×{image.height} pixels are too many")
-        return _open_rgb(image, shapes)
+            if image.width * image.height > MAX_PIXELS:
+                raise PictureError("decode", f"{image.width}×{image.height} pixels are too many")
+            return _open_rgb(image, shapes)
     except PictureError:
         raise
     except UnidentifiedImageError as error:
@@ -141,14 +142,26 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image, np.float32) / 257).round().astype(np.uint8))
     elif image.mode in ("I", "F"):
-        image = Image.fromarray(_stretch(np.asarray(image, np.float64)))
+        image = Image.fromarray(_stretch(np.asarray(image)))
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
+        rgba = _in_mode(image, "RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+    return _in_mode(image, "RGB")
 
 
-def _stretch(grey: NDArray[np.float64]) -> NDArray[np.uint8]:
-    finite = np.nan_to_num(grey, posinf=0.0, neginf=0.0)
-    low, high = finite.min(), finite.max()
-    return np.asarray((finite - low) * (255 / max(high - low, 1e-12)) + 0.5, np.uint8)
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    image.load()
+    return image if image.mode == mode else image.convert(mode)  # which copies in any case
+
+
+def _stretch(grey: NDArray[Any]) -> NDArray[np.uint8]:
+    bands = np.array_split(grey.ravel(), 1 + grey.size // 2**22)  # float64 takes much memory
+    low = min(_finite(band).min() for band in bands)
+    high = max(_finite(band).max() for band in bands)
+    scale = 255 / max(high - low, 1e-12)
+    eight = [((_finite(band) - low) * scale + 0.5).astype(np.uint8) for band in bands]
+    return np.concatenate(eight).reshape(grey.shape)
+
+
+def _finite(grey: NDArray[Any]) -> NDArray[np.float64]:
+    return np.nan_to_num(grey.astype(np.float64), posinf=0.0, neginf=0.0)
