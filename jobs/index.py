@@ -4,8 +4,6 @@ import argparse
 import sys
 
 from segrec_batch import console
-from segrec_batch.pipeline.run import Account, index_pictures
-from segrec_batch.store.index import Snapshot
 
 EXAMPLES = """\
 examples:
@@ -13,10 +11,17 @@ examples:
   # on a cluster, from and to a bucket
   ray job submit --working-dir . -- python jobs/index.py \\
       --images s3://bucket/images --model s3://bucket/model --index s3://bucket/index
+  # what would be done?
+  python jobs/index.py --images data/images --model model --index index --dry-run
+  # a new model: readers keep the old snapshot until the new one is complete
+  python jobs/index.py --images s3://bucket/images --model s3://bucket/model2 \\
+      --index s3://bucket/index --rebuild
 
-Run it again at any time: it does only what is missing. Credentials and endpoint of an object store
-come from the AWS_* environment; Ray from RAY_ADDRESS, or it is started on this machine.
-Exit code 0: every listed picture is indexed, or recorded in `failures`. 1: the job itself failed.
+Run it again at any time, also after a crash: it does only what is missing. Credentials and endpoint
+of an object store come from the AWS_* environment; Ray from RAY_ADDRESS, or it is started on this
+machine. A glob's * stands for any characters, / among them.
+Exit code 0: every listed picture is indexed, or recorded in `failures`. 1: the job itself failed;
+the index is as its last commit left it.
 """
 
 
@@ -29,29 +34,59 @@ def parse_arguments() -> argparse.Namespace:
     add("--images", required=True, metavar="URI", help="folder of pictures (local or s3://)")
     add("--model", required=True, metavar="MODEL", help="model bundle made by jobs/train.py")
     add("--index", required=True, metavar="INDEX", help="folder of the index, made if missing")
+    add("--include", nargs="+", default=(), metavar="GLOB", help="only paths below URI like these")
+    add("--exclude", nargs="+", default=(), metavar="GLOB", help="no paths below URI like these")
+    add("--limit", type=_count, metavar="N", help="process at most N pictures in this run")
+    add("--retry-failed", action="store_true", help="try pictures again that failed before")
+    add("--rebuild", action="store_true", help="index everything anew, also with another model")
+    add("--dry-run", action="store_true", help="print what would be done, and do nothing")
     add(
         "--device",
         default="auto",
         choices=("auto", "cpu", "cuda"),
         help="auto takes the cluster's GPUs if it has any (default: auto)",
     )
-    add("--retry-failed", action="store_true", help="try pictures again that failed before")
-    return parser.parse_args()
+    add("--batch-size", type=_count, default=32, metavar="N", help="pictures (default: 32)")
+    add(
+        "--commit-seconds",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="time between commits, the most that a crash loses (default: 300)",
+    )
+    parsed = parser.parse_args()
+    if parsed.rebuild and parsed.dry_run:
+        parser.error("--rebuild does everything; there is nothing for --dry-run to say")
+    return parsed
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
 
 
 def main(a: argparse.Namespace) -> None:
     """Run the job."""
-    account, snapshot = index_pictures(a.images, a.model, a.index, a.device, a.retry_failed)
-    _print_summary(account, snapshot)
+    from segrec_batch.pipeline.plan import Request  # imports Ray, which --help need not wait for
+    from segrec_batch.pipeline.run import Execution, dry_run, index_pictures
 
-
-def _print_summary(account: Account, snapshot: Snapshot) -> None:
+    request = Request(a.images, tuple(a.include), tuple(a.exclude), a.limit, a.retry_failed)
+    if a.dry_run:
+        for line in dry_run(request, a.model, a.index):
+            print(line)
+        return
+    execution = Execution(a.device, a.batch_size, a.commit_seconds)
+    account, snapshot = index_pictures(request, a.model, a.index, execution, a.rebuild)
     figures = {
         "listed": account.listed,
         "indexed": account.indexed,
+        "  of these, copied from equal bytes": account.copied,
         "unchanged": account.unchanged,
         "failed": account.failed,
         "skipped (failed before)": account.skipped,
+        "skipped (beyond --limit)": account.postponed,
         "gone": account.gone,
     }
     rows = [[name, f"{count:,}"] for name, count in figures.items()]

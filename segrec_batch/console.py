@@ -45,9 +45,11 @@ def run_command(command: Callable[[], None]) -> int:
 
 
 class ProgressMeter:
-    """Progress of `total` steps: a bar in a terminal, a plain line every 30 s in a log."""
+    """Progress of `total` steps, or of unknown many (None): a bar in a terminal, a plain line every
+    30 s in a log.
+    """
 
-    def __init__(self, label: str, total: int) -> None:
+    def __init__(self, label: str, total: int | None = None) -> None:
         self.label = label
         self.total = total
         self.done = 0
@@ -75,6 +77,9 @@ class ProgressMeter:
         self._last = time.monotonic()
         seconds = self._last - self._start
         rate = self.done / max(seconds, 1e-9)
+        if self.total is None:
+            say(f"{self.label}: {self.done:,} so far, {rate:.1f}/s")
+            return
         left = (self.total - self.done) / rate if rate else float("inf")
         say(f"{self.label}: {self.done:,} of {self.total:,}, {rate:.1f}/s, about {left:.0f} s left")
 

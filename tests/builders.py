@@ -14,6 +14,7 @@ from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
 
+import segrec_batch
 from segrec_batch.model import describe
 from segrec_batch.model.backbone import Backbone, Weights, load_weights
 from segrec_batch.model.bundle import Model, ModelSpec
@@ -107,6 +108,12 @@ def tiny_model(
         dtype=dtype,
     )
     return Model(spec, head, weights.state)
+
+
+def uris(index: str, table: str = "images", version: int | None = None) -> list[str]:
+    """Names of the files that a table of an index is about, sorted by URI."""
+    rows = segrec_batch.connect(index, version).sql(f"SELECT uri FROM {table} ORDER BY uri")
+    return [Path(uri).name for (uri,) in rows.fetchall()]
 
 
 def write_png(path: Path, values: Image.Image | NDArray[Any]) -> Path:

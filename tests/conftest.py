@@ -1,6 +1,7 @@
 """Shared parts of the tests: sample scenes, a small model, one Ray for all, one index to read."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 from segrec_batch.decode import shapes_of_size
 from segrec_batch.model.backbone import load_weights
 from segrec_batch.model.bundle import Model
-from segrec_batch.pipeline.run import index_pictures
+from segrec_batch.pipeline.plan import Request
+from segrec_batch.pipeline.run import Execution, index_pictures
 from segrec_batch.scenes import write_scenes
 from segrec_batch.train.labelled import load_classes, pair
 from segrec_batch.train.run import Settings, train
@@ -68,7 +70,17 @@ def index(
     (images / "place_00" / "broken.jpg").write_bytes(b"no picture")
     uri = str(tmp_path_factory.mktemp("index") / "it's an index")
     try:
-        index_pictures(str(images), model_dir, uri, "cpu")
+        index_pictures(Request(str(images)), model_dir, uri, Execution("cpu"))
     finally:
         (images / "place_00" / "broken.jpg").unlink()
     return uri
+
+
+@pytest.fixture
+def pictures(scenes: Path, tmp_path: Path) -> Path:
+    """Six scenes to change at will."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for source in sorted((scenes / "images" / "place_01").iterdir()):
+        shutil.copy2(source, folder)
+    return folder

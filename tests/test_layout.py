@@ -14,11 +14,12 @@ PACKAGE = ROOT / "segrec_batch"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 DOORS = {"ray": "pipeline", "duckdb": "query", "deltalake": "store", "sklearn": "train"}
 LEVELS = [  # each may import from its own and from those before it
-    {"errors", "storage", "console", "decode", "listing", "scenes"},
+    {"errors", "faults", "storage", "sandbox", "console", "decode", "listing", "scenes"},
     {"model"},
     {"train", "store"},
     {"query", "evaluate"},
     {"pipeline"},
+    {"maintain"},
     {"cli"},
 ]
 
@@ -68,6 +69,7 @@ def test_importing_the_package_stays_light() -> None:
     [
         ["jobs/train.py"],
         ["jobs/index.py"],
+        ["jobs/maintain.py"],
         ["jobs/evaluate.py", "segmentation"],
         ["-m", "segrec_batch.cli"],
         ["-m", "segrec_batch.cli", "query"],
@@ -100,6 +102,10 @@ def test_documented_commands_have_the_options_that_the_documents_use() -> None:
         for name, command in {
             "jobs/train.py": ["jobs/train.py"],
             "jobs/index.py": ["jobs/index.py"],
+            **{
+                f"maintain.py {command}": ["jobs/maintain.py", "--index", ".", command]
+                for command in ("compact", "vacuum", "purge", "verify", "rollback", "history")
+            },
             "jobs/evaluate.py segmentation": ["jobs/evaluate.py", "segmentation"],
             "segrec query": ["-m", "segrec_batch.cli", "query"],
             "segrec sql": ["-m", "segrec_batch.cli", "sql"],

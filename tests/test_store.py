@@ -11,17 +11,18 @@ import pytest
 from deltalake import DeltaTable
 
 import segrec_batch
-from segrec_batch.errors import IndexStateError
+from segrec_batch.errors import IndexStateError, InputError
 from segrec_batch.model.bundle import Model
+from segrec_batch.store import delta, purged, staging
 from segrec_batch.store import index as store
-from segrec_batch.store.files import DataFile, write_file
+from segrec_batch.store.files import DataFile, new_part, write_file
 from segrec_batch.store.schema import failures_schema, regions_schema, schemas
 from tests.regenerate_schemas import FOLDER, snapshots
 
 
 def failure_file(index: str, name: str) -> DataFile:
     row = {f.name: name if f.type == pa.string() else 0 for f in failures_schema()}
-    return write_file(index, "failures", pa.Table.from_pylist([row], failures_schema()))
+    return write_file(index, new_part(), "failures", pa.Table.from_pylist([row], failures_schema()))
 
 
 def as_text(row: dict[str, object]) -> str:
@@ -113,7 +114,7 @@ def test_of_two_runs_that_publish_the_second_fails(empty: store.Snapshot) -> Non
 
 def test_what_a_dead_run_left_is_invisible_and_does_not_come_back(empty: store.Snapshot) -> None:
     orphan = failure_file(empty.index, "orphan")
-    store._bring_to(empty, "failures", [orphan], [])  # and died before `images`
+    delta.bring_to(empty.index, "failures", [orphan])  # and died before `images`
     assert store.open_snapshot(empty.index).rows("failures") == 0
     after = store.commit(empty, [failure_file(empty.index, "next")])
     assert segrec_batch.connect(empty.index).sql("SELECT uri FROM failures").fetchall() == [
@@ -124,7 +125,7 @@ def test_what_a_dead_run_left_is_invisible_and_does_not_come_back(empty: store.S
 
 def test_a_file_that_a_dead_run_removed_is_brought_back(empty: store.Snapshot) -> None:
     kept = store.commit(empty, [failure_file(empty.index, "kept")])
-    store._bring_to(kept, "failures", [], kept.files["failures"])
+    delta.bring_to(kept.index, "failures", [])
     assert store.open_snapshot(empty.index).rows("failures") == 1
     after = store.commit(kept, [failure_file(empty.index, "next")])
     assert after.rows("failures") == 2
@@ -139,7 +140,7 @@ def test_old_versions_stay_readable(empty: store.Snapshot) -> None:
 
 def test_history_keeps_what_a_run_said_of_itself(empty: store.Snapshot) -> None:
     store.commit(empty, [failure_file(empty.index, "x")], info={"segrec": {"run_id": "r1"}})
-    assert store.history(empty.index)[0]["segrec"] == {"run_id": "r1"}
+    assert store.history(empty.index)[0].info["segrec"] == {"run_id": "r1"}
 
 
 def test_creating_again_completes_what_was_left_unfinished(model: Model, tmp_path: Path) -> None:
@@ -155,3 +156,89 @@ def test_an_index_of_another_spec_format_is_refused(empty: store.Snapshot) -> No
     assert spec.to_json()["format"] == 1
     with pytest.raises(Exception, match="format"):
         type(spec).from_json({**spec.to_json(), "format": 0})
+
+
+def other_model(model: Model) -> Model:
+    """Another model, of fewer classes, so that `images` has other columns."""
+    classes = model.spec.classes[:1]
+    components = tuple(min(c, 1) for c in model.spec.components)
+    return replace(model, spec=replace(model.spec, classes=classes, components=components))
+
+
+def test_a_snapshot_of_another_model_replaces_the_old_one_at_once(
+    empty: store.Snapshot, model: Model
+) -> None:
+    old = store.commit(empty, [failure_file(empty.index, "old")])
+    other = other_model(model)
+    other.save(store.model_uri(empty.index, other.model_id))
+    wanted = store.empty_snapshot(empty.index, other.model_id, other.spec)
+    wanted = store.with_changes(wanted, [failure_file(empty.index, "new")])
+    new = store.replace(old, wanted)
+    assert (new.model_id, new.spec.classes) == (other.model_id, other.spec.classes)
+    back = store.open_snapshot(empty.index, old.version)
+    assert (back, back.load_model().model_id) == (old, model.model_id)
+    columns = segrec_batch.connect(empty.index).sql("FROM images").columns
+    assert [c for c in columns if c.startswith("coverage_")] == [
+        "coverage_background", f"coverage_{other.spec.classes[0]}"
+    ]  # fmt: skip
+    found = segrec_batch.connect(empty.index).sql("SELECT uri FROM failures").fetchall()
+    assert found == [("new",)]
+    again = store.replace(new, old)
+    assert (again.model_id, again.files) == (old.model_id, old.files)
+
+
+def test_what_is_staged_is_invisible_and_remembered(empty: store.Snapshot, model: Model) -> None:
+    other = other_model(model)
+    a, b = (failure_file(empty.index, name) for name in "ab")
+    staged = staging.stage(staging.open_staging(empty, other), [a])
+    staged = staging.stage(staged, [b], [a])
+    assert store.open_snapshot(empty.index) == empty
+    assert staging.rebuilds(empty.index) == [other.model_id]
+    assert staging.open_staging(empty, other).files["failures"] == (b,) == staged.files["failures"]
+    published = store.replace(empty, staged)
+    assert staging.open_staging(published, other).files["failures"] == (), "it was published"
+
+
+def test_of_two_rebuilds_with_one_model_the_second_fails(
+    empty: store.Snapshot, model: Model
+) -> None:
+    first = second = staging.open_staging(empty, model)
+    for name in "ab":  # when there is nothing yet, and later
+        first = staging.stage(first, [failure_file(empty.index, name)])
+        with pytest.raises(IndexStateError, match="another run rebuilds it"):
+            staging.stage(second, [failure_file(empty.index, "c")])
+        second = staging.open_staging(empty, model)
+        first, second = second, first
+        second = replace(second, versions={**second.versions, "rebuild": -1})
+    assert len(staging.open_staging(empty, model).files["failures"]) == 2
+
+
+def test_replacements_of_purged_files_are_followed_to_the_last(empty: store.Snapshot) -> None:
+    a, b, c = (failure_file(empty.index, name) for name in "abc")
+    old = store.commit(empty, [a])
+    now = store.commit(old, [b], [a])
+    purged.write_replacements(empty.index, [(a, b)])
+    purged.write_replacements(empty.index, [(b, c)])
+    assert store.open_snapshot(empty.index, old.version).files["failures"] == (c,)
+    purged.write_replacements(empty.index, [(c, None)])
+    assert store.open_snapshot(empty.index, old.version).files["failures"] == ()
+    assert store.open_snapshot(empty.index) == now
+
+
+def test_an_index_path_with_pattern_characters_is_no_pattern(model: Model, tmp_path: Path) -> None:
+    index = str(tmp_path / "a[1]*? b'c")
+    store.commit(store.create(index, model), [failure_file(index, "x")])
+    found = segrec_batch.connect(index).sql("SELECT uri FROM failures").fetchall()
+    assert found == [("x",)]
+
+
+def test_an_index_path_with_a_percent_sign_is_refused(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="%"):
+        store.create(str(tmp_path / "a%20b"), model)
+
+
+def test_a_version_whose_files_are_gone_says_so(empty: store.Snapshot) -> None:
+    one = store.commit(empty, [failure_file(empty.index, "one")])
+    Path(one.files["failures"][0].uri(empty.index)).unlink()
+    with pytest.raises(IndexStateError, match="vacuum"):
+        segrec_batch.connect(empty.index, one.version)

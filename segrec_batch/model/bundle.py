@@ -152,7 +152,7 @@ class Model:
 
 def load_model(uri: str) -> Model:
     """Read a bundle and check it against its own fingerprints. Raises ModelError."""
-    spec, stated_id = _read_spec(uri)
+    spec, stated_id = read_spec(uri)
     try:
         head = load(storage.read_bytes(storage.join(uri, "head.safetensors")))
         backbone = load(storage.read_bytes(storage.join(uri, "backbone.safetensors")))
@@ -164,7 +164,8 @@ def load_model(uri: str) -> Model:
     return model
 
 
-def _read_spec(uri: str) -> tuple[ModelSpec, str]:
+def read_spec(uri: str) -> tuple[ModelSpec, str]:
+    """What `model.json` of a bundle says, and the model_id it states. Raises ModelError."""
     try:
         values = json.loads(storage.read_bytes(storage.join(uri, "model.json")))
         stated_id = values.pop("model_id")

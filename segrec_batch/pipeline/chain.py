@@ -1,11 +1,17 @@
-"""The Ray Data chain: read → decode → segment → write. The only place that imports ray."""
+"""The Ray Data chain: read → decode → segment → write. The only place that imports ray.
+
+Workers, actors and nodes may die at any time: Ray runs their tasks again, which is harmless, since
+a part that nobody has a receipt of is invisible. What would kill a worker each time, a picture that
+breaks its decoder, dies in the sandbox instead.
+"""
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 # Before ray is imported: no usage reports, no progress bars beside ours, no token asked of a
 # cluster that never had one, and no report of how Ray Data starts its actors as an error of ours.
@@ -18,12 +24,17 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from segrec_batch.errors import DeviceError
+from segrec_batch.errors import ClusterError, DeviceError, SegrecError
 from segrec_batch.pipeline.stages import SegmentBatch, decode_batch, write_batch
-from segrec_batch.store.index import Snapshot, model_uri
+from segrec_batch.sandbox import PICTURE_SECONDS
+from segrec_batch.store.index import Snapshot
 
-BATCH = 32  # pictures that are decoded and segmented together; also the rows of a block
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_ROUND = 65_536  # pictures per actor that one Ray Data execution takes
 _TASK_CPUS = 0.5  # of decode and write tasks: two a core, since they wait for storage at times
+_BESIDE = 4  # tasks of `each` on a node beside the chain: a part in memory may take a gigabyte
 
 
 @dataclass(frozen=True)
@@ -72,14 +83,83 @@ def resources(device: str) -> Resources:
     return Resources("cpu", len(nodes), max(cores - 1, 0.5), cores)
 
 
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Errors of the stages as they were raised; those of Ray itself as ClusterError."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, SegrecError):
+                raise type(cause)(*cause.args) from None
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        raise ClusterError(f"Ray ended the run: {error}") from error
+    except ray.data.exceptions.ExecutionTimeoutError as error:
+        raise ClusterError(f"the run hangs: {error}") from error
+
+
+def each(
+    function: Callable[[Item], Result], items: Iterable[Item], cpus: float = 0
+) -> Iterator[tuple[Item, Result]]:
+    """Apply a function to items on the cluster; items with their results as they come.
+
+    Without `cpus` it can run beside the chain, which leaves none free: a few tasks on each node.
+    """
+    task = ray.remote(num_cpus=cpus, scheduling_strategy="SPREAD", max_retries=-1)(function)
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    at_once = 2 * int(ray.cluster_resources()["CPU"] / cpus) if cpus else _BESIDE * nodes
+    running: dict[ray.ObjectRef[Result], Item] = {}
+    waiting = iter(items)
+    with _errors():
+        while True:
+            for item in waiting:
+                running[task.remote(item)] = item
+                if len(running) >= at_once:
+                    break
+            if not running:
+                return
+            done, _ = ray.wait(list(running))
+            for ref in done:
+                yield running.pop(ref), ray.get(ref)
+
+
 def process(
-    manifest: pa.Table, snapshot: Snapshot, run_id: str, where: Resources
+    manifest: Callable[[int, int], pa.Table],
+    total: int,
+    snapshot: Snapshot,
+    run_id: str,
+    where: Resources,
+    batch_size: int,
 ) -> Iterator[pa.Table]:
-    """Process MANIFEST rows; yields RECEIPTS of files in place, as they are written."""
+    """Process MANIFEST rows 0 to `total`; yields RECEIPTS of parts in place, as they are written.
+
+    Goes in rounds, so that neither the driver nor Ray holds more than the rows of one.
+    """
+    context = ray.data.DataContext.get_current()
+    # longer than it takes to give up every picture of a batch
+    context.execution_no_progress_timeout_s = 300 + 2 * PICTURE_SECONDS * batch_size
+    context.max_consecutive_actor_init_deaths = 3
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it logs its plan as a warning
-    blocks = [manifest.slice(i, BATCH) for i in range(0, manifest.num_rows, BATCH)]
-    rows_per_file = min(max(manifest.num_rows // 100, 64), 4096)  # a receipt is a step of progress
-    receipts = (
+    rows_per_part = min(max(total // 100, 2 * batch_size), 4096)  # a part is a step of progress
+    step = _ROUND * where.actors
+    with _errors():
+        for start in range(0, total, step):
+            rows = manifest(start, start + step)
+            chain = _chain(rows, snapshot, run_id, where, batch_size, rows_per_part)
+            yield from chain.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+def _chain(
+    manifest: pa.Table,
+    snapshot: Snapshot,
+    run_id: str,
+    where: Resources,
+    batch_size: int,
+    rows_per_part: int,
+) -> ray.data.Dataset:
+    blocks = [manifest.slice(i, batch_size) for i in range(0, manifest.num_rows, batch_size)]
+    return (
         ray.data.from_arrow(blocks)
         .map_batches(
             partial(decode_batch, shapes=snapshot.spec.shapes),
@@ -90,7 +170,7 @@ def process(
         .map_batches(
             SegmentBatch,
             fn_constructor_kwargs={
-                "model": model_uri(snapshot.index),
+                "model": snapshot.model_uri,
                 "device": where.device,
                 "threads": where.threads,
             },
@@ -108,9 +188,8 @@ def process(
                 model_id=snapshot.model_id,
                 run_id=run_id,
             ),
-            batch_size=rows_per_file,
+            batch_size=rows_per_part,
             batch_format="pyarrow",
             num_cpus=_TASK_CPUS,
         )
     )
-    yield from receipts.iter_batches(batch_size=None, batch_format="pyarrow")

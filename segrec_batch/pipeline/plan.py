@@ -1,81 +1,253 @@
-"""What a run has to do: the listing, compared with the newest snapshot."""
+"""What a run has to do: the listing, compared with the newest snapshot.
 
+The comparison is a join in a DuckDB database on disk that lives as long as the run. So neither the
+listing nor the index has to fit in memory.
+"""
+
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import pyarrow as pa
 
-from segrec_batch.pipeline.stages import MANIFEST
-from segrec_batch.query.database import connect_snapshot, query
+from segrec_batch.console import ProgressMeter
+from segrec_batch.errors import IndexStateError, InputError
+from segrec_batch.listing import iter_pictures
+from segrec_batch.pipeline.schema import MANIFEST
+from segrec_batch.query.database import open_database, query, select_with_part
 from segrec_batch.store.index import Snapshot
 
-# `listed` are the sources; only what lies below the listed folder can be gone.
-_STATUS = """
-WITH old AS (
-    SELECT uri, source_size, source_etag, false AS failed FROM images
-    UNION ALL
-    SELECT uri, source_size, source_etag, true FROM failures
+_MEMORY = "4GB"  # of DuckDB, which goes to disk beyond it
+
+_TABLES = """
+CREATE TABLE listed (uri VARCHAR, source_size BIGINT, source_etag VARCHAR, problem VARCHAR);
+CREATE TABLE old (
+    image_id VARCHAR, uri VARCHAR, source_size BIGINT, source_etag VARCHAR,
+    content_hash VARCHAR, part VARCHAR
+);
+"""
+_COLUMNS = {  # of `old`, in the tables of the index; a failure has no content
+    "images": "image_id, uri, source_size, source_etag, content_hash",
+    "failures": "image_id, uri, source_size, source_etag, NULL",
+}
+
+# by the globs of a request, of a path below the listed folder
+_EXCLUDED = """(
+    (len($include::VARCHAR[]) > 0
+     AND len(list_filter($include::VARCHAR[], lambda pattern: path GLOB pattern)) = 0)
+    OR len(list_filter($exclude::VARCHAR[], lambda pattern: path GLOB pattern)) > 0
+)"""
+
+# outside: not below the folder that was listed
+_STATUS = f"""
+CREATE TABLE plan AS
+WITH joined AS (
+    SELECT
+        coalesce(listed.uri, old.uri) AS uri,
+        coalesce(listed.uri, old.uri)[length($below) + 1:] AS path,
+        listed.source_size, listed.source_etag, problem,
+        old.image_id, old.content_hash, old.part,
+        listed.uri IS NULL AS missing,
+        listed.source_size <> old.source_size OR listed.source_etag <> old.source_etag AS differs
+    FROM listed FULL JOIN old ON listed.uri = old.uri
 )
 SELECT
-    coalesce(listed.uri, old.uri) AS uri,
-    listed.source_size,
-    listed.source_etag,
-    old.uri IS NOT NULL AS known,
+    * EXCLUDE (path, missing, differs),
     CASE
-        WHEN listed.uri IS NULL THEN 'gone'
-        WHEN old.uri IS NULL THEN 'new'
-        WHEN listed.source_size <> old.source_size
-          OR listed.source_etag <> old.source_etag THEN 'changed'
-        WHEN NOT old.failed THEN 'unchanged'
-        WHEN $retry_failed THEN 'changed'
+        WHEN missing AND NOT starts_with(uri, $below) THEN 'outside'
+        WHEN {_EXCLUDED} THEN 'excluded'
+        WHEN missing THEN 'gone'
+        WHEN part IS NULL THEN 'new'
+        WHEN differs THEN 'changed'
+        WHEN content_hash IS NOT NULL THEN 'unchanged'
+        WHEN $retry_failed THEN 'retried'
         ELSE 'skipped'
     END AS status
-FROM listed
-FULL JOIN old USING (uri)
-WHERE listed.uri IS NOT NULL OR starts_with(old.uri, $below)
+FROM joined
+"""  # noqa: S608
+
+_LEFT_OUT = f"""
+WITH published AS (SELECT uri, uri[length($below) + 1:] AS path FROM rows)
+SELECT count(*) FROM published WHERE NOT starts_with(uri, $below) OR {_EXCLUDED}
+"""  # noqa: S608
+
+# A changed source may still have the bytes it had; a new one those of an image that it was moved or
+# copied from, which then has the same size and ETag or time. The bytes decide when they are read.
+_WORK = """
+CREATE TABLE work AS
+WITH todo AS (
+    FROM plan WHERE status IN ('new', 'changed', 'retried')
+    ORDER BY part NULLS FIRST, uri LIMIT $limit
+), donors AS (
+    SELECT source_size, source_etag, 'new' AS status, arg_min(
+        {'image_id': image_id, 'content_hash': content_hash, 'part': part}, uri
+    ) AS donor
+    FROM old SEMI JOIN (FROM todo WHERE status = 'new') USING (source_size, source_etag)
+    WHERE content_hash IS NOT NULL
+    GROUP BY ALL
+)
+SELECT
+    row_number() OVER (ORDER BY part NULLS FIRST, uri) - 1 AS n,
+    uri, source_size, source_etag, problem, part AS old_part,
+    CASE
+        WHEN content_hash IS NOT NULL
+            THEN {'image_id': image_id, 'content_hash': content_hash, 'part': part}
+        ELSE donor
+    END AS donor,
+    status
+FROM todo LEFT JOIN donors USING (source_size, source_etag, status)
+ORDER BY n
 """
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Counts of a comparison, the rows to process (MANIFEST) and the URIs that are gone."""
+class Request:
+    """What to index: pictures under `images` whose path below it fits any glob of `include` and
+    none of `exclude`; at most `limit` of them in this run.
+    """
 
-    listed: int
-    new: int
-    changed: int
-    unchanged: int
-    skipped: int
-    manifest: pa.Table
-    gone: tuple[str, ...]
+    images: str
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    limit: int | None = None
+    retry_failed: bool = False
+
+
+def _where(request: Request) -> dict[str, object]:
+    return {
+        "below": request.images.rstrip("/") + "/",
+        "include": list(request.include),
+        "exclude": list(request.exclude),
+    }
+
+
+class Plan:
+    """A comparison of sources with a snapshot. A context manager: its database goes with it.
+
+    Sources have a status: new, changed, retried, unchanged, skipped (failed before), gone, excluded
+    or outside. todo: how many are to be processed in this run; replaced: of these, how many have
+    rows in the index; left_out: how many rows of `superseded`, a snapshot that is to be replaced as
+    a whole, are of sources outside the request.
+    """
+
+    def __init__(
+        self, request: Request, snapshot: Snapshot, superseded: Snapshot | None = None
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="segrec-plan-")
+        path = Path(self._folder.name)
+        self._connection = open_database(
+            str(path / "plan.duckdb"),
+            snapshot.index,
+            memory_limit=_MEMORY,
+            temp_directory=str(path / "spill"),
+        )
+        self._connection.execute(_TABLES)
+        self._list(request.images)
+        self._load(snapshot)
+        self._compare(request)
+        self.left_out = self._count_left_out(request, superseded) if superseded else 0
+
+    def __enter__(self) -> "Plan":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._connection.close()
+        self._folder.cleanup()
+
+    def _list(self, images: str) -> None:
+        with ProgressMeter("listed") as meter:
+            for batch in iter_pictures(images):
+                self._connection.register("batch", pa.Table.from_batches([batch]))
+                self._connection.execute("INSERT INTO listed FROM batch")
+                meter.advance(batch.num_rows)
+
+    def _load(self, snapshot: Snapshot) -> None:
+        for table, columns in _COLUMNS.items():
+            select = select_with_part(snapshot, table, columns)
+            if select:
+                self._connection.execute(f"INSERT INTO old {select}")
+
+    def _compare(self, request: Request) -> None:
+        retry = {"retry_failed": request.retry_failed}
+        self._connection.execute(_STATUS, _where(request) | retry)
+        self._connection.execute(_WORK, {"limit": request.limit})
+        counts = self._query("SELECT status, count(*) AS n FROM plan GROUP BY status")
+        self._counts: dict[str, int] = {row["status"]: row["n"] for row in counts.to_pylist()}
+        (work,) = self._query(
+            "SELECT count(*) AS todo, count(old_part) AS replaced FROM work"
+        ).to_pylist()
+        self.todo: int = work["todo"]
+        self.replaced: int = work["replaced"]
+        self._check_keys()
+        if not self.listed:
+            raise InputError(f"{request.images}: --include and --exclude leave no picture")
+
+    def _check_keys(self) -> None:
+        """A source that the index has twice would be there twice after the join."""
+        sql = """SELECT (SELECT count(*) FROM plan WHERE source_size IS NOT NULL)
+                      - (SELECT count(*) FROM listed)"""
+        ((twice,),) = self._connection.execute(sql).fetchall()
+        if twice:
+            raise IndexStateError(
+                f"{twice} sources are listed or indexed twice; see jobs/maintain.py verify"
+            )
+
+    def _count_left_out(self, request: Request, superseded: Snapshot) -> int:
+        selects = [select_with_part(superseded, table, "uri") for table in _COLUMNS]
+        keys = " UNION ALL ".join(f"({select})" for select in selects if select)
+        if not keys:
+            return 0
+        sql = _LEFT_OUT.replace("FROM rows", f"FROM ({keys})")
+        found: list[tuple[int]] = self._connection.execute(sql, _where(request)).fetchall()
+        return found[0][0]
+
+    def _query(self, sql: str, *parameters: object) -> pa.Table:
+        return query(self._connection, sql, parameters)
+
+    def __getitem__(self, status: str) -> int:
+        """How many sources have a status."""
+        return self._counts.get(status, 0)
+
+    @property
+    def listed(self) -> int:
+        """Sources that were listed and not excluded."""
+        return sum(self[s] for s in ("new", "changed", "retried", "unchanged", "skipped"))
+
+    @property
+    def postponed(self) -> int:
+        """Sources to process that are left to another run, because of `limit`."""
+        return self["new"] + self["changed"] + self["retried"] - self.todo
 
     @property
     def nothing_to_do(self) -> bool:
         """Whether the index is as the sources are."""
-        return self.manifest.num_rows == 0 and not self.gone
+        return not self.todo and not self["gone"]
 
+    def manifest(self, start: int, stop: int) -> pa.Table:
+        """MANIFEST rows of the work, in the order in which it is to be done."""
+        rows = self._query("FROM work WHERE n >= ? AND n < ? ORDER BY n", start, stop)
+        return pa.Table.from_pylist(rows.to_pylist(), MANIFEST)
 
-def make_plan(sources: pa.Table, root: str, snapshot: Snapshot, retry_failed: bool) -> Plan:
-    """Compare the sources listed below `root` with a snapshot.
+    def gone(self) -> Iterator[tuple[str, list[str]]]:
+        """Parts, and the image_ids in each that have no source any more."""
+        yield from self._stream(
+            "SELECT part, list(image_id) FROM plan WHERE status = 'gone' GROUP BY part"
+        )
 
-    A source that failed before and has not changed since is skipped, unless `retry_failed`.
-    """
-    connection = connect_snapshot(snapshot)
-    connection.register("listed", sources)
-    parameters = {"retry_failed": retry_failed, "below": root.rstrip("/") + "/"}
-    connection.execute(f"CREATE TEMP TABLE plan AS {_STATUS}", parameters)
-    statuses = query(connection, "SELECT status, count(*) AS n FROM plan GROUP BY status")
-    counts = {row["status"]: row["n"] for row in statuses.to_pylist()}
-    work = query(
-        connection,
-        "SELECT uri, source_size, source_etag, known FROM plan "
-        "WHERE status IN ('new', 'changed') ORDER BY known, uri",
-    )
-    gone = query(connection, "SELECT uri FROM plan WHERE status = 'gone' ORDER BY uri")
-    return Plan(
-        listed=sources.num_rows,
-        new=counts.get("new", 0),
-        changed=counts.get("changed", 0),
-        unchanged=counts.get("unchanged", 0),
-        skipped=counts.get("skipped", 0),
-        manifest=work.cast(MANIFEST),
-        gone=tuple(gone["uri"].to_pylist()),
-    )
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Status and URI of every source that a run would touch."""
+        yield from self._stream("SELECT status, uri FROM work ORDER BY n")
+        yield from self._stream("SELECT status, uri FROM plan WHERE status = 'gone' ORDER BY uri")
+
+    def _stream(self, sql: str) -> Iterator[tuple[Any, ...]]:
+        cursor = self._connection.cursor().execute(sql)
+        while rows := cursor.fetchmany(1024):
+            yield from rows

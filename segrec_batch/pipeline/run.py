@@ -3,203 +3,164 @@
 import datetime as dt
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
 
 from segrec_batch import storage
 from segrec_batch.console import ProgressMeter, say
-from segrec_batch.errors import AccountingError, IndexStateError
-from segrec_batch.listing import list_pictures
-from segrec_batch.model.bundle import load_model
-from segrec_batch.pipeline.plan import Plan, make_plan
-from segrec_batch.pipeline.stages import image_id, without
+from segrec_batch.errors import IndexStateError, InputError, SegrecError
+from segrec_batch.model.bundle import load_model, read_spec
+from segrec_batch.pipeline import chain
+from segrec_batch.pipeline.account import Account
+from segrec_batch.pipeline.plan import Plan, Request
+from segrec_batch.pipeline.publish import Publisher
 from segrec_batch.store import index as store
-from segrec_batch.store.files import DataFile, count_rows, write_file
+from segrec_batch.store import staging
 from segrec_batch.store.index import Snapshot
 
-COMMIT_SECONDS = 300.0  # a crash loses at most the work since the last commit
+
+@dataclass(frozen=True)
+class Execution:
+    """How a run goes about its work.
+
+    device: cpu, cuda or auto. batch_size: pictures that are decoded and segmented together.
+    commit_seconds: a crash loses at most the work of that long.
+    """
+
+    device: str = "auto"
+    batch_size: int = 32
+    commit_seconds: float = 300.0
 
 
-@dataclass
-class Account:
-    """The books of a run: what was listed, and what became of it."""
+def index_pictures(
+    request: Request,
+    model: str,
+    index: str,
+    execution: Execution = Execution(),
+    rebuild: bool = False,
+) -> tuple[Account, Snapshot]:
+    """Bring an index up to date with pictures; `rebuild` makes it anew, with any model.
 
-    run_id: str
-    listed: int
-    unchanged: int
-    skipped: int
-    indexed: int = 0
-    failed: int = 0
-    gone: int = 0
-    commits: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def check(self, before: Snapshot, after_images: int, dropped_images: int) -> None:
-        """listed = unchanged + skipped + indexed + failed, and images = old − dropped + indexed.
-
-        Raises AccountingError.
-        """
-        accounted = self.unchanged + self.skipped + self.indexed + self.failed
-        if self.listed != accounted:
-            raise AccountingError(
-                f"{self.listed} pictures listed, but {accounted} accounted for "
-                f"({self.unchanged} unchanged, {self.skipped} skipped, {self.indexed} indexed, "
-                f"{self.failed} failed): the last batch is not published; run the job again"
-            )
-        expected = before.rows("images") - dropped_images + self.indexed
-        if after_images != expected:
-            raise AccountingError(
-                f"the index would have {after_images} images in place of {expected}: the last "
-                "batch is not published; run the job again"
-            )
-
-
-@dataclass
-class _Pending:
-    """Files in place that are not yet committed, and the image_ids whose old rows they replace."""
-
-    files: list[DataFile] = field(default_factory=list)
-    replaced: list[str] = field(default_factory=list)
+    A rebuild is invisible to readers until it is complete, and goes on where it was interrupted.
+    Raises SegrecError; the index then is as the last commit left it.
+    """
+    request = replace(request, images=storage.absolute(request.images))
+    index = storage.absolute(index)
+    clock = time.monotonic()
+    exists = store.exists(index)
+    rebuild = rebuild and exists
+    published = store.open_snapshot(index) if rebuild else _snapshot(index, exists, model)
+    base = staging.open_staging(published, load_model(model)) if rebuild else published
+    if base.spec.notice:
+        say(f"warning: {base.spec.notice}")
+    with Plan(request, base, published if rebuild else None) as plan:
+        _refuse_to_lose(plan, request, published)
+        account = Account.open(_run_id(), plan)
+        account.seconds["list and plan"] = time.monotonic() - clock
+        say(str(account))
+        if not exists:  # not earlier: there may have been nothing to list
+            base = store.create(index, load_model(model))
+        publisher = Publisher(base, account, _stage if rebuild else store.commit)
+        if not plan.nothing_to_do:
+            _run(plan, publisher, execution)
+        after = publisher.current
+    if rebuild:
+        after = _finish(published, after, account)
+    return account, after
 
 
-def open_or_create(index: str, model_uri: str) -> Snapshot:
-    """The index for a model; IndexStateError if it belongs to another model."""
-    model = load_model(model_uri)
-    if not store.exists(index):
-        return store.create(index, model)
+def dry_run(request: Request, model: str, index: str) -> Iterator[str]:
+    """What `index_pictures` would do: a line for each source that it would touch."""
+    request = replace(request, images=storage.absolute(request.images))
+    index = storage.absolute(index)
+    with Plan(request, _snapshot(index, store.exists(index), model)) as plan:
+        for status, uri in plan.lines():
+            yield f"{status}\t{uri.encode('unicode_escape').decode()}"
+        say(f"{Account.open('dry run', plan)}; nothing was done")
+
+
+def _run_id() -> str:
+    return f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+
+
+def _snapshot(index: str, exists: bool, model: str) -> Snapshot:
+    """The newest snapshot of an index, which must belong to the model; or what it will begin as."""
+    spec, model_id = read_spec(model)
+    if not exists:
+        return store.empty_snapshot(index, model_id, spec)
     snapshot = store.open_snapshot(index)
-    if snapshot.model_id != model.model_id:
+    if snapshot.model_id != model_id:
         raise IndexStateError(
-            f"{index} belongs to model {snapshot.model_id}, not to {model.model_id} ({model_uri}); "
-            "rows of two models never mix: give the model of the index, or a new --index"
+            f"{index} belongs to model {snapshot.model_id}, not to {model_id} ({model}); rows of "
+            "two models never mix: give the model of the index, a new --index, or --rebuild"
         )
     return snapshot
 
 
-def index_pictures(
-    images: str, model: str, index: str, device: str = "auto", retry_failed: bool = False
-) -> tuple[Account, Snapshot]:
-    """Bring an index up to date with the pictures under `images`."""
-    images, index = storage.absolute(images), storage.absolute(index)
-    clock = time.monotonic()
-    sources = list_pictures(images)
-    base = open_or_create(index, model)
-    if base.spec.notice:
-        say(f"warning: {base.spec.notice}")
-    plan = make_plan(sources, images, base, retry_failed)
-    account = Account(
-        run_id=f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",
-        listed=plan.listed,
-        unchanged=plan.unchanged,
-        skipped=plan.skipped,
-        gone=len(plan.gone),
-    )
-    account.seconds["list and plan"] = time.monotonic() - clock
-    say(
-        f"{plan.listed:,} pictures: {plan.new:,} new, {plan.changed:,} changed, "
-        f"{plan.unchanged:,} unchanged, {plan.skipped:,} failed before and skipped; "
-        f"{len(plan.gone):,} gone"
-    )
-    if plan.nothing_to_do:
-        return account, base
-    return account, _run(plan, base, account, device)
+def _refuse_to_lose(plan: Plan, request: Request, published: Snapshot) -> None:
+    """A rebuild replaces everything, so it must have been asked for everything."""
+    if plan.left_out:
+        raise InputError(
+            f"--rebuild replaces all of {published.index}, but {plan.left_out:,} of its pictures "
+            f"are not below {request.images} or excluded; name a folder that holds them all"
+        )
 
 
-def _run(plan: Plan, base: Snapshot, account: Account, device: str) -> Snapshot:
-    clock = time.monotonic()
-    first = current = base
-    dropped = 0
-    pending = _Pending()
-    last_commit = clock
-    with ProgressMeter("indexed", plan.manifest.num_rows) as meter:
-        for files, replaced in _receipts(plan, base, account.run_id, device):
-            pending.files += files
-            pending.replaced += replaced
-            meter.advance(_count(files, account))
-            if time.monotonic() - last_commit > COMMIT_SECONDS:
-                current, n = _publish(current, pending, account)
-                dropped += n
-                pending, last_commit = _Pending(), time.monotonic()
-    account.seconds["process"] = time.monotonic() - clock
-    clock = time.monotonic()
-    pending.replaced += [image_id(uri) for uri in plan.gone]
-    current, _ = _publish(current, pending, account, first=first, dropped=dropped)
-    account.seconds["commit"] = time.monotonic() - clock
-    return current
-
-
-def _receipts(
-    plan: Plan, base: Snapshot, run_id: str, device: str
-) -> Iterator[tuple[list[DataFile], list[str]]]:
-    """Process the plan on Ray, if there is anything to process."""
-    if plan.manifest.num_rows == 0:
-        return
-    from segrec_batch.pipeline import chain  # starting Ray takes seconds
-
+def _run(plan: Plan, publisher: Publisher, execution: Execution) -> None:
+    """Process the plan on Ray; commit on the way, and the last of it once the books are right."""
+    account = publisher.account
     with chain.cluster():
-        where = chain.resources(device)
-        say(f"model on {where} (--device {device})")
-        for receipts in chain.process(plan.manifest, base, run_id, where):
-            yield _files(receipts)
+        clock = last = time.monotonic()
+        try:
+            with _meter(plan) as meter:
+                for receipts in _receipts(plan, publisher, execution):
+                    meter.advance(publisher.take(receipts))
+                    if time.monotonic() - last > execution.commit_seconds:
+                        publisher.publish()
+                        last = time.monotonic()
+        except (Exception, KeyboardInterrupt) as error:
+            _keep_what_is_done(publisher, error)
+            raise
+        account.seconds["process"] = time.monotonic() - clock
+        clock = time.monotonic()
+        publisher.publish_last(plan.gone())
+        account.seconds["commit"] = time.monotonic() - clock
 
 
-def _files(receipts: pa.Table) -> tuple[list[DataFile], list[str]]:
-    rows = receipts.to_pylist()
-    replaced = [i for row in rows for i in row.pop("replaced") or ()]
-    return [DataFile(**row) for row in rows], replaced
+def _meter(plan: Plan) -> AbstractContextManager[ProgressMeter]:
+    meter = ProgressMeter("indexed", plan.todo)
+    return meter if plan.todo else nullcontext(meter)
 
 
-def _count(files: Sequence[DataFile], account: Account) -> int:
-    indexed, failed = count_rows(files, "images"), count_rows(files, "failures")
-    account.indexed += indexed
-    account.failed += failed
-    return indexed + failed
+def _receipts(plan: Plan, publisher: Publisher, execution: Execution) -> Iterator[Any]:
+    if not plan.todo:
+        return
+    where = chain.resources(execution.device)
+    say(f"model on {where} (--device {execution.device})")
+    run_id, base = publisher.account.run_id, publisher.current
+    yield from chain.process(plan.manifest, plan.todo, base, run_id, where, execution.batch_size)
 
 
-def _publish(
-    base: Snapshot,
-    pending: _Pending,
-    account: Account,
-    first: Snapshot | None = None,
-    dropped: int = 0,
-) -> tuple[Snapshot, int]:
-    """Commit what is pending, old rows of replaced images taken out; also how many those were.
-
-    The last commit of a run gives `first`, the snapshot it began with, and how many rows earlier
-    commits dropped: the books are then checked before anything becomes visible.
-    """
-    remove, rewritten, dropped_now = _drop(base, pending.replaced)
-    add = [*pending.files, *rewritten]
-    if first is not None:
-        images = base.rows("images") + count_rows(add, "images") - count_rows(remove, "images")
-        account.check(first, images, dropped + dropped_now)
-    if not add and not remove:  # earlier commits had it all
-        return base, dropped_now
-    account.commits += 1
-    info = {"segrec": {k: v for k, v in asdict(account).items() if k != "seconds"}}
-    return store.commit(base, add, remove, info), dropped_now
+def _keep_what_is_done(publisher: Publisher, error: BaseException) -> None:
+    try:
+        publisher.publish()
+    except SegrecError as second:
+        say(f"what was done since the last commit is lost: {second}")
+    done = publisher.account.indexed + publisher.account.failed
+    say(f"stopped by {type(error).__name__}; {done:,} pictures were done; run again to go on")
 
 
-def _drop(base: Snapshot, image_ids: Sequence[str]) -> tuple[list[DataFile], list[DataFile], int]:
-    """Files that hold rows of images, what is left of them rewritten, and how many images went."""
-    remove: list[DataFile] = []
-    rewritten: list[DataFile] = []
-    dropped = 0
-    if not image_ids:
-        return remove, rewritten, dropped
-    for table, files in base.files.items():
-        for file in files:
-            content = storage.read_bytes(file.uri(base.index))
-            rows = pq.ParquetFile(pa.BufferReader(content)).read()
-            left = without(rows, image_ids)
-            if left.num_rows == rows.num_rows:
-                continue
-            remove.append(file)
-            if left.num_rows:
-                rewritten.append(write_file(base.index, table, left, file.partition))
-            if table == "images":
-                dropped += rows.num_rows - left.num_rows
-    return remove, rewritten, dropped
+def _stage(base: Snapshot, add: Any, remove: Any, info: Any) -> Snapshot:
+    return staging.stage(base, add, remove)
+
+
+def _finish(published: Snapshot, staged: Snapshot, account: Account) -> Snapshot:
+    """Put a rebuild in place of the published snapshot, if it is complete."""
+    if account.postponed:
+        say(f"{account.postponed:,} pictures are left; run again with --rebuild to go on")
+        return published
+    after = store.replace(published, staged, {"segrec": {**account.summary(), "rebuild": True}})
+    staging.discard(published.index, staged.model_id)
+    return after

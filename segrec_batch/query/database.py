@@ -3,6 +3,7 @@
 The only place that imports duckdb.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import duckdb
 import pyarrow as pa
 
 from segrec_batch import storage
-from segrec_batch.errors import InputError
+from segrec_batch.errors import IndexStateError, InputError
 from segrec_batch.store.files import DataFile
 from segrec_batch.store.index import Snapshot, open_snapshot
 from segrec_batch.store.schema import PARTITION, schemas
@@ -30,16 +31,36 @@ def connect(index: str, version: int | None = None) -> duckdb.DuckDBPyConnection
 
 
 def connect_snapshot(snapshot: Snapshot) -> duckdb.DuckDBPyConnection:
-    """The same for a snapshot that is already open."""
-    connection = duckdb.connect(
-        config={"autoinstall_known_extensions": False, "autoload_known_extensions": False}
-    )
-    if "://" in snapshot.index:
-        connection.register_filesystem(storage.filesystem(snapshot.index)[0])
-    for table, schema in schemas(snapshot.spec.classes).items():
-        _create_view(connection, table, schema, snapshot)
+    """The same for a snapshot that is already open. Raises IndexStateError if files are gone."""
+    connection = open_database(":memory:", snapshot.index)
+    try:
+        for table, schema in schemas(snapshot.spec.classes).items():
+            _create_view(connection, table, schema, snapshot)
+    except duckdb.IOException as error:
+        text = f"{snapshot.index}: version {snapshot.version} has lost files: {error}"
+        raise IndexStateError(f"{text}; vacuum keeps those of its retention only") from error
     connection.execute(sql_file("macros.sql"))
     return connection
+
+
+def open_database(path: str, index: str, **settings: str) -> duckdb.DuckDBPyConnection:
+    """A DuckDB database that can read the files of an index and loads no extension."""
+    fixed = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
+    connection = duckdb.connect(path, config={**fixed, **settings})
+    if "://" in index:
+        connection.register_filesystem(storage.filesystem(index)[0])
+    return connection
+
+
+def select_with_part(snapshot: Snapshot, table: str, columns: str) -> str | None:
+    """SQL that selects columns and the `part` of a table's rows; None if it has no files.
+
+    For tables that are not partitioned.
+    """
+    files = snapshot.files[table]
+    if not files:
+        return None
+    return f"SELECT {columns}, parse_filename(filename, true) AS part FROM {_read(snapshot, files)}"  # noqa: S608
 
 
 def sql_file(name: str) -> str:
@@ -70,7 +91,7 @@ def _create_view(
         connection.from_arrow(schema.empty_table()).create(table)
         return
     scans = [
-        _scan(snapshot.index, table, schema, part, files)
+        _scan(snapshot, table, schema, part, files)
         for part, files in _by_partition(snapshot.files[table]).items()
     ]
     connection.execute(f"CREATE VIEW {table} AS " + " UNION ALL ".join(scans))
@@ -84,13 +105,20 @@ def _by_partition(files: Sequence[DataFile]) -> Mapping[str | None, list[DataFil
 
 
 def _scan(
-    index: str, table: str, schema: pa.Schema, part: str | None, files: Sequence[DataFile]
+    snapshot: Snapshot, table: str, schema: pa.Schema, part: str | None, files: Sequence[DataFile]
 ) -> str:
-    """A partition's files, all of them named: a glob could see more than the snapshot."""
     key = PARTITION.get(table)
     columns = [f"{_text(str(part))} AS {n}" if n == key else f'"{n}"' for n in schema.names]
-    paths = ", ".join(_text(file.uri(index)) for file in files)
-    return f"SELECT {', '.join(columns)} FROM read_parquet([{paths}])"  # noqa: S608
+    return f"SELECT {', '.join(columns)} FROM {_read(snapshot, files)}"  # noqa: S608
+
+
+def _read(snapshot: Snapshot, files: Sequence[DataFile]) -> str:
+    """A scan of files, all of them named: a pattern could match more than the snapshot."""
+    paths = ", ".join(_text(_MAGIC.sub(r"[\1]", file.uri(snapshot.index))) for file in files)
+    return f"read_parquet([{paths}])"
+
+
+_MAGIC = re.compile(r"([*?\[])")  # DuckDB takes each name for a pattern
 
 
 def _text(value: str) -> str:

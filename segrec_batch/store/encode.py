@@ -1,5 +1,6 @@
 """Arithmetic between a segmentation and its rows: masks, bitmaps, boxes, norms, sort order."""
 
+import hashlib
 import io
 from collections.abc import Sequence
 
@@ -8,6 +9,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Labels = NDArray[np.uint8]
+
+
+def image_id(uri: str) -> str:
+    """128 bits of a URI, in hex."""
+    return hashlib.blake2b(uri.encode(), digest_size=16).hexdigest()
 
 
 def mask_png(labels: Labels, colours: Sequence[str]) -> bytes:

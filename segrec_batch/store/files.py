@@ -1,8 +1,13 @@
-"""Finished Parquet files of the index: immutable, named by UUID, invisible until committed."""
+"""Finished Parquet files of the index: immutable, named by UUID, invisible until committed.
+
+A *part* is the set of files, at most one per table and class, that were written together under one
+name. All rows of an image are in one part. So whoever knows the part of an image has its files, and
+what is dropped, merged or verified is a part.
+"""
 
 import json
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +35,11 @@ class DataFile:
     partition: str | None
     stats: str
 
+    @property
+    def part(self) -> str:
+        """The name that the file shares with the others of its part."""
+        return storage.stem(self.path)
+
     def uri(self, index: str) -> str:
         """Where the file lies in an index."""
         return storage.join(index, self.table, self.path)
@@ -40,19 +50,57 @@ def count_rows(files: Iterable[DataFile], table: str) -> int:
     return sum(file.rows for file in files if file.table == table)
 
 
-def write_file(index: str, table: str, rows: pa.Table, partition: str | None = None) -> DataFile:
-    """Write rows, without the partition column, as one file of a table of the index.
+def by_part(files: Iterable[DataFile]) -> dict[str, list[DataFile]]:
+    """Files grouped by part."""
+    parts: dict[str, list[DataFile]] = {}
+    for file in files:
+        parts.setdefault(file.part, []).append(file)
+    return parts
+
+
+def new_part() -> str:
+    """A name for a part that no other has."""
+    return uuid.uuid4().hex
+
+
+def path_in_part(table: str, part: str, partition: str | None = None) -> str:
+    """The path, below the table's folder, of a part's file."""
+    folder = f"{PARTITION[table]}={partition}/" if partition is not None else ""
+    return f"{folder}{part}.parquet"
+
+
+def read_path(index: str, table: str, path: str) -> pa.Table:
+    """The rows of a file, without the partition column."""
+    content = storage.read_bytes(storage.join(index, table, path))
+    return pq.ParquetFile(pa.BufferReader(content)).read()
+
+
+def read_column(index: str, file: DataFile, column: str) -> pa.ChunkedArray:
+    """One column of a file, without reading the others."""
+    fs, path = storage.filesystem(file.uri(index))
+    with fs.open(path) as source:
+        return pq.read_table(source, columns=[column], partitioning=None)[column]
+
+
+def read_file(index: str, file: DataFile) -> pa.Table:
+    """The same for a file that is described."""
+    return read_path(index, file.table, file.path)
+
+
+def write_file(
+    index: str, part: str, table: str, rows: pa.Table, partition: str | None = None
+) -> DataFile:
+    """Write rows, without the partition column, as a part's file of a table of the index.
 
     On local disk uncompressed, which reads fastest; on object stores zstd, with the bytes of
     vectors split, which is a quarter smaller.
     """
-    folder = f"{PARTITION[table]}={partition}/" if partition is not None else ""
-    path = f"{folder}{uuid.uuid4().hex}.parquet"
+    path = path_in_part(table, part, partition)
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, row_group_size=ROW_GROUP, **_encoding(index, rows.schema))
     data = sink.getvalue()
     storage.write_bytes(storage.join(index, table, path), data.to_pybytes())
-    return DataFile(table, path, data.size, rows.num_rows, partition, _statistics(rows))
+    return DataFile(table, path, data.size, rows.num_rows, partition, statistics(rows))
 
 
 def _encoding(index: str, schema: pa.Schema) -> dict[str, Any]:
@@ -68,7 +116,22 @@ def _encoding(index: str, schema: pa.Schema) -> dict[str, Any]:
     }
 
 
-def _statistics(rows: pa.Table) -> str:
+def files_in_place(index: str, table: str) -> Iterator[tuple[DataFile, float]]:
+    """All files that lie in a table's folder, published or not, and when they were written.
+
+    Rows and statistics are not looked up. Time in seconds since 1970.
+    """
+    folder = storage.join(index, table)
+    for uri, size, written in storage.find_files(folder, ".parquet"):
+        path = uri.removeprefix(f"{folder}/")
+        if path.startswith("_delta_log/"):
+            continue
+        parent, _, _ = path.rpartition("/")
+        partition = parent.partition("=")[2] or None
+        yield DataFile(table, path, size, 0, partition, ""), written
+
+
+def statistics(rows: pa.Table) -> str:
     """Row count and minima and maxima of `image_id` and coverages, so that engines skip files."""
     wanted = [n for n in rows.column_names if n == "image_id" or n.startswith("coverage")]
     extremes = {name: pc.min_max(rows[name]).as_py() for name in wanted}

@@ -1,40 +1,35 @@
 """The index: three Delta tables that change together, and snapshots of them.
 
     INDEX/images, INDEX/regions, INDEX/failures    Delta tables
-    INDEX/model                                    the bundle that made them
+    INDEX/models/MODEL_ID                          the bundles that made them
 
 A *snapshot* is a version of `images`. Each commit of `images` records, as Delta transaction
-identifiers, the versions of the other two that belong to it, so a reader never sees half a commit.
-Commits go failures, regions, images: what comes before the last one is invisible. A run that dies
-in between leaves versions that no snapshot names; the next commit starts from the published files.
-Of two runs that publish at once the second fails: both move the same transaction identifiers.
+identifiers, the versions of the other two that belong to it and the model, so a reader never sees
+half a commit or two models. Commits go failures, regions, images: what comes before the last one is
+invisible. A run that dies in between leaves versions that no snapshot names; the next commit starts
+from the published files. Of two runs that publish at once the second fails: both move the same
+transaction identifiers.
 """
 
-import json
-import os
-import time
-from collections.abc import Mapping, Sequence
+import datetime as dt
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replaced
 from typing import Any
-
-import pyarrow as pa
-from deltalake import DeltaTable, Schema
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-from deltalake.transaction import (
-    AddAction,
-    CommitProperties,
-    RemoveAction,
-    Transaction,
-    create_table_with_add_actions,
-)
 
 from segrec_batch import storage
 from segrec_batch.errors import IndexStateError
-from segrec_batch.model.bundle import Model, ModelSpec, load_model
+from segrec_batch.model.bundle import Model, ModelSpec, load_model, read_spec
+from segrec_batch.store import delta
 from segrec_batch.store.files import DataFile, count_rows
-from segrec_batch.store.schema import PARTITION, TABLES, schemas
+from segrec_batch.store.purged import read_replacements
+from segrec_batch.store.schema import TABLES, schemas
 
 _COMPANIONS = tuple(t for t in TABLES if t != "images")
+_MODEL = "model"  # the transaction identifier that names a snapshot's model
+_64_BITS = 2**64 - 1
+
+Files = Mapping[str, tuple[DataFile, ...]]
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class Snapshot:
 
     index: str
     versions: Mapping[str, int]
-    files: Mapping[str, tuple[DataFile, ...]]
+    files: Files
     model_id: str
     spec: ModelSpec
 
@@ -52,65 +47,96 @@ class Snapshot:
         """The version of `images`, by which a snapshot is named."""
         return self.versions["images"]
 
+    @property
+    def all_files(self) -> Iterator[DataFile]:
+        """The files of all tables."""
+        return (file for files in self.files.values() for file in files)
+
     def rows(self, table: str) -> int:
         """Rows of a table, from the log."""
         return count_rows(self.files[table], table)
 
+    @property
+    def model_uri(self) -> str:
+        """Where the bundle that made it lies."""
+        return model_uri(self.index, self.model_id)
+
     def load_model(self) -> Model:
-        """The model that made the index."""
-        return load_model(model_uri(self.index))
+        """The model that made it."""
+        return load_model(self.model_uri)
 
 
-def model_uri(index: str) -> str:
-    """Where an index keeps its model bundle."""
-    return storage.join(index, "model")
+@dataclass(frozen=True)
+class Commit:
+    """One entry of an index's history: a version, when it was made, and `info` of `commit`."""
+
+    version: int
+    time: dt.datetime
+    info: Mapping[str, Any]
+
+
+def model_uri(index: str, model_id: str) -> str:
+    """Where an index keeps the bundle of a model."""
+    return storage.join(index, "models", model_id)
 
 
 def exists(index: str) -> bool:
-    """Whether there is an index at a URI."""
-    return DeltaTable.is_deltatable(storage.join(index, "images"), _storage_options())
+    """Whether there is an index at a URI. Raises StorageError if that cannot be told."""
+    with delta.errors(index):
+        return delta.exists(index, "images")
 
 
 def create(index: str, model: Model) -> Snapshot:
     """Make an empty index for a model; what an earlier attempt left unfinished is completed."""
-    model.save(model_uri(index))
-    description = json.dumps({"model_id": model.model_id, "spec": model.spec.to_json()})
-    for table, schema in schemas(model.spec.classes).items():
-        create_table_with_add_actions(
-            storage.join(index, table),
-            Schema.from_arrow(schema),
-            [],
-            mode="ignore",
-            partition_by=_partition_by(table),
-            name=table,
-            description=description,
-            storage_options=_storage_options(),
-            commit_properties=CommitProperties(
-                app_transactions=[Transaction(t, 0) for t in _COMPANIONS]
-            ),
-        )
+    model.save(model_uri(index, model.model_id))
+    names = _names(dict.fromkeys(_COMPANIONS, 0), model.model_id)
+    with delta.errors(index):
+        for table, schema in schemas(model.spec.classes).items():
+            delta.create(index, table, schema, names)
     return open_snapshot(index)
 
 
+def empty_snapshot(index: str, model_id: str, spec: ModelSpec) -> Snapshot:
+    """What `create` would make, without making it."""
+    versions = dict.fromkeys(TABLES, 0)
+    return Snapshot(index, versions, dict.fromkeys(TABLES, ()), model_id, spec)
+
+
 def open_snapshot(index: str, version: int | None = None) -> Snapshot:
-    """The newest snapshot, or that of a version. Raises IndexStateError."""
-    try:
-        images = _open(index, "images", version)
-    except TableNotFoundError as error:
-        raise IndexStateError(f"{index}: no index there; make one with jobs/index.py") from error
-    except DeltaError as error:
-        raise IndexStateError(f"{index}: version {version} cannot be opened: {error}") from error
-    tables = {"images": images}
-    for name in _COMPANIONS:
-        tables[name] = _open(index, name, images.transaction_version(name))
-    about = json.loads(images.metadata().description)
+    """The newest snapshot, or that of a version. Raises IndexStateError, StorageError.
+
+    Of an older version, files that a purge has rewritten are given as they are now.
+    """
+    with delta.errors(index, version):
+        images = delta.open_table(index, "images", version)
+        named = {t: images.transaction_version(t) for t in _COMPANIONS}
+        key = images.transaction_version(_MODEL)
+        if key is None:
+            raise IndexStateError(f"{index}: made by another version of segrec_batch; index anew")
+        tables = {"images": images}
+        tables.update({t: delta.open_table(index, t, v) for t, v in named.items()})
+        files: Files = {t: delta.files(t, table) for t, table in tables.items()}
+    if version is not None:
+        files = _as_purged(index, files)
+    model_id = f"{key & _64_BITS:016x}"
     return Snapshot(
         index=index,
-        versions={name: table.version() for name, table in tables.items()},
-        files={name: _files(name, table) for name, table in tables.items()},
-        model_id=about["model_id"],
-        spec=ModelSpec.from_json(about["spec"]),
+        versions={t: table.version() for t, table in tables.items()},
+        files=files,
+        model_id=model_id,
+        spec=read_spec(model_uri(index, model_id))[0],
     )
+
+
+def _names(versions: Mapping[str, int], model_id: str) -> dict[str, int]:
+    """What a commit of `images` names: versions, and the model_id as a signed 64-bit integer."""
+    return {**versions, _MODEL: int.from_bytes(bytes.fromhex(model_id), signed=True)}
+
+
+def _as_purged(index: str, files: Files) -> Files:
+    now = read_replacements(index)
+    found = {t: [now.get((t, f.path), f) for f in members] for t, members in files.items()}
+    return {t: tuple(f for f in members if f is not None) for t, members in found.items()}
 
 
 def commit(
@@ -124,17 +150,36 @@ def commit(
     `info` is kept with the commit of `images`. Raises IndexStateError if another run has published
     since `base`; the index is then as that run left it.
     """
-    versions = {}
+    return replace(base, with_changes(base, add, remove), info)
+
+
+def with_changes(
+    base: Snapshot, add: Sequence[DataFile], remove: Sequence[DataFile] = ()
+) -> Snapshot:
+    """`base` with other files: less `remove`, plus `add`."""
+    removed = {(f.table, f.path) for f in remove}
+    files = {
+        table: (
+            *(f for f in members if (table, f.path) not in removed),
+            *(f for f in add if f.table == table),
+        )
+        for table, members in base.files.items()
+    }
+    return replaced(base, files=files)
+
+
+def replace(base: Snapshot, wanted: Snapshot, info: Mapping[str, Any] | None = None) -> Snapshot:
+    """Publish the files and the model of `wanted` as the successor of `base`; see `commit`."""
     try:
-        for table in _COMPANIONS:
-            versions[table] = _bring_to(base, table, add, remove)
-        images = _open(base.index, "images", None)
-        if images.version() != base.version:
-            raise IndexStateError(_overtaken(base))
-        transactions = [Transaction(t, v) for t, v in versions.items()]
-        properties = CommitProperties(dict(info or {}), 0, transactions)
-        _write(images, "images", _actions(base, images, "images", add, remove), properties)
-    except CommitFailedError as error:
+        with delta.errors(base.index):
+            versions = {t: delta.bring_to(base.index, t, wanted.files[t]) for t in _COMPANIONS}
+            images = delta.open_table(base.index, "images")
+            if images.version() != base.version:
+                raise IndexStateError(_overtaken(base))
+            schema = schemas(wanted.spec.classes)["images"]
+            names = _names(versions, wanted.model_id)
+            delta.publish(images, wanted.files["images"], schema, names, info or {})
+    except delta.CommitFailedError as error:
         raise IndexStateError(_overtaken(base)) from error
     return open_snapshot(base.index)
 
@@ -146,112 +191,15 @@ def _overtaken(base: Snapshot) -> str:
     )
 
 
-def history(index: str) -> list[dict[str, Any]]:
-    """The commits of `images`, newest first, with what `commit` was given as `info`."""
-    return _open(index, "images", None).history()
-
-
-def _bring_to(
-    base: Snapshot, table: str, add: Sequence[DataFile], remove: Sequence[DataFile]
-) -> int:
-    """Commit to `regions` or `failures` what makes its newest version the wanted one."""
-    latest = _open(base.index, table, None)
-    actions = _actions(base, latest, table, add, remove)
-    if not actions:
-        return latest.version()
-    _write(latest, table, actions, CommitProperties(max_commit_retries=0))
-    return latest.version() + 1
-
-
-def _actions(
-    base: Snapshot,
-    latest: DeltaTable,
-    table: str,
-    add: Sequence[DataFile],
-    remove: Sequence[DataFile],
-) -> list[AddAction | RemoveAction]:
-    """From the files of the latest version, published or not, to the wanted ones."""
-    removed = {f.path for f in remove if f.table == table}
-    kept = [f for f in base.files[table] if f.path not in removed]
-    wanted = {f.path: f for f in [*kept, *(f for f in add if f.table == table)]}
-    present = {f.path: f for f in _files(table, latest)}
-    now = int(time.time() * 1000)
+def history(index: str) -> list[Commit]:
+    """The snapshots that the log remembers, newest first. Raises IndexStateError."""
+    with delta.errors(index):
+        entries = delta.open_table(index, "images").history()
     return [
-        *(_add(f, now) for path, f in wanted.items() if path not in present),
-        *(_remove(f, now) for path, f in present.items() if path not in wanted),
-    ]
-
-
-def _partition_values(file: DataFile) -> dict[str, str | None]:
-    return {PARTITION[file.table]: file.partition} if file.table in PARTITION else {}
-
-
-def _add(file: DataFile, now: int) -> AddAction:
-    return AddAction(file.path, file.size, _partition_values(file), now, True, file.stats)
-
-
-def _remove(file: DataFile, now: int) -> RemoveAction:
-    return RemoveAction(
-        file.path,
-        deletion_timestamp=now,
-        data_change=True,
-        size=file.size,
-        partition_values=_partition_values(file),
-    )
-
-
-def _write(
-    table: DeltaTable,
-    name: str,
-    actions: list[AddAction | RemoveAction],
-    properties: CommitProperties,
-) -> None:
-    table.create_write_transaction(
-        actions,
-        "append",
-        table.schema(),
-        partition_by=_partition_by(name),
-        commit_properties=properties,
-    )
-
-
-def _files(name: str, table: DeltaTable) -> tuple[DataFile, ...]:
-    actions = pa.table(table.get_add_actions()).to_pylist()
-    key = PARTITION.get(name)
-    return tuple(
-        DataFile(
-            table=name,
-            path=a["path"],
-            size=a["size_bytes"],
-            rows=a["num_records"],
-            partition=a["partition"][key] if key else None,
-            stats=json.dumps(
-                {
-                    "numRecords": a["num_records"],
-                    "minValues": _known(a["min"]),
-                    "maxValues": _known(a["max"]),
-                    "nullCount": _known(a["null_count"]),
-                }
-            ),
+        Commit(
+            version=entry["version"],
+            time=dt.datetime.fromtimestamp(entry["timestamp"] / 1000, dt.UTC),
+            info=entry,
         )
-        for a in actions
-    )
-
-
-def _known(statistics: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns that have statistics: plain values."""
-    return {k: v for k, v in statistics.items() if isinstance(v, str | int | float)}
-
-
-def _open(index: str, table: str, version: int | None) -> DeltaTable:
-    return DeltaTable(storage.join(index, table), version, storage_options=_storage_options())
-
-
-def _partition_by(table: str) -> list[str]:
-    return [PARTITION[table]] if table in PARTITION else []
-
-
-def _storage_options() -> dict[str, str]:
-    """Delta Lake reads `AWS_*` itself; plain http must be allowed where the endpoint is that."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
-    return {"AWS_ALLOW_HTTP": "true"} if endpoint.startswith("http://") else {}
+        for entry in entries
+    ]

@@ -1,0 +1,1 @@
+"""Upkeep of an index: compact, vacuum, purge, verify, roll back."""

@@ -1,0 +1,65 @@
+"""Compaction: small parts become large ones, in which σ filters skip most row groups.
+
+Rows stay as they are; old files stay where they are, for readers of older snapshots, until vacuum
+takes them away.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+from segrec_batch.console import ProgressMeter
+from segrec_batch.pipeline import chain
+from segrec_batch.store.files import DataFile, by_part
+from segrec_batch.store.index import Snapshot, commit
+from segrec_batch.store.parts import merge_parts
+
+PART_ROWS = 65_536  # of images: 32 row groups; a task that writes such a part takes about 2 GB
+
+_COMMIT = 64  # merged parts per commit: what a crash loses
+
+
+def compact(snapshot: Snapshot, part_rows: int = PART_ROWS) -> Snapshot:
+    """Merge parts of at most half of `part_rows` images; the newest snapshot then.
+
+    Raises IndexStateError if a job publishes meanwhile; what was committed until then stays.
+    """
+    groups = list(_groups(snapshot, part_rows))
+    if not groups:
+        return snapshot
+    index = snapshot.index
+    with chain.cluster(), ProgressMeter("parts merged", sum(map(len, groups))) as meter:
+        jobs = [(index, [f for part in group for f in part]) for group in groups]
+        merged = chain.each(_merge, jobs, cpus=1)
+        while done := list(islice(merged, _COMMIT)):
+            remove = [file for (_, files), _ in done for file in files]
+            add = [file for _, files in done for file in files]
+            counts = {"operation": "compact", "files": len(remove), "into": len(add)}
+            snapshot = commit(snapshot, add, remove, {"segrec": counts})
+            meter.advance(len(by_part(remove)))
+    return snapshot
+
+
+def _merge(job: tuple[str, list[DataFile]]) -> list[DataFile]:
+    return merge_parts(*job)
+
+
+def _groups(snapshot: Snapshot, part_rows: int) -> Iterator[Sequence[list[DataFile]]]:
+    """Small parts, put together to at most `part_rows` sources; at least two in a group."""
+    group: list[list[DataFile]] = []
+    size = 0
+    for part in by_part(snapshot.all_files).values():
+        rows = _sources(part)
+        if rows > part_rows // 2:
+            continue
+        if size + rows > part_rows:
+            if len(group) > 1:
+                yield group
+            group, size = [], 0
+        group.append(part)
+        size += rows
+    if len(group) > 1:
+        yield group
+
+
+def _sources(part: Sequence[DataFile]) -> int:
+    return sum(file.rows for file in part if file.table != "regions")

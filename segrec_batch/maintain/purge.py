@@ -1,0 +1,109 @@
+"""Deletion requests: rows of given sources leave every retained version, and the disk.
+
+Every file in place is looked at, published or not, of any age. Parts that hold such rows are
+written again without them; the newest snapshot gets them in one commit, older versions by a table
+of replacements; then the old files are deleted. After a crash in between, run it again.
+"""
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from segrec_batch import storage
+from segrec_batch.console import ProgressMeter, say
+from segrec_batch.errors import InputError
+from segrec_batch.pipeline import chain
+from segrec_batch.store import staging
+from segrec_batch.store.encode import image_id
+from segrec_batch.store.files import DataFile, by_part, files_in_place, read_column
+from segrec_batch.store.index import commit, open_snapshot
+from segrec_batch.store.parts import rewrite_part
+from segrec_batch.store.purged import write_replacements
+from segrec_batch.store.schema import TABLES
+
+
+@dataclass(frozen=True)
+class Purged:
+    """What a purge did: URIs found and not found, files deleted, the version that is newest now."""
+
+    found: tuple[str, ...]
+    unknown: tuple[str, ...]
+    files: int
+    version: int
+
+
+Job = tuple[str, list[DataFile], list[str]]
+
+
+def purge(index: str, uris: Collection[str], grace_seconds: float) -> Purged:
+    """Remove all rows of sources. Old files stay for `grace_seconds`, for queries that are running.
+
+    Raises InputError if no file holds any of the URIs, IndexStateError if a job publishes
+    meanwhile or a rebuild is not finished.
+    """
+    if staging.rebuilds(index):
+        raise InputError(f"{index}: a rebuild is not finished; finish it, then purge")
+    ids = {image_id(uri): uri for uri in uris}
+    snapshot = open_snapshot(index)
+    parts = by_part(file for table in TABLES for file, _ in files_in_place(index, table))
+    with chain.cluster():
+        jobs: list[Job] = [(index, files, list(ids)) for files in parts.values()]
+        hits = {}
+        with ProgressMeter("parts searched", len(jobs)) as meter:
+            for (_, files, _), found in chain.each(_held, jobs, cpus=1):
+                meter.advance()
+                if found:
+                    hits[files[0].part] = found
+        if not hits:
+            raise InputError(
+                f"no file of {index} holds a row of {next(iter(uris))!r} or the others"
+            )
+        jobs = [(index, parts[part], found) for part, found in hits.items()]
+        rewritten = [(job[1], left) for job, left in chain.each(_rewrite, jobs, cpus=1)]
+    live = {(f.table, f.path): f for f in snapshot.all_files}
+    remove = [
+        live[f.table, f.path] for old, _ in rewritten for f in old if (f.table, f.path) in live
+    ]
+    if remove:
+        parts_live = {f.part for f in remove}
+        add = [f for old, new in rewritten if old[0].part in parts_live for f in new]
+        info = {"segrec": {"operation": "purge", "sources": len(ids)}}
+        snapshot = commit(snapshot, add, remove, info)
+    write_replacements(index, (pair for old, new in rewritten for pair in _pairs(old, new)))
+    if grace_seconds:
+        say(f"waiting {grace_seconds:g} s for queries on older snapshots (--grace-seconds)")
+        time.sleep(grace_seconds)
+    doomed = [file.uri(index) for old, _ in rewritten for file in old]
+    storage.delete(doomed)
+    seen = {i for found in hits.values() for i in found}
+    return Purged(
+        found=tuple(uri for i, uri in ids.items() if i in seen),
+        unknown=tuple(uri for i, uri in ids.items() if i not in seen),
+        files=len(doomed),
+        version=snapshot.version,
+    )
+
+
+def _held(job: Job) -> list[str]:
+    """Which of some image_ids the files of a part hold."""
+    index, files, ids = job
+    wanted = pa.array(ids, pa.string())
+    found: set[str] = set()
+    for file in files:
+        column = read_column(index, file, "image_id")
+        found.update(pc.filter(column, pc.is_in(column, wanted)).to_pylist())
+    return sorted(found)
+
+
+def _rewrite(job: Job) -> list[DataFile]:
+    return rewrite_part(*job)
+
+
+def _pairs(
+    old: Sequence[DataFile], new: Sequence[DataFile]
+) -> list[tuple[DataFile, DataFile | None]]:
+    by_place = {(file.table, file.partition): file for file in new}
+    return [(file, by_place.get((file.table, file.partition))) for file in old]

@@ -1,0 +1,183 @@
+"""Verification: every file of a snapshot is read again and held against what is said of it."""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from segrec_batch.console import ProgressMeter
+from segrec_batch.decode import mask_shape
+from segrec_batch.model.bundle import ModelSpec
+from segrec_batch.pipeline import chain
+from segrec_batch.query.database import connect_snapshot, query
+from segrec_batch.store.encode import image_id, inverse_norms
+from segrec_batch.store.files import DataFile, by_part, read_file, statistics
+from segrec_batch.store.index import Snapshot
+from segrec_batch.store.schema import coverage_column, regions_schema, schemas
+
+_SHOWN = 5  # examples of one kind of problem in one file
+
+_NO_REGIONS = regions_schema().empty_table()
+
+Problem = str
+Job = tuple[str, list[DataFile], ModelSpec, str]
+
+_TWICE = """
+SELECT uri FROM (SELECT uri FROM images UNION ALL SELECT uri FROM failures)
+GROUP BY uri HAVING count(*) > 1 ORDER BY uri LIMIT 10
+"""
+
+
+def verify(snapshot: Snapshot) -> list[Problem]:
+    """Check all files of a snapshot; what is wrong with them, nothing if all is well.
+
+    Sizes, row counts, statistics and schemas against the log; in `images`: ids, coverages against
+    class maps, masks, norms; in `regions`: that they are those of the part's images, cells, norms,
+    and that the features of an image's regions average to its own; sources that are there twice.
+    """
+    index, spec, model_id = snapshot.index, snapshot.spec, snapshot.model_id
+    parts = by_part(snapshot.all_files)
+    jobs: list[Job] = [(index, files, spec, model_id) for files in parts.values()]
+    problems: list[Problem] = []
+    with chain.cluster(), ProgressMeter("parts verified", len(jobs)) as meter:
+        for _, found in chain.each(check_part, jobs, cpus=1):
+            problems += found
+            meter.advance()
+    if not problems:  # else the files may not even be readable
+        twice = query(connect_snapshot(snapshot), _TWICE)["uri"].to_pylist()
+        problems += [f"{uri}: there more than once" for uri in twice]
+    return sorted(problems)
+
+
+def check_part(job: Job) -> list[Problem]:
+    """What is wrong with the files of one part."""
+    index, files, spec, model_id = job
+    tables: dict[tuple[str, str | None], pa.Table] = {}
+    problems = []
+    for file in files:
+        try:
+            rows = tables[file.table, file.partition] = read_file(index, file)
+        except (OSError, pa.ArrowException) as error:
+            problems.append(f"{file.uri(index)}: {type(error).__name__}: {error}")
+            continue
+        checks = [*_against_log(file, rows, spec), *_ids(rows)]
+        problems += [f"{file.uri(index)}: {text}" for text in checks]
+    if not problems:
+        checks = [*_images(tables, spec, model_id), *_regions(tables, spec)]
+        problems += [f"part {files[0].part}: {text}" for text in checks]
+    return problems
+
+
+def _against_log(file: DataFile, rows: pa.Table, spec: ModelSpec) -> Iterator[Problem]:
+    if rows.num_rows != file.rows:
+        yield f"{rows.num_rows} rows, but {file.rows} in the log"
+    schema = schemas(spec.classes)[file.table]
+    wanted = [field for field in schema if field.name in rows.column_names]
+    if not rows.schema.equals(pa.schema(wanted)) or len(schema) - len(wanted) > 1:
+        yield "columns are not those of the schema"
+    elif _values(json.loads(statistics(rows))) != _values(json.loads(file.stats)):
+        yield "statistics in the log are not those of the rows"
+
+
+def _values(stats: dict[str, Any]) -> object:
+    """Statistics with numbers as float32, in which they were counted."""
+    ends = [stats[key] for key in ("minValues", "maxValues")]
+    return stats["numRecords"], [
+        {n: v if isinstance(v, str) else float(np.float32(v)) for n, v in end.items()}
+        for end in ends
+    ]
+
+
+def _ids(rows: pa.Table) -> Iterator[Problem]:
+    pairs = zip(rows["image_id"].to_pylist(), rows["uri"].to_pylist(), strict=True)
+    yield from _some((u for i, u in pairs if i != image_id(u)), "image_id is not that of the URI")
+
+
+def _images(
+    tables: dict[tuple[str, str | None], pa.Table], spec: ModelSpec, model_id: str
+) -> Iterator[Problem]:
+    images = tables.get(("images", None))
+    if images is None:
+        return
+    rows = images.to_pylist()
+    for check, text in (
+        (lambda row: row["model_id"] != model_id, "of another model"),
+        (lambda row: _coverages_differ(row, spec), "coverages are not those of mask_grid"),
+        (lambda row: _mask_differs(row, spec), "mask does not fit the image"),
+    ):
+        yield from _some((row["uri"] for row in rows if check(row)), text)
+    yield from _norms(images)
+
+
+def _coverages_differ(row: dict[str, Any], spec: ModelSpec) -> bool:
+    labels = np.frombuffer(row["mask_grid"], np.uint8)
+    if labels.size != row["grid_h"] * row["grid_w"] or labels.max() >= len(spec.all_classes):
+        return True
+    shares = np.bincount(labels, minlength=len(spec.all_classes)) / labels.size
+    stored = [row[coverage_column(name)] for name in spec.all_classes]
+    return not np.allclose(shares, stored, atol=1e-6)
+
+
+def _mask_differs(row: dict[str, Any], spec: ModelSpec) -> bool:
+    try:
+        mask = np.asarray(Image.open(io.BytesIO(row["mask"])))
+    except (OSError, SyntaxError):
+        return True
+    wanted = mask_shape(row["height"], row["width"])
+    return mask.shape != wanted or int(mask.max()) >= len(spec.all_classes)
+
+
+def _norms(rows: pa.Table) -> Iterator[Problem]:
+    features = _features(rows)
+    stored = rows["inv_norm"].to_numpy().astype(np.float32)  # NULL becomes NaN
+    wrong = ~np.isclose(inverse_norms(features), stored, rtol=1e-5, equal_nan=True)
+    wrong |= ~np.isfinite(features).all(axis=1)
+    uris = rows["uri"].to_pylist()
+    yield from _some((uris[i] for i in np.flatnonzero(wrong)), "inv_norm is not that of feature")
+
+
+def _features(rows: pa.Table) -> NDArray[np.float32]:
+    values = rows["feature"].combine_chunks().flatten()
+    return np.asarray(values, np.float32).reshape(rows.num_rows, -1)
+
+
+def _regions(tables: dict[tuple[str, str | None], pa.Table], spec: ModelSpec) -> Iterator[Problem]:
+    images = tables.get(("images", None))
+    if images is None:
+        if any(table == "regions" for table, _ in tables):
+            yield "regions without images"
+        return
+    ids, whole = images["image_id"].to_pylist(), _features(images)
+    place = {i: n for n, i in enumerate(ids)}
+    mean = np.zeros_like(whole)
+    for name in spec.all_classes:
+        shares = images[coverage_column(name)].to_numpy()
+        regions = tables.get(("regions", name), _NO_REGIONS)
+        owners, coverage = regions["image_id"].to_pylist(), regions["coverage"].to_numpy()
+        expected = {ids[n]: shares[n] for n in np.flatnonzero(shares)}
+        found = dict(zip(owners, coverage, strict=True))
+        if found != expected or len(found) != regions.num_rows:
+            yield f"regions of {name} are not those of the images"
+            continue
+        if not owners:
+            continue
+        mean[[place[i] for i in owners]] += _features(regions) * coverage[:, None]
+        yield from (f"{name}: {text}" for text in _norms(regions))
+        if np.any(np.diff(coverage) < 0):
+            yield f"regions of {name} do not lie by coverage"
+    wrong = ~np.isclose(mean, whole, rtol=1e-2, atol=1e-3 * np.abs(whole).max()).all(axis=1)
+    uris = images["uri"].to_pylist()
+    text = "features of the regions do not average to the image's"
+    yield from _some((uris[i] for i in np.flatnonzero(wrong)), text)
+
+
+def _some(uris: Iterator[str], text: str) -> Iterator[Problem]:
+    found: Sequence[str] = list(uris)
+    if found:
+        shown = ", ".join(map(repr, found[:_SHOWN]))
+        yield f"{text}: {len(found)} ({shown}{', …' if len(found) > _SHOWN else ''})"

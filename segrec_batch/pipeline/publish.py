@@ -1,0 +1,100 @@
+"""Commits of a run: new parts go in, and in the same commit the rows that they replace go out."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from segrec_batch.errors import AccountingError
+from segrec_batch.pipeline import chain
+from segrec_batch.pipeline.account import Account
+from segrec_batch.store.files import DataFile, by_part, count_rows
+from segrec_batch.store.index import Snapshot, with_changes
+from segrec_batch.store.parts import rewrite_part
+
+Commit = Callable[[Snapshot, Sequence[DataFile], Sequence[DataFile], Mapping[str, Any]], Snapshot]
+Change = tuple[list[DataFile], list[DataFile]]  # files to remove, files to add
+
+
+class Publisher:
+    """Gathers receipts and commits them by `commit`. `current` is the newest snapshot."""
+
+    def __init__(self, base: Snapshot, account: Account, commit: Commit) -> None:
+        self.base = self.current = base
+        self.account = account
+        self._commit = commit
+        self._files: list[DataFile] = []
+        self._replaced: dict[str, list[str]] = {}  # image_ids by part
+        self._renamed: dict[str, str] = {}  # parts that this run has written again
+
+    def take(self, receipts: pa.Table) -> int:
+        """Receipts of parts in place; returns how many sources they are about."""
+        files = []
+        for row in receipts.to_pylist():
+            for old in row.pop("replaced") or ():
+                self._replaced.setdefault(old["part"], []).append(old["image_id"])
+            self.account.copied += row.pop("copied") or 0
+            files.append(DataFile(**row))
+        self._files += files
+        indexed, failed = count_rows(files, "images"), count_rows(files, "failures")
+        self.account.indexed += indexed
+        self.account.failed += failed
+        return indexed + failed
+
+    def publish(self) -> None:
+        """Commit what has been taken since the last commit."""
+        if self._files:
+            self._publish(self._replaced.items())
+
+    def publish_last(self, gone: Iterable[tuple[str, list[str]]]) -> None:
+        """Commit the rest, rows of sources that are gone taken out, if the books are right.
+
+        Raises AccountingError; nothing is then published.
+        """
+        self._publish(self._with_gone(gone), check=True)
+
+    def _with_gone(self, gone: Iterable[tuple[str, list[str]]]) -> Iterator[tuple[str, list[str]]]:
+        replaced = dict(self._replaced)
+        for part, image_ids in gone:
+            yield part, [*replaced.pop(part, ()), *image_ids]
+        yield from replaced.items()
+
+    def _publish(self, dropped: Iterable[tuple[str, list[str]]], check: bool = False) -> None:
+        remove, add = self._drop(dropped)
+        add += self._files
+        after = with_changes(self.current, add, remove)
+        if check:
+            self.account.check(self.base, after)
+        if add or remove:  # else earlier commits had it all
+            self.account.commits += 1
+            self.current = self._commit(
+                self.current, add, remove, {"segrec": self.account.summary()}
+            )
+        self._files, self._replaced = [], {}
+
+    def _drop(self, dropped: Iterable[tuple[str, list[str]]]) -> Change:
+        """Write parts again without some image_ids."""
+        remove: list[DataFile] = []
+        add: list[DataFile] = []
+        parts = by_part(self.current.all_files)
+        jobs = (
+            (self.current.index, parts.get(self._renamed.get(part, part), []), image_ids, part)
+            for part, image_ids in dropped
+        )
+        for (_, files, image_ids, part), left in chain.each(_rewrite, jobs):
+            went = sum(count_rows(files, t) - count_rows(left, t) for t in ("images", "failures"))
+            if went != len(image_ids):
+                raise AccountingError(
+                    f"{len(image_ids)} old rows were to leave part {part}, but {went} did; "
+                    "nothing of this is published; check the index with jobs/maintain.py verify"
+                )
+            remove += files
+            add += left
+            if left:
+                self._renamed[part] = left[0].part
+        return remove, add
+
+
+def _rewrite(job: tuple[str, list[DataFile], list[str], str]) -> list[DataFile]:
+    index, files, image_ids, _ = job
+    return rewrite_part(index, files, image_ids)

@@ -1,0 +1,68 @@
+"""What flows between the stages of the indexing job, as Arrow schemas.
+
+A row that fails in one stage carries `stage` and `reason` from then on. A row with a `donor` after
+decoding has the bytes of an image that is indexed already, whose rows are copied.
+"""
+
+import pyarrow as pa
+
+from segrec_batch.listing import SOURCES
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+DONOR = pa.struct(
+    [
+        _required("image_id", pa.string()),
+        _required("content_hash", pa.string()),
+        _required("part", pa.string()),
+    ]
+)
+# old_part: where the rows are that this source has in the index already
+MANIFEST = pa.schema([*SOURCES, pa.field("old_part", pa.string()), pa.field("donor", DONOR)])
+
+_KNOWN = [
+    *(field for field in MANIFEST if field.name != "problem"),
+    pa.field("stage", pa.string()),
+    pa.field("reason", pa.string()),
+    pa.field("content_hash", pa.string()),
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
+    pa.field("format", pa.string()),
+]
+DECODED = pa.schema(
+    [*_KNOWN, pa.field("shape", pa.list_(pa.int32(), 2)), pa.field("pixels", pa.binary())]
+)
+SEGMENTED = pa.schema(
+    [
+        *_KNOWN,
+        pa.field("grid", pa.list_(pa.int32(), 2)),
+        pa.field("labels", pa.binary()),
+        pa.field("common", pa.binary()),
+        pa.field("counts", pa.list_(pa.int64())),
+        pa.field("feature", pa.list_(pa.float32())),
+        pa.field("region_features", pa.list_(pa.float32())),
+        pa.field("signature", pa.list_(pa.int64())),
+        pa.field("mask_shape", pa.list_(pa.int32(), 2)),
+        pa.field("mask", pa.binary()),
+    ]
+)
+RECEIPTS = pa.schema(  # of a written part; `replaced`, `copied` in the first of its rows only
+    [
+        pa.field("table", pa.string()),
+        pa.field("path", pa.string()),
+        pa.field("size", pa.int64()),
+        pa.field("rows", pa.int64()),
+        pa.field("partition", pa.string()),
+        pa.field("stats", pa.string()),
+        pa.field(
+            "replaced",
+            pa.list_(
+                pa.struct([_required("image_id", pa.string()), _required("part", pa.string())])
+            ),
+        ),
+        pa.field("copied", pa.int64()),
+    ]
+)

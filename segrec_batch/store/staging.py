@@ -1,0 +1,93 @@
+"""An index under construction beside the published one: what a rebuild has written so far.
+
+The files lie where they will stay, in the folders of the tables, but only INDEX/rebuild/MODEL_ID, a
+Delta table of their descriptions, knows them. A rebuild that was interrupted goes on from there;
+publication puts them in place of the old ones in one commit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+import pyarrow as pa
+
+from segrec_batch import storage
+from segrec_batch.errors import IndexStateError
+from segrec_batch.model.bundle import Model
+from segrec_batch.store import delta
+from segrec_batch.store.files import DataFile
+from segrec_batch.store.index import Snapshot, empty_snapshot, model_uri, with_changes
+
+_FOLDER = "rebuild"
+_NAMES = [f.name for f in fields(DataFile)]
+_SCHEMA = pa.schema(
+    [
+        *(pa.field(n, pa.int64() if n in ("size", "rows") else pa.string()) for n in _NAMES),
+        pa.field("staged", pa.bool_()),  # false: taken out again
+    ]
+)
+
+
+def open_staging(base: Snapshot, model: Model) -> Snapshot:
+    """What is staged of a rebuild of `base` with a model: a snapshot without versions of its own.
+
+    Files that are published already, by a rebuild that died right after, do not count.
+    """
+    model.save(model_uri(base.index, model.model_id))
+    staged, version = staged_files(base.index, model.model_id)
+    published = {(f.table, f.path) for f in base.all_files}
+    if any((f.table, f.path) in published for f in staged):
+        discard(base.index, model.model_id)
+        staged, version = [], -1
+    empty = empty_snapshot(base.index, model.model_id, model.spec)
+    empty = replace(empty, versions={**base.versions, _FOLDER: version})
+    return with_changes(empty, staged)
+
+
+def stage(staged: Snapshot, add: Sequence[DataFile], remove: Sequence[DataFile] = ()) -> Snapshot:
+    """Add and remove files of a rebuild. Raises IndexStateError if another run does the same."""
+    rows = [
+        {**vars(file), "staged": is_staged}
+        for files, is_staged in ((remove, False), (add, True))
+        for file in files
+    ]
+    version = staged.versions[_FOLDER]
+    try:
+        with delta.errors(staged.index):
+            added = pa.Table.from_pylist(rows, _SCHEMA)
+            delta.append(staged.index, _table(staged.model_id), added, version)
+    except delta.CommitFailedError as error:
+        text = f"{staged.index}: another run rebuilds it with model {staged.model_id}"
+        raise IndexStateError(f"{text}; wait for it, then run again") from error
+    after = with_changes(staged, add, remove)
+    return replace(after, versions={**staged.versions, _FOLDER: version + 1})
+
+
+def staged_files(index: str, model_id: str) -> tuple[list[DataFile], int]:
+    """The files staged for a model, and the version of that state (-1: nothing)."""
+    with delta.errors(index):
+        rows, version = delta.read(index, _table(model_id))
+    if rows is None:
+        return [], version
+    removed = {(r["table"], r["path"]) for r in rows.to_pylist() if not r["staged"]}
+    files = [
+        DataFile(**{name: row[name] for name in _NAMES})
+        for row in rows.to_pylist()
+        if (row["table"], row["path"]) not in removed
+    ]
+    return files, version
+
+
+def rebuilds(index: str) -> list[str]:
+    """The models for which something is staged."""
+    prefix = storage.join(index, _FOLDER) + "/"
+    found = storage.find_files(prefix, ".json")
+    return sorted({uri.removeprefix(prefix).split("/")[0] for uri, *_ in found})
+
+
+def discard(index: str, model_id: str) -> None:
+    """Forget what is staged for a model; the files themselves are left to vacuum."""
+    storage.delete([uri for uri, *_ in storage.find_files(storage.join(index, _table(model_id)))])
+
+
+def _table(model_id: str) -> str:
+    return f"{_FOLDER}/{model_id}"
