@@ -6,8 +6,8 @@ import sys
 from segrec_batch import console, storage
 from segrec_batch.decode import Shape, shapes_of_size
 from segrec_batch.model.backbone import load_weights
-from segrec_batch.model.bundle import DTYPES
 from segrec_batch.model.segmenter import resolve_device
+from segrec_batch.model.spec import DTYPES
 from segrec_batch.train.augment import KINDS
 from segrec_batch.train.labelled import load_classes, pair
 from segrec_batch.train.run import DEFAULT_LAYERS, DEFAULT_SIZE, Settings, train

@@ -38,7 +38,7 @@ def describe(error: BaseException) -> str:
 def said(error: BaseException) -> str:
     """The text of an error in one line; of one that S3 sent, its code and message."""
     sent = _sent(error)
-    parts = [sent.get("Code"), sent.get("Message")] if sent else [str(error)]
+    parts = [sent.get("Code"), sent.get("Message")] if sent else [_ARROW.sub(": ", str(error))]
     return " ".join(": ".join(p for p in parts if p).split())
 
 
@@ -47,11 +47,15 @@ def code_of(error: BaseException) -> str:
     return str(_sent(error).get("Code", ""))
 
 
+_ARROW = re.compile(r"\s*\x1b\[\d+m↳\x1b\[0m ")  # delta-rs, for a person at a terminal
+_SENT = re.compile(r"<(Code|Message)>(.*?)</\1>", re.DOTALL)  # it quotes the answer
+
+
 def _sent(error: BaseException) -> dict[str, Any]:
     for e in (error, error.__cause__):  # s3fs translates, with the original as the cause
         if response := getattr(e, "response", None):
             return dict(response.get("Error", {}))
-    return {}
+    return dict(_SENT.findall(str(error))) if "<Error>" in str(error) else {}
 
 
 def _is_clients(error: Exception) -> bool:

@@ -34,12 +34,13 @@ from segrec_batch.decode import Picture, Shape
 from segrec_batch.errors import PictureError
 
 PICTURE_SECONDS = 60.0  # of wall time
-PICTURE_MEMORY = 2**32  # bytes of address space; the worst picture of MAX_PIXELS needs about 3 GiB
+PICTURE_MEMORY = 2**32  # bytes of address space; a picture of MAX_PIXELS needs 3.5 GiB at worst
 PATIENCE = 10.0  # seconds, for a child that has hung up to be gone
 _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(2**24),  # glibc: reuse small pictures' pages, return large ones'
-    "MALLOC_TRIM_THRESHOLD_": str(2**26),
+    # glibc: keep small pictures' pages, give back large ones', which Pillow has in blocks of 16 MiB
+    "MALLOC_MMAP_THRESHOLD_": str(2**22),
+    "MALLOC_TRIM_THRESHOLD_": str(2**25),
 }
 
 

@@ -17,9 +17,10 @@ from PIL import Image
 import segrec_batch
 from segrec_batch.model import describe
 from segrec_batch.model.backbone import Backbone, Weights, load_weights
-from segrec_batch.model.bundle import Model, ModelSpec
+from segrec_batch.model.bundle import Model
 from segrec_batch.model.head import Tap
 from segrec_batch.model.segmenter import Normalise
+from segrec_batch.model.spec import ModelSpec
 
 Pixels = NDArray[np.uint8]
 quick = settings(deadline=None, max_examples=50, derandomize=True)

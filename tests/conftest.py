@@ -16,6 +16,7 @@ from segrec_batch.scenes import write_scenes
 from segrec_batch.train.labelled import load_classes, pair
 from segrec_batch.train.run import Settings, train
 from segrec_batch.train.sample import Sampling
+from tests.s3 import s3  # noqa: F401 - a fixture
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # before anything imports ray
 

@@ -34,6 +34,10 @@ from s3fs import S3FileSystem
 from segrec_batch import storage
 
 CEPH = Path(__file__).with_name("ceph.sh")
+CREDENTIALS = {  # such as occur nowhere else
+    "AWS_ACCESS_KEY_ID": "SEGRECTESTKEY0815",
+    "AWS_SECRET_ACCESS_KEY": "5egrecTest/Secret+0815",
+}
 
 
 @pytest.fixture(scope="session")
@@ -49,8 +53,9 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 def s3_server(folder: Path) -> Iterator[dict[str, str]]:
     """Run Ceph with its data in `folder`; the value is the environment that finds it."""
     up = subprocess.run(
-        [CEPH, "up", folder, str(_free_ports())], stdout=subprocess.PIPE, text=True, check=True
-    )
+        [CEPH, "up", folder, str(_free_ports())],
+        env=os.environ | CREDENTIALS, stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
     try:
         yield dict(line.split("=", 1) for line in up.stdout.splitlines())
     finally:
@@ -100,7 +105,7 @@ def put(contents: dict[str, bytes]) -> None:
     fs.pipe(contents)
 
 
-Kind = Literal["slow_down", "error", "drop", "delay"]
+Kind = Literal["slow_down", "error", "drop", "delay", "die"]
 _ERRORS = {"slow_down": (503, "SlowDown"), "error": (500, "InternalError")}
 
 
@@ -151,7 +156,8 @@ class FaultyProxy:
     ) -> None:
         """Add a fault, drawn with `probability` or for `every` n-th of the requests that match
         (`method`, a part of the `path`): 503 SlowDown, 500 InternalError, the connection dropped
-        in the middle of the answer (the request took effect), or `seconds` of delay.
+        in the middle of the answer (the request took effect), `seconds` of delay, or the server
+        dies before it takes effect.
         """
         self._wanted.append(_Fault(kind, probability, every, method, path, seconds))
 
@@ -161,11 +167,11 @@ class FaultyProxy:
 
     def kill(self) -> None:
         """The server dies: open connections break, new ones are refused."""
-        if self._server:
-            self._server.shutdown()
-            self._server.server_close()
-            self._server.break_connections()
-            self._server = None
+        server, self._server = self._server, None
+        if server:
+            server.shutdown()
+            server.server_close()
+            server.break_connections()
 
     def revive(self) -> None:
         """The server is back, at the same address."""
@@ -223,6 +229,9 @@ class _Handler(BaseHTTPRequestHandler):
             status, code = _ERRORS[fault.kind]
             xml = f"<Error><Code>{code}</Code><Message>on order</Message></Error>"
             self._answer(status, [("Content-Type", "application/xml")], xml.encode())
+            return
+        if fault and fault.kind == "die":
+            self.server.proxy.kill()
             return
         if fault and fault.kind == "delay":
             time.sleep(fault.seconds)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from segrec_batch.errors import ModelError
 from segrec_batch.model.backbone import fingerprint
-from segrec_batch.model.bundle import FORMAT, Model, ModelSpec, check_class_names, load_model
+from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.model.segmenter import Segmenter
+from segrec_batch.model.spec import FORMAT, ModelSpec, check_class_names
 from tests.builders import quick, smooth_batch, tiny_model
 
 FILES = ("model.json", "head.safetensors", "backbone.safetensors")

@@ -64,6 +64,14 @@ def test_importing_the_package_stays_light() -> None:
     assert not heavy & set(found.stdout.split())
 
 
+def test_only_what_computes_imports_torch() -> None:
+    """It costs a reading or writing worker, or a query, seconds and half a gigabyte."""
+    code = "import {0}.pipeline.run, {0}.query.database, {0}.maintain.verify, sys"
+    code = code.format("segrec_batch") + "; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "torch" not in found.stdout.split()
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -16,9 +16,7 @@ import pytest
 from segrec_batch import storage
 from segrec_batch.errors import InputError, StorageError
 from segrec_batch.listing import SOURCES, iter_pictures, list_pictures
-from tests.s3 import FaultyProxy, environment, new_bucket, put, s3
-
-__all__ = ["s3"]  # a fixture
+from tests.s3 import FaultyProxy, environment, new_bucket, put
 
 pytestmark = pytest.mark.usefixtures("s3")
 

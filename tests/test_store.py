@@ -12,7 +12,7 @@ from deltalake import DeltaTable
 
 import segrec_batch
 from segrec_batch.errors import IndexStateError, InputError
-from segrec_batch.model.bundle import Model
+from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.store import delta, purged, staging
 from segrec_batch.store import index as store
 from segrec_batch.store.files import DataFile, new_part, write_file
@@ -100,7 +100,7 @@ def test_a_version_that_is_not_there_is_an_error(empty: store.Snapshot) -> None:
 
 
 def test_the_index_keeps_the_model_that_made_it(empty: store.Snapshot, model: Model) -> None:
-    assert empty.load_model().model_id == empty.model_id == model.model_id
+    assert load_model(empty.model_uri).model_id == empty.model_id == model.model_id
 
 
 def test_of_two_runs_that_publish_the_second_fails(empty: store.Snapshot) -> None:
@@ -176,7 +176,7 @@ def test_a_snapshot_of_another_model_replaces_the_old_one_at_once(
     new = store.replace(old, wanted)
     assert (new.model_id, new.spec.classes) == (other.model_id, other.spec.classes)
     back = store.open_snapshot(empty.index, old.version)
-    assert (back, back.load_model().model_id) == (old, model.model_id)
+    assert (back, load_model(back.model_uri).model_id) == (old, model.model_id)
     columns = segrec_batch.connect(empty.index).sql("FROM images").columns
     assert [c for c in columns if c.startswith("coverage_")] == [
         "coverage_background", f"coverage_{other.spec.classes[0]}"

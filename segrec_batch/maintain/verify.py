@@ -12,7 +12,7 @@ from PIL import Image
 
 from segrec_batch.console import ProgressMeter
 from segrec_batch.decode import mask_shape
-from segrec_batch.model.bundle import ModelSpec
+from segrec_batch.model.spec import ModelSpec
 from segrec_batch.pipeline import chain
 from segrec_batch.query.database import connect_snapshot, query
 from segrec_batch.store.encode import image_id, inverse_norms

@@ -14,8 +14,7 @@ from segrec_batch.model import describe
 from segrec_batch.model.backbone import DEEPEST, Backbone
 from segrec_batch.model.bundle import Model
 from segrec_batch.model.head import LinearHead, Tap, resize
-
-COMMON_GRID = 32  # side of the square grid on which masks of any two pictures are compared
+from segrec_batch.model.spec import COMMON_GRID
 
 
 @dataclass(frozen=True)

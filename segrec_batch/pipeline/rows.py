@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from segrec_batch.model.bundle import ModelSpec
-from segrec_batch.model.segmenter import COMMON_GRID
+from segrec_batch.model.spec import COMMON_GRID, ModelSpec
 from segrec_batch.store import encode
 from segrec_batch.store.files import path_in_part, read_path
 from segrec_batch.store.parts import Rows

@@ -6,12 +6,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segrec_batch import storage
 from segrec_batch.console import ProgressMeter, say
 from segrec_batch.errors import IndexStateError, InputError, SegrecError
-from segrec_batch.model.bundle import load_model, read_spec
+from segrec_batch.model.spec import read_spec
 from segrec_batch.pipeline import chain
 from segrec_batch.pipeline.account import Account
 from segrec_batch.pipeline.plan import Plan, Request
@@ -19,6 +19,9 @@ from segrec_batch.pipeline.publish import Publisher
 from segrec_batch.store import index as store
 from segrec_batch.store import staging
 from segrec_batch.store.index import Snapshot
+
+if TYPE_CHECKING:
+    from segrec_batch.model.bundle import Model
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def index_pictures(
     exists = store.exists(index)
     rebuild = rebuild and exists
     published = store.open_snapshot(index) if rebuild else _snapshot(index, exists, model)
-    base = staging.open_staging(published, load_model(model)) if rebuild else published
+    base = staging.open_staging(published, _load(model)) if rebuild else published
     if base.spec.notice:
         say(f"warning: {base.spec.notice}")
     with Plan(request, base, published if rebuild else None) as plan:
@@ -61,7 +64,7 @@ def index_pictures(
         account.seconds["list and plan"] = time.monotonic() - clock
         say(str(account))
         if not exists:  # not earlier: there may have been nothing to list
-            base = store.create(index, load_model(model))
+            base = store.create(index, _load(model))
         publisher = Publisher(base, account, _stage if rebuild else store.commit)
         if not plan.nothing_to_do:
             _run(plan, publisher, execution)
@@ -79,6 +82,13 @@ def dry_run(request: Request, model: str, index: str) -> Iterator[str]:
         for status, uri in plan.lines():
             yield f"{status}\t{uri.encode('unicode_escape').decode()}"
         say(f"{Account.open('dry run', plan)}; nothing was done")
+
+
+def _load(uri: str) -> "Model":
+    """The whole bundle: needed, and torch with it, only where the index takes a copy."""
+    from segrec_batch.model.bundle import load_model
+
+    return load_model(uri)
 
 
 def _run_id() -> str:

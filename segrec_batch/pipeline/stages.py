@@ -6,7 +6,7 @@ Nothing here knows Ray. A row that fails in one stage passes the others untouche
 import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +14,14 @@ import pyarrow as pa
 from segrec_batch import sandbox, storage
 from segrec_batch.decode import Shape, mask_shape
 from segrec_batch.errors import PictureError
-from segrec_batch.model.bundle import ModelSpec, load_model
-from segrec_batch.model.segmenter import Segmentation, Segmenter
+from segrec_batch.model.spec import ModelSpec
 from segrec_batch.pipeline.rows import copied_rows, failure_rows, picture_rows
 from segrec_batch.pipeline.schema import DECODED, RECEIPTS, SEGMENTED
 from segrec_batch.store.encode import image_id
 from segrec_batch.store.parts import write_part
+
+if TYPE_CHECKING:
+    from segrec_batch.model.segmenter import Segmentation
 
 MAX_BYTES = 2**28  # of an encoded picture, and of those that are read at once
 
@@ -90,7 +92,10 @@ class SegmentBatch:
     """Runs the model over DECODED rows. Loads it once."""
 
     def __init__(self, model: str, device: str, threads: int | None = None) -> None:
-        import torch
+        import torch  # here, so that workers that only read and write do without it
+
+        from segrec_batch.model.bundle import load_model
+        from segrec_batch.model.segmenter import Segmenter
 
         if threads:
             torch.set_num_threads(threads)
@@ -109,7 +114,7 @@ class SegmentBatch:
         return pa.Table.from_pylist(rows, SEGMENTED)
 
 
-def _segmented(row: Row, found: Segmentation, i: int) -> Row:
+def _segmented(row: Row, found: "Segmentation", i: int) -> Row:
     size = mask_shape(row["height"], row["width"])
     return {
         "grid": found.labels[i].shape,

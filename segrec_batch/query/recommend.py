@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from segrec_batch import storage
 from segrec_batch.decode import decode, mask_shape
 from segrec_batch.errors import InputError, PictureError
+from segrec_batch.model.bundle import load_model
 from segrec_batch.model.segmenter import Segmenter
 from segrec_batch.query.database import connect_snapshot, query
 from segrec_batch.query.sheet import Card
@@ -99,7 +100,7 @@ class Recommender:
             picture = decode(content, spec.shapes)
         except PictureError as error:
             raise InputError(f"{name}: {error.reason}") from error
-        found = Segmenter(self.snapshot.load_model(), device)(picture.pixels[None])
+        found = Segmenter(load_model(self.snapshot.model_uri), device)(picture.pixels[None])
         counts, feature = found.counts[0], found.feature[0]
         if criteria.cls is not None:
             k = spec.all_classes.index(criteria.cls)

@@ -20,10 +20,19 @@ from deltalake.transaction import (
 
 from segrec_batch import faults, storage
 from segrec_batch.errors import IndexStateError, InputError, StorageError
+from segrec_batch.store.commits import commit, unless, whole
 from segrec_batch.store.files import DataFile
 from segrec_batch.store.schema import PARTITION
 
 __all__ = ["CommitFailedError"]
+
+_S3_OPTIONS = {
+    # finds profiles and roles beside the environment, and heeds AWS_EC2_METADATA_DISABLED, also
+    # where there is an endpoint; without it only s3fs does
+    "AWS_FORCE_CREDENTIAL_LOAD": "true",
+    "connect_timeout": "5s",
+    "retry_timeout": "15s",
+}
 
 
 @contextmanager
@@ -38,34 +47,45 @@ def errors(index: str, version: int | None = None) -> Iterator[None]:
         raise IndexStateError(f"{index}: no index there; make one with jobs/index.py") from error
     except DeltaError as error:
         if version is not None:
-            text = f"{index}: version {version} cannot be opened: {error}"
+            text = f"{index}: version {version} cannot be opened: {faults.describe(error)}"
             raise IndexStateError(text) from error
-        raise StorageError(f"{index}: {error}") from error
+        raise StorageError(f"{index}: {faults.describe(error)}") from error
 
 
 def exists(index: str, table: str) -> bool:
     """Whether a table is there."""
-    return DeltaTable.is_deltatable(_url(index, table), _options())
+    uri, options = _location(index, table)
+    return whole(lambda: DeltaTable.is_deltatable(uri, options))
 
 
 def create(index: str, table: str, schema: pa.Schema, names: Mapping[str, int]) -> None:
     """Make an empty table, whose first version has transaction identifiers; or leave it."""
-    create_table_with_add_actions(
-        _url(index, table),
-        Schema.from_arrow(schema),
-        [],
-        mode="ignore",
-        partition_by=_partition_by(table),
-        name=table,
-        description=f"segrec_batch index: {table}",
-        storage_options=_options(),
-        commit_properties=CommitProperties(app_transactions=_transactions(names)),
-    )
+    uri, options = _location(index, table)
+    with unless(lambda: exists(index, table)):
+        whole(
+            lambda: create_table_with_add_actions(
+                uri,
+                Schema.from_arrow(schema),
+                [],
+                mode="ignore",
+                partition_by=_partition_by(table),
+                name=table,
+                description=f"segrec_batch index: {table}",
+                storage_options=options,
+                commit_properties=CommitProperties(app_transactions=_transactions(names)),
+            )
+        )
 
 
 def open_table(index: str, table: str, version: int | None = None) -> DeltaTable:
     """A version of a table, or the newest. It stays as it was when the table is written."""
-    return DeltaTable(_url(index, table), version, storage_options=_options())
+    uri, options = _location(index, table)
+    return whole(lambda: DeltaTable(uri, version, storage_options=options))
+
+
+def history(index: str, table: str) -> list[dict[str, Any]]:
+    """What the commits of a table say of themselves, newest first."""
+    return whole(open_table(index, table).history)
 
 
 def files(name: str, table: DeltaTable) -> tuple[DataFile, ...]:
@@ -102,11 +122,14 @@ def bring_to(index: str, table: str, wanted: Sequence[DataFile]) -> int:
     actions = _actions(latest, table, wanted)
     if not actions:
         return latest.version()
-    _write(latest, actions, _partition_by(table), CommitProperties(max_commit_retries=0))
-    return latest.version() + 1
+    after = latest.version() + 1
+    with commit(lambda: open_table(index, table, after)) as properties:
+        whole(lambda: _write(latest, actions, _partition_by(table), properties))
+    return after
 
 
 def publish(
+    index: str,
     images: DeltaTable,
     wanted: Sequence[DataFile],
     schema: pa.Schema,
@@ -117,19 +140,14 @@ def publish(
 
     Raises CommitFailedError if another commit came first.
     """
-    properties = CommitProperties(dict(info), 0, _transactions(names))
-    if images.schema() == Schema.from_arrow(schema):
-        _write(images, _actions(images, "images", wanted), [], properties)
-        return
-    now = _milliseconds()
-    # overwriting takes out all files of the version before, and takes on the schema
-    images.create_write_transaction(
-        [_add(f, now) for f in wanted],
-        "overwrite",
-        Schema.from_arrow(schema),
-        partition_by=[],
-        commit_properties=properties,
-    )
+    changed = images.schema() != Schema.from_arrow(schema)
+    after = images.version() + 1
+    named = _transactions(names)
+    with commit(lambda: open_table(index, "images", after), info, named) as properties:
+        if changed:
+            whole(lambda: _overwrite(images, wanted, schema, properties))
+        else:
+            whole(lambda: _write(images, _actions(images, "images", wanted), [], properties))
 
 
 def append(index: str, table: str, rows: pa.Table, version: int) -> None:
@@ -137,19 +155,20 @@ def append(index: str, table: str, rows: pa.Table, version: int) -> None:
 
     Raises CommitFailedError if it has one already.
     """
-    uri = _url(index, table)
-    target: DeltaTable | str = uri
-    if version >= 0:
-        target = DeltaTable(uri, version, storage_options=_options())
-    elif DeltaTable.is_deltatable(uri, _options()):
-        raise CommitFailedError(f"{uri} exists")
-    write_deltalake(
-        target,
-        rows,
-        mode="append" if version >= 0 else "error",
-        storage_options=_options(),
-        commit_properties=CommitProperties(max_commit_retries=0),
-    )
+    if version < 0 and exists(index, table):
+        raise CommitFailedError(f"{_location(index, table)[0]} exists")
+    uri, options = _location(index, table)
+    target = uri if version < 0 else open_table(index, table, version)
+    with commit(lambda: open_table(index, table, version + 1)) as properties:
+        whole(
+            lambda: write_deltalake(
+                target,
+                rows,
+                mode="error" if version < 0 else "append",
+                storage_options=options,
+                commit_properties=properties,
+            )
+        )
 
 
 def read(index: str, table: str) -> tuple[pa.Table | None, int]:
@@ -158,7 +177,7 @@ def read(index: str, table: str) -> tuple[pa.Table | None, int]:
         found = open_table(index, table)
     except TableNotFoundError:
         return None, -1
-    return found.to_pyarrow_table(), found.version()
+    return whole(found.to_pyarrow_table), found.version()
 
 
 def _actions(
@@ -199,6 +218,20 @@ def _write(
     )
 
 
+def _overwrite(
+    table: DeltaTable, wanted: Sequence[DataFile], schema: pa.Schema, properties: CommitProperties
+) -> None:
+    """Take out all files of the version before, and take on the schema."""
+    now = _milliseconds()
+    table.create_write_transaction(
+        [_add(f, now) for f in wanted],
+        "overwrite",
+        Schema.from_arrow(schema),
+        partition_by=[],
+        commit_properties=properties,
+    )
+
+
 def _transactions(names: Mapping[str, int]) -> list[Transaction]:
     return [Transaction(name, version) for name, version in names.items()]
 
@@ -211,17 +244,19 @@ def _partition_values(file: DataFile) -> dict[str, str | None]:
     return {PARTITION[file.table]: file.partition} if file.table in PARTITION else {}
 
 
-def _url(index: str, table: str) -> str:
+def _location(index: str, table: str) -> tuple[str, dict[str, str]]:
+    """The URI of a table, and what delta-rs needs to know beside `AWS_*` to open it."""
     if "%" in index:
         raise InputError(f"{index}: delta-rs cannot keep tables below a name with % in it")
-    return storage.join(index, table)
+    uri = storage.join(index, table)
+    if not uri.startswith(("s3://", "s3a://")):
+        return uri, {}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "https://")
+    if not endpoint.startswith(("http://", "https://")):  # delta-rs panics
+        raise InputError(f"AWS_ENDPOINT_URL is {endpoint!r}; it begins with http:// or https://")
+    plain = {"AWS_ALLOW_HTTP": "true"} if endpoint.startswith("http://") else {}
+    return uri, _S3_OPTIONS | plain
 
 
 def _milliseconds() -> int:
     return int(time.time() * 1000)
-
-
-def _options() -> dict[str, str]:
-    """delta-rs reads `AWS_*` itself; plain http must be allowed where the endpoint is that."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
-    return {"AWS_ALLOW_HTTP": "true"} if endpoint.startswith("http://") else {}

@@ -15,15 +15,18 @@ import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replaced
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segrec_batch import storage
 from segrec_batch.errors import IndexStateError
-from segrec_batch.model.bundle import Model, ModelSpec, load_model, read_spec
+from segrec_batch.model.spec import ModelSpec, read_spec
 from segrec_batch.store import delta
 from segrec_batch.store.files import DataFile, count_rows
 from segrec_batch.store.purged import read_replacements
 from segrec_batch.store.schema import TABLES, schemas
+
+if TYPE_CHECKING:
+    from segrec_batch.model.bundle import Model  # torch
 
 _COMPANIONS = tuple(t for t in TABLES if t != "images")
 _MODEL = "model"  # the transaction identifier that names a snapshot's model
@@ -61,10 +64,6 @@ class Snapshot:
         """Where the bundle that made it lies."""
         return model_uri(self.index, self.model_id)
 
-    def load_model(self) -> Model:
-        """The model that made it."""
-        return load_model(self.model_uri)
-
 
 @dataclass(frozen=True)
 class Commit:
@@ -86,7 +85,7 @@ def exists(index: str) -> bool:
         return delta.exists(index, "images")
 
 
-def create(index: str, model: Model) -> Snapshot:
+def create(index: str, model: "Model") -> Snapshot:
     """Make an empty index for a model; what an earlier attempt left unfinished is completed."""
     model.save(model_uri(index, model.model_id))
     names = _names(dict.fromkeys(_COMPANIONS, 0), model.model_id)
@@ -178,7 +177,7 @@ def replace(base: Snapshot, wanted: Snapshot, info: Mapping[str, Any] | None = N
                 raise IndexStateError(_overtaken(base))
             schema = schemas(wanted.spec.classes)["images"]
             names = _names(versions, wanted.model_id)
-            delta.publish(images, wanted.files["images"], schema, names, info or {})
+            delta.publish(base.index, images, wanted.files["images"], schema, names, info or {})
     except delta.CommitFailedError as error:
         raise IndexStateError(_overtaken(base)) from error
     return open_snapshot(base.index)
@@ -194,7 +193,7 @@ def _overtaken(base: Snapshot) -> str:
 def history(index: str) -> list[Commit]:
     """The snapshots that the log remembers, newest first. Raises IndexStateError."""
     with delta.errors(index):
-        entries = delta.open_table(index, "images").history()
+        entries = delta.history(index, "images")
     return [
         Commit(
             version=entry["version"],

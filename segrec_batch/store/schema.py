@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from segrec_batch.model.bundle import BACKGROUND
+from segrec_batch.model.spec import BACKGROUND
 
 TABLES = ("failures", "regions", "images")  # in the order of commits: `images` publishes
 PARTITION = {"regions": "class"}

@@ -7,15 +7,18 @@ publication puts them in place of the old ones in one commit.
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from segrec_batch import storage
 from segrec_batch.errors import IndexStateError
-from segrec_batch.model.bundle import Model
 from segrec_batch.store import delta
 from segrec_batch.store.files import DataFile
 from segrec_batch.store.index import Snapshot, empty_snapshot, model_uri, with_changes
+
+if TYPE_CHECKING:
+    from segrec_batch.model.bundle import Model  # torch
 
 _FOLDER = "rebuild"
 _NAMES = [f.name for f in fields(DataFile)]
@@ -27,7 +30,7 @@ _SCHEMA = pa.schema(
 )
 
 
-def open_staging(base: Snapshot, model: Model) -> Snapshot:
+def open_staging(base: Snapshot, model: "Model") -> Snapshot:
     """What is staged of a rebuild of `base` with a model: a snapshot without versions of its own.
 
     Files that are published already, by a rebuild that died right after, do not count.

@@ -16,7 +16,7 @@ from segrec_batch import storage
 from segrec_batch.decode import open_rgb
 from segrec_batch.errors import InputError
 from segrec_batch.listing import list_pictures
-from segrec_batch.model.bundle import check_class_names
+from segrec_batch.model.spec import check_class_names
 
 VOID = -1
 

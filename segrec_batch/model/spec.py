@@ -1,0 +1,110 @@
+"""What a model is, without its tensors, and without torch: `model.json` of a bundle."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from segrec_batch import storage
+from segrec_batch.decode import Shape
+from segrec_batch.errors import ModelError
+
+BACKGROUND = "background"
+FORMAT = 1  # of the bundle and of the arithmetic behind it; part of model_id
+DTYPES = ("bfloat16", "float32")
+COMMON_GRID = 32  # side of the square grid on which masks of any two pictures are compared
+_COLOURS = ("#e6194b", "#4363d8", "#3cb44b", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
+_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What `model.json` says.
+
+    classes: names of the foreground classes; class i of a map is classes[i-1], 0 the background.
+    taps: layers of the SVM, as `Tap` writes them. components: the class of each SVM.
+    shapes: (height, width) to which pictures are resized, see `decode`.
+    training: provenance and validation figures; not part of the identity.
+    """
+
+    classes: tuple[str, ...]
+    taps: tuple[str, ...]
+    components: tuple[int, ...]
+    shapes: tuple[Shape, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    weights: str
+    weights_fingerprint: str
+    minmax: bool = True
+    dtype: str = "bfloat16"
+    backbone: str = "vgg16"
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the backbone's weights were learned, not drawn at random."""
+        return not self.weights.startswith("random:")
+
+    @property
+    def notice(self) -> str | None:
+        """A sentence for every output of a model that cannot be expected to be good."""
+        if self.trained:
+            return None
+        return f"Untrained backbone ({self.weights}): random filters, for trying out only."
+
+    @property
+    def all_classes(self) -> tuple[str, ...]:
+        """The background, then `classes`: position is label."""
+        return (BACKGROUND, *self.classes)
+
+    @property
+    def colours(self) -> dict[str, str]:
+        """A `#rrggbb` colour for each foreground class."""
+        return {c: _COLOURS[i % len(_COLOURS)] for i, c in enumerate(self.classes)}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "ModelSpec":
+        """Raises ModelError for another format or missing fields."""
+        values = dict(values)
+        if values.pop("format", None) != FORMAT:
+            raise ModelError(
+                f"this version reads bundles of format {FORMAT}; train the model again"
+            )
+        lists = ("classes", "taps", "components", "mean", "std")
+        try:
+            for key in lists:
+                values[key] = tuple(values[key])
+            values["shapes"] = tuple((int(h), int(w)) for h, w in values["shapes"])
+            return cls(**values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"model.json is not a segrec model: {error}") from error
+
+
+def read_spec(uri: str) -> tuple[ModelSpec, str]:
+    """What `model.json` of a bundle says, and the model_id it states. Raises ModelError."""
+    try:
+        values = json.loads(storage.read_bytes(storage.join(uri, "model.json")))
+        stated_id = values.pop("model_id")
+    except FileNotFoundError as error:
+        raise ModelError(f"{uri}: no model.json there; make a model with jobs/train.py") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{uri}: model.json cannot be read: {error}") from error
+    return ModelSpec.from_json(values), stated_id
+
+
+def check_class_names(names: list[str]) -> None:
+    """Class names become column and folder names. Raises ModelError for what could not be one."""
+    if len(names) > 255:  # labels are bytes, 0 the background
+        raise ModelError(f"{len(names)} classes are too many; a model tells up to 255 apart")
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ModelError(f"class name {name!r}: use 1 to 64 letters, digits and _ only")
+    lower = [name.lower() for name in names]
+    taken = sorted({n for n in lower if lower.count(n) > 1 or n in (BACKGROUND, "ignore")})
+    if taken:
+        raise ModelError(f"class names must differ beyond case and not be reserved: {taken}")
