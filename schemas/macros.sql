@@ -23,7 +23,10 @@ CREATE OR REPLACE MACRO pearson(a, b) AS
 CREATE OR REPLACE MACRO rank_by_pearson(
     query_feature, self, k, class_name, min_coverage, max_coverage
 ) AS TABLE
-    WITH candidates AS (
+    WITH asked AS MATERIALIZED (  -- once: a macro's argument is put in wherever its name stands
+        SELECT query_feature AS feature
+    ),
+    candidates AS (
         SELECT r.image_id, r.uri, r.coverage, r.feature
         FROM regions AS r
         WHERE r.class = class_name AND r.coverage BETWEEN min_coverage AND max_coverage
@@ -33,9 +36,9 @@ CREATE OR REPLACE MACRO rank_by_pearson(
         WHERE class_name IS NULL
     ),
     scored AS (
-        SELECT c.image_id, c.uri, c.coverage, pearson(c.feature, query_feature) AS pearson
-        FROM candidates AS c
-        WHERE query_feature IS NOT NULL AND c.image_id IS DISTINCT FROM self
+        SELECT c.image_id, c.uri, c.coverage, pearson(c.feature, asked.feature) AS pearson
+        FROM candidates AS c, asked
+        WHERE asked.feature IS NOT NULL AND c.image_id IS DISTINCT FROM self
     )
     SELECT row_number() OVER (ORDER BY s.pearson DESC NULLS LAST, s.image_id) AS rank, s.*
     FROM scored AS s

@@ -88,7 +88,12 @@ def to_uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """`uri` in the one form in which this project stores and compares it."""
+    """`uri` in the one form in which this project stores and compares it.
+
+    Raises InputError for an empty one, as of a shell variable that is not set.
+    """
+    if not uri:
+        raise InputError("a path or URI is empty")
     fs, path = filesystem(uri)
     return to_uri(fs, path).rstrip("/")
 
@@ -112,10 +117,12 @@ def read_bytes(uri: str) -> bytes:
     """The content of one file. Raises OSError if the file cannot be read, StorageError if the store
     fails.
     """
-    content = read_many([uri])[0]
-    if isinstance(content, OSError):
-        raise content
-    return content
+    return _or_raise(read_many([uri])[0])
+
+
+def read_range(uri: str, start: int, stop: int) -> bytes:
+    """Some bytes of one file in a remote store, in one request. Raises as `read_bytes` does."""
+    return _or_raise(_fetch(filesystem(uri)[0], [uri], [start], [stop])[0])
 
 
 def read_many(uris: Sequence[str], sizes: Sequence[int] | None = None) -> list[Content]:
@@ -128,20 +135,17 @@ def read_many(uris: Sequence[str], sizes: Sequence[int] | None = None) -> list[C
     if not uris:
         return []
     fs, _ = filesystem(uris[0])
-    if is_local(fs):
-        return [
-            _read_local(uri, size)
-            for uri, size in zip(uris, sizes or [-1] * len(uris), strict=True)
-        ]
-    found: dict[int, Content] = {i: b"" for i, size in enumerate(sizes or ()) if size == 0}
-    for last in (False,) * (_READ_TRIES - 1) + (True,):
-        missing = [i for i in range(len(uris)) if i not in found]
-        paths = [fs._strip_protocol(uris[i]) for i in missing]
-        ends = [sizes[i] for i in missing] if sizes else None
-        for i, content in zip(missing, _cat(fs, paths, ends), strict=True):
-            if last or not isinstance(content, _CUT_OFF):
-                found[i] = _of_one_file(uris[i], content)
-    return [found[i] for i in range(len(uris))]
+    if not is_local(fs):
+        return _fetch(fs, uris, [0] * len(uris) if sizes else None, sizes)
+    return [
+        _read_local(uri, size) for uri, size in zip(uris, sizes or [-1] * len(uris), strict=True)
+    ]
+
+
+def _or_raise(content: Content) -> bytes:
+    if isinstance(content, OSError):
+        raise content
+    return content
 
 
 def _read_local(uri: str, size: int) -> Content:
@@ -152,14 +156,35 @@ def _read_local(uri: str, size: int) -> Content:
         return error
 
 
+def _fetch(
+    fs: fsspec.AbstractFileSystem,
+    uris: Sequence[str],
+    starts: Sequence[int] | None,
+    ends: Sequence[int] | None,
+) -> list[Content]:
+    """Bytes of remote files; those that were cut off are asked for again."""
+    ranges = zip(starts or (), ends or (), strict=True)
+    found: dict[int, Content] = {i: b"" for i, (start, end) in enumerate(ranges) if start == end}
+    for last in (False,) * (_READ_TRIES - 1) + (True,):
+        missing = [i for i in range(len(uris)) if i not in found]
+        paths = [fs._strip_protocol(uris[i]) for i in missing]
+        bounds = [[b[i] for i in missing] if b else None for b in (starts, ends)]
+        for i, content in zip(missing, _cat(fs, paths, *bounds), strict=True):
+            if last or not isinstance(content, _CUT_OFF):
+                found[i] = _of_one_file(uris[i], content)
+    return [found[i] for i in range(len(uris))]
+
+
 def _cat(
-    fs: fsspec.AbstractFileSystem, paths: list[str], ends: list[int] | None
+    fs: fsspec.AbstractFileSystem,
+    paths: list[str],
+    starts: list[int] | None,
+    ends: list[int] | None,
 ) -> list[bytes | Exception]:
     if not paths:
         return []
     # s3fs: one request per object; else it asks for sizes first and does not repeat cut-off parts
     once = {"max_concurrency": 1} if is_s3(fs) else {}
-    starts = None if ends is None else [0] * len(paths)
     # not cat(): that takes [ and * in a name for a pattern
     contents: list[bytes | Exception] = fs.cat_ranges(
         paths, starts, ends, on_error="return", **once

@@ -305,3 +305,25 @@ def test_an_old_row_that_is_not_where_the_plan_saw_it_stops_publication(
     with pytest.raises(AccountingError, match="do not add up"):
         run()
     assert store.open_snapshot(str(tmp_path / "index")) == before
+
+
+def test_of_two_jobs_at_once_one_stops_and_nothing_mixes(
+    run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = chain.process
+    others: list[store.Snapshot] = []
+
+    def overtaken(*arguments: Any) -> Iterator[pa.Table]:
+        monkeypatch.setattr(chain, "process", process)
+        others.append(run()[1])  # another job, from start to end
+        yield from process(*arguments)
+
+    for expected in (6, 7):  # on a new index, on one with rows
+        monkeypatch.setattr(chain, "process", overtaken)
+        with pytest.raises(IndexStateError, match="another run has published"):
+            run()
+        newest = store.open_snapshot(str(tmp_path / "index"))
+        assert newest == others[-1]
+        assert newest.rows("images") == run()[0].unchanged == expected
+        sorted(pictures.iterdir())[0].write_bytes(sorted(pictures.iterdir())[1].read_bytes())
+        Image.new("RGB", (50, 40)).save(pictures / "new.png")

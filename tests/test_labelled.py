@@ -48,7 +48,7 @@ def test_an_unusable_class_file_is_an_input_error(text: str, tmp_path: Path) -> 
         _classes(tmp_path, text)
 
 
-@pytest.mark.parametrize("name", ["a/b", "Ignore", "background", ""])
+@pytest.mark.parametrize("name", ["a/b", "..", "x=y", "'; drop", "é", "Ignore", "background", ""])
 def test_unusable_class_names_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError):
         _classes(tmp_path, json.dumps({name: [1]}))

@@ -6,7 +6,8 @@ of replacements; then the old files are deleted. After a crash in between, run i
 """
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -18,10 +19,16 @@ from segrec_batch.errors import InputError
 from segrec_batch.pipeline import chain
 from segrec_batch.store import staging
 from segrec_batch.store.encode import image_id
-from segrec_batch.store.files import DataFile, by_part, files_in_place, read_column
+from segrec_batch.store.files import (
+    DataFile,
+    by_part,
+    files_in_place,
+    read_column,
+    unfinished_files,
+)
 from segrec_batch.store.index import commit, open_snapshot
 from segrec_batch.store.parts import rewrite_part
-from segrec_batch.store.purged import write_replacements
+from segrec_batch.store.purged import read_replacements, write_replacements
 from segrec_batch.store.schema import TABLES
 
 
@@ -47,6 +54,7 @@ def purge(index: str, uris: Collection[str], grace_seconds: float) -> Purged:
     if staging.rebuilds(index):
         raise InputError(f"{index}: a rebuild is not finished; finish it, then purge")
     ids = {image_id(uri): uri for uri in uris}
+    _delete_unfinished(index, ids)
     snapshot = open_snapshot(index)
     parts = by_part(file for table in TABLES for file, _ in files_in_place(index, table))
     with chain.cluster():
@@ -61,8 +69,14 @@ def purge(index: str, uris: Collection[str], grace_seconds: float) -> Purged:
             raise InputError(
                 f"no file of {index} holds a row of {next(iter(uris))!r} or the others"
             )
-        jobs = [(index, parts[part], found) for part, found in hits.items()]
+        replaced = read_replacements(index)  # also by a run that was stopped while it deleted
+        jobs = [
+            (index, parts[part], found)
+            for part, found in hits.items()
+            if not any((f.table, f.path) in replaced for f in parts[part])
+        ]
         rewritten = [(job[1], left) for job, left in chain.each(_rewrite, jobs, cpus=1)]
+    seen = {i for found in hits.values() for i in found}
     live = {(f.table, f.path): f for f in snapshot.all_files}
     remove = [
         live[f.table, f.path] for old, _ in rewritten for f in old if (f.table, f.path) in live
@@ -70,21 +84,30 @@ def purge(index: str, uris: Collection[str], grace_seconds: float) -> Purged:
     if remove:
         parts_live = {f.part for f in remove}
         add = [f for old, new in rewritten if old[0].part in parts_live for f in new]
-        info = {"segrec": {"operation": "purge", "sources": len(ids)}}
+        info = {"segrec": {"operation": "purge", "sources": len(seen)}}
         snapshot = commit(snapshot, add, remove, info)
-    write_replacements(index, (pair for old, new in rewritten for pair in _pairs(old, new)))
+    if rewritten:
+        write_replacements(index, (pair for old, new in rewritten for pair in _pairs(old, new)))
     if grace_seconds:
         say(f"waiting {grace_seconds:g} s for queries on older snapshots (--grace-seconds)")
         time.sleep(grace_seconds)
-    doomed = [file.uri(index) for old, _ in rewritten for file in old]
+    doomed = [file.uri(index) for part in hits for file in parts[part]]
     storage.delete(doomed)
-    seen = {i for found in hits.values() for i in found}
     return Purged(
         found=tuple(uri for i, uri in ids.items() if i in seen),
         unknown=tuple(uri for i, uri in ids.items() if i not in seen),
         files=len(doomed),
         version=snapshot.version,
     )
+
+
+def _delete_unfinished(index: str, ids: Iterable[str]) -> None:
+    """What killed processes left of files, if it holds rows; image_id is the first column."""
+    for uri, *_ in unfinished_files(index):
+        with suppress(FileNotFoundError):  # it is finished by now
+            content = storage.read_bytes(uri)
+            if any(i.encode() in content for i in ids):
+                storage.delete([uri])
 
 
 def _held(job: Job) -> list[str]:

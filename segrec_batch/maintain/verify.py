@@ -7,22 +7,26 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
+from segrec_batch import storage
 from segrec_batch.console import ProgressMeter
 from segrec_batch.decode import mask_shape
-from segrec_batch.model.spec import ModelSpec
+from segrec_batch.model.spec import COMMON_GRID, ModelSpec
 from segrec_batch.pipeline import chain
 from segrec_batch.query.database import connect_snapshot, query
 from segrec_batch.store.encode import image_id, inverse_norms
-from segrec_batch.store.files import DataFile, by_part, read_file, statistics
+from segrec_batch.store.files import DataFile, by_part, parse_rows, statistics
 from segrec_batch.store.index import Snapshot
-from segrec_batch.store.schema import coverage_column, regions_schema, schemas
+from segrec_batch.store.schema import PARTITION, coverage_column, regions_schema, schemas
 
 _SHOWN = 5  # examples of one kind of problem in one file
 
 _NO_REGIONS = regions_schema().empty_table()
+
+_LENGTHS = {"feature": 512, "signature": 8, "mask_bits": COMMON_GRID**2 // 64}
 
 Problem = str
 Job = tuple[str, list[DataFile], ModelSpec, str]
@@ -61,11 +65,12 @@ def check_part(job: Job) -> list[Problem]:
     problems = []
     for file in files:
         try:
-            rows = tables[file.table, file.partition] = read_file(index, file)
-        except (OSError, pa.ArrowException) as error:
+            content = storage.read_bytes(file.uri(index))
+            rows = tables[file.table, file.partition] = parse_rows(content)
+        except (OSError, ValueError, pa.ArrowException) as error:
             problems.append(f"{file.uri(index)}: {type(error).__name__}: {error}")
             continue
-        checks = [*_against_log(file, rows, spec), *_ids(rows)]
+        checks = [*_against_log(file, len(content), rows, spec)] or [*_ids(rows)]
         problems += [f"{file.uri(index)}: {text}" for text in checks]
     if not problems:
         checks = [*_images(tables, spec, model_id), *_regions(tables, spec)]
@@ -73,23 +78,31 @@ def check_part(job: Job) -> list[Problem]:
     return problems
 
 
-def _against_log(file: DataFile, rows: pa.Table, spec: ModelSpec) -> Iterator[Problem]:
+def _against_log(file: DataFile, size: int, rows: pa.Table, spec: ModelSpec) -> Iterator[Problem]:
+    if size != file.size:
+        yield f"{size} bytes, but {file.size} in the log"
     if rows.num_rows != file.rows:
         yield f"{rows.num_rows} rows, but {file.rows} in the log"
+        return
     schema = schemas(spec.classes)[file.table]
-    wanted = [field for field in schema if field.name in rows.column_names]
-    if not rows.schema.equals(pa.schema(wanted)) or len(schema) - len(wanted) > 1:
+    in_file = [field for field in schema if field.name != PARTITION.get(file.table)]
+    if not rows.schema.equals(pa.schema(in_file)):
         yield "columns are not those of the schema"
-    elif _values(json.loads(statistics(rows))) != _values(json.loads(file.stats)):
+        return
+    if _values(json.loads(statistics(rows))) != _values(json.loads(file.stats)):
         yield "statistics in the log are not those of the rows"
+    for name, length in _LENGTHS.items():
+        if name in rows.column_names:
+            lengths = pc.unique(pc.list_value_length(rows[name])).to_pylist()
+            if lengths not in ([], [length]):
+                yield f"{name} has {lengths} values in place of {length}"
 
 
 def _values(stats: dict[str, Any]) -> object:
     """Statistics with numbers as float32, in which they were counted."""
     ends = [stats[key] for key in ("minValues", "maxValues")]
     return stats["numRecords"], [
-        {n: v if isinstance(v, str) else float(np.float32(v)) for n, v in end.items()}
-        for end in ends
+        {name: float(np.float32(value)) for name, value in end.items()} for end in ends
     ]
 
 
@@ -116,7 +129,9 @@ def _images(
 
 def _coverages_differ(row: dict[str, Any], spec: ModelSpec) -> bool:
     labels = np.frombuffer(row["mask_grid"], np.uint8)
-    if labels.size != row["grid_h"] * row["grid_w"] or labels.max() >= len(spec.all_classes):
+    if not 0 < labels.size == row["grid_h"] * row["grid_w"]:
+        return True
+    if labels.max() >= len(spec.all_classes):
         return True
     shares = np.bincount(labels, minlength=len(spec.all_classes)) / labels.size
     stored = [row[coverage_column(name)] for name in spec.all_classes]
@@ -126,7 +141,7 @@ def _coverages_differ(row: dict[str, Any], spec: ModelSpec) -> bool:
 def _mask_differs(row: dict[str, Any], spec: ModelSpec) -> bool:
     try:
         mask = np.asarray(Image.open(io.BytesIO(row["mask"])))
-    except (OSError, SyntaxError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return True
     wanted = mask_shape(row["height"], row["width"])
     return mask.shape != wanted or int(mask.max()) >= len(spec.all_classes)
@@ -154,6 +169,7 @@ def _regions(tables: dict[tuple[str, str | None], pa.Table], spec: ModelSpec) ->
         return
     ids, whole = images["image_id"].to_pylist(), _features(images)
     place = {i: n for n, i in enumerate(ids)}
+    grid = images["grid_h"].to_numpy() * images["grid_w"].to_numpy()
     mean = np.zeros_like(whole)
     for name in spec.all_classes:
         shares = images[coverage_column(name)].to_numpy()
@@ -168,6 +184,9 @@ def _regions(tables: dict[tuple[str, str | None], pa.Table], spec: ModelSpec) ->
             continue
         mean[[place[i] for i in owners]] += _features(regions) * coverage[:, None]
         yield from (f"{name}: {text}" for text in _norms(regions))
+        cells = coverage * grid[[place[i] for i in owners]]
+        if np.any(np.rint(cells) != regions["cells"].to_numpy()):
+            yield f"cells of {name} are not those of its coverage"
         if np.any(np.diff(coverage) < 0):
             yield f"regions of {name} do not lie by coverage"
     wrong = ~np.isclose(mean, whole, rtol=1e-2, atol=1e-3 * np.abs(whole).max()).all(axis=1)

@@ -4,10 +4,10 @@ import datetime as dt
 from collections.abc import Iterator
 
 from segrec_batch import storage
-from segrec_batch.errors import IndexStateError, InputError
+from segrec_batch.errors import InputError
 from segrec_batch.store import staging
-from segrec_batch.store.files import DataFile, files_in_place
-from segrec_batch.store.index import Snapshot, history, open_snapshot, replace
+from segrec_batch.store.files import files_in_place, unfinished_files
+from segrec_batch.store.index import Files, Snapshot, history, open_snapshot, read_log, replace
 from segrec_batch.store.schema import TABLES
 
 SHORTEST = dt.timedelta(hours=1)  # a running job's files are published well before that
@@ -18,9 +18,10 @@ def vacuum(
 ) -> list[tuple[str, int]]:
     """Delete files that no snapshot of the retention needs; their URIs and sizes.
 
-    Files younger than the retention stay, so a running job loses none, and files that a rebuild has
-    staged stay. Versions from before the retention can no longer be opened. Deltalake's own vacuum
-    looks at one table at a time and does not know which versions of it snapshots name.
+    Files younger than the retention stay, so a running job loses none, and so do files of a rebuild
+    that has gone on within it; one that has not is given up. Versions from before the retention can
+    no longer be opened. Deltalake's own vacuum looks at one table at a time and does not know which
+    versions of it snapshots name.
     Raises InputError for a retention under an hour without `force`.
     """
     if retention < SHORTEST and not force:
@@ -28,10 +29,13 @@ def vacuum(
             "less than one hour may take files from a job that is running: say --force if none is"
         )
     cutoff = dt.datetime.now(dt.UTC) - retention
-    snapshots = list(_retained(index, cutoff))
-    keep = {(f.table, f.path) for snapshot in snapshots for f in snapshot.all_files}
-    models = {snapshot.model_id for snapshot in snapshots}
-    for model_id in staging.rebuilds(index):
+    keep, models = set(), set()
+    for files, model_id in _retained(index, cutoff):
+        keep |= {(f.table, f.path) for members in files.values() for f in members}
+        models.add(model_id)
+    rebuilds = staging.rebuilds(index)
+    abandoned = {m for m in rebuilds if staging.last_staged(index, m) < cutoff}
+    for model_id in set(rebuilds) - abandoned:
         keep |= {(f.table, f.path) for f in staging.staged_files(index, model_id)[0]}
         models.add(model_id)
     doomed = [
@@ -40,17 +44,24 @@ def vacuum(
         for file, written in files_in_place(index, table)
         if (file.table, file.path) not in keep and written < cutoff.timestamp()
     ]
+    unfinished = unfinished_files(index)
+    doomed += [(uri, size) for uri, size, written in unfinished if written < cutoff.timestamp()]
     doomed += _unused_models(index, models, cutoff)
     if not dry_run:
+        for model_id in abandoned:
+            staging.discard(index, model_id)
         storage.delete([uri for uri, _ in doomed])
     return doomed
 
 
-def _retained(index: str, cutoff: dt.datetime) -> Iterator[Snapshot]:
-    """The snapshots that were the newest one at some time since `cutoff`."""
-    yield open_snapshot(index)
+def _retained(index: str, cutoff: dt.datetime) -> Iterator[tuple[Files, str]]:
+    """Files and model of the snapshots that were the newest one at some time since `cutoff`.
+
+    An earlier vacuum of a shorter retention may have taken some of them.
+    """
+    yield read_log(index)[1:]
     for entry in history(index):
-        yield open_snapshot(index, entry.version)
+        yield read_log(index, entry.version)[1:]
         if entry.time < cutoff:
             return
 
@@ -70,19 +81,4 @@ def rollback(index: str, version: int) -> Snapshot:
     Raises IndexStateError if the version, or a file of it, is not there any more.
     """
     newest, wanted = open_snapshot(index), open_snapshot(index, version)
-    missing = _missing(wanted)
-    if missing:
-        raise IndexStateError(
-            f"version {version} cannot come back: {len(missing)} of its files are gone, e.g. "
-            f"{missing[0].uri(index)}; vacuum keeps those of its retention only"
-        )
     return replace(newest, wanted, {"segrec": {"operation": "rollback", "to": version}})
-
-
-def _missing(snapshot: Snapshot) -> list[DataFile]:
-    there = {
-        (file.table, file.path)
-        for table in TABLES
-        for file, _ in files_in_place(snapshot.index, table)
-    }
-    return [file for file in snapshot.all_files if (file.table, file.path) not in there]

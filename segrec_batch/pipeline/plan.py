@@ -7,6 +7,8 @@ listing nor the index has to fit in memory.
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -76,11 +78,11 @@ SELECT count(*) FROM published WHERE NOT starts_with(uri, $below) OR {_EXCLUDED}
 
 # A changed source may still have the bytes it had; a new one those of an image that it was moved or
 # copied from, which then has the same size and ETag or time. The bytes decide when they are read.
+# Rows are counted by rowid: DuckDB sorts on disk, but LIMIT and row_number() take memory per row.
 _WORK = """
 CREATE TABLE work AS
 WITH todo AS (
     FROM plan WHERE status IN ('new', 'changed', 'retried')
-    ORDER BY part NULLS FIRST, uri LIMIT $limit
 ), donors AS (
     SELECT source_size, source_etag, 'new' AS status, arg_min(
         {'image_id': image_id, 'content_hash': content_hash, 'part': part}, uri
@@ -90,7 +92,6 @@ WITH todo AS (
     GROUP BY ALL
 )
 SELECT
-    row_number() OVER (ORDER BY part NULLS FIRST, uri) - 1 AS n,
     uri, source_size, source_etag, problem, part AS old_part,
     CASE
         WHEN content_hash IS NOT NULL
@@ -99,7 +100,7 @@ SELECT
     END AS donor,
     status
 FROM todo LEFT JOIN donors USING (source_size, source_etag, status)
-ORDER BY n
+ORDER BY part NULLS FIRST, uri
 """
 
 
@@ -140,7 +141,7 @@ class Plan:
         path = Path(self._folder.name)
         self._connection = open_database(
             str(path / "plan.duckdb"),
-            snapshot.index,
+            [snapshot, *filter(None, [superseded])],
             memory_limit=_MEMORY,
             temp_directory=str(path / "spill"),
         )
@@ -178,7 +179,9 @@ class Plan:
     def _compare(self, request: Request) -> None:
         retry = {"retry_failed": request.retry_failed}
         self._connection.execute(_STATUS, _where(request) | retry)
-        self._connection.execute(_WORK, {"limit": request.limit})
+        self._connection.execute(_WORK)
+        if request.limit is not None:
+            self._connection.execute("DELETE FROM work WHERE rowid >= ?", [request.limit])
         counts = self._query("SELECT status, count(*) AS n FROM plan GROUP BY status")
         self._counts: dict[str, int] = {row["status"]: row["n"] for row in counts.to_pylist()}
         (work,) = self._query(
@@ -233,18 +236,18 @@ class Plan:
 
     def manifest(self, start: int, stop: int) -> pa.Table:
         """MANIFEST rows of the work, in the order in which it is to be done."""
-        rows = self._query("FROM work WHERE n >= ? AND n < ? ORDER BY n", start, stop)
-        return pa.Table.from_pylist(rows.to_pylist(), MANIFEST)
+        rows = self._query("FROM work WHERE rowid >= ? AND rowid < ? ORDER BY rowid", start, stop)
+        return rows.select(MANIFEST.names).cast(MANIFEST)
 
     def gone(self) -> Iterator[tuple[str, list[str]]]:
         """Parts, and the image_ids in each that have no source any more."""
-        yield from self._stream(
-            "SELECT part, list(image_id) FROM plan WHERE status = 'gone' GROUP BY part"
-        )
+        rows = self._stream("SELECT part, image_id FROM plan WHERE status = 'gone' ORDER BY part")
+        for part, members in groupby(rows, key=itemgetter(0)):
+            yield part, [image_id for _, image_id in members]
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Status and URI of every source that a run would touch."""
-        yield from self._stream("SELECT status, uri FROM work ORDER BY n")
+        yield from self._stream("SELECT status, uri FROM work ORDER BY rowid")
         yield from self._stream("SELECT status, uri FROM plan WHERE status = 'gone' ORDER BY uri")
 
     def _stream(self, sql: str) -> Iterator[tuple[Any, ...]]:

@@ -13,11 +13,11 @@ def _required(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, nullable=False)
 
 
-DONOR = pa.struct(
+DONOR = pa.struct(  # a donor has them all; most rows have no donor
     [
-        _required("image_id", pa.string()),
-        _required("content_hash", pa.string()),
-        _required("part", pa.string()),
+        pa.field("image_id", pa.string()),
+        pa.field("content_hash", pa.string()),
+        pa.field("part", pa.string()),
     ]
 )
 # old_part: where the rows are that this source has in the index already

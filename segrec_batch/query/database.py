@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from segrec_batch import storage
 from segrec_batch.errors import IndexStateError, InputError
+from segrec_batch.query.remote import SnapshotFiles
 from segrec_batch.store.files import DataFile
 from segrec_batch.store.index import Snapshot, open_snapshot
 from segrec_batch.store.schema import PARTITION, schemas
@@ -32,7 +33,7 @@ def connect(index: str, version: int | None = None) -> duckdb.DuckDBPyConnection
 
 def connect_snapshot(snapshot: Snapshot) -> duckdb.DuckDBPyConnection:
     """The same for a snapshot that is already open. Raises IndexStateError if files are gone."""
-    connection = open_database(":memory:", snapshot.index)
+    connection = open_database(":memory:", [snapshot])
     try:
         for table, schema in schemas(snapshot.spec.classes).items():
             _create_view(connection, table, schema, snapshot)
@@ -43,13 +44,20 @@ def connect_snapshot(snapshot: Snapshot) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def open_database(path: str, index: str, **settings: str) -> duckdb.DuckDBPyConnection:
-    """A DuckDB database that can read the files of an index and loads no extension."""
+def open_database(
+    path: str, snapshots: Sequence[Snapshot], **settings: str
+) -> duckdb.DuckDBPyConnection:
+    """A DuckDB database that can read the files of snapshots and loads no extension."""
     fixed = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
     connection = duckdb.connect(path, config={**fixed, **settings})
-    if "://" in index:
-        connection.register_filesystem(storage.filesystem(index)[0])
+    connection.execute("SET parquet_metadata_cache = true")
+    if _is_remote(snapshots[0]):
+        connection.register_filesystem(SnapshotFiles(snapshots))
     return connection
+
+
+def _is_remote(snapshot: Snapshot) -> bool:
+    return "://" in snapshot.index
 
 
 def select_with_part(snapshot: Snapshot, table: str, columns: str) -> str | None:
@@ -114,8 +122,11 @@ def _scan(
 
 def _read(snapshot: Snapshot, files: Sequence[DataFile]) -> str:
     """A scan of files, all of them named: a pattern could match more than the snapshot."""
-    paths = ", ".join(_text(_MAGIC.sub(r"[\1]", file.uri(snapshot.index))) for file in files)
-    return f"read_parquet([{paths}])"
+    if _is_remote(snapshot):
+        uris = [SnapshotFiles.uri(file) for file in files]
+    else:
+        uris = [_MAGIC.sub(r"[\1]", file.uri(snapshot.index)) for file in files]
+    return f"read_parquet([{', '.join(map(_text, uris))}])"
 
 
 _MAGIC = re.compile(r"([*?\[])")  # DuckDB takes each name for a pattern

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segrec_batch import storage
-from segrec_batch.store.schema import PARTITION
+from segrec_batch.store.schema import PARTITION, TABLES
 
 ROW_GROUP = 2048  # rows; DuckDB skips whole row groups only
 
@@ -71,8 +71,13 @@ def path_in_part(table: str, part: str, partition: str | None = None) -> str:
 
 def read_path(index: str, table: str, path: str) -> pa.Table:
     """The rows of a file, without the partition column."""
-    content = storage.read_bytes(storage.join(index, table, path))
-    return pq.ParquetFile(pa.BufferReader(content)).read()
+    return parse_rows(storage.read_bytes(storage.join(index, table, path)))
+
+
+def parse_rows(content: bytes) -> pa.Table:
+    """The rows that the bytes of a file hold; raises OSError, pa.ArrowException if damaged."""
+    file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+    return file.read()
 
 
 def read_column(index: str, file: DataFile, column: str) -> pa.ChunkedArray:
@@ -97,7 +102,8 @@ def write_file(
     """
     path = path_in_part(table, part, partition)
     sink = pa.BufferOutputStream()
-    pq.write_table(rows, sink, row_group_size=ROW_GROUP, **_encoding(index, rows.schema))
+    encoding = _encoding(index, rows.schema)
+    pq.write_table(rows, sink, row_group_size=ROW_GROUP, write_page_checksum=True, **encoding)
     data = sink.getvalue()
     storage.write_bytes(storage.join(index, table, path), data.to_pybytes())
     return DataFile(table, path, data.size, rows.num_rows, partition, statistics(rows))
@@ -131,20 +137,34 @@ def files_in_place(index: str, table: str) -> Iterator[tuple[DataFile, float]]:
         yield DataFile(table, path, size, 0, partition, ""), written
 
 
+def unfinished_files(index: str) -> Iterator[tuple[str, int, float]]:
+    """URI, size and time of files that a process was writing when it was killed, or still is.
+
+    On local disk only: object stores show whole objects.
+    """
+    for folder in (storage.join(index, table) for table in TABLES):
+        for uri, size, written in storage.find_files(folder, ".tmp"):
+            if not uri.startswith(f"{folder}/_delta_log/"):
+                yield uri, size, written
+
+
 def statistics(rows: pa.Table) -> str:
-    """Row count and minima and maxima of `image_id` and coverages, so that engines skip files."""
-    wanted = [n for n in rows.column_names if n == "image_id" or n.startswith("coverage")]
-    extremes = {name: pc.min_max(rows[name]).as_py() for name in wanted}
+    """Row count and minima and maxima of coverages, as JSON, so that engines skip files.
+
+    Not of `image_id` and `uri`: the log outlives rows that are purged.
+    """
+    names = [name for name in rows.column_names if name.startswith("coverage")]
+    extremes = {name: pc.min_max(rows[name]).as_py() for name in names}
     return json.dumps(
         {
             "numRecords": rows.num_rows,
-            "minValues": {n: _json(e["min"]) for n, e in extremes.items()},
-            "maxValues": {n: _json(e["max"]) for n, e in extremes.items()},
-            "nullCount": dict.fromkeys(wanted, 0),
+            "minValues": {name: _json(e["min"]) for name, e in extremes.items()},
+            "maxValues": {name: _json(e["max"]) for name, e in extremes.items()},
+            "nullCount": dict.fromkeys(names, 0),
         }
     )
 
 
-def _json(value: str | float) -> str | float:
-    """float32 values as they print, which reads back as the same float32."""
-    return value if isinstance(value, str) else float(str(np.float32(value)))
+def _json(value: float) -> float:
+    """A float32 as it prints, which reads back as the same float32."""
+    return float(str(np.float32(value)))

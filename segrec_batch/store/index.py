@@ -104,7 +104,20 @@ def empty_snapshot(index: str, model_id: str, spec: ModelSpec) -> Snapshot:
 def open_snapshot(index: str, version: int | None = None) -> Snapshot:
     """The newest snapshot, or that of a version. Raises IndexStateError, StorageError.
 
-    Of an older version, files that a purge has rewritten are given as they are now.
+    Of an older version, files that a purge has rewritten are given as they are now; it is an error
+    if vacuum has taken any of them, or the model.
+    """
+    versions, files, model_id = read_log(index, version)
+    if version is not None:
+        _check_in_place(index, version, files, model_id)
+    spec = read_spec(model_uri(index, model_id))[0]
+    return Snapshot(index, versions, files, model_id, spec)
+
+
+def read_log(index: str, version: int | None = None) -> tuple[dict[str, int], Files, str]:
+    """What the log says of a snapshot: versions, files and model_id, be they still there or not.
+
+    Raises IndexStateError, StorageError.
     """
     with delta.errors(index, version):
         images = delta.open_table(index, "images", version)
@@ -117,14 +130,7 @@ def open_snapshot(index: str, version: int | None = None) -> Snapshot:
         files: Files = {t: delta.files(t, table) for t, table in tables.items()}
     if version is not None:
         files = _as_purged(index, files)
-    model_id = f"{key & _64_BITS:016x}"
-    return Snapshot(
-        index=index,
-        versions={t: table.version() for t, table in tables.items()},
-        files=files,
-        model_id=model_id,
-        spec=read_spec(model_uri(index, model_id))[0],
-    )
+    return {t: table.version() for t, table in tables.items()}, files, f"{key & _64_BITS:016x}"
 
 
 def _names(versions: Mapping[str, int], model_id: str) -> dict[str, int]:
@@ -136,6 +142,20 @@ def _as_purged(index: str, files: Files) -> Files:
     now = read_replacements(index)
     found = {t: [now.get((t, f.path), f) for f in members] for t, members in files.items()}
     return {t: tuple(f for f in members if f is not None) for t, members in found.items()}
+
+
+def _check_in_place(index: str, version: int, files: Files, model_id: str) -> None:
+    index = storage.absolute(index)
+    wanted = [f.uri(index) for members in files.values() for f in members]
+    wanted.append(storage.join(model_uri(index, model_id), "model.json"))
+    folders = [*(storage.join(index, t) for t in TABLES), model_uri(index, model_id)]
+    there = {uri for folder in folders for uri, *_ in storage.find_files(folder)}
+    missing = [uri for uri in wanted if uri not in there]
+    if missing:
+        raise IndexStateError(
+            f"{index}: version {version} cannot be opened: {len(missing)} of its files are gone, "
+            f"e.g. {missing[0]}; vacuum keeps those of its retention only"
+        )
 
 
 def commit(

@@ -46,7 +46,7 @@ def write_replacements(
 def read_replacements(index: str) -> Replacements:
     """By table and path of a file that a purge took away: what it became, after all purges."""
     found: dict[tuple[str, str], DataFile | None] = {}
-    for uri, *_ in storage.find_files(storage.join(index, _FOLDER), ".parquet"):
+    for uri, *_ in sorted(storage.find_files(storage.join(index, _FOLDER), ".parquet")):
         for row in pq.read_table(pa.BufferReader(storage.read_bytes(uri))).to_pylist():
             key = (row["table"], row.pop("old_path"))
             found[key] = DataFile(**row) if row["path"] else None

@@ -5,6 +5,7 @@ Delta table of their descriptions, knows them. A rebuild that was interrupted go
 publication puts them in place of the old ones in one commit.
 """
 
+import datetime as dt
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
@@ -85,6 +86,13 @@ def rebuilds(index: str) -> list[str]:
     prefix = storage.join(index, _FOLDER) + "/"
     found = storage.find_files(prefix, ".json")
     return sorted({uri.removeprefix(prefix).split("/")[0] for uri, *_ in found})
+
+
+def last_staged(index: str, model_id: str) -> dt.datetime:
+    """When a rebuild last made progress."""
+    with delta.errors(index):
+        (last, *_) = delta.history(index, _table(model_id))
+    return dt.datetime.fromtimestamp(last["timestamp"] / 1000, dt.UTC)
 
 
 def discard(index: str, model_id: str) -> None:
