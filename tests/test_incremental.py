@@ -327,3 +327,16 @@ def test_of_two_jobs_at_once_one_stops_and_nothing_mixes(
         assert newest.rows("images") == run()[0].unchanged == expected
         sorted(pictures.iterdir())[0].write_bytes(sorted(pictures.iterdir())[1].read_bytes())
         Image.new("RGB", (50, 40)).save(pictures / "new.png")
+
+
+def test_an_error_in_a_worker_comes_out_as_it_went_in(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> pa.Table:
+        raise StorageError("s3://bucket: no answer") from OSError("the network")
+
+    monkeypatch.setattr(chain, "decode_batch", failing)
+    with pytest.raises(StorageError) as caught:
+        run()
+    assert type(caught.value) is StorageError
+    assert str(caught.value) == "s3://bucket: no answer"

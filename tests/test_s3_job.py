@@ -331,7 +331,8 @@ def test_the_server_dies_in_the_middle(
     bench.proxy.fault("die", every=3, method=method, path=path)
     failed = bench.index(index, expect=1)
     assert failed.seconds < 75
-    assert re.search("error: s3://.*(Connection refused|EndpointConnectionError)", failed.err)
+    pattern = "error: s3://.*(Connection refused|EndpointConnectionError)"
+    assert re.search(pattern, failed.err), failed.err
     assert "run again to go on" in failed.err
     bench.proxy.heal()
     bench.proxy.revive()

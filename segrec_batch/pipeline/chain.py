@@ -34,6 +34,7 @@ Result = TypeVar("Result")
 
 _ROUND = 65_536  # pictures per actor that one Ray Data execution takes
 _TASK_CPUS = 0.5  # of decode and write tasks: two a core, since they wait for storage at times
+_ADDED = "\nFailed to apply UDF"  # by Ray Data, to the text of an error: how it retries
 _BESIDE = 4  # tasks of `each` on a node beside the chain: a part in memory may take a gigabyte
 
 
@@ -91,8 +92,9 @@ def _errors() -> Iterator[None]:
     except ray.exceptions.RayError as error:
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, SegrecError):
-                raise type(cause)(*cause.args) from None
+            # Ray makes a class of its own that is both, with a stack trace for its text
+            if isinstance(cause, SegrecError) and not isinstance(cause, ray.exceptions.RayError):
+                raise type(cause)(str(cause).partition(_ADDED)[0]) from None
             cause = getattr(cause, "cause", None) or cause.__cause__
         raise ClusterError(f"Ray ended the run: {error}") from error
     except ray.data.exceptions.ExecutionTimeoutError as error:
@@ -140,6 +142,7 @@ def process(
     # longer than it takes to give up every picture of a batch
     context.execution_no_progress_timeout_s = 300 + 2 * PICTURE_SECONDS * batch_size
     context.max_consecutive_actor_init_deaths = 3
+    context.raise_original_map_exception = True  # in place of one that loses its cause on the way
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it logs its plan as a warning
     rows_per_part = min(max(total // 100, 2 * batch_size), 4096)  # a part is a step of progress
     step = _ROUND * where.actors

@@ -78,29 +78,33 @@ SELECT count(*) FROM published WHERE NOT starts_with(uri, $below) OR {_EXCLUDED}
 
 # A changed source may still have the bytes it had; a new one those of an image that it was moved or
 # copied from, which then has the same size and ETag or time. The bytes decide when they are read.
-# Rows are counted by rowid: DuckDB sorts on disk, but LIMIT and row_number() take memory per row.
+# Rows and donors go by rowid: LIMIT, row_number() and arg_min() of a struct ran out of memory where
+# sorting, joining and min() go to disk.
 _WORK = """
 CREATE TABLE work AS
 WITH todo AS (
     FROM plan WHERE status IN ('new', 'changed', 'retried')
 ), donors AS (
-    SELECT source_size, source_etag, 'new' AS status, arg_min(
-        {'image_id': image_id, 'content_hash': content_hash, 'part': part}, uri
-    ) AS donor
+    SELECT source_size, source_etag, 'new' AS status, min(rowid) AS place
     FROM old SEMI JOIN (FROM todo WHERE status = 'new') USING (source_size, source_etag)
     WHERE content_hash IS NOT NULL
     GROUP BY ALL
 )
 SELECT
-    uri, source_size, source_etag, problem, part AS old_part,
+    todo.uri, todo.source_size, todo.source_etag, problem, todo.part AS old_part,
     CASE
-        WHEN content_hash IS NOT NULL
-            THEN {'image_id': image_id, 'content_hash': content_hash, 'part': part}
-        ELSE donor
+        WHEN todo.content_hash IS NOT NULL THEN {
+            'image_id': todo.image_id, 'content_hash': todo.content_hash, 'part': todo.part
+        }
+        WHEN place IS NOT NULL THEN {
+            'image_id': old.image_id, 'content_hash': old.content_hash, 'part': old.part
+        }
     END AS donor,
     status
-FROM todo LEFT JOIN donors USING (source_size, source_etag, status)
-ORDER BY part NULLS FIRST, uri
+FROM todo
+LEFT JOIN donors USING (source_size, source_etag, status)
+LEFT JOIN old ON old.rowid = place
+ORDER BY todo.part NULLS FIRST, todo.uri
 """
 
 
