@@ -25,6 +25,13 @@ from segrec_batch.model.spec import ModelSpec
 Pixels = NDArray[np.uint8]
 quick = settings(deadline=None, max_examples=50, derandomize=True)
 TAPS = ("conv3_3", "conv4_3", "conv5_3", "conv5_3@3")
+ODD_NAMES = [  # of files and objects; the first eight have most of what goes wrong
+    "a space.jpg", "quo'te\".jpg", "100%41%s.jpg", "st*r.jpg", "[a-z]/wh?t.jpg", "a+b=c&d.jpg",
+    "new\nline.jpg", "café 😀.jpg",
+    "cafe\u0301.jpg", "tab\t.jpg", "re\rturn.jpg", "\x01.jpg", "a::b.jpg", " .jpg", "#.jpg",
+    "~.jpg", "&<>;.jpg", "back\\slash.jpg", "a.jpg.jpg", "$(reboot) `id`.jpg", "-rf.jpg",
+    "UPPER.JPEG", "'; DROP TABLE images; --.jpg", "folder.jpg/inside.jpg",
+]  # fmt: skip
 
 
 def smooth_pixels(height: int, width: int, seed: int = 0, cells: int = 5) -> Pixels:

@@ -55,10 +55,13 @@ def model_dir(model: Model, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One Ray for the whole session; jobs that run in this process use it."""
+    """One Ray for the whole session; jobs use it, in this process and in processes of their own."""
+    import ray
+
     from segrec_batch.pipeline import chain
 
-    with chain.cluster():
+    with chain.cluster(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
         yield
 
 

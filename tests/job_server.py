@@ -47,7 +47,7 @@ class JobServer:
     def __init__(self, **env: str) -> None:
         self.ray_folder = Path(tempfile.mkdtemp(prefix="sr-", dir="/tmp"))  # sockets: 107 bytes
         self.log = self.ray_folder / "server.log"
-        env = {**os.environ, "RAY_TMPDIR": str(self.ray_folder), **env}
+        env = {**os.environ, "RAY_ADDRESS": "", "RAY_TMPDIR": str(self.ray_folder), **env}
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.job_server"],

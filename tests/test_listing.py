@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from segrec_batch import listing
 from segrec_batch.errors import InputError
 from segrec_batch.listing import EXTENSIONS, SOURCES, iter_pictures, list_pictures
+from tests.builders import ODD_NAMES
 
 NOBODY = 65534
 
@@ -96,30 +97,10 @@ def test_no_pictures_says_what_was_looked_for(tmp_path: Path) -> None:
         next(iter_pictures("nosuch://bucket/folder"))
 
 
-ODD = [
-    "new\nline.jpg",
-    "quo'te\".jpg",
-    "100%41.jpg",
-    "st*r.jpg",
-    "[a-z].jpg",
-    "wh?t.jpg",
-    "a::b.jpg",
-    " .jpg",
-    "#.jpg",
-    "~.jpg",
-    "back\\slash.jpg",
-    "😀.jpg",
-    "cafe\u0301.jpg",
-    "café.jpg",
-    "\x01.jpg",
-    "a.jpg.jpg",
-]
-
-
 def test_odd_names_are_kept(tmp_path: Path) -> None:
-    (tmp_path / "odd\n[1] *").mkdir()
-    paths = [tmp_path / "odd\n[1] *" / name for name in ODD]
+    paths = [tmp_path / "odd\n[1] *" / name for name in ODD_NAMES]
     for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert set(listed(tmp_path)) == {str(path) for path in paths}
 

@@ -1,5 +1,8 @@
 """The indexing job: every picture accounted for, nothing twice, nothing half."""
 
+import os
+import subprocess
+import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -123,6 +126,24 @@ def test_the_stages_run_without_ray(pictures: Path, model_dir: str, tmp_path: Pa
     assert failed["huge.jpg"] == ("read", f"{2**40} bytes are more than {MAX_BYTES}")
     assert failed["link.jpg"] == ("read", "a link to itself")
     assert len({Path(r["path"]).name for r in receipts}) == 1, "one part"
+
+
+def test_a_job_without_an_address_joins_nobodys_cluster(ray_cluster: None) -> None:
+    """Ray by itself would join the one of this process, and die with it."""
+    code = """
+import ray
+from segrec_batch.pipeline import chain
+with chain.cluster():
+    print(ray.get_runtime_context().gcs_address)
+"""
+    addresses = [
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "RAY_ADDRESS": address},
+            stdout=subprocess.PIPE, text=True, check=True,
+        ).stdout.strip()
+        for address in (os.environ["RAY_ADDRESS"], "")
+    ]  # fmt: skip
+    assert addresses[0] == os.environ["RAY_ADDRESS"] != addresses[1]
 
 
 def test_image_ids_are_128_bits_of_the_uri() -> None:

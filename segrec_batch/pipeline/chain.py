@@ -54,14 +54,20 @@ class Resources:
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """The Ray cluster that `RAY_ADDRESS` names, else one on this machine, for the time of a run.
+    """The Ray cluster that `RAY_ADDRESS` names, else one of its own, for the time of a run.
 
-    A cluster that this process has joined already is used, and left as it is.
+    Left to itself, Ray would join one that another program has started on this machine, and go
+    down with it. A cluster that this process has joined already is used, and left as it is.
     """
     if ray.is_initialized():
         yield
         return
-    ray.init(log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
+    ray.init(
+        address=os.environ.get("RAY_ADDRESS") or "local",
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        include_dashboard=False,
+    )
     try:
         yield
     finally:
