@@ -307,6 +307,7 @@ def test_an_old_row_that_is_not_where_the_plan_saw_it_stops_publication(
     assert store.open_snapshot(str(tmp_path / "index")) == before
 
 
+@pytest.mark.slow
 def test_of_two_jobs_at_once_one_stops_and_nothing_mixes(
     run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

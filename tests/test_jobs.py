@@ -112,6 +112,7 @@ def test_a_class_without_pixels_is_an_error(scenes: Path, tmp_path: Path) -> Non
     assert "no labelled pixels of: boat" in failed.stderr
 
 
+@pytest.mark.slow
 @needs_data
 def test_trained_weights_beat_random_ones_on_street_scenes(tmp_path: Path) -> None:
     for split, every in (("train", 16), ("val", 12)):

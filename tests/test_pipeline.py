@@ -128,6 +128,7 @@ def test_the_stages_run_without_ray(pictures: Path, model_dir: str, tmp_path: Pa
     assert len({Path(r["path"]).name for r in receipts}) == 1, "one part"
 
 
+@pytest.mark.slow
 def test_a_job_without_an_address_joins_nobodys_cluster(ray_cluster: None) -> None:
     """Ray by itself would join the one of this process, and die with it."""
     code = """

@@ -27,6 +27,8 @@ from tests.s3 import CREDENTIALS, FaultyProxy, environment, new_bucket, put
 ODD = ODD_NAMES[:8]
 COUNT = 40
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass
 class Bench:
@@ -280,7 +282,6 @@ def test_credentials_of_a_profile_are_enough(
     assert figures(bench.index(undisturbed, env=env))["unchanged"] == COUNT
 
 
-@pytest.mark.slow
 def test_faults_that_pass_leave_no_trace(bench: Bench, undisturbed: str) -> None:
     index = f"{bench.bucket}/disturbed"
     bench.proxy.fault("slow_down", probability=0.1)
@@ -296,7 +297,6 @@ def test_faults_that_pass_leave_no_trace(bench: Bench, undisturbed: str) -> None
     assert_same(index, undisturbed)
 
 
-@pytest.mark.slow
 def test_a_commit_whose_answer_was_lost_is_made_once(bench: Bench, undisturbed: str) -> None:
     """It took effect: segrec must neither take it for another run's nor make it again."""
     index = f"{bench.bucket}/lost answers"
@@ -310,7 +310,6 @@ def test_a_commit_whose_answer_was_lost_is_made_once(bench: Bench, undisturbed: 
     assert [r["segrec"]["commits"] for r in runs] == list(range(len(runs), 0, -1))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "path"),
     [("GET", "/pictures/2"), ("PUT", "/regions/class"), ("PUT", "/images/_delta_log/")],

@@ -187,7 +187,7 @@ def test_many_deaths_leave_neither_descriptors_nor_zombies(box: s.Sandbox) -> No
     descriptors, children = len(os.listdir("/proc/self/fd")), _children()  # noqa: PTH208
     for _ in range(25):
         assert "SIGSEGV" in _reason(box, b"segfault")  # two deaths each
-    assert len(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
+    assert len(os.listdir("/proc/self/fd")) <= descriptors  # noqa: PTH208
     assert _children() <= children
 
 
@@ -224,7 +224,7 @@ def test_a_child_that_does_not_start_is_not_the_pictures_fault(
     ):
         box.decode(GOOD, SHAPES)
     assert "no_such_module" in capfd.readouterr().err
-    assert len(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
+    assert len(os.listdir("/proc/self/fd")) <= descriptors  # noqa: PTH208
     assert _children() <= children
 
 
