@@ -154,9 +154,8 @@ def head_node(tmp_path: Path) -> Iterator[str]:
         f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=0",
         f"--temp-dir=/tmp/segrec_ray_{os.getpid()}", "--num-cpus=2",
     ]  # fmt: skip
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     with (tmp_path / "head.log").open("w") as log:
-        head = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        head = subprocess.Popen(command, env=_away_from_our_ray(), stdout=log, stderr=log)
     address = f"http://127.0.0.1:{dashboard}"
     try:
         _wait_for(f"{address}/api/version")
@@ -165,6 +164,12 @@ def head_node(tmp_path: Path) -> Iterator[str]:
         head.send_signal(signal.SIGTERM)
         head.wait(60)
         shutil.rmtree(f"/tmp/segrec_ray_{os.getpid()}", ignore_errors=True)
+
+
+def _away_from_our_ray() -> dict[str, str]:
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment.pop("RAY_ADDRESS", None)  # it goes before --address
+    return environment
 
 
 def _wait_for(url: str) -> None:
@@ -183,7 +188,6 @@ def test_the_index_job_runs_unchanged_under_ray_job_submit(
     head_node: str, scenes: Path, model_dir: str, tmp_path: Path
 ) -> None:
     ray = Path(sys.executable).with_name("ray")
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
     for model, code in ((model_dir, 0), ("/nowhere", 1)):
         submitted = subprocess.run(
             [
@@ -191,7 +195,7 @@ def test_the_index_job_runs_unchanged_under_ray_job_submit(
                 sys.executable, "index.py", "--images", scenes / "images", "--model", model,
                 "--index", tmp_path / "index",
             ],
-            env=environment, capture_output=True, text=True, timeout=300,
+            env=_away_from_our_ray(), capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert submitted.returncode == code, submitted.stdout + submitted.stderr
     counted = job(

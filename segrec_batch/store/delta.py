@@ -47,8 +47,8 @@ def errors(index: str, version: int | None = None) -> Iterator[None]:
         raise IndexStateError(f"{index}: no index there; make one with jobs/index.py") from error
     except DeltaError as error:
         if version is not None:
-            text = f"{index}: version {version} cannot be opened: {faults.describe(error)}"
-            raise IndexStateError(text) from error
+            text = f"{index}: version {version} cannot be opened; see jobs/maintain.py history"
+            raise IndexStateError(f"{text} ({faults.describe(error)})") from error
         raise StorageError(f"{index}: {faults.describe(error)}") from error
 
 
