@@ -87,6 +87,7 @@ def test_a_picture_that_breaks_leaves_the_images(run: Run, pictures: Path, tmp_p
     assert (account.failed, snapshot.rows("images"), snapshot.rows("failures")) == (1, 5, 1)
 
 
+@pytest.mark.slow
 def test_commits_on_the_way_add_up_to_the_same_index(
     run: Run, pictures: Path, tmp_path: Path
 ) -> None:
@@ -200,6 +201,7 @@ def test_a_picture_with_the_size_and_time_of_another_is_read_before_it_is_believ
     assert len(hashes) == 8
 
 
+@pytest.mark.slow
 def test_limit_goes_on_where_the_last_run_ended(run: Run, pictures: Path) -> None:
     (pictures / "bad.gif").write_bytes(b"GIF89a")
     seen = [run(limit=3) for _ in range(4)]
@@ -240,6 +242,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
     assert store.open_snapshot(index) == before
 
 
+@pytest.mark.slow
 def test_a_rebuild_is_invisible_until_it_is_complete(
     run: Run, pictures: Path, model: Model, tmp_path: Path
 ) -> None:
@@ -271,6 +274,7 @@ def test_a_rebuild_must_cover_all_of_the_index(run: Run, pictures: Path, scenes:
         run(rebuild=True, exclude=(f"*{sorted(pictures.iterdir())[0].name}",))
 
 
+@pytest.mark.slow
 def test_what_is_done_is_kept_when_the_store_fails(
     run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -343,6 +343,18 @@ def test_a_dead_server_does_not_look_like_lost_files(bench: Bench, undisturbed: 
     assert failed.seconds < 75
 
 
+def test_a_query_asks_the_store_for_bytes_only(bench: Bench, undisturbed: str) -> None:
+    files = list(store.open_snapshot(undisturbed).all_files)
+    with environment(**bench.proxy.env):
+        connection = segrec_batch.connect(undisturbed)
+        ((asked,),) = connection.sql("SELECT min(image_id) FROM images").fetchall()
+        bench.proxy.requests.clear()
+        rows = connection.sql(f"FROM recommend('{asked}', class := 'class_1')").fetchall()
+    assert len(rows) == 10
+    assert bench.proxy.requests.keys() == {"GET"}
+    assert bench.proxy.requests["GET"] < 3 * len(files), "footer, query image, features"
+
+
 def test_credentials_are_nowhere_but_in_the_environment(bench: Bench, undisturbed: str) -> None:
     key, secret = CREDENTIALS.values()
     for uri, *_ in storage.find_files(bench.bucket):
