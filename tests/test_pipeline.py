@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from io import BytesIO
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from segrec_batch.model.segmenter import Segmenter
 from segrec_batch.pipeline.plan import Request
 from segrec_batch.pipeline.run import Execution, index_pictures
 from segrec_batch.pipeline.schema import MANIFEST
+from segrec_batch.pipeline.scratch import scratch_folder
 from segrec_batch.pipeline.stages import MAX_BYTES, SegmentBatch, decode_batch, write_batch
 from segrec_batch.store import index as store
 from segrec_batch.store.encode import image_id
@@ -145,6 +147,31 @@ with chain.cluster():
         for address in (os.environ["RAY_ADDRESS"], "")
     ]  # fmt: skip
     assert addresses[0] == os.environ["RAY_ADDRESS"] != addresses[1]
+
+
+def test_folders_of_dead_processes_go_and_those_of_live_ones_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = """
+import os
+from segrec_batch.pipeline.scratch import scratch_folder
+with scratch_folder("segrec-test-") as folder:
+    (folder / "large").touch()
+    print(folder, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
+    dead = Path(found.stdout.decode().strip())
+    with scratch_folder("segrec-test-") as live:
+        assert dead.exists(), "too young to tell"
+        for folder in (dead, live):
+            os.utime(folder, (1e9, 1e9))
+        with scratch_folder("segrec-test-"):
+            assert not dead.exists()
+            assert live.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_image_ids_are_128_bits_of_the_uri() -> None:

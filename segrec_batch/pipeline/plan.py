@@ -4,12 +4,11 @@ The comparison is a join in a DuckDB database on disk that lives as long as the 
 listing nor the index has to fit in memory.
 """
 
-import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +18,7 @@ from segrec_batch.console import ProgressMeter
 from segrec_batch.errors import IndexStateError, InputError
 from segrec_batch.listing import iter_pictures
 from segrec_batch.pipeline.schema import MANIFEST
+from segrec_batch.pipeline.scratch import scratch_folder
 from segrec_batch.query.database import open_database, query, select_with_part
 from segrec_batch.store.index import Snapshot
 
@@ -141,8 +141,8 @@ class Plan:
     def __init__(
         self, request: Request, snapshot: Snapshot, superseded: Snapshot | None = None
     ) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="segrec-plan-")
-        path = Path(self._folder.name)
+        self._stack = ExitStack()
+        path = self._stack.enter_context(scratch_folder("segrec-plan-"))
         self._connection = open_database(
             str(path / "plan.duckdb"),
             [snapshot, *filter(None, [superseded])],
@@ -165,7 +165,7 @@ class Plan:
         trace: TracebackType | None,
     ) -> None:
         self._connection.close()
-        self._folder.cleanup()
+        self._stack.close()
 
     def _list(self, images: str) -> None:
         with ProgressMeter("listed") as meter:
