@@ -77,6 +77,11 @@ def is_local(fs: fsspec.AbstractFileSystem) -> bool:
     return isinstance(fs, LocalFileSystem)
 
 
+def is_remote(uri: str) -> bool:
+    """Whether `uri` is anywhere but on the local disk."""
+    return not is_local(filesystem(uri)[0])
+
+
 def is_s3(fs: fsspec.AbstractFileSystem) -> bool:
     """Whether `fs` is S3, by s3fs."""
     return "s3" in fs.protocol

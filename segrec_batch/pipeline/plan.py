@@ -143,12 +143,13 @@ class Plan:
     ) -> None:
         self._stack = ExitStack()
         path = self._stack.enter_context(scratch_folder("segrec-plan-"))
-        self._connection = open_database(
+        connection = open_database(
             str(path / "plan.duckdb"),
             [snapshot, *filter(None, [superseded])],
             memory_limit=_MEMORY,
             temp_directory=str(path / "spill"),
         )
+        self._connection = self._stack.enter_context(connection)
         self._connection.execute(_TABLES)
         self._list(request.images)
         self._load(snapshot)
@@ -164,7 +165,6 @@ class Plan:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._connection.close()
         self._stack.close()
 
     def _list(self, images: str) -> None:

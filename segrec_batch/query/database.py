@@ -51,13 +51,9 @@ def open_database(
     fixed = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
     connection = duckdb.connect(path, config={**fixed, **settings})
     connection.execute("SET parquet_metadata_cache = true")
-    if _is_remote(snapshots[0]):
+    if storage.is_remote(snapshots[0].index):
         connection.register_filesystem(SnapshotFiles(snapshots))
     return connection
-
-
-def _is_remote(snapshot: Snapshot) -> bool:
-    return "://" in snapshot.index
 
 
 def select_with_part(snapshot: Snapshot, table: str, columns: str) -> str | None:
@@ -122,7 +118,7 @@ def _scan(
 
 def _read(snapshot: Snapshot, files: Sequence[DataFile]) -> str:
     """A scan of files, all of them named: a pattern could match more than the snapshot."""
-    if _is_remote(snapshot):
+    if storage.is_remote(snapshot.index):
         uris = [SnapshotFiles.uri(file) for file in files]
     else:
         uris = [_MAGIC.sub(r"[\1]", file.uri(snapshot.index)) for file in files]

@@ -69,15 +69,20 @@ def path_in_part(table: str, part: str, partition: str | None = None) -> str:
     return f"{folder}{part}.parquet"
 
 
+def parse_rows(content: bytes) -> pa.Table:
+    """The rows that the bytes of a file hold; raises OSError, pa.ArrowException if damaged."""
+    file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+    return file.read()
+
+
 def read_path(index: str, table: str, path: str) -> pa.Table:
     """The rows of a file, without the partition column."""
     return parse_rows(storage.read_bytes(storage.join(index, table, path)))
 
 
-def parse_rows(content: bytes) -> pa.Table:
-    """The rows that the bytes of a file hold; raises OSError, pa.ArrowException if damaged."""
-    file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-    return file.read()
+def read_file(index: str, file: DataFile) -> pa.Table:
+    """The same for a file that is described."""
+    return read_path(index, file.table, file.path)
 
 
 def read_column(index: str, file: DataFile, column: str) -> pa.ChunkedArray:
@@ -85,11 +90,6 @@ def read_column(index: str, file: DataFile, column: str) -> pa.ChunkedArray:
     fs, path = storage.filesystem(file.uri(index))
     with fs.open(path) as source:
         return pq.read_table(source, columns=[column], partitioning=None)[column]
-
-
-def read_file(index: str, file: DataFile) -> pa.Table:
-    """The same for a file that is described."""
-    return read_path(index, file.table, file.path)
 
 
 def write_file(
@@ -111,7 +111,7 @@ def write_file(
 
 def _encoding(index: str, schema: pa.Schema) -> dict[str, Any]:
     texts = [f.name for f in schema if f.type == pa.string()]
-    if "://" not in index:
+    if not storage.is_remote(index):
         return {"compression": "none", "use_dictionary": texts}
     floats = [f.name for f in schema if f.type == pa.float32()]
     vectors = [f"{f.name}.list.element" for f in schema if pa.types.is_list(f.type)]

@@ -72,10 +72,11 @@ def staged_files(index: str, model_id: str) -> tuple[list[DataFile], int]:
         rows, version = delta.read(index, _table(model_id))
     if rows is None:
         return [], version
-    removed = {(r["table"], r["path"]) for r in rows.to_pylist() if not r["staged"]}
+    entries = rows.to_pylist()
+    removed = {(entry["table"], entry["path"]) for entry in entries if not entry["staged"]}
     files = [
         DataFile(**{name: row[name] for name in _NAMES})
-        for row in rows.to_pylist()
+        for row in entries
         if (row["table"], row["path"]) not in removed
     ]
     return files, version
