@@ -35,6 +35,7 @@ from segrec_batch.errors import PictureError
 
 PICTURE_SECONDS = 60.0  # of wall time
 PICTURE_MEMORY = 2**32  # bytes of address space; a picture of MAX_PIXELS needs 3.5 GiB at worst
+STARTS = 3  # of a child that something kills before it is ready
 PATIENCE = 10.0  # seconds, for a child that has hung up to be gone
 _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
@@ -83,7 +84,7 @@ class Sandbox:
         """
         with self._lock:
             for _ in range(2):
-                child = self._child = self._child or _Child(self)
+                child = self._child = self._child or self._start()
                 try:
                     return child.decode(data, shapes)
                 except PictureError:
@@ -96,13 +97,18 @@ class Sandbox:
                     raise
         raise PictureError("decode", self._cause(status))
 
+    def _start(self) -> "_Child":
+        for _ in range(STARTS - 1):
+            with suppress(_KilledError):
+                return _Child(self)
+        return _Child(self)
+
     def _cause(self, status: int) -> str:
         if status == -signal.SIGALRM:
             return f"took longer than {self.seconds:g} s"
         if status == errno.ENOMEM:
             return f"needs more than {self.memory / 2**30:g} GiB of memory"
-        how = signal.Signals(-status).name if status < 0 else f"exit code {status}"
-        return f"decoder crashed ({how})"
+        return f"decoder crashed ({_how(status)})"
 
     def close(self) -> None:
         """End the child; it holds nothing worth keeping."""
@@ -118,6 +124,14 @@ def shared() -> Sandbox:
     sandbox = Sandbox()
     atexit.register(sandbox.close)
     return sandbox
+
+
+def _how(status: int) -> str:
+    return signal.Signals(-status).name if status < 0 else f"exit code {status}"
+
+
+class _KilledError(RuntimeError):
+    """Something killed a child before it was ready."""
 
 
 class _Child:
@@ -143,10 +157,9 @@ class _Child:
         try:
             self._line()
         except EOFError as error:
-            message = (
-                f"the decoder process does not start ({sandbox.function}): {self.end(PATIENCE)}"
-            )
-            raise RuntimeError(message) from error
+            status = self.end(PATIENCE)
+            message = f"the decoder process does not start ({sandbox.function}): {_how(status)}"
+            raise (_KilledError if status < 0 else RuntimeError)(message) from error
         except BaseException:
             self.end()
             raise

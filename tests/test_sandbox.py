@@ -228,6 +228,29 @@ def test_a_child_that_does_not_start_is_not_the_pictures_fault(
     assert _children() <= children
 
 
+@pytest.mark.parametrize("kills", [2, 3])
+def test_a_child_killed_while_it_starts_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int
+) -> None:
+    lives = tmp_path / "lives"
+    lives.write_text("x" * kills)
+    (tmp_path / "dies.py").write_text(f"""
+import os, signal
+from pathlib import Path
+from segrec_batch.decode import decode
+lives = Path({str(lives)!r})
+if left := lives.read_text():
+    lives.write_text(left[1:])
+    os.kill(os.getpid(), signal.SIGKILL)
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    with s.Sandbox(function="dies:decode") as box:
+        if kills == s.STARTS:
+            with pytest.raises(RuntimeError, match=r"does not start .*SIGKILL"):
+                box.decode(GOOD, SHAPES)
+        assert box.decode(GOOD, SHAPES).width == 80
+
+
 def test_the_child_is_quiet_and_imports_no_more_than_decoding_needs(
     box: s.Sandbox, capfd: pytest.CaptureFixture[str]
 ) -> None:
