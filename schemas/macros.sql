@@ -1,5 +1,5 @@
--- Functions and table macros of segrec_batch, for DuckDB 2.0 or newer. `recommend` reads the views
--- `images` and `regions`, which `segrec_batch.connect()` makes.
+-- Functions and table macros of segrec_batch, for DuckDB 2.0 or newer. `segrec_batch.connect()` loads
+-- them over an index; `segrec duckdb` puts them into a file for the plain duckdb shell.
 
 -- Pearson correlation of two vectors of one length (Abdullah 2026, eq. 6) from sums in float64,
 -- rounded to 14 places, so that 1 is 1. NULL where it is not defined: a constant vector, NaN, NULL.
@@ -19,54 +19,222 @@ CREATE OR REPLACE MACRO pearson(a, b) AS
             14),
         'NaN'::DOUBLE);
 
--- What `recommend` does for a feature vector `query_feature`; `self` is an image_id to leave out.
-CREATE OR REPLACE MACRO rank_by_pearson(
-    query_feature, self, k, class_name, min_coverage, max_coverage
+-- Bits that are set in a list of 64-bit words.
+CREATE OR REPLACE MACRO set_bits(words) AS
+    list_sum(list_transform(words, lambda w: bit_count(w)::INTEGER));
+
+-- Bits that are set in both of two lists of one length; else an error.
+CREATE OR REPLACE MACRO shared_bits(a, b) AS
+    if(len(a) <> len(b), error('masks of two sizes'),
+       list_sum(list_transform(a, lambda w, i: bit_count(w & b[i])::INTEGER)));
+
+-- Overlap of two bitmaps, cells in both / cells in either, in [0, 1] (the intersection over union
+-- that Waqas 2023 re-ranks by). a, b: lists of 64-bit words, as `mask_bits`. NULL if both are empty.
+CREATE OR REPLACE MACRO mask_iou(a, b) AS
+    shared_bits(a, b) / nullif(set_bits(a) + set_bits(b) - shared_bits(a, b), 0)::DOUBLE;
+
+-- Sum over the classes of |a - b|, in [0, 2] (Ouni 2020, eq. 1). a, b: coverage of every class and
+-- the background in one order, as `coverages`.
+CREATE OR REPLACE MACRO semantic_distance(a, b) AS
+    if(len(a) <> len(b), error('coverages of different classes'),
+       list_sum(list_transform(a, lambda share, i: abs(share::DOUBLE - b[i]::DOUBLE))));
+
+-- A vector centred and at unit length, in float32. NULL or NaN for a constant one.
+CREATE OR REPLACE MACRO unit_vector(v) AS
+    list_transform(
+        v::DOUBLE[],
+        lambda x: (x - list_avg(v::DOUBLE[]))
+                  / sqrt(greatest(list_inner_product(v::DOUBLE[], v::DOUBLE[])
+                                  - len(v) * list_avg(v::DOUBLE[]) ** 2, 0)))::FLOAT[];
+
+-- What `recommend` does, for a query as STRUCT(feature, coverages, masks, image_id, content_hash), of
+-- which the last two name what to leave out.
+--
+-- It is exact at the price of float32. `bound` is the score in float32 plus the most by which it can
+-- be wrong. The rows with the highest bounds are the pool; the n-th best lower bound among them is a
+-- threshold that every row of the answer reaches, and only rows that reach it are scored in float64.
+-- If bounds outside the pool may reach it too, all rows are compared with the threshold.
+CREATE OR REPLACE MACRO recommend_like(
+    query, k, class_name, min_coverage, max_coverage, epsilon, penalise, rerank, depth, scope,
+    distinct_content
 ) AS TABLE
     WITH asked AS MATERIALIZED (  -- once: a macro's argument is put in wherever its name stands
-        SELECT query_feature AS feature
+        SELECT unnest(q), unit_vector(q.feature) AS unit,
+               coalesce(list_sum(list_transform(map_values(q.masks), lambda m: set_bits(m))), 0)
+                   AS mask_cells
+        FROM (SELECT query AS q)
+        WHERE q.feature IS NOT NULL
+            AND (scope IN ('region', 'image') OR error('scope is ''region'' or ''image'''))
+            AND (rerank IS NULL OR rerank = 'mask_iou' OR error('rerank is NULL or ''mask_iou'''))
+            AND (rerank IS NULL OR q.masks IS NOT NULL OR error('rerank needs masks := …'))
+            AND (epsilon IS NULL OR q.coverages IS NOT NULL OR error('epsilon needs coverages := …'))
     ),
-    candidates AS (
-        SELECT r.image_id, r.uri, r.coverage, r.feature
-        FROM regions AS r
+    members AS NOT MATERIALIZED (  -- one of the four; the optimizer sees which
+        SELECT r.image_id, r.uri, r.coverage, r.content_hash, r.feature, r.inv_norm,
+               r.feature_error, NULL AS coverages
+        FROM segrec.regions AS r
         WHERE r.class = class_name AND r.coverage BETWEEN min_coverage AND max_coverage
+            AND scope = 'region' AND epsilon IS NULL
         UNION ALL
-        SELECT i.image_id, i.uri, NULL, i.feature
-        FROM images AS i
+        SELECT r.image_id, r.uri, r.coverage, r.content_hash, r.feature, r.inv_norm,
+               r.feature_error, i.coverages
+        FROM segrec.regions AS r JOIN segrec.images AS i USING (image_id)
+        WHERE r.class = class_name AND r.coverage BETWEEN min_coverage AND max_coverage
+            AND scope = 'region' AND epsilon IS NOT NULL
+        UNION ALL
+        SELECT i.image_id, i.uri, r.coverage, i.content_hash, i.feature, i.inv_norm,
+               i.feature_error, i.coverages
+        FROM segrec.regions AS r JOIN segrec.images AS i USING (image_id)
+        WHERE r.class = class_name AND r.coverage BETWEEN min_coverage AND max_coverage
+            AND scope = 'image'
+        UNION ALL
+        SELECT i.image_id, i.uri, NULL, i.content_hash, i.feature, i.inv_norm,
+               i.feature_error, i.coverages
+        FROM segrec.images AS i
         WHERE class_name IS NULL
     ),
-    scored AS (
-        SELECT c.image_id, c.uri, c.coverage, pearson(c.feature, asked.feature) AS pearson
-        FROM candidates AS c, asked
-        WHERE asked.feature IS NOT NULL AND c.image_id IS DISTINCT FROM self
+    judged AS NOT MATERIALIZED (
+        SELECT m.*, asked.unit,
+               if(epsilon IS NULL, NULL, semantic_distance(m.coverages, asked.coverages)) AS distance
+        FROM members AS m, asked
+    ),
+    candidates AS NOT MATERIALIZED (  -- beyond epsilon a score sinks by 4, below all others
+        SELECT j.image_id, j.uri, j.coverage, j.content_hash, j.feature, j.feature_error, j.distance,
+               (list_inner_product(j.feature, j.unit) * j.inv_norm)::DOUBLE + j.feature_error
+               - if(epsilon IS NULL, 0, if(j.distance > epsilon, 4, 0)) AS bound
+        FROM judged AS j
+        WHERE epsilon IS NULL OR penalise OR j.distance <= epsilon
+    ),
+    pool AS MATERIALIZED (
+        FROM candidates
+        ORDER BY bound DESC NULLS LAST
+        LIMIT greatest(256, 4 * if(rerank IS NULL, k, greatest(k, depth)))
+    ),
+    lower AS (
+        SELECT max(p.bound - 2 * p.feature_error) AS bound
+        FROM pool AS p, asked
+        WHERE p.image_id IS DISTINCT FROM asked.image_id
+            AND (asked.content_hash IS NULL OR p.content_hash <> asked.content_hash)
+        GROUP BY if(distinct_content, p.content_hash, p.image_id)
+        ORDER BY bound DESC NULLS LAST
+        LIMIT if(rerank IS NULL, k, greatest(k, depth))
+    ),
+    proof AS MATERIALIZED (
+        SELECT l.threshold,
+               p.rows < greatest(256, 4 * if(rerank IS NULL, k, greatest(k, depth)))
+               OR coalesce(l.threshold > p.least, false) AS holds
+        FROM (SELECT count(*) AS rows, min(bound) AS least FROM pool) AS p,
+             (SELECT if(count(bound) = if(rerank IS NULL, k, greatest(k, depth)), min(bound), NULL)
+                  AS threshold FROM lower) AS l
+    ),
+    scored AS MATERIALIZED (
+        SELECT c.image_id, c.uri, c.coverage, c.content_hash, c.distance,
+               pearson(c.feature, asked.feature) AS pearson
+        FROM (SELECT pool.* FROM pool, proof
+              WHERE proof.holds AND (threshold IS NULL OR bound >= threshold)
+              UNION ALL
+              SELECT candidates.* FROM candidates, proof
+              WHERE NOT proof.holds AND (threshold IS NULL OR bound >= threshold)) AS c, asked
+        WHERE c.image_id IS DISTINCT FROM asked.image_id
+            AND (asked.content_hash IS NULL OR c.content_hash <> asked.content_hash)
+    ),
+    ordered AS (
+        SELECT *, row_number() OVER (
+                   ORDER BY pearson IS NULL, coalesce(distance > epsilon, false), pearson DESC,
+                            image_id) AS place
+        FROM scored
+    ),
+    first AS MATERIALIZED (
+        FROM ordered
+        QUALIFY NOT distinct_content
+            OR row_number() OVER (PARTITION BY content_hash ORDER BY place) = 1
+        ORDER BY place
+        LIMIT if(rerank IS NULL, k, greatest(k, depth))
+    ),
+    shared AS (
+        SELECT r.image_id,
+               sum(coalesce(shared_bits(r.mask_bits, asked.masks[r.class]), 0)) AS cells,
+               sum(set_bits(r.mask_bits)) AS mask_cells
+        FROM segrec.regions AS r JOIN first USING (image_id), asked
+        WHERE rerank IS NOT NULL
+            AND (r.class = class_name OR class_name IS NULL AND r.class <> 'background')
+        GROUP BY r.image_id
+    ),
+    overlapped AS (
+        SELECT f.*, row_number() OVER (ORDER BY f.place) AS turn,
+               if(rerank IS NULL, NULL,
+                  coalesce(s.cells, 0)
+                  / nullif(asked.mask_cells + coalesce(s.mask_cells - s.cells, 0), 0)::DOUBLE)
+                   AS mask_iou
+        FROM first AS f LEFT JOIN shared AS s USING (image_id), asked
     )
-    SELECT row_number() OVER (ORDER BY s.pearson DESC NULLS LAST, s.image_id) AS rank, s.*
-    FROM scored AS s
+    SELECT row_number() OVER (
+               ORDER BY rerank IS NULL OR turn > depth, coalesce(distance > epsilon, false),
+                        if(rerank IS NULL OR turn > depth, NULL, mask_iou) DESC NULLS LAST, turn
+           ) AS rank,
+           image_id, uri, coverage, pearson, distance AS semantic_distance, mask_iou
+    FROM overlapped
     ORDER BY rank
     LIMIT k;
 
+-- What `recommend_like` is asked with, for an image of the index; NULLs for what it does not need.
+CREATE OR REPLACE MACRO indexed_query(
+    id, class_name, epsilon, rerank, scope, exclude_self, distinct_content
+) AS (
+    SELECT {
+        feature: any_value(f.feature),
+        coverages: (SELECT any_value(i.coverages) FROM segrec.images AS i
+                    WHERE i.image_id = id AND epsilon IS NOT NULL),
+        masks: coalesce(
+            (SELECT map(list(r.class), list(r.mask_bits)) FROM segrec.regions AS r
+             WHERE r.image_id = id AND rerank IS NOT NULL
+                 AND (r.class = class_name OR class_name IS NULL AND r.class <> 'background')),
+            MAP {}),
+        image_id: if(exclude_self, id, NULL),
+        content_hash: if(exclude_self AND distinct_content, any_value(f.content_hash), NULL)}
+    FROM (
+        SELECT r.feature, r.content_hash FROM segrec.regions AS r
+        WHERE r.image_id = id AND r.class = class_name AND scope = 'region'
+        UNION ALL
+        SELECT i.feature, i.content_hash FROM segrec.images AS i
+        WHERE i.image_id = id AND (class_name IS NULL OR scope = 'image')
+    ) AS f
+);
+
 -- The k most similar images by Pearson correlation; ties by image_id, undefined ones last.
 -- query: the image_id of an indexed image, or a feature vector.
--- class: compare the regions of this class (and only where its coverage σ lies in the window);
---        NULL compares whole images.
--- Columns: rank, image_id, uri, coverage (of the class; NULL for whole images), pearson.
+-- class: compare the regions of this class, and only where its coverage σ lies in the window from
+--        min_coverage to max_coverage; NULL compares whole images.
+-- scope: 'image' compares the whole images of which the class, if given, fills such a share.
+-- epsilon: only images whose semantic distance from the query is at most this (Ouni 2020, eq. 1;
+--        0.9 there); with penalise := true the others sink below the rest.
+-- rerank: 'mask_iou' puts the first `depth` in the order of mask IoU with the query, of the class
+--        or else of all foreground classes, ties in the order before.
+-- exclude_self: leave out the query's image. distinct_content: of images with the same bytes only
+--        the first; if the query's image is left out, its copies are, too.
+-- Columns: rank, image_id, uri, coverage (of the class), pearson, semantic_distance (if epsilon is
+-- given), mask_iou (if reranked).
 -- No rows if the query image is not indexed or has no region of the class.
 --   FROM recommend('9f3c…', k := 5, class := 'car', min_coverage := 0.29, max_coverage := 0.96);
+-- A vector as query can bring what an indexed image has: coverages, a list as that of `coverages`,
+-- for epsilon, and masks, a MAP from class to mask_bits, for rerank.
 CREATE OR REPLACE MACRO recommend(
-    query VARCHAR, k := 10, class := NULL, min_coverage := 0, max_coverage := 1,
-    exclude_self := true
+    query VARCHAR, k := 10, class := NULL, min_coverage := 0, max_coverage := 1, epsilon := NULL,
+    penalise := false, rerank := NULL, depth := 100, scope := 'region', exclude_self := true,
+    distinct_content := true
 ) AS TABLE (
-    FROM rank_by_pearson(
-        (SELECT any_value(f.feature) FROM (
-            SELECT r.feature FROM regions AS r WHERE r.image_id = query AND r.class = class
-            UNION ALL
-            SELECT i.feature FROM images AS i WHERE i.image_id = query AND class IS NULL
-        ) AS f),
-        if(exclude_self, query, NULL), k, class, min_coverage, max_coverage
-    )
+    FROM recommend_like(
+        indexed_query(query, class, epsilon, rerank, scope, exclude_self, distinct_content),
+        k, class, min_coverage, max_coverage, epsilon, penalise, rerank, depth, scope,
+        distinct_content)
 ), (
-    query FLOAT[], k := 10, class := NULL, min_coverage := 0, max_coverage := 1,
-    exclude_self := true
+    query FLOAT[], k := 10, class := NULL, min_coverage := 0, max_coverage := 1, epsilon := NULL,
+    penalise := false, rerank := NULL, depth := 100, scope := 'region', exclude_self := true,
+    distinct_content := true, coverages := NULL, masks := NULL
 ) AS TABLE (
-    FROM rank_by_pearson(query, NULL::VARCHAR, k, class, min_coverage, max_coverage)
+    FROM recommend_like(
+        {feature: query, coverages: coverages::FLOAT[], masks: masks::MAP(VARCHAR, BIGINT[]),
+         image_id: NULL::VARCHAR, content_hash: NULL::VARCHAR},
+        k, class, min_coverage, max_coverage, epsilon, penalise, rerank, depth, scope,
+        distinct_content)
 );

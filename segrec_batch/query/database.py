@@ -40,7 +40,8 @@ def connect_snapshot(snapshot: Snapshot) -> duckdb.DuckDBPyConnection:
     except duckdb.IOException as error:
         text = f"{snapshot.index}: version {snapshot.version} has lost files: {error}"
         raise IndexStateError(f"{text}; vacuum keeps those of its retention only") from error
-    connection.execute(sql_file("macros.sql"))
+    for name in ("views.sql", "macros.sql"):
+        connection.execute(sql_file(name))
     return connection
 
 
