@@ -9,7 +9,7 @@ from PIL import ImageFont
 Font = ImageFont.FreeTypeFont
 
 _FACES = {False: "DejaVuSans.ttf", True: "DejaVuSans-Bold.ttf"}
-_PLAIN = {"σ": "coverage", "–": "-", "—": "-", "−": "-", "×": "x", "…": "..."}
+_PLAIN = {"σ": "sigma", "–": "-", "—": "-", "−": "-", "×": "x", "…": "..."}
 _NO_CHARACTER = "\U0010ffff"
 
 
@@ -39,7 +39,8 @@ def drawable(text: str, face: Font) -> str:
 def _letter(letter: str, face: Font) -> str:
     if _has(letter, face):
         return letter
-    likeness = _PLAIN.get(letter) or unicodedata.normalize("NFKD", letter)[0]
+    parts = _PLAIN.get(letter) or unicodedata.normalize("NFKD", letter)
+    likeness = "".join(part for part in parts if not unicodedata.combining(part))
     return likeness if all(_has(part, face) for part in likeness) else letter
 
 
