@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from segrec_batch.errors import InputError
-from segrec_batch.query.card_png import ACCENT, MASK_OPACITY, WELL, WELL_COLOUR, Look
-from segrec_batch.query.header_png import header
+from segrec_batch.query.card_png import ACCENT, MASK_OPACITY, WELL, WELL_COLOUR, Look, draw_card
+from segrec_batch.query.header_png import NOTICE, header
 from segrec_batch.query.sheet import Card
 from segrec_batch.query.sheet_png import GAP, MARGIN, MOST_CARDS, Grid, render_png
 from tests.cards import CLASSES, card, mask, picture
@@ -142,12 +142,29 @@ def test_long_texts_and_odd_names_stay_on_the_sheet() -> None:
     page = pixels[0, 0]
     for edge in (pixels[:MARGIN], pixels[-MARGIN:], pixels[:, :MARGIN], pixels[:, -MARGIN:]):
         assert (edge == page).all()
+    notice = pixels[(pixels[:, MARGIN + 10] == rgb(NOTICE)).all(axis=1)]
+    assert len(notice) > 100
+    assert (
+        notice[1:-1, MARGIN + Grid(3).width - 12 : MARGIN + Grid(3).width - 1] == rgb(NOTICE)
+    ).all()
     height = Look({name: "#123456"}, {}).card_height
     cards = pixels[-MARGIN - Grid(3).height(height) : -MARGIN]
     assert (cards[:, MARGIN + WELL[0] :][:, :GAP] == page).all()
     texts = cut(data, 3, classes=1)[1][WELL[1] + 1 : -1]
     assert (texts[:, 1:12] == 255).all()
     assert (texts[:, -12:-1] == 255).all()
+
+
+def test_the_longest_rank_and_scores_keep_apart() -> None:
+    look = Look(CLASSES, {})
+    sheet = Image.new("RGB", (WELL[0], look.card_height))
+    draw_card(sheet, (0, 0), card(pearson=None, mask_iou=0.444), f"Rank {MOST_CARDS}", look)
+    title = np.asarray(sheet)[WELL[1] + 5 : WELL[1] + 30, 14:-14]
+    ink = np.flatnonzero((title != 255).any(axis=(0, 2)))
+    assert ink[0] < 5
+    assert ink[-1] > title.shape[1] - 5
+    gap = np.diff(ink).max()
+    assert gap >= 5  # wider than between the letters of a word
 
 
 def test_more_cards_than_a_picture_can_show_are_an_error() -> None:

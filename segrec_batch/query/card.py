@@ -80,7 +80,7 @@ def scores(card: Card) -> dict[str, str]:
     {'Pearson': '0.988', 'IoU': '0.500'}
     """
     shown = {"Pearson": figure(card.pearson)}
-    if card.mask_iou is not None:
+    if card.mask_iou is not None and math.isfinite(card.mask_iou):
         shown["IoU"] = figure(card.mask_iou)
     return shown
 

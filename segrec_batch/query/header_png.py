@@ -6,12 +6,12 @@ from PIL import Image, ImageDraw
 
 from segrec_batch.query.card import EVERYTHING, NO_RESULTS, counted
 from segrec_batch.query.card_png import EDGE, SOFT, TEXT, Look, draw_bar
-from segrec_batch.query.lettering import Font, drawable, font, shorten, wrap
+from segrec_batch.query.lettering import Font, font, shorten, wrap
 from segrec_batch.query.thumbnail import Size
 
-PAGE = "#f6f6f4"
+PAGE, NOTICE = "#f6f6f4", "#fff4d6"
 
-_NOTICE, _NOTICE_EDGE, _NOTICE_TEXT = "#fff4d6", "#c99a1d", "#4f3b00"
+_NOTICE_EDGE, _NOTICE_TEXT = "#c99a1d", "#4f3b00"
 _WIDEST = 960  # of a line of text; longer ones are hard to read
 _MOST_LINES = 5  # of the caption, and of the notice
 _LINE, _ITEM, _SWATCH, _STRIP_GAP = 22, 26, 14, 12
@@ -51,7 +51,7 @@ def _notice(width: int, notice: str) -> Image.Image:
     lines = wrap(notice, font(14), wide - 36, _MOST_LINES)
     strip = Image.new("RGB", (width, _LINE * len(lines) + 20), PAGE)
     brush = ImageDraw.Draw(strip)
-    brush.rectangle((0, 0, wide - 1, strip.height - 1), _NOTICE, _NOTICE_EDGE)
+    brush.rectangle((0, 0, wide - 1, strip.height - 1), NOTICE, _NOTICE_EDGE)
     brush.rectangle((0, 0, 5, strip.height - 1), _NOTICE_EDGE)
     for i, text in enumerate(lines):
         brush.text((20, 10 + i * _LINE + _LINE // 2), text, _NOTICE_TEXT, font(14), "lm")
@@ -84,10 +84,9 @@ def _items(look: Look, width: int) -> list[tuple[str, Font, Draw]]:
         face = font(13, bold=name == look.asked)
         text = shorten(name, face, min(width - 2 * _SWATCH, 240))
         items.append((text, face, _class_swatch(look.colours[name])))
-    if look.asked in look.colours and look.window:
+    if look.window:
         low, high = (100 * part for part in look.window)
-        text = drawable(f"{low:g} to {high:g} % asked for", font(13))
-        items.append((text, font(13), _window_swatch))
+        items.append((f"{low:g} to {high:g} % asked for", font(13), _window_swatch))
     return [*items, ("coverage of the query", font(13), _tick_swatch)]
 
 
