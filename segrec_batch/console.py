@@ -24,6 +24,8 @@ from segrec_batch.errors import SegrecError
 T = TypeVar("T")
 
 _LOG_SECONDS = 30.0
+_BLOCKS = " ▏▎▍▌▋▊▉█"  # by eighths filled
+_WITHOUT_BLOCKS = str.maketrans(_BLOCKS, "    #####")
 
 
 def say(text: str) -> None:
@@ -117,5 +119,30 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> s
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
 
+def share_bar(share: float, width: int = 8) -> str:
+    """A share in [0, 1] as a bar of eighth blocks, always `width` characters.
+
+    >>> [share_bar(share, 4) for share in (0.0, 0.03, 0.29, 1.0)]
+    ['    ', '▏   ', '█▏  ', '████']
+    """
+    eighths = round(8 * width * min(max(share, 0.0), 1.0))
+    bar = "█" * (eighths // 8) + _BLOCKS[eighths % 8]
+    return bar[:width].ljust(width)
+
+
+def show(text: str) -> None:
+    """A result on stdout; where its encoding lacks a character, `#` for a block, else `?`."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        plain = text.translate(_WITHOUT_BLOCKS)
+        text = plain.encode(encoding, errors="replace").decode(encoding)
+    sys.stdout.write(text)
+
+
 def _is_figure(text: str) -> bool:
+    """Not so with a bar behind the figure: rich cuts blanks off what it sets right."""
+    if text.endswith(tuple(_BLOCKS)):
+        return False
     return text[:1].isdigit() or text[:2].lstrip("-")[:1].isdigit() or text in ("NULL", "absent")
