@@ -1,17 +1,15 @@
 """The `segrec` command: ask an index, in SQL or by example; draw sample scenes."""
 
 import argparse
-import csv
-import io
-import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segrec_batch import __version__, console, storage
 from segrec_batch.errors import InputError
 
-_WIDEST = 120  # characters of a cell of a table; csv and json keep all
+if TYPE_CHECKING:
+    from segrec_batch.query.recommend import Criteria, QueryImage, Recommendation, Recommender
 
 EXAMPLES = """\
 examples:
@@ -20,8 +18,14 @@ examples:
   # the same for a new picture, as a contact sheet
   segrec query --index s3://bucket/index --image photo.jpg --class car --format html > sheet.html
   segrec sql --index indexes/streets "SELECT uri, coverage_car FROM images ORDER BY 2 DESC LIMIT 5"
+  segrec sql --index indexes/streets -p name=car 'SELECT count(*) FROM regions WHERE class = $name'
+  # a local copy laid out for ranking; it takes the place of the index in the commands above
+  segrec duckdb --index s3://bucket/index streets.duckdb
   segrec scenes --output demo/scenes --count 240
 """
+
+_BINARY = ("parquet", "png")
+_INDEX = "folder of the index (local or s3://), or a query cache"
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -32,38 +36,41 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"segrec {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_query(
-        commands.add_parser(
-            "query",
-            help="recommend images like one",
-            epilog=EXAMPLES,
-            description="Recommend images like one.",
-            formatter_class=form,
-        )
-    )
-    _add_sql(
-        commands.add_parser(
+    for name, add, text, description in (
+        ("query", _add_query, "recommend images like one", "Recommend images like one."),
+        (
             "sql",
-            help="run SQL on an index",
-            epilog=EXAMPLES,
-            description="Run SQL on the views images, regions and failures.",
-            formatter_class=form,
-        )
-    )
-    _add_scenes(
-        commands.add_parser(
+            _add_sql,
+            "run SQL on an index",
+            "Run a query on the views images, regions and failures. It can read nothing else, and "
+            "change nothing.",
+        ),
+        (
+            "duckdb",
+            _add_duckdb,
+            "make or renew a query cache",
+            "Copy the newest snapshot of an index into a DuckDB file that is laid out for ranking. "
+            "Run again, it takes in what has changed.",
+        ),
+        (
             "scenes",
-            help="draw labelled sample scenes",
-            description="Draw street scenes with exact masks of cars, "
-            "persons and trees, for trying out training and indexing.",
+            _add_scenes,
+            "draw labelled sample scenes",
+            "Draw street scenes with exact masks of cars, persons and trees, for trying out "
+            "training and indexing.",
+        ),
+    ):
+        add(
+            commands.add_parser(
+                name, help=text, description=description, epilog=EXAMPLES, formatter_class=form
+            )
         )
-    )
     return parser.parse_args(arguments)
 
 
 def _add_query(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--index", required=True, metavar="INDEX", help="folder of the index (local or s3://)")
+    add("--index", required=True, metavar="INDEX", help=_INDEX)
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--image", metavar="FILE", help="a new picture: path, URI, or - for stdin")
     asked.add_argument("--image-id", metavar="ID", help="an image of the index, by id")
@@ -77,25 +84,62 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
         metavar=("LOW", "HIGH"),
         help="only images in which the class fills this share, e.g. 0.29 0.96",
     )
+    add(
+        "--scope",
+        default="region",
+        choices=("region", "image"),
+        help="with --class: compare its regions, or whole images that have it (default: region)",
+    )
+    add(
+        "--epsilon",
+        type=float,
+        metavar="E",
+        help="only images with at most this semantic distance, 0 to 2: the sum over all classes "
+        "of the difference in coverage",
+    )
+    add("--penalise", action="store_true", help="with --epsilon: put the others last, keep them")
+    add("--rerank", choices=("mask_iou",), help="order the first --depth by overlap of the masks")
+    add("--depth", type=int, default=100, metavar="N", help="for --rerank (default: 100)")
+    add("--keep-copies", action="store_true", help="show pictures of the same bytes each")
     add("-k", type=int, default=10, help="how many (default: 10)")
     add(
         "--format",
         default="table",
-        choices=("table", "json", "csv", "html"),
-        help="html is a contact sheet (default: table)",
+        choices=("table", "csv", "json", "parquet", "html", "png"),
+        help="html and png are contact sheets (default: table)",
     )
     add("--output", metavar="FILE", help="write there, not to stdout")
     add("--version", type=int, metavar="N", help="ask an older version of the index")
     add("--device", default="cpu", help="for --image: cpu, cuda or auto (default: cpu)")
+    add("--explain", action="store_true", help="say how much the query read")
     parser.set_defaults(run=run_query)
 
 
 def _add_sql(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--index", required=True, metavar="INDEX", help="folder of the index")
-    parser.add_argument("--version", type=int, metavar="N", help="ask an older version")
-    parser.add_argument("--format", default="table", choices=("table", "json", "csv"))
-    parser.add_argument("sql", help='e.g. "SELECT class, count(*) FROM regions GROUP BY class"')
+    add = parser.add_argument
+    add("--index", required=True, metavar="INDEX", help=_INDEX)
+    add("--version", type=int, metavar="N", help="ask an older version")
+    add("--format", default="table", choices=("table", "csv", "json", "parquet"))
+    add("--output", metavar="FILE", help="write there, not to stdout")
+    add("--explain", action="store_true", help="say how much the query read")
+    add(
+        "-p",
+        "--parameter",
+        dest="parameters",
+        action="append",
+        default=[],
+        metavar="NAME=TEXT",
+        help="the value of $NAME in the SQL",
+    )
+    add("sql", help='e.g. "SELECT class, count(*) FROM regions GROUP BY class"')
     parser.set_defaults(run=run_sql)
+
+
+def _add_duckdb(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--index", required=True, metavar="INDEX", help="folder of the index")
+    parser.add_argument("--rebuild", action="store_true", help="copy everything anew")
+    parser.add_argument("file", metavar="FILE", help="the query cache, e.g. streets.duckdb")
+    parser.set_defaults(run=run_duckdb)
 
 
 def _add_scenes(parser: argparse.ArgumentParser) -> None:
@@ -107,11 +151,24 @@ def _add_scenes(parser: argparse.ArgumentParser) -> None:
 
 def run_query(a: argparse.Namespace) -> None:
     """`segrec query`."""
+    from segrec_batch.query.database import open_index
     from segrec_batch.query.recommend import Criteria, Recommender
-    from segrec_batch.store.index import open_snapshot
+    from segrec_batch.query.work import last_work, watch
 
-    criteria = Criteria(a.cls, tuple(a.coverage), a.k)
-    recommender = Recommender(open_snapshot(storage.absolute(a.index), a.version))
+    criteria = Criteria(
+        a.cls,
+        tuple(a.coverage),
+        a.k,
+        a.scope,
+        a.epsilon,
+        a.penalise,
+        a.rerank,
+        a.depth,
+        not a.keep_copies,
+    )
+    recommender = Recommender(open_index(a.index, a.version))
+    if a.explain:
+        watch(recommender.database.connection)
     if a.image is not None:
         asked = recommender.new_picture(a.image, _read(a.image), criteria, a.device)
     elif a.image_id is not None:
@@ -119,34 +176,94 @@ def run_query(a: argparse.Namespace) -> None:
     else:
         asked = recommender.indexed_image("uri", storage.absolute(a.uri))
     found = recommender.recommend(asked, criteria)
-    spec = recommender.snapshot.spec
-    if spec.notice:
-        console.say(f"warning: {spec.notice}")
-    if a.format == "html":
-        from segrec_batch.query.sheet import render_sheet
+    if a.explain:
+        console.say(str(last_work(recommender.database.connection)))
+    if recommender.database.spec.notice:
+        console.say(f"warning: {recommender.database.spec.notice}")
+    _write(_answer(a.format, recommender, asked, found, criteria), a.output, a.format)
 
-        cards = [item.card() for item in found]
-        page = render_sheet(
-            asked.card, cards, classes=spec.colours, caption=str(criteria), notice=spec.notice
+
+def _answer(
+    kind: str,
+    recommender: "Recommender",
+    asked: "QueryImage",
+    found: "list[Recommendation]",
+    criteria: "Criteria",
+) -> bytes:
+    import pyarrow as pa
+
+    from segrec_batch.query.output import formatted
+
+    spec = recommender.database.spec
+    if kind in ("html", "png"):
+        from segrec_batch.query.recommend import cards
+        from segrec_batch.query.sheet import render_sheet
+        from segrec_batch.query.sheet_png import render_png
+
+        page = (render_png if kind == "png" else render_sheet)(
+            asked.card,
+            cards(found),
+            classes=spec.colours,
+            caption=str(criteria),
+            notice=spec.notice,
+            asked=criteria.cls,
+            window=criteria.coverage,
         )
-        _write(page, a.output)
-        return
-    sigma = "σ {}" if a.format == "table" else "coverage_{}"
-    header = ("rank", "pearson", *map(sigma.format, spec.classes), "uri", "image_id")
-    rows = [
-        (r.rank, r.pearson, *(r.coverage[name] for name in spec.classes), r.uri, r.image_id)
-        for r in found
-    ]
-    _write(_formatted(a.format, header, rows, str(criteria)), a.output)
+        return page if isinstance(page, bytes) else page.encode()
+    sigma, share = ("σ {}", _bar) if kind == "table" else ("coverage_{}", float)
+    rows = pa.table(
+        {
+            "rank": [r.rank for r in found],
+            "pearson": pa.array([r.pearson for r in found], pa.float64()),
+            **({"mask_iou": [r.mask_iou for r in found]} if criteria.rerank else {}),
+            **{
+                sigma.format(name): [share(r.coverage[name]) for r in found]
+                for name in spec.classes
+            },
+            "uri": [r.uri for r in found],
+            "image_id": [r.image_id for r in found],
+        }
+    )
+    return formatted(kind, rows, str(criteria))
+
+
+def _bar(share: float) -> str:
+    return f"{share:.3f} {console.share_bar(share)}"
 
 
 def run_sql(a: argparse.Namespace) -> None:
     """`segrec sql`."""
-    from segrec_batch.query.database import connect, query
+    from segrec_batch.query.database import open_index, query, read_only
+    from segrec_batch.query.output import formatted
+    from segrec_batch.query.work import last_work, watch
 
-    found = query(connect(a.index, a.version), a.sql)
-    rows = [tuple(row.values()) for row in found.to_pylist()]
-    _write(_formatted(a.format, tuple(found.column_names), rows, f"{len(rows)} rows"), None)
+    parameters = dict(_parameter(text) for text in a.parameters)
+    database = open_index(a.index, a.version)
+    if a.explain:
+        watch(database.connection)
+    database.lock()
+    found = query(database.connection, read_only(a.sql), parameters)
+    if a.explain:
+        console.say(str(last_work(database.connection)))
+    _write(formatted(a.format, found, f"{found.num_rows} rows"), a.output, a.format)
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    name, given, value = text.partition("=")
+    if not given or not name.isidentifier():
+        raise InputError(f"-p {text}: give NAME=TEXT")
+    return name, value
+
+
+def run_duckdb(a: argparse.Namespace) -> None:
+    """`segrec duckdb`."""
+    from segrec_batch.query.cache import refresh_cache
+
+    done = refresh_cache(a.index, a.file, rebuild=a.rebuild)
+    print(
+        f"{a.file}: version {done.version}, {done.rows:,} rows; "
+        f"{done.added:,} added, {done.removed:,} removed"
+    )
 
 
 def run_scenes(a: argparse.Namespace) -> None:
@@ -165,36 +282,16 @@ def _read(image: str) -> bytes:
         raise InputError(f"{image} cannot be read: {error}") from error
 
 
-def _formatted(
-    kind: str, header: tuple[str, ...], rows: Sequence[tuple[object, ...]], title: str
-) -> str:
-    if kind == "json":
-        return (
-            json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=2, default=str)
-            + "\n"
-        )
-    if kind == "csv":
-        out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([header, *rows])
-        return out.getvalue()
-    return console.table(title, header, [[_cell(value) for value in row] for row in rows])
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "NULL"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    text = f"<{len(value)} bytes>" if isinstance(value, bytes) else str(value)
-    return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
-
-
-def _write(text: str, output: str | None) -> None:
-    if output is None:
-        sys.stdout.write(text)
-    else:
-        storage.write_bytes(output, text.encode())
+def _write(content: bytes, output: str | None, kind: str) -> None:
+    if output is not None:
+        storage.write_bytes(output, content)
         console.say(f"written to {storage.absolute(output)}")
+    elif kind in _BINARY and sys.stdout.isatty():
+        raise InputError(f"{kind} is not for a terminal: give --output FILE")
+    elif kind not in _BINARY:
+        console.show(content.decode())
+    else:
+        sys.stdout.buffer.write(content)
 
 
 def main(arguments: list[str] | None = None) -> int:

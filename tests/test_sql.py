@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import segrec_batch
-from segrec_batch.query.database import sql_file
+from segrec_batch.query.views import sql_file
 from segrec_batch.store import encode
 
 CLASSES = ("background", "car", "tree")
@@ -105,8 +105,8 @@ def macros() -> duckdb.DuckDBPyConnection:
         floats = [c for c in table.column_names if c.startswith(("coverage", "inv_norm"))]
         for column in floats:
             connection.execute(f"ALTER TABLE {name} ALTER {column} TYPE FLOAT")
-    connection.execute(sql_file("views.sql"))
-    connection.execute(sql_file("macros.sql"))
+    for name in ("functions.sql", "views.sql", "recommend.sql"):
+        connection.execute(sql_file(name))
     return connection
 
 
@@ -312,7 +312,7 @@ def recommend(
     return connection.execute(sql, {"query": subject, **arguments}).fetchall()
 
 
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=150)
 @given(
     query=st.sampled_from(sorted(IMAGES)),
     by_vector=st.booleans(),

@@ -16,17 +16,28 @@ from segrec_batch.console import ProgressMeter
 from segrec_batch.decode import mask_shape
 from segrec_batch.model.spec import COMMON_GRID, ModelSpec
 from segrec_batch.pipeline import chain
-from segrec_batch.query.database import connect_snapshot, query
+from segrec_batch.query.database import open_files, query
 from segrec_batch.store.encode import image_id, inverse_norms
 from segrec_batch.store.files import DataFile, by_part, parse_rows, statistics
 from segrec_batch.store.index import Snapshot
-from segrec_batch.store.schema import PARTITION, coverage_column, regions_schema, schemas
+from segrec_batch.store.schema import (
+    FEATURE_LENGTH,
+    PARTITION,
+    SIGNATURE_WORDS,
+    coverage_column,
+    regions_schema,
+    schemas,
+)
 
 _SHOWN = 5  # examples of one kind of problem in one file
 
 _NO_REGIONS = regions_schema().empty_table()
 
-_LENGTHS = {"feature": 512, "signature": 8, "mask_bits": COMMON_GRID**2 // 64}
+_LENGTHS = {
+    "feature": FEATURE_LENGTH,
+    "signature": SIGNATURE_WORDS,
+    "mask_bits": COMMON_GRID**2 // 64,
+}
 
 Problem = str
 Job = tuple[str, list[DataFile], ModelSpec, str]
@@ -53,7 +64,7 @@ def verify(snapshot: Snapshot) -> list[Problem]:
             problems += found
             meter.advance()
     if not problems:  # else the files may not even be readable
-        twice = query(connect_snapshot(snapshot), _TWICE)["uri"].to_pylist()
+        twice = query(open_files(snapshot).connection, _TWICE)["uri"].to_pylist()
         problems += [f"{uri}: there more than once" for uri in twice]
     return sorted(problems)
 

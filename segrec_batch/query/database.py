@@ -1,10 +1,8 @@
-"""An index as a DuckDB database: views over the files of one snapshot, and the SQL functions.
+"""An index as a DuckDB database: views of one snapshot, and the SQL functions."""
 
-The only place that imports duckdb.
-"""
-
-import re
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -12,69 +10,109 @@ import pyarrow as pa
 
 from segrec_batch import storage
 from segrec_batch.errors import IndexStateError, InputError
+from segrec_batch.model.spec import ModelSpec
 from segrec_batch.query.remote import SnapshotFiles
-from segrec_batch.store.files import DataFile
-from segrec_batch.store.index import Snapshot, open_snapshot
-from segrec_batch.store.schema import PARTITION, schemas
+from segrec_batch.query.views import create_views
+from segrec_batch.store.index import Snapshot, model_uri, open_snapshot
+
+
+@dataclass(frozen=True)
+class Database:
+    """One snapshot of an index, as views over its files or as the tables of a query cache."""
+
+    connection: duckdb.DuckDBPyConnection
+    index: str
+    version: int
+    model_id: str
+    spec: ModelSpec
+    folders: tuple[str, ...]
+    """Where DuckDB finds the rows; nothing if they are in the database itself."""
+
+    @property
+    def model_uri(self) -> str:
+        """Where the bundle lies that made the rows."""
+        return model_uri(self.index, self.model_id)
+
+    def lock(self) -> None:
+        """From now on SQL can reach nothing but the rows, and no setting can change that."""
+        folders = list(self.folders)
+        self.connection.execute("SET allowed_directories = $folders", {"folders": folders})
+        self.connection.execute("SET enable_external_access = false")
+        self.connection.execute("SET lock_configuration = true")
 
 
 def connect(index: str, version: int | None = None) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection on the newest snapshot of an index, or on that of a version.
 
-    It has the views `images`, `regions` and `failures` and the functions of `schemas/macros.sql`:
+    `index` may also be a query cache, as `segrec duckdb` makes it.
+
+    It has the views `images`, `regions` and `failures` and the functions of `schemas/*.sql`:
     `pearson(a, b)`, `recommend(query, …)`. The snapshot stays the same while the connection lives,
     whatever is indexed meanwhile. Raises IndexStateError if there is no index.
 
         con = connect("s3://bucket/index")
         con.sql("SELECT uri FROM images WHERE coverage_car > 0.3")
     """
-    return connect_snapshot(open_snapshot(storage.absolute(index), version))
+    return open_index(index, version).connection
 
 
-def connect_snapshot(snapshot: Snapshot) -> duckdb.DuckDBPyConnection:
-    """The same for a snapshot that is already open. Raises IndexStateError if files are gone."""
+def open_index(index: str, version: int | None = None) -> Database:
+    """An index, or a query cache, for questions. Raises IndexStateError, InputError."""
+    if not is_cache(index):
+        return open_files(open_snapshot(storage.absolute(index), version))
+    found = open_cache(index)
+    if version not in (None, found.version):
+        raise InputError(f"{index} is a query cache of version {found.version}, not of {version}")
+    return found
+
+
+def open_files(snapshot: Snapshot) -> Database:
+    """A snapshot that is already open. Raises IndexStateError if files are gone."""
     connection = open_database(":memory:", [snapshot])
     try:
-        for table, schema in schemas(snapshot.spec.classes).items():
-            _create_view(connection, table, schema, snapshot)
+        create_views(connection, snapshot)
     except duckdb.IOException as error:
         text = f"{snapshot.index}: version {snapshot.version} has lost files: {error}"
         raise IndexStateError(f"{text}; vacuum keeps those of its retention only") from error
-    for name in ("views.sql", "macros.sql"):
-        connection.execute(sql_file(name))
-    return connection
+    remote = storage.is_remote(snapshot.index)
+    folder = f"{SnapshotFiles.protocol}://" if remote else snapshot.index
+    return Database(
+        connection, snapshot.index, snapshot.version, snapshot.model_id, snapshot.spec, (folder,)
+    )
+
+
+def is_cache(uri: str) -> bool:
+    """Whether a path is that of a query cache: a local file, where an index is a folder."""
+    return not storage.is_remote(uri) and Path(uri).is_file()
+
+
+def open_cache(path: str) -> Database:
+    """A query cache, to read. Raises InputError for a file that is none."""
+    try:
+        connection = duckdb.connect(path, read_only=True, config=dict(_CLOSED))
+        found = connection.execute("SELECT index, version, model_id, spec FROM segrec.snapshot")
+        ((index, version, model_id, spec),) = found.fetchall()
+    except duckdb.Error as error:
+        raise InputError(f"{path} is not a query cache of `segrec duckdb`: {error}") from error
+    return Database(connection, index, version, model_id, ModelSpec.from_json(json.loads(spec)), ())
 
 
 def open_database(
     path: str, snapshots: Sequence[Snapshot], **settings: str
 ) -> duckdb.DuckDBPyConnection:
     """A DuckDB database that can read the files of snapshots and loads no extension."""
-    fixed = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
-    connection = duckdb.connect(path, config={**fixed, **settings})
+    connection = duckdb.connect(path, config={**_CLOSED, **settings})
     connection.execute("SET parquet_metadata_cache = true")
     if storage.is_remote(snapshots[0].index):
         connection.register_filesystem(SnapshotFiles(snapshots))
     return connection
 
 
-def select_with_part(snapshot: Snapshot, table: str, columns: str) -> str | None:
-    """SQL that selects columns and the `part` of a table's rows; None if it has no files.
-
-    For tables that are not partitioned.
-    """
-    files = snapshot.files[table]
-    if not files:
-        return None
-    return f"SELECT {columns}, parse_filename(filename, true) AS part FROM {_read(snapshot, files)}"  # noqa: S608
-
-
-def sql_file(name: str) -> str:
-    """A file of `schemas/`: inside the package when installed, beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    folder = package / "schemas"
-    if not folder.is_dir():
-        folder = package.parent / "schemas"
-    return (folder / name).read_text()
+_CLOSED: Mapping[str, bool | str] = {
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+    "python_enable_replacements": False,  # of table names by variables of the calling program
+}
 
 
 def query(
@@ -89,45 +127,15 @@ def query(
         raise InputError(f"SQL: {error}") from error
 
 
-def _create_view(
-    connection: duckdb.DuckDBPyConnection, table: str, schema: pa.Schema, snapshot: Snapshot
-) -> None:
-    if not snapshot.files[table]:
-        connection.from_arrow(schema.empty_table()).create(table)
-        return
-    scans = [
-        _scan(snapshot, table, schema, part, files)
-        for part, files in _by_partition(snapshot.files[table]).items()
-    ]
-    connection.execute(f"CREATE VIEW {table} AS " + " UNION ALL ".join(scans))
+def read_only(sql: str) -> str:
+    """The SQL itself, if it is one query. InputError if it is anything that could change something.
 
-
-def _by_partition(files: Sequence[DataFile]) -> Mapping[str | None, list[DataFile]]:
-    parts: dict[str | None, list[DataFile]] = {}
-    for file in files:
-        parts.setdefault(file.partition, []).append(file)
-    return parts
-
-
-def _scan(
-    snapshot: Snapshot, table: str, schema: pa.Schema, part: str | None, files: Sequence[DataFile]
-) -> str:
-    key = PARTITION.get(table)
-    columns = [f"{_text(str(part))} AS {n}" if n == key else f'"{n}"' for n in schema.names]
-    return f"SELECT {', '.join(columns)} FROM {_read(snapshot, files)}"  # noqa: S608
-
-
-def _read(snapshot: Snapshot, files: Sequence[DataFile]) -> str:
-    """A scan of files, all of them named: a pattern could match more than the snapshot."""
-    if storage.is_remote(snapshot.index):
-        uris = [SnapshotFiles.uri(file) for file in files]
-    else:
-        uris = [_MAGIC.sub(r"[\1]", file.uri(snapshot.index)) for file in files]
-    return f"read_parquet([{', '.join(map(_text, uris))}])"
-
-
-_MAGIC = re.compile(r"([*?\[])")  # DuckDB takes each name for a pattern
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
+    `Database.lock` does not keep SQL from writing below the index, with COPY say.
+    """
+    try:
+        statements = duckdb.extract_statements(sql)
+    except duckdb.Error as error:
+        raise InputError(f"SQL: {error}") from error
+    if [s.type for s in statements] != [duckdb.StatementType.SELECT]:
+        raise InputError("SQL: give one query: SELECT, FROM, WITH, VALUES, DESCRIBE or SUMMARIZE")
+    return sql

@@ -1,31 +1,34 @@
 """Ask an index for images like one that is in it, or like a new picture."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from segrec_batch import storage
 from segrec_batch.decode import decode, mask_shape
 from segrec_batch.errors import InputError, PictureError
-from segrec_batch.model.bundle import load_model
-from segrec_batch.model.segmenter import Segmenter
-from segrec_batch.query.database import connect_snapshot, query
-from segrec_batch.query.sheet import Card
+from segrec_batch.query.card import Card
+from segrec_batch.query.database import Database, query
 from segrec_batch.store import encode
-from segrec_batch.store.index import Snapshot
 from segrec_batch.store.schema import coverage_column
 
 
 @dataclass(frozen=True)
 class Criteria:
-    """What to rank by: regions of a class with their coverage σ in a window, or whole images."""
+    """What to rank by: regions of a class with their coverage σ in a window, or whole images.
+
+    The other fields are as the arguments of the SQL macro `recommend`.
+    """
 
     cls: str | None = None
     coverage: tuple[float, float] = (0.0, 1.0)
     k: int = 10
+    scope: str = "region"
+    epsilon: float | None = None
+    penalise: bool = False
+    rerank: str | None = None
+    depth: int = 100
+    distinct_content: bool = True
 
     def check(self, classes: Sequence[str]) -> None:
         """Raises InputError for a class that the index does not know or a window that is empty."""
@@ -36,23 +39,43 @@ class Criteria:
             raise InputError(f"coverage {low:g} {high:g}: give 0 <= LOW <= HIGH <= 1")
         if self.cls is None and self.coverage != (0.0, 1.0):
             raise InputError("a coverage window needs a class")
-        if self.k < 1:
-            raise InputError(f"k is {self.k}; ask for at least 1")
+        if self.epsilon is not None and not 0 <= self.epsilon <= 2:
+            raise InputError(f"epsilon is {self.epsilon:g}; a semantic distance is 0 to 2")
+        for name, number in (("k", self.k), ("depth", self.depth)):
+            if number < 1:
+                raise InputError(f"{name} is {number}; ask for at least 1")
+
+    @property
+    def regional(self) -> bool:
+        """Whether regions are compared, not whole images."""
+        return self.cls is not None and self.scope == "region"
 
     def __str__(self) -> str:
-        if self.cls is None:
-            return "whole images, ranked by Pearson correlation"
         low, high = self.coverage
-        return f"regions of class {self.cls}, σ {low:g} to {high:g}, ranked by Pearson correlation"
+        what = f"regions of class {self.cls}" if self.regional else "whole images"
+        window = f", {self.cls} σ {low:g} to {high:g}" if self.cls else ""
+        order = "Pearson correlation"
+        if self.rerank:
+            order += f", the first {self.depth} by mask IoU"
+        beyond = "last" if self.penalise else "left out"
+        distance = "" if self.epsilon is None else f", beyond distance {self.epsilon:g} {beyond}"
+        return f"{what}{window}, ranked by {order}{distance}"
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the SQL macro, by name."""
+        found: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        low, high = found.pop("coverage")
+        return {"class": found.pop("cls"), "min_coverage": low, "max_coverage": high, **found}
 
 
 @dataclass(frozen=True)
 class QueryImage:
-    """What is asked with: an indexed image (`image_id`) or the features of a new picture."""
+    """What is asked with: an indexed image (`image_id`), or what was seen in a new picture."""
 
     card: Card
     image_id: str | None
-    feature: NDArray[np.float32] | None = None
+    seen: Mapping[str, Any] = field(default_factory=dict)
+    """Of a new picture: the arguments query, coverages and masks of the SQL macro."""
 
 
 @dataclass(frozen=True)
@@ -63,20 +86,16 @@ class Recommendation:
     image_id: str
     uri: str
     pearson: float | None
+    mask_iou: float | None
     coverage: Mapping[str, float]
     mask: bytes
-
-    def card(self) -> Card:
-        """This row on a contact sheet, with its picture."""
-        return Card(self.uri, read_picture(self.uri), self.mask, self.coverage, self.pearson)
 
 
 class Recommender:
     """Answers queries about one snapshot of an index."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        self.snapshot = snapshot
-        self.connection = connect_snapshot(snapshot)
+    def __init__(self, database: Database) -> None:
+        self.database = database
 
     def indexed_image(self, column: str, value: str) -> QueryImage:
         """The image of the index whose `image_id` or `uri` has a value. Raises InputError."""
@@ -86,7 +105,7 @@ class Recommender:
             why = f"; it failed: {failed[0]['stage']}, {failed[0]['reason']}" if failed else ""
             raise InputError(f"{value} is not in the index{why}")
         row = rows[0]
-        picture = read_picture(row["uri"])
+        (picture,) = read_pictures([row["uri"]])
         card = Card(row["uri"], picture, row["mask"], self._coverage(row), None)
         return QueryImage(card, row["image_id"])
 
@@ -94,15 +113,18 @@ class Recommender:
         self, name: str, content: bytes, criteria: Criteria, device: str = "cpu"
     ) -> QueryImage:
         """Segment a picture with the index's own model. InputError for what is no picture."""
-        spec = self.snapshot.spec
+        from segrec_batch.model.bundle import load_model  # imports torch, which takes seconds
+        from segrec_batch.model.segmenter import Segmenter
+
+        spec = self.database.spec
         criteria.check(spec.all_classes)
         try:
             picture = decode(content, spec.shapes)
         except PictureError as error:
             raise InputError(f"{name}: {error.reason}") from error
-        found = Segmenter(load_model(self.snapshot.model_uri), device)(picture.pixels[None])
+        found = Segmenter(load_model(self.database.model_uri), device)(picture.pixels[None])
         counts, feature = found.counts[0], found.feature[0]
-        if criteria.cls is not None:
+        if criteria.cls is not None and criteria.regional:
             k = spec.all_classes.index(criteria.cls)
             if counts[k] == 0:
                 raise InputError(f"{name}: the model sees no {criteria.cls} in it")
@@ -110,24 +132,31 @@ class Recommender:
         shares = dict(zip(spec.all_classes, (counts / counts.sum()).tolist(), strict=True))
         mask = found.mask(0, mask_shape(picture.height, picture.width))
         png = encode.mask_png(mask, list(spec.colours.values()))
-        return QueryImage(Card(name, content, png, shares, None), None, feature)
+        bitmaps = {
+            label: encode.bitmap_words((found.common[0] == i).ravel()).tolist()
+            for i, label in enumerate(spec.all_classes)
+            if counts[i] and label in ([criteria.cls] if criteria.cls else spec.classes)
+        }
+        seen = {"query": feature.tolist(), "coverages": list(shares.values()), "masks": bitmaps}
+        return QueryImage(Card(name, content, png, shares, None), None, seen)
 
     def recommend(self, asked: QueryImage, criteria: Criteria) -> list[Recommendation]:
         """The most similar images, best first. InputError if the query has no such region."""
-        criteria.check(self.snapshot.spec.all_classes)
-        if asked.image_id and criteria.cls:
+        criteria.check(self.database.spec.all_classes)
+        if asked.image_id and criteria.cls and criteria.regional:
             region = {"image_id": asked.image_id, "class": criteria.cls}
             if not self._rows("regions", region):
                 raise InputError(f"{asked.card.uri}: the index has no {criteria.cls} in it")
-        kind, subject = "VARCHAR", asked.image_id or ""
-        if asked.feature is not None:
-            kind, subject = "FLOAT[]", asked.feature.tolist()
+        values = {**criteria.arguments(), **(asked.seen or {"query": asked.image_id})}
+        kinds = _KINDS if asked.seen else {}
+        named = [f"{n} := ${n}{kinds.get(n, '')}" for n in values if n != "query"]
+        kind = "FLOAT[]" if asked.seen else "VARCHAR"
         rows = query(
-            self.connection,
-            f"SELECT r.rank, r.pearson, i.* FROM recommend(?::{kind}, k := ?, class := ?, "  # noqa: S608
-            "min_coverage := ?, max_coverage := ?) AS r "
+            self.database.connection,
+            f"SELECT r.rank, r.pearson, r.mask_iou, i.* "  # noqa: S608
+            f"FROM recommend($query::{kind}, {', '.join(named)}) AS r "
             "JOIN images AS i USING (image_id) ORDER BY r.rank",
-            [subject, criteria.k, criteria.cls, *criteria.coverage],
+            values,
         )
         return [
             Recommendation(
@@ -135,6 +164,7 @@ class Recommender:
                 image_id=row["image_id"],
                 uri=row["uri"],
                 pearson=row["pearson"],
+                mask_iou=row["mask_iou"],
                 coverage=self._coverage(row),
                 mask=row["mask"],
             )
@@ -144,14 +174,27 @@ class Recommender:
     def _rows(self, table: str, where: Mapping[str, str]) -> list[dict[str, Any]]:
         conditions = " AND ".join(f"{column} = ?" for column in where)
         sql = f"SELECT * FROM {table} WHERE {conditions}"  # noqa: S608
-        rows: list[dict[str, Any]] = query(self.connection, sql, list(where.values())).to_pylist()
+        connection = self.database.connection
+        rows: list[dict[str, Any]] = query(connection, sql, list(where.values())).to_pylist()
         return rows
 
     def _coverage(self, row: Mapping[str, Any]) -> dict[str, float]:
-        return {name: row[coverage_column(name)] for name in self.snapshot.spec.all_classes}
+        return {name: row[coverage_column(name)] for name in self.database.spec.all_classes}
 
 
-def read_picture(uri: str) -> bytes | None:
-    """The picture behind a URI, None if it cannot be read (any more)."""
-    content = storage.read_many([uri])[0]
-    return None if isinstance(content, Exception) else content
+_KINDS = {"coverages": "::FLOAT[]", "masks": "::MAP(VARCHAR, BIGINT[])"}
+
+
+def cards(found: Sequence[Recommendation]) -> list[Card]:
+    """Recommendations as they stand on a contact sheet, with their pictures."""
+    pictures = read_pictures([r.uri for r in found])
+    return [
+        Card(r.uri, picture, r.mask, r.coverage, r.pearson, r.mask_iou)
+        for r, picture in zip(found, pictures, strict=True)
+    ]
+
+
+def read_pictures(uris: Sequence[str]) -> list[bytes | None]:
+    """The pictures behind URIs, None for one that cannot be read (any more)."""
+    contents = storage.read_many(uris)
+    return [None if isinstance(content, Exception) else content for content in contents]

@@ -11,6 +11,8 @@ from segrec_batch.model.spec import BACKGROUND
 
 TABLES = ("failures", "regions", "images")  # in the order of commits: `images` publishes
 PARTITION = {"regions": "class"}
+FEATURE_LENGTH = 512
+SIGNATURE_WORDS = 8
 
 _VECTOR = pa.list_(pa.field("element", pa.float32(), nullable=False))
 _WORDS = pa.list_(pa.field("element", pa.int64(), nullable=False))

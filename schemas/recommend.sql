@@ -1,51 +1,4 @@
--- Functions and table macros of segrec_batch, for DuckDB 2.0 or newer. `segrec_batch.connect()` loads
--- them over an index; `segrec duckdb` puts them into a file for the plain duckdb shell.
-
--- Pearson correlation of two vectors of one length (Abdullah 2026, eq. 6) from sums in float64,
--- rounded to 14 places, so that 1 is 1. NULL where it is not defined: a constant vector, NaN, NULL.
--- Vectors of two lengths are an error. The products with max - min are there because the norm of a
--- constant vector may round to something other than 0.
-CREATE OR REPLACE MACRO pearson(a, b) AS
-    nullif(
-        round(
-            (len(a) * list_inner_product(a::DOUBLE[], b::DOUBLE[])
-             - list_sum(a::DOUBLE[]) * list_sum(b::DOUBLE[]))
-            / nullif(
-                sqrt(greatest(len(a) * list_inner_product(a::DOUBLE[], a::DOUBLE[])
-                              - list_sum(a::DOUBLE[]) ** 2, 0))
-                * sqrt(greatest(len(b) * list_inner_product(b::DOUBLE[], b::DOUBLE[])
-                                - list_sum(b::DOUBLE[]) ** 2, 0)), 0)
-            + 0 * nullif(list_max(a) - list_min(a), 0) * nullif(list_max(b) - list_min(b), 0),
-            14),
-        'NaN'::DOUBLE);
-
--- Bits that are set in a list of 64-bit words.
-CREATE OR REPLACE MACRO set_bits(words) AS
-    list_sum(list_transform(words, lambda w: bit_count(w)::INTEGER));
-
--- Bits that are set in both of two lists of one length; else an error.
-CREATE OR REPLACE MACRO shared_bits(a, b) AS
-    if(len(a) <> len(b), error('masks of two sizes'),
-       list_sum(list_transform(a, lambda w, i: bit_count(w & b[i])::INTEGER)));
-
--- Overlap of two bitmaps, cells in both / cells in either, in [0, 1] (the intersection over union
--- that Waqas 2023 re-ranks by). a, b: lists of 64-bit words, as `mask_bits`. NULL if both are empty.
-CREATE OR REPLACE MACRO mask_iou(a, b) AS
-    shared_bits(a, b) / nullif(set_bits(a) + set_bits(b) - shared_bits(a, b), 0)::DOUBLE;
-
--- Sum over the classes of |a - b|, in [0, 2] (Ouni 2020, eq. 1). a, b: coverage of every class and
--- the background in one order, as `coverages`.
-CREATE OR REPLACE MACRO semantic_distance(a, b) AS
-    if(len(a) <> len(b), error('coverages of different classes'),
-       list_sum(list_transform(a, lambda share, i: abs(share::DOUBLE - b[i]::DOUBLE))));
-
--- A vector centred and at unit length, in float32. NULL or NaN for a constant one.
-CREATE OR REPLACE MACRO unit_vector(v) AS
-    list_transform(
-        v::DOUBLE[],
-        lambda x: (x - list_avg(v::DOUBLE[]))
-                  / sqrt(greatest(list_inner_product(v::DOUBLE[], v::DOUBLE[])
-                                  - len(v) * list_avg(v::DOUBLE[]) ** 2, 0)))::FLOAT[];
+-- The table macros of segrec_batch, over what `views.sql` or a query cache has.
 
 -- What `recommend` does, for a query as STRUCT(feature, coverages, masks, image_id, content_hash), of
 -- which the last two name what to leave out.
@@ -100,7 +53,7 @@ CREATE OR REPLACE MACRO recommend_like(
     ),
     candidates AS NOT MATERIALIZED (  -- beyond epsilon a score sinks by 4, below all others
         SELECT j.image_id, j.uri, j.coverage, j.content_hash, j.feature, j.feature_error, j.distance,
-               (list_inner_product(j.feature, j.unit) * j.inv_norm)::DOUBLE + j.feature_error
+               (list_inner_product(j.feature::FLOAT[], j.unit) * j.inv_norm)::DOUBLE + j.feature_error
                - if(epsilon IS NULL, 0, if(j.distance > epsilon, 4, 0)) AS bound
         FROM judged AS j
         WHERE epsilon IS NULL OR penalise OR j.distance <= epsilon
@@ -169,11 +122,11 @@ CREATE OR REPLACE MACRO recommend_like(
         FROM first AS f LEFT JOIN shared AS s USING (image_id), asked
     )
     SELECT row_number() OVER (
-               ORDER BY rerank IS NULL OR turn > depth, coalesce(distance > epsilon, false),
-                        if(rerank IS NULL OR turn > depth, NULL, mask_iou) DESC NULLS LAST, turn
+               ORDER BY reranked DESC, if(reranked, coalesce(distance > epsilon, false), false),
+                        if(reranked, mask_iou, NULL) DESC NULLS LAST, turn
            ) AS rank,
            image_id, uri, coverage, pearson, distance AS semantic_distance, mask_iou
-    FROM overlapped
+    FROM (SELECT *, rerank IS NOT NULL AND turn <= depth AS reranked FROM overlapped)
     ORDER BY rank
     LIMIT k;
 
@@ -238,3 +191,39 @@ CREATE OR REPLACE MACRO recommend(
         k, class, min_coverage, max_coverage, epsilon, penalise, rerank, depth, scope,
         distinct_content)
 );
+
+-- As `recommend` for whole images, but not exact: the `pool` images whose signature differs in the
+-- fewest bits from that of the image `query` are ranked by Pearson correlation. Made for a query
+-- cache, in which it reads a tenth of what an exact answer has to.
+CREATE OR REPLACE MACRO recommend_by_signature(
+    query, k := 10, pool := 1000, exclude_self := true, distinct_content := true
+) AS TABLE
+    WITH asked AS MATERIALIZED (
+        FROM segrec.images AS i WHERE i.image_id = query
+    ),
+    near AS MATERIALIZED (
+        SELECT i.image_id
+        FROM segrec.images AS i, asked AS a
+        ORDER BY bit_count(xor(i.sign_1, a.sign_1))::INTEGER
+                 + bit_count(xor(i.sign_2, a.sign_2)) + bit_count(xor(i.sign_3, a.sign_3))
+                 + bit_count(xor(i.sign_4, a.sign_4)) + bit_count(xor(i.sign_5, a.sign_5))
+                 + bit_count(xor(i.sign_6, a.sign_6)) + bit_count(xor(i.sign_7, a.sign_7))
+                 + bit_count(xor(i.sign_8, a.sign_8)),
+                 i.image_id
+        LIMIT pool
+    ),
+    scored AS MATERIALIZED (
+        SELECT i.image_id, i.uri, i.content_hash, pearson(i.feature, a.feature) AS pearson
+        FROM segrec.images AS i, asked AS a
+        WHERE i.image_id IN (FROM near)
+            AND NOT (exclude_self AND i.image_id = a.image_id)
+            AND NOT (exclude_self AND distinct_content AND i.content_hash = a.content_hash)
+    )
+    SELECT row_number() OVER (ORDER BY pearson DESC NULLS LAST, image_id) AS rank,
+           image_id, uri, pearson
+    FROM (
+        FROM scored
+        QUALIFY NOT distinct_content OR row_number() OVER (
+            PARTITION BY content_hash ORDER BY pearson DESC NULLS LAST, image_id) = 1)
+    ORDER BY rank
+    LIMIT k;

@@ -1,0 +1,45 @@
+-- What the views and their columns hold; `SELECT * FROM duckdb_columns()` shows it.
+COMMENT ON VIEW images IS 'A row per indexed image';
+COMMENT ON COLUMN images.image_id IS 'Name of the image: 128 bits of its URI, in hex';
+COMMENT ON COLUMN images.uri IS 'Where the picture lies';
+COMMENT ON COLUMN images.source_size IS 'Bytes of the picture when it was read';
+COMMENT ON COLUMN images.source_etag IS 'ETag, or modification time, when it was read';
+COMMENT ON COLUMN images.content_hash IS 'Equal for pictures of the same bytes';
+COMMENT ON COLUMN images.width IS 'Pixels, of the upright picture';
+COMMENT ON COLUMN images.height IS 'Pixels, of the upright picture';
+COMMENT ON COLUMN images.format IS 'JPEG, PNG, …';
+COMMENT ON COLUMN images.dominant_class IS 'The foreground class with the largest coverage, or background';
+COMMENT ON COLUMN images.coverage_background IS 'Share of the picture, 0 to 1, that is of no class';
+COMMENT ON COLUMN images.grid_h IS 'Rows of the feature grid, of which coverage counts the cells';
+COMMENT ON COLUMN images.grid_w IS 'Columns of the feature grid';
+COMMENT ON COLUMN images.mask_grid IS 'Class of each cell, row by row, a byte each: 0 background, i the i-th class';
+COMMENT ON COLUMN images.mask IS 'Class map as a palette PNG';
+COMMENT ON COLUMN images.feature IS 'Mean of the feature map over the picture';
+COMMENT ON COLUMN images.inv_norm IS '1 / norm of the centred feature; NULL if it is constant';
+COMMENT ON COLUMN images.signature IS 'Sign bits of the centred, rotated feature, in words of 64';
+COMMENT ON COLUMN images.model_id IS 'The model that made the row';
+COMMENT ON COLUMN images.run_id IS 'The run that made the row';
+COMMENT ON COLUMN images.indexed_at IS 'When';
+
+COMMENT ON VIEW regions IS 'A row per image and class present in it, the background among them';
+COMMENT ON COLUMN regions.image_id IS 'The image of `images`';
+COMMENT ON COLUMN regions.uri IS 'Where the picture lies';
+COMMENT ON COLUMN regions.class IS 'Class of the region';
+COMMENT ON COLUMN regions.coverage IS 'Share of the picture, 0 to 1, that the class fills';
+COMMENT ON COLUMN regions.cells IS 'Cells of the feature grid that the class fills';
+COMMENT ON COLUMN regions.bbox IS 'Box around them, in fractions of width and height';
+COMMENT ON COLUMN regions.feature IS 'Mean of the feature map over the cells of the class';
+COMMENT ON COLUMN regions.inv_norm IS '1 / norm of the centred feature; NULL if it is constant';
+COMMENT ON COLUMN regions.mask_bits IS 'Bitmap of the class on a 32 × 32 grid, in words of 64 bits';
+COMMENT ON COLUMN regions.content_hash IS 'Equal for pictures of the same bytes';
+COMMENT ON COLUMN regions.run_id IS 'The run that made the row';
+
+COMMENT ON VIEW failures IS 'A row per picture that could not be indexed';
+COMMENT ON COLUMN failures.image_id IS 'What the image would have been named';
+COMMENT ON COLUMN failures.uri IS 'Where the picture lies';
+COMMENT ON COLUMN failures.source_size IS 'Bytes of the picture';
+COMMENT ON COLUMN failures.source_etag IS 'ETag, or modification time, when it was tried';
+COMMENT ON COLUMN failures.stage IS 'Where it failed: read, decode or segment';
+COMMENT ON COLUMN failures.reason IS 'Why';
+COMMENT ON COLUMN failures.run_id IS 'The run that tried';
+COMMENT ON COLUMN failures.failed_at IS 'When';

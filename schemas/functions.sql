@@ -1,0 +1,55 @@
+-- Functions of segrec_batch, for DuckDB 2.0 or newer. `segrec_batch.connect()` loads them over an
+-- index, `segrec duckdb` puts them into a file; a plain duckdb shell can `.read` this one.
+
+-- Pearson correlation of two vectors of one length (Abdullah 2026, eq. 6) from sums in float64,
+-- rounded to 14 places, so that 1 is 1. NULL where it is not defined: a constant vector, NaN, NULL.
+-- Vectors of two lengths are an error. The products with max - min are there because the norm of a
+-- constant vector may round to something other than 0.
+CREATE OR REPLACE MACRO pearson(a, b) AS
+    nullif(
+        round(
+            (len(a) * list_inner_product(a::DOUBLE[], b::DOUBLE[])
+             - list_sum(a::DOUBLE[]) * list_sum(b::DOUBLE[]))
+            / nullif(
+                sqrt(greatest(len(a) * list_inner_product(a::DOUBLE[], a::DOUBLE[])
+                              - list_sum(a::DOUBLE[]) ** 2, 0))
+                * sqrt(greatest(len(b) * list_inner_product(b::DOUBLE[], b::DOUBLE[])
+                                - list_sum(b::DOUBLE[]) ** 2, 0)), 0)
+            + 0 * nullif(list_max(a) - list_min(a), 0) * nullif(list_max(b) - list_min(b), 0),
+            14),
+        'NaN'::DOUBLE);
+
+-- Bits that are set in a list of 64-bit words.
+CREATE OR REPLACE MACRO set_bits(words) AS
+    list_sum(list_transform(words, lambda w: bit_count(w)::INTEGER));
+
+-- Bits that are set in both of two lists of one length; else an error.
+CREATE OR REPLACE MACRO shared_bits(a, b) AS
+    if(len(a) <> len(b), error('masks of two sizes'),
+       list_sum(list_transform(a, lambda w, i: bit_count(w & b[i])::INTEGER)));
+
+-- Overlap of two bitmaps, cells in both / cells in either, in [0, 1] (the intersection over union
+-- that Waqas 2023 re-ranks by). a, b: lists of 64-bit words, as `mask_bits`. NULL if both are empty.
+CREATE OR REPLACE MACRO mask_iou(a, b) AS
+    shared_bits(a, b) / nullif(set_bits(a) + set_bits(b) - shared_bits(a, b), 0)::DOUBLE;
+
+-- Sum over the classes of |a - b|, in [0, 2] (Ouni 2020, eq. 1). a, b: coverage of every class and
+-- the background in one order, as `coverages`.
+CREATE OR REPLACE MACRO semantic_distance(a, b) AS
+    if(len(a) <> len(b), error('coverages of different classes'),
+       list_sum(list_transform(a, lambda share, i: abs(share::DOUBLE - b[i]::DOUBLE))));
+
+-- A vector centred and at unit length, in float32; NULL for one of which Pearson is not defined.
+CREATE OR REPLACE MACRO unit_vector(v) AS
+    if(isfinite(list_sum(v)) AND list_max(v) > list_min(v),
+       list_transform(
+           v::DOUBLE[],
+           lambda x: (x - list_avg(v::DOUBLE[]))
+                     / sqrt(greatest(list_inner_product(v::DOUBLE[], v::DOUBLE[])
+                                     - len(v) * list_avg(v::DOUBLE[]) ** 2, 0)))::FLOAT[],
+       NULL);
+
+-- The most by which a score can be wrong, (x · q) · inv_norm in float32 with a query of unit length:
+-- n + 8 roundings of at most 2^-24 (Higham 2002, eq. 3.5), times ‖x‖ · inv_norm.
+CREATE OR REPLACE MACRO feature_error(feature, inv_norm) AS
+    (len(feature) + 8) * 6e-8::DOUBLE * sqrt(list_inner_product(feature, feature)) * inv_norm;

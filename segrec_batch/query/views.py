@@ -1,0 +1,94 @@
+"""The views of a snapshot, over its Parquet files, and the SQL of `schemas/`."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from segrec_batch import storage
+from segrec_batch.query.remote import SnapshotFiles
+from segrec_batch.store.files import DataFile
+from segrec_batch.store.index import Snapshot
+from segrec_batch.store.schema import PARTITION, coverage_column, schemas
+
+PART = "parse_filename(filename, true) AS part"
+"""The column that names the part of a row."""
+
+
+def create_views(connection: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
+    """The views `images`, `regions` and `failures`, and the macros. Raises duckdb.IOException."""
+    for table, schema in schemas(snapshot.spec.classes).items():
+        scan = select(snapshot, table)
+        if scan is None:
+            scan = f"FROM nothing_in_{table}"
+            connection.from_arrow(schema.empty_table()).create(f"nothing_in_{table}")
+        connection.execute(f"CREATE VIEW {table} AS {scan}")
+    connection.execute(sql_file("functions.sql"))
+    connection.execute(sql_file("views.sql"))
+    complete(connection, snapshot.spec.classes)
+
+
+def complete(connection: duckdb.DuckDBPyConnection, classes: Sequence[str]) -> None:
+    """What stands on the views of any database: table macros and comments."""
+    connection.execute(sql_file("recommend.sql"))
+    connection.execute(sql_file("comments.sql"))
+    for name in classes:
+        text = f"Share of the picture, 0 to 1, that {name} fills (σ)"
+        column = f"images.{coverage_column(name)}"
+        connection.execute(f"COMMENT ON COLUMN {column} IS {quoted(text)}")
+
+
+def select(snapshot: Snapshot, table: str, *extra: str) -> str | None:
+    """SQL for the rows of a table, with extra columns; None if the table has no files."""
+    schema = schemas(snapshot.spec.classes)[table]
+    groups: dict[str | None, list[DataFile]] = {}
+    for file in snapshot.files[table]:
+        groups.setdefault(file.partition, []).append(file)
+    scans = [
+        f"SELECT {', '.join([*_columns(table, schema, part), *extra])} "  # noqa: S608
+        f"FROM {_read(snapshot, files)}"
+        for part, files in groups.items()
+    ]
+    return " UNION ALL ".join(scans) or None
+
+
+def select_with_part(snapshot: Snapshot, table: str, columns: str) -> str | None:
+    """SQL for columns and the `part` of a table's rows; None if it has no files.
+
+    For tables that are not partitioned.
+    """
+    files = snapshot.files[table]
+    return f"SELECT {columns}, {PART} FROM {_read(snapshot, files)}" if files else None  # noqa: S608
+
+
+def sql_file(name: str) -> str:
+    """A file of `schemas/`: inside the package when installed, beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    folder = package / "schemas"
+    if not folder.is_dir():
+        folder = package.parent / "schemas"
+    return (folder / name).read_text()
+
+
+def quoted(value: str) -> str:
+    """A text as SQL."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _columns(table: str, schema: pa.Schema, part: str | None) -> list[str]:
+    key = PARTITION.get(table)
+    return [f'{quoted(str(part))} AS "{n}"' if n == key else f'"{n}"' for n in schema.names]
+
+
+def _read(snapshot: Snapshot, files: Sequence[DataFile]) -> str:
+    """A scan of files, all of them named: a pattern could match more than the snapshot."""
+    if storage.is_remote(snapshot.index):
+        uris = [SnapshotFiles.uri(file) for file in files]
+    else:
+        uris = [_MAGIC.sub(r"[\1]", file.uri(snapshot.index)) for file in files]
+    return f"read_parquet([{', '.join(map(quoted, uris))}])"
+
+
+_MAGIC = re.compile(r"([*?\[])")  # DuckDB takes each name for a pattern
