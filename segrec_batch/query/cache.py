@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 import duckdb
@@ -93,10 +94,14 @@ def _parts_in(path: str, snapshot: Snapshot, rebuild: bool) -> set[str]:
 @contextmanager
 def _replacing(path: str) -> Iterator[str]:
     """A file to write, which takes the place of another when it is complete."""
+    target = Path(path)
+    for left in target.parent.glob(f"{escape(target.name)}.*.tmp*"):  # by a process that was killed
+        if not Path("/proc", left.name.removeprefix(f"{target.name}.").split(".")[0]).exists():
+            left.unlink(missing_ok=True)
     draft = f"{path}.{os.getpid()}.tmp"
     try:
         yield draft
-        Path(draft).replace(path)
+        Path(draft).replace(target)
     finally:
         Path(draft).unlink(missing_ok=True)
         Path(f"{draft}.wal").unlink(missing_ok=True)

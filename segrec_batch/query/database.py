@@ -12,7 +12,7 @@ from segrec_batch import storage
 from segrec_batch.errors import IndexStateError, InputError
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.query.remote import SnapshotFiles
-from segrec_batch.query.views import create_views
+from segrec_batch.query.views import create_views, quoted
 from segrec_batch.store.index import Snapshot, model_uri, open_snapshot
 
 
@@ -89,7 +89,10 @@ def is_cache(uri: str) -> bool:
 def open_cache(path: str) -> Database:
     """A query cache, to read. Raises InputError for a file that is none."""
     try:
-        connection = duckdb.connect(path, read_only=True, config=dict(_CLOSED))
+        # not opened as the database itself: DuckDB would give a renewed file's old state again
+        connection = duckdb.connect(":memory:", config=dict(_CLOSED))
+        connection.execute(f"ATTACH {quoted(path)} AS cache (READ_ONLY)")
+        connection.execute("USE cache")
         found = connection.execute("SELECT index, version, model_id, spec FROM segrec.snapshot")
         ((index, version, model_id, spec),) = found.fetchall()
     except duckdb.Error as error:

@@ -1,0 +1,246 @@
+"""The query cache: the rows and answers of the index, in one file."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import segrec_batch
+from segrec_batch import cli
+from segrec_batch.errors import IndexStateError, InputError, StorageError
+from segrec_batch.model.bundle import Model
+from segrec_batch.pipeline.plan import Request
+from segrec_batch.pipeline.run import Execution, index_pictures
+from segrec_batch.query.cache import refresh_cache
+from segrec_batch.store import encode
+
+TABLES = ("images", "regions", "failures")
+KEYS = {"images": "image_id", "regions": "image_id, class", "failures": "image_id"}
+
+
+@pytest.fixture(scope="module")
+def cache(index: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = str(tmp_path_factory.mktemp("cache") / "it's a cache.duckdb")
+    refresh_cache(index, path)
+    return path
+
+
+@pytest.fixture
+def own_index(pictures: Path, model_dir: str, ray_cluster: None, tmp_path: Path) -> str:
+    """An index of `pictures`, to change."""
+    uri = str(tmp_path / "index")
+    index_pictures(Request(str(pictures)), model_dir, uri, Execution("cpu"))
+    return uri
+
+
+def rows(con: duckdb.DuckDBPyConnection, table: str) -> pa.Table:
+    found = con.sql(f"SELECT * FROM {table} ORDER BY {KEYS[table]}").to_arrow_table()
+    if "feature" in found.column_names:  # an array there, a list here
+        at = found.column_names.index("feature")
+        found = found.set_column(at, "feature", found["feature"].cast(pa.list_(pa.float32())))
+    return found
+
+
+def check_equal(cache: str, index: str) -> None:
+    with segrec_batch.connect(cache) as ours, segrec_batch.connect(index) as theirs:
+        for table in TABLES:
+            assert rows(ours, table).to_pylist() == rows(theirs, table).to_pylist()
+
+
+def test_a_cache_has_the_rows_of_the_index(cache: str, index: str) -> None:
+    check_equal(cache, index)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "k := 30",
+        "k := 5, class := 'tree', min_coverage := 0.05",
+        "class := 'car', rerank := 'mask_iou', epsilon := 0.9, penalise := true",
+        "class := 'car', scope := 'image', distinct_content := false, exclude_self := false",
+    ],
+)
+def test_a_cache_answers_as_the_index_does(cache: str, index: str, arguments: str) -> None:
+    with segrec_batch.connect(cache) as ours, segrec_batch.connect(index) as theirs:
+        for (name,) in theirs.sql("SELECT image_id FROM regions WHERE class = 'car'").fetchall():
+            sql = f"FROM recommend('{name}', {arguments})"
+            assert ours.sql(sql).fetchall() == theirs.sql(sql).fetchall()
+
+
+def test_signatures_of_all_images_give_the_exact_answer(cache: str, index: str) -> None:
+    with segrec_batch.connect(cache) as ours, segrec_batch.connect(index) as theirs:
+        for (name,) in theirs.sql("SELECT image_id FROM images").fetchall():
+            exact = f"SELECT rank, image_id, pearson FROM recommend('{name}')"
+            by_signature = f"SELECT rank, image_id, pearson FROM recommend_by_signature('{name}')"
+            assert ours.sql(by_signature).fetchall() == theirs.sql(exact).fetchall()
+            assert theirs.sql(by_signature).fetchall() == theirs.sql(exact).fetchall()
+
+
+def test_a_small_pool_is_that_of_the_fewest_bits(index: str) -> None:
+    con = segrec_batch.connect(index)
+    found = dict(con.sql("SELECT image_id, signature FROM images").fetchall())
+    query = sorted(found)[3]
+
+    def bits(name: str) -> int:
+        pairs = zip(found[name], found[query], strict=True)
+        return sum(((a ^ b) & (2**64 - 1)).bit_count() for a, b in pairs)
+
+    nearest = sorted(found, key=lambda name: (bits(name), name))[:6]
+    sql = f"SELECT image_id FROM recommend_by_signature('{query}', pool := 6)"
+    assert {n for (n,) in con.sql(sql).fetchall()} == set(nearest) - {query}
+
+
+def test_any_duckdb_client_can_ask_a_cache(cache: str, index: str) -> None:
+    ((query,),) = segrec_batch.connect(index).sql("SELECT min(image_id) FROM images").fetchall()
+    code = f"""
+import duckdb, sys
+con = duckdb.connect({cache!r}, read_only=True)
+print(*[row[0] for row in con.sql("SELECT image_id FROM recommend('{query}', k := 3)").fetchall()])
+print(con.sql("SELECT comment FROM duckdb_views() WHERE view_name = 'images'").fetchall()[0][0])
+assert not any(name.startswith("segrec") for name in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names, comment = done.stdout.splitlines()
+    sql = f"SELECT image_id FROM recommend('{query}', k := 3)"
+    assert names.split() == [n for (n,) in segrec_batch.connect(index).sql(sql).fetchall()]
+    assert comment == "A row per indexed image"
+
+
+def test_rows_lie_as_filters_on_coverage_like_them(cache: str) -> None:
+    con = segrec_batch.connect(cache)
+    found = con.sql("SELECT class, coverage FROM segrec.regions ORDER BY rowid").fetchall()
+    assert found == sorted(found)
+    images = con.sql(
+        "SELECT image_id, coverages FROM segrec.images ORDER BY rowid"
+    ).to_arrow_table()
+    by_id = images.sort_by("image_id")
+    order = encode.z_order(np.array(by_id["coverages"].to_pylist(), np.float32))
+    assert images["image_id"].to_pylist() == by_id["image_id"].take(pa.array(order)).to_pylist()
+
+
+def test_a_refresh_takes_in_what_has_changed(
+    own_index: str, pictures: Path, model_dir: str, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "c.duckdb")
+    first = refresh_cache(own_index, path)
+    assert (first.added, first.removed) == (first.rows, 0)
+    assert refresh_cache(own_index, path).added == 0
+    one, two, *_ = sorted(pictures.iterdir())
+    one.unlink()
+    shutil.copy(two, pictures / "copy.png")
+    (pictures / "broken.jpg").write_bytes(b"no picture")
+    index_pictures(Request(str(pictures)), model_dir, own_index, Execution("cpu"))
+    old = segrec_batch.connect(path)
+    done = refresh_cache(own_index, path)
+    assert done.version > first.version
+    check_equal(path, own_index)
+    assert old.sql("SELECT uri FROM images WHERE uri LIKE '%copy.png'").fetchall() == []
+    assert not list(tmp_path.glob("*.tmp*"))
+
+
+def test_a_small_change_is_appended(
+    pictures: Path, model_dir: str, ray_cluster: None, tmp_path: Path
+) -> None:
+    index, path = str(tmp_path / "index"), str(tmp_path / "c.duckdb")
+    sources = sorted(pictures.iterdir())
+    for i in range(30):
+        shutil.copy(sources[i % 6], pictures / f"more{i}{sources[i % 6].suffix}")
+    index_pictures(Request(str(pictures)), model_dir, index, Execution("cpu"))
+    first = refresh_cache(index, path)
+    shutil.copy(sources[0], pictures / f"late{sources[0].suffix}")
+    index_pictures(Request(str(pictures)), model_dir, index, Execution("cpu"))
+    done = refresh_cache(index, path)
+    assert (done.added, done.removed) == (done.rows - first.rows, 0)
+    assert 0 < done.added < first.rows / 4
+    check_equal(path, index)
+
+
+def test_files_that_are_no_cache_of_this_index_are_left_alone(
+    cache: str, own_index: str, tmp_path: Path
+) -> None:
+    text, other = tmp_path / "notes.txt", tmp_path / "other.duckdb"
+    text.write_text("mine")
+    with duckdb.connect(str(other)) as con:
+        con.sql("CREATE TABLE precious AS SELECT 42 AS answer")
+    for path in (text, other, Path(cache)):
+        before = path.read_bytes()
+        with pytest.raises(InputError, match=r"not a query cache|is the query cache of"):
+            refresh_cache(own_index, str(path))
+        assert path.read_bytes() == before
+    with pytest.raises(InputError, match="folder"):
+        refresh_cache(own_index, str(tmp_path))
+    with pytest.raises(StorageError, match="cannot be written"):
+        refresh_cache(own_index, str(tmp_path / "nowhere" / "c.duckdb"))
+
+
+def test_a_cache_of_another_model_is_refused(
+    own_index: str, pictures: Path, model: Model, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "c.duckdb")
+    refresh_cache(own_index, path)
+    models = "SELECT DISTINCT model_id FROM images"
+    before = segrec_batch.connect(path).sql(models).fetchall()
+    bundle = Model(
+        model.spec, {**model.head, "svm.bias": model.head["svm.bias"] + 0.25}, model.backbone
+    )
+    bundle.save(str(tmp_path / "other"))
+    request = Request(str(pictures))
+    index_pictures(request, str(tmp_path / "other"), own_index, Execution("cpu"), rebuild=True)
+    with pytest.raises(IndexStateError, match="--rebuild"):
+        refresh_cache(own_index, path)
+    assert (
+        segrec_batch.connect(path).sql("SELECT DISTINCT model_id FROM images").fetchall() == before
+    )
+    refresh_cache(own_index, path, rebuild=True)
+    check_equal(path, own_index)
+
+
+def test_a_killed_refresh_leaves_the_old_cache(index: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.duckdb"
+    refresh_cache(index, str(path))
+    before = path.read_bytes()
+    code = (
+        "import os, signal\n"
+        "from segrec_batch.query import cache\n"
+        "cache._name = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"cache.refresh_cache({index!r}, {str(path)!r}, rebuild=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_bytes() == before
+    assert list(tmp_path.glob("*.tmp"))
+    refresh_cache(index, str(path), rebuild=True)
+    assert not list(tmp_path.glob("*.tmp*"))
+    check_equal(str(path), index)
+
+
+def test_an_empty_index_has_a_cache(model: Model, tmp_path: Path) -> None:
+    from segrec_batch.store.index import create
+
+    index, path = str(tmp_path / "index"), str(tmp_path / "c.duckdb")
+    create(index, model)
+    assert refresh_cache(index, path).rows == 0
+    check_equal(path, index)
+
+
+def test_the_command_makes_a_cache_that_the_others_take(
+    index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "c.duckdb")
+    assert cli.main(["duckdb", "--index", index, path]) == 0
+    assert "added" in capsys.readouterr().out
+    ((uri,),) = segrec_batch.connect(index).sql("SELECT min(uri) FROM images").fetchall()
+    answers = []
+    for where in (index, path):
+        assert cli.main(["query", "--index", where, "--uri", uri, "--format", "csv"]) == 0
+        assert cli.main(["sql", "--index", where, "SELECT count(*) FROM regions"]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+    assert cli.main(["sql", "--index", path, "--version", "99", "SELECT 1"]) == 1
+    assert "query cache of version" in capsys.readouterr().err
