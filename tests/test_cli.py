@@ -3,18 +3,22 @@
 import csv
 import io
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+import segrec_batch
 from segrec_batch import cli
 
 
 @pytest.fixture
 def tree(index: str) -> tuple[str, str]:
     """The index and the URI of the image fullest of tree."""
-    import segrec_batch
-
     sql = "SELECT arg_max(uri, coverage) FROM regions WHERE class = 'tree'"
     ((uri,),) = segrec_batch.connect(index).sql(sql).fetchall()
     return index, uri
@@ -78,6 +82,72 @@ def test_html_is_a_contact_sheet_that_says_the_model_is_untrained(
     assert text.count("data:image/jpeg") == 4
 
 
+def test_png_is_a_contact_sheet(tree: tuple[str, str], tmp_path: Path) -> None:
+    index, uri = tree
+    sheet = tmp_path / "sheet.png"
+    ask = ["query", "--index", index, "--uri", uri, "--class", "tree", "--rerank", "mask_iou"]
+    assert cli.main([*ask, "-k", "3", "--format", "png", "--output", str(sheet)]) == 0
+    with Image.open(sheet) as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 300
+
+
+def test_a_new_picture_is_answered_as_the_same_one_indexed(
+    tree: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    index, uri = tree
+    how = ["--class", "tree", "--coverage", "0.05", "1", "--rerank", "mask_iou", "--depth", "20"]
+    how += ["--epsilon", "0.9", "--penalise", "--keep-copies", "--format", "json", "-k"]
+    assert cli.main(["query", "--index", index, "--uri", uri, *how, "6"]) == 0
+    indexed = json.loads(capsys.readouterr().out)
+    assert cli.main(["query", "--index", index, "--image", uri, *how, "7"]) == 0
+    new = [row for row in json.loads(capsys.readouterr().out) if row["uri"] != uri]
+    assert [row["uri"] for row in new] == [row["uri"] for row in indexed]
+    for a, b in zip(new, indexed, strict=True):
+        assert a["pearson"] == pytest.approx(b["pearson"], abs=1e-4)
+        assert a["mask_iou"] == pytest.approx(b["mask_iou"], abs=0.02)
+
+
+def test_a_picture_comes_from_stdin_and_rows_go_to_stdout(tree: tuple[str, str]) -> None:
+    index, uri = tree
+    command = [sys.executable, "-m", "segrec_batch.cli", "query", "--index", index]
+    with Path(uri).open("rb") as picture:
+        done = subprocess.run(
+            [*command, "--image", "-", "-k", "2", "--format", "parquet"],
+            stdin=picture,
+            capture_output=True,
+            check=True,
+        )
+    rows = pq.read_table(io.BytesIO(done.stdout)).to_pylist()
+    assert [row["rank"] for row in rows] == [1, 2]
+    assert rows[0]["uri"] == uri
+
+
+def test_explain_says_what_a_query_read(
+    tree: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    index, uri = tree
+    ask = ["query", "--index", index, "--uri", uri, "--class", "tree", "--explain"]
+    assert cli.main(ask) == 0
+    assert re.search(r"read [\d,]+ rows of \d+ of \d+ row groups", capsys.readouterr().err)
+    sql = ["sql", "--index", index, "--explain"]
+    assert cli.main([*sql, "SELECT sum(coverage) FROM regions WHERE class = 'tree'"]) == 0
+    ((trees,),) = (
+        segrec_batch.connect(index)
+        .sql("SELECT count(*) FROM regions WHERE class = 'tree'")
+        .fetchall()
+    )
+    assert f"read {trees} rows of 1 of 1 row groups" in capsys.readouterr().err
+
+
+def test_sql_takes_parameters(index: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = ["sql", "--index", index, "--format", "json", "-p", "name=it's \"; DROP VIEW images --"]
+    assert cli.main([*ask, "SELECT $name AS name"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"name": "it's \"; DROP VIEW images --"}]
+    assert cli.main(["sql", "--index", index, "-p", "name", "SELECT 1"]) == 1
+    assert "NAME=TEXT" in capsys.readouterr().err
+
+
 def test_sql_prints_rows(index: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sql", "--index", index, "SELECT count(*) AS n FROM images"]) == 0
     assert "24" in capsys.readouterr().out
@@ -95,6 +165,8 @@ def test_sql_prints_rows(index: str, capsys: pytest.CaptureFixture[str]) -> None
         (["--uri", "TREE", "--class", "car", "--coverage", "0.9", "0.2"], "LOW <= HIGH"),
         (["--uri", "TREE", "--coverage", "0.1", "0.2"], "needs a class"),
         (["--uri", "TREE", "-k", "0"], "at least 1"),
+        (["--uri", "TREE", "--epsilon", "3"], "0 to 2"),
+        (["--uri", "TREE", "--rerank", "mask_iou", "--depth", "0"], "depth is 0"),
         (["--uri", "TREE", "--version", "99"], "version 99"),
     ],
 )
