@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 import segrec_batch
+from segrec_batch import storage
 from segrec_batch.errors import DeviceError, InputError
 from segrec_batch.neighbours.choice import RECOMMENDATIONS, Choice
 from segrec_batch.neighbours.plan import Request
@@ -25,6 +26,7 @@ from segrec_batch.query.recommend import Criteria
 from segrec_batch.store.encode import image_id
 from segrec_batch.store.index import open_snapshot
 from tests.feature_index import add_images, names, write_index
+from tests.s3 import new_bucket
 
 ROOT = Path(__file__).parents[1]
 CPU = Execution("cpu", 2**17)  # so little that there are several blocks of candidates
@@ -216,7 +218,7 @@ def test_the_schema_is_written_out(special: str, tmp_path: Path) -> None:
 
 
 def state(output: Path) -> dict[str, tuple[bytes, int]]:
-    files = (p for p in output.rglob("*") if p.is_file())
+    files = (p for p in output.rglob("*") if p.is_file() and p.suffix != ".tmp")
     return {str(p.relative_to(output)): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
 
 
@@ -315,7 +317,7 @@ def test_a_gpu_that_is_not_there_is_an_error(special: str, tmp_path: Path) -> No
         run(special, tmp_path, Request(Criteria()), Choice(), execution=Execution("cuda"))
 
 
-def command(index: str, output: Path) -> list[str]:
+def command(index: str, output: object) -> list[str]:
     return [
         sys.executable, "jobs/recommend.py", "--index", index, "--output", str(output), "-k", "3",
         "--class", "car", "--part-size", "10", "--device", "cpu", "--memory", "0.01",
@@ -338,6 +340,33 @@ def test_the_command_prints_what_it_did(special: str, tmp_path: Path) -> None:
     )
     assert failed.returncode == 1
     assert failed.stderr.startswith("error:")
+
+
+@pytest.mark.slow
+def test_a_bucket_holds_what_a_folder_would(
+    s3: dict[str, str], special: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS")  # its workers know nothing of this S3
+    output = f"{new_bucket()}/out"
+
+    def job(output: object, *options: str) -> None:
+        arguments = [*command(special, output), *options]
+        subprocess.run(arguments, cwd=ROOT, capture_output=True, timeout=300, check=True)
+
+    job(tmp_path)
+    job(output)
+    assert in_bucket(output) == contents_of(tmp_path)
+    storage.delete([f"{output}/class=car/part-000001.parquet", f"{output}/_SUCCESS"])
+    job(output)
+    assert in_bucket(output) == contents_of(tmp_path)
+    job(output, "--keep-copies", "--overwrite")
+    assert in_bucket(output).keys() == contents_of(tmp_path).keys()
+    assert in_bucket(output) != contents_of(tmp_path)
+
+
+def in_bucket(output: str) -> dict[str, bytes]:
+    files = [uri for uri, *_ in storage.find_files(output)]
+    return {uri.removeprefix(f"{output}/"): storage.read_bytes(uri) for uri in files}
 
 
 @pytest.mark.slow

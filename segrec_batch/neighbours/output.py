@@ -21,6 +21,7 @@ from segrec_batch.errors import InputError
 
 _REQUEST, _SUCCESS, _UNANSWERED = "request.json", "_SUCCESS", "unanswered.parquet"
 _OF_SNAPSHOT = {"version", "model_id", "queries"}  # what may differ between snapshots of an index
+_UNFINISHED = ".tmp"  # what a killed process was writing, on local disk
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 _RECEIPT = b"segrec"  # the key of a receipt in the metadata of a part
 
@@ -62,15 +63,16 @@ class Output:
 
     def _clear(self) -> None:
         """Delete what a job wrote, `_SUCCESS` first and the request last."""
-        files = [uri for uri in self._files() if uri.endswith(".parquet")]
+        files = [uri for uri in self._files() if uri.endswith((".parquet", _UNFINISHED))]
         for uris in ([self._at(_SUCCESS)], files, [self._at(_REQUEST)]):
             storage.delete(uris)
 
     def _refuse_strangers(self) -> None:
-        stranger = next(storage.find_files(self.uri), None)
+        found = (uri for uri, *_ in storage.find_files(self.uri))
+        stranger = next((uri for uri in found if not uri.endswith(_UNFINISHED)), None)
         if stranger:
             raise InputError(
-                f"{self.uri} is no output of this job, but holds files, e.g. {stranger[0]}; "
+                f"{self.uri} is no output of this job, but holds files, e.g. {stranger}; "
                 "give another --output"
             )
 
