@@ -19,7 +19,7 @@ LEVELS = [  # each may import from its own and from those before it
     {"train", "store"},
     {"query", "evaluate"},
     {"pipeline"},
-    {"maintain"},
+    {"maintain", "neighbours"},
     {"cli"},
 ]
 
@@ -78,6 +78,7 @@ def test_only_what_computes_imports_torch() -> None:
         ["jobs/train.py"],
         ["jobs/index.py"],
         ["jobs/maintain.py"],
+        ["jobs/recommend.py"],
         ["jobs/evaluate.py", "segmentation"],
         ["-m", "segrec_batch.cli"],
         ["-m", "segrec_batch.cli", "query"],
@@ -110,6 +111,7 @@ def test_documented_commands_have_the_options_that_the_documents_use() -> None:
         for name, command in {
             "jobs/train.py": ["jobs/train.py"],
             "jobs/index.py": ["jobs/index.py"],
+            "jobs/recommend.py": ["jobs/recommend.py"],
             **{
                 f"maintain.py {command}": ["jobs/maintain.py", "--index", ".", command]
                 for command in ("compact", "vacuum", "purge", "verify", "rollback", "history")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 # Before ray is imported: no usage reports, no progress bars beside ours, no token asked of a
 # cluster that never had one, and no report of how Ray Data starts its actors as an error of ours.
@@ -107,16 +107,38 @@ def _errors() -> Iterator[None]:
         raise ClusterError(f"the run hangs: {error}") from error
 
 
+class Shared(Generic[Item]):
+    """A value in the object store of the cluster, for as long as this object lives.
+
+    Tasks read its arrays in place, without a copy. What does not fit goes to disk.
+    """
+
+    def __init__(self, value: Item) -> None:
+        with _errors():
+            self._ref: ray.ObjectRef[Item] = ray.put(value)
+
+    def get(self) -> Item:
+        """The value."""
+        value: Item = ray.get(self._ref)
+        return value
+
+
 def each(
-    function: Callable[[Item], Result], items: Iterable[Item], cpus: float = 0
+    function: Callable[[Item], Result], items: Iterable[Item], cpus: float = 0, gpus: float = 0
 ) -> Iterator[tuple[Item, Result]]:
     """Apply a function to items on the cluster; items with their results as they come.
 
-    Without `cpus` it can run beside the chain, which leaves none free: a few tasks on each node.
+    Without `cpus` and `gpus`, which a task then has to itself, it can run beside the chain, which
+    leaves none free: a few tasks on each node. Items are taken as tasks end, twice as many as run.
     """
-    task = ray.remote(num_cpus=cpus, scheduling_strategy="SPREAD", max_retries=-1)(function)
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD", max_retries=-1)(
+        function
+    )
     nodes = sum(node["Alive"] for node in ray.nodes())
-    at_once = 2 * int(ray.cluster_resources()["CPU"] / cpus) if cpus else _BESIDE * nodes
+    at_once = _BESIDE * nodes
+    if cpus or gpus:
+        total = ray.cluster_resources()
+        at_once = 2 * int(total["GPU"] / gpus if gpus else total["CPU"] / cpus)
     running: dict[ray.ObjectRef[Result], Item] = {}
     waiting = iter(items)
     with _errors():

@@ -1,0 +1,158 @@
+"""The output folder of a recommendation job: what makes it complete, and what can go on.
+
+    OUTPUT/request.json                 what was asked for; first
+    OUTPUT/class=CLASS/part-….parquet   RECOMMENDATIONS of one part of the queries, whole or absent
+    OUTPUT/unanswered.parquet           UNANSWERED: the other queries, with reasons
+    OUTPUT/_SUCCESS                     counts, as JSON; last
+
+The class of whole images is NULL, which a folder spells class=__HIVE_DEFAULT_PARTITION__.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segrec_batch import storage
+from segrec_batch.errors import InputError
+
+_REQUEST, _SUCCESS, _UNANSWERED = "request.json", "_SUCCESS", "unanswered.parquet"
+_OF_SNAPSHOT = {"version", "model_id", "queries"}  # what may differ between snapshots of an index
+_UNFINISHED = ".tmp"  # what a killed process was writing, on local disk
+_NULL = "__HIVE_DEFAULT_PARTITION__"
+_RECEIPT = b"segrec"  # the key of a receipt in the metadata of a part
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A part in place: how many queries it is about, its rows, and the queries that have none.
+
+    swept: queries that a shortlist did not settle; not known of parts of an earlier run.
+    """
+
+    queries: int
+    rows: int
+    nothing_left: tuple[str, ...]
+    swept: int = 0
+
+
+class Output:
+    """The folder `uri` (absolute) of the recommendations for a class, or whole images (None)."""
+
+    def __init__(self, uri: str, cls: str | None) -> None:
+        self.uri = uri
+        self._parts = storage.join(uri, f"class={_NULL if cls is None else cls}")
+
+    def part_uri(self, number: int) -> str:
+        """Where a part of the queries belongs."""
+        return storage.join(self._parts, f"part-{number:06}.parquet")
+
+    def begin(self, request: Mapping[str, Any], overwrite: bool) -> None:
+        """Take the folder for a request, or go on with it. Raises InputError if it is another's."""
+        if overwrite:
+            self._clear()
+        asked = self._read(_REQUEST)
+        if asked is None:
+            self._refuse_strangers()
+            self._write(_REQUEST, request)
+        elif asked != request:
+            raise InputError(f"{self.uri}: {self._difference(asked, request)}")
+
+    def _clear(self) -> None:
+        """Delete what a job wrote, `_SUCCESS` first and the request last."""
+        files = [uri for uri in self._files() if uri.endswith((".parquet", _UNFINISHED))]
+        for uris in ([self._at(_SUCCESS)], files, [self._at(_REQUEST)]):
+            storage.delete(uris)
+
+    def _refuse_strangers(self) -> None:
+        found = (uri for uri, *_ in storage.find_files(self.uri))
+        stranger = next((uri for uri in found if not uri.endswith(_UNFINISHED)), None)
+        if stranger:
+            raise InputError(
+                f"{self.uri} is no output of this job, but holds files, e.g. {stranger}; "
+                "give another --output"
+            )
+
+    def _difference(self, asked: Mapping[str, Any], request: Mapping[str, Any]) -> str:
+        state = "complete" if self.success() else "unfinished"
+        names = {n for n in request if asked.get(n) != request[n]}
+        way_out = "make them anew with --overwrite, or give another --output"
+        if "version" in names and names <= _OF_SNAPSHOT:
+            named = f"version {asked['version']}, not {request['version']}"
+            way_on = f"give --version {asked['version']}"
+            return f"holds {state} recommendations of {named} of the index; {way_on}, {way_out}"
+        pairs = ((n, _short(asked.get(n)), _short(request[n])) for n in sorted(names))
+        told = ", ".join(f"{name} {old}, not {new}" for name, old, new in pairs)
+        return f"holds {state} recommendations of another request ({told}); {way_out}"
+
+    def _files(self) -> Iterator[str]:
+        """Parts of any class, and the unanswered queries."""
+        for uri, *_ in storage.find_files(self.uri):
+            path = uri.removeprefix(f"{self.uri}/")
+            if path == _UNANSWERED or path.startswith("class="):
+                yield uri
+
+    def finished_parts(self) -> set[int]:
+        """Numbers of the parts in place."""
+        found = storage.find_files(self._parts, ".parquet")
+        return {int(storage.stem(uri).removeprefix("part-")) for uri, *_ in found}
+
+    def success(self) -> dict[str, Any] | None:
+        """The counts of complete recommendations."""
+        return self._read(_SUCCESS)
+
+    def finish(self, unanswered: pa.Table, counts: Mapping[str, Any]) -> None:
+        """Put the queries without an answer in place, then the counts."""
+        storage.write_bytes(self._at(_UNANSWERED), _parquet(unanswered))
+        self._write(_SUCCESS, counts)
+
+    def _at(self, name: str) -> str:
+        return storage.join(self.uri, name)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        try:
+            content: dict[str, Any] = json.loads(storage.read_bytes(self._at(name)))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self._at(name)}: {error}") from error
+        return content
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        storage.write_bytes(self._at(name), (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_part(uri: str, rows: pa.Table, queries: Sequence[str]) -> Receipt:
+    """Put the RECOMMENDATIONS for some queries (image_ids) in place, the receipt among them."""
+    answered = set(rows["query_id"].to_pylist())
+    nothing_left = tuple(name for name in queries if name not in answered)
+    receipt = {"queries": len(queries), "nothing_left": nothing_left}
+    rows = rows.replace_schema_metadata({_RECEIPT: json.dumps(receipt)})
+    storage.write_bytes(uri, _parquet(rows))
+    return Receipt(len(queries), rows.num_rows, nothing_left)
+
+
+def read_receipt(uri: str) -> Receipt:
+    """The receipt of a part in place. Raises InputError if it is damaged."""
+    fs, path = storage.filesystem(uri)
+    try:
+        with fs.open(path) as file:
+            metadata = pq.read_metadata(file)
+        receipt = json.loads(metadata.metadata[_RECEIPT])
+    except (OSError, KeyError, TypeError, pa.ArrowException) as error:
+        raise InputError(f"{uri} is damaged: {error}; delete it and run again") from error
+    return Receipt(receipt["queries"], metadata.num_rows, tuple(receipt["nothing_left"]))
+
+
+def _parquet(rows: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink, compression="zstd")
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value)[:80]
