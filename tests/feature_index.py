@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.store import index as store
-from segrec_batch.store.encode import image_id
+from segrec_batch.store.encode import image_id, inverse_norms
 from segrec_batch.store.index import Snapshot
 from segrec_batch.store.parts import write_part
 from segrec_batch.store.schema import images_schema, regions_schema
@@ -62,9 +62,11 @@ def add_images(
     share = np.full(len(uris), 0.5, np.float32) if coverage is None else coverage
     ids = [image_id(uri) for uri in uris]
     known = {"image_id": ids, "uri": uris, "content_hash": list(contents or ids)}
-    images = known | {"coverage_car": share, "feature": list(features)}
+    norms = [None if np.isnan(n) else n for n in inverse_norms(features)]
+    images = known | {"coverage_car": share, "feature": list(features), "inv_norm": norms}
     has = np.flatnonzero(share > 0)
-    regions = {name: [column[i] for i in has] for name, column in known.items()}
+    shared = known | {"inv_norm": norms}
+    regions = {name: [column[i] for i in has] for name, column in shared.items()}
     regions |= {"coverage": share[has], "feature": list(features[has, ::-1])}
     files = write_part(
         base.index,

@@ -175,7 +175,7 @@ def test_files_that_are_no_cache_of_this_index_are_left_alone(
         assert path.read_bytes() == before
     with pytest.raises(InputError, match="folder"):
         refresh_cache(own_index, str(tmp_path))
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(StorageError, match="cannot be made"):
         refresh_cache(own_index, str(tmp_path / "nowhere" / "c.duckdb"))
 
 

@@ -72,6 +72,15 @@ def test_only_what_computes_imports_torch() -> None:
     assert "torch" not in found.stdout.split()
 
 
+def test_a_new_picture_does_not_wait_for_torchvision() -> None:
+    """It takes longer to import than all the rest."""
+    code = "import {0}.query.recommend, {0}.model.segmenter, sys; print(*sys.modules)"
+    code = code.format("segrec_batch")
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "torch" in found.stdout.split()
+    assert "torchvision" not in found.stdout.split()
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -5,7 +5,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +91,10 @@ def by_sql(index: str, criteria: Criteria) -> Answers:
     for (query,) in connection.sql("SELECT image_id FROM images").fetchall():
         sql = (
             "SELECT image_id, pearson FROM recommend(?, k := ?, class := ?, min_coverage := ?, "
-            "max_coverage := ?) WHERE pearson IS NOT NULL ORDER BY rank"
+            "max_coverage := ?, distinct_content := ?) WHERE pearson IS NOT NULL ORDER BY rank"
         )
-        rows = connection.execute(sql, [query, criteria.k, criteria.cls, *criteria.coverage])
+        how = [criteria.k, criteria.cls, *criteria.coverage, criteria.distinct_content]
+        rows = connection.execute(sql, [query, *how])
         if answer := rows.fetchall():
             found[query] = answer
     return found
@@ -104,11 +105,19 @@ SCOPES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("criteria", SCOPES, ids=str)
+ALL_COPIES = [replace(scope, distinct_content=False) for scope in (SCOPES[0], SCOPES[3])]
+
+
+@pytest.mark.parametrize(
+    "criteria",
+    [*SCOPES[:3], *ALL_COPIES],
+    ids=lambda c: f"{c}, {'each content once' if c.distinct_content else 'all'}",
+)
 def test_answers_are_those_of_sql_bit_for_bit(
     special: str, tmp_path: Path, criteria: Criteria
 ) -> None:
-    counts = run(special, tmp_path, Request(criteria), Choice(criteria.k, distinct=False))
+    choice = Choice(criteria.k, distinct=criteria.distinct_content)
+    counts = run(special, tmp_path, Request(criteria), choice)
     expected = by_sql(special, criteria)
     assert read(tmp_path) == expected
     assert counts["answered"] == len(expected)
@@ -119,16 +128,11 @@ def test_answers_are_those_of_sql_bit_for_bit(
 def test_answers_on_an_index_of_pictures_are_those_of_sql(
     index: str, tmp_path: Path, criteria: Criteria
 ) -> None:
-    run(index, tmp_path, Request(criteria), Choice(criteria.k, distinct=False), part_size=5)
+    run(index, tmp_path, Request(criteria), Choice(criteria.k), part_size=5)
     assert read(tmp_path) == by_sql(index, criteria)
 
 
-def ranking(index: str, criteria: Criteria) -> Mapping[str, list[tuple[str, float]]]:
-    """All candidates of each query, in the order of SQL."""
-    return by_sql(index, Criteria(criteria.cls, criteria.coverage, COUNT))
-
-
-def distinct(index: str, ranked: Mapping[str, list[tuple[str, float]]]) -> Answers:
+def distinct(index: str, ranked: Answers) -> Answers:
     rows = segrec_batch.connect(index).sql("SELECT image_id, content_hash FROM images").fetchall()
     content = dict(rows)
     kept: Answers = {}
@@ -141,20 +145,11 @@ def distinct(index: str, ranked: Mapping[str, list[tuple[str, float]]]) -> Answe
     return kept
 
 
-@pytest.mark.parametrize("criteria", SCOPES[:3], ids=str)
-def test_of_equal_pictures_only_the_first_is_recommended(
-    special: str, tmp_path: Path, criteria: Criteria
-) -> None:
-    run(special, tmp_path, Request(criteria), Choice(criteria.k))
-    expected = distinct(special, ranking(special, criteria))
-    assert read(tmp_path) == {query: answer[: criteria.k] for query, answer in expected.items()}
-
-
 def test_near_duplicates_are_left_out_and_the_rest_is_mixed(special: str, tmp_path: Path) -> None:
     criteria, limit, weight, pool = Criteria(k=4), 0.9, 0.6, 9
     choice = Choice(4, near_duplicates=limit, diversity=weight, pool=pool)
     run(special, tmp_path, Request(criteria), choice)
-    ranked = ranking(special, Criteria(None))
+    ranked = by_sql(special, Criteria(k=COUNT, distinct_content=False))
     r = {query: dict(answer) for query, answer in ranked.items()}
     expected: Answers = {}
     for query, answer in distinct(special, ranked).items():

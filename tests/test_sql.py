@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import segrec_batch
+from segrec_batch.query import oracle
 from segrec_batch.query.views import sql_file
 from segrec_batch.store import encode
 
@@ -107,6 +108,7 @@ def macros() -> duckdb.DuckDBPyConnection:
             connection.execute(f"ALTER TABLE {name} ALTER {column} TYPE FLOAT")
     for name in ("functions.sql", "views.sql", "recommend.sql"):
         connection.execute(sql_file(name))
+    oracle.register(connection)
     return connection
 
 
@@ -131,6 +133,10 @@ def test_pearson_is_the_published_formula(
 ) -> None:
     found = pearson(macros, *vectors.tolist())
     expected = reference(*vectors)
+    udf = "SELECT pearson_udf(?::FLOAT[], ?::FLOAT[])"
+    assert scalar(macros, udf, *vectors.tolist()) == (
+        None if expected is None else pytest.approx(expected, abs=1e-12)
+    )
     spread = min(np.ptp(v) / max(np.abs(v).max(), 1e-30) for v in vectors)
     if expected is None:
         assert found is None
@@ -163,11 +169,13 @@ def test_pearson_is_null_where_it_is_undefined(
     macros: duckdb.DuckDBPyConnection, a: object, b: object
 ) -> None:
     assert pearson(macros, a, b) is None
+    assert scalar(macros, "SELECT pearson_udf(?::FLOAT[], ?::FLOAT[])", a, b) is None
 
 
 def test_pearson_of_two_lengths_is_an_error(macros: duckdb.DuckDBPyConnection) -> None:
-    with pytest.raises(duckdb.Error, match="dimensions"):
-        pearson(macros, [1, 2, 3], [1, 2])
+    for function in ("pearson", "pearson_udf"):
+        with pytest.raises(duckdb.Error, match="dimensions"):
+            scalar(macros, f"SELECT {function}([1, 2, 3]::FLOAT[], [1, 2]::FLOAT[])")
 
 
 def scalar(connection: duckdb.DuckDBPyConnection, sql: str, *parameters: object) -> Any:

@@ -1,4 +1,4 @@
-"""The 13 convolution layers of VGG-16 (torchvision's), with the maps of any of them by name."""
+"""The 13 convolution layers of VGG-16 as in torchvision, with the maps of any of them by name."""
 
 import hashlib
 import io
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import VGG16_Weights, vgg16
 
 from segrec_batch import storage
 from segrec_batch.errors import ModelError
@@ -83,6 +82,8 @@ def load_weights(spec: str) -> Weights:
     state dict (`.pth`, `.safetensors`) of `vgg16()` or of its `features`. Raises ModelError.
     """
     if spec == "imagenet":
+        from torchvision.models import VGG16_Weights  # takes longer to import than torch
+
         enum = VGG16_Weights.IMAGENET1K_V1
         preset = enum.transforms()
         try:
@@ -112,10 +113,16 @@ def _random_state(spec: str) -> dict[str, Tensor]:
 
 
 def _architecture() -> nn.Sequential:
-    """torchvision's `vgg16().features` with no memory behind its parameters."""
+    """As torchvision's `vgg16().features`, with no memory behind its parameters."""
+    layers: list[nn.Module] = []
+    channels = 3
     with torch.device("meta"):
-        features: nn.Sequential = vgg16(weights=None).features
-    return features
+        for convs, width in zip(_CONVS_PER_BLOCK, _CHANNELS_PER_BLOCK, strict=True):
+            for _ in range(convs):
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+                channels = width
+            layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers)
 
 
 def _read_state(uri: str) -> dict[str, Tensor]:

@@ -17,8 +17,9 @@ from segrec_batch import storage
 from segrec_batch.errors import InputError, SegrecError
 from segrec_batch.neighbours.search import Block
 from segrec_batch.query.batches import batches, run
-from segrec_batch.query.database import connect_snapshot, query
+from segrec_batch.query.database import open_files, query, read_only
 from segrec_batch.query.recommend import Criteria
+from segrec_batch.query.views import quoted
 from segrec_batch.store.index import Snapshot
 
 NOTHING_LEFT = "no candidate is left"
@@ -85,18 +86,20 @@ class Plan:
 
     def __init__(self, snapshot: Snapshot, request: Request, folder: Path) -> None:
         self.request = request
-        self._connection = connect_snapshot(snapshot)
+        self._connection = open_files(snapshot).connection
         spill = str(folder / "spill")
         run(self._connection, f"SET memory_limit = '{_MEMORY}'")
-        run(self._connection, f"SET temp_directory = {_text(spill)}")
+        run(self._connection, f"SET temp_directory = {quoted(spill)}")
         run(self._connection, "SET preserve_insertion_order = false")  # it would cost memory
         self._ask(request.queries)
 
     def _ask(self, queries: str | None) -> None:
-        source = "images" if queries is None else f"({queries.strip().rstrip(';')})"
+        source = "images"
         if queries is not None and queries.endswith(".parquet"):
             self._connection.register("asked_file", _read_ids(queries))
             source = "asked_file"
+        elif queries is not None:
+            source = f"({read_only(queries).strip().rstrip(';')})"
         sql = f"SELECT DISTINCT image_id::VARCHAR AS image_id FROM {source}"  # noqa: S608
         run(self._connection, f"CREATE TEMP TABLE asked AS {sql} WHERE image_id IS NOT NULL")
 
@@ -111,7 +114,7 @@ class Plan:
     def prepare(self) -> dict[str, int]:
         """Look the queries up; how many there are of each reason, those without one under ''."""
         cls = self.request.criteria.cls
-        source = _IMAGES if cls is None else _REGIONS.format(cls=_text(cls))
+        source = _IMAGES if cls is None else _REGIONS.format(cls=quoted(cls))
         for sql in (_VECTORS.format(source=source), _KNOWN, _QUERIES):
             run(self._connection, sql)
         sql = "SELECT coalesce(reason, '') AS reason, count(*) AS n FROM queries GROUP BY ALL"
@@ -152,7 +155,7 @@ class Plan:
         self._connection.register("nothing", pa.table({"image_id": list(nothing_left)}, _ID))
         sql = (
             "SELECT image_id AS query_id, reason FROM queries WHERE reason IS NOT NULL "  # noqa: S608
-            f"UNION ALL SELECT image_id, {_text(NOTHING_LEFT)} FROM nothing ORDER BY query_id"
+            f"UNION ALL SELECT image_id, {quoted(NOTHING_LEFT)} FROM nothing ORDER BY query_id"
         )
         return query(self._connection, sql).cast(UNANSWERED)
 
@@ -207,7 +210,3 @@ def _block(rows: pa.Table) -> Block:
     )
     told = rows.select(["image_id", "uri", "coverage"]).combine_chunks()
     return Block(np.array(values), totals, norms, places, contents, told)
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

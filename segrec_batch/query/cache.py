@@ -17,6 +17,7 @@ from pathlib import Path
 import duckdb
 
 from segrec_batch import __version__, storage
+from segrec_batch.console import ProgressMeter
 from segrec_batch.errors import IndexStateError, InputError, StorageError
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.query.database import is_cache, open_cache, open_database
@@ -56,9 +57,11 @@ def refresh_cache(index: str, path: str, *, rebuild: bool = False) -> Refreshed:
     file that is no cache, or one of another index; IndexStateError for one of another model.
     """
     snapshot = open_snapshot(storage.absolute(index))
-    old = _parts_in(path, snapshot, rebuild) if Path(path).exists() else set()
+    old, version = _held(path, snapshot, rebuild) if Path(path).exists() else (set[str](), None)
     rows = {part: sum(f.rows for f in files) for part, files in by_part(snapshot.all_files).items()}
     new = rows.keys() - old
+    if version == snapshot.version:
+        return Refreshed(snapshot.version, sum(rows.values()), 0, 0)
     if sum(rows[part] for part in new) * _REBUILD > sum(rows.values()):
         old, new = set(), set(rows)
     try:
@@ -67,13 +70,16 @@ def refresh_cache(index: str, path: str, *, rebuild: bool = False) -> Refreshed:
                 shutil.copyfile(path, draft)
             removed = _write(draft, snapshot, new, gone=old - rows.keys())
     except (OSError, duckdb.IOException) as error:
-        raise StorageError(f"{path} cannot be written: {error}") from error
+        raise StorageError(f"{path} cannot be made: {error}") from error
     added = sum(rows[part] for part in new)
     return Refreshed(snapshot.version, sum(rows.values()), added, removed)
 
 
-def _parts_in(path: str, snapshot: Snapshot, rebuild: bool) -> set[str]:
-    """The parts that a cache holds. Raises InputError, IndexStateError."""
+def _held(path: str, snapshot: Snapshot, rebuild: bool) -> tuple[set[str], int | None]:
+    """The parts that a cache holds, and its version; nothing if it is to be made anew.
+
+    Raises InputError, IndexStateError.
+    """
     if not is_cache(path):
         raise InputError(f"{path} is a folder; name a file for the query cache")
     cache = open_cache(path)
@@ -81,14 +87,14 @@ def _parts_in(path: str, snapshot: Snapshot, rebuild: bool) -> set[str]:
         if cache.index != snapshot.index:
             raise InputError(f"{path} is the query cache of {cache.index}; name another file")
         if rebuild:
-            return set()
+            return set(), None
         if cache.model_id != snapshot.model_id:
             raise IndexStateError(
                 f"{path} has rows of model {cache.model_id}, the index now of "
                 f"{snapshot.model_id}: say --rebuild"
             )
         selects = " UNION ".join(f"SELECT part FROM segrec.{table}" for table in TABLES)  # noqa: S608
-        return {part for (part,) in connection.execute(selects).fetchall()}
+        return {part for (part,) in connection.execute(selects).fetchall()}, cache.version
 
 
 @contextmanager
@@ -120,8 +126,11 @@ def _write(path: str, snapshot: Snapshot, new: set[str], gone: set[str]) -> int:
             _create(connection, snapshot)
         removed = sum(_delete(connection, table, gone) for table in TABLES)
         added = [f for f in snapshot.all_files if f.part in new]
-        for table in TABLES:
-            _insert(connection, with_changes(snapshot, added, list(snapshot.all_files)), table)
+        wanted = with_changes(snapshot, added, list(snapshot.all_files))
+        with ProgressMeter("rows copied", sum(f.rows for f in added)) as meter:
+            for table in TABLES:
+                _insert(connection, wanted, table)
+                meter.advance(wanted.rows(table))
         _name(connection, snapshot)
         connection.execute("COMMIT")
         connection.execute("CHECKPOINT")

@@ -11,6 +11,7 @@ import pyarrow as pa
 from segrec_batch import storage
 from segrec_batch.errors import IndexStateError, InputError
 from segrec_batch.model.spec import ModelSpec
+from segrec_batch.query import oracle
 from segrec_batch.query.remote import SnapshotFiles
 from segrec_batch.query.views import create_views, quoted
 from segrec_batch.store.index import Snapshot, model_uri, open_snapshot
@@ -46,14 +47,17 @@ def connect(index: str, version: int | None = None) -> duckdb.DuckDBPyConnection
 
     `index` may also be a query cache, as `segrec duckdb` makes it.
 
-    It has the views `images`, `regions` and `failures` and the functions of `schemas/*.sql`:
-    `pearson(a, b)`, `recommend(query, …)`. The snapshot stays the same while the connection lives,
-    whatever is indexed meanwhile. Raises IndexStateError if there is no index.
+    It has the views `images`, `regions` and `failures` and the functions of `schemas/*.sql`, among
+    them `pearson(a, b)` and `recommend(query, …)`; and `pearson_udf(a, b)`, which is in Python. The
+    snapshot stays the same while the connection lives, whatever is indexed meanwhile. Raises
+    IndexStateError if there is no index.
 
         con = connect("s3://bucket/index")
         con.sql("SELECT uri FROM images WHERE coverage_car > 0.3")
     """
-    return open_index(index, version).connection
+    connection = open_index(index, version).connection
+    oracle.register(connection)
+    return connection
 
 
 def open_index(index: str, version: int | None = None) -> Database:

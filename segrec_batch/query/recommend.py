@@ -53,7 +53,8 @@ class Criteria:
     def __str__(self) -> str:
         low, high = self.coverage
         what = f"regions of class {self.cls}" if self.regional else "whole images"
-        window = f", {self.cls} σ {low:g} to {high:g}" if self.cls else ""
+        window = f"{'' if self.regional else f' with {self.cls}'}, σ {low:g} to {high:g}"
+        window = window if self.cls else ""
         order = "Pearson correlation"
         if self.rerank:
             order += f", the first {self.depth} by mask IoU"
