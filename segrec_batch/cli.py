@@ -3,7 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from segrec_batch import __version__, console, storage
 from segrec_batch.errors import InputError
@@ -190,8 +190,6 @@ def _answer(
     found: "list[Recommendation]",
     criteria: "Criteria",
 ) -> bytes:
-    import pyarrow as pa
-
     from segrec_batch.query.output import formatted
 
     spec = recommender.database.spec
@@ -200,9 +198,10 @@ def _answer(
         from segrec_batch.query.sheet import render_sheet
         from segrec_batch.query.sheet_png import render_png
 
+        query, *results = cards(asked, found)
         page = (render_png if kind == "png" else render_sheet)(
-            asked.card,
-            cards(found),
+            query,
+            results,
             classes=spec.colours,
             caption=str(criteria),
             notice=spec.notice,
@@ -211,20 +210,18 @@ def _answer(
         )
         return page if isinstance(page, bytes) else page.encode()
     sigma, share = ("σ {}", _bar) if kind == "table" else ("coverage_{}", float)
-    rows = pa.table(
-        {
-            "rank": [r.rank for r in found],
-            "pearson": pa.array([r.pearson for r in found], pa.float64()),
-            **({"mask_iou": [r.mask_iou for r in found]} if criteria.rerank else {}),
-            **{
-                sigma.format(name): [share(r.coverage[name]) for r in found]
-                for name in spec.classes
-            },
-            "uri": [r.uri for r in found],
-            "image_id": [r.image_id for r in found],
-        }
-    )
-    return formatted(kind, rows, str(criteria))
+    names = ["rank", "pearson", *map(sigma.format, spec.classes), "uri", "image_id"]
+    columns: list[list[Any]] = [
+        [r.rank for r in found],
+        [r.pearson for r in found],
+        *[[share(r.coverage[name]) for r in found] for name in spec.classes],
+        [r.uri for r in found],
+        [r.image_id for r in found],
+    ]
+    if criteria.rerank:
+        names.insert(2, "mask_iou")
+        columns.insert(2, [r.mask_iou for r in found])
+    return formatted(kind, names, columns, str(criteria))
 
 
 def _bar(share: float) -> str:
@@ -245,7 +242,8 @@ def run_sql(a: argparse.Namespace) -> None:
     found = query(database.connection, read_only(a.sql), parameters)
     if a.explain:
         console.say(str(last_work(database.connection)))
-    _write(formatted(a.format, found, f"{found.num_rows} rows"), a.output, a.format)
+    title = f"{found.num_rows} rows"
+    _write(formatted(a.format, found.column_names, found.columns, title), a.output, a.format)
 
 
 def _parameter(text: str) -> tuple[str, str]:

@@ -140,6 +140,13 @@ def test_explain_says_what_a_query_read(
     assert f"read {trees} rows of 1 of 1 row groups" in capsys.readouterr().err
 
 
+def test_columns_of_one_name_stay_two(index: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = ["sql", "--index", index, "--format", "csv"]
+    assert cli.main([*ask, "SELECT 1 AS n, 2 AS n"]) == 0
+    (line,) = list(csv.reader(io.StringIO(capsys.readouterr().out)))[1:]
+    assert line == ["1", "2"]
+
+
 def test_sql_takes_parameters(index: str, capsys: pytest.CaptureFixture[str]) -> None:
     ask = ["sql", "--index", index, "--format", "json", "-p", "name=it's \"; DROP VIEW images --"]
     assert cli.main([*ask, "SELECT $name AS name"]) == 0

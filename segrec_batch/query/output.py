@@ -1,35 +1,42 @@
-"""Rows as text or bytes: a table for people, CSV, JSON and Parquet for programs."""
+"""Rows as a table for people, as CSV, JSON or Parquet for programs."""
 
 import csv
 import io
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segrec_batch import console
 
-FORMATS = ("table", "csv", "json", "parquet")
-
 _WIDEST = 120  # characters of a cell of a table; the other formats keep all
 
 
-def formatted(kind: str, rows: pa.Table, title: str) -> bytes:
-    """Rows in one of FORMATS; only a table for people has the title."""
+def formatted(
+    kind: str, names: Sequence[str], columns: Sequence[Sequence[Any] | pa.ChunkedArray], title: str
+) -> bytes:
+    """Columns as `table`, `csv`, `json` or `parquet`; only the table has the title."""
     if kind == "parquet":
-        out = io.BytesIO()
-        pq.write_table(rows, out)
-        return out.getvalue()
-    values = [tuple(row.values()) for row in rows.to_pylist()]
+        return _parquet(names, columns)
+    values = [c.to_pylist() if isinstance(c, pa.ChunkedArray) else c for c in columns]
+    rows = list(zip(*values, strict=True))
     if kind == "json":
-        named = [dict(zip(rows.column_names, row, strict=True)) for row in values]
+        named = [dict(zip(names, row, strict=True)) for row in rows]
         return (json.dumps(named, indent=2, default=str) + "\n").encode()
     if kind == "csv":
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([rows.column_names, *values])
+        csv.writer(text, lineterminator="\n").writerows([names, *rows])
         return text.getvalue().encode()
-    cells = [[_cell(value) for value in row] for row in values]
-    return console.table(title, rows.column_names, cells).encode()
+    return console.table(title, names, [[_cell(v) for v in row] for row in rows]).encode()
+
+
+def _parquet(names: Sequence[str], columns: Sequence[Sequence[Any] | pa.ChunkedArray]) -> bytes:
+    arrays = [c if isinstance(c, pa.ChunkedArray) else pa.array(c) for c in columns]
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays(arrays, list(names)), out)
+    return out.getvalue()
 
 
 def _cell(value: object) -> str:

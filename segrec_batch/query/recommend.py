@@ -1,7 +1,7 @@
 """Ask an index for images like one that is in it, or like a new picture."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from segrec_batch import storage
@@ -100,14 +100,14 @@ class Recommender:
 
     def indexed_image(self, column: str, value: str) -> QueryImage:
         """The image of the index whose `image_id` or `uri` has a value. Raises InputError."""
-        rows = self._rows("images", {column: value})
+        shown = f"image_id, uri, mask, {', '.join(self._coverages)}"
+        rows = self._rows(shown, "images", {column: value})
         if not rows:
-            failed = self._rows("failures", {column: value})
+            failed = self._rows("stage, reason", "failures", {column: value})
             why = f"; it failed: {failed[0]['stage']}, {failed[0]['reason']}" if failed else ""
             raise InputError(f"{value} is not in the index{why}")
         row = rows[0]
-        (picture,) = read_pictures([row["uri"]])
-        card = Card(row["uri"], picture, row["mask"], self._coverage(row), None)
+        card = Card(row["uri"], None, row["mask"], self._coverage(row), None)
         return QueryImage(card, row["image_id"])
 
     def new_picture(
@@ -146,7 +146,7 @@ class Recommender:
         criteria.check(self.database.spec.all_classes)
         if asked.image_id and criteria.cls and criteria.regional:
             region = {"image_id": asked.image_id, "class": criteria.cls}
-            if not self._rows("regions", region):
+            if not self._rows("uri", "regions", region):
                 raise InputError(f"{asked.card.uri}: the index has no {criteria.cls} in it")
         values = {**criteria.arguments(), **(asked.seen or {"query": asked.image_id})}
         kinds = _KINDS if asked.seen else {}
@@ -154,7 +154,7 @@ class Recommender:
         kind = "FLOAT[]" if asked.seen else "VARCHAR"
         rows = query(
             self.database.connection,
-            f"SELECT r.rank, r.pearson, r.mask_iou, i.* "  # noqa: S608
+            f"SELECT r.*, i.mask, {', '.join(self._coverages)} "  # noqa: S608
             f"FROM recommend($query::{kind}, {', '.join(named)}) AS r "
             "JOIN images AS i USING (image_id) ORDER BY r.rank",
             values,
@@ -172,30 +172,33 @@ class Recommender:
             for row in rows.to_pylist()
         ]
 
-    def _rows(self, table: str, where: Mapping[str, str]) -> list[dict[str, Any]]:
+    def _rows(self, columns: str, table: str, where: Mapping[str, str]) -> list[dict[str, Any]]:
         conditions = " AND ".join(f"{column} = ?" for column in where)
-        sql = f"SELECT * FROM {table} WHERE {conditions}"  # noqa: S608
+        sql = f"SELECT {columns} FROM {table} WHERE {conditions}"  # noqa: S608
         connection = self.database.connection
         rows: list[dict[str, Any]] = query(connection, sql, list(where.values())).to_pylist()
         return rows
 
+    @property
+    def _coverages(self) -> list[str]:
+        return [coverage_column(name) for name in self.database.spec.all_classes]
+
     def _coverage(self, row: Mapping[str, Any]) -> dict[str, float]:
-        return {name: row[coverage_column(name)] for name in self.database.spec.all_classes}
+        shares = (row[column] for column in self._coverages)
+        return dict(zip(self.database.spec.all_classes, shares, strict=True))
 
 
 _KINDS = {"coverages": "::FLOAT[]", "masks": "::MAP(VARCHAR, BIGINT[])"}
 
 
-def cards(found: Sequence[Recommendation]) -> list[Card]:
-    """Recommendations as they stand on a contact sheet, with their pictures."""
-    pictures = read_pictures([r.uri for r in found])
-    return [
-        Card(r.uri, picture, r.mask, r.coverage, r.pearson, r.mask_iou)
-        for r, picture in zip(found, pictures, strict=True)
-    ]
+def cards(asked: QueryImage, found: Sequence[Recommendation]) -> list[Card]:
+    """The query, then the recommendations, as they stand on a contact sheet, with their pictures.
 
-
-def read_pictures(uris: Sequence[str]) -> list[bytes | None]:
-    """The pictures behind URIs, None for one that cannot be read (any more)."""
-    contents = storage.read_many(uris)
-    return [None if isinstance(content, Exception) else content for content in contents]
+    A picture that cannot be read (any more) is None.
+    """
+    answer = [Card(r.uri, None, r.mask, r.coverage, r.pearson, r.mask_iou) for r in found]
+    bare = [card for card in (asked.card, *answer) if card.picture is None]
+    contents = storage.read_many([card.uri for card in bare])
+    pictures = [None if isinstance(content, Exception) else content for content in contents]
+    full = [replace(card, picture=found) for card, found in zip(bare, pictures, strict=True)]
+    return full if asked.card.picture is None else [asked.card, *full]

@@ -23,7 +23,8 @@ def create_views(connection: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> N
         scan = select(snapshot, table)
         if scan is None:
             scan = f"FROM nothing_in_{table}"
-            connection.from_arrow(schema.empty_table()).create(f"nothing_in_{table}")
+            nothing = pa.RecordBatchReader.from_batches(schema, [])
+            connection.from_arrow(nothing).create(f"nothing_in_{table}")
         connection.execute(f"CREATE VIEW {table} AS {scan}")
     connection.execute(sql_file("functions.sql"))
     connection.execute(sql_file("views.sql"))

@@ -107,8 +107,14 @@ def files(name: str, table: DeltaTable) -> tuple[DataFile, ...]:
                 }
             ),
         )
-        for a in pa.table(table.get_add_actions()).to_pylist()
+        for a in _rows(table.get_add_actions())
     )
+
+
+def _rows(stream: Any) -> list[dict[str, Any]]:
+    """Arrow data of any library as plain values; pa.table() would import pandas first."""
+    rows: list[dict[str, Any]] = pa.RecordBatchReader.from_stream(stream).read_all().to_pylist()
+    return rows
 
 
 def _known(statistics: Mapping[str, Any]) -> dict[str, Any]:
