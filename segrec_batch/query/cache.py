@@ -116,7 +116,7 @@ def _replacing(path: str) -> Iterator[str]:
 def _write(path: str, snapshot: Snapshot, new: set[str], gone: set[str]) -> int:
     """Bring a cache, or a new file, to a snapshot; returns how many rows left."""
     fresh = not Path(path).exists()
-    with open_database(":memory:", [snapshot]) as connection:
+    with open_database(":memory:", [snapshot], temp_directory=f"{path}.spill") as connection:
         # deltas and dictionaries save a fifth of the bytes and cost twice the time to scan
         connection.execute("SET force_compression = 'uncompressed'")
         connection.execute(f"ATTACH {quoted(path)} AS cache (ROW_GROUP_SIZE {ROW_GROUP})")
