@@ -53,7 +53,7 @@ def picture(i: int, content: int | None = None, folder: str | None = None) -> Ro
     counts = np.bincount(labels.ravel(), minlength=4)
     feature = (counts @ features / counts.sum() if i % 50 else np.ones(512)).astype(np.float32)
     return {
-        **_source(f"s3://bucket/{folder or ('north', 'south', 'it_s')[i % 3]}/{i:03}.jpg"),
+        **_source(f"/nowhere/{folder or ('north', 'south', 'it_s')[i % 3]}/{i:03}.jpg"),
         "content_hash": f"{content:032x}",
         "width": GRID,
         "height": GRID,
@@ -73,7 +73,7 @@ def picture(i: int, content: int | None = None, folder: str | None = None) -> Ro
 def failure(i: int) -> Row:
     """A picture that a run could not index, for one of two reasons."""
     reason = "not a picture" if i % 3 else "empty file"
-    return {**_source(f"s3://bucket/bad/{i:03}.jpg"), "stage": "decode", "reason": reason}
+    return {**_source(f"/nowhere/bad/{i:03}.jpg"), "stage": "decode", "reason": reason}
 
 
 def _source(uri: str) -> Row:
