@@ -1,6 +1,7 @@
 """An index as a DuckDB database: views of one snapshot, and the SQL functions."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,14 @@ def read_only(sql: str) -> str:
         statements = duckdb.extract_statements(sql)
     except duckdb.Error as error:
         raise InputError(f"SQL: {error}") from error
-    if [s.type for s in statements] != [duckdb.StatementType.SELECT]:
+    if [s.type for s in statements] != [duckdb.StatementType.SELECT] or _writes(sql):
         raise InputError("SQL: give one query: SELECT, FROM, WITH, VALUES, DESCRIBE or SUMMARIZE")
     return sql
+
+
+def _writes(sql: str) -> bool:
+    """Whether a query has COPY, INSERT, UPDATE or DELETE in a WITH, which DuckDB calls SELECT."""
+    with duckdb.connect(config=dict(_CLOSED)) as connection:
+        found = connection.execute("SELECT json_serialize_sql($sql::VARCHAR)", {"sql": sql})
+        ((tree,),) = found.fetchall()
+    return bool(json.loads(tree)["error"] or re.search(r'"type":"\w+_QUERY_NODE"', tree))
