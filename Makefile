@@ -24,7 +24,7 @@ demo: .venv/ready
 	    round(avg(coverage_car), 3) AS mean_coverage_car \
 	    FROM images GROUP BY place ORDER BY mean_coverage_car DESC LIMIT 5"
 	@echo "Which images look like the one fullest of car, judged by the car, where it fills 29 to 96 %?"
-	@$(SQL) "FROM recommend(($(FULLEST)), k := 5, class := 'car', \
+	@$(SQL) "SELECT rank, uri, coverage, pearson FROM recommend(($(FULLEST)), k := 5, class := 'car', \
 	    min_coverage := 0.29, max_coverage := 0.96)"
 	@$(BIN)/segrec query --index $(DEMO)/index --class car --coverage 0.29 0.96 -k 12 \
 	    --image-id "$$($(SQL) --format csv "$(FULLEST)" | tail -1)" \

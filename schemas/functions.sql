@@ -39,14 +39,16 @@ CREATE OR REPLACE MACRO semantic_distance(a, b) AS
     if(len(a) <> len(b), error('coverages of different classes'),
        list_sum(list_transform(a, lambda share, i: abs(share::DOUBLE - b[i]::DOUBLE))));
 
--- A vector centred and at unit length, in float32; NULL for one of which Pearson is not defined.
+-- Σ (x - x̄)² over a vector.
+CREATE OR REPLACE MACRO variation(v) AS
+    list_inner_product(v::DOUBLE[], v::DOUBLE[]) - len(v) * list_avg(v::DOUBLE[]) ** 2;
+
+-- A vector centred and at unit length, in float32. NULL for one that is constant, or so nearly that
+-- float32 does not tell its direction; or that has a NaN.
 CREATE OR REPLACE MACRO unit_vector(v) AS
-    if(isfinite(list_sum(v)) AND list_max(v) > list_min(v),
+    if(variation(v) > 1e-6 * list_inner_product(v::DOUBLE[], v::DOUBLE[]),
        list_transform(
-           v::DOUBLE[],
-           lambda x: (x - list_avg(v::DOUBLE[]))
-                     / sqrt(greatest(list_inner_product(v::DOUBLE[], v::DOUBLE[])
-                                     - len(v) * list_avg(v::DOUBLE[]) ** 2, 0)))::FLOAT[],
+           v::DOUBLE[], lambda x: (x - list_avg(v::DOUBLE[])) / sqrt(variation(v)))::FLOAT[],
        NULL);
 
 -- The most by which a score can be wrong, (x · q) · inv_norm in float32 with a query of unit length:
