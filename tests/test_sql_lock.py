@@ -10,6 +10,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
+import segrec_batch
 from segrec_batch import cli, storage
 from segrec_batch.model.bundle import Model
 from segrec_batch.query.cache import refresh_cache
@@ -42,7 +43,7 @@ READS = [
     "FROM '/dev/stdin'",
     "FROM read_csv('http://127.0.0.1:9/x.csv')",
     "FROM 's3://bucket/x.parquet'",
-    "FROM read_text('snapshot://../secret.txt')",
+    "FROM read_csv('snapshot://../secret.txt')",
     "FROM duckdb_secrets()",
 ]
 WRITES = [
@@ -217,6 +218,15 @@ def test_sql_that_is_no_query_of_the_rows_is_an_error(
     assert [line.startswith("error: SQL: ") for line in err.splitlines()].count(True) == 1
     assert "Traceback" not in err
     assert of_the_caller["secret"][0].as_py() not in err
+
+
+def test_names_in_the_sql_of_a_program_are_not_its_variables(target: Target) -> None:
+    of_the_caller = of_this_module
+    with segrec_batch.connect(target.index) as connection:
+        for name in ("of_this_module", "of_the_caller"):
+            with pytest.raises(duckdb.CatalogException, match=name):
+                connection.sql(f"FROM {name}")
+    assert of_the_caller.num_rows
 
 
 @pytest.mark.parametrize(
