@@ -12,10 +12,16 @@ CREATE OR REPLACE MACRO recommend_like(
     distinct_content
 ) AS TABLE
     WITH asked AS MATERIALIZED (  -- once: a macro's argument is put in wherever its name stands
-        SELECT unnest(q), unit_vector(q.feature) AS unit,
+        SELECT unnest(q),
+               -- float32 does not tell the direction of a vector that is nearly constant
+               if(variation > 1e-6 * square,
+                  list_transform(q.feature::DOUBLE[], lambda x: (x - mean) / sqrt(variation))::FLOAT[],
+                  NULL) AS unit,
                coalesce(list_sum(list_transform(map_values(q.masks), lambda m: set_bits(m))), 0)
                    AS mask_cells
-        FROM (SELECT query AS q)
+        FROM (SELECT query AS q, list_avg(q.feature::DOUBLE[]) AS mean,
+                     list_inner_product(q.feature::DOUBLE[], q.feature::DOUBLE[]) AS square,
+                     square - len(q.feature) * mean ** 2 AS variation)
         WHERE q.feature IS NOT NULL
             AND (scope IN ('region', 'image') OR error('scope is ''region'' or ''image'''))
             AND (rerank IS NULL OR rerank = 'mask_iou' OR error('rerank is NULL or ''mask_iou'''))
