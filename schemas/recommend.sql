@@ -19,9 +19,10 @@ CREATE OR REPLACE MACRO recommend_like(
                   NULL) AS unit,
                coalesce(list_sum(list_transform(map_values(q.masks), lambda m: set_bits(m))), 0)
                    AS mask_cells
-        FROM (SELECT query AS q, list_avg(q.feature::DOUBLE[]) AS mean,
+        FROM (SELECT q, list_avg(q.feature::DOUBLE[]) AS mean,
                      list_inner_product(q.feature::DOUBLE[], q.feature::DOUBLE[]) AS square,
-                     square - len(q.feature) * mean ** 2 AS variation)
+                     square - len(q.feature) * mean ** 2 AS variation
+              FROM (SELECT query AS q))
         WHERE q.feature IS NOT NULL
             AND (scope IN ('region', 'image') OR error('scope is ''region'' or ''image'''))
             AND (rerank IS NULL OR rerank = 'mask_iou' OR error('rerank is NULL or ''mask_iou'''))
