@@ -87,14 +87,17 @@ CREATE OR REPLACE MACRO recommend_like(
              (SELECT if(count(bound) = if(rerank IS NULL, k, greatest(k, depth)), min(bound), NULL)
                   AS threshold FROM lower) AS l
     ),
+    again AS MATERIALIZED (  -- joined by a column: of an empty hash table DuckDB scans nothing
+        SELECT threshold, len(asked.feature) AS width FROM proof, asked WHERE NOT holds
+    ),
     scored AS MATERIALIZED (
         SELECT c.image_id, c.uri, c.coverage, c.content_hash, c.distance,
                pearson(c.feature, asked.feature) AS pearson
         FROM (SELECT pool.* FROM pool, proof
               WHERE proof.holds AND (threshold IS NULL OR bound >= threshold)
               UNION ALL
-              SELECT candidates.* FROM candidates, proof
-              WHERE NOT proof.holds AND (threshold IS NULL OR bound >= threshold)) AS c, asked
+              SELECT candidates.* FROM candidates JOIN again ON again.width = len(candidates.feature)
+              WHERE threshold IS NULL OR bound >= threshold) AS c, asked
         WHERE c.image_id IS DISTINCT FROM asked.image_id
             AND (asked.content_hash IS NULL OR c.content_hash <> asked.content_hash)
     ),
