@@ -171,7 +171,7 @@ class Parquet:
         self._connection.execute(  # ORDER BY … LIMIT would read the files twice
             f"SELECT sum(pearson(feature, $query::FLOAT[])) {_FROM_FILE}",
             self._values(query, window),
-        )
+        ).fetchall()
         return last_work(self._connection)
 
     def _values(self, query: int, window: Window) -> dict[str, object]:

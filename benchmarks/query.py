@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # no thread spins while another peer is asked
 
 import numpy as np
-from synthetic import WIDE, WINDOWS, Case, Vectors, build
+from building import build
+from synthetic import WIDE, WINDOWS, Case, Vectors
 
 from segrec_batch import console
 from segrec_batch.errors import AccountingError, InputError, SegrecError

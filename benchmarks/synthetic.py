@@ -7,11 +7,7 @@ Row i is of the image `/synthetic/i.jpg`. The parts are as compaction leaves the
 1 % are one of their own.
 """
 
-import json
-import os
-import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -20,14 +16,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from measured import check, measure
 from numpy.typing import NDArray
-from snapshot import SPEC, Model
+from snapshot import SPEC
 
-from segrec_batch import console
-from segrec_batch.store import encode, files, index
-from segrec_batch.store.parts import Rows, write_part
+from segrec_batch.store import encode
+from segrec_batch.store.parts import Rows
 from segrec_batch.store.schema import FEATURE_LENGTH, images_schema, regions_schema
 
 Vectors = NDArray[np.float32]
@@ -120,119 +113,8 @@ def blocks(rows: int) -> list[tuple[int, int]]:
     return [(a, b - a) for a, b in pairwise(edges)]
 
 
-def build(case: Case, peers: list[str]) -> dict[str, dict[str, float]]:
-    """Make what is not there yet: seconds, peak memory in MB and MB on disk of every step."""
-    Path(case.folder).mkdir(parents=True, exist_ok=True)
-    log = Path(case.folder, "built.json")
-    done = json.loads(log.read_text()) if log.exists() else {}
-    for name, step in _STEPS.items():
-        if name in done or (name in _OF_PEERS and name not in peers):
-            continue
-        console.say(f"{case.rows:,} images: {name}")
-        found = measure(step, case)
-        seconds, size = found.result
-        done[name] = {"s": seconds, "MB": size / 1e6, "peak MB": found.total / 1e6}
-        log.write_text(json.dumps(done))
-    return done
-
-
-def _index(case: Case) -> tuple[float, int]:
-    shutil.rmtree(case.index, ignore_errors=True)
-    clock = time.perf_counter()
-    base = index.create(case.index, Model())  # type: ignore[arg-type]
-    parts = [write_part(case.index, _part(0, *block)) for block in blocks(case.rows)]
-    made = index.commit(base, [file for part in parts for file in part])
-    check(made.rows("images"), case.rows)
-    check(made.version, 1)
-    return time.perf_counter() - clock, sum(f.size for f in made.all_files)
-
-
-def _bare(case: Case) -> tuple[float, int]:
-    """Read the files of the index, as the cache has to."""
-    found = list(index.open_snapshot(case.index).all_files)
-    clock = time.perf_counter()
-    for file in found:
-        check(pq.read_table(file.uri(case.index), partitioning=None).num_rows, file.rows)
-    return time.perf_counter() - clock, sum(f.size for f in found)
-
-
-def _cache(case: Case) -> tuple[float, int]:
-    from segrec_batch.query.cache import refresh_cache
-
-    clock = time.perf_counter()
-    refresh_cache(case.index, case.cache, rebuild=Path(case.cache).exists())
-    return time.perf_counter() - clock, Path(case.cache).stat().st_size
-
-
-def _refresh(case: Case) -> tuple[float, int]:
-    """Change 1 % of the images; bring a copy of the cache to that."""
-    from segrec_batch.query.cache import refresh_cache
-
-    base = index.open_snapshot(case.index)
-    start, rows = blocks(case.rows)[-1]
-    old = next(p for p in files.by_part(base.all_files).values() if p[0].rows == rows)
-    index.commit(base, write_part(case.index, _part(2, start, rows)), old)
-    link = f"{case.cache}.link"  # the new file takes the place of this name, not of the file
-    Path(link).unlink(missing_ok=True)
-    os.link(case.cache, link)
-    clock = time.perf_counter()
-    found = refresh_cache(case.index, link)
-    seconds, size = time.perf_counter() - clock, Path(link).stat().st_size
-    Path(link).unlink()
-    check(found.added, sum(f.rows for f in old))
-    return seconds, size
-
-
-def _unsorted(case: Case) -> tuple[float, int]:
-    clock = time.perf_counter()
-    schema = regions_schema()
-    with pq.ParquetWriter(case.unsorted, schema, compression="none", use_dictionary=False) as sink:
-        for start, rows in blocks(case.rows):
-            found = features(0, start, rows)
-            table = _table(schema, _region(found, "car", coverages(start, rows), start))
-            sink.write_table(table, row_group_size=files.ROW_GROUP)
-    return time.perf_counter() - clock, Path(case.unsorted).stat().st_size
-
-
-def _lance(case: Case) -> tuple[float, int]:
-    import lancedb
-
-    shutil.rmtree(case.lance, ignore_errors=True)
-    vector = pa.list_(pa.float32(), FEATURE_LENGTH)
-    kinds = {"row": pa.int64(), "coverage": pa.float32(), "vector": vector}
-    schema = pa.schema(kinds.items())
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for start, rows in blocks(case.rows):
-            vectors = pa.array(standardised(features(0, start, rows)).ravel())
-            yield pa.record_batch(
-                [
-                    pa.array(range(start, start + rows)),
-                    pa.array(coverages(start, rows)),
-                    pa.FixedSizeListArray.from_arrays(vectors, type=vector),
-                ],
-                schema,
-            )
-
-    clock = time.perf_counter()
-    reader = pa.RecordBatchReader.from_batches(schema, batches())
-    lancedb.connect(case.lance).create_table("car", reader)
-    size = sum(p.stat().st_size for p in Path(case.lance).rglob("*") if p.is_file())
-    return time.perf_counter() - clock, size
-
-
-_STEPS: dict[str, Callable[[Case], tuple[float, int]]] = {
-    "index": _index,
-    "bare": _bare,
-    "cache": _cache,
-    "refresh": _refresh,
-    "parquet": _unsorted,
-    "lancedb": _lance,
-}
-_OF_PEERS = ("lancedb",)
-
-
-def _part(seed: int, start: int, rows: int) -> Iterator[Rows]:
+def part(seed: int, start: int, rows: int) -> Iterator[Rows]:
+    """The contents of a part of the index."""
     found, shares = features(seed, start, rows), coverages(start, rows)
     columns = {
         "coverage_car": pa.array(shares),
@@ -240,15 +122,16 @@ def _part(seed: int, start: int, rows: int) -> Iterator[Rows]:
         "signature": _lists(_signatures(found)),
         **_common(found, start),
     }
-    yield "images", None, _table(images_schema(SPEC.classes), columns)
+    yield "images", None, table(images_schema(SPEC.classes), columns)
     schema = regions_schema()
     schema = schema.remove(schema.get_field_index("class"))
-    yield "regions", "car", _table(schema, _region(found, "car", shares, start))
-    some = _table(schema, _region(found, "background", 1 - shares, start))
+    yield "regions", "car", table(schema, region(found, "car", shares, start))
+    some = table(schema, region(found, "background", 1 - shares, start))
     yield "regions", "background", some.take(pa.array(range(0, rows, _BACKGROUND)))
 
 
-def _region(found: Vectors, name: str, shares: Vectors, start: int) -> dict[str, pa.Array]:
+def region(found: Vectors, name: str, shares: Vectors, start: int) -> dict[str, pa.Array]:
+    """Columns of the regions of class `name` in the images from `start` on."""
     return {
         "class": pa.array([name] * len(found)),
         "coverage": pa.array(shares),
@@ -300,7 +183,7 @@ def _lists(values: NDArray[Any]) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, pa.array(values.ravel()))
 
 
-def _table(schema: pa.Schema, columns: dict[str, pa.Array]) -> pa.Table:
+def table(schema: pa.Schema, columns: dict[str, pa.Array]) -> pa.Table:
     """Rows with the columns that are given; in the others a constant."""
     rows = len(columns["image_id"])
     filled = [columns[f.name] if f.name in columns else _constant(f, rows) for f in schema]
