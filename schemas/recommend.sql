@@ -222,12 +222,16 @@ CREATE OR REPLACE MACRO recommend_by_signature(
                  i.image_id
         LIMIT pool
     ),
-    scored AS MATERIALIZED (
-        SELECT i.image_id, i.uri, i.content_hash, pearson(i.feature, a.feature) AS pearson
-        FROM segrec.images AS i, asked AS a
+    found AS MATERIALIZED (  -- by themselves: a second join here would carry all features
+        SELECT i.image_id, i.uri, i.content_hash, i.feature
+        FROM segrec.images AS i
         WHERE i.image_id IN (FROM near)
-            AND NOT (exclude_self AND i.image_id = a.image_id)
-            AND NOT (exclude_self AND distinct_content AND i.content_hash = a.content_hash)
+    ),
+    scored AS MATERIALIZED (
+        SELECT f.image_id, f.uri, f.content_hash, pearson(f.feature, a.feature) AS pearson
+        FROM found AS f, asked AS a
+        WHERE NOT (exclude_self AND f.image_id = a.image_id)
+            AND NOT (exclude_self AND distinct_content AND f.content_hash = a.content_hash)
     )
     SELECT row_number() OVER (ORDER BY pearson DESC NULLS LAST, image_id) AS rank,
            image_id, uri, pearson
