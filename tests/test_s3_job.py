@@ -19,7 +19,9 @@ import pytest
 import segrec_batch
 from segrec_batch import storage
 from segrec_batch.errors import IndexStateError
+from segrec_batch.query.cache import refresh_cache
 from segrec_batch.store import index as store
+from segrec_batch.store.schema import TABLES
 from tests.builders import ODD_NAMES, encoded, smooth_pixels, tiny_model
 from tests.job_server import ROOT, Done, JobServer
 from tests.s3 import CREDENTIALS, FaultyProxy, environment, new_bucket, put
@@ -353,6 +355,21 @@ def test_a_query_asks_the_store_for_bytes_only(bench: Bench, undisturbed: str) -
     assert len(rows) == 10
     assert bench.proxy.requests.keys() == {"GET"}
     assert bench.proxy.requests["GET"] < 3 * len(files), "footer, query image, features"
+
+
+def test_a_query_cache_of_a_bucket_has_its_rows(
+    bench: Bench, undisturbed: str, tmp_path: Path
+) -> None:
+    path, sql = str(tmp_path / "c.duckdb"), "SELECT * EXCLUDE feature FROM {} ORDER BY ALL"
+    with environment(**bench.proxy.env):
+        made = refresh_cache(undisturbed, path)
+        assert made.added == made.rows > 0
+        remote = segrec_batch.connect(undisturbed)
+        expected = [remote.sql(sql.format(table)).fetchall() for table in TABLES]
+    local = segrec_batch.connect(path)
+    assert [local.sql(sql.format(table)).fetchall() for table in TABLES] == expected
+    content = Path(path).read_bytes()
+    assert not any(value.encode() in content for value in CREDENTIALS.values())
 
 
 def test_credentials_are_nowhere_but_in_the_environment(bench: Bench, undisturbed: str) -> None:
