@@ -54,12 +54,12 @@ class Case:
 
     @property
     def index(self) -> str:
-        """The index. Its version 1 has the rows, the newest changes 1 % of them."""
+        """The index. Version 1 and the newest have the rows, one between them others for 1 %."""
         return f"{self.folder}/index"
 
     @property
     def cache(self) -> str:
-        """The query cache of version 1."""
+        """The query cache of the rows."""
         return f"{self.folder}/cache.duckdb"
 
     @property
