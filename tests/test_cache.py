@@ -161,6 +161,18 @@ def test_a_small_change_is_appended(
     check_equal(path, index)
 
 
+def test_a_cache_with_other_macros_is_made_anew(index: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "c.duckdb")
+    rows = refresh_cache(index, path).rows
+    assert refresh_cache(index, path).added == 0
+    with duckdb.connect(path) as con:
+        con.execute("CREATE OR REPLACE MACRO pearson(a, b) AS 1")
+        con.execute("UPDATE segrec.snapshot SET recipe = 'of an older version'")
+    assert refresh_cache(index, path).added == rows
+    sql = "SELECT pearson([1, 2, 3], [3, 2, 1])"
+    assert segrec_batch.connect(path).sql(sql).fetchall() == [(-1.0,)]
+
+
 def test_files_that_are_no_cache_of_this_index_are_left_alone(
     cache: str, own_index: str, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ lie by class and coverage, images along a Z-curve of their coverages, in small r
 filter on coverage reads little else.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -93,6 +94,8 @@ def _held(path: str, snapshot: Snapshot, rebuild: bool) -> tuple[set[str], int |
                 f"{path} has rows of model {cache.model_id}, the index now of "
                 f"{snapshot.model_id}: say --rebuild"
             )
+        if connection.execute("SELECT recipe FROM segrec.snapshot").fetchall() != [(_recipe(),)]:
+            return set(), None
         selects = " UNION ".join(f"SELECT part FROM segrec.{table}" for table in TABLES)  # noqa: S608
         return {part for (part,) in connection.execute(selects).fetchall()}, cache.version
 
@@ -210,15 +213,21 @@ def _z_order(classes: Sequence[str]) -> str:
     return " + ".join(f"({bit} << {len(bits) - 1 - i})" for i, bit in enumerate(bits))
 
 
+def _recipe() -> str:
+    """What a cache is made by: another version of the SQL or of the layout makes another cache."""
+    texts = [sql_file(f"{name}.sql") for name in ("functions", "recommend", "comments")]
+    return hashlib.sha256("".join([*texts, str(ROW_GROUP), __version__]).encode()).hexdigest()
+
+
 def _name(connection: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
     connection.execute(
         "CREATE OR REPLACE TABLE segrec.snapshot AS SELECT $index AS index, $version AS version, "
-        "$model_id AS model_id, $spec AS spec, $package AS segrec_batch",
+        "$model_id AS model_id, $spec AS spec, $recipe AS recipe",
         {
             "index": snapshot.index,
             "version": snapshot.version,
             "model_id": snapshot.model_id,
             "spec": json.dumps(snapshot.spec.to_json()),
-            "package": __version__,
+            "recipe": _recipe(),
         },
     )
