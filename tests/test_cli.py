@@ -191,6 +191,13 @@ def test_errors_say_what_is_wrong_and_exit_with_1(
     assert message in capsys.readouterr().err
 
 
+def test_a_value_that_python_cannot_hold_is_an_error(
+    index: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["sql", "--index", index, "SELECT DATE '20000-01-01' AS day"]) == 1
+    assert "cast it to VARCHAR" in capsys.readouterr().err
+
+
 def test_bad_sql_is_an_error(index: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sql", "--index", index, "SELEC 1"]) == 1
     assert "syntax error" in capsys.readouterr().err

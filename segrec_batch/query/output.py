@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segrec_batch import console
+from segrec_batch.errors import InputError
 
 _WIDEST = 120  # characters of a cell of a table; the other formats keep all
 
@@ -17,10 +18,18 @@ _WIDEST = 120  # characters of a cell of a table; the other formats keep all
 def formatted(
     kind: str, names: Sequence[str], columns: Sequence[Sequence[Any] | pa.ChunkedArray], title: str
 ) -> bytes:
-    """Columns as `table`, `csv`, `json` or `parquet`; only the table has the title."""
+    """Columns as `table`, `csv`, `json` or `parquet`; only the table has the title.
+
+    Raises InputError for a value that Python cannot hold, such as a year above 9999.
+    """
     if kind == "parquet":
         return _parquet(names, columns)
-    values = [c.to_pylist() if isinstance(c, pa.ChunkedArray) else c for c in columns]
+    try:
+        values = [c.to_pylist() if isinstance(c, pa.ChunkedArray) else c for c in columns]
+    except (OverflowError, ValueError) as error:
+        raise InputError(
+            f"a value cannot be shown as {kind}: {error}; cast it to VARCHAR, or take parquet"
+        ) from error
     rows = list(zip(*values, strict=True))
     if kind == "json":
         named = [dict(zip(names, row, strict=True)) for row in rows]
