@@ -156,15 +156,15 @@ def run_query(a: argparse.Namespace) -> None:
     from segrec_batch.query.work import last_work, watch
 
     criteria = Criteria(
-        a.cls,
-        tuple(a.coverage),
-        a.k,
-        a.scope,
-        a.epsilon,
-        a.penalise,
-        a.rerank,
-        a.depth,
-        not a.keep_copies,
+        cls=a.cls,
+        coverage=tuple(a.coverage),
+        k=a.k,
+        scope=a.scope,
+        epsilon=a.epsilon,
+        penalise=a.penalise,
+        rerank=a.rerank,
+        depth=a.depth,
+        distinct_content=not a.keep_copies,
     )
     recommender = Recommender(open_index(a.index, a.version))
     if a.explain:
