@@ -144,6 +144,7 @@ def test_a_refresh_takes_in_what_has_changed(
     assert not list(tmp_path.glob("*.tmp*"))
 
 
+@pytest.mark.slow
 def test_a_small_change_is_appended(
     pictures: Path, model_dir: str, ray_cluster: None, tmp_path: Path
 ) -> None:

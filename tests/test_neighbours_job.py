@@ -110,7 +110,7 @@ ALL_COPIES = [replace(scope, distinct_content=False) for scope in (SCOPES[0], SC
 
 @pytest.mark.parametrize(
     "criteria",
-    [*SCOPES[:3], *ALL_COPIES],
+    [*SCOPES[:2], *(pytest.param(c, marks=pytest.mark.slow) for c in (SCOPES[2], *ALL_COPIES))],
     ids=lambda c: f"{c}, {'each content once' if c.distinct_content else 'all'}",
 )
 def test_answers_are_those_of_sql_bit_for_bit(
@@ -145,6 +145,7 @@ def distinct(index: str, ranked: Answers) -> Answers:
     return kept
 
 
+@pytest.mark.slow
 def test_near_duplicates_are_left_out_and_the_rest_is_mixed(special: str, tmp_path: Path) -> None:
     criteria, limit, weight, pool = Criteria(k=4), 0.9, 0.6, 9
     choice = Choice(4, near_duplicates=limit, diversity=weight, pool=pool)

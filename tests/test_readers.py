@@ -67,6 +67,7 @@ def test_a_long_query_beside_writers_gives_the_answer_of_its_snapshot(
         assert now.sql("SELECT count(*) FROM images WHERE uri LIKE '%new%'").fetchall() == [(1,)]
 
 
+@pytest.mark.slow
 def test_the_past_can_be_asked(index: str, pictures: Path, model_dir: str) -> None:
     before = open_snapshot(index).version
     sql = "SELECT uri, image_id FROM images ORDER BY uri"

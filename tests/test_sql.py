@@ -320,7 +320,7 @@ def recommend(
     return connection.execute(sql, {"query": subject, **arguments}).fetchall()
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(
     query=st.sampled_from(sorted(IMAGES)),
     by_vector=st.booleans(),
