@@ -1,5 +1,9 @@
 -- The table macros of segrec_batch, over what `views.sql` or a query cache has.
 
+-- How many rows `recommend` ranks by Pearson, and how many it scores in float32 for that.
+CREATE OR REPLACE MACRO ranked_rows(k, rerank, depth) AS if(rerank IS NULL, k, greatest(k, depth));
+CREATE OR REPLACE MACRO pool_rows(n) AS greatest(256, 4 * n);
+
 -- What `recommend` does, for a query as STRUCT(feature, coverages, masks, image_id, content_hash), of
 -- which the last two name what to leave out.
 --
@@ -68,7 +72,7 @@ CREATE OR REPLACE MACRO recommend_like(
     pool AS MATERIALIZED (
         FROM candidates
         ORDER BY bound DESC NULLS LAST
-        LIMIT greatest(256, 4 * if(rerank IS NULL, k, greatest(k, depth)))
+        LIMIT pool_rows(ranked_rows(k, rerank, depth))
     ),
     lower AS (
         SELECT max(p.bound - 2 * p.feature_error) AS bound
@@ -77,14 +81,14 @@ CREATE OR REPLACE MACRO recommend_like(
             AND (asked.content_hash IS NULL OR p.content_hash <> asked.content_hash)
         GROUP BY if(distinct_content, p.content_hash, p.image_id)
         ORDER BY bound DESC NULLS LAST
-        LIMIT if(rerank IS NULL, k, greatest(k, depth))
+        LIMIT ranked_rows(k, rerank, depth)
     ),
     proof AS MATERIALIZED (
         SELECT l.threshold,
-               p.rows < greatest(256, 4 * if(rerank IS NULL, k, greatest(k, depth)))
+               p.rows < pool_rows(ranked_rows(k, rerank, depth))
                OR coalesce(l.threshold > p.least, false) AS holds
         FROM (SELECT count(*) AS rows, min(bound) AS least FROM pool) AS p,
-             (SELECT if(count(bound) = if(rerank IS NULL, k, greatest(k, depth)), min(bound), NULL)
+             (SELECT if(count(bound) = ranked_rows(k, rerank, depth), min(bound), NULL)
                   AS threshold FROM lower) AS l
     ),
     again AS MATERIALIZED (  -- joined by a column: of an empty hash table DuckDB scans nothing
@@ -112,7 +116,7 @@ CREATE OR REPLACE MACRO recommend_like(
         QUALIFY NOT distinct_content
             OR row_number() OVER (PARTITION BY content_hash ORDER BY place) = 1
         ORDER BY place
-        LIMIT if(rerank IS NULL, k, greatest(k, depth))
+        LIMIT ranked_rows(k, rerank, depth)
     ),
     shared AS (
         SELECT r.image_id,
