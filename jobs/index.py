@@ -36,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--index", required=True, metavar="INDEX", help="folder of the index, made if missing")
     add("--include", nargs="+", default=(), metavar="GLOB", help="only paths below URI like these")
     add("--exclude", nargs="+", default=(), metavar="GLOB", help="no paths below URI like these")
-    add("--limit", type=_count, metavar="N", help="process at most N pictures in this run")
+    add("--limit", type=console.count, metavar="N", help="process at most N pictures in this run")
     add("--retry-failed", action="store_true", help="try pictures again that failed before")
     add("--rebuild", action="store_true", help="index everything anew, also with another model")
     add("--dry-run", action="store_true", help="print what would be done, and do nothing")
@@ -46,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
         choices=("auto", "cpu", "cuda"),
         help="auto takes the cluster's GPUs if it has any (default: auto)",
     )
-    add("--batch-size", type=_count, default=32, metavar="N", help="pictures (default: 32)")
+    add("--batch-size", type=console.count, default=32, metavar="N", help="pictures (default: 32)")
     add(
         "--commit-seconds",
         type=float,
@@ -58,13 +58,6 @@ def parse_arguments() -> argparse.Namespace:
     if parsed.rebuild and parsed.dry_run:
         parser.error("--rebuild does everything; there is nothing for --dry-run to say")
     return parsed
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
 
 
 def main(a: argparse.Namespace) -> None:

@@ -51,7 +51,13 @@ def parse_arguments() -> argparse.Namespace:
         metavar=("LOW", "HIGH"),
         help="only candidates with this share of the class (default: 0 1)",
     )
-    add("-k", type=_count, default=10, metavar="K", help="recommendations for each (default: 10)")
+    add(
+        "-k",
+        type=console.count,
+        default=10,
+        metavar="K",
+        help="recommendations for each (default: 10)",
+    )
     add(
         "--keep-copies",
         action="store_true",
@@ -69,7 +75,12 @@ def parse_arguments() -> argparse.Namespace:
         metavar="LAMBDA",
         help="order by maximal marginal relevance, LAMBDA in (0, 1]: 1 is similarity alone",
     )
-    add("--pool", type=_count, metavar="N", help="what --diversity chooses among (default: 5 K)")
+    add(
+        "--pool",
+        type=console.count,
+        metavar="N",
+        help="what --diversity chooses among (default: 5 K)",
+    )
     add(
         "--device",
         default="auto",
@@ -83,16 +94,11 @@ def parse_arguments() -> argparse.Namespace:
         metavar="GIB",
         help="of a worker, for scores and blocks (default: 1)",
     )
-    add("--part-size", type=_count, default=4096, metavar="N", help="queries (default: 4096)")
+    add(
+        "--part-size", type=console.count, default=4096, metavar="N", help="queries (default: 4096)"
+    )
     add("--overwrite", action="store_true", help="delete what the output holds, and begin anew")
     return parser.parse_args()
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
 
 
 def _amount(text: str) -> float:

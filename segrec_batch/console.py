@@ -1,5 +1,6 @@
 """What commands print: progress and messages on stderr, results on stdout."""
 
+import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -95,6 +96,14 @@ class ProgressMeter:
             self._bar.stop()
         elif kind is None:
             say(f"{self.label}: {self.done:,} in {time.monotonic() - self._start:.1f} s")
+
+
+def count(text: str) -> int:
+    """The type of an argument that is a number above 0."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
 
 
 def track(items: Sequence[T], label: str) -> Iterator[T]:

@@ -6,7 +6,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from segrec_batch.query.sheet import Card
+from segrec_batch.query.card import Card
 
 CLASSES = {"car": "#4363d8", "person": "#e6194B", "tree": "#3cb44b"}
 

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segrec_batch.query.sheet import LONG_SIDE, Card, render_sheet
+from segrec_batch.query.card import Card
+from segrec_batch.query.sheet import LONG_SIDE, render_sheet
 from tests.builders import png_by_hand
 from tests.cards import CLASSES, card, encoded, mask, picture
 

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from segrec_batch.errors import InputError
+from segrec_batch.query.card import Card
 from segrec_batch.query.card_png import ACCENT, MASK_OPACITY, WELL, WELL_COLOUR, Look, draw_card
 from segrec_batch.query.header_png import NOTICE, header
-from segrec_batch.query.sheet import Card
 from segrec_batch.query.sheet_png import GAP, MARGIN, MOST_CARDS, Grid, render_png
 from tests.cards import CLASSES, card, mask, picture
 

@@ -7,7 +7,7 @@ from typing import Any
 from segrec_batch import storage
 from segrec_batch.decode import decode, mask_shape
 from segrec_batch.errors import InputError, PictureError
-from segrec_batch.query.card import Card
+from segrec_batch.query.card import EVERYTHING, Card
 from segrec_batch.query.database import Database, query
 from segrec_batch.store import encode
 from segrec_batch.store.schema import coverage_column
@@ -21,7 +21,7 @@ class Criteria:
     """
 
     cls: str | None = None
-    coverage: tuple[float, float] = (0.0, 1.0)
+    coverage: tuple[float, float] = EVERYTHING
     k: int = 10
     scope: str = "region"
     epsilon: float | None = None
@@ -37,7 +37,7 @@ class Criteria:
         low, high = self.coverage
         if not 0 <= low <= high <= 1:
             raise InputError(f"coverage {low:g} {high:g}: give 0 <= LOW <= HIGH <= 1")
-        if self.cls is None and self.coverage != (0.0, 1.0):
+        if self.cls is None and self.coverage != EVERYTHING:
             raise InputError("a coverage window needs a class")
         if self.epsilon is not None and not 0 <= self.epsilon <= 2:
             raise InputError(f"epsilon is {self.epsilon:g}; a semantic distance is 0 to 2")

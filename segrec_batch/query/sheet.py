@@ -29,8 +29,6 @@ from segrec_batch.query.card import (
 )
 from segrec_batch.query.thumbnail import thumbnail
 
-__all__ = ["LONG_SIDE", "Card", "render_sheet"]
-
 LONG_SIDE = 480
 """The longest side of a thumbnail, in pixels."""
 
