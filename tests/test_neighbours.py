@@ -21,7 +21,7 @@ from segrec_batch.neighbours.scores import (
     unit_vectors,
 )
 from segrec_batch.neighbours.search import Block, Candidates, Rule, Search, Steps, steps
-from segrec_batch.query.views import sql_file
+from segrec_batch.query.views import schema_file
 from tests.builders import quick
 
 values = st.floats(-100, 100, width=32, allow_subnormal=False)
@@ -49,7 +49,7 @@ def macros() -> duckdb.DuckDBPyConnection:
     connection.execute("CREATE TABLE regions AS SELECT NULL AS image_id, NULL AS uri, 0 AS class, "
                        "0 AS coverage, []::FLOAT[] AS feature")  # fmt: skip
     connection.execute("CREATE VIEW images AS FROM regions")
-    connection.execute(sql_file("functions.sql"))
+    connection.execute(schema_file("functions.sql"))
     return connection
 
 

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 import segrec_batch
 from segrec_batch.query import oracle
-from segrec_batch.query.views import sql_file
+from segrec_batch.query.views import schema_file
 from segrec_batch.store import encode
 
 CLASSES = ("background", "car", "tree")
@@ -107,7 +107,7 @@ def macros() -> duckdb.DuckDBPyConnection:
         for column in floats:
             connection.execute(f"ALTER TABLE {name} ALTER {column} TYPE FLOAT")
     for name in ("functions.sql", "views.sql", "recommend.sql"):
-        connection.execute(sql_file(name))
+        connection.execute(schema_file(name))
     oracle.register(connection)
     return connection
 

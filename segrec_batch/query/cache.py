@@ -22,7 +22,7 @@ from segrec_batch.console import ProgressMeter
 from segrec_batch.errors import IndexStateError, InputError, StorageError
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.query.database import is_cache, open_cache, open_database
-from segrec_batch.query.views import PART, complete, quoted, select, sql_file
+from segrec_batch.query.views import PART, complete, quoted, schema_file, select
 from segrec_batch.store.files import by_part
 from segrec_batch.store.index import Snapshot, open_snapshot, with_changes
 from segrec_batch.store.schema import (
@@ -145,7 +145,7 @@ def _write(path: str, snapshot: Snapshot, new: set[str], gone: set[str]) -> int:
 def _create(connection: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
     spec = snapshot.spec
     connection.execute("CREATE SCHEMA segrec")
-    connection.execute(sql_file("functions.sql"))
+    connection.execute(schema_file("functions.sql"))
     for table, schema in schemas(spec.classes).items():
         connection.register("model_of_rows", schema.empty_table())
         columns = f"{_columns(table, spec)}, NULL::VARCHAR AS part"
@@ -215,7 +215,7 @@ def _z_order(classes: Sequence[str]) -> str:
 
 def _recipe() -> str:
     """What a cache is made by: another version of the SQL or of the layout makes another cache."""
-    texts = [sql_file(f"{name}.sql") for name in ("functions", "recommend", "comments")]
+    texts = [schema_file(f"{name}.sql") for name in ("functions", "recommend", "comments")]
     return hashlib.sha256("".join([*texts, str(ROW_GROUP), __version__]).encode()).hexdigest()
 
 

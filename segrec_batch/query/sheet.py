@@ -11,11 +11,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from io import BytesIO
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from PIL import Image
 
 from segrec_batch.query.card import (
     EVERYTHING,
@@ -27,7 +25,7 @@ from segrec_batch.query.card import (
     scores,
     shown_window,
 )
-from segrec_batch.query.thumbnail import thumbnail
+from segrec_batch.query.thumbnail import data_uri, thumbnail
 
 LONG_SIDE = 480
 """The longest side of a thumbnail, in pixels."""
@@ -111,8 +109,8 @@ def _view(card: Card, name: str, classes: Mapping[str, str]) -> _View:
         description=_description(coverage),
         uri_head=card.name[:-_TAIL],
         uri_tail=card.name[-_TAIL:],
-        thumbnail=_data_uri(small.picture, "JPEG", quality=80, optimize=True, comment=""),
-        overlay=_data_uri(small.overlay, "PNG", transparency=bytes([0])),
+        thumbnail=data_uri(small.picture, "JPEG", quality=80, optimize=True, comment=""),
+        overlay=data_uri(small.overlay, "PNG", transparency=bytes([0])),
         missing=small.missing,
         size=small.size,
         scores=scores(card),
@@ -127,11 +125,3 @@ def _description(coverage: Mapping[str, float]) -> str:
         return "no class present"
     shares = ", ".join(f"{label} {share:.1%}" for label, share in coverage.items())
     return f"dominant class {dominant}; coverage {shares}"
-
-
-def _data_uri(image: Image.Image | None, kind: str, **options: object) -> str | None:
-    if image is None:
-        return None
-    buffer = BytesIO()
-    image.save(buffer, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,5 +1,6 @@
 """Small pictures of large ones, and their masks in the colours of the classes."""
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -45,6 +46,15 @@ def thumbnail(card: Card, colours: Sequence[str], box: Size) -> Thumbnail:
     """
     picture = _picture(card.picture, box)
     return Thumbnail(picture, _overlay(card.mask, colours, box, picture.size if picture else None))
+
+
+def data_uri(image: Image.Image | None, kind: str, **options: object) -> str | None:
+    """A picture as a `data:` URI, in a format and with the options of Pillow for it."""
+    if image is None:
+        return None
+    buffer = BytesIO()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _picture(data: bytes | None, box: Size) -> Image.Image | None:

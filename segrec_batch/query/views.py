@@ -26,15 +26,15 @@ def create_views(connection: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> N
             nothing = pa.RecordBatchReader.from_batches(schema, [])
             connection.from_arrow(nothing).create(f"nothing_in_{table}")
         connection.execute(f"CREATE VIEW {table} AS {scan}")
-    connection.execute(sql_file("functions.sql"))
-    connection.execute(sql_file("views.sql"))
+    connection.execute(schema_file("functions.sql"))
+    connection.execute(schema_file("views.sql"))
     complete(connection, snapshot.spec.classes)
 
 
 def complete(connection: duckdb.DuckDBPyConnection, classes: Sequence[str]) -> None:
     """What stands on the views of any database: table macros and comments."""
-    connection.execute(sql_file("recommend.sql"))
-    connection.execute(sql_file("comments.sql"))
+    connection.execute(schema_file("recommend.sql"))
+    connection.execute(schema_file("comments.sql"))
     for name in classes:
         text = f"Share of the picture, 0 to 1, that {name} fills (σ)"
         column = f"images.{coverage_column(name)}"
@@ -64,7 +64,7 @@ def select_with_part(snapshot: Snapshot, table: str, columns: str) -> str | None
     return f"SELECT {columns}, {PART} FROM {_read(snapshot, files)}" if files else None  # noqa: S608
 
 
-def sql_file(name: str) -> str:
+def schema_file(name: str) -> str:
     """A file of `schemas/`: inside the package when installed, beside it in a checkout."""
     package = Path(__file__).parents[1]
     folder = package / "schemas"

@@ -1,0 +1,309 @@
+"""A report: a page to look at, and its figures for programs.
+
+DIR/report.html       self-contained, opens offline
+DIR/metrics.json      the figures, as schemas/metrics.schema.json says
+DIR/metrics.parquet   the same figures, one a row, for SQL over many reports
+DIR/counts.parquet    what they follow from, one row an image, query or bin
+"""
+
+import datetime as dt
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Any, cast
+
+import jsonschema
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from PIL import Image
+
+from segrec_batch import __version__, storage
+from segrec_batch.errors import InputError
+from segrec_batch.evaluate.measures import Estimate
+from segrec_batch.query.thumbnail import data_uri
+from segrec_batch.query.views import schema_file
+
+FORMAT = 1
+METRICS, COUNTS = "metrics.json", "counts.parquet"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What every figure of a report rests on; what does not apply is empty or None.
+
+    kind: of the report. data: fingerprint of the labels or queries. ties: which of equal scores
+    goes first. model_id, weights: the model and where its backbone's weights are from. index,
+    version: the snapshot.
+    """
+
+    kind: str
+    data: str
+    ties: str
+    seed: int = 0
+    model_id: str = ""
+    weights: str = ""
+    index: str = ""
+    version: int | None = None
+    code_version: str = __version__
+    created_at: str = field(
+        default_factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+    )
+
+    def items(self) -> list[tuple[str, str]]:
+        """Name and value of all that applies, in words."""
+        parts = {
+            "data": self.data,
+            "model": self.model_id,
+            "weights": self.weights,
+            "index": self.index and f"{self.index} version {self.version}",
+            "segrec_batch": self.code_version,
+            "seed": str(self.seed),
+            "ties": self.ties,
+            "made": self.created_at,
+        }
+        return [(name, value) for name, value in parts.items() if value]
+
+    def __str__(self) -> str:
+        return " · ".join(f"{name} {value}" for name, value in self.items())
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph, in plain words."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells; the first cell of each names it. An Estimate shows its interval. `split` says
+    which units it is about.
+    """
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence["Estimate | str"]]
+    split: str = ""
+
+    def texts(self, interval: bool = True) -> list[list[str]]:
+        """The cells as text, figures with their intervals if wanted."""
+        return [
+            [cell if isinstance(cell, str) else figure(cell, interval) for cell in row]
+            for row in self.rows
+        ]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """An SVG element of `plots`; `description` says in words what it shows."""
+
+    caption: str
+    svg: str
+    description: str
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with a label below it; `mark` is good, bad or nothing, told by a frame and a sign.
+
+    `overlay` is a palette image of class labels over it, 0 transparent.
+    """
+
+    image: Image.Image | None
+    label: str
+    overlay: Image.Image | None = None
+    mark: str = ""
+
+    @property
+    def image_uri(self) -> str | None:
+        """A `data:` URI."""
+        return data_uri(self.image, "JPEG", quality=80, optimize=True, comment="")
+
+    @property
+    def overlay_uri(self) -> str | None:
+        """A `data:` URI."""
+        return data_uri(self.overlay, "PNG", transparency=bytes([0]))
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Strips of pictures: of each a title and what is in it. `legend`: classes and colours."""
+
+    caption: str
+    strips: Sequence[tuple[str, Sequence[Picture]]]
+    legend: Mapping[str, str] = field(default_factory=dict)
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page."""
+
+    title: str
+    items: Sequence[Text | Table | Plot | Gallery]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a report says. counts: what the estimates follow from. details: what else programs
+    may want, by name. not_run: methods that could not be judged, and why. notice: a warning.
+    """
+
+    title: str
+    provenance: Provenance
+    estimates: Sequence[Estimate]
+    counts: pa.Table
+    sections: Sequence[Section]
+    details: Mapping[str, Any] = field(default_factory=dict)
+    not_run: Mapping[str, str] = field(default_factory=dict)
+    notice: str | None = None
+
+    def metrics(self) -> dict[str, Any]:
+        """What `metrics.json` holds."""
+        return {
+            "format": FORMAT,
+            "provenance": asdict(self.provenance),
+            "notice": self.notice,
+            "measures": [_row(e) for e in self.estimates],
+            "not_run": dict(self.not_run),
+            "details": dict(self.details),
+        }
+
+    def write(self, folder: str) -> None:
+        """Put the four files into a folder, the page last."""
+        metrics = self.metrics()
+        check_metrics(metrics)
+        text = json.dumps(metrics, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        page = _template().render(report=self)
+        for name, content in (
+            (COUNTS, parquet(self.counts)),
+            ("metrics.parquet", parquet(self._figures())),
+            (METRICS, text.encode()),
+            ("report.html", page.encode()),
+        ):
+            storage.write_bytes(storage.join(folder, name), content)
+
+    def _figures(self) -> pa.Table:
+        given = {f"{name}": value for name, value in asdict(self.provenance).items()}
+        given["created_at"] = dt.datetime.fromisoformat(self.provenance.created_at)
+        return pa.Table.from_pylist([{**given, **_row(e)} for e in self.estimates], FIGURES)
+
+
+FIGURES = pa.schema(
+    [
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("created_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("code_version", pa.string(), nullable=False),
+        pa.field("model_id", pa.string(), nullable=False),
+        pa.field("weights", pa.string(), nullable=False),
+        pa.field("data", pa.string(), nullable=False),
+        pa.field("index", pa.string(), nullable=False),
+        pa.field("version", pa.int64()),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("ties", pa.string(), nullable=False),
+        pa.field("measure", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("setting", pa.string(), nullable=False),
+        pa.field("class", pa.string(), nullable=False),
+        pa.field("k", pa.int32(), nullable=False),
+        pa.field("value", pa.float64()),
+        pa.field("low", pa.float64()),
+        pa.field("high", pa.float64()),
+        pa.field("units", pa.int64(), nullable=False),
+    ]
+)
+"""`metrics.parquet`: a figure of a report."""
+
+
+def _row(estimate: Estimate) -> dict[str, Any]:
+    key = estimate.key
+    return {
+        "measure": key.name,
+        "method": key.method,
+        "split": key.split,
+        "setting": key.setting,
+        "class": key.cls,
+        "k": key.k,
+        "value": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "units": estimate.units,
+    }
+
+
+def figure(estimate: Estimate, interval: bool = True) -> str:
+    """An estimate as text, three places.
+
+    >>> from segrec_batch.evaluate.measures import Key
+    >>> figure(Estimate(Key("iou"), 0.5, 0.41, 0.588, 101))
+    '0.500 [0.410, 0.588]'
+    >>> figure(Estimate(Key("iou"), None, None, None, 0))
+    'absent'
+    """
+    if estimate.value is None:
+        return "absent"
+    if not interval or estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f}"
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def parquet(table: pa.Table) -> bytes:
+    """A table as the bytes of a Parquet file."""
+    out = io.BytesIO()
+    pq.write_table(table, out, compression="zstd")
+    return out.getvalue()
+
+
+def check_metrics(metrics: object) -> None:
+    """Raises InputError for what is not a `metrics.json` of this version."""
+    try:
+        jsonschema.validate(metrics, json.loads(schema_file("metrics.schema.json")))
+    except jsonschema.ValidationError as error:
+        raise InputError(f"{error.json_path}: {error.message}") from error
+
+
+def read_metrics(uri: str) -> dict[str, Any]:
+    """A `metrics.json`, or that of a report's folder. Raises InputError."""
+    uri = uri if uri.endswith(".json") else storage.join(uri, METRICS)
+    try:
+        metrics = json.loads(storage.read_bytes(uri))
+        check_metrics(metrics)
+    except (OSError, ValueError, InputError) as error:
+        raise InputError(f"{uri}: not the metrics of a report: {error}") from error
+    return cast(dict[str, Any], metrics)
+
+
+def read_counts(metrics_uri: str) -> pa.Table | None:
+    """The counts beside a `metrics.json`, None if there are none. Raises InputError."""
+    folder = metrics_uri.removesuffix(METRICS).rstrip("/") or "."
+    uri = storage.join(folder, COUNTS)
+    try:
+        return pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+    except FileNotFoundError:
+        return None
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{uri}: not readable: {error}") from error
+
+
+_KINDS = {"text": Text, "table": Table, "plot": Plot, "gallery": Gallery}
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("segrec_batch", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figure"] = figure
+    environment.tests["estimate"] = lambda cell: isinstance(cell, Estimate)
+    for name, kind in _KINDS.items():
+        environment.tests[name] = lambda item, kind=kind: isinstance(item, kind)
+    return environment.get_template("evaluate/report.html.j2")
