@@ -30,12 +30,16 @@ _WIDTH = 5.6  # inches; with 10 pt text this can be read on a phone
 
 @dataclass(frozen=True)
 class Line:
-    """A curve, or points, through (x, y); `low` and `high` are the edges of a band around it."""
+    """A curve, or points, through (x, y); `low` and `high` are the edges of a band around it.
+
+    `level`: what it is compared with, a dotted line right across.
+    """
 
     x: ArrayLike
     y: ArrayLike
     low: ArrayLike | None = None
     high: ArrayLike | None = None
+    level: float | None = None
 
 
 def line_plot(
@@ -62,6 +66,8 @@ def line_plot(
             if line.low is not None and line.high is not None:
                 low, high = np.asarray(line.low), np.asarray(line.high)
                 axes.fill_between(np.asarray(line.x), low, high, color=colour, alpha=0.15, lw=0)
+            if line.level is not None:
+                axes.axhline(line.level, color=colour, linestyle=":", linewidth=1)
         if log:
             axes.set_xscale("log")
             ticks = sorted({float(v) for line in lines.values() for v in np.asarray(line.x)})
