@@ -6,16 +6,11 @@ import numpy as np
 
 from segrec_batch.evaluate.measures import Estimate, Key, contrast
 from segrec_batch.evaluate.plots import Line, dot_plot, line_plot
-from segrec_batch.evaluate.report import Plot, Section, Table, Text
+from segrec_batch.evaluate.report import Plot, Section, Table, Text, figure
 from segrec_batch.evaluate.retrieval.conditions import KEPT, NONE, epsilon, named, window
 from segrec_batch.evaluate.retrieval.findings import Columns, Findings
 
 _MAIN: Columns = [("mAP", "map", 0), ("precision@10", "precision", 10)]
-_FILTERED: Columns = [
-    *_MAIN,
-    ("relevant lost", "relevant_lost", 0),
-    ("candidates left", "candidates_left", 0),
-]
 
 
 def filters(f: Findings) -> Section | None:
@@ -32,39 +27,53 @@ def filters(f: Findings) -> Section | None:
     )
     items: list[Text | Table | Plot] = [Text(about)]
     if windows:
-        items += [_over_windows(f, windows), _sweep(f, "Windows on coverage σ", windows)]
+        items += [_over_windows(f, windows, *measure) for measure in _MAIN]
+        items += _tables(f, "window on coverage σ", windows)
     if limits:
         items += [_over_limits(f, limits, *measure) for measure in _MAIN]
-        items.append(_sweep(f, "Limits ε on the semantic distance", limits))
+        items += _tables(f, "limit ε on the semantic distance", limits)
     if others:
-        items.append(_sweep(f, "Other filters", others))
+        items += _tables(f, "other filter", others)
     return Section("Filters", items)
 
 
-def _sweep(f: Findings, caption: str, settings: Sequence[str]) -> Table:
-    rows = [
-        [named(s), m, *(f.cell(name, m, s, k) for _, name, k in _FILTERED)]
-        for s in (NONE, *settings)
-        for m in f.methods
-        if f.figure("map", m, s)
+def _tables(f: Findings, by: str, settings: Sequence[str]) -> list[Table]:
+    """A row for each setting and none, a column for each method."""
+    rows = [NONE, *settings]
+    figures = [
+        Table(
+            f"{label} by {by}",
+            ["filter", *f.methods],
+            [[named(s), *(f.cell(name, m, s, k) for m in f.methods)] for s in rows],
+        )
+        for label, name, k in _MAIN
     ]
-    return Table(caption, ["filter", "method", *(name for name, *_ in _FILTERED)], rows)
+    passed = [[named(s), *(_lost_and_left(f, m, s) for m in f.methods)] for s in rows]
+    caption = f"Relevant lost / candidates left by {by}"
+    return [*figures, Table(caption, ["filter", *f.methods], passed)]
 
 
-def _over_windows(f: Findings, windows: Sequence[str]) -> Plot:
+def _lost_and_left(f: Findings, method: str, setting: str) -> str:
+    lost, left = (f.figure(name, method, setting) for name in ("relevant_lost", "candidates_left"))
+    if lost is None or left is None:
+        return "not run"
+    return f"{figure(lost, interval=False)} / {figure(left, interval=False)}"
+
+
+def _over_windows(f: Findings, windows: Sequence[str], label: str, name: str, k: int) -> Plot:
     rows = {
-        named(s): {m: e for m in f.methods if (e := f.figure("map", m, s))}
+        named(s): {m: e for m in f.methods if (e := f.figure(name, m, s, k=k))}
         for s in (NONE, *windows)
     }
-    text = "mAP without a filter and for each window, a mark for each method with its interval."
-    return Plot("mAP by window on coverage", dot_plot(rows, "mAP"), text)
+    text = f"{label} without a filter and for each window, a mark for each method."
+    return Plot(f"{label} by window on coverage σ", dot_plot(rows, label), text)
 
 
 def _over_limits(f: Findings, limits: Sequence[str], label: str, name: str, k: int) -> Plot:
     lines = {m: _over(f, m, limits, name, k) for m in f.methods}
     text = f"{label} over ε, a curve for each method; dotted lines are the levels without a filter."
-    svg = line_plot(lines, "ε, greatest semantic distance that passes", label)
-    return Plot(f"{label} by limit ε; dotted: no filter", svg, text)
+    svg = line_plot(lines, "ε, greatest semantic distance that passes", label, y_range=None)
+    return Plot(f"{label} by limit ε on the semantic distance; dotted: no filter", svg, text)
 
 
 def _over(f: Findings, method: str, limits: Sequence[str], name: str, k: int) -> Line:

@@ -112,7 +112,7 @@ def _over_k(f: Findings, name: str, caption: str) -> Plot:
         lines[m] = Line(CUTOFFS, *points)
     label = {"arr": "ARR@k"}.get(name, f"{name}@k")
     text = f"{caption}, k from 1 to 100, a curve for each method with its 95 % band."
-    return Plot(caption, line_plot(lines, "k", label, log=True), text)
+    return Plot(caption, line_plot(lines, "k", label, log=True, y_range=None), text)
 
 
 def classes(f: Findings) -> Section | None:
@@ -148,10 +148,9 @@ def significance(found: Sequence[Comparison]) -> Section | None:
         "random? Holm's correction allows for the number of pairs."
     )
     rows: list[list[Estimate | str]] = [
-        [f"{c.a} − {c.b}", c.difference, _p(c.p), _p(c.p_holm), str(c.difference.units)]
-        for c in found
+        [c.a, c.b, c.difference, _p(c.p), _p(c.p_holm), str(c.difference.units)] for c in found
     ]
-    header = ["methods", "difference of mAP", "p", "p, corrected", "queries"]
+    header = ["method", "minus", "difference of mAP", "p", "p, corrected", "queries"]
     return Section("Are the differences real?", [Text(about), Table("Pairs", header, rows)])
 
 
