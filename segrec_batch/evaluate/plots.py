@@ -137,7 +137,8 @@ def heat_map(
         axes.set_ylabel(y)
         axes.grid(visible=False)
 
-    return _svg(draw, 0.9 + 0.42 * len(rows), legend=False)
+    labels = 0.05 * max(map(len, columns)) if _tilt(columns) else 0.0
+    return _svg(draw, 0.9 + 0.42 * len(rows) + labels, legend=False)
 
 
 def _tilt(labels: Sequence[str]) -> dict[str, Any]:
