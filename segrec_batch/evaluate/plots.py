@@ -26,16 +26,21 @@ _PAGE = {_TEXT: "--text", _LINE: "--line"} | {
     c: f"--series-{i}" for i, c in enumerate(_SERIES, start=1)
 }
 _WIDTH = 5.6  # inches; with 10 pt text this can be read on a phone
+_LETTERS = 55  # that fit below an axis
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve, or points, through (x, y); `low` and `high` are the edges of a band around it."""
+    """A curve, or points, through (x, y); `low` and `high` are the edges of a band around it.
+
+    `level`: what it is compared with, a dotted line right across.
+    """
 
     x: ArrayLike
     y: ArrayLike
     low: ArrayLike | None = None
     high: ArrayLike | None = None
+    level: float | None = None
 
 
 def line_plot(
@@ -47,12 +52,17 @@ def line_plot(
     log: bool = False,
     y_range: tuple[float, float] | None = (0, 1),
 ) -> str:
-    """Curves by name over one x axis (logarithmic if `log`); `diagonal` draws where y = x."""
+    """Curves by name over one x axis (logarithmic if `log`); `diagonal` draws where y = x.
+
+    A curve without any value is left out.
+    """
 
     def draw(axes: Axes) -> None:
         if diagonal:
             axes.plot([0, 1], [0, 1], color=_LINE, linewidth=1)
         for i, (name, line) in enumerate(lines.items()):
+            if np.isnan(np.asarray(line.y, float)).all():
+                continue
             colour = _SERIES[i % SERIES]
             axes.plot(
                 np.asarray(line.x), np.asarray(line.y), label=name, color=colour,
@@ -62,6 +72,8 @@ def line_plot(
             if line.low is not None and line.high is not None:
                 low, high = np.asarray(line.low), np.asarray(line.high)
                 axes.fill_between(np.asarray(line.x), low, high, color=colour, alpha=0.15, lw=0)
+            if line.level is not None:
+                axes.axhline(line.level, color=colour, linestyle=(0, (1, 4)), linewidth=1.2)
         if log:
             axes.set_xscale("log")
             ticks = sorted({float(v) for line in lines.values() for v in np.asarray(line.x)})
@@ -119,13 +131,21 @@ def heat_map(
             axes.text(j, i, f"{share:.2f}", ha="center", va="center", color=_TEXT)
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xticks(range(len(columns)), list(columns))
+        axes.set_xticks(range(len(columns)), list(columns), **_tilt(columns))
         axes.set_yticks(range(len(rows)), list(rows))
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.grid(visible=False)
 
-    return _svg(draw, 0.9 + 0.42 * len(rows), legend=False)
+    labels = 0.05 * max(map(len, columns)) if _tilt(columns) else 0.0
+    return _svg(draw, 0.9 + 0.42 * len(rows) + labels, legend=False)
+
+
+def _tilt(labels: Sequence[str]) -> dict[str, Any]:
+    """How labels below an axis are set, so that long ones do not run into each other."""
+    if sum(len(label) + 2 for label in labels) <= _LETTERS:
+        return {}
+    return {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
 
 
 def step_plot(

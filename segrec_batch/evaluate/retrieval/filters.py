@@ -1,0 +1,112 @@
+"""The sections on other settings: filters, and the query in its own ground truth."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from segrec_batch.evaluate.measures import Estimate, Key, contrast
+from segrec_batch.evaluate.plots import Line, dot_plot, line_plot
+from segrec_batch.evaluate.report import Plot, Section, Table, Text, figure
+from segrec_batch.evaluate.retrieval.conditions import KEPT, NONE, epsilon, named, window
+from segrec_batch.evaluate.retrieval.findings import Columns, Findings
+
+_MAIN: Columns = [("mAP", "map", 0), ("precision@10", "precision", 10)]
+
+
+def filters(f: Findings) -> Section | None:
+    """What filters on coverage and on the semantic distance gain and lose."""
+    limits = [s for s in f.settings if epsilon(s) is not None]
+    windows = [s for s in f.settings if window(s)]
+    others = [s for s in f.settings if s not in (NONE, KEPT, *limits, *windows)]
+    if not (limits or windows or others):
+        return None
+    about = (
+        "Relevant lost: the share of a query's relevant candidates that the filter drops, or that "
+        "a method has no score for; no ranking can find them again. Candidates left: the share "
+        "that is ranked at all."
+    )
+    items: list[Text | Table | Plot] = [Text(about)]
+    if windows:
+        items += [_over_windows(f, windows, *measure) for measure in _MAIN]
+        items += _tables(f, "window on coverage σ", windows)
+    if limits:
+        items += [_over_limits(f, limits, *measure) for measure in _MAIN]
+        items += _tables(f, "limit ε on the semantic distance", limits)
+    if others:
+        items += _tables(f, "other filter", others)
+    return Section("Filters", items)
+
+
+def _tables(f: Findings, by: str, settings: Sequence[str]) -> list[Table]:
+    """A row for each setting and none, a column for each method."""
+    rows = [NONE, *settings]
+    figures = [
+        Table(
+            f"{label} by {by}",
+            ["filter", *f.methods],
+            [[named(s), *(f.cell(name, m, s, k) for m in f.methods)] for s in rows],
+        )
+        for label, name, k in _MAIN
+    ]
+    passed = [[named(s), *(_lost_and_left(f, m, s) for m in f.methods)] for s in rows]
+    caption = f"Relevant lost / candidates left by {by}"
+    return [*figures, Table(caption, ["filter", *f.methods], passed)]
+
+
+def _lost_and_left(f: Findings, method: str, setting: str) -> str:
+    lost, left = (f.figure(name, method, setting) for name in ("relevant_lost", "candidates_left"))
+    if lost is None or left is None:
+        return "not run"
+    return f"{figure(lost, interval=False)} / {figure(left, interval=False)}"
+
+
+def _over_windows(f: Findings, windows: Sequence[str], label: str, name: str, k: int) -> Plot:
+    rows = {
+        named(s): {m: e for m in f.methods if (e := f.figure(name, m, s, k=k))}
+        for s in (NONE, *windows)
+    }
+    text = f"{label} without a filter and for each window, a mark for each method."
+    return Plot(f"{label} by window on coverage σ", dot_plot(rows, label), text)
+
+
+def _over_limits(f: Findings, limits: Sequence[str], label: str, name: str, k: int) -> Plot:
+    lines = {m: _over(f, m, limits, name, k) for m in f.methods}
+    text = f"{label} over ε, a curve for each method; dotted lines are the levels without a filter."
+    svg = line_plot(lines, "ε, greatest semantic distance that passes", label, y_range=None)
+    return Plot(f"{label} by limit ε on the semantic distance; dotted: no filter", svg, text)
+
+
+def _over(f: Findings, method: str, limits: Sequence[str], name: str, k: int) -> Line:
+    x = np.array([epsilon(s) for s in limits], float)
+    value, low, high = f.values(name, method, limits, k)
+    return Line(x, value, low, high, level=float(f.values(name, method, [NONE], k)[0, 0]))
+
+
+def query_kept(f: Findings) -> Section | None:
+    """What it changes if the query is in its own ground truth."""
+    if KEPT not in f.settings:
+        return None
+    rows = [
+        [m, *(cell for _, name, k in _MAIN for cell in _out_and_in(f, m, name, k))]
+        for m in f.methods
+        if f.figure("map", m, KEPT)
+    ]
+    header = [
+        f"{name}, {which}" for name, *_ in _MAIN for which in ("left out", "kept", "difference")
+    ]
+    about = (
+        "Some papers leave the query among the candidates and count it as found. It is then always "
+        "the first result or near it, which flatters every method; the figures of all other "
+        "sections leave it out."
+    )
+    return Section(
+        "Query in or out of the ground truth",
+        [Text(about), Table("The query left out and kept", ["method", *header], rows)],
+    )
+
+
+def _out_and_in(f: Findings, method: str, name: str, k: int) -> list[Estimate | str]:
+    out, kept = (Key(name, method, setting=s, k=k) for s in (NONE, KEPT))
+    change = Key(f"{name}_difference", method, setting=KEPT, k=k)
+    (difference,) = contrast(f.judged, {change: (kept, out)}, seed=f.seed)
+    return [f.cell(name, method, k=k), f.cell(name, method, KEPT, k), difference]

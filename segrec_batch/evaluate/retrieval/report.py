@@ -1,0 +1,108 @@
+"""The retrieval report, from its counts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from segrec_batch.evaluate.measures import Estimate, Key
+from segrec_batch.evaluate.report import Provenance, Report, Table
+from segrec_batch.evaluate.retrieval import filters, sections
+from segrec_batch.evaluate.retrieval.examples import Example
+from segrec_batch.evaluate.retrieval.findings import Columns, Findings
+from segrec_batch.evaluate.retrieval.measures import LEVELS, interpolated_precision
+from segrec_batch.evaluate.retrieval.rankings import Floats
+from segrec_batch.evaluate.retrieval.sections import Latency
+from segrec_batch.evaluate.retrieval.significance import Comparison, compare
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_HEADLINE: Columns = [
+    ("mAP", "map", 0),
+    ("precision@10", "precision", 10),
+    ("recall@100", "recall", 100),
+    ("R-precision", "r_precision", 0),
+]
+
+
+def render(
+    counts: pa.Table,
+    provenance: Provenance,
+    truth: str,
+    *,
+    examples: Sequence[Example] = (),
+    latency: Mapping[str, Latency] = _NOTHING,
+    not_run: Mapping[str, str] = _NOTHING,
+    notice: str | None = None,
+) -> Report:
+    """All that the counts say, and what else was seen in the run.
+
+    truth: in a sentence, what is relevant to a query. examples: see `best_and_worst`; their
+    pictures are read here. latency, not_run: by method. Raises InputError for what is not a counts
+    table or judges nothing, StorageError where pictures cannot be asked for.
+    """
+    found = Findings.of(counts, provenance.seed)
+    compared = compare(found.judged, found.methods, provenance.seed)
+    curves = _curves(found)
+    parts = [
+        sections.overview(found, truth, provenance.ties),
+        sections.curves(found, curves),
+        filters.filters(found),
+        filters.query_kept(found),
+        sections.classes(found),
+        sections.significance(compared),
+        sections.latencies(latency),
+        sections.examples(examples),
+    ]
+    return Report(
+        title="How well the index answers",
+        provenance=provenance,
+        estimates=found.estimates,
+        counts=counts,
+        sections=[part for part in parts if part],
+        details=_details(found, truth, compared, curves, latency),
+        not_run=not_run,
+        notice=notice,
+    )
+
+
+def headline(report: Report) -> Table:
+    """The main figures without a filter, for a terminal."""
+    by_key = {e.key: e for e in report.estimates}
+    methods = [k.method for k in by_key if k == Key("map", k.method)]
+    rows: list[list[Estimate | str]] = [
+        [m, *(by_key[Key(name, m, k=k)] for _, name, k in _HEADLINE)] for m in methods
+    ]
+    return Table("Retrieval", ["method", *(name for name, *_ in _HEADLINE)], rows)
+
+
+def _curves(found: Findings) -> dict[str, Floats]:
+    """Precision at `LEVELS` of recall, the mean over the queries that take part."""
+    return {r.method: np.nanmean(interpolated_precision(r), axis=0) for r in found.unfiltered}
+
+
+def _details(
+    found: Findings,
+    truth: str,
+    compared: Sequence[Comparison],
+    curves: Mapping[str, Floats],
+    latency: Mapping[str, Latency],
+) -> dict[str, Any]:
+    return {
+        "truth": truth,
+        "queries": {"all": len(found.judged.units), "without_relevant": found.outside},
+        "curves": {
+            "recall": LEVELS.tolist(),
+            "precision": {method: curve.tolist() for method, curve in curves.items()},
+        },
+        "significance": [_pair(c) for c in compared],
+        "latency": {method: dict(times) for method, times in latency.items()},
+    }
+
+
+def _pair(c: Comparison) -> dict[str, Any]:
+    found = asdict(c.difference)
+    del found["key"]
+    return {"a": c.a, "b": c.b, "difference": found, "p": c.p, "p_holm": c.p_holm}
