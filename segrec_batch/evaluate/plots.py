@@ -45,6 +45,7 @@ def line_plot(
     *,
     diagonal: bool = False,
     log: bool = False,
+    x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = (0, 1),
 ) -> str:
     """Curves by name over one x axis (logarithmic if `log`); `diagonal` draws where y = x."""
@@ -67,6 +68,8 @@ def line_plot(
             ticks = sorted({float(v) for line in lines.values() for v in np.asarray(line.x)})
             axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
             axes.minorticks_off()
+        if x_range:
+            axes.set_xlim(*x_range)
         if y_range:
             axes.set_ylim(y_range[0], y_range[1] * 1.02)
         axes.set_xlabel(x)

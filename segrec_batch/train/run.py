@@ -103,9 +103,7 @@ class Trainer:
     def _sample(self, extra: Mapping[int, tuple[str, ...]]) -> Samples:
         wanted = self.settings.sampling
         special = {number: replace(wanted, kinds=kinds) for number, kinds in extra.items()}
-        pictures = sum(
-            special.get(number, wanted).variants for number in range(len(self.images))
-        )
+        pictures = sum(special.get(number, wanted).variants for number in range(len(self.images)))
         positions = max(min(wanted.positions, MAX_POSITIONS // pictures), 20)
         return sample_images(
             self.images,
