@@ -117,7 +117,8 @@ def weakness(figures: Figures) -> Section:
     """Under which conditions it does worse."""
     text = (
         "Figures of the proposed method on some of the judged pictures. By size each class is "
-        "judged on the pictures that have it, so nothing is said of false alarms in others."
+        "judged on the pictures that have it, so nothing is said of false alarms in others. An "
+        "interval that rests on one picture has no width."
     )
     return Section("Where it is weak", [Text(text), *tables.weak_tables(figures)])
 

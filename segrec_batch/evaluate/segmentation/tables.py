@@ -198,7 +198,8 @@ def weak_table(figures: Figures, caption: str, settings: Sequence[str], ratio: s
     """Condition × class."""
     columns = (*figures.classes, MEAN)
     rows: list[Row] = [[s, *(figures.get(ratio, cls, s) for cls in columns)] for s in settings]
-    return Table(f"{WORDS[ratio]} {caption}", ("images", *columns), rows, figures.main)
+    title = WORDS[ratio][0].upper() + WORDS[ratio][1:]
+    return Table(f"{title} {caption}", ("images", *columns), rows, figures.main)
 
 
 def weak_tables(figures: Figures) -> list[Table]:
