@@ -15,7 +15,10 @@ import numpy as np
 
 from segrec_batch import console
 from segrec_batch.decode import fit, shapes_of_size
-from segrec_batch.evaluate.segmentation import count_pixels, metrics
+from segrec_batch.evaluate.measures import Key
+from segrec_batch.evaluate.segmentation.counts import count_pixels
+from segrec_batch.evaluate.segmentation.judge import majority
+from segrec_batch.evaluate.segmentation.ratios import MEAN, Pixels, figures
 from segrec_batch.model.backbone import load_weights
 from segrec_batch.model.bundle import Model
 from segrec_batch.model.head import LinearHead, resize
@@ -84,20 +87,27 @@ def main() -> None:
     print(f"| layers | pixel accuracy | {' | '.join(classes.names)} | mean IoU |")
     print("|---|---|" + "---|" * len(classes.names) + "---|")
     for number, (name, confusion) in enumerate(confusions(models, trainer, val, classes).items()):
-        found = {"layers": name, "weights": a.backbone_weights, **metrics(confusion, names)}
-        (report / f"{number}.json").write_text(json.dumps(found, indent=2))
+        found = {k: m.value for k, m in figures(Pixels.of(confusion[None]), names, Key("")).items()}
+        content = {
+            "layers": name,
+            "weights": a.backbone_weights,
+            "figures": {str(key): value for key, value in found.items()},
+            "confusion": confusion.tolist(),
+        }
+        (report / f"{number}.json").write_text(json.dumps(content, indent=2))
         cells = [
             " / ".join(
-                f"{found['classes'][c][m] or 0:.3f}" for m in ("iou", "precision", "recall", "f1")
+                f"{found[Key(m, cls=c)] or 0:.3f}" for m in ("iou", "precision", "recall", "f1")
             )
             for c in classes.names
         ]
         print(
-            f"| {name} | {found['pixel_accuracy']:.3f} | {' | '.join(cells)} "
-            f"| {found['mean']['iou']:.3f} |"
+            f"| {name} | {found[Key('pixel_accuracy')]:.3f} | {' | '.join(cells)} "
+            f"| {found[Key('iou', cls=MEAN)]:.3f} |"
         )
-    share = found["majority"]["pixel_accuracy"]
-    print(f"| all {found['majority']['class']} | {share:.3f} | {'0 | ' * len(classes.names)}0 |")
+    commonest = majority(confusion[None])
+    share = confusion[commonest].sum() / confusion.sum()
+    print(f"| all {names[commonest]} | {share:.3f} | {'0 | ' * len(classes.names)}0 |")
 
 
 if __name__ == "__main__":

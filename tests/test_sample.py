@@ -104,7 +104,9 @@ def test_columns_are_those_of_the_wanted_taps_in_their_order() -> None:
     parts = [np.full((5, w), i, np.float16) + np.arange(w) / 1024 for i, w in enumerate(widths)]
     features = np.concatenate(parts, axis=1).astype(np.float16)
     none = np.zeros(5)
-    samples = Samples(features, none.astype(np.int16), none, none.astype(object), torch.zeros(512))
+    values, numbers = none.astype(np.int16), none.astype(np.int64)
+    groups, centre = none.astype(object), torch.zeros(512)
+    samples = Samples(features, values, none, groups, centre, numbers, numbers)
     for wanted in ([2, 0], [3], [1, 2, 3], [0, 1, 2, 3], [3, 2, 1, 0]):
         found = samples.columns(taps, [taps[i] for i in wanted])
         np.testing.assert_array_equal(

@@ -150,7 +150,8 @@ def _samples(n: int = 120) -> Samples:
     for i, value in enumerate((0, 2, 8)):
         features[values == value, 10 * i : 10 * i + 10] += np.float16(3)
     groups = np.array([f"g{i}" for i in rng.integers(0, 7, n)], object)
-    return Samples(features, values, np.ones(n), groups, torch.zeros(512))
+    numbers = np.arange(n)
+    return Samples(features, values, np.ones(n), groups, torch.zeros(512), numbers, 0 * numbers)
 
 
 def test_cross_validation_tells_a_telling_tap_from_noise() -> None:

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from segrec_batch.evaluate.measures import Estimate
 
 SERIES = 8  # colours on the page, --series-1 and so on
+FEW_POINTS = 12  # of a line that are marked each
 _STYLES = ("-", "--", "-.", ":")  # behind the colours: a plot must not be read by colour alone
 _MARKS = "osD^vPX*"
 _TEXT, _LINE = "#010203", "#010204"
@@ -50,6 +51,7 @@ def line_plot(
     *,
     diagonal: bool = False,
     log: bool = False,
+    x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = (0, 1),
 ) -> str:
     """Curves by name over one x axis (logarithmic if `log`); `diagonal` draws where y = x.
@@ -67,7 +69,7 @@ def line_plot(
             axes.plot(
                 np.asarray(line.x), np.asarray(line.y), label=name, color=colour,
                 linestyle=_STYLES[i % len(_STYLES)], marker=_MARKS[i % len(_MARKS)],
-                markersize=4, markevery=0.15, linewidth=1.6,
+                markersize=4, markevery=_mark_every(line), linewidth=1.6,
             )  # fmt: skip
             if line.low is not None and line.high is not None:
                 low, high = np.asarray(line.low), np.asarray(line.high)
@@ -79,12 +81,19 @@ def line_plot(
             ticks = sorted({float(v) for line in lines.values() for v in np.asarray(line.x)})
             axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
             axes.minorticks_off()
+        if x_range:
+            axes.set_xlim(*x_range)
         if y_range:
             axes.set_ylim(y_range[0], y_range[1] * 1.02)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
 
     return _svg(draw, 3.4, legend=len(lines) > 1)
+
+
+def _mark_every(line: Line) -> float | int:
+    """Few points are all marked; of many so many that the marks tell the lines apart."""
+    return 1 if len(np.asarray(line.x)) <= FEW_POINTS else 0.15
 
 
 def dot_plot(rows: Mapping[str, Mapping[str, Estimate]], x: str) -> str:

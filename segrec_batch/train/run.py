@@ -1,6 +1,7 @@
 """Training, from labelled pictures to a model bundle in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -56,7 +57,10 @@ class Settings:
 
 
 class Trainer:
-    """Positions sampled once from labelled pictures, for as many fits as are wanted."""
+    """Positions sampled once from labelled pictures, for as many fits as are wanted.
+
+    `extra`: kinds of augmentation for some of the images, by number, in place of the settings'.
+    """
 
     def __init__(
         self,
@@ -64,6 +68,7 @@ class Trainer:
         classes: Classes,
         weights: Weights,
         settings: Settings,
+        extra: Mapping[int, tuple[str, ...]] | None = None,
     ) -> None:
         self.images = images
         self.classes = classes
@@ -74,29 +79,53 @@ class Trainer:
         normalise = Normalise(settings.minmax, weights.mean, weights.std, settings.dtype)
         device = resolve_device(settings.device)
         self.feature_maps = FeatureMaps(weights.state, self.taps, normalise, device)
-        self.samples = self._sample()
+        self._check_groups()
+        self.samples = self._sample(extra or {})
+        self._check_classes()
         self.components = Components.of(self.samples.values, classes)
 
-    def _sample(self) -> Samples:
-        if len({item.group for item in self.images}) < 2:
-            raise InputError("cross-validation needs labelled images of at least two groups")
+    def subset(self, rows: NDArray[np.bool_]) -> "Trainer":
+        """The same with some of the sampled positions only, rows (n,); the backbone does not run.
+
+        Raises InputError if they are of one group, or lack a class.
+        """
+        part = copy(self)
+        part.__dict__.pop("data", None)
+        samples = self.samples.rows(rows)
+        kept, numbers = np.unique(samples.images, return_inverse=True)
+        part.images = [self.images[i] for i in kept]
+        part.samples = replace(samples, images=numbers)
+        part._check_groups()
+        part._check_classes()
+        part.components = Components.of(part.samples.values, self.classes)
+        return part
+
+    def _sample(self, extra: Mapping[int, tuple[str, ...]]) -> Samples:
         wanted = self.settings.sampling
-        affordable = MAX_POSITIONS // (len(self.images) * wanted.variants)
-        samples = sample_images(
+        special = {number: replace(wanted, kinds=kinds) for number, kinds in extra.items()}
+        pictures = sum(special.get(number, wanted).variants for number in range(len(self.images)))
+        positions = max(min(wanted.positions, MAX_POSITIONS // pictures), 20)
+        return sample_images(
             self.images,
             self.classes,
             self.taps,
             self.settings.shapes,
             self.feature_maps,
-            replace(wanted, positions=max(min(wanted.positions, affordable), 20)),
+            replace(wanted, positions=positions),
             lambda items: console.track(items, "backbone"),
+            {number: replace(plan, positions=positions) for number, plan in special.items()},
         )
-        found = {self.classes.class_of(int(v)) for v in np.unique(samples.values)}
+
+    def _check_groups(self) -> None:
+        if len({item.group for item in self.images}) < 2:
+            raise InputError("cross-validation needs labelled images of at least two groups")
+
+    def _check_classes(self) -> None:
+        found = {self.classes.class_of(int(v)) for v in np.unique(self.samples.values)}
         names = ("background", *self.classes.names)
         missing = [name for i, name in enumerate(names) if i not in found]
         if missing:
             raise InputError(f"no labelled pixels of: {', '.join(missing)}")
-        return samples
 
     @cached_property
     def data(self) -> str:
@@ -117,6 +146,11 @@ class Trainer:
         title = "IoU on held-out groups (cross-validation)"
         print(console.table(title, header, rows), end="")
         return judged
+
+    def best(self) -> Model:
+        """Choose layers, C and offsets by grouped cross-validation, fit on all positions."""
+        judged = self.validate(self.settings.candidates)
+        return self.fit(max(judged, key=lambda v: v.mean_iou), judged)
 
     def fit(self, chosen: Validation, judged: Sequence[Validation] = ()) -> Model:
         """Fit the chosen candidate on all positions; `judged` goes into the bundle."""
@@ -160,9 +194,7 @@ def train(
     images: Sequence[LabelledImage], classes: Classes, weights: Weights, settings: Settings
 ) -> Model:
     """Sample positions, choose layers, C and offsets by grouped cross-validation, fit on all."""
-    trainer = Trainer(images, classes, weights, settings)
-    judged = trainer.validate(settings.candidates)
-    return trainer.fit(max(judged, key=lambda v: v.mean_iou), judged)
+    return Trainer(images, classes, weights, settings).best()
 
 
 def _head_tensors(

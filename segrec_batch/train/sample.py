@@ -24,7 +24,9 @@ class Samples:
 
     features: (n, D) float16, the taps' channels side by side. values: (n,) mask values.
     weights: (n,) float64, how many cells of the maps a position stands for: sums over them estimate
-    sums over all cells. groups: (n,) group of the image. centre: (512,) mean centred feature.
+    sums over all cells. groups: (n,) group of the image. centre: (512,) mean centred feature of all
+    pictures that were sampled, which parts of the rows keep. images: (n,) int64, number of the
+    image. variants: (n,) int64, 0 for the image itself, then its augmented copies.
     """
 
     features: NDArray[np.float16]
@@ -32,6 +34,20 @@ class Samples:
     weights: NDArray[np.float64]
     groups: NDArray[np.object_]
     centre: Tensor
+    images: NDArray[np.int64]
+    variants: NDArray[np.int64]
+
+    def rows(self, wanted: NDArray[np.bool_]) -> "Samples":
+        """Some of the positions: wanted (n,)."""
+        return Samples(
+            self.features[wanted],
+            self.values[wanted],
+            self.weights[wanted],
+            self.groups[wanted],
+            self.centre,
+            self.images[wanted],
+            self.variants[wanted],
+        )
 
     def columns(self, taps: Sequence[Tap], wanted: Sequence[Tap]) -> NDArray[np.float16]:
         """The features of some of the taps that were sampled, in the order of `wanted`."""
@@ -67,32 +83,43 @@ def sample_images(
     feature_maps: Callable[[NDArray[np.uint8]], Mapping[str, Tensor]],
     sampling: Sampling,
     track: Callable[[Sequence[LabelledImage]], Iterator[LabelledImage]],
+    special: Mapping[int, Sampling] | None = None,
 ) -> Samples:
-    """Run the backbone over all images and their variants once and keep sampled positions."""
-    rows = len(images) * sampling.variants * sampling.positions
+    """Run the backbone over all images and their variants once and keep sampled positions.
+
+    `special`: another sampling for some of the images, by number.
+    """
+    plans = [(special or {}).get(number, sampling) for number in range(len(images))]
+    rows = sum(plan.variants * plan.positions for plan in plans)
     width = sum(tap.source.channels for tap in taps)
     features = np.empty((rows, width), np.float16)  # at once: joining parts would take twice that
     values, weights, groups, pooled = [], [], [], []
+    owners, variants = [], []
     filled = 0
     for index, item in enumerate(track(images)):
-        rng = np.random.default_rng([sampling.seed, index])
-        for image, labels in _variants(item, classes, sampling, rng):
+        plan = plans[index]
+        rng = np.random.default_rng([plan.seed, index])
+        for variant, (image, labels) in enumerate(_variants(item, classes, plan, rng)):
             maps = feature_maps(fit(image, shapes)[None])
             pooled.append(describe.global_mean(maps[DEEPEST]))
             grid = _finest(maps, taps)
-            value, cells, weight = draw_cells(cell_labels(labels, grid), sampling.positions, rng)
+            value, cells, weight = draw_cells(cell_labels(labels, grid), plan.positions, rng)
             read = cell_features(maps, taps, cells, grid)
             features[filled : filled + len(cells)] = read.half().cpu().numpy()
             filled += len(cells)
             values.append(value)
             weights.append(weight)
             groups.append(np.full(len(value), item.group, object))
+            owners.append(np.full(len(value), index))
+            variants.append(np.full(len(value), variant))
     return Samples(
         features[:filled],
         np.concatenate(values),
         np.concatenate(weights),
         np.concatenate(groups),
         describe.centred_unit(torch.cat(pooled)).mean(dim=0).cpu(),
+        np.concatenate(owners),
+        np.concatenate(variants),
     )
 
 

@@ -1,0 +1,92 @@
+"""The report on segmentation: from settings to what is written."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from segrec_batch import console
+from segrec_batch.evaluate.report import Provenance, Report
+from segrec_batch.evaluate.segmentation import page, tables
+from segrec_batch.evaluate.segmentation.counts import (
+    SEGREC,
+    class_names,
+    counts_table,
+    tallies,
+)
+from segrec_batch.evaluate.segmentation.coverage import calibration
+from segrec_batch.evaluate.segmentation.judge import DOMINANT, PIXELS, dominant, estimates
+from segrec_batch.evaluate.segmentation.plates import galleries
+from segrec_batch.evaluate.segmentation.study import Rival, Settings, Study, conduct, labelled
+from segrec_batch.train.labelled import fingerprint, load_classes
+
+TIES = (
+    "of equal scores the class that comes first, background before all; of equally large "
+    "dominant classes the first"
+)
+
+
+def segmentation_report(settings: Settings, rivals: Sequence[Rival] = ()) -> Report:
+    """Fit and judge what the settings say. Raises InputError, ModelError, DeviceError."""
+    classes = load_classes(settings.classes)
+    images, test = labelled(settings)
+    study = conduct(settings, images, test, classes, rivals)
+    counts = counts_table(study.rows, classes.names)
+    found = estimates(counts, settings.seed)
+    spec = study.model.spec
+    main = next(t for t in tallies(counts) if t.method == SEGREC)
+    method = study.method(study.main)
+    pictures = galleries(main, study.judged, classes, method, spec.colours)
+    return Report(
+        title="How well pictures are segmented",
+        provenance=Provenance(
+            kind="segmentation",
+            data=fingerprint([*images, *test], classes),
+            ties=TIES,
+            seed=settings.seed,
+            model_id=study.model.model_id,
+            weights=spec.weights,
+        ),
+        estimates=found,
+        counts=counts,
+        sections=page.sections(counts, page.figures_of(counts, found), pictures),
+        details=_details(counts, study),
+        not_run=study.not_run,
+        notice=spec.notice,
+    )
+
+
+def headline(report: Report) -> str:
+    """The table of the classes as text, and the pixel accuracy."""
+    figures = page.figures_of(report.counts, report.estimates)
+    shown = tables.class_table(figures, PIXELS)
+    accuracy = figures.get("pixel_accuracy")
+    title = f"segmentation, {shown.split}, pixels"
+    text = console.table(title, shown.header, shown.texts(interval=False))
+    value = "absent" if accuracy.value is None else f"{accuracy.value:.3f}"
+    return f"{text}pixel accuracy {value}\n"
+
+
+def _details(counts: pa.Table, study: Study) -> dict[str, Any]:
+    names = class_names(counts)
+    confusion: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for tally in tallies(counts):
+        confusion.setdefault(tally.split, {})[tally.method] = {
+            PIXELS: tally.confusion.sum(axis=0).tolist(),
+            DOMINANT: dominant(tally.confusion).sum(axis=0).tolist(),
+        }
+    main = next(t for t in tallies(counts) if t.method == SEGREC)
+    return {
+        "classes": names,
+        "confusion": confusion,
+        "calibration": {name: calibration(main, k) for k, name in enumerate(names[1:], start=1)},
+        "models": {
+            split: {
+                "model_id": model.model_id,
+                "taps": model.spec.taps,
+                "shapes": model.spec.shapes,
+                **{k: v for k, v in model.spec.training.items() if k != "validation"},
+            }
+            for split, model in study.models.items()
+        },
+    }
