@@ -32,7 +32,7 @@ def normalised(features: Features) -> Floats:
     x = features.astype(np.float64)
     usable = np.isfinite(x).all(axis=1)
     x[~usable] = 0
-    return _unit(x, usable & x.any(axis=1))
+    return _unit(x, usable & (x != 0).any(axis=1))
 
 
 def _unit(x: Floats, usable: NDArray[np.bool_]) -> Floats:
@@ -86,20 +86,22 @@ def semantic_distances(asked: NDArray[np.float32], shares: NDArray[np.float32]) 
 
 def hamming_distances(asked: Words, words: Words) -> NDArray[np.int32]:
     """In how many bits two rows of words differ: (q, W), (n, W) → (q, n)."""
-    found = np.zeros((len(asked), len(words)), np.int32)
-    for a, b in zip(asked.T, words.T, strict=True):
-        found += np.bitwise_count(a[:, None] ^ np.ascontiguousarray(b))
-    return found
+    return _counted(np.bitwise_xor, asked, words)
 
 
 def overlaps(asked: Words, words: Words) -> Floats:
     """Cells in both masks / cells in either, of all classes together (Waqas 2023): the bitmaps of
     the classes one after the other (q, W), (n, W) → (q, n) in [0, 1], NaN if both are empty.
     """
-    shared = np.zeros((len(asked), len(words)), np.int32)
-    for a, b in zip(asked.T, words.T, strict=True):
-        shared += np.bitwise_count(a[:, None] & np.ascontiguousarray(b))
-    cells, others = (np.bitwise_count(w).sum(axis=1, dtype=np.int32) for w in (asked, words))
-    either = cells[:, None] + others - shared
+    shared, either = _counted(np.bitwise_and, asked, words), _counted(np.bitwise_or, asked, words)
     nothing = np.full(shared.shape, np.nan)
     return np.asarray(np.divide(shared, either, out=nothing, where=either > 0))
+
+
+def _counted(combine: np.ufunc, asked: Words, words: Words) -> NDArray[np.int32]:
+    """The bits that are set in combinations of rows: (q, W), (n, W) → (q, n)."""
+    found = np.zeros((len(asked), len(words)), np.int32)
+    # without a sign: of a negative number NumPy counts the bits of its absolute value
+    for a, b in zip(asked.view(np.uint64).T, words.view(np.uint64).T, strict=True):
+        found += np.bitwise_count(combine(a[:, None], np.ascontiguousarray(b)))
+    return found
