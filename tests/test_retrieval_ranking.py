@@ -1,6 +1,7 @@
 """Rankings and counts: against literal transcriptions, against SQL, and whatever the blocks."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -236,9 +237,10 @@ def run(index: str, scenes: Path) -> Run:
 
 
 @pytest.fixture(scope="module")
-def con(index: str) -> duckdb.DuckDBPyConnection:
+def con(index: str) -> Iterator[duckdb.DuckDBPyConnection]:
     """SQL on that index."""
-    return segrec_batch.connect(index)
+    with segrec_batch.connect(index) as connection:
+        yield connection
 
 
 def sql(con: duckdb.DuckDBPyConnection, query: str, arguments: str) -> list[str]:
@@ -295,9 +297,9 @@ def test_equal_features_are_ranked_by_image_id_as_in_sql(tmp_path: Path) -> None
     truth = Truth(Groups(np.zeros(40, np.int64)), "", "")
     run = Run(Retrieval(index, Folders()), count_block(rows, images, truth, ["pearson"], OF),
               images, truth, [], index, 1, "", "", None)  # fmt: skip
-    con = segrec_batch.connect(index)
-    for query, hits in first(run, "pearson", images.ids.to_pylist(), 9).items():
-        assert [hit.image_id for hit in hits] == sql(con, query, "")
+    with segrec_batch.connect(index) as con:
+        for query, hits in first(run, "pearson", images.ids.to_pylist(), 9).items():
+            assert [hit.image_id for hit in hits] == sql(con, query, "")
 
 
 def test_all_counts_of_a_run_are_consistent(run: Run) -> None:
