@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from segrec_batch.evaluate.retrieval.conditions import KEPT, epsilon, window
+from segrec_batch.evaluate.retrieval.conditions import KEPT, Setting
 from segrec_batch.evaluate.retrieval.counts import COUNTS
 from segrec_batch.evaluate.retrieval.rankings import DEPTH
 
@@ -74,7 +74,7 @@ def ranked(
 
 def passing(setting: str) -> float:
     """How strong a made-up filter is: the share of irrelevant images that pass."""
-    if edges := window(setting):
+    if edges := Setting.parse(setting).window:
         return 1 - edges[0]
-    limit = epsilon(setting)
+    limit = Setting.parse(setting).epsilon
     return 1.0 if limit is None else min(limit / 1.2, 1.0)

@@ -14,7 +14,8 @@ from segrec_batch.evaluate.measures import Key
 from segrec_batch.evaluate.plots import Line, heat_map, line_plot
 from segrec_batch.evaluate.report import Gallery, Provenance, Report, read_counts, read_metrics
 from segrec_batch.evaluate.retrieval.counts import COUNTS
-from segrec_batch.evaluate.retrieval.examples import Example, best_and_worst
+from segrec_batch.evaluate.retrieval.examples import Example, average_precisions, best_and_worst
+from segrec_batch.evaluate.retrieval.latency import Latency
 from segrec_batch.evaluate.retrieval.measures import judge
 from segrec_batch.evaluate.retrieval.report import headline, render
 from tests.cards import picture
@@ -57,7 +58,7 @@ def report(counts: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> Report
         provenance(),
         TRUTH,
         examples=examples(tmp_path_factory.mktemp("pictures")),
-        latency={"image Pearson": {"median_ms": 1.5, "p95_ms": 4, "peer": "numpy", "ratio": 0.75}},
+        latency=[Latency("image Pearson", "", 1.5, 4.0, 0.75, 20)],
         not_run={"region Pearson on sign bits": "the index has none"},
         notice="Untrained backbone: for trying out only.",
     )
@@ -103,7 +104,7 @@ def test_the_page_has_every_section_and_says_what_the_figures_are(
 def test_details_are_for_programs(report: Report) -> None:
     details = json.loads(json.dumps(report.details, allow_nan=False))
     assert details["queries"] == {"all": 60, "without_relevant": 0}
-    assert details["latency"]["image Pearson"]["ratio"] == 0.75
+    assert details["latency"][0]["ratio"] == 0.75
     assert len(details["significance"]) == 3
     for pair in details["significance"]:
         a, b = (_value(report, Key("map", pair[side])) for side in "ab")
@@ -180,15 +181,16 @@ def test_the_terminal_shows_the_methods(report: Report) -> None:
 def test_best_and_worst_are_chosen_by_average_precision_then_by_name(counts: pa.Table) -> None:
     (judged,) = judge(counts)
     ap = judged.measures[Key("map", METHODS[0])].numerator[:, 0]
-    names = dict(zip(judged.units, ap, strict=True))
-    best, worst = best_and_worst(counts, METHODS[0])
+    names = average_precisions(counts, METHODS[0])
+    assert names == dict(zip(judged.units, ap, strict=True))
+    best, worst = best_and_worst(names)
     assert best == sorted(names, key=lambda q: (-names[q], q))[:3]
     assert worst == sorted(names, key=lambda q: (names[q], q))[:3]
-    every = best_and_worst(counts, METHODS[0], n=40)
+    every = best_and_worst(names, n=40)
     assert (len(every[0]), len(every[1])) == (40, 20)
     assert not set(every[0]) & set(every[1])
     with pytest.raises(InputError, match="nothing like it"):
-        best_and_worst(counts, "nothing like it")
+        average_precisions(counts, "nothing like it")
 
 
 def test_examples_show_what_was_found_and_what_is_gone(report: Report) -> None:

@@ -86,20 +86,28 @@ class LabelledImage:
         """The RGB image and its mask values (H, W), void at VOID. Raises InputError."""
         try:
             image, *_ = open_rgb(storage.read_bytes(self.image))
-            mask = Image.open(io.BytesIO(storage.read_bytes(self.mask)))
-            values = np.asarray(mask)
         except Exception as error:  # decoders raise nearly anything on broken bytes
-            raise InputError(f"{self.image} with {self.mask}: {error}") from error
-        if values.size and not (values.min() >= 0 and values.max() < 2**15):
-            raise InputError(f"{self.mask}: mask values must be 0 to 32767")
-        labels = values.astype(np.int16)
+            raise InputError(f"{self.image}: {error}") from error
+        labels = load_mask(self.mask, classes)
         if labels.shape != (image.height, image.width):
             raise InputError(
                 f"{self.mask} is {labels.shape} (rows, columns[, channels]), but its image is "
                 f"{(image.height, image.width)}: masks are one value a pixel, of the image's size"
             )
-        labels[np.isin(labels, classes.ignore)] = VOID
         return image, labels
+
+
+def load_mask(uri: str, classes: Classes) -> NDArray[np.int16]:
+    """The values of a mask (H, W[, channels]), void at VOID. Raises InputError."""
+    try:
+        values = np.asarray(Image.open(io.BytesIO(storage.read_bytes(uri))))
+    except Exception as error:  # as above
+        raise InputError(f"{uri}: {error}") from error
+    if values.size and not (values.min() >= 0 and values.max() < 2**15):
+        raise InputError(f"{uri}: mask values must be 0 to 32767")
+    labels = values.astype(np.int16)
+    labels[np.isin(labels, classes.ignore)] = VOID
+    return labels
 
 
 def pair(images: str, masks: str, groups: str = "auto") -> list[LabelledImage]:

@@ -1,53 +1,68 @@
-"""The settings under which methods are judged: texts, each one condition away from none.
-
-"" no filter, the query left out · "query kept" · "σ 0.29–0.96" a window on coverage · "ε 0.9" a
-limit on the semantic distance
-"""
+"""The conditions under which methods are compared, each one step away from the plain one."""
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-NONE, KEPT = "", "query kept"
+Window = tuple[float, float]
 
 
-def window(setting: str) -> tuple[float, float] | None:
-    """Least and greatest σ of a window, None for any other setting.
-
-    >>> window("σ 0.29–0.96"), window("ε 0.9")
-    ((0.29, 0.96), None)
+@dataclass(frozen=True)
+class Setting:
+    """Who can be retrieved. kept: the query, too. window: only images whose σ of the query's
+    dominant foreground class lies in it, both by the index; nobody for a query without foreground.
+    epsilon: only images within this semantic distance. None lets everybody pass.
     """
-    found = re.fullmatch(r"σ ([\d.]+)–([\d.]+)", setting)
-    return (float(found[1]), float(found[2])) if found else None
+
+    kept: bool = False
+    window: Window | None = None
+    epsilon: float | None = None
+
+    @property
+    def name(self) -> str:
+        """As in the counts; "" for the plain one.
+
+        >>> [Setting().name, Setting(window=(0.29, 0.96)).name, Setting(epsilon=0.9).name]
+        ['', 'σ 0.29–0.96', 'ε 0.9']
+        """
+        if self.window:
+            return "σ {:g}–{:g}".format(*self.window)
+        if self.epsilon is not None:
+            return f"ε {self.epsilon:g}"
+        return "query kept" if self.kept else ""
+
+    @classmethod
+    def parse(cls, name: str) -> "Setting":
+        """The setting of a name. Raises ValueError for what is none."""
+        if edges := re.fullmatch(r"σ ([\d.]+)–([\d.]+)", name):
+            return cls(window=(float(edges[1]), float(edges[2])))
+        if limit := re.fullmatch(r"ε ([\d.]+)", name):
+            return cls(epsilon=float(limit[1]))
+        if name not in (NONE, KEPT):
+            raise ValueError(f"{name!r} is no setting")
+        return cls(kept=name == KEPT)
 
 
-def epsilon(setting: str) -> float | None:
-    """The limit on the semantic distance, None for any other setting.
-
-    >>> epsilon("ε 0.9"), epsilon("")
-    (0.9, None)
-    """
-    found = re.fullmatch(r"ε ([\d.]+)", setting)
-    return float(found[1]) if found else None
+PLAIN = Setting()
+NONE, KEPT = PLAIN.name, Setting(kept=True).name
 
 
-def in_order(settings: Iterable[str]) -> list[str]:
-    """No filter, the query kept, windows by their edges, ε ascending, then the others by name.
+def in_order(names: Iterable[str]) -> list[str]:
+    """No filter, the query kept, windows by their edges, ε ascending.
 
     >>> in_order(["ε 1.1", "σ 0.3–0.9", "ε 0.9", "query kept", "", "σ 0.1–0.9"])
     ['', 'query kept', 'σ 0.1–0.9', 'σ 0.3–0.9', 'ε 0.9', 'ε 1.1']
     """
-    return sorted(set(settings), key=_place)
+    return sorted(set(names), key=_place)
 
 
-def named(setting: str) -> str:
+def named(name: str) -> str:
     """A setting in words."""
-    return setting or "no filter"
+    return name or "no filter"
 
 
-def _place(setting: str) -> tuple[int, tuple[float, ...], str]:
-    if setting in (NONE, KEPT):
-        return (NONE, KEPT).index(setting), (), setting
-    if edges := window(setting):
-        return 2, edges, setting
-    limit = epsilon(setting)
-    return (3, (limit,), setting) if limit is not None else (4, (), setting)
+def _place(name: str) -> tuple[float, ...]:
+    found = Setting.parse(name)
+    if found.epsilon is not None:
+        return 3, found.epsilon
+    return (2, *found.window) if found.window else (found.kept,)

@@ -2,6 +2,9 @@
 
 import pyarrow as pa
 
+FIRST = 100
+"""How many of the first retrieved, and of the greatest gains, are kept with their gains."""
+
 COUNTS = pa.schema(
     [
         pa.field("query", pa.string(), nullable=False),

@@ -1,9 +1,8 @@
 """Queries to look at: the best and the worst, with what they found."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 
 from segrec_batch import storage
@@ -32,19 +31,25 @@ class Example:
     results: Sequence[tuple[str, bool, float]]
 
 
-def best_and_worst(counts: pa.Table, method: str, n: int = 3) -> tuple[list[str], list[str]]:
-    """The n queries (image_id) of greatest and those of least average precision without a filter,
-    none in both; of equals the first by name. Raises InputError if the method is not in the counts.
+def average_precisions(counts: pa.Table, method: str) -> dict[str, float]:
+    """Of each query (image_id) that takes part, without a filter. Raises InputError if the method
+    is not in the counts.
     """
     found = rankings(counts)
     part = taking_part(found)
     chosen = [r for r in found if (r.method, r.setting) == (method, NONE)]
     if not chosen:
         raise InputError(f"{method} was not judged without a filter")
-    queries = np.array(chosen[0].queries)[part]
-    ap = average_precision(chosen[0])[part]
-    best = queries[np.argsort(-ap, kind="stable")][:n].tolist()
-    worst = [q for q in queries[np.argsort(ap, kind="stable")].tolist() if q not in best]
+    ap = average_precision(chosen[0])
+    return {q: float(a) for q, a, has in zip(chosen[0].queries, ap, part, strict=True) if has}
+
+
+def best_and_worst(ap: Mapping[str, float], n: int = 3) -> tuple[list[str], list[str]]:
+    """The n queries of greatest and those of least average precision, none in both; of equals the
+    first by name.
+    """
+    best = sorted(ap, key=lambda q: (-ap[q], q))[:n]
+    worst = [q for q in sorted(ap, key=lambda q: (ap[q], q)) if q not in best]
     return best, worst[:n]
 
 

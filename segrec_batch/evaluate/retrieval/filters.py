@@ -7,7 +7,7 @@ import numpy as np
 from segrec_batch.evaluate.measures import Estimate, Key, contrast
 from segrec_batch.evaluate.plots import Line, dot_plot, line_plot
 from segrec_batch.evaluate.report import Plot, Section, Table, Text, figure
-from segrec_batch.evaluate.retrieval.conditions import KEPT, NONE, epsilon, named, window
+from segrec_batch.evaluate.retrieval.conditions import KEPT, NONE, Setting, named
 from segrec_batch.evaluate.retrieval.findings import Columns, Findings
 
 _MAIN: Columns = [("mAP", "map", 0), ("precision@10", "precision", 10)]
@@ -15,8 +15,8 @@ _MAIN: Columns = [("mAP", "map", 0), ("precision@10", "precision", 10)]
 
 def filters(f: Findings) -> Section | None:
     """What filters on coverage and on the semantic distance gain and lose."""
-    limits = [s for s in f.settings if epsilon(s) is not None]
-    windows = [s for s in f.settings if window(s)]
+    limits = [s for s in f.settings if Setting.parse(s).epsilon is not None]
+    windows = [s for s in f.settings if Setting.parse(s).window]
     others = [s for s in f.settings if s not in (NONE, KEPT, *limits, *windows)]
     if not (limits or windows or others):
         return None
@@ -77,7 +77,7 @@ def _over_limits(f: Findings, limits: Sequence[str], label: str, name: str, k: i
 
 
 def _over(f: Findings, method: str, limits: Sequence[str], name: str, k: int) -> Line:
-    x = np.array([epsilon(s) for s in limits], float)
+    x = np.array([Setting.parse(s).epsilon for s in limits], float)
     value, low, high = f.values(name, method, limits, k)
     return Line(x, value, low, high, level=float(f.values(name, method, [NONE], k)[0, 0]))
 

@@ -1,7 +1,7 @@
 """The retrieval report, from its counts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -11,11 +11,17 @@ import pyarrow as pa
 from segrec_batch.evaluate.measures import Estimate, Key
 from segrec_batch.evaluate.report import Provenance, Report, Table
 from segrec_batch.evaluate.retrieval import filters, sections
-from segrec_batch.evaluate.retrieval.examples import Example
+from segrec_batch.evaluate.retrieval.examples import (
+    SHOWN,
+    Example,
+    average_precisions,
+    best_and_worst,
+)
 from segrec_batch.evaluate.retrieval.findings import Columns, Findings
+from segrec_batch.evaluate.retrieval.latency import Latency
 from segrec_batch.evaluate.retrieval.measures import LEVELS, interpolated_precision
 from segrec_batch.evaluate.retrieval.rankings import Floats
-from segrec_batch.evaluate.retrieval.sections import Latency
+from segrec_batch.evaluate.retrieval.run import Retrieval, Run, first, retrieve
 from segrec_batch.evaluate.retrieval.significance import Comparison, compare
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -27,21 +33,65 @@ _HEADLINE: Columns = [
 ]
 
 
+def retrieval_report(asked: Retrieval) -> Report:
+    """Run methods over an index and say how well they answer. Raises SegrecError."""
+    run = retrieve(asked)
+    ties = "of equal scores the lower image_id, of equal mask IoU the order before"
+    provenance = Provenance(
+        kind="retrieval",
+        data=run.truth.fingerprint,
+        ties=ties,
+        seed=asked.seed,
+        model_id=run.model_id,
+        weights=run.weights,
+        index=run.index,
+        version=run.version,
+    )
+    report = render(
+        run.counts,
+        provenance,
+        run.truth.words,
+        examples=_examples(run),
+        latency=run.latencies,
+        notice=run.notice,
+    )
+    return replace(report, details={**report.details, "labels": run.truth.details})
+
+
+def _examples(run: Run) -> list[Example]:
+    """The best and the worst queries of the first method."""
+    method = run.asked.methods[0]
+    ap = average_precisions(run.counts, method)
+    ids = [query for some in best_and_worst(ap) for query in some]
+    found = first(run, method, ids, SHOWN)
+    rows = run.images.rows(pa.array(ids, pa.string()))
+    return [
+        Example(
+            run.images.uris[int(row)].as_py(),
+            run.truth.name(int(row)),
+            ap[query],
+            method,
+            [(hit.uri, hit.relevant, hit.score) for hit in found[query]],
+        )
+        for query, row in zip(ids, rows, strict=True)
+    ]
+
+
 def render(
     counts: pa.Table,
     provenance: Provenance,
     truth: str,
     *,
     examples: Sequence[Example] = (),
-    latency: Mapping[str, Latency] = _NOTHING,
+    latency: Sequence[Latency] = (),
     not_run: Mapping[str, str] = _NOTHING,
     notice: str | None = None,
 ) -> Report:
     """All that the counts say, and what else was seen in the run.
 
     truth: in a sentence, what is relevant to a query. examples: see `best_and_worst`; their
-    pictures are read here. latency, not_run: by method. Raises InputError for what is not a counts
-    table or judges nothing, StorageError where pictures cannot be asked for.
+    pictures are read here. latency: of what SQL can answer. not_run: by method. Raises InputError
+    for what is not a counts table or judges nothing, StorageError where pictures cannot be had.
     """
     found = Findings.of(counts, provenance.seed)
     compared = compare(found.judged, found.methods, provenance.seed)
@@ -88,7 +138,7 @@ def _details(
     truth: str,
     compared: Sequence[Comparison],
     curves: Mapping[str, Floats],
-    latency: Mapping[str, Latency],
+    latency: Sequence[Latency],
 ) -> dict[str, Any]:
     return {
         "truth": truth,
@@ -98,7 +148,7 @@ def _details(
             "precision": {method: curve.tolist() for method, curve in curves.items()},
         },
         "significance": [_pair(c) for c in compared],
-        "latency": {method: dict(times) for method, times in latency.items()},
+        "latency": [asdict(times) for times in latency],
     }
 
 

@@ -1,31 +1,19 @@
 """The sections of the retrieval report; each is None if the counts have nothing for it."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
 
 import numpy as np
 
 from segrec_batch.evaluate.measures import Estimate
 from segrec_batch.evaluate.plots import Line, heat_map, line_plot
 from segrec_batch.evaluate.report import Plot, Section, Table, Text
-from segrec_batch.evaluate.retrieval.conditions import NONE
+from segrec_batch.evaluate.retrieval.conditions import NONE, named
 from segrec_batch.evaluate.retrieval.examples import Example, galleries
 from segrec_batch.evaluate.retrieval.findings import Columns, Findings
+from segrec_batch.evaluate.retrieval.latency import Latency
 from segrec_batch.evaluate.retrieval.measures import CUTOFFS, LEVELS
 from segrec_batch.evaluate.retrieval.rankings import Floats
 from segrec_batch.evaluate.retrieval.significance import Comparison
-
-
-class Latency(TypedDict):
-    """How long one query takes, in milliseconds, and how many times as long as a peer's in the same
-    run; None without a peer.
-    """
-
-    median_ms: float
-    p95_ms: float
-    peer: str
-    ratio: float | None
-
 
 _MAIN: Columns = [
     ("mAP", "map", 0),
@@ -158,18 +146,28 @@ def _p(p: float) -> str:
     return f"{p:.4f}"
 
 
-def latencies(found: Mapping[str, Latency]) -> Section | None:
-    """Milliseconds a query."""
+def latencies(found: Sequence[Latency]) -> Section | None:
+    """Milliseconds a query, of what SQL can answer."""
     if not found:
         return None
-    rows = [[method, *_times(times)] for method, times in found.items()]
-    header = ["method", "median, ms", "95th percentile, ms", "peer", "times the peer"]
-    return Section("Latency", [Table("Time of one query, in this run", header, rows)])
-
-
-def _times(t: Latency) -> list[str]:
-    ratio = "absent" if t["ratio"] is None else f"{t['ratio']:.2f}"
-    return [f"{t['median_ms']:.1f}", f"{t['p95_ms']:.1f}", t["peer"] or "none", ratio]
+    about = (
+        "The ten best by SQL in DuckDB, one query at a time. The peer is NumPy's product of all "
+        "vectors that the method compares, in memory, with that of the query; of few vectors a "
+        "query is planning, and the ratio says little."
+    )
+    rows = [
+        [
+            latency.method,
+            named(latency.setting),
+            f"{latency.median_ms:.1f}",
+            f"{latency.p95_ms:.1f}",
+            f"{latency.ratio:.1f}",
+            str(latency.queries),
+        ]
+        for latency in found
+    ]
+    header = ["method", "setting", "median, ms", "95th percentile, ms", "× the peer", "queries"]
+    return Section("Latency", [Text(about), Table("Time of one query, in this run", header, rows)])
 
 
 def examples(found: Sequence[Example]) -> Section | None:

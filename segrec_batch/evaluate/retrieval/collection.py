@@ -1,0 +1,172 @@
+"""The images of a snapshot as arrays, to rank them all for many queries."""
+
+from collections.abc import Collection as Names
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from segrec_batch.errors import InputError
+from segrec_batch.query.batches import batches
+from segrec_batch.query.database import Database, query
+from segrec_batch.store.schema import coverage_column
+
+Ints = NDArray[np.int64]
+Features = NDArray[np.float32]
+
+FEATURE, REGIONS, SIGNATURE, MASKS = PARTS = "feature", "regions", "signature", "masks"
+"""What can be read beside identity and coverages, which always are."""
+
+T = TypeVar("T", np.float32, np.int64)
+
+_ROWS = 8192  # of a batch
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The regions of one class. rows: (m,), their images in the collection, each once and in no
+    particular order. features: (m, C) raw.
+    """
+
+    rows: Ints
+    features: Features
+
+
+@dataclass(frozen=True)
+class Collection:
+    """n images, sorted by image_id: equal scores go in this order.
+
+    ids, uris, contents: (n,) strings; contents are hashes of bytes. classes: the K foreground
+    classes. coverages: (n, K + 1) in [0, 1], background first. features: (n, C) raw. signature:
+    (n, W) words of 64 bits. masks: (n, K · M) words, the bitmaps of the foreground classes one
+    after the other on the common grid; 0 where an image has no such region. regions: by the number
+    of a foreground class, from 1. What was not asked for is empty.
+
+    In memory an image takes some 100 bytes, and with 512 values a vector: 2 KB for its feature,
+    2 KB for each foreground region, 64 bytes for a signature, 128 · K for masks.
+    """
+
+    ids: pa.Array
+    uris: pa.Array
+    contents: pa.Array
+    classes: tuple[str, ...]
+    coverages: NDArray[np.float32]
+    features: Features
+    signature: Ints
+    masks: Ints
+    regions: Mapping[int, Regions]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def dominant(self) -> Ints:
+        """The foreground class with the most coverage, the first of equal ones; 0 if an image has
+        no foreground: (n,).
+        """
+        foreground = self.coverages[:, 1:]
+        return np.where(foreground.max(axis=1) > 0, foreground.argmax(axis=1) + 1, 0)
+
+    @property
+    def copies(self) -> int:
+        """How many images have the bytes of one before them."""
+        return len(self) - len(self.contents.unique())
+
+    def rows(self, ids: pa.Array) -> Ints:
+        """Where images are. Raises InputError for one that is not there."""
+        found = pc.index_in(ids, value_set=self.ids)
+        if found.null_count:
+            missing = ids.filter(found.is_null())[0].as_py()
+            raise InputError(f"{missing} is not an image_id of this index")
+        return np.asarray(found.to_numpy(), np.int64)
+
+
+def load(database: Database, parts: Names[str]) -> Collection:
+    """All images of an index or a query cache, with some of PARTS. Raises InputError if empty."""
+    spec = database.spec
+    coverages = ", ".join(f'"{coverage_column(name)}"' for name in spec.all_classes)
+    images = query(
+        database.connection,
+        f"SELECT image_id, uri, content_hash, {coverages} FROM images ORDER BY image_id",  # noqa: S608
+    ).combine_chunks()
+    if not len(images):
+        raise InputError(f"{database.index} has no images")
+    ids, uris, contents, *shares = (column.combine_chunks() for column in images.columns)
+    return Collection(
+        ids=ids,
+        uris=uris,
+        contents=contents,
+        classes=spec.classes,
+        coverages=np.stack([share.to_numpy() for share in shares], axis=1),
+        features=_vectors(database, ids, "feature", np.float32, FEATURE in parts),
+        signature=_vectors(database, ids, "signature", np.int64, SIGNATURE in parts),
+        masks=_masks(database, ids, MASKS in parts),
+        regions={
+            k: _regions(database, ids, name)
+            for k, name in enumerate(spec.classes, start=1)
+            if REGIONS in parts
+        },
+    )
+
+
+def _vectors(
+    database: Database, ids: pa.Array, column: str, kind: type[T], wanted: bool
+) -> NDArray[T]:
+    """A list column of `images` as (n, C)."""
+    values = np.empty((len(ids), 0), kind)
+    sql = f"SELECT image_id, {column} FROM images"  # noqa: S608
+    for rows, vectors in _lists(database, sql, {}, ids) if wanted else ():
+        if not values.shape[1]:
+            values = np.empty((len(ids), vectors.shape[1]), kind)
+        values[rows] = vectors
+    return values
+
+
+def _masks(database: Database, ids: pa.Array, wanted: bool) -> Ints:
+    sql = "SELECT image_id, mask_bits FROM regions WHERE class = $class"
+    classes = database.spec.classes if wanted else ()
+    bitmaps: list[Ints] = [np.zeros((len(ids), 0), np.int64)]
+    for name in classes:
+        bitmap = np.zeros((len(ids), 0), np.int64)
+        for rows, words in _lists(database, sql, {"class": name}, ids):
+            if not bitmap.shape[1]:
+                bitmap = np.zeros((len(ids), words.shape[1]), np.int64)
+            bitmap[rows] = words
+        bitmaps.append(bitmap)
+    return np.hstack(bitmaps)
+
+
+def _regions(database: Database, ids: pa.Array, name: str) -> Regions:
+    sql = "SELECT image_id, feature FROM regions WHERE class = $class"
+    count = query(
+        database.connection,
+        "SELECT count(*) AS n FROM regions WHERE class = $class",
+        {"class": name},
+    )["n"][0].as_py()
+    places, features, done = np.empty(count, np.int64), np.empty((count, 0), np.float32), 0
+    for rows, vectors in _lists(database, sql, {"class": name}, ids):
+        if not done:
+            features = np.empty((count, vectors.shape[1]), np.float32)
+        part = slice(done, done + len(rows))
+        places[part], features[part] = rows, vectors
+        done += len(rows)
+    return Regions(places, features)
+
+
+def _lists(
+    database: Database, sql: str, parameters: Mapping[str, object], ids: pa.Array
+) -> Iterator[tuple[Ints, NDArray[Any]]]:
+    """Rows of (image_id, list), some at a time: places among `ids` (b,) and values (b, C)."""
+    for batch in batches(database.connection, sql, parameters, _ROWS):
+        if not len(batch):
+            continue
+        rows = pc.index_in(batch.column(0), value_set=ids).to_numpy()
+        yield (
+            np.asarray(rows, np.int64),
+            batch.column(1).flatten().to_numpy().reshape(len(batch), -1),
+        )

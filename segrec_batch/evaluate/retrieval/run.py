@@ -1,0 +1,169 @@
+"""One run: read the images, find the ground truth, rank and count blocks of queries on Ray."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from segrec_batch.console import ProgressMeter, say
+from segrec_batch.evaluate.retrieval.collection import Collection, Ints, load
+from segrec_batch.evaluate.retrieval.conditions import PLAIN, Setting, Window
+from segrec_batch.evaluate.retrieval.latency import Latency, latencies
+from segrec_batch.evaluate.retrieval.masks import Masks
+from segrec_batch.evaluate.retrieval.methods import METHODS, READS
+from segrec_batch.evaluate.retrieval.pairs import Pairs
+from segrec_batch.evaluate.retrieval.ranking import count_block, in_order, listed
+from segrec_batch.evaluate.retrieval.settings import (
+    EPSILONS,
+    WINDOWS,
+    allowed,
+    settings,
+)
+from segrec_batch.evaluate.retrieval.truth import Folders, Truth
+from segrec_batch.pipeline import chain
+from segrec_batch.query.database import open_index
+
+_PAIRS = 2**21  # of queries and images in a block: some 60 bytes each
+_BLOCKS = 64  # queries of a block, at most: several blocks a core
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What to judge. index: or a query cache. truth: what is relevant to what. methods: names of
+    METHODS. windows, epsilons: filters, see `Setting`. queries: at most so many, drawn with `seed`.
+    """
+
+    index: str
+    truth: Folders | Pairs | Masks
+    methods: tuple[str, ...] = tuple(METHODS)
+    windows: tuple[Window, ...] = WINDOWS
+    epsilons: tuple[float, ...] = EPSILONS
+    queries: int = 1000
+    seed: int = 0
+    version: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of it. counts: COUNTS, by method and setting in the order asked for, then by query.
+    index, version, model_id, weights, notice: what was judged.
+    """
+
+    asked: Retrieval
+    counts: pa.Table
+    images: Collection
+    truth: Truth
+    latencies: Sequence[Latency]
+    index: str
+    version: int
+    model_id: str
+    weights: str
+    notice: str | None
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One image of a ranking."""
+
+    image_id: str
+    uri: str
+    relevant: bool
+    score: float
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A block of queries, and what all blocks share."""
+
+    rows: Ints
+    images: chain.Shared[Collection]
+    truth: chain.Shared[Truth]
+    methods: tuple[str, ...]
+    of: tuple[Setting, ...]
+
+
+def retrieve(asked: Retrieval) -> Run:
+    """Rank all images for each query by each method in each setting, and count.
+
+    The images are in memory twice, here and where the tasks read them. Counts take 4 bytes for each
+    query, method, setting and image that is relevant to the query. Raises SegrecError.
+    """
+    of = settings(asked.windows, asked.epsilons)
+    database = open_index(asked.index, asked.version)
+    with database.connection:
+        images = load(database, {part for name in asked.methods for part in READS[name]})
+        truth = asked.truth.find(images)
+        rows = truth.queries(asked.queries, asked.seed)
+        say(f"{len(rows):,} queries among {len(images):,} images, {images.copies:,} of them copies")
+        took = latencies(database, images, asked.methods, rows, asked.seed)
+    spec = database.spec
+    return Run(
+        asked=asked,
+        counts=count(rows, images, truth, asked.methods, of, block_size(len(images))),
+        images=images,
+        truth=truth,
+        latencies=took,
+        index=database.index,
+        version=database.version,
+        model_id=database.model_id,
+        weights=spec.weights,
+        notice=spec.notice,
+    )
+
+
+def block_size(images: int) -> int:
+    """Queries that are ranked at once."""
+    return min(max(_PAIRS // images, 1), _BLOCKS)
+
+
+def count(
+    rows: Ints,
+    images: Collection,
+    truth: Truth,
+    methods: tuple[str, ...],
+    of: tuple[Setting, ...],
+    size: int,
+) -> pa.Table:
+    """COUNTS of queries, ranked on the cluster in blocks of `size`, which they do not depend on."""
+    blocks = [rows[i : i + size] for i in range(0, len(rows), size)]
+    found: dict[int, pa.Table] = {}
+    with chain.cluster(), ProgressMeter("queries ranked", len(rows)) as meter:
+        shared = chain.Shared(images), chain.Shared(truth)
+        tasks = (_Task(block, *shared, methods, of) for block in blocks)
+        for task, table in chain.each(_count, tasks, cpus=1):
+            found[int(task.rows[0])] = table
+            meter.advance(len(task.rows))
+    parts = [found[int(block[0])] for block in blocks]
+    return pa.concat_tables(
+        part.slice(i * len(block), len(block))
+        for i in range(len(methods) * len(of))
+        for part, block in zip(parts, blocks, strict=True)
+    )
+
+
+def _count(task: _Task) -> pa.Table:
+    return count_block(task.rows, task.images.get(), task.truth.get(), task.methods, task.of)
+
+
+def first(
+    run: Run, method: str, queries: Sequence[str], k: int, setting: Setting = PLAIN
+) -> Mapping[str, list[Hit]]:
+    """The k first of the rankings of some queries, by image_id, as they were counted."""
+    rows = run.images.rows(pa.array(queries, pa.string()))
+    ((_, found),) = allowed(rows, run.images, [setting])
+    scores = METHODS[method](rows, run.images)
+    order, left = listed(scores, in_order(scores), found)
+    relevant = run.truth.relevant(rows)
+    hits = {}
+    for i, query in enumerate(queries):
+        best = order[i][left[i]][:k]
+        hits[query] = [
+            Hit(
+                run.images.ids[int(j)].as_py(),
+                run.images.uris[int(j)].as_py(),
+                bool(relevant[i, j]),
+                float(scores.values[i, j]),
+            )
+            for j in best
+        ]
+    return hits
