@@ -278,9 +278,12 @@ def read_metrics(uri: str) -> dict[str, Any]:
     return cast(dict[str, Any], metrics)
 
 
-def read_counts(metrics_uri: str) -> pa.Table | None:
-    """The counts beside a `metrics.json`, None if there are none. Raises InputError."""
-    folder = metrics_uri.removesuffix(METRICS).rstrip("/") or "."
+def read_counts(uri: str) -> pa.Table | None:
+    """The counts beside a `metrics.json`, or of a report's folder; None if there are none.
+
+    Raises InputError.
+    """
+    folder = (uri.rpartition("/")[0] or ".") if uri.endswith(".json") else uri
     uri = storage.join(folder, COUNTS)
     try:
         return pq.read_table(io.BytesIO(storage.read_bytes(uri)))

@@ -31,7 +31,10 @@ def features(told: Told, found: Found) -> Iterator[Text | Table]:
     }  # fmt: skip
     rows: list[Row] = [[words, found[key], str(found[key].units)] for words, key in figures.items()]
     yield Table("Means over golden images", ("", "mean", "images"), rows, told.split)
-    changes = _changes(told)
+    changes = [c for c in _changes(told) if c.distance or c.change]
+    if not changes:
+        yield Text("No golden image changed its feature or its coverage.")
+        return
     worst = sorted(changes, key=lambda c: (-(c.distance or 0), -c.change, c.uri))[:WORST]
     cells = [
         [
@@ -110,14 +113,17 @@ def _least(told: Told, k: int) -> Iterator[Table | Plot]:
     about = "; ".join(f"{s}: {share[-1]:.0%} of queries kept all" for s, share in shares.items())
     plot = step_plot(shares, edges, f"overlap@{k}", "share of queries")
     yield Plot("Queries by overlap", plot, f"Histograms of overlap. {about}.", told.split)
-    order = sorted(by_image, key=lambda i: (_known(by_image[i].get(WHOLE)), uris[i]))[:WORST]
+    less = [i for i, of in by_image.items() if any(_known(v) < 1 for v in of.values())]
+    if not less:
+        return
+    order = sorted(less, key=lambda i: (_known(by_image[i].get(WHOLE)), uris[i]))[:WORST]
     cells = [[uris[i], *(_text(by_image[i].get(s)) for s in (WHOLE, REGION))] for i in order]
     header = ("image", WHOLE, REGION)
     yield Table(f"The {len(cells)} of which least stayed", header, cells, told.split)
 
 
 def _known(value: float | None) -> float:
-    return np.inf if value is None else value
+    return 1.0 if value is None else value
 
 
 def _text(value: float | None) -> str:
