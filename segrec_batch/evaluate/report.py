@@ -9,6 +9,7 @@ DIR/counts.parquet    what they follow from, one row an image, query or bin
 import datetime as dt
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -293,6 +294,16 @@ def read_counts(uri: str) -> pa.Table | None:
         raise InputError(f"{uri}: not readable: {error}") from error
 
 
+def own_ids(svg: str, number: int) -> str:
+    """An SVG element whose ids no other of the page has.
+
+    >>> own_ids('<path id="m"/><use xlink:href="#m"/>', 3)
+    '<path id="plot-3-m"/><use xlink:href="#plot-3-m"/>'
+    """
+    tag = re.compile("<[^>]*>")  # labels stay as they are
+    return tag.sub(lambda m: re.sub(r'( id="|"#|\(#)', rf"\g<1>plot-{number}-", m[0]), svg)
+
+
 _KINDS = {"text": Text, "table": Table, "plot": Plot, "gallery": Gallery}
 
 
@@ -306,6 +317,7 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters["figure"] = figure
+    environment.filters["own_ids"] = own_ids
     environment.tests["estimate"] = lambda cell: isinstance(cell, Estimate)
     for name, kind in _KINDS.items():
         environment.tests[name] = lambda item, kind=kind: isinstance(item, kind)

@@ -8,11 +8,11 @@ from segrec_batch.evaluate.measures import Estimate, Judged, Key, difference
 
 PAIRED, INDEPENDENT = "paired", "independent"
 NO_COUNTS, NOT_JUDGED, NOT_THE_SAME = (
-    "no interval: no counts",
-    "no interval: all were counted",
-    "no interval: the counts give another figure",
+    "none: no counts",
+    "none: not of single units",
+    "none: the counts give another figure",
 )
-_SAME = 1e-9  # of metrics.json and counts.parquet
+_SAME = 1e-9  # as far apart two figures are one, and an edge of an interval is 0
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Difference:
     def clear(self) -> bool:
         """Whether the interval excludes 0."""
         low, high = self.estimate.low, self.estimate.high
-        return low is not None and high is not None and (low > 0 or high < 0)
+        return low is not None and high is not None and (low > _SAME or high < -_SAME)
 
     @property
     def size(self) -> float:

@@ -56,8 +56,8 @@ def _differences(
     if shares:
         rows = {str(d.key): {base: d.base, name: d.other} for d in shares}
         about = "; ".join(f"{d.key}: {_value(d.base)} and {_value(d.other)}" for d in shares)
-        caption = f"{base} and {name}, figures from 0 to 1"
-        yield Plot(caption, dot_plot(rows, "value, with 95 % interval"), about)
+        caption = f"{base} and {name}, figures from 0 to 1, with 95 % intervals"
+        yield Plot(caption, dot_plot(rows, "value"), about)
     first, rest = differences[:HEADLINES], differences[HEADLINES:ALL]
     yield _table(base, name, first, f"{name} less {base}")
     if rest:
