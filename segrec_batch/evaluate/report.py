@@ -165,14 +165,15 @@ class Report:
 
     def metrics(self) -> dict[str, Any]:
         """What `metrics.json` holds."""
-        return {
+        metrics: dict[str, Any] = _writable({
             "format": FORMAT,
             "provenance": asdict(self.provenance),
             "notice": self.notice,
             "measures": [_row(e) for e in self.estimates],
-            "not_run": dict(self.not_run),
-            "details": dict(self.details),
-        }
+            "not_run": self.not_run,
+            "details": self.details,
+        })  # fmt: skip
+        return metrics
 
     def write(self, folder: str) -> None:
         """Put the four files into a folder, the page last."""
@@ -182,16 +183,11 @@ class Report:
         page = _template().render(report=self)
         for name, content in (
             (COUNTS, parquet(self.counts)),
-            ("metrics.parquet", parquet(self._figures())),
+            ("metrics.parquet", parquet(_figures(metrics))),
             (METRICS, text.encode()),
-            ("report.html", page.encode()),
+            ("report.html", page.encode(errors="backslashreplace")),
         ):
             storage.write_bytes(storage.join(folder, name), content)
-
-    def _figures(self) -> pa.Table:
-        given = {f"{name}": value for name, value in asdict(self.provenance).items()}
-        given["created_at"] = dt.datetime.fromisoformat(self.provenance.created_at)
-        return pa.Table.from_pylist([{**given, **_row(e)} for e in self.estimates], FIGURES)
 
 
 FIGURES = pa.schema(
@@ -219,6 +215,22 @@ FIGURES = pa.schema(
     ]
 )
 """`metrics.parquet`: a figure of a report."""
+
+
+def _figures(metrics: Mapping[str, Any]) -> pa.Table:
+    """FIGURES rows of what `metrics.json` holds."""
+    given = dict(metrics["provenance"])
+    given["created_at"] = dt.datetime.fromisoformat(given["created_at"])
+    return pa.Table.from_pylist([{**given, **row} for row in metrics["measures"]], FIGURES)
+
+
+def _writable(value: Any) -> Any:
+    """With what is no UTF-8 in names of files escaped, as on the page."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {_writable(k): _writable(v) for k, v in value.items()}
+    return [_writable(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _row(estimate: Estimate) -> dict[str, Any]:
