@@ -74,7 +74,8 @@ def ks_statistic(a: Distribution, b: Distribution) -> float | None:
 def ks_p_value(a: Distribution, b: Distribution) -> float | None:
     """How likely a statistic as large is of two independent samples of one distribution.
 
-    Asymptotic, as scipy.stats.ks_2samp has it. None if a sample is empty or both are one image.
+    Asymptotic, as scipy.stats.ks_2samp has it. None if one has no images or both
+    have one.
     """
     statistic = ks_statistic(a, b)
     if statistic is None:
