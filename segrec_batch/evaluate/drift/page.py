@@ -36,11 +36,11 @@ def notice(told: Told) -> str:
             parts.append(f"Only {when} there are the classes {', '.join(alone)}.")
     if told.remade:
         parts.append(
-            f"{told.remade} golden images have the same content and another feature: the model, "
+            f"Golden images with the same content and another feature: {told.remade}. The model, "
             "its arithmetic or the decoder has changed."
         )
     if told.missing:
-        parts.append(f"{told.missing} golden images are not in both snapshots and left out.")
+        parts.append(f"Golden images that are not in both snapshots, left out: {told.missing}.")
     return " ".join(parts)
 
 
