@@ -8,6 +8,7 @@ SegrecError                what every command catches, prints and turns into exi
 ├── StorageError           a store does not answer, or refuses: the network, credentials,
 │                          throttling; try again later
 ├── ClusterError           Ray gave the run up, or it hangs
+├── DriftError             an index changed more than its thresholds allow
 └── DeviceError            a device was asked for and is not there
 
 PictureError is not among them: a bad picture is data. It becomes a row of `failures`.
@@ -40,6 +41,10 @@ class StorageError(SegrecError):
 
 class ClusterError(SegrecError):
     """The Ray cluster cannot go on with the run."""
+
+
+class DriftError(SegrecError):
+    """What a report found is above a threshold of the caller; the report is written."""
 
 
 class DeviceError(SegrecError):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.store import index as store
 from segrec_batch.store.encode import image_id, inverse_norms
+from segrec_batch.store.files import DataFile
 from segrec_batch.store.index import Snapshot
 from segrec_batch.store.parts import write_part
 from segrec_batch.store.schema import images_schema, regions_schema
@@ -59,23 +60,38 @@ def add_images(
 ) -> Snapshot:
     """The next snapshot, with more images."""
     uris = names(len(features), base.rows("images"))
+    return store.commit(base, image_files(base.index, uris, features, coverage, contents))
+
+
+def image_files(
+    index: str,
+    uris: Sequence[str],
+    features: NDArray[np.float32],
+    coverage: NDArray[np.float32] | None = None,
+    contents: Sequence[str] | None = None,
+) -> list[DataFile]:
+    """A part with images, not committed."""
     share = np.full(len(uris), 0.5, np.float32) if coverage is None else coverage
     ids = [image_id(uri) for uri in uris]
     known = {"image_id": ids, "uri": uris, "content_hash": list(contents or ids)}
     norms = [None if np.isnan(n) else n for n in inverse_norms(features)]
+    dominant = ["car" if s > 0 else "background" for s in share]
     images = known | {"coverage_car": share, "feature": list(features), "inv_norm": norms}
     has = np.flatnonzero(share > 0)
     shared = known | {"inv_norm": norms}
     regions = {name: [column[i] for i in has] for name, column in shared.items()}
     regions |= {"coverage": share[has], "feature": list(features[has, ::-1])}
-    files = write_part(
-        base.index,
+    return write_part(
+        index,
         [
-            ("images", None, _table(images, images_schema(SPEC.classes))),
+            (
+                "images",
+                None,
+                _table(images | {"dominant_class": dominant}, images_schema(SPEC.classes)),
+            ),
             ("regions", "car", _table(regions, regions_schema()).drop(["class"])),
         ],
     )
-    return store.commit(base, files)
 
 
 def _table(columns: dict[str, object], schema: pa.Schema) -> pa.Table:

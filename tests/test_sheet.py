@@ -2,13 +2,9 @@
 
 import base64
 import hashlib
-import html
-import json
 import re
-import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,40 +15,15 @@ from PIL import Image
 
 from segrec_batch.query.card import Card
 from segrec_batch.query.sheet import LONG_SIDE, render_sheet
+from tests.browser import Page, needs_chromium, seen_in_browser
 from tests.builders import png_by_hand
 from tests.cards import CLASSES, card, encoded, mask, picture
 
 ROOT = Path(__file__).parents[1]
 
 
-class Page(HTMLParser):
-    """The elements of a page in order, as (tag, attributes), and the text under each tag."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[tuple[str, str]] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append((self.elements[-1][0] if self.elements else "", data))
-
-    def all(self, tag: str, **wanted: str) -> list[dict[str, str | None]]:
-        return [
-            attrs
-            for name, attrs in self.elements
-            if name == tag and all(attrs.get(key) == value for key, value in wanted.items())
-        ]
-
-    def of_class(self, name: str) -> list[dict[str, str | None]]:
-        return [attrs for _, attrs in self.elements if name in (attrs.get("class") or "").split()]
-
-    def text(self, tag: str) -> list[str]:
-        return [data for name, data in self.texts if name == tag]
+class Sheet(Page):
+    """What a contact sheet shows."""
 
     def pictures(self) -> list[Image.Image]:
         return [opened(attrs["src"]) for attrs in self.all("img") if "class" not in attrs]
@@ -71,8 +42,8 @@ def sheet(query: Card, *results: Card, **options: Any) -> str:
     return render_sheet(query, results, **{"classes": CLASSES, "caption": "ranked", **options})
 
 
-def page(query: Card, *results: Card) -> Page:
-    return Page(sheet(query, *results))
+def page(query: Card, *results: Card) -> Sheet:
+    return Sheet(sheet(query, *results))
 
 
 def test_query_comes_first_then_one_card_for_each_result_in_order() -> None:
@@ -370,13 +341,6 @@ def test_large_pictures_are_decoded_one_at_a_time() -> None:
     assert int(run.stdout) < 150
 
 
-CHROMIUM = [
-    *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
-    *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
-    *("--disable-sync", "--force-prefers-reduced-motion", "--enable-logging=stderr"),
-    *("--virtual-time-budget=10000", "--dump-dom"),
-]
-
 PROBE = """<!doctype html><iframe id="frame" width="1200" height="900" srcdoc="{sheet}"></iframe>
 <script>
 const frame = document.getElementById("frame");
@@ -404,18 +368,7 @@ frame.addEventListener("load", () => {{
 </script>"""
 
 
-def seen_in_browser(text: str, probe: str, folder: Path) -> tuple[Any, list[str]]:
-    """What a probe saw of a page in Chromium, and the browser's complaints."""
-    file = folder / "probe.html"
-    file.write_text(probe.format(sheet=html.escape(text)), encoding="utf-8")
-    command = [*CHROMIUM, f"--user-data-dir={folder / 'profile'}", file.as_uri()]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    body = next(attrs for attrs in Page(run.stdout).all("body"))
-    complaints = [line for line in run.stderr.splitlines() if "CONSOLE" in line]
-    return json.loads(str(body["data-seen"])), complaints
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+@needs_chromium
 def test_the_script_toggles_masks_under_its_own_policy(tmp_path: Path) -> None:
     text = sheet(card(), card(), caption="all images")
     seen, complaints = seen_in_browser(text, PROBE, tmp_path)
@@ -454,7 +407,7 @@ frame.addEventListener("load", () => {{
 </script>"""
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+@needs_chromium
 def test_two_hundred_results_stay_fluid(tmp_path: Path) -> None:
     results = [card(data=picture(600, 450, "PNG"), label_mask=mask(600, 448))] * 200
     text = sheet(card(), *results)

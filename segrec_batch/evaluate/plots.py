@@ -4,6 +4,7 @@ and print. Drawn by matplotlib; text stays text.
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ _SERIES = [f"#0102{i:02x}" for i in range(16, 16 + SERIES)]
 _PAGE = {_TEXT: "--text", _LINE: "--line"} | {
     c: f"--series-{i}" for i, c in enumerate(_SERIES, start=1)
 }
+_LABEL = 28  # characters of a line of a row's label
 _WIDTH = 5.6  # inches; with 10 pt text this can be read on a phone
 _LETTERS = 55  # that fit below an axis
 
@@ -103,6 +105,8 @@ def dot_plot(rows: Mapping[str, Mapping[str, Estimate]], x: str) -> str:
     """
     series = list(dict.fromkeys(name for row in rows.values() for name in row))
     step = 0.8 / max(len(series), 1)
+    labels = [textwrap.fill(name, _LABEL) for name in rows]
+    lines = max((label.count("\n") + 1 for label in labels), default=1)
 
     def draw(axes: Axes) -> None:
         for j, name in enumerate(series):
@@ -118,11 +122,11 @@ def dot_plot(rows: Mapping[str, Mapping[str, Estimate]], x: str) -> str:
                 label=name, color=_SERIES[j % SERIES], fmt=_MARKS[j % len(_MARKS)],
                 markersize=5, linewidth=1.4, capsize=2,
             )  # fmt: skip
-        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_yticks(range(len(rows)), labels)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel(x)
 
-    height = 0.9 + max(0.35, 0.17 * len(series)) * len(rows)
+    height = 0.9 + max(0.2 + 0.15 * lines, 0.17 * len(series)) * len(rows)
     return _svg(draw, height, legend=len(series) > 1)
 
 

@@ -9,6 +9,7 @@ DIR/counts.parquet    what they follow from, one row an image, query or bin
 import datetime as dt
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -164,14 +165,15 @@ class Report:
 
     def metrics(self) -> dict[str, Any]:
         """What `metrics.json` holds."""
-        return {
+        metrics: dict[str, Any] = _writable({
             "format": FORMAT,
             "provenance": asdict(self.provenance),
             "notice": self.notice,
             "measures": [_row(e) for e in self.estimates],
-            "not_run": dict(self.not_run),
-            "details": dict(self.details),
-        }
+            "not_run": self.not_run,
+            "details": self.details,
+        })  # fmt: skip
+        return metrics
 
     def write(self, folder: str) -> None:
         """Put the four files into a folder, the page last."""
@@ -181,16 +183,11 @@ class Report:
         page = _template().render(report=self)
         for name, content in (
             (COUNTS, parquet(self.counts)),
-            ("metrics.parquet", parquet(self._figures())),
+            ("metrics.parquet", parquet(_figures(metrics))),
             (METRICS, text.encode()),
-            ("report.html", page.encode()),
+            ("report.html", page.encode(errors="backslashreplace")),
         ):
             storage.write_bytes(storage.join(folder, name), content)
-
-    def _figures(self) -> pa.Table:
-        given = {f"{name}": value for name, value in asdict(self.provenance).items()}
-        given["created_at"] = dt.datetime.fromisoformat(self.provenance.created_at)
-        return pa.Table.from_pylist([{**given, **_row(e)} for e in self.estimates], FIGURES)
 
 
 FIGURES = pa.schema(
@@ -218,6 +215,22 @@ FIGURES = pa.schema(
     ]
 )
 """`metrics.parquet`: a figure of a report."""
+
+
+def _figures(metrics: Mapping[str, Any]) -> pa.Table:
+    """FIGURES rows of what `metrics.json` holds."""
+    given = dict(metrics["provenance"])
+    given["created_at"] = dt.datetime.fromisoformat(given["created_at"])
+    return pa.Table.from_pylist([{**given, **row} for row in metrics["measures"]], FIGURES)
+
+
+def _writable(value: Any) -> Any:
+    """With what is no UTF-8 in names of files escaped, as on the page."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {_writable(k): _writable(v) for k, v in value.items()}
+    return [_writable(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _row(estimate: Estimate) -> dict[str, Any]:
@@ -278,9 +291,12 @@ def read_metrics(uri: str) -> dict[str, Any]:
     return cast(dict[str, Any], metrics)
 
 
-def read_counts(metrics_uri: str) -> pa.Table | None:
-    """The counts beside a `metrics.json`, None if there are none. Raises InputError."""
-    folder = metrics_uri.removesuffix(METRICS).rstrip("/") or "."
+def read_counts(uri: str) -> pa.Table | None:
+    """The counts beside a `metrics.json`, or of a report's folder; None if there are none.
+
+    Raises InputError.
+    """
+    folder = (uri.rpartition("/")[0] or ".") if uri.endswith(".json") else uri
     uri = storage.join(folder, COUNTS)
     try:
         return pq.read_table(io.BytesIO(storage.read_bytes(uri)))
@@ -288,6 +304,16 @@ def read_counts(metrics_uri: str) -> pa.Table | None:
         return None
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{uri}: not readable: {error}") from error
+
+
+def own_ids(svg: str, number: int) -> str:
+    """An SVG element whose ids no other of the page has.
+
+    >>> own_ids('<path id="m"/><use xlink:href="#m"/>', 3)
+    '<path id="plot-3-m"/><use xlink:href="#plot-3-m"/>'
+    """
+    tag = re.compile("<[^>]*>")  # labels stay as they are
+    return tag.sub(lambda m: re.sub(r'( id="|"#|\(#)', rf"\g<1>plot-{number}-", m[0]), svg)
 
 
 _KINDS = {"text": Text, "table": Table, "plot": Plot, "gallery": Gallery}
@@ -303,6 +329,7 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters["figure"] = figure
+    environment.filters["own_ids"] = own_ids
     environment.tests["estimate"] = lambda cell: isinstance(cell, Estimate)
     for name, kind in _KINDS.items():
         environment.tests[name] = lambda item, kind=kind: isinstance(item, kind)

@@ -1,0 +1,1 @@
+"""Two or more reports of one kind, compared."""

@@ -1,0 +1,1 @@
+"""What a run changed in an index: two snapshots of it, compared."""
