@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 from segrec_batch import storage
 from segrec_batch.console import ProgressMeter
+from segrec_batch.decode import Shape
 from segrec_batch.errors import InputError, ModelError
+from segrec_batch.model.head import resize
 from segrec_batch.model.segmenter import resolve_device
 from segrec_batch.train.deep import seeded, shrink, shrink_both
 from segrec_batch.train.instances import connected_instances
@@ -78,17 +79,21 @@ class FittedMaskRcnn:
         device = next(self.network.parameters()).device
         pixels = _tensor(shrink(image, self._settings.max_size)).to(device)
         (found,) = self.network([pixels])
-        labels = torch.zeros((image.height, image.width), dtype=torch.uint8, device=device)
-        for i in found["scores"].argsort(stable=True):
-            if found["scores"][i] >= self._settings.score:
-                mask = _enlarge(found["masks"][i], labels.shape)
-                labels[mask >= 0.5] = found["labels"][i].to(torch.uint8)
-        return {NAME: ClassMap(labels.cpu().numpy(), None)}
+        labels = painted(found, (image.height, image.width), self._settings.score)
+        return {NAME: ClassMap(labels, None)}
 
 
-def _enlarge(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """(1, h, w) in [0, 1] → `size`."""
-    return F.interpolate(mask[None], size=list(size), mode="bilinear", align_corners=False)[0, 0]
+def painted(found: Mapping[str, Tensor], size: Shape, least: float) -> NDArray[np.uint8]:
+    """The class map of `size` of objects that score `least` or more, the best on top.
+
+    scores, labels: (n,). masks: (n, 1, h, w) in [0, 1], which are resized bilinearly.
+    """
+    canvas = torch.zeros(size, dtype=torch.uint8, device=found["masks"].device)
+    for i in found["scores"].argsort(stable=True):
+        if found["scores"][i] >= least:
+            mask = resize(found["masks"][i][None], size)[0, 0]
+            canvas[mask >= 0.5] = found["labels"][i].to(torch.uint8)
+    return canvas.cpu().numpy()
 
 
 def fit_mask_rcnn(
@@ -162,28 +167,17 @@ def build_network(
         backbone, classes, min_size=settings.min_size, max_size=settings.max_size
     )
     fresh = {n: t for n, t in network.state_dict().items() if n.startswith(_PREDICTORS)}
-    given = {n: t for n, t in state.items() if _is_kept(n)}
-    _check(given, {n: t for n, t in network.state_dict().items() if n not in fresh})
-    network.load_state_dict({**given, **fresh})
+    given = {n: t for n, t in state.items() if not n.startswith(_PREDICTORS)}
+    try:  # torchvision's own file has older names, which its modules translate
+        names = network.load_state_dict({**given, **fresh}, strict=False)
+    except RuntimeError as error:
+        raise ModelError(f"not weights of maskrcnn_resnet50_fpn: {error}") from error
+    # of batch normalisation that was not frozen; it decides nothing
+    wrong = {n for n in names.unexpected_keys if not n.endswith(".num_batches_tracked")}
+    for problem, found in (("is missing", set(names.missing_keys)), ("is not expected", wrong)):
+        if found:
+            raise ModelError(f"not weights of maskrcnn_resnet50_fpn: {min(found)} {problem}")
     return network
-
-
-def _is_kept(name: str) -> bool:
-    # num_batches_tracked: of batch normalisation that is not frozen, where it decides nothing
-    return not name.startswith(_PREDICTORS) and not name.endswith(".num_batches_tracked")
-
-
-def _check(given: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> None:
-    for problem, names in {
-        "is missing": wanted.keys() - given.keys(),
-        "is not expected": given.keys() - wanted.keys(),
-    }.items():
-        if names:
-            raise ModelError(f"not maskrcnn_resnet50_fpn: {min(names)} {problem}")
-    for name, like in wanted.items():
-        shape = getattr(given[name], "shape", None)
-        if shape != like.shape:
-            raise ModelError(f"not maskrcnn_resnet50_fpn: {name} has shape {shape}")
 
 
 def _train(
