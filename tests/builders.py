@@ -3,7 +3,8 @@
 import io
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from segrec_batch.model.bundle import Model
 from segrec_batch.model.head import Tap
 from segrec_batch.model.segmenter import Normalise
 from segrec_batch.model.spec import ModelSpec
+from segrec_batch.train.labelled import Classes, LabelledImage
 
 Pixels = NDArray[np.uint8]
 quick = settings(deadline=None, max_examples=50, derandomize=True)
@@ -130,6 +132,22 @@ def write_png(path: Path, values: Image.Image | NDArray[Any]) -> Path:
     image = values if isinstance(values, Image.Image) else Image.fromarray(values)
     image.save(path, "PNG")
     return path
+
+
+def void_variants(
+    images: Sequence[LabelledImage], classes: Classes, folder: Path
+) -> tuple[list[list[LabelledImage]], Classes]:
+    """The images twice, the left third of each mask void: by one value, then by another."""
+    variants = []
+    for value in (254, 255):
+        items = []
+        for item in images:
+            mask = np.array(Image.open(item.mask))
+            mask[:, : mask.shape[1] // 3] = value
+            path = write_png(folder / str(value) / Path(item.mask).name, mask)
+            items.append(replace(item, mask=str(path)))
+        variants.append(items)
+    return variants, replace(classes, ignore=(254, 255))
 
 
 def png_by_hand(

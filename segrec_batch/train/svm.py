@@ -57,16 +57,18 @@ def fit_svm(
     targets: NDArray[np.int64],
     c: float,
     seed: int,
+    loss: str = "hinge",
     epochs: int = 5,
 ) -> LinearSvm:
     """Hinge-loss SVMs, one against the rest for each target 0..M-1 (M ≥ 2).
 
     `c` weighs the losses against the margin as in `LinearSVC`; the solver is averaged stochastic
-    gradient descent, which reaches the same objective in a few passes over dense features.
+    gradient descent, which reaches the same objective in a few passes over dense features. With
+    `loss` "log_loss" they are logistic regressions, and decision values are log-odds.
     """
     scaler = Scaler.of(features)
     sgd = SGDClassifier(
-        loss="hinge",
+        loss=loss,
         alpha=1 / (c * len(features)),
         max_iter=epochs,
         tol=None,

@@ -131,7 +131,12 @@ def split_groups(
 
 
 def fit_all(
-    x: NDArray[np.float16], targets: NDArray[np.int64], n: int, c: float, seed: int
+    x: NDArray[np.float16],
+    targets: NDArray[np.int64],
+    n: int,
+    c: float,
+    seed: int,
+    loss: str = "hinge",
 ) -> LinearSvm:
     """`fit_svm` with a place for each of n targets; one that does not occur scores lowest."""
     present, compact = np.unique(targets, return_inverse=True)
@@ -139,7 +144,7 @@ def fit_all(
     bias = np.full(n, np.finfo(np.float16).min, np.float32)
     bias[present] = 0
     if len(present) > 1:
-        svm = fit_svm(x, compact, c, seed)
+        svm = fit_svm(x, compact, c, seed, loss)
         weights[present], bias[present] = svm.weights, svm.bias
     return LinearSvm(weights, bias)
 
