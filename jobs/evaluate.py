@@ -1,23 +1,21 @@
-"""Offline evaluation reports."""
+"""Offline evaluation reports: a page to look at, and its figures for programs."""
 
 import argparse
 import sys
 
 from segrec_batch import console, storage
-from segrec_batch.decode import shapes_of_size
-from segrec_batch.evaluate.segmentation import run as segmentation
-from segrec_batch.evaluate.segmentation.study import Settings
-from segrec_batch.train.augment import KINDS
-from segrec_batch.train.run import DEFAULT_LAYERS, DEFAULT_SIZE
-from segrec_batch.train.run import Settings as Training
-from segrec_batch.train.sample import Sampling
+from segrec_batch.evaluate import compare, drift
+from segrec_batch.evaluate import retrieval as answers
+from segrec_batch.evaluate import segmentation as maps
+from segrec_batch.evaluate.report import Report
+from segrec_batch.train.arguments import add_training_arguments, training_settings
 
-EXAMPLES = """\
+SEGMENTATION = """\
 examples:
   # a model on labelled pictures
   python jobs/evaluate.py segmentation --images data/val/images --masks data/val/masks \\
       --classes classes.json --model models/streets --report reports/streets
-  # fitted here, on labelled pictures of which whole groups are held out; and what other splits leak
+  # fitted here, beside its rivals, on pictures of which whole groups are held out; other splits leak
   python jobs/evaluate.py segmentation --images data/images --masks data/masks \\
       --classes classes.json --train --backbone-weights imagenet --report reports/splits
   # fitted here, judged on pictures given apart
@@ -25,28 +23,62 @@ examples:
       --test-images data/val/images --test-masks data/val/masks \\
       --classes classes.json --train --report reports/val
 """
+RETRIEVAL = """\
+examples:
+  # images of one folder are relevant to each other
+  python jobs/evaluate.py retrieval --index s3://bucket/index --labels folder --report reports/found
+  # pairs: a CSV file with the columns query,relevant[,class], each an image_id or (the end of) a URI
+  python jobs/evaluate.py retrieval --index INDEX --labels csv --pairs pairs.csv \\
+      --methods pearson,region --report reports/pairs
+  # the same dominant class, where it fills 5 to 96 % of the picture by its label mask
+  python jobs/evaluate.py retrieval --index INDEX --labels masks --masks data/masks \\
+      --classes classes.json --window 0.05 0.96 --report reports/sigma
+"""
+DRIFT = """\
+examples:
+  # what the last commit changed; for cron: exit code 1 if any measure of drift is above 0.2
+  python jobs/evaluate.py drift --index s3://bucket/index --fail-over 0.2 --report reports/tonight
+  python jobs/evaluate.py drift --index INDEX --from 12 --to 14 --golden golden.csv \\
+      --fail-over failures=0.01,overlap=0.3 --report reports/week
+"""
+COMPARE = """\
+examples:
+  python jobs/evaluate.py compare reports/before reports/after --names before,after \\
+      --report reports/change
+"""
+
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=form)
+    every = "\n".join([SEGMENTATION, *(t.partition("\n")[2] for t in (RETRIEVAL, DRIFT, COMPARE))])
+    parser = argparse.ArgumentParser(description=__doc__, epilog=every, formatter_class=form)
     reports = parser.add_subparsers(required=True, metavar="REPORT")
-    about = (
-        "compare class maps with labels: IoU, precision, recall, F1 per class, and where it fails"
-    )
-    command = reports.add_parser(
-        "segmentation", help=about, description=about, epilog=EXAMPLES, formatter_class=form
-    )
-    _add_segmentation(command)
-    command.set_defaults(run=segmentation_report)
-    arguments = parser.parse_args()
-    if bool(arguments.test_images) != bool(arguments.test_masks):
-        parser.error("--test-images and --test-masks go together")
-    return arguments
+    for name, about, examples, add_arguments, run in (
+        ("segmentation", _MAPS, SEGMENTATION, _segmentation_arguments, segmentation),
+        ("retrieval", _ANSWERS, RETRIEVAL, _retrieval_arguments, retrieval),
+        ("drift", _DRIFT, DRIFT, _drift_arguments, drift_between),
+        ("compare", _COMPARE, COMPARE, _compare_arguments, compare_reports),
+    ):
+        command = reports.add_parser(
+            name, help=about, description=about, epilog=examples, formatter_class=form
+        )
+        add_arguments(command)
+        command.add_argument(
+            "--report", required=True, metavar="DIR", help="folder for report.html and its figures"
+        )
+        command.set_defaults(run=run, command=command)
+    return parser.parse_args()
 
 
-def _add_segmentation(command: argparse.ArgumentParser) -> None:
+_MAPS = "compare class maps with labels: per class, beside rival methods, and where it is weak"
+_ANSWERS = "how well the methods of an index find what is relevant"
+_DRIFT = "what changed between two snapshots of an index"
+_COMPARE = "two or more reports of one kind side by side"
+
+
+def _segmentation_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--images", required=True, metavar="URI", help="folder of pictures (local or s3://)")
     add("--masks", required=True, metavar="URI", help="folder of PNG masks with the same stems")
@@ -54,37 +86,46 @@ def _add_segmentation(command: argparse.ArgumentParser) -> None:
     judged = command.add_mutually_exclusive_group(required=True)
     judged.add_argument("--model", default="", help="model bundle made by jobs/train.py")
     judged.add_argument("--train", action="store_true", help="fit models on the labelled pictures")
-    add("--report", required=True, metavar="DIR", help="folder for report.html and its figures")
-    add("--test-images", default="", metavar="URI", help="with --train: judge on these")
+    fit = command.add_argument_group("fitting, with --train")
+    add = fit.add_argument
+    add("--test-images", default="", metavar="URI", help="judge on these, not on a part of --images")
     add("--test-masks", default="", metavar="URI", help="their masks")
     add(
-        "--groups",
-        default="auto",
-        choices=("auto", "folder", "prefix", "none"),
-        help="what must not straddle a split: see jobs/train.py --help (default: auto)",
+        "--rivals",
+        type=_names,
+        default=maps.RIVALS,
+        metavar="A,B",
+        help="what to compare with, '' for nothing: classical (SVM, logistic regression, random "
+        f"forest, k-NN on the same features), unet, mask-rcnn (default: {','.join(maps.RIVALS)})",
     )
-    fit = command.add_argument_group("fitting, with --train (see jobs/train.py --help)")
-    add = fit.add_argument
-    add("--backbone-weights", default="imagenet", metavar="SPEC")
-    add("--layers", nargs="+", default=[DEFAULT_LAYERS], metavar="A,B")
-    add("--C", nargs="+", type=float, default=list(Training.c), metavar="C")
-    add("--input-size", type=int, default=DEFAULT_SIZE, metavar="SIZE")
-    add("--positions", type=int, default=Sampling.positions)
-    add("--augment", nargs="*", default=[], choices=KINDS)
-    add = command.add_argument
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    add("--seed", type=int, default=0, help="of splits, training and bootstrap (default: 0)")
+    add(
+        "--unet-epochs",
+        type=console.count,
+        default=maps.UNetSettings.epochs,
+        metavar="N",
+        help=f"passes over the pictures (default: {maps.UNetSettings.epochs})",
+    )
+    add(
+        "--mask-rcnn-weights",
+        metavar="SPEC",
+        help="state dict of torchvision's maskrcnn_resnet50_fpn (path or URI), or download; "
+        "without, it is not run",
+    )
+    add_training_arguments(fit)
 
 
-def segmentation_report(a: argparse.Namespace) -> None:
-    """Write the report and print its first table."""
-    training = Training(
-        layers=tuple(a.layers),
-        c=tuple(a.C),
-        shapes=shapes_of_size(a.input_size),
-        sampling=Sampling(a.positions, tuple(a.augment)),
+def segmentation(a: argparse.Namespace) -> None:
+    """Judge class maps."""
+    if bool(a.test_images) != bool(a.test_masks):
+        a.command.error("--test-images and --test-masks go together")
+    rivals = maps.RivalSettings(
+        chosen=a.rivals if a.train else (),
+        unet=maps.UNetSettings(epochs=a.unet_epochs),
+        mask_rcnn=maps.MaskRcnnSettings(weights=a.mask_rcnn_weights),
+        seed=a.seed,
+        device=a.device,
     )
-    settings = Settings(
+    settings = maps.Settings(
         images=a.images,
         masks=a.masks,
         classes=a.classes,
@@ -92,17 +133,192 @@ def segmentation_report(a: argparse.Namespace) -> None:
         test_images=a.test_images,
         test_masks=a.test_masks,
         weights=a.backbone_weights,
-        training=training,
+        training=training_settings(a),
         groups=a.groups,
         device=a.device,
         seed=a.seed,
     )
-    report = segmentation.segmentation_report(settings)
+    report = maps.segmentation_report(settings, rivals.rivals())
+    _write(report, a.report, maps.headline(report))
+
+
+def _retrieval_arguments(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--index", required=True, metavar="URI", help="an index, or a query cache")
+    add("--version", type=int, metavar="N", help="snapshot of the index (default: the newest)")
+    add(
+        "--labels",
+        required=True,
+        choices=("folder", "csv", "masks"),
+        help="relevant are images of the same folder; pairs in a CSV file; or those with the same "
+        "dominant class, by label masks",
+    )
+    add("--pairs", metavar="CSV", help="with csv: columns query,relevant[,class]")
+    add("--masks", metavar="URI", help="with masks: folder of PNG masks with the images' stems")
+    add("--classes", metavar="JSON", help="with masks: class names and their mask values")
+    add(
+        "--window",
+        nargs=2,
+        type=float,
+        default=answers.PAPER_WINDOW,
+        metavar=("LOW", "HIGH"),
+        help="with masks: share that the dominant class has to fill (default: 0.29 0.96)",
+    )
+    add(
+        "--methods",
+        default="all",
+        metavar="A,B",
+        help=f"of {', '.join(answers.METHODS)} (default: all)",
+    )
+    add(
+        "--sigma",
+        type=_windows,
+        default=answers.WINDOWS,
+        metavar="LOW-HIGH,…",
+        help="σ windows to filter by, '' for none (default: "
+        f"{','.join('{:g}-{:g}'.format(*w) for w in answers.WINDOWS)})",
+    )
+    add(
+        "--epsilon",
+        type=_figures,
+        default=answers.EPSILONS,
+        metavar="E,…",
+        help="semantic distances to filter by, '' for none "
+        f"(default: {','.join(map('{:g}'.format, answers.EPSILONS))})",
+    )
+    add(
+        "--queries",
+        type=console.count,
+        default=answers.Retrieval.queries,
+        metavar="N",
+        help="ask for at most so many images, drawn at random "
+        f"(default: {answers.Retrieval.queries})",
+    )
+    add("--seed", type=int, default=0, help="of the draw and the bootstrap (default: 0)")
+
+
+def retrieval(a: argparse.Namespace) -> None:
+    """Judge what an index answers."""
+    asked = answers.Retrieval(
+        index=a.index,
+        truth=_truth(a),
+        methods=answers.chosen(a.methods),
+        windows=a.sigma,
+        epsilons=a.epsilon,
+        queries=a.queries,
+        seed=a.seed,
+        version=a.version,
+    )
+    report = answers.retrieval_report(asked)
+    shown = answers.headline(report)
+    text = console.table(shown.caption, shown.header, shown.texts(interval=False))
+    _write(report, a.report, text)
+
+
+def _truth(a: argparse.Namespace) -> answers.Folders | answers.Pairs | answers.Masks:
+    if a.labels == "csv":
+        if not a.pairs:
+            a.command.error("--labels csv needs --pairs")
+        return answers.Pairs(a.pairs)
+    if a.labels == "masks":
+        if not (a.masks and a.classes):
+            a.command.error("--labels masks needs --masks and --classes")
+        return answers.Masks(a.masks, a.classes, tuple(a.window))
+    return answers.Folders()
+
+
+def _drift_arguments(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--index", required=True, metavar="URI", help="folder of the index (local or s3://)")
+    add("--from", type=int, dest="before", metavar="VERSION", help="default: the one before --to")
+    add("--to", type=int, dest="after", metavar="VERSION", help="default: the newest")
+    add(
+        "--golden",
+        metavar="FILE",
+        help="image_ids or URIs (.txt, .csv, .parquet) whose features and answers are compared "
+        "(default: some that both snapshots have)",
+    )
+    add(
+        "--golden-size",
+        type=console.count,
+        default=drift.Settings.golden_size,
+        metavar="N",
+        help=f"without --golden so many images (default: {drift.Settings.golden_size})",
+    )
+    add("-k", type=console.count, default=drift.Settings.k, help="length of the answers compared")
+    add(
+        "--fail-over",
+        metavar="LIMIT",
+        help="exit code 1 if a measure of drift is above: a share for all of "
+        f"{', '.join(drift.MEASURES)}, or NAME=SHARE,…",
+    )
+    add("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+
+
+def drift_between(a: argparse.Namespace) -> None:
+    """Judge what changed, then whether that is too much."""
+    limits = drift.Limits.parse(a.fail_over) if a.fail_over else None
+    settings = drift.Settings(
+        index=a.index,
+        before=a.before,
+        after=a.after,
+        golden=a.golden,
+        golden_size=a.golden_size,
+        k=a.k,
+        limits=limits,
+        seed=a.seed,
+    )
+    report = drift.drift_report(settings)
+    shown = drift.headline(report)
+    _write(report, a.report, console.table(shown.caption, shown.header, shown.texts()))
+    if limits:
+        limits.check(report.estimates)
+
+
+def _compare_arguments(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("reports", nargs="+", metavar="REPORT", help="folders of reports, or their metrics.json")
+    add("--names", type=_names, default=(), metavar="A,B", help="what to call them (default: A,B…)")
+    add(
+        "--method",
+        type=_names,
+        default=(),
+        metavar="A,B",
+        help="of each report the one method to compare (default: all methods, each with itself)",
+    )
+    add("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+
+
+def compare_reports(a: argparse.Namespace) -> None:
+    """Put reports side by side."""
+    settings = compare.Settings(a.reports, a.names, a.method, a.seed)
+    judges = {"segmentation": maps.judge, "retrieval": answers.judge, "drift": drift.judge}
+    report = compare.compare_report(settings, judges)
+    shown = compare.headline(report)
+    _write(report, a.report, console.table(shown.caption, shown.header, shown.texts()))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (name.strip() for name in text.split(","))))
+
+
+def _figures(text: str) -> tuple[float, ...]:
+    return tuple(map(float, _names(text)))
+
+
+def _windows(text: str) -> tuple[tuple[float, float], ...]:
+    pairs = (window.partition("-") for window in _names(text))
+    return tuple((float(low), float(high)) for low, _, high in pairs)
+
+
+def _write(report: Report, folder: str, headline: str) -> None:
+    report.write(folder)
     if report.notice:
         console.say(f"warning: {report.notice}")
-    report.write(a.report)
-    console.show(segmentation.headline(report))
-    print(f"written to {storage.absolute(storage.join(a.report, 'report.html'))}")
+    for method, reason in report.not_run.items():
+        console.say(f"not run: {method}: {reason}")
+    console.show(headline)
+    print(f"written to {storage.join(storage.absolute(folder), 'report.html')}")
 
 
 if __name__ == "__main__":

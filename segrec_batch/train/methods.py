@@ -1,7 +1,7 @@
 """What can be judged on labelled pictures: methods that turn a picture into class maps."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,10 @@ class ClassMap(NamedTuple):
 
 class Methods(Protocol):
     """Fitted methods that share what they compute of a picture."""
+
+    @property
+    def settings(self) -> Mapping[str, Mapping[str, Any]]:
+        """How each was made, by its name, as plain JSON values."""
 
     def __call__(self, image: Image.Image) -> Mapping[str, ClassMap]:
         """The class map of an RGB picture for each method, by its name."""

@@ -43,6 +43,14 @@ class SegrecMethod:
     def __init__(self, segmenter: Segmenter) -> None:
         self.segmenter = segmenter
 
+    @property
+    def settings(self) -> Mapping[str, Mapping[str, Any]]:
+        """See `Methods`."""
+        spec = self.segmenter.model.spec
+        training = {k: v for k, v in spec.training.items() if k != "validation"}
+        identity = {"model_id": self.segmenter.model.model_id, "taps": spec.taps}
+        return {SEGREC: {**identity, "shapes": spec.shapes, **training}}
+
     def __call__(self, image: Image.Image) -> Mapping[str, ClassMap]:
         """See `Methods`."""
         found = self.segmenter(fit(image, self.segmenter.model.spec.shapes)[None])

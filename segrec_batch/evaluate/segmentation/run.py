@@ -80,13 +80,5 @@ def _details(counts: pa.Table, study: Study) -> dict[str, Any]:
         "classes": names,
         "confusion": confusion,
         "calibration": {name: calibration(main, k) for k, name in enumerate(names[1:], start=1)},
-        "models": {
-            split: {
-                "model_id": model.model_id,
-                "taps": model.spec.taps,
-                "shapes": model.spec.shapes,
-                **{k: v for k, v in model.spec.training.items() if k != "validation"},
-            }
-            for split, model in study.models.items()
-        },
+        "methods": study.methods,
     }

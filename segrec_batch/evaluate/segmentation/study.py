@@ -68,7 +68,8 @@ class Part:
 
 @dataclass
 class Study:
-    """What was found: rows of `counts.SCHEMA`, the model of each split, and what was not run.
+    """What was found: rows of `counts.SCHEMA`, the model of each split, how all methods of each
+    split were made, and what was not run.
 
     judged: the pictures of the first split, of which the page shows some.
     """
@@ -77,6 +78,7 @@ class Study:
     judged: Sequence[LabelledImage] = ()
     rows: list[dict[str, Any]] = field(default_factory=list)
     models: dict[str, Model] = field(default_factory=dict)
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     not_run: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -92,6 +94,11 @@ class Study:
     def method(self, split: str) -> SegrecMethod:
         """The proposed method as it was judged on a split."""
         return SegrecMethod(Segmenter(self.models[split], self.device))
+
+    def judge(self, part: "Part", methods: Methods, classes: Classes) -> None:
+        """Add what methods say of the pictures of a split. Raises NotRun."""
+        self.rows += judge_pictures(part.split, part.judged, methods, classes)
+        self.methods.setdefault(part.split, {}).update(methods.settings)
 
 
 def labelled(settings: Settings) -> tuple[list[LabelledImage], list[LabelledImage]]:
@@ -117,7 +124,7 @@ def conduct(
         study.models[part.split] = part.model
         if part.split == study.main:
             study.judged = part.judged
-        study.rows += judge_pictures(part.split, part.judged, study.method(part.split), classes)
+        study.judge(part, study.method(part.split), classes)
         for rival in rivals:
             if rival.every_split or part.split == study.main:
                 _run(rival, part, classes, study)
@@ -128,8 +135,7 @@ def _run(rival: Rival, part: Part, classes: Classes, study: Study) -> None:
     try:
         if part.trainer is None:
             raise NotRun("a model was given and no pictures to fit on: see --train")
-        methods = rival.fit(part.trainer)
-        study.rows += judge_pictures(part.split, part.judged, methods, classes)
+        study.judge(part, rival.fit(part.trainer), classes)
     except NotRun as reason:
         where = "" if part.split == study.main else f" ({part.split})"
         study.not_run |= {f"{name}{where}": str(reason) for name in rival.names}
