@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import (
@@ -41,6 +41,7 @@ from tests.builders import quick
 NAMES = ("car", "person", "tree")
 ALL = ("background", *NAMES)
 seeds = st.integers(0, 10_000)
+few = settings(quick, max_examples=12)  # scikit-learn checks its arguments for long
 
 
 def maps(seed: int, n: int = 6, classes: Sequence[int] = range(4)) -> list[tuple[NDArray, NDArray]]:
@@ -109,7 +110,7 @@ def check_against_sklearn(
     assert whole == pytest.approx(accuracy_score(truth, predicted))
 
 
-@quick
+@few
 @given(seed=seeds)
 def test_ratios_are_those_of_scikit_learn(seed: int) -> None:
     pictures = maps(seed, classes=[0, 1, 3] if seed % 2 else range(4))
@@ -128,7 +129,7 @@ def most(labels: NDArray) -> int:
     return 1 + counts.index(max(counts)) if max(counts) else 0
 
 
-@quick
+@few
 @given(seed=seeds)
 def test_dominant_classes_are_judged_one_an_image(seed: int) -> None:
     pictures = maps(seed, n=12)

@@ -96,10 +96,10 @@ def _leak(figures: Figures, splits: Sequence[str]) -> Iterator[Text | Table | Pl
         "method seems to gain only because it was trained on near copies of what it is judged on. "
         "Intervals are of paired resamples."
     )
-    yield tables.leak_plot(figures, splits)
     for setting in (PIXELS, DOMINANT):
         yield tables.split_table(figures, splits, setting)
         yield tables.leak_table(figures, splits, setting)
+    yield tables.leak_plot(figures, splits)
 
 
 def coverage(figures: Figures, main: Tally) -> Section:

@@ -108,8 +108,7 @@ def method_table(figures: Figures, setting: str) -> Table:
         ]
         for method in figures.methods(figures.main)
     ]
-    whole = "pixel accuracy" if setting == PIXELS else "images right"
-    header = ("method", *(WORDS[r] for r in ratios), whole)
+    header = ("method", *(WORDS[r] for r in ratios), _whole(setting))
     caption = f"Methods {SETTINGS[setting]}, mean of the classes"
     return Table(caption, header, rows, figures.main)
 
@@ -135,8 +134,9 @@ def split_table(figures: Figures, splits: Sequence[str], setting: str) -> Table:
         for method in _fitted(figures)
         for split in splits
     ]
-    header = ("method, split", *map(_leak_word, LEAKS))
-    return Table(f"The same judged pictures, {SETTINGS[setting]}", header, rows)
+    header = ("method, split", *_leak_words(setting))
+    caption = f"The same judged pictures, {SETTINGS[setting]}"
+    return Table(caption, header, rows, ", ".join(splits))
 
 
 def leak_table(figures: Figures, splits: Sequence[str], setting: str) -> Table:
@@ -148,8 +148,8 @@ def leak_table(figures: Figures, splits: Sequence[str], setting: str) -> Table:
             found = [figures.by_key.get(k) for k in keys]
             if all(found):
                 rows.append([f"{method}, {keys[0].split}", *(e for e in found if e)])
-    header = ("method, difference", *map(_leak_word, LEAKS))
-    return Table(f"The leak, {SETTINGS[setting]}", header, rows)
+    header = ("method, difference", *_leak_words(setting))
+    return Table(f"The leak, {SETTINGS[setting]}", header, rows, ", ".join(splits))
 
 
 def leak_plot(figures: Figures, splits: Sequence[str]) -> Plot:
@@ -163,7 +163,7 @@ def leak_plot(figures: Figures, splits: Sequence[str]) -> Plot:
         for method, row in rows.items()
     )
     svg = plots.dot_plot(rows, "mean IoU, by pixels")
-    return Plot("Mean IoU by split", svg, said)
+    return Plot("Mean IoU by split", svg, said, ", ".join(splits))
 
 
 def coverage_table(figures: Figures) -> Table:
@@ -220,9 +220,12 @@ def _fitted(figures: Figures) -> list[str]:
     return [m for m in figures.methods(figures.main) if not m.startswith("all ")]
 
 
-def _leak_word(stated: tuple[str, str]) -> str:
-    ratio, cls = stated
-    return f"{cls} {WORDS[ratio]}".strip()
+def _leak_words(setting: str) -> list[str]:
+    return [f"{cls} {WORDS[ratio]}" if cls else _whole(setting) for ratio, cls in LEAKS]
+
+
+def _whole(setting: str) -> str:
+    return "pixel accuracy" if setting == PIXELS else "images right"
 
 
 def _short(estimate: Estimate) -> str:
