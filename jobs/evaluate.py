@@ -4,18 +4,36 @@ import argparse
 import sys
 
 from segrec_batch import console, storage
-from segrec_batch.evaluate import compare, drift
-from segrec_batch.evaluate import retrieval as answers
-from segrec_batch.evaluate import segmentation as maps
+from segrec_batch.evaluate.compare.report import compare_report
+from segrec_batch.evaluate.compare.reports import Settings as Compare
+from segrec_batch.evaluate.drift.figures import MEASURES
+from segrec_batch.evaluate.drift.figures import judge as judge_drift
+from segrec_batch.evaluate.drift.limits import Limits
+from segrec_batch.evaluate.drift.report import Settings as Drift
+from segrec_batch.evaluate.drift.report import drift_report
 from segrec_batch.evaluate.report import Report
+from segrec_batch.evaluate.retrieval.masks import Masks
+from segrec_batch.evaluate.retrieval.measures import judge as judge_retrieval
+from segrec_batch.evaluate.retrieval.methods import METHODS, chosen
+from segrec_batch.evaluate.retrieval.pairs import Pairs
+from segrec_batch.evaluate.retrieval.report import retrieval_report
+from segrec_batch.evaluate.retrieval.run import Retrieval
+from segrec_batch.evaluate.retrieval.settings import EPSILONS, PAPER_WINDOW, WINDOWS
+from segrec_batch.evaluate.retrieval.truth import Folders
+from segrec_batch.evaluate.segmentation.judge import judge as judge_segmentation
+from segrec_batch.evaluate.segmentation.rivals import RIVALS, RivalSettings
+from segrec_batch.evaluate.segmentation.run import segmentation_report
+from segrec_batch.evaluate.segmentation.study import Settings as Segmentation
 from segrec_batch.train.arguments import add_training_arguments, training_settings
+from segrec_batch.train.mask_rcnn import MaskRcnnSettings
+from segrec_batch.train.unet import UNetSettings
 
 SEGMENTATION = """\
 examples:
   # a model on labelled pictures
   python jobs/evaluate.py segmentation --images data/val/images --masks data/val/masks \\
       --classes classes.json --model models/streets --report reports/streets
-  # fitted here, beside its rivals, on pictures of which whole groups are held out; other splits leak
+  # fitted here, beside its rivals, whole groups of pictures held out; and how other splits leak
   python jobs/evaluate.py segmentation --images data/images --masks data/masks \\
       --classes classes.json --train --backbone-weights imagenet --report reports/splits
   # fitted here, judged on pictures given apart
@@ -27,7 +45,7 @@ RETRIEVAL = """\
 examples:
   # images of one folder are relevant to each other
   python jobs/evaluate.py retrieval --index s3://bucket/index --labels folder --report reports/found
-  # pairs: a CSV file with the columns query,relevant[,class], each an image_id or (the end of) a URI
+  # pairs: a CSV file, query,relevant[,class]; images by image_id, URI or the end of one
   python jobs/evaluate.py retrieval --index INDEX --labels csv --pairs pairs.csv \\
       --methods pearson,region --report reports/pairs
   # the same dominant class, where it fills 5 to 96 % of the picture by its label mask
@@ -48,7 +66,6 @@ examples:
 """
 
 
-
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     form = argparse.RawDescriptionHelpFormatter
@@ -56,8 +73,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, epilog=every, formatter_class=form)
     reports = parser.add_subparsers(required=True, metavar="REPORT")
     for name, about, examples, add_arguments, run in (
-        ("segmentation", _MAPS, SEGMENTATION, _segmentation_arguments, segmentation),
-        ("retrieval", _ANSWERS, RETRIEVAL, _retrieval_arguments, retrieval),
+        ("segmentation", _SEGMENTATION, SEGMENTATION, _segmentation_arguments, segmentation),
+        ("retrieval", _RETRIEVAL, RETRIEVAL, _retrieval_arguments, retrieval),
         ("drift", _DRIFT, DRIFT, _drift_arguments, drift_between),
         ("compare", _COMPARE, COMPARE, _compare_arguments, compare_reports),
     ):
@@ -72,8 +89,10 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-_MAPS = "compare class maps with labels: per class, beside rival methods, and where it is weak"
-_ANSWERS = "how well the methods of an index find what is relevant"
+_SEGMENTATION = (
+    "compare class maps with labels: per class, beside rival methods, and where it is weak"
+)
+_RETRIEVAL = "how well the methods of an index find what is relevant"
 _DRIFT = "what changed between two snapshots of an index"
 _COMPARE = "two or more reports of one kind side by side"
 
@@ -88,22 +107,24 @@ def _segmentation_arguments(command: argparse.ArgumentParser) -> None:
     judged.add_argument("--train", action="store_true", help="fit models on the labelled pictures")
     fit = command.add_argument_group("fitting, with --train")
     add = fit.add_argument
-    add("--test-images", default="", metavar="URI", help="judge on these, not on a part of --images")
+    add(
+        "--test-images", default="", metavar="URI", help="judge on these, not on a part of --images"
+    )
     add("--test-masks", default="", metavar="URI", help="their masks")
     add(
         "--rivals",
         type=_names,
-        default=maps.RIVALS,
+        default=RIVALS,
         metavar="A,B",
         help="what to compare with, '' for nothing: classical (SVM, logistic regression, random "
-        f"forest, k-NN on the same features), unet, mask-rcnn (default: {','.join(maps.RIVALS)})",
+        f"forest, k-NN on the same features), unet, mask-rcnn (default: {','.join(RIVALS)})",
     )
     add(
         "--unet-epochs",
         type=console.count,
-        default=maps.UNetSettings.epochs,
+        default=UNetSettings.epochs,
         metavar="N",
-        help=f"passes over the pictures (default: {maps.UNetSettings.epochs})",
+        help=f"passes over the pictures (default: {UNetSettings.epochs})",
     )
     add(
         "--mask-rcnn-weights",
@@ -118,14 +139,14 @@ def segmentation(a: argparse.Namespace) -> None:
     """Judge class maps."""
     if bool(a.test_images) != bool(a.test_masks):
         a.command.error("--test-images and --test-masks go together")
-    rivals = maps.RivalSettings(
+    rivals = RivalSettings(
         chosen=a.rivals if a.train else (),
-        unet=maps.UNetSettings(epochs=a.unet_epochs),
-        mask_rcnn=maps.MaskRcnnSettings(weights=a.mask_rcnn_weights),
+        unet=UNetSettings(epochs=a.unet_epochs),
+        mask_rcnn=MaskRcnnSettings(weights=a.mask_rcnn_weights),
         seed=a.seed,
         device=a.device,
     )
-    settings = maps.Settings(
+    settings = Segmentation(
         images=a.images,
         masks=a.masks,
         classes=a.classes,
@@ -138,8 +159,7 @@ def segmentation(a: argparse.Namespace) -> None:
         device=a.device,
         seed=a.seed,
     )
-    report = maps.segmentation_report(settings, rivals.rivals())
-    _write(report, a.report, maps.headline(report))
+    _write(segmentation_report(settings, rivals.rivals()), a.report)
 
 
 def _retrieval_arguments(command: argparse.ArgumentParser) -> None:
@@ -160,7 +180,7 @@ def _retrieval_arguments(command: argparse.ArgumentParser) -> None:
         "--window",
         nargs=2,
         type=float,
-        default=answers.PAPER_WINDOW,
+        default=PAPER_WINDOW,
         metavar=("LOW", "HIGH"),
         help="with masks: share that the dominant class has to fill (default: 0.29 0.96)",
     )
@@ -168,63 +188,59 @@ def _retrieval_arguments(command: argparse.ArgumentParser) -> None:
         "--methods",
         default="all",
         metavar="A,B",
-        help=f"of {', '.join(answers.METHODS)} (default: all)",
+        help=f"of {', '.join(METHODS)} (default: all)",
     )
     add(
         "--sigma",
         type=_windows,
-        default=answers.WINDOWS,
+        default=WINDOWS,
         metavar="LOW-HIGH,…",
         help="σ windows to filter by, '' for none (default: "
-        f"{','.join('{:g}-{:g}'.format(*w) for w in answers.WINDOWS)})",
+        f"{','.join('{:g}-{:g}'.format(*w) for w in WINDOWS)})",
     )
     add(
         "--epsilon",
         type=_figures,
-        default=answers.EPSILONS,
+        default=EPSILONS,
         metavar="E,…",
         help="semantic distances to filter by, '' for none "
-        f"(default: {','.join(map('{:g}'.format, answers.EPSILONS))})",
+        f"(default: {','.join(map('{:g}'.format, EPSILONS))})",
     )
     add(
         "--queries",
         type=console.count,
-        default=answers.Retrieval.queries,
+        default=Retrieval.queries,
         metavar="N",
-        help="ask for at most so many images, drawn at random "
-        f"(default: {answers.Retrieval.queries})",
+        help=f"ask for at most so many images, drawn at random (default: {Retrieval.queries})",
     )
     add("--seed", type=int, default=0, help="of the draw and the bootstrap (default: 0)")
 
 
 def retrieval(a: argparse.Namespace) -> None:
     """Judge what an index answers."""
-    asked = answers.Retrieval(
+    asked = Retrieval(
         index=a.index,
         truth=_truth(a),
-        methods=answers.chosen(a.methods),
+        methods=chosen(a.methods),
         windows=a.sigma,
         epsilons=a.epsilon,
         queries=a.queries,
         seed=a.seed,
         version=a.version,
     )
-    report = answers.retrieval_report(asked)
-    shown = answers.headline(report)
-    text = console.table(shown.caption, shown.header, shown.texts(interval=False))
-    _write(report, a.report, text)
+    _write(retrieval_report(asked), a.report)
 
 
-def _truth(a: argparse.Namespace) -> answers.Folders | answers.Pairs | answers.Masks:
+def _truth(a: argparse.Namespace) -> Folders | Pairs | Masks:
     if a.labels == "csv":
         if not a.pairs:
             a.command.error("--labels csv needs --pairs")
-        return answers.Pairs(a.pairs)
+        return Pairs(a.pairs)
     if a.labels == "masks":
         if not (a.masks and a.classes):
             a.command.error("--labels masks needs --masks and --classes")
-        return answers.Masks(a.masks, a.classes, tuple(a.window))
-    return answers.Folders()
+        return Masks(a.masks, a.classes, tuple(a.window))
+    return Folders()
 
 
 def _drift_arguments(command: argparse.ArgumentParser) -> None:
@@ -241,24 +257,24 @@ def _drift_arguments(command: argparse.ArgumentParser) -> None:
     add(
         "--golden-size",
         type=console.count,
-        default=drift.Settings.golden_size,
+        default=Drift.golden_size,
         metavar="N",
-        help=f"without --golden so many images (default: {drift.Settings.golden_size})",
+        help=f"without --golden so many images (default: {Drift.golden_size})",
     )
-    add("-k", type=console.count, default=drift.Settings.k, help="length of the answers compared")
+    add("-k", type=console.count, default=Drift.k, help="length of the answers compared")
     add(
         "--fail-over",
         metavar="LIMIT",
         help="exit code 1 if a measure of drift is above: a share for all of "
-        f"{', '.join(drift.MEASURES)}, or NAME=SHARE,…",
+        f"{', '.join(MEASURES)}, or NAME=SHARE,…",
     )
     add("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
 
 
 def drift_between(a: argparse.Namespace) -> None:
     """Judge what changed, then whether that is too much."""
-    limits = drift.Limits.parse(a.fail_over) if a.fail_over else None
-    settings = drift.Settings(
+    limits = Limits.parse(a.fail_over) if a.fail_over else None
+    settings = Drift(
         index=a.index,
         before=a.before,
         after=a.after,
@@ -268,9 +284,8 @@ def drift_between(a: argparse.Namespace) -> None:
         limits=limits,
         seed=a.seed,
     )
-    report = drift.drift_report(settings)
-    shown = drift.headline(report)
-    _write(report, a.report, console.table(shown.caption, shown.header, shown.texts()))
+    report = drift_report(settings)
+    _write(report, a.report)
     if limits:
         limits.check(report.estimates)
 
@@ -291,11 +306,13 @@ def _compare_arguments(command: argparse.ArgumentParser) -> None:
 
 def compare_reports(a: argparse.Namespace) -> None:
     """Put reports side by side."""
-    settings = compare.Settings(a.reports, a.names, a.method, a.seed)
-    judges = {"segmentation": maps.judge, "retrieval": answers.judge, "drift": drift.judge}
-    report = compare.compare_report(settings, judges)
-    shown = compare.headline(report)
-    _write(report, a.report, console.table(shown.caption, shown.header, shown.texts()))
+    settings = Compare(a.reports, a.names, a.method, a.seed)
+    judges = {
+        "segmentation": judge_segmentation,
+        "retrieval": judge_retrieval,
+        "drift": judge_drift,
+    }
+    _write(compare_report(settings, judges), a.report)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -311,13 +328,14 @@ def _windows(text: str) -> tuple[tuple[float, float], ...]:
     return tuple((float(low), float(high)) for low, _, high in pairs)
 
 
-def _write(report: Report, folder: str, headline: str) -> None:
+def _write(report: Report, folder: str) -> None:
     report.write(folder)
     if report.notice:
         console.say(f"warning: {report.notice}")
     for method, reason in report.not_run.items():
         console.say(f"not run: {method}: {reason}")
-    console.show(headline)
+    shown = report.headline
+    console.show(console.table(shown.caption, shown.header, shown.texts(interval=False)))
     print(f"written to {storage.join(storage.absolute(folder), 'report.html')}")
 
 

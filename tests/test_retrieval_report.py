@@ -17,7 +17,7 @@ from segrec_batch.evaluate.retrieval.counts import COUNTS
 from segrec_batch.evaluate.retrieval.examples import Example, average_precisions, best_and_worst
 from segrec_batch.evaluate.retrieval.latency import Latency
 from segrec_batch.evaluate.retrieval.measures import judge
-from segrec_batch.evaluate.retrieval.report import headline, render
+from segrec_batch.evaluate.retrieval.report import render
 from tests.cards import picture
 from tests.retrieval_counts import counts_table
 
@@ -172,7 +172,7 @@ def test_long_labels_do_not_run_into_each_other() -> None:
 
 
 def test_the_terminal_shows_the_methods(report: Report) -> None:
-    table = headline(report)
+    table = report.headline
     assert [row[0] for row in table.texts()] == METHODS
     assert table.header[1] == "mAP"
     assert table.texts(interval=False)[0][1] == f"{_value(report, Key('map', METHODS[0])):.3f}"

@@ -16,7 +16,7 @@ from segrec_batch.evaluate.measures import Estimate, Key
 from segrec_batch.evaluate.report import Report, read_metrics
 from segrec_batch.evaluate.segmentation.counts import counts_table
 from segrec_batch.evaluate.segmentation.judge import estimates
-from segrec_batch.evaluate.segmentation.run import headline, segmentation_report
+from segrec_batch.evaluate.segmentation.run import segmentation_report
 from segrec_batch.evaluate.segmentation.splits import (
     AUGMENTED_FIRST,
     GROUPED,
@@ -93,7 +93,7 @@ def test_a_model_is_judged_and_the_figures_follow_from_the_counts(
     assert "Untrained backbone" in page
     assert page.count("by the labels</p>") == 12
     assert metrics["provenance"]["model_id"] in page
-    assert "car" in headline(report)
+    assert "car" in str(report.headline.rows)
 
 
 def test_splits_share_the_judged_pictures_and_rivals_are_run_or_said_not_to_be(
@@ -112,7 +112,7 @@ def test_splits_share_the_judged_pictures_and_rivals_are_run_or_said_not_to_be(
     assert report.not_run == {"unet": "no memory for it", "rcnn": "no memory for it"}
     blank_iou = Key("iou", "blank", GROUPED, "pixels", "mean")
     assert figure(report, blank_iou) == 0
-    models = report.details["models"]
+    models = report.details["methods"]
     assert models[AUGMENTED_FIRST]["positions"] > models[RANDOM]["positions"]
     assert models[RANDOM]["images"] == models[GROUPED]["images"]
     report.write(str(tmp_path))

@@ -163,6 +163,12 @@ class Report:
     not_run: Mapping[str, str] = field(default_factory=dict)
     notice: str | None = None
 
+    @property
+    def headline(self) -> Table:
+        """The first table of the page, for a terminal."""
+        items = (item for section in self.sections for item in section.items)
+        return next(item for item in items if isinstance(item, Table))
+
     def metrics(self) -> dict[str, Any]:
         """What `metrics.json` holds."""
         metrics: dict[str, Any] = _writable({

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from segrec_batch.evaluate.measures import Estimate, Key
-from segrec_batch.evaluate.report import Provenance, Report, Table
+from segrec_batch.evaluate.report import Provenance, Report
 from segrec_batch.evaluate.retrieval import filters, sections
 from segrec_batch.evaluate.retrieval.examples import (
     SHOWN,
@@ -17,7 +16,7 @@ from segrec_batch.evaluate.retrieval.examples import (
     average_precisions,
     best_and_worst,
 )
-from segrec_batch.evaluate.retrieval.findings import Columns, Findings
+from segrec_batch.evaluate.retrieval.findings import Findings
 from segrec_batch.evaluate.retrieval.latency import Latency
 from segrec_batch.evaluate.retrieval.measures import LEVELS, interpolated_precision
 from segrec_batch.evaluate.retrieval.rankings import Floats
@@ -25,12 +24,6 @@ from segrec_batch.evaluate.retrieval.run import Retrieval, Run, first, retrieve
 from segrec_batch.evaluate.retrieval.significance import Comparison, compare
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-_HEADLINE: Columns = [
-    ("mAP", "map", 0),
-    ("precision@10", "precision", 10),
-    ("recall@100", "recall", 100),
-    ("R-precision", "r_precision", 0),
-]
 
 
 def retrieval_report(asked: Retrieval) -> Report:
@@ -116,16 +109,6 @@ def render(
         not_run=not_run,
         notice=notice,
     )
-
-
-def headline(report: Report) -> Table:
-    """The main figures without a filter, for a terminal."""
-    by_key = {e.key: e for e in report.estimates}
-    methods = [k.method for k in by_key if k == Key("map", k.method)]
-    rows: list[list[Estimate | str]] = [
-        [m, *(by_key[Key(name, m, k=k)] for _, name, k in _HEADLINE)] for m in methods
-    ]
-    return Table("Retrieval", ["method", *(name for name, *_ in _HEADLINE)], rows)
 
 
 def _curves(found: Findings) -> dict[str, Floats]:

@@ -5,9 +5,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from segrec_batch import console
 from segrec_batch.evaluate.report import Provenance, Report
-from segrec_batch.evaluate.segmentation import page, tables
+from segrec_batch.evaluate.segmentation import page
 from segrec_batch.evaluate.segmentation.counts import (
     SEGREC,
     class_names,
@@ -54,17 +53,6 @@ def segmentation_report(settings: Settings, rivals: Sequence[Rival] = ()) -> Rep
         not_run=study.not_run,
         notice=spec.notice,
     )
-
-
-def headline(report: Report) -> str:
-    """The table of the classes as text, and the pixel accuracy."""
-    figures = page.figures_of(report.counts, report.estimates)
-    shown = tables.class_table(figures, PIXELS)
-    accuracy = figures.get("pixel_accuracy")
-    title = f"segmentation, {shown.split}, pixels"
-    text = console.table(title, shown.header, shown.texts(interval=False))
-    value = "absent" if accuracy.value is None else f"{accuracy.value:.3f}"
-    return f"{text}pixel accuracy {value}\n"
 
 
 def _details(counts: pa.Table, study: Study) -> dict[str, Any]:
