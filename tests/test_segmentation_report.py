@@ -112,7 +112,7 @@ def test_splits_share_the_judged_pictures_and_rivals_are_run_or_said_not_to_be(
     assert report.not_run == {"unet": "no memory for it", "rcnn": "no memory for it"}
     blank_iou = Key("iou", "blank", GROUPED, "pixels", "mean")
     assert figure(report, blank_iou) == 0
-    models = report.details["methods"]
+    models = {split: of["segrec"] for split, of in report.details["methods"].items()}
     assert models[AUGMENTED_FIRST]["positions"] > models[RANDOM]["positions"]
     assert models[RANDOM]["images"] == models[GROUPED]["images"]
     report.write(str(tmp_path))

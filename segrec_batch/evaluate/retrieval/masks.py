@@ -63,8 +63,8 @@ class Masks:
         }
         return Truth(
             relevance=Groups(labels),
-            words="relevant is what has the dominant class of the query, where that fills "
-            f"{low:g} to {high:g} of both pictures, by labelled masks",
+            words="Relevant is what has the dominant class of the query, where that fills "
+            f"{low:g} to {high:g} of both pictures, by labelled masks.",
             fingerprint=digest("masks", content.hexdigest(), self.window),
             classes=classes.names,
             labels=labels,

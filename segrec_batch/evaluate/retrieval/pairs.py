@@ -52,7 +52,7 @@ class Pairs:
         used = {"images": len(images), "pairs": len(pairs), "queries": int((counts > 0).sum())}
         return Truth(
             relevance=Lists(np.concatenate([[0], np.cumsum(counts)]), pairs[:, 1]),
-            words=f"relevant is what {storage.name(self.uri)} names for the query",
+            words=f"Relevant is what {storage.name(self.uri)} names for the query.",
             fingerprint=digest("csv", *((ids[a], ids[b]) for a, b in pairs), *told),
             classes=names,
             labels=labels,

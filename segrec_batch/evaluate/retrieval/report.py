@@ -32,7 +32,7 @@ def retrieval_report(asked: Retrieval) -> Report:
     ties = "of equal scores the lower image_id, of equal mask IoU the order before"
     provenance = Provenance(
         kind="retrieval",
-        data=run.truth.fingerprint,
+        data=f"{run.truth.fingerprint}, {run.queries:,} queries among {len(run.images):,} images",
         ties=ties,
         seed=asked.seed,
         model_id=run.model_id,

@@ -46,7 +46,7 @@ class Retrieval:
 @dataclass(frozen=True)
 class Run:
     """What came of it. counts: COUNTS, by method and setting in the order asked for, then by query.
-    index, version, model_id, weights, notice: what was judged.
+    queries: how many were asked. index, version, model_id, weights, notice: what was judged.
     """
 
     asked: Retrieval
@@ -54,6 +54,7 @@ class Run:
     images: Collection
     truth: Truth
     latencies: Sequence[Latency]
+    queries: int
     index: str
     version: int
     model_id: str
@@ -103,6 +104,7 @@ def retrieve(asked: Retrieval) -> Run:
         images=images,
         truth=truth,
         latencies=took,
+        queries=len(rows),
         index=database.index,
         version=database.version,
         model_id=database.model_id,

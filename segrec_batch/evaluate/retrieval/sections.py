@@ -51,10 +51,11 @@ def overview(f: Findings, truth: str, ties: str) -> Section:
     """What is judged and how, and the main figures."""
     queries = len(f.judged.units)
     judged = (
-        f"{queries - f.outside} queries are judged; unless it says so, without a filter and each "
-        f"left out of its own candidates. {f.outside} more have no relevant candidate. "
-        f"Ties: {ties}."
+        f"{queries - f.outside:,} queries are judged; unless it says so, without a filter and each "
+        f"left out of its own candidates. Ties: {ties}."
     )
+    if f.outside:
+        judged += f" {f.outside:,} more have no relevant candidate under some setting."
     measured = any(e.value is not None for e in f.estimates if e.key.name == "ndcg")
     definitions = f"{_DEFINITIONS} {_GAIN_DEFINITION}" if measured else _DEFINITIONS
     return Section(

@@ -107,7 +107,7 @@ class Truth:
         """
         possible = np.flatnonzero(self.relevance.others())
         if not len(possible):
-            raise InputError(f"no query has anything relevant ({self.words})")
+            raise InputError(f"no query has anything relevant: {self.words}")
         if len(possible) <= count:
             return possible
         return np.sort(np.random.default_rng(seed).choice(possible, count, replace=False))
@@ -125,7 +125,7 @@ class Folders:
         group = np.array([numbers[path] for path in paths], np.int64)
         return Truth(
             relevance=Groups(group),
-            words=f"relevant is what lies in the folder of the query, one of {len(folders):,}",
+            words=f"Relevant is what lies in the folder of the query, one of {len(folders):,}.",
             fingerprint=digest("folder", *zip(images.ids.to_pylist(), paths, strict=True)),
             classes=tuple(path.rpartition("/")[2] for path in folders),
             labels=group,
