@@ -99,7 +99,7 @@ def is_fitted(method: str) -> bool:
 
 
 def leaks(judged: Judged) -> dict[Key, tuple[Key, Key]]:
-    """For each fitted method: what it gains on the same pictures by a split that is not by groups."""
+    """For each fitted method: what a split that is not by groups adds on the same pictures."""
     pairs = {}
     for leaky in judged.measures:
         honest = replace(leaky, split=GROUPED)
