@@ -207,9 +207,9 @@ def test_a_leak_is_the_difference_on_the_same_pictures() -> None:
     assert leak.value == pytest.approx(1 - honest)
     assert leak.low is not None
     assert 0 < leak.low <= 1 - honest
-    stated = {(k.name, k.setting) for k in found if k.name.startswith("leak_")}
+    stated = {(k.name, k.setting, k.method) for k in found if k.name.startswith("leak_")}
     measures = ("leak_iou", "leak_f1", "leak_pixel_accuracy")
-    assert stated == {(m, s) for m in measures for s in (PIXELS, DOMINANT)}
+    assert stated == {(m, s, SEGREC) for m in measures for s in (PIXELS, DOMINANT)}
 
 
 def test_splits_of_other_pictures_are_other_units_and_leak_nothing() -> None:

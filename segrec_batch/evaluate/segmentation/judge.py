@@ -18,6 +18,7 @@ from segrec_batch.evaluate.segmentation.splits import GROUPED
 from segrec_batch.evaluate.segmentation.weakness import weak_measures
 
 PIXELS, DOMINANT = "pixels", "dominant"
+_ALL = "all "
 LEAKS = (("iou", MEAN), ("f1", MEAN), ("pixel_accuracy", ""))
 """What a leak is stated for: measure and class."""
 
@@ -89,16 +90,21 @@ def _with_majority(found: Sequence[Tally], names: Sequence[str]) -> Iterator[Tal
 
 def majority_name(cls: str) -> str:
     """The method that calls every pixel one class."""
-    return f"all {cls}"
+    return f"{_ALL}{cls}"
+
+
+def is_fitted(method: str) -> bool:
+    """Whether a method learns from a split: all but the majority."""
+    return not method.startswith(_ALL)
 
 
 def leaks(judged: Judged) -> dict[Key, tuple[Key, Key]]:
-    """For each method: what it gains on the same pictures by a split that is not by groups."""
+    """For each fitted method: what a split that is not by groups adds on the same pictures."""
     pairs = {}
     for leaky in judged.measures:
         honest = replace(leaky, split=GROUPED)
         stated = (leaky.name, leaky.cls) in LEAKS and leaky.setting in (PIXELS, DOMINANT)
-        if stated and leaky != honest and honest in judged.measures:
+        if stated and is_fitted(leaky.method) and leaky != honest and honest in judged.measures:
             pairs[leak_key(leaky)] = (leaky, honest)
     return pairs
 

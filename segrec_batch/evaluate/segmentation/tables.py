@@ -10,7 +10,7 @@ from segrec_batch.evaluate.measures import Estimate, Key
 from segrec_batch.evaluate.report import Plot, Table
 from segrec_batch.evaluate.segmentation.counts import SEGREC, Confusion, Tally
 from segrec_batch.evaluate.segmentation.coverage import calibration
-from segrec_batch.evaluate.segmentation.judge import DOMINANT, LEAKS, PIXELS, leak_key
+from segrec_batch.evaluate.segmentation.judge import DOMINANT, LEAKS, PIXELS, is_fitted, leak_key
 from segrec_batch.evaluate.segmentation.ratios import MEAN, RATIOS
 from segrec_batch.evaluate.segmentation.weakness import BRIGHTNESS, SIZES, overlap
 
@@ -217,7 +217,7 @@ def weak_tables(figures: Figures) -> list[Table]:
 
 
 def _fitted(figures: Figures) -> list[str]:
-    return [m for m in figures.methods(figures.main) if not m.startswith("all ")]
+    return [m for m in figures.methods(figures.main) if is_fitted(m)]
 
 
 def _leak_words(setting: str) -> list[str]:
