@@ -6,18 +6,10 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from segrec_batch.evaluate.items import Gallery, Picture, Plot, Section, Table, Text
 from segrec_batch.evaluate.measures import Estimate, Key
 from segrec_batch.evaluate.plots import Line, dot_plot, heat_map, line_plot, step_plot
-from segrec_batch.evaluate.report import (
-    Gallery,
-    Picture,
-    Plot,
-    Provenance,
-    Report,
-    Section,
-    Table,
-    Text,
-)
+from segrec_batch.evaluate.report import Provenance, Report
 
 IOU = Estimate(Key("iou", cls="car"), 0.5, 0.41, 0.588, 101)
 ABSENT = Estimate(Key("iou", cls="person"), None, None, None, 0)

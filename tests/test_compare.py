@@ -12,8 +12,9 @@ import pytest
 from segrec_batch.errors import InputError
 from segrec_batch.evaluate.compare.report import compare_report
 from segrec_batch.evaluate.compare.reports import Settings
+from segrec_batch.evaluate.items import Table
 from segrec_batch.evaluate.measures import Estimate, Judged, Key, Measure, difference
-from segrec_batch.evaluate.report import Provenance, Report, Table, read_metrics
+from segrec_batch.evaluate.report import Provenance, Report, read_metrics
 
 HIT, SPEED = Key("hit"), Key("speed")
 RNG = np.random.default_rng(4)

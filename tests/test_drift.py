@@ -17,15 +17,16 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
 from segrec_batch.errors import DriftError, IndexStateError, InputError
-from segrec_batch.evaluate.drift.coverage import Distribution, holm, ks_p_value, ks_statistic
+from segrec_batch.evaluate.drift.coverage import Distribution, ks_p_value, ks_statistic
 from segrec_batch.evaluate.drift.figures import MEASURES, figures, judge
 from segrec_batch.evaluate.drift.golden import read_golden
 from segrec_batch.evaluate.drift.limits import Limits
 from segrec_batch.evaluate.drift.overlap import average_overlap, overlap
 from segrec_batch.evaluate.drift.report import Settings, drift_report
 from segrec_batch.evaluate.drift.snapshots import Pair
+from segrec_batch.evaluate.items import Table
 from segrec_batch.evaluate.measures import Estimate, Key
-from segrec_batch.evaluate.report import Report, Table, read_metrics
+from segrec_batch.evaluate.report import Report, read_metrics
 from segrec_batch.maintain.versions import vacuum
 from segrec_batch.query.database import open_index
 from segrec_batch.store import index as store
@@ -336,8 +337,3 @@ def test_overlaps_are_shares_and_symmetric(a: list[str], b: list[str]) -> None:
             assert (share == 1) == (a == b if measure is average_overlap else {*a} == {*b})
         else:
             assert share is None
-
-
-def test_holm_is_monotone_and_at_most_one() -> None:
-    assert holm([0.04, 0.01, 0.9]) == pytest.approx([0.08, 0.03, 0.9])
-    assert holm([0.6, 0.5]) == [1.0, 1.0]

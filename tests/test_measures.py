@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
-from segrec_batch.evaluate.measures import Judged, Key, Measure, contrast, difference
+from segrec_batch.evaluate.measures import Judged, Key, Measure, contrast, difference, holm
 from tests.builders import quick
 
 IOU, OTHER = Key("iou"), Key("other")
@@ -96,3 +96,22 @@ def test_a_difference_with_what_is_absent_is_absent() -> None:
     gone = Judged(names(2), {IOU: Measure(column(0, 0), column(0, 0))})
     (found,) = difference(here, gone)
     assert (found.value, found.low, found.high) == (None, None, None)
+
+
+@quick
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_the_correction_is_that_of_holm(p: list[float]) -> None:
+    found = holm(np.array(p))
+    m = len(p)
+    smallest_first = sorted(range(m), key=lambda i: p[i])
+    for place, i in enumerate(smallest_first):
+        before = [(m - j) * p[smallest_first[j]] for j in range(place + 1)]
+        assert found[i] == pytest.approx(min(1, max(before)))
+    assert (found >= np.array(p)).all()
+    assert (found <= 1).all()
+    assert (np.diff(found[smallest_first]) >= 0).all()
+
+
+def test_a_p_value_that_is_not_known_does_not_count() -> None:
+    found = holm(np.array([0.04, np.nan, 0.01]))
+    assert found == pytest.approx([0.04, np.nan, 0.02], nan_ok=True)

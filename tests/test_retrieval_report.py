@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from segrec_batch.errors import InputError
+from segrec_batch.evaluate.items import Gallery
 from segrec_batch.evaluate.measures import Key
 from segrec_batch.evaluate.plots import Line, heat_map, line_plot
-from segrec_batch.evaluate.report import Gallery, Provenance, Report, read_counts, read_metrics
+from segrec_batch.evaluate.report import Provenance, Report, read_counts, read_metrics
 from segrec_batch.evaluate.retrieval.counts import COUNTS
 from segrec_batch.evaluate.retrieval.examples import Example, average_precisions, best_and_worst
 from segrec_batch.evaluate.retrieval.latency import Latency

@@ -2,14 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.stats import permutation_test
 
 from segrec_batch.evaluate.measures import Key
 from segrec_batch.evaluate.retrieval.measures import judge
-from segrec_batch.evaluate.retrieval.significance import compare, holm, randomisation_test
-from tests.builders import quick
+from segrec_batch.evaluate.retrieval.significance import compare, randomisation_test
 from tests.retrieval_counts import counts_table
 
 
@@ -52,20 +49,6 @@ def test_methods_that_agree_do_not_differ() -> None:
 def test_p_is_uniform_where_there_is_no_difference() -> None:
     p = randomisation_test(np.random.default_rng(3).normal(size=(30, 400)), draws=999)
     assert np.quantile(p, [0.05, 0.5, 0.95]) == pytest.approx([0.05, 0.5, 0.95], abs=0.06)
-
-
-@quick
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-def test_the_correction_is_that_of_holm(p: list[float]) -> None:
-    found = holm(np.array(p))
-    m = len(p)
-    smallest_first = sorted(range(m), key=lambda i: p[i])
-    for place, i in enumerate(smallest_first):
-        before = [(m - j) * p[smallest_first[j]] for j in range(place + 1)]
-        assert found[i] == pytest.approx(min(1, max(before)))
-    assert (found >= np.array(p)).all()
-    assert (found <= 1).all()
-    assert (np.diff(found[smallest_first]) >= 0).all()
 
 
 def test_all_pairs_are_compared_on_the_queries_that_take_part() -> None:

@@ -154,6 +154,21 @@ def _minus(key: Key, a: Measure, b: Measure, drawn: Sums, units: int) -> Estimat
     return Estimate(key, a.value - b.value, *_interval(drawn), units)
 
 
+def holm(p: Sums) -> Sums:
+    """p-values (m,) corrected for being many, at most 1 (Holm 1979): the i-th smallest, from 1,
+    times m + 1 − i, and no smaller than what those before it became. NaN stays and does not count.
+
+    >>> holm(np.array([0.01, np.nan, 0.04, 0.03]))
+    array([0.03,  nan, 0.06, 0.06])
+    """
+    order = np.argsort(p, kind="stable")  # NaN last
+    order = order[: np.count_nonzero(~np.isnan(p))]
+    factors = np.arange(len(order), 0, -1)
+    corrected = np.full(len(p), np.nan)
+    corrected[order] = np.minimum(np.maximum.accumulate(factors * p[order]), 1)
+    return corrected
+
+
 def _weights(n: int, draws: int, seed: int) -> NDArray[np.float32]:
     """How often each of n units is in each of the resamples of n: (draws, n)."""
     rng = np.random.default_rng(seed)

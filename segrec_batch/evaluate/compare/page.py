@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from segrec_batch.evaluate.compare.differences import Difference
 from segrec_batch.evaluate.compare.reports import Compared
+from segrec_batch.evaluate.items import Plot, Section, Table, Text
 from segrec_batch.evaluate.measures import Estimate, Key
 from segrec_batch.evaluate.plots import dot_plot
-from segrec_batch.evaluate.report import Plot, Section, Table, Text
 
 HEADLINES, PLOTTED, ALL = 30, 12, 200
 

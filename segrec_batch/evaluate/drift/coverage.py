@@ -82,18 +82,3 @@ def ks_p_value(a: Distribution, b: Distribution) -> float | None:
         return None
     size = round(a.count * b.count / (a.count + b.count))
     return float(kstwo.sf(statistic, size)) if size else None
-
-
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """p-values corrected for being many (Holm 1979); None stays and does not count.
-
-    >>> holm([0.01, None, 0.04, 0.03])
-    [0.03, None, 0.06, 0.06]
-    """
-    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
-    corrected: list[float | None] = [None] * len(p_values)
-    least = 0.0
-    for rank, (p, i) in enumerate(known):
-        least = max(least, min(1.0, p * (len(known) - rank)))
-        corrected[i] = least
-    return corrected

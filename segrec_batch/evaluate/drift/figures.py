@@ -18,12 +18,11 @@ from segrec_batch.evaluate.drift.coverage import (
     POPULATIONS,
     Distribution,
     distribution,
-    holm,
     ks_p_value,
     ks_statistic,
 )
 from segrec_batch.evaluate.drift.overlap import REGION, WHOLE
-from segrec_batch.evaluate.measures import Estimate, Judged, Key, Measure
+from segrec_batch.evaluate.measures import Estimate, Judged, Key, Measure, holm
 
 SAME_CONTENT = "unchanged content"
 Columns = dict[Key, NDArray[np.float64]]
@@ -103,9 +102,9 @@ def _coverage(counts: pa.Table) -> Iterator[Estimate]:
     yield Estimate(Key("drift_coverage"), max(known, default=None), None, None, units)
     for population in POPULATIONS:
         mine = {cls: pair for (p, cls), pair in pairs.items() if p == population}
-        corrected = holm([ks_p_value(*pair) for pair in mine.values()])
+        corrected = holm(np.array([ks_p_value(*pair) for pair in mine.values()], float))
         for (cls, pair), p in zip(mine.items(), corrected, strict=True):
-            yield from _of_class(population, cls, *pair, p)
+            yield from _of_class(population, cls, *pair, None if np.isnan(p) else float(p))
 
 
 def _of_class(

@@ -9,9 +9,9 @@ from segrec_batch.evaluate.drift.coverage import ALL, BINS, NEW, POPULATIONS
 from segrec_batch.evaluate.drift.figures import MEASURES, classes_of, distributions
 from segrec_batch.evaluate.drift.page_golden import features, recommended
 from segrec_batch.evaluate.drift.told import Found, Row, Told
+from segrec_batch.evaluate.items import Plot, Section, Table, Text
 from segrec_batch.evaluate.measures import Estimate, Key
 from segrec_batch.evaluate.plots import step_plot
-from segrec_batch.evaluate.report import Plot, Section, Table, Text
 
 REASONS = 30  # told on the page
 _IMAGES = ("before", "after", "new", "gone", "changed", "unchanged")

@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 from segrec_batch.evaluate.drift.figures import SAME_CONTENT, classes_of
 from segrec_batch.evaluate.drift.overlap import REGION, WHOLE
 from segrec_batch.evaluate.drift.told import Found, Row, Told
+from segrec_batch.evaluate.items import Plot, Table, Text
 from segrec_batch.evaluate.measures import Key
 from segrec_batch.evaluate.plots import step_plot
-from segrec_batch.evaluate.report import Plot, Table, Text
 from segrec_batch.store.schema import coverage_column
 
 WORST = 10

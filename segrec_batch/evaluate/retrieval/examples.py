@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from segrec_batch import storage
 from segrec_batch.errors import InputError
-from segrec_batch.evaluate.report import Gallery, Picture
+from segrec_batch.evaluate.items import Gallery, Picture
 from segrec_batch.evaluate.retrieval.conditions import NONE
 from segrec_batch.evaluate.retrieval.measures import average_precision
 from segrec_batch.evaluate.retrieval.rankings import rankings, taking_part

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from segrec_batch.evaluate.items import Plot, Section, Table, Text, figure
 from segrec_batch.evaluate.measures import Estimate, Key, contrast
 from segrec_batch.evaluate.plots import Line, dot_plot, line_plot
-from segrec_batch.evaluate.report import Plot, Section, Table, Text, figure
 from segrec_batch.evaluate.retrieval.conditions import KEPT, NONE, Setting, named
 from segrec_batch.evaluate.retrieval.findings import Columns, Findings
 

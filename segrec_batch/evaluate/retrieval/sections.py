@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from segrec_batch.evaluate.items import Plot, Section, Table, Text
 from segrec_batch.evaluate.measures import Estimate
 from segrec_batch.evaluate.plots import Line, heat_map, line_plot
-from segrec_batch.evaluate.report import Plot, Section, Table, Text
 from segrec_batch.evaluate.retrieval.conditions import NONE, named
 from segrec_batch.evaluate.retrieval.examples import Example, galleries
 from segrec_batch.evaluate.retrieval.findings import Columns, Findings

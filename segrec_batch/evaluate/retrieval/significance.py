@@ -8,7 +8,7 @@ from itertools import combinations, product
 
 import numpy as np
 
-from segrec_batch.evaluate.measures import Estimate, Judged, Key, contrast
+from segrec_batch.evaluate.measures import Estimate, Judged, Key, contrast, holm
 from segrec_batch.evaluate.retrieval.rankings import Floats
 
 DRAWS = 9999
@@ -67,16 +67,6 @@ def randomisation_test(differences: Floats, draws: int = DRAWS, seed: int = 0) -
         signs = 2.0 * rng.integers(0, 2, (min(_BATCH, draws - start), n)) - 1
         count += (np.abs(signs @ differences) >= observed).sum(axis=0)
     return (1 + count) / (1 + draws)
-
-
-def holm(p: Floats) -> Floats:
-    """(m,) Holm's step-down correction: the i-th smallest p, from 1, times m + 1 − i, no smaller
-    than what the smaller ones became and at most 1.
-    """
-    m, order = len(p), np.argsort(p, kind="stable")
-    corrected = np.empty(m)
-    corrected[order] = np.minimum(np.maximum.accumulate((m - np.arange(m)) * p[order]), 1)
-    return corrected
 
 
 def _ap(judged: Judged, key: Key) -> Floats:

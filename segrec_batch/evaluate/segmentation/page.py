@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
+from segrec_batch.evaluate.items import Gallery, Plot, Section, Table, Text
 from segrec_batch.evaluate.measures import Estimate
-from segrec_batch.evaluate.report import Gallery, Plot, Section, Table, Text
 from segrec_batch.evaluate.segmentation import tables
 from segrec_batch.evaluate.segmentation.counts import SEGREC, Tally, class_names, tallies
 from segrec_batch.evaluate.segmentation.judge import DOMINANT, PIXELS, dominant, majority_name

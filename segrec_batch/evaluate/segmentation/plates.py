@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segrec_batch import storage
-from segrec_batch.evaluate.report import Gallery, Picture
+from segrec_batch.evaluate.items import Gallery, Picture
 from segrec_batch.evaluate.segmentation.counts import SEGREC, SegrecMethod, Tally
 from segrec_batch.evaluate.segmentation.ratios import Pixels
 from segrec_batch.train.labelled import Classes, LabelledImage

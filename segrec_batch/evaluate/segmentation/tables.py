@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from segrec_batch.evaluate import plots
+from segrec_batch.evaluate.items import Plot, Table
 from segrec_batch.evaluate.measures import Estimate, Key
-from segrec_batch.evaluate.report import Plot, Table
 from segrec_batch.evaluate.segmentation.counts import SEGREC, Confusion, Tally
 from segrec_batch.evaluate.segmentation.coverage import calibration
 from segrec_batch.evaluate.segmentation.judge import DOMINANT, LEAKS, PIXELS, is_fitted, leak_key
