@@ -190,7 +190,7 @@ def _train(
     trained = [p for p in network.parameters() if p.requires_grad]
     optimiser = torch.optim.SGD(trained, settings.rate, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, settings.rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
+        optimiser, settings.rate, total_steps=steps, cycle_momentum=False
     )
     device = trained[0].device
     losses: list[float] = []
