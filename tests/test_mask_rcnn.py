@@ -73,7 +73,9 @@ def state() -> dict[str, Tensor]:
     """Of torchvision's model as its own function makes it, for the 91 classes of COCO."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return dict(maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict())
+        found = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
+    # the normalisation is frozen: without this, 50 layers of random weights end in infinity
+    return {n: t * 0 if n.endswith("bn3.weight") else t for n, t in found.items()}
 
 
 OLD_NAMES = (  # as in the file that torchvision downloads
@@ -154,13 +156,13 @@ def test_it_learns_from_weights_on_disk_and_repeats(
     scenes: Path, state: dict[str, Tensor], tmp_path: Path
 ) -> None:
     torch.save(state, tmp_path / "weights.pth")
-    settings = replace(
-        SETTINGS, weights=str(tmp_path / "weights.pth"), epochs=6, rate=0.02, min_size=48
-    )
-    images = pair(str(scenes / "images"), str(scenes / "masks"))[::6]
+    weights = str(tmp_path / "weights.pth")
+    settings = replace(SETTINGS, weights=weights, epochs=5, batch=1, rate=0.03)
+    images = pair(str(scenes / "images"), str(scenes / "masks"))[::12]
     variants, classes = void_variants(images, load_classes(str(scenes / "classes.json")), tmp_path)
     first, again = (fit_mask_rcnn(v, classes, settings) for v in variants)
-    assert np.mean(first.losses[-4:]) < 0.8 * np.mean(first.losses[:2])
+    assert len(first.losses) == 10
+    assert np.mean(first.losses[-4:]) < 0.7 * np.mean(first.losses[:2]), first.losses
     assert first.losses == again.losses
     image, labels = images[0].load(classes)
     (one,), (other,) = first(image).values(), again(image).values()

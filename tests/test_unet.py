@@ -106,4 +106,4 @@ def test_it_beats_the_majority_class(scenes: Path) -> None:
         confusion += count_pixels(classes.to_classes(labels), fitted(image)["U-Net"].labels, 4)
     figures = metrics(confusion, ("background", *classes.names))
     assert figures["pixel_accuracy"] > figures["majority"]["pixel_accuracy"] + 0.05
-    assert figures["mean"]["iou"] > 0.4
+    assert figures["mean"]["iou"] > 0.3

@@ -101,8 +101,8 @@ def fit_mask_rcnn(
 ) -> FittedMaskRcnn:
     """Fine-tune on the connected regions of the classes, see `connected_instances`.
 
-    Raises NotRun without weights, ModelError for weights that are not a Mask R-CNN's, InputError
-    without images, DeviceError.
+    Raises NotRun without weights or if the loss diverges, ModelError for weights that are not a
+    Mask R-CNN's, InputError without images, DeviceError.
     """
     settings = settings or MaskRcnnSettings()
     if not images:
@@ -190,9 +190,10 @@ def _train(
     trained = [p for p in network.parameters() if p.requires_grad]
     optimiser = torch.optim.SGD(trained, settings.rate, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, settings.rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
+        optimiser, settings.rate, total_steps=steps, cycle_momentum=False
     )
-    device, losses = trained[0].device, []
+    device = trained[0].device
+    losses: list[float] = []
     network.train()
     with ProgressMeter(f"{NAME} training", steps) as meter:
         for batch in _batches(images, classes, settings):
@@ -203,9 +204,15 @@ def _train(
             loss.backward()
             optimiser.step()
             schedule.step()
-            losses.append(float(loss))
+            losses.append(_finite(loss.item(), len(losses)))
             meter.advance()
     return losses
+
+
+def _finite(loss: float, step: int) -> float:
+    if not np.isfinite(loss):
+        raise NotRun(f"the loss is {loss} after {step} steps: try a lower learning rate")
+    return loss
 
 
 def _batches(
