@@ -160,3 +160,13 @@ def png_by_hand(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         for kind, body in chunks
     )
+
+
+def quality(confusion: NDArray[np.int64]) -> tuple[float, float, float]:
+    """Pixel accuracy, what calling all the commonest class would reach, and the mean IoU of the
+    foreground, from a confusion matrix (K, K).
+    """
+    hit, either = np.diag(confusion), confusion.sum(axis=0) + confusion.sum(axis=1)
+    iou = hit / (either - hit)
+    total = confusion.sum()
+    return hit.sum() / total, confusion.sum(axis=1).max() / total, float(iou[1:].mean())

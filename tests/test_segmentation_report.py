@@ -3,7 +3,9 @@
 import io
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -60,10 +62,19 @@ def conducted(given: Settings, draws: int = 200) -> dict[Key, Estimate]:
     return {e.key: e for e in estimates(counts, given.seed, draws)}
 
 
+class Blank:
+    """Sees background everywhere."""
+
+    settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {"blank": {"eyes": 0}}
+
+    def __call__(self, image: Image.Image) -> dict[str, ClassMap]:
+        labels = np.zeros((image.height, image.width), np.uint8)
+        return {"blank": ClassMap(labels, None)}
+
+
 def blank(trainer: Trainer) -> Methods:
-    """A method that sees background everywhere, for the classes of what it was fitted on."""
     assert trainer.samples.features.shape[0] == len(trainer.samples.values)
-    return lambda image: {"blank": ClassMap(np.zeros((image.height, image.width), np.uint8), None)}
+    return Blank()
 
 
 def too_deep(trainer: Trainer) -> Methods:
@@ -112,6 +123,7 @@ def test_splits_share_the_judged_pictures_and_rivals_are_run_or_said_not_to_be(
     assert report.not_run == {"unet": "no memory for it", "rcnn": "no memory for it"}
     blank_iou = Key("iou", "blank", GROUPED, "pixels", "mean")
     assert figure(report, blank_iou) == 0
+    assert report.details["methods"][RANDOM]["blank"] == {"eyes": 0}
     models = {split: of["segrec"] for split, of in report.details["methods"].items()}
     assert models[AUGMENTED_FIRST]["positions"] > models[RANDOM]["positions"]
     assert models[RANDOM]["images"] == models[GROUPED]["images"]

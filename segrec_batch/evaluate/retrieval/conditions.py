@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from segrec_batch.errors import InputError
+
 Window = tuple[float, float]
 
 
@@ -33,13 +35,13 @@ class Setting:
 
     @classmethod
     def parse(cls, name: str) -> "Setting":
-        """The setting of a name. Raises ValueError for what is none."""
+        """The setting of a name. Raises InputError for what is none."""
         if edges := re.fullmatch(r"σ ([\d.]+)–([\d.]+)", name):
             return cls(window=(float(edges[1]), float(edges[2])))
         if limit := re.fullmatch(r"ε ([\d.]+)", name):
             return cls(epsilon=float(limit[1]))
         if name not in (NONE, KEPT):
-            raise ValueError(f"{name!r} is no setting")
+            raise InputError(f"{name!r} is no setting of a retrieval report")
         return cls(kept=name == KEPT)
 
 

@@ -17,8 +17,7 @@ def filters(f: Findings) -> Section | None:
     """What filters on coverage and on the semantic distance gain and lose."""
     limits = [s for s in f.settings if Setting.parse(s).epsilon is not None]
     windows = [s for s in f.settings if Setting.parse(s).window]
-    others = [s for s in f.settings if s not in (NONE, KEPT, *limits, *windows)]
-    if not (limits or windows or others):
+    if not (limits or windows):
         return None
     about = (
         "Relevant lost: the share of a query's relevant candidates that the filter drops, or that "
@@ -32,8 +31,6 @@ def filters(f: Findings) -> Section | None:
     if limits:
         items += [_over_limits(f, limits, *measure) for measure in _MAIN]
         items += _tables(f, "limit ε on the semantic distance", limits)
-    if others:
-        items += _tables(f, "other filter", others)
     return Section("Filters", items)
 
 
