@@ -324,8 +324,11 @@ def _figures(text: str) -> tuple[float, ...]:
 
 
 def _windows(text: str) -> tuple[tuple[float, float], ...]:
-    pairs = (window.partition("-") for window in _names(text))
-    return tuple((float(low), float(high)) for low, _, high in pairs)
+    try:
+        pairs = [tuple(map(float, window.split("-"))) for window in _names(text)]
+        return tuple((low, high) for low, high in pairs)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give LOW-HIGH, …") from None
 
 
 def _write(report: Report, folder: str) -> None:

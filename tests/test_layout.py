@@ -19,6 +19,7 @@ DOORS = {
     "sklearn": "train",
     "matplotlib": "evaluate",
 }
+REPORTS = ("segmentation", "retrieval", "drift", "compare")
 LEVELS = [  # each may import from its own and from those before it
     {"errors", "faults", "storage", "sandbox", "console", "decode", "listing", "scenes"},
     {"model"},
@@ -94,7 +95,7 @@ def test_a_new_picture_does_not_wait_for_torchvision() -> None:
         ["jobs/index.py"],
         ["jobs/maintain.py"],
         ["jobs/recommend.py"],
-        ["jobs/evaluate.py", "segmentation"],
+        *(["jobs/evaluate.py", report] for report in REPORTS),
         ["-m", "segrec_batch.cli"],
         ["-m", "segrec_batch.cli", "query"],
         ["-m", "segrec_batch.cli", "sql"],
@@ -131,7 +132,7 @@ def test_documented_commands_have_the_options_that_the_documents_use() -> None:
                 f"maintain.py {command}": ["jobs/maintain.py", "--index", ".", command]
                 for command in ("compact", "vacuum", "purge", "verify", "rollback", "history")
             },
-            "jobs/evaluate.py segmentation": ["jobs/evaluate.py", "segmentation"],
+            **{f"jobs/evaluate.py {report}": ["jobs/evaluate.py", report] for report in REPORTS},
             "segrec query": ["-m", "segrec_batch.cli", "query"],
             "segrec sql": ["-m", "segrec_batch.cli", "sql"],
             "segrec scenes": ["-m", "segrec_batch.cli", "scenes"],
@@ -161,7 +162,12 @@ def test_the_wheel_holds_sql_schemas_and_template(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     shipped = {f"segrec_batch/schemas/{p.name}" for p in (ROOT / "schemas").iterdir()}
-    assert names > shipped | {"segrec_batch/query/sheet.html.j2", "segrec_batch/py.typed"}
+    assert names > shipped | {
+        "segrec_batch/query/sheet.html.j2",
+        "segrec_batch/query/palette.css",
+        "segrec_batch/evaluate/report.html.j2",
+        "segrec_batch/py.typed",
+    }
     assert not any(name.startswith(("tests/", "jobs/")) for name in names)
 
 

@@ -1,0 +1,91 @@
+"""The evaluation job as a user runs it: reports of an index, exit codes, messages."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segrec_batch.evaluate.report import METRICS, read_metrics
+from tests.feature_index import add_images, write_index
+from tests.test_jobs import ROOT, job
+
+EVALUATE = "jobs/evaluate.py"
+
+
+def test_what_an_index_answers_is_judged_and_compared(index: str, tmp_path: Path) -> None:
+    asked = ["retrieval", "--index", index, "--labels", "folder", "--sigma", "0.1-1"]
+    for name, methods in (("before", "pearson,random"), ("after", "pearson,euclidean")):
+        done = job(EVALUATE, *asked, "--methods", methods, "--report", tmp_path / name)
+        assert "pearson" in done.stdout
+        assert "Untrained backbone" in done.stderr
+    found = read_metrics(str(tmp_path / "before"))
+    settings = {m["setting"] for m in found["measures"]}
+    assert settings >= {"", "query kept", "σ 0.1–1", "ε 0.9"}
+    provenance = found["provenance"]
+    assert (provenance["kind"], provenance["version"]) == ("retrieval", 1)
+    assert "24 queries among 24 images" in provenance["data"]
+
+    both = [tmp_path / "before" / METRICS, tmp_path / "after"]
+    compared = job(
+        EVALUATE, "compare", *both, "--names", "before,after", "--report", tmp_path / "compared"
+    )
+    assert "after" in compared.stdout
+    changes = read_metrics(str(tmp_path / "compared"))
+    assert {m["method"] for m in changes["measures"]} == {"pearson", ""}
+    of_pearson = [m for m in changes["measures"] if m["method"] == "pearson"]
+    assert {m["value"] for m in of_pearson} <= {0, None}
+
+
+def test_drift_beyond_a_limit_fails_after_the_report_is_written(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    index = str(tmp_path / "index")
+    share = np.full(20, 0.2, np.float32)
+    base = write_index(index, rng.random((20, 8), dtype=np.float32), share)
+    add_images(base, rng.random((20, 8), dtype=np.float32), share + 0.5)
+    limit = ["drift", "--index", index, "--fail-over", "coverage=0.1", "--report", tmp_path / "r"]
+    failed = job(EVALUATE, *limit, expect=1)
+    assert "error: drift above --fail-over: coverage 0.5 > 0.1" in failed.stderr
+    assert "0.500" in failed.stdout
+    assert (tmp_path / "r" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["retrieval", "--index", "INDEX", "--labels", "csv"], "--labels csv needs --pairs"),
+        (["retrieval", "--index", "INDEX", "--labels", "masks"], "needs --masks and --classes"),
+        (["retrieval", "--index", "INDEX", "--labels", "folder", "--sigma", "1"], "LOW-HIGH"),
+        (
+            [
+                *("segmentation", "--images", "a", "--masks", "b", "--classes", "c", "--train"),
+                *("--test-images", "d"),
+            ],
+            "go together",
+        ),
+    ],
+)
+def test_arguments_that_do_not_fit_are_said(
+    wrong: list[str], message: str, index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [index if word == "INDEX" else word for word in wrong]
+    assert exit_code(*given, "--report", str(tmp_path)) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_report_cannot_be_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code("compare", str(tmp_path), str(tmp_path), "--report", str(tmp_path / "r")) == 1
+    assert f"error: {tmp_path}/metrics.json: not the metrics of a report" in capsys.readouterr().err
+
+
+def exit_code(*arguments: str) -> int:
+    """Of the job, run in this process: starting Python and PyTorch takes longer than it does."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", [EVALUATE, *arguments])
+        runpy.run_path(str(ROOT / EVALUATE), run_name="__main__")
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
