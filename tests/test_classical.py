@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -20,7 +21,7 @@ from segrec_batch.train.classical import Classical, ClassicalSettings, fit_class
 from segrec_batch.train.labelled import Classes, LabelledImage, load_classes, pair
 from segrec_batch.train.sample import Sampling, sample_images
 from segrec_batch.train.tune import Components
-from tests.builders import quality, random_weights, void_variants
+from tests.builders import quality, random_weights, smooth_pixels, void_variants
 
 TAPS = (Tap("conv4_3"), Tap("conv5_3"))
 SHAPES = shapes_of_size(128)
@@ -66,6 +67,13 @@ def test_each_method_beats_the_majority_class(scenes: Path, fitted: Classical) -
         accuracy, majority, iou = quality(counts)
         assert accuracy > majority, name
         assert iou > 0.2, name
+
+
+def test_cells_are_those_of_the_map_where_it_is_the_grid(fitted: Classical) -> None:
+    found = fitted(Image.fromarray(smooth_pixels(7, 9)))  # nothing to resize
+    for name, (labels, cells) in found.items():
+        np.testing.assert_array_equal(np.bincount(labels.ravel(), minlength=4), cells, name)
+    assert len({labels.tobytes() for labels, _ in found.values()}) > 1
 
 
 def test_fitting_repeats_and_does_not_see_what_lies_under_void(

@@ -84,8 +84,9 @@ def test_what_is_no_report_cannot_be_compared(
 
 def exit_code(*arguments: str) -> int:
     """Of the job, run in this process: starting Python and PyTorch takes longer than it does."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [EVALUATE, *arguments])
-        runpy.run_path(str(ROOT / EVALUATE), run_name="__main__")
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / EVALUATE), run_name="__main__")
     assert isinstance(ended.value.code, int)
     return ended.value.code

@@ -37,7 +37,7 @@ class UNetSettings:
     crop: int = 160
     width: int = 16
     depth: int = 4
-    epochs: int = 20
+    epochs: int = 40
     batch: int = 8
     rate: float = 3e-3
     dtype: str = "bfloat16"
