@@ -87,9 +87,10 @@ class Report:
 
     @property
     def headline(self) -> Table:
-        """The first table of the page, for a terminal."""
+        """The first table of figures on the page, for a terminal."""
         items = (item for section in self.sections for item in section.items)
-        return next(item for item in items if isinstance(item, Table))
+        tables = (item for item in items if isinstance(item, Table))
+        return next(t for t in tables if any(isinstance(c, Estimate) for r in t.rows for c in r))
 
     def metrics(self) -> dict[str, Any]:
         """What `metrics.json` holds."""
