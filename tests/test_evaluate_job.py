@@ -1,15 +1,14 @@
 """The evaluation job as a user runs it: reports of an index, exit codes, messages."""
 
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from segrec_batch.evaluate.report import METRICS, read_metrics
+from tests.commands import exit_code
 from tests.feature_index import add_images, write_index
-from tests.test_jobs import ROOT, job
+from tests.test_jobs import job
 
 EVALUATE = "jobs/evaluate.py"
 
@@ -69,7 +68,7 @@ def test_arguments_that_do_not_fit_are_said(
     wrong: list[str], message: str, index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [index if word == "INDEX" else word for word in wrong]
-    assert exit_code(*given, "--report", str(tmp_path)) == 2
+    assert exit_code(EVALUATE, *given, "--report", str(tmp_path)) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -77,15 +76,6 @@ def test_arguments_that_do_not_fit_are_said(
 def test_what_is_no_report_cannot_be_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert exit_code("compare", str(tmp_path), str(tmp_path), "--report", str(tmp_path / "r")) == 1
+    folder = str(tmp_path)
+    assert exit_code(EVALUATE, "compare", folder, folder, "--report", f"{folder}/r") == 1
     assert f"error: {tmp_path}/metrics.json: not the metrics of a report" in capsys.readouterr().err
-
-
-def exit_code(*arguments: str) -> int:
-    """Of the job, run in this process: starting Python and PyTorch takes longer than it does."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [EVALUATE, *arguments])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(ROOT / EVALUATE), run_name="__main__")
-    assert isinstance(ended.value.code, int)
-    return ended.value.code

@@ -1,13 +1,18 @@
 """The shape of the project: who imports what, what ships, what the documents say."""
 
 import ast
+import io
 import re
 import subprocess
 import sys
 import zipfile
+from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.commands import exit_code
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "segrec_batch"
@@ -88,25 +93,31 @@ def test_a_new_picture_does_not_wait_for_torchvision() -> None:
     assert "torchvision" not in found.stdout.split()
 
 
+@cache
+def help_of(*command: str) -> str:
+    """What a program of the project prints for --help."""
+    out = io.StringIO()
+    with redirect_stdout(out):
+        assert exit_code(*command, "--help") == 0
+    return out.getvalue()
+
+
 @pytest.mark.parametrize(
     "command",
     [
-        ["jobs/train.py"],
-        ["jobs/index.py"],
-        ["jobs/maintain.py"],
-        ["jobs/recommend.py"],
-        *(["jobs/evaluate.py", report] for report in REPORTS),
-        ["-m", "segrec_batch.cli"],
-        ["-m", "segrec_batch.cli", "query"],
-        ["-m", "segrec_batch.cli", "sql"],
+        ("jobs/train.py",),
+        ("jobs/index.py",),
+        ("jobs/maintain.py",),
+        ("jobs/recommend.py",),
+        *(("jobs/evaluate.py", report) for report in REPORTS),
+        ("segrec",),
+        ("segrec", "query"),
+        ("segrec", "sql"),
     ],
     ids=" ".join,
 )
-def test_every_command_has_help_with_examples(command: list[str]) -> None:
-    found = subprocess.run(
-        [sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert "examples:" in found.stdout
+def test_every_command_has_help_with_examples(command: tuple[str, ...]) -> None:
+    assert "examples:" in help_of(*command)
 
 
 def test_documents_name_only_files_that_exist() -> None:
@@ -116,27 +127,18 @@ def test_documents_name_only_files_that_exist() -> None:
 
 
 def test_documented_commands_have_the_options_that_the_documents_use() -> None:
+    upkeep = ("compact", "vacuum", "purge", "verify", "rollback", "history")
     helps = {
-        name: subprocess.run(
-            [sys.executable, *command, "--help"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for name, command in {
-            "jobs/train.py": ["jobs/train.py"],
-            "jobs/index.py": ["jobs/index.py"],
-            "jobs/recommend.py": ["jobs/recommend.py"],
-            **{
-                f"maintain.py {command}": ["jobs/maintain.py", "--index", ".", command]
-                for command in ("compact", "vacuum", "purge", "verify", "rollback", "history")
-            },
-            **{f"jobs/evaluate.py {report}": ["jobs/evaluate.py", report] for report in REPORTS},
-            "segrec query": ["-m", "segrec_batch.cli", "query"],
-            "segrec sql": ["-m", "segrec_batch.cli", "sql"],
-            "segrec scenes": ["-m", "segrec_batch.cli", "scenes"],
-        }.items()
+        **{f"jobs/{job}.py": help_of(f"jobs/{job}.py") for job in ("train", "index", "recommend")},
+        **{
+            f"maintain.py {command}": help_of("jobs/maintain.py", "--index", ".", command)
+            for command in upkeep
+        },
+        **{f"jobs/evaluate.py {name}": help_of("jobs/evaluate.py", name) for name in REPORTS},
+        **{
+            f"segrec {command}": help_of("segrec", command)
+            for command in ("query", "sql", "scenes")
+        },
     }
     for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "Makefile"]:
         text = document.read_text().replace("\\\n", " ")

@@ -1,0 +1,26 @@
+"""Programs of the project, run in this process: a start of Python with its imports takes seconds."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from segrec_batch import cli
+
+ROOT = Path(__file__).parents[1]
+
+
+def exit_code(program: str, *arguments: str) -> int:
+    """Of `segrec`, or of a job by its path."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [program, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            _run(program)
+    return int(ended.value.code or 0)
+
+
+def _run(program: str) -> None:
+    if program == "segrec":
+        cli.main()
+    runpy.run_path(str(ROOT / program), run_name="__main__")
