@@ -1,4 +1,4 @@
-"""Programs of the project, run in this process: a start of Python with its imports takes seconds."""
+"""Programs of the project in this process: a start of Python and its imports take seconds."""
 
 import runpy
 import sys
