@@ -8,17 +8,20 @@ import pytest
 from segrec_batch.evaluate.report import METRICS, read_metrics
 from tests.commands import exit_code
 from tests.feature_index import add_images, write_index
-from tests.test_jobs import job
 
 EVALUATE = "jobs/evaluate.py"
 
 
-def test_what_an_index_answers_is_judged_and_compared(index: str, tmp_path: Path) -> None:
+def test_what_an_index_answers_is_judged_and_compared(
+    index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked = ["retrieval", "--index", index, "--labels", "folder", "--sigma", "0.1-1"]
     for name, methods in (("before", "pearson,random"), ("after", "pearson,euclidean")):
-        done = job(EVALUATE, *asked, "--methods", methods, "--report", tmp_path / name)
-        assert "pearson" in done.stdout
-        assert "Untrained backbone" in done.stderr
+        report = ["--methods", methods, "--report", str(tmp_path / name)]
+        assert exit_code(EVALUATE, *asked, *report) == 0
+        printed = capsys.readouterr()
+        assert "pearson" in printed.out
+        assert "Untrained backbone" in printed.err
     found = read_metrics(str(tmp_path / "before"))
     settings = {m["setting"] for m in found["measures"]}
     assert settings >= {"", "query kept", "σ 0.1–1", "ε 0.9"}
@@ -26,26 +29,28 @@ def test_what_an_index_answers_is_judged_and_compared(index: str, tmp_path: Path
     assert (provenance["kind"], provenance["version"]) == ("retrieval", 1)
     assert "24 queries among 24 images" in provenance["data"]
 
-    both = [tmp_path / "before" / METRICS, tmp_path / "after"]
-    compared = job(
-        EVALUATE, "compare", *both, "--names", "before,after", "--report", tmp_path / "compared"
-    )
-    assert "after" in compared.stdout
+    both = [str(tmp_path / "before" / METRICS), str(tmp_path / "after")]
+    named = ["--names", "before,after", "--report", str(tmp_path / "compared")]
+    assert exit_code(EVALUATE, "compare", *both, *named) == 0
+    assert "after" in capsys.readouterr().out
     changes = read_metrics(str(tmp_path / "compared"))
     assert {m["method"] for m in changes["measures"]} == {"pearson"}
     assert {m["value"] for m in changes["measures"]} == {0, None}
 
 
-def test_drift_beyond_a_limit_fails_after_the_report_is_written(tmp_path: Path) -> None:
+def test_drift_beyond_a_limit_fails_after_the_report_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rng = np.random.default_rng(0)
     index = str(tmp_path / "index")
     share = np.full(20, 0.2, np.float32)
     base = write_index(index, rng.random((20, 8), dtype=np.float32), share)
     add_images(base, rng.random((20, 8), dtype=np.float32), share + 0.5)
-    limit = ["drift", "--index", index, "--fail-over", "coverage=0.1", "--report", tmp_path / "r"]
-    failed = job(EVALUATE, *limit, expect=1)
-    assert "error: drift above --fail-over: coverage 0.5 > 0.1" in failed.stderr
-    assert "0.500" in failed.stdout
+    limit = ["--fail-over", "coverage=0.1", "--report", str(tmp_path / "r")]
+    assert exit_code(EVALUATE, "drift", "--index", index, *limit) == 1
+    printed = capsys.readouterr()
+    assert "error: drift above --fail-over: coverage 0.5 > 0.1" in printed.err
+    assert "0.500" in printed.out
     assert (tmp_path / "r" / "report.html").exists()
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from segrec_batch.evaluate.report import read_metrics
 from segrec_batch.model.bundle import load_model
+from tests.commands import exit_code
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -51,6 +52,7 @@ def segrec_figures(report: Path) -> dict[tuple[str, str, str], float]:
     }
 
 
+@pytest.mark.slow
 def test_train_index_evaluate_query(scenes: Path, tmp_path: Path) -> None:
     model, index = tmp_path / "model", tmp_path / "index"
     trained = job(
@@ -95,32 +97,39 @@ def test_train_index_evaluate_query(scenes: Path, tmp_path: Path) -> None:
     ],
 )
 def test_train_says_what_is_wrong(
-    scenes: Path, tmp_path: Path, change: dict[str, str], message: str
+    scenes: Path,
+    tmp_path: Path,
+    change: dict[str, str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = dict(zip(*[iter(map(str, labelled(scenes)))] * 2, strict=True))
     given |= {"--output": str(tmp_path / "model"), "--backbone-weights": "random:0"} | change
     given = {k: v.replace("IMAGES", str(scenes / "images")) for k, v in given.items()}
-    failed = job("jobs/train.py", *(x for pair in given.items() for x in pair), expect=1)
-    assert message in failed.stderr
+    assert exit_code("jobs/train.py", *(x for pair in given.items() for x in pair)) == 1
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
 
 
-def test_index_needs_a_model(scenes: Path, tmp_path: Path) -> None:
-    failed = job(
-        "jobs/index.py", "--images", scenes / "images", "--model", tmp_path, "--index",
-        tmp_path / "index", expect=1,
-    )  # fmt: skip
-    assert "make a model with jobs/train.py" in failed.stderr
+def test_index_needs_a_model(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"--images": scenes / "images", "--model": tmp_path, "--index": tmp_path / "index"}
+    assert exit_code("jobs/index.py", *(str(x) for pair in given.items() for x in pair)) == 1
+    assert "make a model with jobs/train.py" in capsys.readouterr().err
 
 
-def test_a_class_without_pixels_is_an_error(scenes: Path, tmp_path: Path) -> None:
+def test_a_class_without_pixels_is_an_error(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     classes = tmp_path / "classes.json"
     classes.write_text('{"car": [1], "boat": [77]}')
-    failed = job(
-        "jobs/train.py", *labelled(scenes)[:4], "--classes", classes, "--output", tmp_path / "m",
-        "--backbone-weights", "random:0", "--input-size", 64, expect=1,
-    )  # fmt: skip
-    assert "no labelled pixels of: boat" in failed.stderr
+    given = [
+        *labelled(scenes)[:4], "--classes", classes, "--output", tmp_path / "m",
+        "--backbone-weights", "random:0", "--input-size", 64,
+    ]  # fmt: skip
+    assert exit_code("jobs/train.py", *map(str, given)) == 1
+    assert "no labelled pixels of: boat" in capsys.readouterr().err
 
 
 @pytest.mark.slow

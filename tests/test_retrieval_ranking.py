@@ -297,7 +297,7 @@ def test_equal_features_are_ranked_by_image_id_as_in_sql(tmp_path: Path) -> None
     rows = np.arange(40)
     truth = Truth(Groups(np.zeros(40, np.int64)), "", "")
     run = Run(Retrieval(index, Folders()), count_block(rows, images, truth, ["pearson"], OF),
-              images, truth, [], index, 1, "", "", None)  # fmt: skip
+              images, truth, [], len(images), index, 1, "", "", None)  # fmt: skip
     with segrec_batch.connect(index) as con:
         for query, hits in first(run, "pearson", images.ids.to_pylist(), 9).items():
             assert [hit.image_id for hit in hits] == sql(con, query, "")
