@@ -259,6 +259,7 @@ def peak(uri: Path) -> tuple[int, int]:
     return count, python + arrow
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

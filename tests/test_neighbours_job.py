@@ -25,6 +25,7 @@ from segrec_batch.neighbours.run import Execution, recommend_all
 from segrec_batch.query.recommend import Criteria
 from segrec_batch.store.encode import image_id
 from segrec_batch.store.index import open_snapshot
+from tests.commands import exit_code
 from tests.feature_index import add_images, names, write_index
 from tests.s3 import new_bucket
 
@@ -320,22 +321,15 @@ def command(index: str, output: object) -> list[str]:
     ]  # fmt: skip
 
 
-def test_the_command_prints_what_it_did(special: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        command(special, tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert "no region of the class" in done.stdout
+def test_the_command_prints_what_it_did(
+    special: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, *arguments = map(str, command(special, tmp_path))
+    assert exit_code(*arguments) == 0
+    assert "no region of the class" in capsys.readouterr().out
     assert json.loads((tmp_path / "_SUCCESS").read_text())["queries"] == COUNT
-    failed = subprocess.run(
-        [*command(special, tmp_path), "--version", "99"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert failed.returncode == 1
-    assert failed.stderr.startswith("error:")
+    assert exit_code(*arguments, "--version", "99") == 1
+    assert capsys.readouterr().err.startswith("error:")
 
 
 @pytest.mark.slow
