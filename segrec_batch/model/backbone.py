@@ -96,7 +96,7 @@ def load_weights(spec: str) -> Weights:
         return Weights(spec, _convolutions(state, spec), tuple(preset.mean), tuple(preset.std))
     if spec.startswith("random:"):
         return Weights(spec, _random_state(spec))
-    return Weights(spec, _convolutions(_read_state(spec), spec))
+    return Weights(spec, _convolutions(read_state(spec, "backbone weights"), spec))
 
 
 def _random_state(spec: str) -> dict[str, Tensor]:
@@ -125,11 +125,12 @@ def _architecture() -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _read_state(uri: str) -> dict[str, Tensor]:
+def read_state(uri: str, what: str) -> dict[str, Tensor]:
+    """What a .pth or .safetensors file holds; `what` names it in errors. Raises ModelError."""
     try:
         data = storage.read_bytes(uri)
     except OSError as error:
-        raise ModelError(f"backbone weights {uri} cannot be read: {error}") from error
+        raise ModelError(f"{what} {uri} cannot be read: {error}") from error
     try:
         if uri.endswith(".safetensors"):
             from safetensors.torch import load

@@ -1,6 +1,5 @@
 """torchvision's Mask R-CNN (He et al. 2017) on ResNet-50 with FPN, fine-tuned on class maps."""
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from segrec_batch import storage
 from segrec_batch.console import ProgressMeter
 from segrec_batch.decode import Shape
 from segrec_batch.errors import InputError, ModelError
+from segrec_batch.model.backbone import read_state
 from segrec_batch.model.head import resize
 from segrec_batch.model.segmenter import resolve_device
 from segrec_batch.train.deep import seeded, shrink, shrink_both
@@ -121,18 +120,7 @@ def load_state(weights: str | None) -> dict[str, Tensor]:
         raise NotRun("no weights: give --mask-rcnn-weights PATH, or download")
     if weights == "download":
         return _download()
-    try:
-        data = storage.read_bytes(weights)
-    except OSError as error:
-        raise ModelError(f"Mask R-CNN weights {weights} cannot be read: {error}") from error
-    try:
-        if weights.endswith(".safetensors"):
-            from safetensors.torch import load
-
-            return load(data)
-        return dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
-    except Exception as error:
-        raise ModelError(f"{weights} is not a state dict: {error}") from error
+    return read_state(weights, "Mask R-CNN weights")
 
 
 def _download() -> dict[str, Tensor]:
