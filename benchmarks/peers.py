@@ -1,7 +1,7 @@
 """Who answers the questions of `query.py`, from the same rows. Not a program.
 
 All take a query as the row of a new feature in `Questions`. All but `NumPy.product`, `NumPy.read`
-and `recommend_by_signature` are exact: they answer with the ten rows of the highest Pearson
+and `recommend_by_sign_bits` are exact: they answer with the ten rows of the highest Pearson
 correlation whose σ is in a window.
 """
 
@@ -210,9 +210,9 @@ class Segrec:
         """The same for an indexed image, itself left out."""
         return self._rows("recommend($query::VARCHAR, k := $k)", query=self._id(query))
 
-    def by_signature(self, query: int, _: Window) -> list[int]:
+    def by_sign_bits(self, query: int, _: Window) -> list[int]:
         """Nearly that answer."""
-        return self._rows("recommend_by_signature($query, k := $k)", query=self._id(query))
+        return self._rows("recommend_by_sign_bits($query, k := $k)", query=self._id(query))
 
     def work(self, query: int, window: Window) -> Work:
         """What `by_vector` reads."""

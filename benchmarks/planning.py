@@ -103,7 +103,7 @@ def images_of(sources: pa.RecordBatch) -> pa.Table:
         "source_etag": sources["source_etag"],
         "content_hash": ids,
         "feature": pa.ListArray.from_arrays(pa.array(range(0, 512 * n + 1, 512)), zeros),
-        "signature": pa.array([[0] * 8] * n),
+        "sign_bits": pa.array([[0] * 8] * n),
         "indexed_at": pa.array([0] * n),
     }
     schema = images_schema(SPEC.classes)

@@ -7,10 +7,10 @@ run, warm, on all cores, the ways in turn with a new query in each round; the be
     peers        NumPy; FAISS, a flat index; LanceDB, a scan behind a filter on coverage;
                  DuckDB over unsorted Parquet, with the plain macro `pearson`
     ours         `recommend`, by vector and by image_id, over a query cache and over the Parquet
-                 files of the index; `recommend_by_signature` over the cache
+                 files of the index; `recommend_by_sign_bits` over the cache
     floor        bytes of the vectors that pass, over the bandwidth of memory, from the rounds, too
 
-All but the signatures must agree on the answer. The index is synthetic (see synthetic.py), of the
+All but the sign bits must agree on the answer. The index is synthetic (see synthetic.py), of the
 largest number of rows the bars are demanded; if one is missed, the exit code is 1. growth: the time
 over that with the number of rows before.
 """
@@ -54,12 +54,12 @@ examples:
 PACKAGES = {"faiss": "faiss-cpu", "lancedb": "lancedb"}
 QUERIES = 50
 MEMORY = "NumPy reads all bytes"
-INEXACT = ("NumPy product", MEMORY, "cache, by signature")
+INEXACT = ("NumPy product", MEMORY, "cache, by sign bits")
 SLOW, FEW = 3, 10  # rounds of what takes seconds, or nearly one
 PAUSE = 0.03  # s; BLAS threads spin that long for more work
 BARS = {
     ("all", "cache, by vector"): 7.0,
-    ("all", "cache, by signature"): 1.0,
+    ("all", "cache, by sign bits"): 1.0,
     ("13 %", "cache, by vector"): 1.0,
     ("1 %", "cache, by vector"): 0.1,
 }
@@ -73,7 +73,7 @@ STEPS = {
 }
 SIZES = ("peak MB", "MB")
 ROW_GROUPS = 0.25  # at most, of those that the 13 % window could touch
-RECALL = 0.99  # at least, of the signatures' answers
+RECALL = 0.99  # at least, of the sign bits' answers
 
 
 @dataclass
@@ -121,7 +121,7 @@ def ways(questions: "Questions", numpy: "NumPy", without: list[str]) -> list[Way
         Way("all", MEMORY, numpy.read),
         Way("all", "cache, by vector", cache.images_by_vector),
         Way("all", "cache, by image_id", cache.images_by_image),
-        Way("all", "cache, by signature", cache.by_signature),
+        Way("all", "cache, by sign bits", cache.by_sign_bits),
         Way("all", "Parquet of the index, by vector", files.images_by_vector, SLOW),
     ]
     if "faiss" not in without:
@@ -172,8 +172,8 @@ def compare(way: Way, answer: list[int], wanted: list[int], numpy: "NumPy", unit
 
 
 def recall(found: dict[tuple[str, str], Way]) -> float:
-    """Share of the exact answers that the signatures find."""
-    exact, near = (found["all", f"cache, by {how}"].answers for how in ("image_id", "signature"))
+    """Share of the exact answers that the sign bits find."""
+    exact, near = (found["all", f"cache, by {how}"].answers for how in ("image_id", "sign bits"))
     return float(np.mean([len({*a} & {*b}) / len(a) for a, b in zip(exact, near, strict=True)]))
 
 
@@ -242,12 +242,12 @@ def ask(case: Case, built: Built, before: Times, without: list[str]) -> tuple[Ti
     ratios = {" ".join(key): (times[key] / found[0].best, bar) for key, bar in BARS.items()}
     near, touched = recall({way.key: way for way in found}), row_groups(questions)
     planning = times["none", "cache, by vector"] / times["1 %", "cache, by vector"]
-    lines = [[f"{near:.3f}", "recall@10 of signatures"]]
+    lines = [[f"{near:.3f}", "recall@10 of sign bits"]]
     lines += [[f"{share:.3f}", f"row groups for 13 %, {name}"] for name, share in touched.items()]
     lines += [[f"{planning:.3f}", "empty window / 1 %, over the cache: planning and the like"]]
     console.show(console.table("shares", ["share", ""], lines))
     ratios["row groups"] = touched["Parquet of the index"], ROW_GROUPS
-    ratios["signatures that miss"] = 1 - near, 1 - RECALL
+    ratios["sign bits that miss"] = 1 - near, 1 - RECALL
     return times, [f"{n}: {x:.3f}, not {bar:.3g}" for n, (x, bar) in ratios.items() if x > bar]
 
 

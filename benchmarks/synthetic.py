@@ -119,7 +119,7 @@ def part(seed: int, start: int, rows: int) -> Iterator[Rows]:
     columns = {
         "coverage_car": pa.array(shares),
         "coverage_background": pa.array(1 - shares),
-        "signature": _lists(_signatures(found)),
+        "sign_bits": _lists(_sign_bits(found)),
         **_common(found, start),
     }
     yield "images", None, table(images_schema(SPEC.classes), columns)
@@ -152,13 +152,13 @@ def _common(found: Vectors, start: int) -> dict[str, pa.Array]:
     }
 
 
-def _signatures(found: Vectors) -> NDArray[np.int64]:
+def _sign_bits(found: Vectors) -> NDArray[np.int64]:
     import torch
 
-    from segrec_batch.model.describe import signature_bits
+    from segrec_batch.model.describe import sign_bits
 
     centre, rotation = _signing()
-    return np.asarray(signature_bits(torch.from_numpy(found), centre, rotation))
+    return np.asarray(sign_bits(torch.from_numpy(found), centre, rotation))
 
 
 @cache

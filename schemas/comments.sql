@@ -16,7 +16,7 @@ COMMENT ON COLUMN images.mask_grid IS 'Class of each cell, row by row, a byte ea
 COMMENT ON COLUMN images.mask IS 'Class map as a palette PNG';
 COMMENT ON COLUMN images.feature IS 'Mean of the feature map over the picture';
 COMMENT ON COLUMN images.inv_norm IS '1 / norm of the centred feature; NULL if it is constant';
-COMMENT ON COLUMN images.signature IS 'Sign bits of the centred, rotated feature, in words of 64';
+COMMENT ON COLUMN images.sign_bits IS 'Sign bits of the centred, rotated feature, in words of 64';
 COMMENT ON COLUMN images.model_id IS 'The model that made the row';
 COMMENT ON COLUMN images.run_id IS 'The run that made the row';
 COMMENT ON COLUMN images.indexed_at IS 'When';

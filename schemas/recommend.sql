@@ -206,10 +206,10 @@ CREATE OR REPLACE MACRO recommend(
         distinct_content)
 );
 
--- As `recommend` for whole images, but not exact: the `pool` images whose signature differs in the
+-- As `recommend` for whole images, but not exact: the `pool` images whose sign bits differ in the
 -- fewest bits from that of the image `query` are ranked by Pearson correlation. Made for a query
 -- cache, in which it reads a tenth of what an exact answer has to.
-CREATE OR REPLACE MACRO recommend_by_signature(
+CREATE OR REPLACE MACRO recommend_by_sign_bits(
     query, k := 10, pool := 1000, exclude_self := true, distinct_content := true
 ) AS TABLE
     WITH asked AS MATERIALIZED (

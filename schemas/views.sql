@@ -5,9 +5,9 @@ CREATE SCHEMA IF NOT EXISTS segrec;
 CREATE OR REPLACE VIEW segrec.images AS
     SELECT i.*, feature_error(i.feature, i.inv_norm) AS feature_error,
            list_value(*COLUMNS('^coverage_')) AS coverages,
-           i.signature[1] AS sign_1, i.signature[2] AS sign_2, i.signature[3] AS sign_3,
-           i.signature[4] AS sign_4, i.signature[5] AS sign_5, i.signature[6] AS sign_6,
-           i.signature[7] AS sign_7, i.signature[8] AS sign_8
+           i.sign_bits[1] AS sign_1, i.sign_bits[2] AS sign_2, i.sign_bits[3] AS sign_3,
+           i.sign_bits[4] AS sign_4, i.sign_bits[5] AS sign_5, i.sign_bits[6] AS sign_6,
+           i.sign_bits[7] AS sign_7, i.sign_bits[8] AS sign_8
     FROM main.images AS i;
 
 -- Columns are named with their table: a macro with a parameter `class` would hide the column.

@@ -103,8 +103,8 @@ def tiny_model(
         head[f"svm.{tap}"] = svm
         bias -= svm @ maps[tap.layer].mean(dim=(0, 2, 3))  # centred: no SVM always wins
     head["svm.bias"] = bias
-    head["signature.centre"] = torch.zeros(512)
-    head["signature.rotation"] = describe.random_rotation(512)
+    head["sign_bits.centre"] = torch.zeros(512)
+    head["sign_bits.rotation"] = describe.random_rotation(512)
     spec = ModelSpec(
         classes=tuple(f"class_{k}" for k in range(1, max(components) + 1)),
         taps=tuple(map(str, parsed)),

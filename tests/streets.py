@@ -64,7 +64,7 @@ def picture(i: int, content: int | None = None, folder: str | None = None) -> Ro
         "counts": counts.tolist(),
         "feature": feature,
         "region_features": features.astype(np.float32).ravel(),
-        "signature": encode.bitmap_words(feature > feature.mean()),
+        "sign_bits": encode.bitmap_words(feature > feature.mean()),
         "mask_shape": labels.shape,
         "mask": labels.tobytes(),
     }

@@ -17,11 +17,12 @@ from segrec_batch.errors import ModelError
 from segrec_batch.model.backbone import fingerprint
 from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.model.segmenter import Segmenter
-from segrec_batch.model.spec import FORMAT, ModelSpec, check_class_names
+from segrec_batch.model.spec import FORMAT, DescriptorSpec, ModelSpec, check_class_names
 from tests.builders import quick, smooth_batch, tiny_model
 
 FILES = ("model.json", "head.safetensors", "backbone.safetensors")
-CHANGES: dict[str, Any] = {  # another value of each field
+CHANGES: dict[str, Any] = {
+    "descriptors": (DescriptorSpec("texture", {}, ""),),  # another value of each field
     "classes": ("person", "car"),
     "taps": ("conv1_2",),
     "components": (0, 2, 1),
@@ -36,6 +37,7 @@ CHANGES: dict[str, Any] = {  # another value of each field
     "training": {"images": 2},
 }
 PROVENANCE = {"training", "weights"}  # no output depends on them
+APART = {*PROVENANCE, "descriptors"}  # which have identities of their own
 
 
 def _small() -> Model:
@@ -49,8 +51,8 @@ def _small() -> Model:
     head = {
         "svm.conv1_1": torch.linspace(-1, 1, 12).reshape(3, 4),
         "svm.bias": torch.tensor([0.1, 0.2, 0.3]),
-        "signature.centre": torch.linspace(0, 1, 4),
-        "signature.rotation": torch.eye(4),
+        "sign_bits.centre": torch.linspace(0, 1, 4),
+        "sign_bits.rotation": torch.eye(4),
     }
     return Model(spec, head, backbone)
 
@@ -103,7 +105,7 @@ def test_the_id_covers_each_field_that_changes_an_output(field: str) -> None:
     model = _small()
     spec = dataclasses.replace(model.spec, **{field: CHANGES[field]})
     changed = Model(spec, model.head, model.backbone).model_id != model.model_id
-    assert changed == (field not in PROVENANCE)
+    assert changed == (field not in APART)
 
 
 @pytest.mark.parametrize("name", list(_small().head))
@@ -113,6 +115,45 @@ def test_the_id_covers_each_tensor_of_the_head(name: str) -> None:
     tensor.view(-1)[-1] += 1e-6
     head = {**model.head, name: tensor}
     assert Model(model.spec, head, model.backbone).model_id != model.model_id
+
+
+def _described(settings: dict[str, object], value: float) -> Model:
+    return _small().describing("pca", settings, {"mean": torch.full((3,), value)})
+
+
+def test_a_descriptor_has_an_identity_of_its_own() -> None:
+    plain, one = _small(), _described({"dimension": 2}, 0.5)
+    others = [_described({"dimension": 3}, 0.5), _described({"dimension": 2}, 0.6)]
+    assert plain.bundle_id == plain.model_id == one.model_id
+    assert len({plain.bundle_id, one.bundle_id, *(m.bundle_id for m in others)}) == 4
+    assert _described({"dimension": 2}, 0.5).bundle_id == one.bundle_id
+    assert one.spec.descriptors[0].id.startswith("pca-")
+
+
+def test_a_descriptor_takes_the_place_of_another_of_its_name() -> None:
+    again = _described({"dimension": 2}, 0.5).describing("pca", {"dimension": 3}, {})
+    assert [d.settings for d in again.spec.descriptors] == [{"dimension": 3}]
+    both = again.describing("hog", {}, {})
+    assert [d.name for d in both.spec.descriptors] == ["hog", "pca"]
+    assert both.bundle_id == _small().describing("hog", {}, {}).describing(
+        "pca", {"dimension": 3}, {}
+    ).bundle_id  # fmt: skip
+
+
+def test_descriptors_are_saved_and_checked(tmp_path: Path) -> None:
+    model = _described({"dimension": 2}, 0.5).describing("hog", {}, {})
+    model.save(str(tmp_path))
+    back = load_model(str(tmp_path))
+    assert back.spec == model.spec
+    assert back.bundle_id == model.bundle_id
+    assert _same(dict(back.descriptors["pca"]), dict(model.descriptors["pca"]))
+    assert back.descriptors["hog"] == {}
+    save_file({"mean": torch.zeros(3)}, tmp_path / "descriptor-pca.safetensors")
+    with pytest.raises(ModelError, match="not those"):
+        load_model(str(tmp_path))
+    (tmp_path / "descriptor-pca.safetensors").unlink()
+    with pytest.raises(ModelError, match="not complete"):
+        load_model(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["head.safetensors", "backbone.safetensors"])
@@ -195,7 +236,7 @@ def test_a_json_file_that_is_no_model_is_refused(text: bytes, folder: Path) -> N
 def test_a_field_that_was_tampered_with_is_refused(field: str, value: object, folder: Path) -> None:
     values = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps({**values, field: value}))
-    if field in PROVENANCE:
+    if field in PROVENANCE or (field, value) == ("descriptors", []):
         assert load_model(str(folder)).model_id == _small().model_id
     else:
         with pytest.raises(ModelError):

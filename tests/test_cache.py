@@ -73,18 +73,18 @@ def test_a_cache_answers_as_the_index_does(cache: str, index: str, arguments: st
             assert ours.sql(sql).fetchall() == theirs.sql(sql).fetchall()
 
 
-def test_signatures_of_all_images_give_the_exact_answer(cache: str, index: str) -> None:
+def test_sign_bits_of_all_images_give_the_exact_answer(cache: str, index: str) -> None:
     with segrec_batch.connect(cache) as ours, segrec_batch.connect(index) as theirs:
         for (name,) in theirs.sql("SELECT image_id FROM images").fetchall():
             exact = f"SELECT rank, image_id, pearson FROM recommend('{name}')"
-            by_signature = f"SELECT rank, image_id, pearson FROM recommend_by_signature('{name}')"
-            assert ours.sql(by_signature).fetchall() == theirs.sql(exact).fetchall()
-            assert theirs.sql(by_signature).fetchall() == theirs.sql(exact).fetchall()
+            by_sign_bits = f"SELECT rank, image_id, pearson FROM recommend_by_sign_bits('{name}')"
+            assert ours.sql(by_sign_bits).fetchall() == theirs.sql(exact).fetchall()
+            assert theirs.sql(by_sign_bits).fetchall() == theirs.sql(exact).fetchall()
 
 
 def test_a_small_pool_is_that_of_the_fewest_bits(index: str) -> None:
     con = segrec_batch.connect(index)
-    found = dict(con.sql("SELECT image_id, signature FROM images").fetchall())
+    found = dict(con.sql("SELECT image_id, sign_bits FROM images").fetchall())
     query = sorted(found)[3]
 
     def bits(name: str) -> int:
@@ -92,7 +92,7 @@ def test_a_small_pool_is_that_of_the_fewest_bits(index: str) -> None:
         return sum(((a ^ b) & (2**64 - 1)).bit_count() for a, b in pairs)
 
     nearest = sorted(found, key=lambda name: (bits(name), name))[:6]
-    sql = f"SELECT image_id FROM recommend_by_signature('{query}', pool := 6)"
+    sql = f"SELECT image_id FROM recommend_by_sign_bits('{query}', pool := 6)"
     assert {n for (n,) in con.sql(sql).fetchall()} == set(nearest) - {query}
 
 

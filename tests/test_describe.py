@@ -1,4 +1,4 @@
-"""Pooling per class adds up, and signatures follow Pearson's correlation."""
+"""Pooling per class adds up, and sign bits follow Pearson's correlation."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from segrec_batch.model.describe import (
     class_means,
     global_mean,
     random_rotation,
-    signature_bits,
+    sign_bits,
 )
 from tests.builders import quick
 
@@ -80,20 +80,20 @@ def test_a_constant_row_is_centred_to_zero(value: float) -> None:
     assert (centred_unit(torch.full((1, 512), value)) == 0).all()
 
 
-def test_equal_features_have_equal_signatures() -> None:
+def test_equal_features_have_equal_sign_bits() -> None:
     x = _random(4, 512)
-    alone = [signature_bits(x[i : i + 1], NO_CENTRE, ROTATION) for i in range(4)]
-    together = signature_bits(x, NO_CENTRE, ROTATION)
+    alone = [sign_bits(x[i : i + 1], NO_CENTRE, ROTATION) for i in range(4)]
+    together = sign_bits(x, NO_CENTRE, ROTATION)
     assert _hamming(torch.cat(alone), together).max() <= 2  # other order of sums
     assert _hamming(together, together.clone()).max() == 0
     assert _hamming(together[:1], together[1:]).min() > 150
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(4.0, 0.0), (0.3, 0.0), (1.0, 2.0), (7.0, -1.0)])
-def test_signatures_share_pearsons_invariances(scale: float, shift: float) -> None:
+def test_sign_bits_share_pearsons_invariances(scale: float, shift: float) -> None:
     x = _random(20, 512)
-    bits = signature_bits(x, NO_CENTRE, ROTATION)
-    distance = _hamming(bits, signature_bits(scale * x + shift, NO_CENTRE, ROTATION))
+    bits = sign_bits(x, NO_CENTRE, ROTATION)
+    distance = _hamming(bits, sign_bits(scale * x + shift, NO_CENTRE, ROTATION))
     assert distance.max() <= 1, "more than rounding at the threshold"
 
 
@@ -104,7 +104,7 @@ def test_hamming_distance_falls_as_pearson_rises() -> None:
     x, y = a, share * a + (1 - share) * b
     centre = torch.from_numpy(rng.normal(0, 0.002, 512)).float()
     pearson = np.array([np.corrcoef(p, q)[0, 1] for p, q in zip(x, y, strict=True)])
-    bits = [signature_bits(torch.from_numpy(v).float(), centre, ROTATION) for v in (x, y)]
+    bits = [sign_bits(torch.from_numpy(v).float(), centre, ROTATION) for v in (x, y)]
     distance = _hamming(*bits)
     ranks = [np.argsort(np.argsort(v)) for v in (pearson, distance)]
     assert np.corrcoef(*ranks)[0, 1] < -0.98
@@ -118,7 +118,7 @@ def test_bits_are_packed_lowest_first() -> None:
     assert 0.3 < signs.mean() < 0.7
     assert signs[:, 63::64].any(), "the sign bit of a word is used"
     expected = np.packbits(signs, axis=1, bitorder="little").view("<i8")
-    found = signature_bits(features, centre, ROTATION)
+    found = sign_bits(features, centre, ROTATION)
     assert (found.shape, found.dtype) == ((9, 8), torch.int64)
     np.testing.assert_array_equal(found.numpy(), expected)
 

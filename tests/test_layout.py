@@ -23,12 +23,15 @@ DOORS = {
     "deltalake": "store",
     "sklearn": "train",
     "matplotlib": "evaluate",
+    "cv2": "operators",
+    "skimage": "operators",
 }
 REPORTS = ("segmentation", "retrieval", "drift", "compare")
 LEVELS = [  # each may import from its own and from those before it
     {"errors", "faults", "storage", "sandbox", "console", "decode", "listing", "scenes"},
     {"model"},
-    {"train", "store"},
+    {"train", "store", "operators"},
+    {"descriptors"},
     {"query"},
     {"pipeline"},
     {"maintain", "neighbours", "evaluate"},

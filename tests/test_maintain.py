@@ -522,7 +522,7 @@ WRONG: list[tuple[str, str, Callable[[list[Row]], object]]] = [
     ("images", "inv_norm is not", lambda r: r[0].update(inv_norm=None)),
     ("images", "inv_norm is not", lambda r: r[0].update(feature=[NAN] * 512, inv_norm=None)),
     ("images", "feature has [511, 512] values", lambda r: r[0]["feature"].pop()),
-    ("images", "signature has", lambda r: r[0]["signature"].append(0)),
+    ("images", "sign_bits has", lambda r: r[0]["sign_bits"].append(0)),
     ("images", "regions of background are not", lambda r: r.pop()),
     ("regions", "regions of background are not", lambda r: r.pop()),
     ("regions", "regions of background are not", lambda r: r.append(r[-1])),

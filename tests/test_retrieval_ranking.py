@@ -52,7 +52,7 @@ def collection(n: int, seed: int, words: int = 2) -> Collection:
         classes=("car", "tree"),
         coverages=(counts / 4).astype(np.float32),
         features=rng.integers(0, 3, (n, 4)).astype(np.float32),
-        signature=rng.choice(rng.integers(-(2**63), 2**63, 5), (n, words)),
+        sign_bits=rng.choice(rng.integers(-(2**63), 2**63, 5), (n, words)),
         masks=masks.reshape(n, -1),
         regions={k: Regions(m, rng.integers(0, 3, (len(m), 4)).astype(np.float32))
                  for k, m in members.items()},
@@ -102,8 +102,8 @@ def literal_score(images: Collection, method: str, q: int, i: int) -> float:
     if method == "histogram":
         return -sum(abs(float(a) - float(b)) for a, b in
                     zip(images.coverages[q], images.coverages[i], strict=True))  # fmt: skip
-    if method == "signature":
-        pairs = zip(images.signature[q], images.signature[i], strict=True)
+    if method == "sign-bits":
+        pairs = zip(images.sign_bits[q], images.sign_bits[i], strict=True)
         return -sum(((int(a) ^ int(b)) % 2**64).bit_count() for a, b in pairs)
     regions = images.regions.get(literal_dominant(images, q))
     place = {} if regions is None else {int(r): j for j, r in enumerate(regions.rows)}
@@ -331,8 +331,8 @@ def test_all_counts_of_a_run_are_consistent(run: Run) -> None:
 def test_a_query_cache_gives_the_same_counts(index: str, run: Run, tmp_path: Path) -> None:
     cache = str(tmp_path / "cache.duckdb")
     refresh_cache(index, cache)
-    again = retrieve(replace(run.asked, index=cache, methods=("region", "signature")))
-    of_run = pa.compute.is_in(run.counts["method"], pa.array(["region", "signature"]))
+    again = retrieve(replace(run.asked, index=cache, methods=("region", "sign-bits")))
+    of_run = pa.compute.is_in(run.counts["method"], pa.array(["region", "sign-bits"]))
     assert again.counts.equals(run.counts.filter(of_run))
     assert (again.index, again.version, again.model_id) == (run.index, run.version, run.model_id)
     assert again.notice is not None
@@ -349,7 +349,7 @@ def test_sql_is_timed_for_the_methods_that_it_has(run: Run) -> None:
     timed = [(latency.method, latency.setting) for latency in run.latencies]
     assert timed == [
         ("pearson", ""), ("pearson", "ε 0.9"), ("pearson", "σ 0.29–0.96"), ("region", ""),
-        ("region", "σ 0.29–0.96"), ("signature", ""), ("pearson+iou", ""),
+        ("region", "σ 0.29–0.96"), ("sign-bits", ""), ("pearson+iou", ""),
     ]  # fmt: skip
     for latency in run.latencies:
         assert 0 < latency.median_ms <= latency.p95_ms

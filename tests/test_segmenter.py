@@ -40,7 +40,7 @@ def test_shapes_and_types_are_as_documented(found: Segmentation) -> None:
         "counts": ((B, K), np.int64),
         "feature": ((B, 512), np.float32),
         "region_features": ((B, K, 512), np.float32),
-        "signature": ((B, 8), np.int64),
+        "sign_bits": ((B, 8), np.int64),
     }
     assert (found.scores.shape, found.scores.dtype) == ((B, K, H // 4, W // 4), torch.float32)
     assert all(np.isfinite(v).all() for v in arrays.values())
@@ -88,7 +88,7 @@ def test_a_picture_alone_gives_what_it_gives_in_a_batch(
         np.testing.assert_allclose(alone.feature[0], found.feature[i], rtol=1e-2, atol=1e-4)
         assert (alone.common[0] == found.common[i]).mean() > 0.99
         assert (alone.labels[0] == found.labels[i]).mean() > 0.95
-        bits = np.unpackbits((alone.signature[0] ^ found.signature[i]).view(np.uint8))
+        bits = np.unpackbits((alone.sign_bits[0] ^ found.sign_bits[i]).view(np.uint8))
         assert bits.sum() <= 5
 
 
@@ -97,7 +97,7 @@ def test_bfloat16_labels_are_those_of_float32(segmenters: dict[str, Segmenter]) 
     exact, rough = (segmenters[d](pictures) for d in ("float32", "bfloat16"))
     assert (exact.labels == rough.labels).mean() >= 0.95  # measured 0.995 to 1
     assert (exact.common == rough.common).mean() >= 0.95  # measured 0.995 to 1
-    bits = np.unpackbits((exact.signature ^ rough.signature).view(np.uint8), axis=1).sum(axis=1)
+    bits = np.unpackbits((exact.sign_bits ^ rough.sign_bits).view(np.uint8), axis=1).sum(axis=1)
     assert bits.max() < 512 * 0.05  # measured 1 %
 
 

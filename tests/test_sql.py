@@ -88,7 +88,7 @@ def macros() -> duckdb.DuckDBPyConnection:
         **{f"coverage_{c}": [i.coverages[j] for i in rows] for j, c in enumerate(CLASSES)},
         "feature": [i.feature for i in rows],
         "inv_norm": inverse([i.feature for i in rows]),
-        "signature": [[0] for _ in rows],
+        "sign_bits": [[0] for _ in rows],
     }
     of_regions = {
         "image_id": [i.image_id for i, _, _ in regions],

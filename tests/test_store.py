@@ -14,6 +14,7 @@ from deltalake import DeltaTable
 import segrec_batch
 from segrec_batch.errors import IndexStateError, InputError
 from segrec_batch.model.bundle import Model, load_model
+from segrec_batch.model.spec import FORMAT
 from segrec_batch.store import delta, purged, staging
 from segrec_batch.store import index as store
 from segrec_batch.store.files import DataFile, new_part, write_file
@@ -155,7 +156,7 @@ def test_creating_again_completes_what_was_left_unfinished(model: Model, tmp_pat
 
 def test_an_index_of_another_spec_format_is_refused(empty: store.Snapshot) -> None:
     spec = replace(empty.spec, training={"note": "x"})
-    assert spec.to_json()["format"] == 1
+    assert spec.to_json()["format"] == FORMAT
     with pytest.raises(Exception, match="format"):
         type(spec).from_json({**spec.to_json(), "format": 0})
 

@@ -23,7 +23,7 @@ from segrec_batch.store.index import Snapshot
 from segrec_batch.store.schema import (
     FEATURE_LENGTH,
     PARTITION,
-    SIGNATURE_WORDS,
+    SIGN_WORDS,
     coverage_column,
     regions_schema,
     schemas,
@@ -35,7 +35,7 @@ _NO_REGIONS = regions_schema().empty_table()
 
 _LENGTHS = {
     "feature": FEATURE_LENGTH,
-    "signature": SIGNATURE_WORDS,
+    "sign_bits": SIGN_WORDS,
     "mask_bits": COMMON_GRID**2 // 64,
 }
 

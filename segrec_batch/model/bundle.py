@@ -1,14 +1,17 @@
-"""The model bundle: a folder of `model.json`, `head.safetensors` and `backbone.safetensors`.
+"""The model bundle: a folder of `model.json`, `head.safetensors` and `backbone.safetensors`, and a
+file of tensors for each descriptor that has any.
 
-No pickle. The backbone's weights are in the bundle, so that a worker needs nothing else. A bundle
-is identified by `model_id`, a hash of all that changes an output; an index belongs to one.
+No pickle. The backbone's weights are in the bundle, so that a worker needs nothing else. A model is
+identified by `model_id`, a hash of all that changes what it sees; an index belongs to one. The
+bundle is identified by `bundle_id`, which names its descriptors, too; an index can change those.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -18,20 +21,22 @@ from segrec_batch import storage
 from segrec_batch.errors import ModelError
 from segrec_batch.model.backbone import fingerprint
 from segrec_batch.model.head import Tap
-from segrec_batch.model.spec import ModelSpec, read_spec
+from segrec_batch.model.spec import DescriptorSpec, ModelSpec, bundle_id, read_spec
 
 
 @dataclass(frozen=True)
 class Model:
     """A bundle in memory: the spec and the tensors of `head` and `backbone`.
 
-    head: `svm.TAP` (M, C) per tap, `svm.bias` (M,), `signature.centre` (512,) and
-    `signature.rotation` (512, 512), float32. backbone: a state dict of VGG-16's features.
+    head: `svm.TAP` (M, C) per tap, `svm.bias` (M,), `sign_bits.centre` (512,) and
+    `sign_bits.rotation` (512, 512), float32. backbone: a state dict of VGG-16's features.
+    descriptors: the tensors of each descriptor of the spec.
     """
 
     spec: ModelSpec
     head: Mapping[str, Tensor]
     backbone: Mapping[str, Tensor]
+    descriptors: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @property
     def taps(self) -> tuple[Tap, ...]:
@@ -49,26 +54,44 @@ class Model:
         return self.head["svm.bias"]
 
     @property
-    def signature_centre(self) -> Tensor:
-        """See `describe.signature_bits`."""
-        return self.head["signature.centre"]
+    def sign_centre(self) -> Tensor:
+        """See `describe.sign_bits`."""
+        return self.head["sign_bits.centre"]
 
     @property
-    def signature_rotation(self) -> Tensor:
-        """See `describe.signature_bits`."""
-        return self.head["signature.rotation"]
+    def sign_rotation(self) -> Tensor:
+        """See `describe.sign_bits`."""
+        return self.head["sign_bits.rotation"]
 
     @cached_property
     def model_id(self) -> str:
-        """16 hex digits over all that changes an output."""
+        """16 hex digits over all that changes what the model sees."""
         identity = self.spec.to_json()
-        for provenance in ("training", "weights"):
-            identity.pop(provenance)
+        for apart in ("training", "weights", "descriptors"):
+            identity.pop(apart)
         text = json.dumps(identity, sort_keys=True) + fingerprint(self.head)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @property
+    def bundle_id(self) -> str:
+        """See `spec.bundle_id`."""
+        return bundle_id(self.model_id, self.spec)
+
+    def describing(
+        self, name: str, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> "Model":
+        """The same model with one more descriptor, or with another one of that name."""
+        others = [d for d in self.spec.descriptors if d.name != name]
+        added = DescriptorSpec(name, settings, fingerprint(tensors))
+        found = tuple(sorted([*others, added], key=lambda d: d.name))
+        spec = replace(self.spec, descriptors=found)
+        return replace(self, spec=spec, descriptors={**self.descriptors, name: dict(tensors)})
+
     def save(self, uri: str) -> None:
         """Write the bundle to a folder; `model.json` comes last and makes it one."""
+        for name, tensors in self.descriptors.items():
+            if tensors:
+                storage.write_bytes(_descriptor_uri(uri, name), save(dict(tensors)))
         storage.write_bytes(storage.join(uri, "backbone.safetensors"), save(dict(self.backbone)))
         storage.write_bytes(storage.join(uri, "head.safetensors"), save(dict(self.head)))
         text = json.dumps({"model_id": self.model_id, **self.spec.to_json()}, indent=2)
@@ -81,9 +104,34 @@ def load_model(uri: str) -> Model:
     try:
         head = load(storage.read_bytes(storage.join(uri, "head.safetensors")))
         backbone = load(storage.read_bytes(storage.join(uri, "backbone.safetensors")))
+        descriptors = load_descriptors(uri, spec)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{uri}: the bundle is not complete: {error}") from error
-    model = Model(spec, head, backbone)
+    model = Model(spec, head, backbone, descriptors)
     if fingerprint(backbone) != spec.weights_fingerprint or model.model_id != stated_id:
-        raise ModelError(f"{uri}: the tensors are not those that model.json was written for")
+        raise ModelError(_OTHER.format(uri))
     return model
+
+
+def load_descriptors(uri: str, spec: ModelSpec) -> dict[str, dict[str, Tensor]]:
+    """The tensors of the descriptors of a bundle, by name. Raises ModelError."""
+    found = {d.name: _load_descriptor(uri, d) for d in spec.descriptors}
+    if any(fingerprint(found[d.name]) != d.fingerprint for d in spec.descriptors):
+        raise ModelError(_OTHER.format(uri))
+    return found
+
+
+def _load_descriptor(uri: str, descriptor: DescriptorSpec) -> dict[str, Tensor]:
+    if descriptor.fingerprint == fingerprint({}):
+        return {}
+    try:
+        return load(storage.read_bytes(_descriptor_uri(uri, descriptor.name)))
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{uri}: the bundle is not complete: {error}") from error
+
+
+def _descriptor_uri(uri: str, name: str) -> str:
+    return storage.join(uri, f"descriptor-{name}.safetensors")
+
+
+_OTHER = "{}: the tensors are not those that model.json was written for"

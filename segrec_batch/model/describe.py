@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-SIGNATURE_WORDS = 8  # of 64 bits: one bit per channel of the deepest layer
+SIGN_WORDS = 8  # of 64 bits: one bit per channel of the deepest layer
 
 
 def class_means(maps: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
@@ -34,16 +34,16 @@ def centred_unit(features: Tensor) -> Tensor:
     return torch.nn.functional.normalize(centred, dim=1).float()
 
 
-def signature_bits(features: Tensor, centre: Tensor, rotation: Tensor) -> Tensor:
+def sign_bits(features: Tensor, centre: Tensor, rotation: Tensor) -> Tensor:
     """Signs of rotated, centred features as bits: (N, 512) → (N, 8) int64, first bit lowest.
 
-    The Hamming distance of two signatures grows with the angle between the features, and so falls
+    The Hamming distance of two such grows with the angle between the features, and so falls
     with their Pearson correlation: a filter before the exact ranking. `centre` (512,) is the mean
     of `centred_unit` features of the training pictures, `rotation` (512, 512) orthogonal.
     """
     signs = (centred_unit(features) - centre) @ rotation > 0
     shifts = torch.arange(64, device=features.device)
-    words = signs.reshape(len(signs), SIGNATURE_WORDS, 64).long() << shifts
+    words = signs.reshape(len(signs), SIGN_WORDS, 64).long() << shifts
     return words.sum(dim=2)  # distinct bits: the sum is the bitwise or
 
 

@@ -27,7 +27,7 @@ class Segmentation:
     counts: (B, K) int64, cells of each class on the feature grid; their sum is h·w.
     feature: (B, 512) float32, global average of conv5_3.
     region_features: (B, K, 512) float32, the same average inside each class.
-    signature: (B, 8) int64, bits of `feature`.
+    sign_bits: (B, 8) int64, bits of `feature`.
     """
 
     scores: Tensor
@@ -36,7 +36,7 @@ class Segmentation:
     counts: NDArray[np.int64]
     feature: NDArray[np.float32]
     region_features: NDArray[np.float32]
-    signature: NDArray[np.int64]
+    sign_bits: NDArray[np.int64]
 
     def mask(self, index: int, shape: Shape) -> NDArray[np.uint8]:
         """The class map of picture `index` at any size: scores resized bilinearly, then argmax."""
@@ -56,8 +56,8 @@ class Segmenter(nn.Module):
         self.maps = FeatureMaps(model.backbone, model.taps, self.normalise, self.device)
         self.head = LinearHead(model.svm_weights, model.svm_bias, spec.components)
         self.head.to(self.device)
-        self.centre = model.signature_centre.to(self.device)
-        self.rotation = model.signature_rotation.to(self.device)
+        self.centre = model.sign_centre.to(self.device)
+        self.rotation = model.sign_rotation.to(self.device)
 
     @torch.inference_mode()
     def forward(self, pixels: NDArray[np.uint8]) -> Segmentation:
@@ -68,7 +68,7 @@ class Segmenter(nn.Module):
         labels = resize(scores, deepest.shape[-2:]).argmax(dim=1)
         counts, means = describe.class_means(deepest, labels, scores.shape[1])
         feature = describe.global_mean(deepest)
-        signature = describe.signature_bits(feature, self.centre, self.rotation)
+        sign_bits = describe.sign_bits(feature, self.centre, self.rotation)
         return Segmentation(
             scores=scores,
             labels=labels.to(torch.uint8).cpu().numpy(),
@@ -76,7 +76,7 @@ class Segmenter(nn.Module):
             counts=counts.cpu().numpy(),
             feature=feature.cpu().numpy(),
             region_features=means.cpu().numpy(),
-            signature=signature.cpu().numpy(),
+            sign_bits=sign_bits.cpu().numpy(),
         )
 
 

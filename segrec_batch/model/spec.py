@@ -1,5 +1,6 @@
 """What a model is, without its tensors, and without torch: `model.json` of a bundle."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -11,11 +12,26 @@ from segrec_batch.decode import Shape
 from segrec_batch.errors import ModelError
 
 BACKGROUND = "background"
-FORMAT = 1  # of the bundle and of the arithmetic behind it; part of model_id
+FORMAT = 2  # of the bundle and of the arithmetic behind it; part of model_id
 DTYPES = ("bfloat16", "float32")
 COMMON_GRID = 32  # side of the square grid on which masks of any two pictures are compared
 _COLOURS = ("#e6194b", "#4363d8", "#3cb44b", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 _NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
+
+
+@dataclass(frozen=True)
+class DescriptorSpec:
+    """A descriptor that is switched on: its name, settings and the fingerprint of its tensors."""
+
+    name: str
+    settings: Mapping[str, Any]
+    fingerprint: str
+
+    @property
+    def id(self) -> str:
+        """The name and 8 hex digits over all that changes a vector: what its vectors lie under."""
+        text = json.dumps([self.name, self.settings, self.fingerprint], sort_keys=True)
+        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
@@ -25,6 +41,7 @@ class ModelSpec:
     classes: names of the foreground classes; class i of a map is classes[i-1], 0 the background.
     taps: layers of the SVM, as `Tap` writes them. components: the class of each SVM.
     shapes: (height, width) to which pictures are resized, see `decode`.
+    descriptors: by name; each has an identity of its own, `DescriptorSpec.id`.
     training: provenance and validation figures; not part of the identity.
     """
 
@@ -39,6 +56,7 @@ class ModelSpec:
     minmax: bool = True
     dtype: str = "bfloat16"
     backbone: str = "vgg16"
+    descriptors: tuple[DescriptorSpec, ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -80,9 +98,18 @@ class ModelSpec:
             for key in lists:
                 values[key] = tuple(values[key])
             values["shapes"] = tuple((int(h), int(w)) for h, w in values["shapes"])
+            values["descriptors"] = tuple(DescriptorSpec(**d) for d in values["descriptors"])
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"model.json is not a segrec model: {error}") from error
+
+
+def bundle_id(model_id: str, spec: ModelSpec) -> str:
+    """16 hex digits over a model and its descriptors; those of the model if it has none."""
+    if not spec.descriptors:
+        return model_id
+    text = " ".join([model_id, *(d.id for d in spec.descriptors)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_spec(uri: str) -> tuple[ModelSpec, str]:

@@ -44,7 +44,7 @@ SEGMENTED = pa.schema(
         pa.field("counts", pa.list_(pa.int64())),
         pa.field("feature", pa.list_(pa.float32())),
         pa.field("region_features", pa.list_(pa.float32())),
-        pa.field("signature", pa.list_(pa.int64())),
+        pa.field("sign_bits", pa.list_(pa.int64())),
         pa.field("mask_shape", pa.list_(pa.int32(), 2)),
         pa.field("mask", pa.binary()),
     ]

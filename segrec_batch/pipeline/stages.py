@@ -123,7 +123,7 @@ def _segmented(row: Row, found: "Segmentation", i: int) -> Row:
         "counts": found.counts[i],
         "feature": found.feature[i],
         "region_features": found.region_features[i].ravel(),
-        "signature": found.signature[i],
+        "sign_bits": found.sign_bits[i],
         "mask_shape": size,
         "mask": found.mask(i, size).tobytes(),
     }

@@ -27,7 +27,7 @@ from segrec_batch.store.files import by_part
 from segrec_batch.store.index import Snapshot, open_snapshot, with_changes
 from segrec_batch.store.schema import (
     FEATURE_LENGTH,
-    SIGNATURE_WORDS,
+    SIGN_WORDS,
     TABLES,
     coverage_column,
     schemas,
@@ -191,7 +191,7 @@ def _derived(table: str, spec: ModelSpec) -> dict[str, str]:
     if table == "images":
         names = ", ".join(coverage_column(name) for name in spec.all_classes)
         found["coverages"] = f"[{names}]"
-        found |= {f"sign_{i}": f"signature[{i}]" for i in range(1, SIGNATURE_WORDS + 1)}
+        found |= {f"sign_{i}": f"sign_bits[{i}]" for i in range(1, SIGN_WORDS + 1)}
     return found
 
 

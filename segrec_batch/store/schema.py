@@ -1,4 +1,4 @@
-"""The Arrow schemas of the index: the tables `images`, `regions` and `failures`.
+"""The Arrow schemas of the index: `images`, `regions`, `descriptors` and `failures`.
 
 Integers are signed: Delta Lake has no unsigned types. Words of bits are int64 that hold 64 bits.
 """
@@ -9,10 +9,15 @@ import pyarrow as pa
 
 from segrec_batch.model.spec import BACKGROUND
 
-TABLES = ("failures", "regions", "images")  # in the order of commits: `images` publishes
-PARTITION = {"regions": "class"}
+TABLES = (
+    "failures",
+    "descriptors",
+    "regions",
+    "images",
+)  # in the order of commits
+PARTITION = {"regions": "class", "descriptors": "descriptor"}
 FEATURE_LENGTH = 512
-SIGNATURE_WORDS = 8
+SIGN_WORDS = 8
 
 _VECTOR = pa.list_(pa.field("element", pa.float32(), nullable=False))
 _WORDS = pa.list_(pa.field("element", pa.int64(), nullable=False))
@@ -37,7 +42,7 @@ def images_schema(classes: Sequence[str]) -> pa.Schema:
     width, height: of the upright picture. coverage_*: σ in [0, 1] on the feature grid, sum 1.
     mask_grid: grid_h · grid_w labels, one byte each. mask: palette PNG at the picture's size, long
     side at most 1024. feature: 512 values, raw. inv_norm: 1/‖feature − mean‖, NULL if constant.
-    signature: 8 words of bits.
+    sign_bits: 8 words of bits.
     """
     names = (BACKGROUND, *classes)
     return pa.schema(
@@ -58,7 +63,7 @@ def images_schema(classes: Sequence[str]) -> pa.Schema:
             _required("mask", pa.binary()),
             _required("feature", _VECTOR),
             pa.field("inv_norm", pa.float32()),
-            _required("signature", _WORDS),
+            _required("sign_bits", _WORDS),
             _required("model_id", pa.string()),
             _required("run_id", pa.string()),
             _required("indexed_at", _TIME),
@@ -90,6 +95,28 @@ def regions_schema() -> pa.Schema:
     )
 
 
+def descriptors_schema() -> pa.Schema:
+    """One row per image and descriptor of the model.
+
+    descriptor: the partition; in the path the descriptor's name and a hash of all that changes its
+    vectors, in queries the name. category: what a search can be narrowed to, if the descriptor has
+    such. vector: as long as the descriptor makes it; NULL if the picture could not be described,
+    for a `reason`.
+    """
+    return pa.schema(
+        [
+            _required("image_id", pa.string()),
+            _required("uri", pa.string()),
+            _required("descriptor", pa.string()),
+            pa.field("category", pa.string()),
+            pa.field("vector", _VECTOR),
+            pa.field("reason", pa.string()),
+            _required("content_hash", pa.string()),
+            _required("run_id", pa.string()),
+        ]
+    )
+
+
 def failures_schema() -> pa.Schema:
     """One row per source that could not be indexed: the stage (read, decode, segment) and why."""
     return pa.schema(
@@ -110,6 +137,7 @@ def schemas(classes: Sequence[str]) -> dict[str, pa.Schema]:
     """The schema of each table of an index."""
     return {
         "failures": failures_schema(),
+        "descriptors": descriptors_schema(),
         "regions": regions_schema(),
         "images": images_schema(classes),
     }

@@ -208,8 +208,8 @@ def _head_tensors(
     return {
         **{f"svm.{t}": torch.from_numpy(p.copy()) for t, p in zip(taps, parts, strict=True)},
         "svm.bias": torch.from_numpy(bias.astype(np.float32)),
-        "signature.centre": centre.contiguous(),
-        "signature.rotation": describe.random_rotation(len(centre)),
+        "sign_bits.centre": centre.contiguous(),
+        "sign_bits.rotation": describe.random_rotation(len(centre)),
     }
 
 

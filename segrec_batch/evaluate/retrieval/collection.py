@@ -19,7 +19,7 @@ from segrec_batch.store.schema import coverage_column
 Ints = NDArray[np.int64]
 Features = NDArray[np.float32]
 
-FEATURE, REGIONS, SIGNATURE, MASKS = PARTS = "feature", "regions", "signature", "masks"
+FEATURE, REGIONS, SIGN_BITS, MASKS = PARTS = "feature", "regions", "sign_bits", "masks"
 """What can be read beside identity and coverages, which always are."""
 
 T = TypeVar("T", np.float32, np.int64)
@@ -42,13 +42,13 @@ class Collection:
     """n images, sorted by image_id: equal scores go in this order.
 
     ids, uris, contents: (n,) strings; contents are hashes of bytes. classes: the K foreground
-    classes. coverages: (n, K + 1) in [0, 1], background first. features: (n, C) raw. signature:
+    classes. coverages: (n, K + 1) in [0, 1], background first. features: (n, C) raw. sign_bits:
     (n, W) words of 64 bits. masks: (n, K · M) words, the bitmaps of the foreground classes one
     after the other on the common grid; 0 where an image has no such region. regions: by the number
     of a foreground class, from 1. What was not asked for is empty.
 
     In memory an image takes some 100 bytes, and with 512 values a vector: 2 KB for its feature,
-    2 KB for each foreground region, 64 bytes for a signature, 128 · K for masks.
+    2 KB for each foreground region, 64 bytes for sign bits, 128 · K for masks.
     """
 
     ids: pa.Array
@@ -57,7 +57,7 @@ class Collection:
     classes: tuple[str, ...]
     coverages: NDArray[np.float32]
     features: Features
-    signature: Ints
+    sign_bits: Ints
     masks: Ints
     regions: Mapping[int, Regions]
 
@@ -104,7 +104,7 @@ def load(database: Database, parts: Names[str]) -> Collection:
         classes=spec.classes,
         coverages=np.stack([share.to_numpy() for share in shares], axis=1),
         features=_vectors(database, ids, "feature", np.float32, FEATURE in parts),
-        signature=_vectors(database, ids, "signature", np.int64, SIGNATURE in parts),
+        sign_bits=_vectors(database, ids, "sign_bits", np.int64, SIGN_BITS in parts),
         masks=_masks(database, ids, MASKS in parts),
         regions={
             k: _regions(database, ids, name)

@@ -39,7 +39,7 @@ _WAYS = (
     ),
     _Way("region", "", _RECOMMEND.format(", class := $class"), of_class=True),
     _Way("region", _SIGMA, _RECOMMEND.format(f", class := $class, {_WINDOW}"), of_class=True),
-    _Way("signature", "", "FROM recommend_by_signature($id, k := 10)"),
+    _Way("sign-bits", "", "FROM recommend_by_sign_bits($id, k := 10)"),
     _Way("pearson+iou", "", _RECOMMEND.format(", rerank := 'mask_iou'")),
 )
 

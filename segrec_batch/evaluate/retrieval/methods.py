@@ -18,7 +18,7 @@ from segrec_batch.evaluate.retrieval.collection import (
     FEATURE,
     MASKS,
     REGIONS,
-    SIGNATURE,
+    SIGN_BITS,
     Collection,
     Ints,
 )
@@ -77,9 +77,9 @@ def region(rows: Ints, images: Collection) -> Scores:
     return Scores(values)
 
 
-def signature(rows: Ints, images: Collection) -> Scores:
-    """−(bits in which the signatures differ), signs of rotated features."""
-    distances = kernels.hamming_distances(images.signature[rows], images.signature)
+def sign_bits(rows: Ints, images: Collection) -> Scores:
+    """−(bits in which the sign bits differ), signs of rotated features."""
+    distances = kernels.hamming_distances(images.sign_bits[rows], images.sign_bits)
     return Scores(-distances.astype(np.float64))
 
 
@@ -108,7 +108,7 @@ METHODS: Mapping[str, Callable[[Ints, Collection], Scores]] = {
     "cosine": cosine,
     "euclidean": euclidean,
     "region": region,
-    "signature": signature,
+    "sign-bits": sign_bits,
     "histogram": histogram,
     "pearson+iou": pearson_iou,
     "random": random,
@@ -118,7 +118,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "cosine": (FEATURE,),
     "euclidean": (FEATURE,),
     "region": (REGIONS,),
-    "signature": (SIGNATURE,),
+    "sign-bits": (SIGN_BITS,),
     "histogram": (),
     "pearson+iou": (FEATURE, MASKS),
     "random": (),

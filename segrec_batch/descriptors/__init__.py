@@ -1,0 +1,113 @@
+"""Descriptors: further vectors of a picture, from its pixels, its class map and its features.
+
+Each module of this package is one descriptor, and is named as it is. It has two names:
+
+`fit(arguments, samples) -> Parameters`: what goes into the model bundle. `arguments` are the
+user's, `samples` is what the index has of its pictures. InputError for arguments it does not know.
+
+`Descriptor(parameters, classes, device)`: what computes vectors, as the protocol below says.
+`classes` counts the background.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segrec_batch.errors import InputError
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """B pictures of one shape, and what the model found in them.
+
+    pixels: (B, H, W, 3) uint8 RGB. labels: (B, H, W) uint8, the class of each pixel, 0 background.
+    feature: (B, C) of whole pictures. region_features: (B, K, C) of each class and the background,
+    zero where it is absent. counts: (B, K) cells of each class.
+    Of a descriptor that does not read pixels, `pixels` and `labels` are empty.
+    """
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    feature: Vectors
+    region_features: Vectors
+    counts: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.feature)
+
+
+@dataclass(frozen=True)
+class Described:
+    """vectors: (B, length); a row of NaN where the descriptor is not defined. categories: (B,),
+    names to which a search can be narrowed, or None.
+    """
+
+    vectors: Vectors
+    categories: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a bundle holds of a descriptor: JSON values and tensors."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Descriptor(Protocol):
+    """What computes vectors. Equal pictures have equal vectors, whatever else is in the batch.
+
+    reads_pixels: whether `pixels` and `labels` are needed. on_device: whether it computes on the
+    device that it was given, rather than on the host.
+    """
+
+    length: int
+    reads_pixels: bool
+    on_device: bool
+
+    def __call__(self, pictures: Pictures) -> Described:
+        """Describe pictures."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of n vectors: their mean (C,) and scatter Σ (x − x̄)(x − x̄)ᵀ (C, C), float64."""
+
+    n: int
+    mean: NDArray[np.float64]
+    scatter: NDArray[np.float64]
+
+
+class Samples(Protocol):
+    """The pictures of an index, for what a descriptor has to learn."""
+
+    def moments(self) -> Moments:
+        """Of the features of all images, in one pass."""
+
+    def pictures(self, count: int) -> Iterator[Pictures]:
+        """At most `count` pictures, drawn at random, a few at a time."""
+
+    def labelled(self, count: int) -> tuple[Vectors, Sequence[str]]:
+        """Features (n, C) of at most `count` images, drawn at random, and the names of the folders
+        that the pictures lie in.
+        """
+
+
+def names() -> list[str]:
+    """The descriptors that there are."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def module(name: str) -> Any:
+    """The module of a descriptor. Raises InputError."""
+    if name not in names():
+        raise InputError(f"no descriptor {name!r}; there are {', '.join(names())}")
+    return importlib.import_module(f"{__name__}.{name}")

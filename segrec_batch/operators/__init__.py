@@ -1,0 +1,1 @@
+"""Arithmetic of the descriptors: pure functions of pictures, each with its source."""
