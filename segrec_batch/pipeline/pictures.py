@@ -1,0 +1,114 @@
+"""What descriptors see: pictures with what the model found in them, now or when they were indexed.
+
+A *row* here has `width`, `height`, `shape` and `pixels` of the decoded picture and, as in SEGMENTED,
+`mask`, `mask_shape`, `counts`, `feature` and `region_features`. The labels of a picture's pixels are
+those of its stored mask, so that a descriptor that is switched on later sees what it would have
+seen in the first place.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from segrec_batch import sandbox, storage
+from segrec_batch.decode import Shape
+from segrec_batch.descriptors import Pictures
+from segrec_batch.errors import PictureError
+from segrec_batch.model.spec import ModelSpec
+
+Row = dict[str, Any]
+
+
+def assemble(rows: Sequence[Row], classes: int, pixels: bool) -> Pictures:
+    """Rows of one shape as Pictures; `classes` counts the background."""
+    n = len(rows)
+    height, width = rows[0]["shape"] if pixels else (0, 0)
+    images = [_bytes(row["pixels"], (height, width, 3)) for row in rows if pixels]
+    labels = [_labels(row, (height, width)) for row in rows if pixels]
+    return Pictures(
+        pixels=np.stack(images) if pixels else np.zeros((n, 0, 0, 3), np.uint8),
+        labels=np.stack(labels) if pixels else np.zeros((n, 0, 0), np.uint8),
+        feature=np.array([row["feature"] for row in rows], np.float32),
+        region_features=np.array([row["region_features"] for row in rows], np.float32).reshape(
+            n, classes, -1
+        ),
+        counts=np.array([row["counts"] for row in rows], np.int64),
+    )
+
+
+def by_shape(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
+    """Rows that have pixels, those of one shape together, at most `size` at a time."""
+    good = sorted((row for row in rows if row["shape"]), key=lambda row: tuple(row["shape"]))
+    for _, members in groupby(good, key=lambda row: tuple(row["shape"])):
+        alike = list(members)
+        yield from (alike[i : i + size] for i in range(0, len(alike), size))
+
+
+def stored_rows(images: pa.Table, regions: Mapping[str, pa.Table], spec: ModelSpec) -> list[Row]:
+    """Rows of the table `images` without pixels; `regions` has theirs, by class, and maybe others.
+
+    Beside the columns of `images` a row has what the model found, as it was stored.
+    """
+    rows: list[Row] = images.to_pylist()
+    found = {row["image_id"]: np.zeros((len(spec.all_classes), 0), np.float32) for row in rows}
+    for k, name in enumerate(spec.all_classes):
+        if name not in regions:
+            continue
+        for region in regions[name].select(["image_id", "feature"]).to_pylist():
+            if region["image_id"] in found:
+                _put(found, region["image_id"], k, region["feature"])
+    for row in rows:
+        mask = np.asarray(Image.open(io.BytesIO(row["mask"])))
+        labels = np.frombuffer(row["mask_grid"], np.uint8)
+        row["mask"], row["mask_shape"] = mask.tobytes(), mask.shape
+        row["counts"] = np.bincount(labels, minlength=len(spec.all_classes))
+        row["region_features"] = found[row["image_id"]].ravel()
+    return rows
+
+
+def _put(
+    found: dict[str, NDArray[np.float32]], image_id: str, k: int, feature: list[float]
+) -> None:
+    if not found[image_id].shape[1]:
+        found[image_id] = np.zeros((len(found[image_id]), len(feature)), np.float32)
+    found[image_id][k] = feature
+
+
+def read_pixels(rows: Sequence[Row], shapes: Sequence[Shape]) -> None:
+    """Read and decode the pictures of stored rows: `shape` and `pixels`, or None and a `reason`.
+
+    Raises StorageError if the store does not answer.
+    """
+    uris, sizes = [row["uri"] for row in rows], [row["source_size"] for row in rows]
+    for row, content in zip(rows, storage.read_many(uris, sizes), strict=True):
+        row.update(shape=None, pixels=None, reason=None)
+        try:
+            picture = _decoded(row, content, shapes)
+            row.update(shape=picture.shape[:2], pixels=picture.tobytes())
+        except PictureError as error:
+            row["reason"] = f"{error.stage}: {error.reason}"
+
+
+def _decoded(row: Row, content: bytes | OSError, shapes: Sequence[Shape]) -> NDArray[np.uint8]:
+    if isinstance(content, OSError):
+        raise PictureError("read", f"{type(content).__name__}: {content}")
+    if hashlib.blake2b(content, digest_size=16).hexdigest() != row["content_hash"]:
+        raise PictureError("read", "the picture is not the one that was indexed")
+    return sandbox.shared().decode(content, shapes).pixels
+
+
+def _bytes(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _labels(row: Row, shape: Shape) -> NDArray[np.uint8]:
+    """The mask, resized to the picture as the model saw it; of each pixel the nearest label."""
+    mask = Image.fromarray(_bytes(row["mask"], tuple(row["mask_shape"])))
+    return np.asarray(mask.resize((shape[1], shape[0]), Image.Resampling.NEAREST))
