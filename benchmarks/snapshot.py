@@ -41,7 +41,7 @@ class Model:
     """Stands in for a bundle: its description, no tensors."""
 
     spec = SPEC
-    model_id = f"{1:016x}"
+    model_id = bundle_id = f"{1:016x}"
 
     def save(self, uri: str) -> None:
         """Write model.json."""

@@ -17,9 +17,10 @@ examples:
   python jobs/index.py --images s3://bucket/images --model s3://bucket/model2 \\
       --index s3://bucket/index --rebuild
 
-Run it again at any time, also after a crash: it does only what is missing. Credentials and endpoint
-of an object store come from the AWS_* environment; Ray from RAY_ADDRESS, or it is started on this
-machine. A glob's * stands for any characters, / among them.
+Run it again at any time, also after a crash: it does only what is missing. Of descriptors that
+jobs/describe.py has switched on in the model, too, only those are computed that the index lacks.
+Credentials and endpoint of an object store come from the AWS_* environment; Ray from RAY_ADDRESS,
+or it is started on this machine. A glob's * stands for any characters, / among them.
 Exit code 0: every listed picture is indexed, or recorded in `failures`. 1: the job itself failed;
 the index is as its last commit left it.
 """
@@ -36,9 +37,15 @@ def parse_arguments() -> argparse.Namespace:
     add("--index", required=True, metavar="INDEX", help="folder of the index, made if missing")
     add("--include", nargs="+", default=(), metavar="GLOB", help="only paths below URI like these")
     add("--exclude", nargs="+", default=(), metavar="GLOB", help="no paths below URI like these")
-    add("--limit", type=console.count, metavar="N", help="process at most N pictures in this run")
+    add(
+        "--limit",
+        type=console.count,
+        metavar="N",
+        help="process at most N pictures in this run, and no others",
+    )
     add("--retry-failed", action="store_true", help="try pictures again that failed before")
     add("--rebuild", action="store_true", help="index everything anew, also with another model")
+    add("--drop-descriptors", action="store_true", help="allow a model with fewer descriptors")
     add("--dry-run", action="store_true", help="print what would be done, and do nothing")
     add(
         "--device",
@@ -71,7 +78,9 @@ def main(a: argparse.Namespace) -> None:
             print(line)
         return
     execution = Execution(a.device, a.batch_size, a.commit_seconds)
-    account, snapshot = index_pictures(request, a.model, a.index, execution, a.rebuild)
+    account, snapshot = index_pictures(
+        request, a.model, a.index, execution, a.rebuild, a.drop_descriptors
+    )
     figures = {
         "listed": account.listed,
         "indexed": account.indexed,
@@ -82,6 +91,8 @@ def main(a: argparse.Namespace) -> None:
         "skipped (beyond --limit)": account.postponed,
         "gone": account.gone,
     }
+    if account.described:
+        figures["vectors added to indexed pictures"] = account.described
     rows = [[name, f"{count:,}"] for name, count in figures.items()]
     processed, seconds = account.indexed + account.failed, account.seconds.get("process")
     if seconds:
@@ -89,7 +100,8 @@ def main(a: argparse.Namespace) -> None:
     print(console.table(f"run {account.run_id}", ("pictures", ""), rows), end="")
     print(
         f"{snapshot.index}: version {snapshot.version}, {snapshot.rows('images'):,} images, "
-        f"{snapshot.rows('regions'):,} regions, {snapshot.rows('failures'):,} failures, "
+        f"{snapshot.rows('regions'):,} regions, {snapshot.rows('descriptors'):,} vectors, "
+        f"{snapshot.rows('failures'):,} failures, "
         f"model {snapshot.model_id}"
     )
 

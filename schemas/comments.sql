@@ -34,6 +34,16 @@ COMMENT ON COLUMN regions.mask_bits IS 'Bitmap of the class on a 32 × 32 grid, 
 COMMENT ON COLUMN regions.content_hash IS 'Equal for pictures of the same bytes';
 COMMENT ON COLUMN regions.run_id IS 'The run that made the row';
 
+COMMENT ON VIEW descriptors IS 'A row per image and descriptor that is switched on in the model';
+COMMENT ON COLUMN descriptors.image_id IS 'The image of `images`';
+COMMENT ON COLUMN descriptors.uri IS 'Where the picture lies';
+COMMENT ON COLUMN descriptors.descriptor IS 'Name of the descriptor';
+COMMENT ON COLUMN descriptors.category IS 'What a search can be narrowed to; NULL if the descriptor has no such';
+COMMENT ON COLUMN descriptors.vector IS 'What the descriptor makes of the picture; NULL for a reason';
+COMMENT ON COLUMN descriptors.reason IS 'Why there is no vector';
+COMMENT ON COLUMN descriptors.content_hash IS 'Equal for pictures of the same bytes';
+COMMENT ON COLUMN descriptors.run_id IS 'The run that made the row';
+
 COMMENT ON VIEW failures IS 'A row per picture that could not be indexed';
 COMMENT ON COLUMN failures.image_id IS 'What the image would have been named';
 COMMENT ON COLUMN failures.uri IS 'Where the picture lies';

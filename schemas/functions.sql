@@ -19,6 +19,28 @@ CREATE OR REPLACE MACRO pearson(a, b) AS
             14),
         'NaN'::DOUBLE);
 
+-- How alike two vectors are by a metric, in float64, higher is more alike: 'cosine' of the angle
+-- between them, rounded to 14 places; 'dot', their inner product; 'euclidean', their distance with a
+-- minus. NULL where it is not defined: the cosine of a zero vector, NaN, NULL. Vectors of two lengths
+-- are an error.
+CREATE OR REPLACE MACRO similarity(metric, a, b) AS
+    nullif(
+        CASE metric
+            WHEN 'cosine' THEN round(list_cosine_similarity(a::DOUBLE[], b::DOUBLE[]), 14)
+            WHEN 'dot' THEN list_inner_product(a::DOUBLE[], b::DOUBLE[])
+            WHEN 'euclidean' THEN -list_distance(a::DOUBLE[], b::DOUBLE[])
+            ELSE error('a metric is cosine, dot or euclidean; pearson compares features only')
+        END,
+        'NaN'::DOUBLE);
+
+-- What a method compares: a metric by itself is on features (NULL), NAME and NAME-METRIC are on the
+-- vectors of a descriptor; and by which metric, a descriptor's by Euclidean distance.
+CREATE OR REPLACE MACRO method_descriptor(method) AS
+    if(method IN ('pearson', 'cosine', 'euclidean', 'dot'), NULL, split_part(method, '-', 1));
+CREATE OR REPLACE MACRO method_metric(method) AS
+    if(method IN ('pearson', 'cosine', 'euclidean', 'dot'), method,
+       coalesce(nullif(split_part(method, '-', 2), ''), 'euclidean'));
+
 -- Bits that are set in a list of 64-bit words.
 CREATE OR REPLACE MACRO set_bits(words) AS
     list_sum(list_transform(words, lambda w: bit_count(w)::INTEGER));

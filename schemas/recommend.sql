@@ -4,16 +4,23 @@
 CREATE OR REPLACE MACRO ranked_rows(k, rerank, depth) AS if(rerank IS NULL, k, greatest(k, depth));
 CREATE OR REPLACE MACRO pool_rows(n) AS greatest(256, 4 * n);
 
--- What `recommend` does, for a query as STRUCT(feature, coverages, masks, image_id, content_hash), of
--- which the last two name what to leave out.
+-- Scores on one scale, -1 to 1, in the same order.
+CREATE OR REPLACE MACRO squashed(score) AS score / (1 + abs(score));
+
+-- Cells of the grid of `mask_bits`.
+CREATE OR REPLACE MACRO grid_cells() AS 1024;
+
+-- What `recommend` does, for a query as STRUCT(feature, category, coverages, masks, image_id,
+-- content_hash), of which the last two name what to leave out.
 --
--- It is exact at the price of float32. `bound` is the score in float32 plus the most by which it can
--- be wrong. The rows with the highest bounds are the pool; the n-th best lower bound among them is a
--- threshold that every row of the answer reaches, and only rows that reach it are scored in float64.
--- If bounds outside the pool may reach it too, all rows are compared with the threshold.
+-- By Pearson it is exact at the price of float32. `bound` is the score in float32 plus the most by
+-- which it can be wrong. The rows with the highest bounds are the pool; the n-th best lower bound
+-- among them is a threshold that every row of the answer reaches, and only rows that reach it are
+-- scored in float64. If bounds outside the pool may reach it too, all rows are compared with the
+-- threshold. By other methods the bound is the score in float64.
 CREATE OR REPLACE MACRO recommend_like(
     query, k, class_name, min_coverage, max_coverage, epsilon, penalise, rerank, depth, scope,
-    distinct_content
+    distinct_content, method
 ) AS TABLE
     WITH asked AS MATERIALIZED (  -- once: a macro's argument is put in wherever its name stands
         SELECT unnest(q),
@@ -21,50 +28,72 @@ CREATE OR REPLACE MACRO recommend_like(
                if(variation > 1e-6 * square,
                   list_transform(q.feature::DOUBLE[], lambda x: (x - mean) / sqrt(variation))::FLOAT[],
                   NULL) AS unit,
-               coalesce(list_sum(list_transform(map_values(q.masks), lambda m: set_bits(m))), 0)
+               if(rerank = 'foreground_iou',
+                  grid_cells() - coalesce(set_bits(q.masks['background']), 0),
+                  coalesce(list_sum(list_transform(map_values(q.masks), lambda m: set_bits(m))), 0))
                    AS mask_cells
         FROM (SELECT q, list_avg(q.feature::DOUBLE[]) AS mean,
                      list_inner_product(q.feature::DOUBLE[], q.feature::DOUBLE[]) AS square,
                      square - len(q.feature) * mean ** 2 AS variation
               FROM (SELECT query AS q))
-        WHERE q.feature IS NOT NULL
+        WHERE (q.feature IS NOT NULL
+               OR (method_descriptor(method) IS NOT NULL
+                   AND NOT EXISTS (FROM segrec.descriptors AS d
+                                   WHERE d.descriptor = method_descriptor(method))
+                   AND error('no vectors of ' || method_descriptor(method) || ' in this index')))
             AND (scope IN ('region', 'image') OR error('scope is ''region'' or ''image'''))
-            AND (rerank IS NULL OR rerank = 'mask_iou' OR error('rerank is NULL or ''mask_iou'''))
+            AND (rerank IS NULL OR rerank IN ('mask_iou', 'foreground_iou')
+                 OR error('rerank is NULL, ''mask_iou'' or ''foreground_iou'''))
             AND (rerank IS NULL OR q.masks IS NOT NULL OR error('rerank needs masks := …'))
             AND (epsilon IS NULL OR q.coverages IS NOT NULL OR error('epsilon needs coverages := …'))
     ),
-    members AS NOT MATERIALIZED (  -- one of the four; the optimizer sees which
+    members AS NOT MATERIALIZED (  -- one of the five; the optimizer sees which
         SELECT r.image_id, r.uri, r.coverage, r.content_hash, r.feature, r.inv_norm,
                r.feature_error, NULL AS coverages
         FROM segrec.regions AS r
         WHERE r.class = class_name AND r.coverage BETWEEN min_coverage AND max_coverage
-            AND scope = 'region' AND epsilon IS NULL
+            AND scope = 'region' AND epsilon IS NULL AND method_descriptor(method) IS NULL
         UNION ALL
         SELECT r.image_id, r.uri, r.coverage, r.content_hash, r.feature, r.inv_norm,
                r.feature_error, i.coverages
         FROM segrec.regions AS r JOIN segrec.images AS i USING (image_id)
         WHERE r.class = class_name AND r.coverage BETWEEN min_coverage AND max_coverage
-            AND scope = 'region' AND epsilon IS NOT NULL
+            AND scope = 'region' AND epsilon IS NOT NULL AND method_descriptor(method) IS NULL
         UNION ALL
         SELECT i.image_id, i.uri, r.coverage, i.content_hash, i.feature, i.inv_norm,
                i.feature_error, i.coverages
         FROM segrec.regions AS r JOIN segrec.images AS i USING (image_id)
         WHERE r.class = class_name AND r.coverage BETWEEN min_coverage AND max_coverage
-            AND scope = 'image'
+            AND scope = 'image' AND method_descriptor(method) IS NULL
         UNION ALL
         SELECT i.image_id, i.uri, NULL, i.content_hash, i.feature, i.inv_norm,
                i.feature_error, i.coverages
         FROM segrec.images AS i
-        WHERE class_name IS NULL
+        WHERE class_name IS NULL AND method_descriptor(method) IS NULL
+        UNION ALL
+        SELECT d.image_id, d.uri, r.coverage, d.content_hash, d.vector, NULL, 0, i.coverages
+        FROM segrec.descriptors AS d
+            JOIN asked ON method <> 'localised' OR d.category = asked.category
+            JOIN segrec.images AS i ON i.image_id = d.image_id
+            LEFT JOIN segrec.regions AS r ON r.image_id = d.image_id AND r.class = class_name
+        WHERE d.descriptor = method_descriptor(method)
+            AND (class_name IS NULL OR r.coverage BETWEEN min_coverage AND max_coverage)
     ),
     judged AS NOT MATERIALIZED (
-        SELECT m.*, asked.unit,
+        SELECT m.* REPLACE (if(method = 'pearson', m.feature_error, 0) AS feature_error),
+               asked.unit,
+               if(method = 'pearson', NULL,
+                  similarity(method_metric(method), m.feature, asked.feature)) AS exact,
                if(epsilon IS NULL, NULL, semantic_distance(m.coverages, asked.coverages)) AS distance
         FROM members AS m, asked
     ),
     candidates AS NOT MATERIALIZED (  -- beyond epsilon a score sinks by 4, below all others
         SELECT j.image_id, j.uri, j.coverage, j.content_hash, j.feature, j.feature_error, j.distance,
-               (list_inner_product(j.feature::FLOAT[], j.unit) * j.inv_norm)::DOUBLE + j.feature_error
+               j.exact,
+               if(method = 'pearson',
+                  (list_inner_product(j.feature::FLOAT[], j.unit) * j.inv_norm)::DOUBLE
+                  + j.feature_error,
+                  squashed(j.exact))
                - if(epsilon IS NULL, 0, if(j.distance > epsilon, 4, 0)) AS bound
         FROM judged AS j
         WHERE epsilon IS NULL OR penalise OR j.distance <= epsilon
@@ -96,7 +125,7 @@ CREATE OR REPLACE MACRO recommend_like(
     ),
     scored AS MATERIALIZED (
         SELECT c.image_id, c.uri, c.coverage, c.content_hash, c.distance,
-               pearson(c.feature, asked.feature) AS pearson
+               if(method = 'pearson', pearson(c.feature, asked.feature), c.exact) AS score
         FROM (SELECT pool.* FROM pool, proof
               WHERE proof.holds AND (threshold IS NULL OR bound >= threshold)
               UNION ALL
@@ -107,7 +136,7 @@ CREATE OR REPLACE MACRO recommend_like(
     ),
     ordered AS (
         SELECT *, row_number() OVER (
-                   ORDER BY pearson IS NULL, coalesce(distance > epsilon, false), pearson DESC,
+                   ORDER BY score IS NULL, coalesce(distance > epsilon, false), score DESC,
                             image_id) AS place
         FROM scored
     ),
@@ -123,9 +152,18 @@ CREATE OR REPLACE MACRO recommend_like(
                sum(coalesce(shared_bits(r.mask_bits, asked.masks[r.class]), 0)) AS cells,
                sum(set_bits(r.mask_bits)) AS mask_cells
         FROM segrec.regions AS r JOIN first USING (image_id), asked
-        WHERE rerank IS NOT NULL
+        WHERE rerank = 'mask_iou'
             AND (r.class = class_name OR class_name IS NULL AND r.class <> 'background')
         GROUP BY r.image_id
+        UNION ALL  -- of what is not background
+        SELECT f.image_id,
+               asked.mask_cells - coalesce(set_bits(r.mask_bits), 0)
+               + coalesce(shared_bits(r.mask_bits, asked.masks['background']), 0),
+               grid_cells() - coalesce(set_bits(r.mask_bits), 0)
+        FROM first AS f
+            LEFT JOIN segrec.regions AS r
+                ON r.image_id = f.image_id AND r.class = 'background', asked
+        WHERE rerank = 'foreground_iou'
     ),
     overlapped AS (
         SELECT f.*, row_number() OVER (ORDER BY f.place) AS turn,
@@ -139,71 +177,93 @@ CREATE OR REPLACE MACRO recommend_like(
                ORDER BY reranked DESC, if(reranked, coalesce(distance > epsilon, false), false),
                         if(reranked, mask_iou, NULL) DESC NULLS LAST, turn
            ) AS rank,
-           image_id, uri, coverage, pearson, distance AS semantic_distance, mask_iou
+           image_id, uri, coverage, if(method_metric(method) = 'pearson', score, NULL) AS pearson,
+           score, distance AS semantic_distance, mask_iou
     FROM (SELECT *, rerank IS NOT NULL AND turn <= depth AS reranked FROM overlapped)
     ORDER BY rank
     LIMIT k;
 
 -- What `recommend_like` is asked with, for an image of the index; NULLs for what it does not need.
 CREATE OR REPLACE MACRO indexed_query(
-    id, class_name, epsilon, rerank, scope, exclude_self, distinct_content
+    id, class_name, epsilon, rerank, scope, exclude_self, distinct_content, method
 ) AS (
     SELECT {
         feature: any_value(f.feature),
+        category: any_value(f.category),
         coverages: (SELECT any_value(i.coverages) FROM segrec.images AS i
                     WHERE i.image_id = id AND epsilon IS NOT NULL),
         masks: coalesce(
             (SELECT map(list(r.class), list(r.mask_bits)) FROM segrec.regions AS r
-             WHERE r.image_id = id AND rerank IS NOT NULL
-                 AND (r.class = class_name OR class_name IS NULL AND r.class <> 'background')),
+             WHERE r.image_id = id
+                 AND (rerank = 'mask_iou'
+                      AND (r.class = class_name OR class_name IS NULL AND r.class <> 'background')
+                      OR rerank = 'foreground_iou' AND r.class = 'background')),
             MAP {}),
         image_id: if(exclude_self, id, NULL),
         content_hash: if(exclude_self AND distinct_content, any_value(f.content_hash), NULL)}
     FROM (
-        SELECT r.feature, r.content_hash FROM segrec.regions AS r
+        SELECT r.feature, r.content_hash, NULL AS category FROM segrec.regions AS r
         WHERE r.image_id = id AND r.class = class_name AND scope = 'region'
+            AND method_descriptor(method) IS NULL
         UNION ALL
-        SELECT i.feature, i.content_hash FROM segrec.images AS i
+        SELECT i.feature, i.content_hash, NULL FROM segrec.images AS i
         WHERE i.image_id = id AND (class_name IS NULL OR scope = 'image')
+            AND method_descriptor(method) IS NULL
+        UNION ALL
+        SELECT d.vector, d.content_hash, d.category FROM segrec.descriptors AS d
+        WHERE d.image_id = id AND d.descriptor = method_descriptor(method)
     ) AS f
 );
 
--- The k most similar images by Pearson correlation; ties by image_id, undefined ones last.
--- query: the image_id of an indexed image, or a feature vector.
+-- The first images are ranked again by default where the method says so.
+CREATE OR REPLACE MACRO reranked_by(method, rerank) AS
+    coalesce(rerank, if(method = 'localised', 'foreground_iou', NULL));
+
+-- The k most similar images; ties by image_id, undefined ones last.
+-- query: the image_id of an indexed image, or a vector of what is compared.
+-- method: by what. 'pearson' (Abdullah 2026), 'cosine', 'euclidean' and 'dot' compare features; the
+--        name of a descriptor its vectors, by Euclidean distance ('texture'), or by another metric
+--        ('pca-cosine'). 'localised' is the pipeline of Waqas 2023: among images of the query's
+--        category, the first `depth` ranked again by 'foreground_iou'; 'localised-euclidean' is not.
 -- class: compare the regions of this class, and only where its coverage σ lies in the window from
---        min_coverage to max_coverage; NULL compares whole images.
+--        min_coverage to max_coverage; NULL compares whole images. Descriptors are of whole images.
 -- scope: 'image' compares the whole images of which the class, if given, fills such a share.
 -- epsilon: only images whose semantic distance from the query is at most this (Ouni 2020, eq. 1;
 --        0.9 there); with penalise := true the others sink below the rest.
 -- rerank: 'mask_iou' puts the first `depth` in the order of mask IoU with the query, of the class
---        or else of all foreground classes, ties in the order before.
+--        or else of all foreground classes; 'foreground_iou' that of all that is not background,
+--        whatever its class. Ties in the order before.
 -- exclude_self: leave out the query's image. distinct_content: of images with the same bytes only
 --        the first; if the query's image is left out, its copies are, too.
--- Columns: rank, image_id, uri, coverage (of the class), pearson, semantic_distance (if epsilon is
--- given), mask_iou (if reranked).
+-- Columns: rank, image_id, uri, coverage (of the class), pearson (NULL by other metrics), score
+-- (see `similarity`), semantic_distance (if epsilon is given), mask_iou (if reranked).
 -- No rows if the query image is not indexed or has no region of the class.
 --   FROM recommend('9f3c…', k := 5, class := 'car', min_coverage := 0.29, max_coverage := 0.96);
 -- A vector as query can bring what an indexed image has: coverages, a list as that of `coverages`,
--- for epsilon, and masks, a MAP from class to mask_bits, for rerank.
+-- for epsilon; masks, a MAP from class to mask_bits, for rerank ('background' for foreground_iou);
+-- and its category.
 CREATE OR REPLACE MACRO recommend(
     query VARCHAR, k := 10, class := NULL, min_coverage := 0, max_coverage := 1, epsilon := NULL,
     penalise := false, rerank := NULL, depth := 100, scope := 'region', exclude_self := true,
-    distinct_content := true
+    distinct_content := true, method := 'pearson'
 ) AS TABLE (
     FROM recommend_like(
-        indexed_query(query, class, epsilon, rerank, scope, exclude_self, distinct_content),
-        k, class, min_coverage, max_coverage, epsilon, penalise, rerank, depth, scope,
-        distinct_content)
+        indexed_query(query, class, epsilon, reranked_by(method, rerank), scope, exclude_self,
+                      distinct_content, method),
+        k, class, min_coverage, max_coverage, epsilon, penalise, reranked_by(method, rerank), depth,
+        scope, distinct_content, method)
 ), (
     query FLOAT[], k := 10, class := NULL, min_coverage := 0, max_coverage := 1, epsilon := NULL,
     penalise := false, rerank := NULL, depth := 100, scope := 'region', exclude_self := true,
-    distinct_content := true, coverages := NULL, masks := NULL
+    distinct_content := true, method := 'pearson', coverages := NULL, masks := NULL,
+    category := NULL
 ) AS TABLE (
     FROM recommend_like(
-        {feature: query, coverages: coverages::FLOAT[], masks: masks::MAP(VARCHAR, BIGINT[]),
-         image_id: NULL::VARCHAR, content_hash: NULL::VARCHAR},
-        k, class, min_coverage, max_coverage, epsilon, penalise, rerank, depth, scope,
-        distinct_content)
+        {feature: query, category: category::VARCHAR, coverages: coverages::FLOAT[],
+         masks: masks::MAP(VARCHAR, BIGINT[]), image_id: NULL::VARCHAR,
+         content_hash: NULL::VARCHAR},
+        k, class, min_coverage, max_coverage, epsilon, penalise, reranked_by(method, rerank), depth,
+        scope, distinct_content, method)
 );
 
 -- As `recommend` for whole images, but not exact: the `pool` images whose sign bits differ in the

@@ -1,5 +1,5 @@
--- What the macros read of the views `images` and `regions`: with columns for what a query needs.
--- In a query cache these two are tables.
+-- What the macros read of the views `images`, `regions` and `descriptors`: with columns for what a
+-- query needs. In a query cache these are tables.
 CREATE SCHEMA IF NOT EXISTS segrec;
 
 CREATE OR REPLACE VIEW segrec.images AS
@@ -14,3 +14,5 @@ CREATE OR REPLACE VIEW segrec.images AS
 CREATE OR REPLACE VIEW segrec.regions AS
     SELECT r.*, feature_error(r.feature, r.inv_norm) AS feature_error
     FROM main.regions AS r;
+
+CREATE OR REPLACE VIEW segrec.descriptors AS FROM main.descriptors;

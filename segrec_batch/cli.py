@@ -9,7 +9,8 @@ from segrec_batch import __version__, console, storage
 from segrec_batch.errors import InputError
 
 if TYPE_CHECKING:
-    from segrec_batch.query.recommend import Criteria, QueryImage, Recommendation, Recommender
+    from segrec_batch.query.criteria import Criteria
+    from segrec_batch.query.recommend import QueryImage, Recommendation, Recommender
 
 EXAMPLES = """\
 examples:
@@ -17,6 +18,8 @@ examples:
   segrec query --index indexes/streets --uri data/images/0001.jpg --class car --coverage 0.29 0.96
   # the same for a new picture, as a contact sheet
   segrec query --index s3://bucket/index --image photo.jpg --class car --format html > sheet.html
+  # by another descriptor that the index has
+  segrec query --index indexes/streets --image photo.jpg --method texture
   segrec sql --index indexes/streets "SELECT uri, coverage_car FROM images ORDER BY 2 DESC LIMIT 5"
   segrec sql --index indexes/streets -p name=car 'SELECT count(*) FROM regions WHERE class = $name'
   # a local copy laid out for ranking; it takes the place of the index in the commands above
@@ -98,7 +101,18 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
         "of the difference in coverage",
     )
     add("--penalise", action="store_true", help="with --epsilon: put the others last, keep them")
-    add("--rerank", choices=("mask_iou",), help="order the first --depth by overlap of the masks")
+    add(
+        "--method",
+        default="pearson",
+        metavar="M",
+        help="what to rank by: pearson, cosine, euclidean or dot of features, the name of a "
+        "descriptor of the index, e.g. texture, or NAME-METRIC, e.g. pca-cosine (default: pearson)",
+    )
+    add(
+        "--rerank",
+        choices=("mask_iou", "foreground_iou"),
+        help="order the first --depth by overlap of the masks, class by class or of all foreground",
+    )
     add("--depth", type=int, default=100, metavar="N", help="for --rerank (default: 100)")
     add("--keep-copies", action="store_true", help="show pictures of the same bytes each")
     add("-k", type=int, default=10, help="how many (default: 10)")
@@ -151,8 +165,9 @@ def _add_scenes(parser: argparse.ArgumentParser) -> None:
 
 def run_query(a: argparse.Namespace) -> None:
     """`segrec query`."""
+    from segrec_batch.query.criteria import Criteria
     from segrec_batch.query.database import open_index
-    from segrec_batch.query.recommend import Criteria, Recommender
+    from segrec_batch.query.recommend import Recommender
     from segrec_batch.query.work import last_work, watch
 
     criteria = Criteria(
@@ -165,6 +180,7 @@ def run_query(a: argparse.Namespace) -> None:
         rerank=a.rerank,
         depth=a.depth,
         distinct_content=not a.keep_copies,
+        method=a.method,
     )
     recommender = Recommender(open_index(a.index, a.version))
     if a.explain:
@@ -198,7 +214,7 @@ def _answer(
         from segrec_batch.query.sheet import render_sheet
         from segrec_batch.query.sheet_png import render_png
 
-        query, *results = cards(asked, found)
+        query, *results = cards(asked, found, criteria.method)
         page = (render_png if kind == "png" else render_sheet)(
             query,
             results,
@@ -210,15 +226,16 @@ def _answer(
         )
         return page if isinstance(page, bytes) else page.encode()
     sigma, share = ("σ {}", _bar) if kind == "table" else ("coverage_{}", float)
-    names = ["rank", "pearson", *map(sigma.format, spec.classes), "uri", "image_id"]
+    score = "pearson" if criteria.method == "pearson" else "score"
+    names = ["rank", score, *map(sigma.format, spec.classes), "uri", "image_id"]
     columns: list[list[Any]] = [
         [r.rank for r in found],
-        [r.pearson for r in found],
+        [r.score for r in found],
         *[[share(r.coverage[name]) for r in found] for name in spec.classes],
         [r.uri for r in found],
         [r.image_id for r in found],
     ]
-    if criteria.rerank:
+    if criteria.reranked:
         names.insert(2, "mask_iou")
         columns.insert(2, [r.mask_iou for r in found])
     return formatted(kind, names, columns, str(criteria))

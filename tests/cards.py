@@ -42,7 +42,7 @@ def card(
     *,
     label_mask: bytes | None = None,
     coverage: Mapping[str, float] | None = None,
-    pearson: float | None = None,
+    score: float | None = None,
     mask_iou: float | None = None,
     readable: bool = True,
 ) -> Card:
@@ -51,6 +51,6 @@ def card(
         (data or picture()) if readable else None,
         label_mask or mask(),
         coverage if coverage is not None else {"tree": 0.25, "car": 0.125, "person": 0.0},
-        pearson,
+        score,
         mask_iou,
     )

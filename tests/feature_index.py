@@ -27,7 +27,7 @@ class Bundle:
     """A model bundle of which an index needs the description only."""
 
     spec = SPEC
-    model_id = f"{1:016x}"
+    model_id = bundle_id = f"{1:016x}"
 
     def save(self, uri: str) -> None:
         Path(uri).mkdir(parents=True, exist_ok=True)

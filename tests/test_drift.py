@@ -217,7 +217,7 @@ def test_features_of_two_models_are_not_compared(tmp_path: Path) -> None:
     index = str(tmp_path / "index")
     before = write_index(index, FEATURES[:6], COVERAGE[:6])
     other = Bundle()
-    other.model_id = f"{2:016x}"
+    other.model_id = other.bundle_id = f"{2:016x}"
     other.save(store.model_uri(index, other.model_id))
     wanted = replace(before, model_id=other.model_id, files=dict.fromkeys(before.files, ()))
     made = image_files(index, URIS[:6], FEATURES[6:12, :8], COVERAGE[:6])

@@ -22,7 +22,7 @@ from segrec_batch.errors import DeviceError, InputError
 from segrec_batch.neighbours.choice import RECOMMENDATIONS, Choice
 from segrec_batch.neighbours.plan import Request
 from segrec_batch.neighbours.run import Execution, recommend_all
-from segrec_batch.query.recommend import Criteria
+from segrec_batch.query.criteria import Criteria
 from segrec_batch.store.encode import image_id
 from segrec_batch.store.index import open_snapshot
 from tests.commands import exit_code

@@ -64,20 +64,20 @@ def test_a_sheet_without_results_says_so() -> None:
     [(0.98765, "0.988"), (-0.5, "-0.500"), (-0.0001, "0.000"), (None, "undefined")],
 )
 def test_pearson_has_three_decimals_or_is_undefined(pearson: float | None, text: str) -> None:
-    shown = page(card(), card(pearson=pearson))
+    shown = page(card(), card(score=pearson))
     assert [data for data in shown.text("b") if data.strip()] == [text]
 
 
 def test_nan_counts_as_undefined() -> None:
-    assert "undefined" in page(card(), card(pearson=float("nan"))).text("b")
+    assert "undefined" in page(card(), card(score=float("nan"))).text("b")
 
 
 def test_the_query_has_no_scores() -> None:
-    assert page(card(pearson=1.0, mask_iou=1.0)).of_class("scores") == []
+    assert page(card(score=1.0, mask_iou=1.0)).of_class("scores") == []
 
 
 def test_mask_iou_stands_beside_pearson_where_it_is_known() -> None:
-    shown = page(card(), card(pearson=0.5, mask_iou=0.25), card(pearson=0.5))
+    shown = page(card(), card(score=0.5, mask_iou=0.25), card(score=0.5))
     assert [text for text in shown.text("b") if text.strip()] == ["0.500", "0.250", "0.500"]
     assert [text.strip() for text in shown.text("li") if text.strip()].count("IoU") == 1
 

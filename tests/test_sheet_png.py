@@ -63,7 +63,7 @@ def test_the_size_follows_from_header_and_grid(results: int) -> None:
 
 
 def test_the_same_cards_give_the_same_bytes() -> None:
-    cards = [card(), card(pearson=0.5, mask_iou=0.25), card(readable=False)]
+    cards = [card(), card(score=0.5, mask_iou=0.25), card(readable=False)]
     assert drawn(*cards, notice="n") == drawn(*cards, notice="n")
 
 
@@ -132,7 +132,7 @@ def test_long_texts_and_odd_names_stay_on_the_sheet() -> None:
     name = "class_" + "w" * 200
     data = render_png(
         card(odd),
-        [card(odd, pearson=None, mask_iou=float("nan"))] * 2,
+        [card(odd, score=None, mask_iou=float("nan"))] * 2,
         classes={name: "#123456"},
         caption="word " * 900,
         notice="n" * 5000,
@@ -158,7 +158,7 @@ def test_long_texts_and_odd_names_stay_on_the_sheet() -> None:
 def test_the_longest_rank_and_scores_keep_apart() -> None:
     look = Look(CLASSES, {})
     sheet = Image.new("RGB", (WELL[0], look.card_height))
-    draw_card(sheet, (0, 0), card(pearson=None, mask_iou=0.444), f"Rank {MOST_CARDS}", look)
+    draw_card(sheet, (0, 0), card(score=None, mask_iou=0.444), f"Rank {MOST_CARDS}", look)
     title = np.asarray(sheet)[WELL[1] + 5 : WELL[1] + 30, 14:-14]
     ink = np.flatnonzero((title != 255).any(axis=(0, 2)))
     assert ink[0] < 5

@@ -13,13 +13,15 @@ import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from segrec_batch.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Vectors = NDArray[np.float32]
 
@@ -59,7 +61,7 @@ class Parameters:
     """What a bundle holds of a descriptor: JSON values and tensors."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    tensors: "Mapping[str, Tensor]" = field(default_factory=dict)
 
 
 class Descriptor(Protocol):
@@ -69,9 +71,9 @@ class Descriptor(Protocol):
     device that it was given, rather than on the host.
     """
 
+    reads_pixels: ClassVar[bool]
+    on_device: ClassVar[bool]
     length: int
-    reads_pixels: bool
-    on_device: bool
 
     def __call__(self, pictures: Pictures) -> Described:
         """Describe pictures."""

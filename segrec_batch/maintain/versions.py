@@ -30,14 +30,14 @@ def vacuum(
         )
     cutoff = dt.datetime.now(dt.UTC) - retention
     keep, models = set(), set()
-    for files, model_id in _retained(index, cutoff):
+    for files, bundle in _retained(index, cutoff):
         keep |= {(f.table, f.path) for members in files.values() for f in members}
-        models.add(model_id)
+        models.add(bundle)
     rebuilds = staging.rebuilds(index)
     abandoned = {m for m in rebuilds if staging.last_staged(index, m) < cutoff}
-    for model_id in set(rebuilds) - abandoned:
-        keep |= {(f.table, f.path) for f in staging.staged_files(index, model_id)[0]}
-        models.add(model_id)
+    for bundle in set(rebuilds) - abandoned:
+        keep |= {(f.table, f.path) for f in staging.staged_files(index, bundle)[0]}
+        models.add(bundle)
     doomed = [
         (file.uri(index), file.size)
         for table in TABLES
@@ -48,14 +48,14 @@ def vacuum(
     doomed += [(uri, size) for uri, size, written in unfinished if written < cutoff.timestamp()]
     doomed += _unused_models(index, models, cutoff)
     if not dry_run:
-        for model_id in abandoned:
-            staging.discard(index, model_id)
+        for bundle in abandoned:
+            staging.discard(index, bundle)
         storage.delete([uri for uri, _ in doomed])
     return doomed
 
 
 def _retained(index: str, cutoff: dt.datetime) -> Iterator[tuple[Files, str]]:
-    """Files and model of the snapshots that were the newest one at some time since `cutoff`.
+    """Files and bundle of the snapshots that were the newest one at some time since `cutoff`.
 
     An earlier vacuum of a shorter retention may have taken some of them.
     """

@@ -104,7 +104,7 @@ def load_model(uri: str) -> Model:
     try:
         head = load(storage.read_bytes(storage.join(uri, "head.safetensors")))
         backbone = load(storage.read_bytes(storage.join(uri, "backbone.safetensors")))
-        descriptors = load_descriptors(uri, spec)
+        descriptors = {d.name: load_descriptor(uri, d) for d in spec.descriptors}
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{uri}: the bundle is not complete: {error}") from error
     model = Model(spec, head, backbone, descriptors)
@@ -113,21 +113,17 @@ def load_model(uri: str) -> Model:
     return model
 
 
-def load_descriptors(uri: str, spec: ModelSpec) -> dict[str, dict[str, Tensor]]:
-    """The tensors of the descriptors of a bundle, by name. Raises ModelError."""
-    found = {d.name: _load_descriptor(uri, d) for d in spec.descriptors}
-    if any(fingerprint(found[d.name]) != d.fingerprint for d in spec.descriptors):
-        raise ModelError(_OTHER.format(uri))
-    return found
-
-
-def _load_descriptor(uri: str, descriptor: DescriptorSpec) -> dict[str, Tensor]:
+def load_descriptor(uri: str, descriptor: DescriptorSpec) -> dict[str, Tensor]:
+    """The tensors of a descriptor of a bundle. Raises ModelError."""
     if descriptor.fingerprint == fingerprint({}):
         return {}
     try:
-        return load(storage.read_bytes(_descriptor_uri(uri, descriptor.name)))
+        found = load(storage.read_bytes(_descriptor_uri(uri, descriptor.name)))
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{uri}: the bundle is not complete: {error}") from error
+    if fingerprint(found) != descriptor.fingerprint:
+        raise ModelError(_OTHER.format(uri))
+    return found
 
 
 def _descriptor_uri(uri: str, name: str) -> str:

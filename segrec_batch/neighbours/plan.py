@@ -17,8 +17,8 @@ from segrec_batch import storage
 from segrec_batch.errors import InputError, SegrecError
 from segrec_batch.neighbours.search import Block
 from segrec_batch.query.batches import batches, run
+from segrec_batch.query.criteria import Criteria
 from segrec_batch.query.database import open_files, query, read_only
-from segrec_batch.query.recommend import Criteria
 from segrec_batch.query.views import quoted
 from segrec_batch.store.index import Snapshot
 

@@ -60,7 +60,7 @@ def recommend_all(
     Goes on where it was interrupted. Raises SegrecError; parts in place stay.
     """
     snapshot = open_snapshot(storage.absolute(index), version)
-    request.criteria.check(snapshot.spec.all_classes)
+    request.criteria.check(snapshot.spec)
     choice.check()
     place = Output(storage.absolute(output), request.criteria.cls)
     with scratch_folder("segrec-recommend-") as folder, Plan(snapshot, request, folder) as plan:

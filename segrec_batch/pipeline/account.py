@@ -17,7 +17,7 @@ class Account:
 
     skipped failed before; postponed are beyond `--limit`. copied: of the indexed ones, those that
     had the bytes of an image in the index. old: sources that the index had rows of; replaced: of
-    these, those that have new rows.
+    these, those that have new rows. described: vectors that indexed images lacked.
     """
 
     run_id: str
@@ -33,6 +33,7 @@ class Account:
     indexed: int = 0
     copied: int = 0
     failed: int = 0
+    described: int = 0
     commits: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -79,6 +80,16 @@ class Account:
                 f"the index had {old} sources, but {kept} kept, {self.replaced} replaced and "
                 f"{self.gone} gone do not add up to it: {_NOT_PUBLISHED}"
             )
+
+    def check_descriptors(self, after: Snapshot) -> None:
+        """Prove that each image has a row for each descriptor. Raises AccountingError."""
+        images = after.rows("images")
+        for descriptor in after.spec.descriptors:
+            rows = sum(f.rows for f in after.files["descriptors"] if f.partition == descriptor.id)
+            if rows != images:
+                raise AccountingError(
+                    f"{rows} rows of {descriptor.name} for {images} images: {_NOT_PUBLISHED}"
+                )
 
 
 _NOT_PUBLISHED = "the last batch is not published; run the job again"

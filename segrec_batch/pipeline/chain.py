@@ -1,4 +1,4 @@
-"""The Ray Data chain: read → decode → segment → write. The only place that imports ray.
+"""The Ray Data chain: read → decode → segment → describe → write. The only place that imports ray.
 
 Workers, actors and nodes may die at any time: Ray runs their tasks again, which is harmless, since
 a part that nobody has a receipt of is invisible. What would kill a worker each time, a picture that
@@ -25,7 +25,12 @@ import ray
 import ray.data
 
 from segrec_batch.errors import ClusterError, DeviceError, SegrecError
-from segrec_batch.pipeline.stages import SegmentBatch, decode_batch, write_batch
+from segrec_batch.pipeline.stages import (
+    SegmentBatch,
+    decode_batch,
+    describe_batch,
+    write_batch,
+)
 from segrec_batch.sandbox import PICTURE_SECONDS
 from segrec_batch.store.index import Snapshot
 
@@ -190,7 +195,7 @@ def _chain(
     rows_per_part: int,
 ) -> ray.data.Dataset:
     blocks = [manifest.slice(i, batch_size) for i in range(0, manifest.num_rows, batch_size)]
-    return (
+    segmented = (
         ray.data.from_arrow(blocks)
         .map_batches(
             partial(decode_batch, shapes=snapshot.spec.shapes),
@@ -211,16 +216,23 @@ def _chain(
             num_cpus=where.cpus,
             num_gpus=1 if where.device == "cuda" else 0,
         )
-        .map_batches(
-            partial(
-                write_batch,
-                index=snapshot.index,
-                spec=snapshot.spec,
-                model_id=snapshot.model_id,
-                run_id=run_id,
-            ),
-            batch_size=rows_per_part,
+    )
+    if snapshot.spec.descriptors:
+        segmented = segmented.map_batches(
+            partial(describe_batch, model=snapshot.model_uri, spec=snapshot.spec),
+            batch_size=None,
             batch_format="pyarrow",
             num_cpus=_TASK_CPUS,
         )
+    return segmented.map_batches(
+        partial(
+            write_batch,
+            index=snapshot.index,
+            spec=snapshot.spec,
+            model_id=snapshot.model_id,
+            run_id=run_id,
+        ),
+        batch_size=rows_per_part,
+        batch_format="pyarrow",
+        num_cpus=_TASK_CPUS,
     )

@@ -1,5 +1,6 @@
 """Commits of a run: new parts go in, and in the same commit the rows that they replace go out."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,13 +18,21 @@ Change = tuple[list[DataFile], list[DataFile]]  # files to remove, files to add
 
 
 class Publisher:
-    """Gathers receipts and commits them by `commit`. `current` is the newest snapshot."""
+    """Gathers receipts and commits them by `commit`. `current` is the newest snapshot.
 
-    def __init__(self, base: Snapshot, account: Account, commit: Commit) -> None:
+    pending: whether `base` is something to commit in itself, such as other descriptors.
+    """
+
+    def __init__(
+        self, base: Snapshot, account: Account, commit: Commit, pending: bool = False
+    ) -> None:
         self.base = self.current = base
         self.account = account
         self._commit = commit
+        self._pending = pending
+        self._last = time.monotonic()
         self._files: list[DataFile] = []
+        self._retired: list[DataFile] = []  # whose rows are in new files
         self._replaced: dict[str, list[str]] = {}  # image_ids by part
         self._renamed: dict[str, str] = {}  # parts that this run has written again
 
@@ -41,9 +50,22 @@ class Publisher:
         self.account.failed += failed
         return indexed + failed
 
+    def exchange(self, old: Sequence[DataFile], new: Sequence[DataFile]) -> int:
+        """Files of a part that was written again with vectors; returns how many were added."""
+        self._retired += old
+        self._files += new
+        before, after = (count_rows(files, "descriptors") for files in (old, new))
+        self.account.described += after - before
+        return after - before
+
+    def publish_every(self, seconds: float) -> None:
+        """Commit if the last commit is so long ago."""
+        if time.monotonic() - self._last > seconds:
+            self.publish()
+
     def publish(self) -> None:
         """Commit what has been taken since the last commit."""
-        if self._files:
+        if self._files or self._pending:
             self._publish(self._replaced.items())
 
     def publish_last(self, gone: Iterable[tuple[str, list[str]]]) -> None:
@@ -61,16 +83,18 @@ class Publisher:
 
     def _publish(self, dropped: Iterable[tuple[str, list[str]]], check: bool = False) -> None:
         remove, add = self._drop(dropped)
+        remove += self._retired
         add += self._files
         after = with_changes(self.current, add, remove)
         if check:
             self.account.check(self.base, after)
-        if add or remove:  # else earlier commits had it all
+        if add or remove or self._pending:  # else earlier commits had it all
             self.account.commits += 1
             self.current = self._commit(
                 self.current, add, remove, {"segrec": self.account.summary()}
             )
-        self._files, self._replaced = [], {}
+        self._files, self._retired, self._replaced, self._pending = [], [], {}, False
+        self._last = time.monotonic()
 
     def _drop(self, dropped: Iterable[tuple[str, list[str]]]) -> Change:
         """Write parts again without some image_ids."""

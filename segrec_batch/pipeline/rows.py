@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
@@ -14,6 +15,7 @@ from segrec_batch.store.files import path_in_part, read_path
 from segrec_batch.store.parts import Rows
 from segrec_batch.store.schema import (
     coverage_column,
+    descriptors_schema,
     failures_schema,
     images_schema,
     regions_schema,
@@ -50,11 +52,44 @@ def picture_rows(rows: Sequence[Row], spec: ModelSpec) -> Iterator[Rows]:
         yield "regions", name, table.drop_columns("class")
 
 
-def copied_rows(rows: Sequence[Row], index: str) -> Iterator[Rows]:
-    """Rows of `images` and `regions` for sources with the bytes of images in the index."""
+def descriptor_rows(rows: Sequence[Row]) -> Iterator[Rows]:
+    """Rows of `descriptors` for pictures that were described."""
+    entries = [{**entry, **_shared(row)} for row in rows for entry in row["described"]]
+    entries.sort(key=lambda entry: str(entry["descriptor"]))
+    for name, members in groupby(entries, key=lambda entry: str(entry["descriptor"])):
+        yield "descriptors", name, vector_table(list(members))
+
+
+def vector_table(entries: Sequence[Row]) -> pa.Table:
+    """Rows of `descriptors`, all of one: entries of DESCRIBED with the columns of their images."""
+    vectors = [
+        None if e["vector"] is None else np.frombuffer(e["vector"], np.float32) for e in entries
+    ]
+    fields = [field for field in descriptors_schema() if field.name != "descriptor"]
+    columns = [
+        pa.array(vectors if f.name == "vector" else [e[f.name] for e in entries], f.type)
+        for f in fields
+    ]
+    return pa.table(columns, schema=pa.schema(fields))
+
+
+def copied_rows(rows: Sequence[Row], index: str, spec: ModelSpec) -> Iterator[Rows]:
+    """Rows of `images`, `regions` and `descriptors` for sources with the bytes of images in the
+    index.
+    """
     by_part = sorted(rows, key=lambda row: str(row["donor"]["part"]))
     for part, members in groupby(by_part, key=lambda row: str(row["donor"]["part"])):
-        yield from _copied(list(members), index, part)
+        alike = list(members)
+        yield from _copied(alike, index, part)
+        yield from _copied_vectors(alike, index, part, spec)
+
+
+def _copied_vectors(rows: Sequence[Row], index: str, part: str, spec: ModelSpec) -> Iterator[Rows]:
+    for descriptor in spec.descriptors:
+        path = path_in_part("descriptors", part, descriptor.id)
+        with suppress(FileNotFoundError):  # the part is to be described later; so is the copy
+            found = read_path(index, "descriptors", path)
+            yield "descriptors", descriptor.id, _as_source(found, rows)
 
 
 def _copied(rows: Sequence[Row], index: str, part: str) -> Iterator[Rows]:
@@ -77,6 +112,11 @@ def _as_source(donors: pa.Table, rows: Sequence[Row]) -> pa.Table:
             values = pa.array([row[field.name] for _, row in pairs], field.type)
             copied = copied.set_column(i, field, values)
     return copied
+
+
+def _shared(row: Row) -> Mapping[str, Any]:
+    """What rows of other tables have of their image's."""
+    return {k: row[k] for k in ("image_id", "uri", "content_hash", "run_id")}
 
 
 def _or_null(norm: np.float32) -> float | None:
@@ -104,7 +144,7 @@ def _region_rows(row: Row, spec: ModelSpec) -> list[Row]:
     common = np.frombuffer(row["common"], np.uint8).reshape(COMMON_GRID**2)
     features = np.array(row["region_features"], np.float32).reshape(len(spec.all_classes), -1)
     norms = encode.inverse_norms(features)
-    shared: Mapping[str, Any] = {k: row[k] for k in ("image_id", "uri", "content_hash", "run_id")}
+    shared = _shared(row)
     regions = []
     for k, name in enumerate(spec.all_classes):
         if row["counts"][k] == 0:

@@ -4,16 +4,17 @@ import datetime as dt
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from segrec_batch import storage
 from segrec_batch.console import ProgressMeter, say
 from segrec_batch.errors import IndexStateError, InputError, SegrecError
-from segrec_batch.model.spec import read_spec
+from segrec_batch.model.spec import ModelSpec, read_spec
 from segrec_batch.pipeline import chain
 from segrec_batch.pipeline.account import Account
+from segrec_batch.pipeline.describe import describe, lacking
 from segrec_batch.pipeline.plan import Plan, Request
 from segrec_batch.pipeline.publish import Publisher
 from segrec_batch.store import index as store
@@ -43,11 +44,14 @@ def index_pictures(
     index: str,
     execution: Execution = Execution(),
     rebuild: bool = False,
+    drop_descriptors: bool = False,
 ) -> tuple[Account, Snapshot]:
     """Bring an index up to date with pictures; `rebuild` makes it anew, with any model.
 
-    A rebuild is invisible to readers until it is complete, and goes on where it was interrupted.
-    Raises SegrecError; the index then is as the last commit left it.
+    Descriptors that the bundle has and the index lacks are computed; those of the index that the
+    bundle lacks are an error without `drop_descriptors`. A rebuild is invisible to readers until it
+    is complete, and goes on where it was interrupted. Raises SegrecError; the index then is as the
+    last commit left it.
     """
     request = replace(request, images=storage.absolute(request.images))
     index = storage.absolute(index)
@@ -55,7 +59,12 @@ def index_pictures(
     exists = store.exists(index)
     rebuild = rebuild and exists
     published = store.open_snapshot(index) if rebuild else _snapshot(index, exists, model)
-    base = staging.open_staging(published, _load(model)) if rebuild else published
+    spec = read_spec(model)[0]
+    _refuse_to_drop(published, spec, drop_descriptors)
+    if rebuild:
+        base = staging.open_staging(published, _load(model))
+    else:
+        base = store.adopt(published, spec)
     if base.spec.notice:
         say(f"warning: {base.spec.notice}")
     with Plan(request, base, published if rebuild else None) as plan:
@@ -65,9 +74,16 @@ def index_pictures(
         say(str(account))
         if not exists:  # not earlier: there may have been nothing to list
             base = store.create(index, _load(model))
-        publisher = Publisher(base, account, _stage if rebuild else store.commit)
-        if not plan.nothing_to_do:
-            _run(plan, publisher, execution)
+        changed = base.bundle_id != published.bundle_id and not rebuild
+        if changed:
+            _load(model).save(base.model_uri)
+        publisher = Publisher(base, account, _stage if rebuild else store.commit, pending=changed)
+        with chain.cluster() if _has_work(plan, base) else nullcontext():
+            if not plan.nothing_to_do:
+                _run(plan, publisher, execution)
+            if request.limit is None:
+                _describe(publisher, execution)
+        publisher.publish()
         after = publisher.current
     if rebuild:
         after = _finish(published, after, account)
@@ -78,10 +94,15 @@ def dry_run(request: Request, model: str, index: str) -> Iterator[str]:
     """What `index_pictures` would do: a line for each source that it would touch."""
     request = replace(request, images=storage.absolute(request.images))
     index = storage.absolute(index)
-    with Plan(request, _snapshot(index, store.exists(index), model)) as plan:
+    snapshot = _snapshot(index, store.exists(index), model)
+    with Plan(request, snapshot) as plan:
         for status, uri in plan.lines():
             yield f"{status}\t{uri.encode('unicode_escape').decode()}"
         say(f"{Account.open('dry run', plan)}; nothing was done")
+    known = {d.id for d in snapshot.spec.descriptors}
+    added = [d.name for d in read_spec(model)[0].descriptors if d.id not in known]
+    if added and snapshot.rows("images"):
+        say(f"images that stay would be described by {', '.join(added)}")
 
 
 def _load(uri: str) -> "Model":
@@ -109,6 +130,16 @@ def _snapshot(index: str, exists: bool, model: str) -> Snapshot:
     return snapshot
 
 
+def _refuse_to_drop(published: Snapshot, spec: ModelSpec, drop: bool) -> None:
+    kept = {d.name for d in spec.descriptors}
+    lost = [d.name for d in published.spec.descriptors if d.name not in kept]
+    if lost and not drop:
+        raise IndexStateError(
+            f"{published.index} has {', '.join(lost)}, which the model given here lacks: give the "
+            f"model of the index, {published.model_uri}, or say --drop-descriptors"
+        )
+
+
 def _refuse_to_lose(plan: Plan, request: Request, published: Snapshot) -> None:
     """A rebuild replaces everything, so it must have been asked for everything."""
     if plan.left_out:
@@ -118,30 +149,44 @@ def _refuse_to_lose(plan: Plan, request: Request, published: Snapshot) -> None:
         )
 
 
+def _has_work(plan: Plan, base: Snapshot) -> bool:
+    return not plan.nothing_to_do or bool(lacking(base))
+
+
 def _run(plan: Plan, publisher: Publisher, execution: Execution) -> None:
     """Process the plan on Ray; commit on the way, and the last of it once the books are right."""
     account = publisher.account
-    with chain.cluster():
-        clock = last = time.monotonic()
-        try:
-            with _meter(plan) as meter:
-                for receipts in _receipts(plan, publisher, execution):
-                    meter.advance(publisher.take(receipts))
-                    if time.monotonic() - last > execution.commit_seconds:
-                        publisher.publish()
-                        last = time.monotonic()
-        except (Exception, KeyboardInterrupt) as error:
-            _keep_what_is_done(publisher, error)
-            raise
-        account.seconds["process"] = time.monotonic() - clock
-        clock = time.monotonic()
-        publisher.publish_last(plan.gone())
-        account.seconds["commit"] = time.monotonic() - clock
+    clock = time.monotonic()
+    with _meter("indexed", plan.todo) as meter, _kept(publisher):
+        for receipts in _receipts(plan, publisher, execution):
+            meter.advance(publisher.take(receipts))
+            publisher.publish_every(execution.commit_seconds)
+    account.seconds["process"] = time.monotonic() - clock
+    clock = time.monotonic()
+    publisher.publish_last(plan.gone())
+    account.seconds["commit"] = time.monotonic() - clock
 
 
-def _meter(plan: Plan) -> AbstractContextManager[ProgressMeter]:
-    meter = ProgressMeter("indexed", plan.todo)
-    return meter if plan.todo else nullcontext(meter)
+def _describe(publisher: Publisher, execution: Execution) -> None:
+    """Add the vectors that images lack, now that the index is as the sources are."""
+    base, account = publisher.current, publisher.account
+    missing = lacking(base)
+    clock = time.monotonic()
+    if missing:
+        say(f"descriptors: {', '.join(d.name for d in base.spec.descriptors)}")
+        device = chain.resources(execution.device).device
+        with _meter("vectors added", sum(missing.values())) as meter, _kept(publisher):
+            for old, new in describe(base, list(missing), device, account.run_id):
+                meter.advance(publisher.exchange(old, new))
+                publisher.publish_every(execution.commit_seconds)
+        account.seconds["describe"] = time.monotonic() - clock
+    publisher.publish()
+    account.check_descriptors(publisher.current)
+
+
+def _meter(what: str, total: int) -> AbstractContextManager[ProgressMeter]:
+    meter = ProgressMeter(what, total)
+    return meter if total else nullcontext(meter)
 
 
 def _receipts(plan: Plan, publisher: Publisher, execution: Execution) -> Iterator[Any]:
@@ -151,6 +196,16 @@ def _receipts(plan: Plan, publisher: Publisher, execution: Execution) -> Iterato
     say(f"model on {where} (--device {execution.device})")
     run_id, base = publisher.account.run_id, publisher.current
     yield from chain.process(plan.manifest, plan.todo, base, run_id, where, execution.batch_size)
+
+
+@contextmanager
+def _kept(publisher: Publisher) -> Iterator[None]:
+    """What was done before an error is published."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        _keep_what_is_done(publisher, error)
+        raise
 
 
 def _keep_what_is_done(publisher: Publisher, error: BaseException) -> None:
@@ -172,5 +227,5 @@ def _finish(published: Snapshot, staged: Snapshot, account: Account) -> Snapshot
         say(f"{account.postponed:,} pictures are left; run again with --rebuild to go on")
         return published
     after = store.replace(published, staged, {"segrec": {**account.summary(), "rebuild": True}})
-    staging.discard(published.index, staged.model_id)
+    staging.discard(published.index, staged.bundle_id)
     return after

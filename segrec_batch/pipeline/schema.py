@@ -32,9 +32,18 @@ _KNOWN = [
     pa.field("height", pa.int32()),
     pa.field("format", pa.string()),
 ]
-DECODED = pa.schema(
-    [*_KNOWN, pa.field("shape", pa.list_(pa.int32(), 2)), pa.field("pixels", pa.binary())]
+DESCRIBED = pa.list_(  # of a picture, by descriptor id; vector: float32, NULL for a reason
+    pa.struct(
+        [
+            _required("descriptor", pa.string()),
+            pa.field("category", pa.string()),
+            pa.field("vector", pa.binary()),
+            pa.field("reason", pa.string()),
+        ]
+    )
 )
+_PIXELS = [pa.field("shape", pa.list_(pa.int32(), 2)), pa.field("pixels", pa.binary())]
+DECODED = pa.schema([*_KNOWN, *_PIXELS])
 SEGMENTED = pa.schema(
     [
         *_KNOWN,
@@ -47,6 +56,8 @@ SEGMENTED = pa.schema(
         pa.field("sign_bits", pa.list_(pa.int64())),
         pa.field("mask_shape", pa.list_(pa.int32(), 2)),
         pa.field("mask", pa.binary()),
+        *_PIXELS,  # where a descriptor still needs them
+        pa.field("described", DESCRIBED),
     ]
 )
 RECEIPTS = pa.schema(  # of a written part; `replaced`, `copied` in the first of its rows only

@@ -15,7 +15,7 @@ from segrec_batch import sandbox, storage
 from segrec_batch.decode import Shape, mask_shape
 from segrec_batch.errors import PictureError
 from segrec_batch.model.spec import ModelSpec
-from segrec_batch.pipeline.rows import copied_rows, failure_rows, picture_rows
+from segrec_batch.pipeline.rows import copied_rows, descriptor_rows, failure_rows, picture_rows
 from segrec_batch.pipeline.schema import DECODED, RECEIPTS, SEGMENTED
 from segrec_batch.store.encode import image_id
 from segrec_batch.store.parts import write_part
@@ -89,17 +89,25 @@ def _decoded(row: Row, content: bytes | OSError | str | None, shapes: Sequence[S
 
 
 class SegmentBatch:
-    """Runs the model over DECODED rows. Loads it once."""
+    """Runs the model, and the descriptors that are on its device, over DECODED rows. Loads them
+    once.
+    """
 
     def __init__(self, model: str, device: str, threads: int | None = None) -> None:
         import torch  # here, so that workers that only read and write do without it
 
+        from segrec_batch import describer
         from segrec_batch.model.bundle import load_model
         from segrec_batch.model.segmenter import Segmenter
 
         if threads:
             torch.set_num_threads(threads)
-        self.segmenter = Segmenter(load_model(model), device)
+        bundle = load_model(model)
+        spec = bundle.spec
+        self.segmenter = Segmenter(bundle, device)
+        names = describer.on_device(spec)
+        self.descriptors = describer.load(model, names, self.segmenter.device)
+        self.keeps_pixels = describer.read_pixels(describer.on_host(spec))
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
         """DECODED rows → SEGMENTED rows; pictures of one shape go through the model together."""
@@ -107,10 +115,15 @@ class SegmentBatch:
         good = sorted((r for r in rows if r["shape"]), key=lambda r: tuple(r["shape"]))
         for shape, members in groupby(good, key=lambda r: tuple(r["shape"])):
             batch = list(members)
-            pixels = [np.frombuffer(r.pop("pixels"), np.uint8).reshape(*shape, 3) for r in batch]
+            pixels = [np.frombuffer(r["pixels"], np.uint8).reshape(*shape, 3) for r in batch]
             found = self.segmenter(np.stack(pixels))
             for i, row in enumerate(batch):
-                row.update(_segmented(row, found, i))
+                row.update(_segmented(row, found, i), described=[])
+            for descriptor in self.descriptors:
+                descriptor(batch)
+            if not self.keeps_pixels:
+                for row in batch:
+                    row["pixels"] = None
         return pa.Table.from_pylist(rows, SEGMENTED)
 
 
@@ -129,6 +142,19 @@ def _segmented(row: Row, found: "Segmentation", i: int) -> Row:
     }
 
 
+def describe_batch(segmented: pa.Table, model: str, spec: ModelSpec) -> pa.Table:
+    """SEGMENTED rows → SEGMENTED rows, described by the descriptors that need no device, too."""
+    from segrec_batch import describer  # imports torch
+
+    rows: list[Row] = segmented.to_pylist()
+    fresh = [row for row in rows if row["shape"]]
+    for descriptor in describer.load(model, describer.on_host(spec), "cpu"):
+        descriptor(fresh)
+    for row in fresh:
+        row["pixels"] = None
+    return pa.Table.from_pylist(rows, SEGMENTED)
+
+
 def write_batch(
     segmented: pa.Table, index: str, spec: ModelSpec, model_id: str, run_id: str
 ) -> pa.Table:
@@ -140,7 +166,12 @@ def write_batch(
     copied = [row for row in rows if row["donor"]]
     fresh = [row for row in rows if not row["stage"] and not row["donor"]]
     contents: dict[tuple[str, str | None], list[pa.Table]] = {}
-    for found in (failure_rows(failed), picture_rows(fresh, spec), copied_rows(copied, index)):
+    for found in (
+        failure_rows(failed),
+        picture_rows(fresh, spec),
+        descriptor_rows(fresh),
+        copied_rows(copied, index, spec),
+    ):
         for table, partition, content in found:
             contents.setdefault((table, partition), []).append(content)
     files = write_part(index, ((*key, pa.concat_tables(c)) for key, c in contents.items()))

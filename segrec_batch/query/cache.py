@@ -96,6 +96,8 @@ def _held(path: str, snapshot: Snapshot, rebuild: bool) -> tuple[set[str], int |
             )
         if connection.execute("SELECT recipe FROM segrec.snapshot").fetchall() != [(_recipe(),)]:
             return set(), None
+        if cache.bundle_id != snapshot.bundle_id:  # vectors of other descriptors
+            return set(), None
         selects = " UNION ".join(f"SELECT part FROM segrec.{table}" for table in TABLES)  # noqa: S608
         return {part for (part,) in connection.execute(selects).fetchall()}, cache.version
 
@@ -181,7 +183,7 @@ def _columns(table: str, spec: ModelSpec) -> str:
 
 def _derived(table: str, spec: ModelSpec) -> dict[str, str]:
     """Columns of a cache that the files do not have so."""
-    if table == "failures":
+    if table not in ("images", "regions"):
         return {}
     # a row of an array can be read without its neighbours; macros take both kinds
     found = {
@@ -196,9 +198,9 @@ def _derived(table: str, spec: ModelSpec) -> dict[str, str]:
 
 
 def _order(table: str, spec: ModelSpec) -> str:
-    if table == "regions":
-        return "class, coverage"
-    return _z_order(spec.all_classes) if table == "images" else "uri"
+    if table == "images":
+        return _z_order(spec.all_classes)
+    return {"regions": "class, coverage", "descriptors": "descriptor, category"}.get(table, "uri")
 
 
 def _z_order(classes: Sequence[str]) -> str:

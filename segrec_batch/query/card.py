@@ -24,10 +24,13 @@ class Card:
     of the picture after EXIF orientation."""
     coverage: Mapping[str, float]
     """Class to σ in [0, 1]; a class left out counts as 0."""
-    pearson: float | None
-    """Pearson correlation with the query in [-1, 1]; None for the query and where undefined."""
+    score: float | None
+    """How alike it is to the query by a measure, e.g. Pearson correlation in [-1, 1]; None for the
+    query and where undefined."""
     mask_iou: float | None = None
     """Intersection over union of its mask with that of the query, in [0, 1]; None: not said."""
+    measure: str = "Pearson"
+    """The name of the measure."""
 
     @property
     def name(self) -> str:
@@ -79,7 +82,7 @@ def scores(card: Card) -> dict[str, str]:
     >>> scores(Card("a.jpg", None, b"", {}, 0.98765, 0.5))
     {'Pearson': '0.988', 'IoU': '0.500'}
     """
-    shown = {"Pearson": figure(card.pearson)}
+    shown = {card.measure: figure(card.score)}
     if card.mask_iou is not None and math.isfinite(card.mask_iou):
         shown["IoU"] = figure(card.mask_iou)
     return shown

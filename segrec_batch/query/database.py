@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from segrec_batch import storage
 from segrec_batch.errors import IndexStateError, InputError
-from segrec_batch.model.spec import ModelSpec
+from segrec_batch.model.spec import ModelSpec, bundle_id
 from segrec_batch.query import oracle
 from segrec_batch.query.remote import SnapshotFiles
 from segrec_batch.query.views import create_views, quoted
@@ -31,9 +31,14 @@ class Database:
     """Where DuckDB finds the rows; nothing if they are in the database itself."""
 
     @property
+    def bundle_id(self) -> str:
+        """The bundle that made the rows."""
+        return bundle_id(self.model_id, self.spec)
+
+    @property
     def model_uri(self) -> str:
-        """Where the bundle lies that made the rows."""
-        return model_uri(self.index, self.model_id)
+        """Where it lies."""
+        return model_uri(self.index, self.bundle_id)
 
     def lock(self) -> None:
         """From now on SQL can reach nothing but the rows, and no setting can change that."""

@@ -18,7 +18,7 @@ PART = "parse_filename(filename, true) AS part"
 
 
 def create_views(connection: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
-    """The views `images`, `regions` and `failures`, and the macros. Raises duckdb.IOException."""
+    """The views of all tables, and the macros. Raises duckdb.IOException."""
     for table, schema in schemas(snapshot.spec.classes).items():
         scan = select(snapshot, table)
         if scan is None:
@@ -47,8 +47,9 @@ def select(snapshot: Snapshot, table: str, *extra: str) -> str | None:
     groups: dict[str | None, list[DataFile]] = {}
     for file in snapshot.files[table]:
         groups.setdefault(file.partition, []).append(file)
+    names = {d.id: d.name for d in snapshot.spec.descriptors}
     scans = [
-        f"SELECT {', '.join([*_columns(table, schema, part), *extra])} "  # noqa: S608
+        f"SELECT {', '.join([*_columns(table, schema, names.get(part or '', part)), *extra])} "  # noqa: S608
         f"FROM {_read(snapshot, files)}"
         for part, files in groups.items()
     ]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from segrec_batch import storage
 from segrec_batch.errors import IndexStateError
-from segrec_batch.model.spec import ModelSpec, read_spec
+from segrec_batch.model.spec import ModelSpec, bundle_id, read_spec
 from segrec_batch.store import delta
 from segrec_batch.store.files import DataFile, count_rows
 from segrec_batch.store.purged import read_replacements
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from segrec_batch.model.bundle import Model  # torch
 
 _COMPANIONS = tuple(t for t in TABLES if t != "images")
-_MODEL = "model"  # the transaction identifier that names a snapshot's model
+_MODEL = "model"  # the transaction identifier that names a snapshot's bundle
 _64_BITS = 2**64 - 1
 
 Files = Mapping[str, tuple[DataFile, ...]]
@@ -60,9 +60,14 @@ class Snapshot:
         return count_rows(self.files[table], table)
 
     @property
+    def bundle_id(self) -> str:
+        """The bundle that made it: the model and its descriptors."""
+        return bundle_id(self.model_id, self.spec)
+
+    @property
     def model_uri(self) -> str:
         """Where the bundle that made it lies."""
-        return model_uri(self.index, self.model_id)
+        return model_uri(self.index, self.bundle_id)
 
 
 @dataclass(frozen=True)
@@ -74,9 +79,9 @@ class Commit:
     info: Mapping[str, Any]
 
 
-def model_uri(index: str, model_id: str) -> str:
-    """Where an index keeps the bundle of a model."""
-    return storage.join(index, "models", model_id)
+def model_uri(index: str, bundle_id: str) -> str:
+    """Where an index keeps a bundle."""
+    return storage.join(index, "models", bundle_id)
 
 
 def exists(index: str) -> bool:
@@ -87,8 +92,8 @@ def exists(index: str) -> bool:
 
 def create(index: str, model: "Model") -> Snapshot:
     """Make an empty index for a model; what an earlier attempt left unfinished is completed."""
-    model.save(model_uri(index, model.model_id))
-    names = _names(dict.fromkeys(_COMPANIONS, 0), model.model_id)
+    model.save(model_uri(index, model.bundle_id))
+    names = _names(dict.fromkeys(_COMPANIONS, 0), model.bundle_id)
     with delta.errors(index):
         for table, schema in schemas(model.spec.classes).items():
             delta.create(index, table, schema, names)
@@ -107,15 +112,15 @@ def open_snapshot(index: str, version: int | None = None) -> Snapshot:
     Of an older version, files that a purge has rewritten are given as they are now; it is an error
     if vacuum has taken any of them, or the model.
     """
-    versions, files, model_id = read_log(index, version)
+    versions, files, bundle = read_log(index, version)
     if version is not None:
-        _check_in_place(index, version, files, model_id)
-    spec = read_spec(model_uri(index, model_id))[0]
+        _check_in_place(index, version, files, bundle)
+    spec, model_id = read_spec(model_uri(index, bundle))
     return Snapshot(index, versions, files, model_id, spec)
 
 
 def read_log(index: str, version: int | None = None) -> tuple[dict[str, int], Files, str]:
-    """What the log says of a snapshot: versions, files and model_id, be they still there or not.
+    """What the log says of a snapshot: versions, files and bundle_id, be they still there or not.
 
     Raises IndexStateError, StorageError.
     """
@@ -123,7 +128,7 @@ def read_log(index: str, version: int | None = None) -> tuple[dict[str, int], Fi
         images = delta.open_table(index, "images", version)
         named = {t: images.transaction_version(t) for t in _COMPANIONS}
         key = images.transaction_version(_MODEL)
-        if key is None:
+        if key is None or None in named.values():
             raise IndexStateError(f"{index}: made by another version of segrec_batch; index anew")
         tables = {"images": images}
         tables.update({t: delta.open_table(index, t, v) for t, v in named.items()})
@@ -133,9 +138,9 @@ def read_log(index: str, version: int | None = None) -> tuple[dict[str, int], Fi
     return {t: table.version() for t, table in tables.items()}, files, f"{key & _64_BITS:016x}"
 
 
-def _names(versions: Mapping[str, int], model_id: str) -> dict[str, int]:
-    """What a commit of `images` names: versions, and the model_id as a signed 64-bit integer."""
-    return {**versions, _MODEL: int.from_bytes(bytes.fromhex(model_id), signed=True)}
+def _names(versions: Mapping[str, int], bundle: str) -> dict[str, int]:
+    """What a commit of `images` names: versions, and the bundle_id as a signed 64-bit integer."""
+    return {**versions, _MODEL: int.from_bytes(bytes.fromhex(bundle), signed=True)}
 
 
 def _as_purged(index: str, files: Files) -> Files:
@@ -144,11 +149,11 @@ def _as_purged(index: str, files: Files) -> Files:
     return {t: tuple(f for f in members if f is not None) for t, members in found.items()}
 
 
-def _check_in_place(index: str, version: int, files: Files, model_id: str) -> None:
+def _check_in_place(index: str, version: int, files: Files, bundle: str) -> None:
     index = storage.absolute(index)
     wanted = [f.uri(index) for members in files.values() for f in members]
-    wanted.append(storage.join(model_uri(index, model_id), "model.json"))
-    folders = [*(storage.join(index, t) for t in TABLES), model_uri(index, model_id)]
+    wanted.append(storage.join(model_uri(index, bundle), "model.json"))
+    folders = [*(storage.join(index, t) for t in TABLES), model_uri(index, bundle)]
     there = {uri for folder in folders for uri, *_ in storage.find_files(folder)}
     missing = [uri for uri in wanted if uri not in there]
     if missing:
@@ -170,6 +175,16 @@ def commit(
     since `base`; the index is then as that run left it.
     """
     return replace(base, with_changes(base, add, remove), info)
+
+
+def adopt(base: Snapshot, spec: ModelSpec) -> Snapshot:
+    """`base` with other descriptors, to be committed once their bundle is at its `model_uri`.
+
+    Vectors of descriptors that `spec` does not have, or has otherwise, are left out.
+    """
+    known = {d.id for d in spec.descriptors}
+    left = tuple(f for f in base.files["descriptors"] if f.partition in known)
+    return replaced(base, spec=spec, files={**base.files, "descriptors": left})
 
 
 def with_changes(
@@ -196,7 +211,7 @@ def replace(base: Snapshot, wanted: Snapshot, info: Mapping[str, Any] | None = N
             if images.version() != base.version:
                 raise IndexStateError(_overtaken(base))
             schema = schemas(wanted.spec.classes)["images"]
-            names = _names(versions, wanted.model_id)
+            names = _names(versions, wanted.bundle_id)
             delta.publish(base.index, images, wanted.files["images"], schema, names, info or {})
     except delta.CommitFailedError as error:
         raise IndexStateError(_overtaken(base)) from error

@@ -55,6 +55,8 @@ def _without(rows: pa.Table, ids: pa.Array) -> pa.Table:
 def _sorted(table: str, rows: pa.Table) -> pa.Table:
     if table == "failures":
         return rows.sort_by("image_id")
+    if table == "descriptors":
+        return rows.sort_by([("category", "ascending"), ("image_id", "ascending")])
     if table == "regions":
         return rows.sort_by([("coverage", "ascending"), ("image_id", "ascending")])
     rows = rows.sort_by("image_id")

@@ -1,7 +1,7 @@
 """An index under construction beside the published one: what a rebuild has written so far.
 
-The files lie where they will stay, in the folders of the tables, but only INDEX/rebuild/MODEL_ID, a
-Delta table of their descriptions, knows them. A rebuild that was interrupted goes on from there;
+The files lie where they will stay, in the folders of the tables, but only INDEX/rebuild/BUNDLE_ID,
+a Delta table of their descriptions, knows them. A rebuild that was interrupted goes on from there;
 publication puts them in place of the old ones in one commit.
 """
 
@@ -36,11 +36,11 @@ def open_staging(base: Snapshot, model: "Model") -> Snapshot:
 
     Files that are published already, by a rebuild that died right after, do not count.
     """
-    model.save(model_uri(base.index, model.model_id))
-    staged, version = staged_files(base.index, model.model_id)
+    model.save(model_uri(base.index, model.bundle_id))
+    staged, version = staged_files(base.index, model.bundle_id)
     published = {(f.table, f.path) for f in base.all_files}
     if any((f.table, f.path) in published for f in staged):
-        discard(base.index, model.model_id)
+        discard(base.index, model.bundle_id)
         staged, version = [], -1
     empty = empty_snapshot(base.index, model.model_id, model.spec)
     empty = replace(empty, versions={**base.versions, _FOLDER: version})
@@ -58,18 +58,18 @@ def stage(staged: Snapshot, add: Sequence[DataFile], remove: Sequence[DataFile] 
     try:
         with delta.errors(staged.index):
             added = pa.Table.from_pylist(rows, _SCHEMA)
-            delta.append(staged.index, _table(staged.model_id), added, version)
+            delta.append(staged.index, _table(staged.bundle_id), added, version)
     except delta.CommitFailedError as error:
-        text = f"{staged.index}: another run rebuilds it with model {staged.model_id}"
+        text = f"{staged.index}: another run rebuilds it with model {staged.bundle_id}"
         raise IndexStateError(f"{text}; wait for it, then run again") from error
     after = with_changes(staged, add, remove)
     return replace(after, versions={**staged.versions, _FOLDER: version + 1})
 
 
-def staged_files(index: str, model_id: str) -> tuple[list[DataFile], int]:
-    """The files staged for a model, and the version of that state (-1: nothing)."""
+def staged_files(index: str, bundle: str) -> tuple[list[DataFile], int]:
+    """The files staged for a bundle, and the version of that state (-1: nothing)."""
     with delta.errors(index):
-        rows, version = delta.read(index, _table(model_id))
+        rows, version = delta.read(index, _table(bundle))
     if rows is None:
         return [], version
     entries = rows.to_pylist()
@@ -83,23 +83,23 @@ def staged_files(index: str, model_id: str) -> tuple[list[DataFile], int]:
 
 
 def rebuilds(index: str) -> list[str]:
-    """The models for which something is staged."""
+    """The bundles for which something is staged."""
     prefix = storage.join(index, _FOLDER) + "/"
     found = storage.find_files(prefix, ".json")
     return sorted({uri.removeprefix(prefix).split("/")[0] for uri, *_ in found})
 
 
-def last_staged(index: str, model_id: str) -> dt.datetime:
+def last_staged(index: str, bundle: str) -> dt.datetime:
     """When a rebuild last made progress."""
     with delta.errors(index):
-        (last, *_) = delta.history(index, _table(model_id))
+        (last, *_) = delta.history(index, _table(bundle))
     return dt.datetime.fromtimestamp(last["timestamp"] / 1000, dt.UTC)
 
 
-def discard(index: str, model_id: str) -> None:
-    """Forget what is staged for a model; the files themselves are left to vacuum."""
-    storage.delete([uri for uri, *_ in storage.find_files(storage.join(index, _table(model_id)))])
+def discard(index: str, bundle: str) -> None:
+    """Forget what is staged for a bundle; the files themselves are left to vacuum."""
+    storage.delete([uri for uri, *_ in storage.find_files(storage.join(index, _table(bundle)))])
 
 
-def _table(model_id: str) -> str:
-    return f"{_FOLDER}/{model_id}"
+def _table(bundle: str) -> str:
+    return f"{_FOLDER}/{bundle}"

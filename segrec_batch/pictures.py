@@ -1,9 +1,9 @@
-"""What descriptors see: pictures with what the model found in them, now or when they were indexed.
+"""What descriptors see: pictures with what the model finds in them, or found when it indexed them.
 
-A *row* here has `width`, `height`, `shape` and `pixels` of the decoded picture and, as in SEGMENTED,
-`mask`, `mask_shape`, `counts`, `feature` and `region_features`. The labels of a picture's pixels are
-those of its stored mask, so that a descriptor that is switched on later sees what it would have
-seen in the first place.
+A *row* here has `shape` and `pixels` of the decoded picture and, as in SEGMENTED, `mask`,
+`mask_shape`, `counts`, `feature` and `region_features`. The labels of a picture's pixels are those
+of its stored mask, so that a descriptor that is switched on later sees what it would have seen in
+the first place.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -54,16 +55,18 @@ def by_shape(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
 def stored_rows(images: pa.Table, regions: Mapping[str, pa.Table], spec: ModelSpec) -> list[Row]:
     """Rows of the table `images` without pixels; `regions` has theirs, by class, and maybe others.
 
-    Beside the columns of `images` a row has what the model found, as it was stored.
+    Beside the columns of `images` a row has what the model found, as it was stored. There is at
+    least one.
     """
     rows: list[Row] = images.to_pylist()
-    found = {row["image_id"]: np.zeros((len(spec.all_classes), 0), np.float32) for row in rows}
+    blank = np.zeros((len(spec.all_classes), len(rows[0]["feature"])), np.float32)
+    found = {row["image_id"]: blank.copy() for row in rows}
     for k, name in enumerate(spec.all_classes):
         if name not in regions:
             continue
-        for region in regions[name].select(["image_id", "feature"]).to_pylist():
-            if region["image_id"] in found:
-                _put(found, region["image_id"], k, region["feature"])
+        own = pc.is_in(regions[name]["image_id"], images["image_id"].combine_chunks())
+        for region in regions[name].filter(own).select(["image_id", "feature"]).to_pylist():
+            found[region["image_id"]][k] = region["feature"]
     for row in rows:
         mask = np.asarray(Image.open(io.BytesIO(row["mask"])))
         labels = np.frombuffer(row["mask_grid"], np.uint8)
@@ -71,14 +74,6 @@ def stored_rows(images: pa.Table, regions: Mapping[str, pa.Table], spec: ModelSp
         row["counts"] = np.bincount(labels, minlength=len(spec.all_classes))
         row["region_features"] = found[row["image_id"]].ravel()
     return rows
-
-
-def _put(
-    found: dict[str, NDArray[np.float32]], image_id: str, k: int, feature: list[float]
-) -> None:
-    if not found[image_id].shape[1]:
-        found[image_id] = np.zeros((len(found[image_id]), len(feature)), np.float32)
-    found[image_id][k] = feature
 
 
 def read_pixels(rows: Sequence[Row], shapes: Sequence[Shape]) -> None:

@@ -1,0 +1,113 @@
+"""A picture that is not in the index as a query: what the index's own model sees in it."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segrec_batch.decode import Picture, decode, mask_shape
+from segrec_batch.errors import InputError, PictureError
+from segrec_batch.model.spec import BACKGROUND, ModelSpec
+from segrec_batch.query.card import Card
+from segrec_batch.query.criteria import Criteria
+from segrec_batch.query.database import Database
+from segrec_batch.query.methods import Method
+from segrec_batch.store import encode
+
+if TYPE_CHECKING:
+    from segrec_batch.model.segmenter import Segmentation
+
+
+def look(
+    database: Database, name: str, content: bytes, criteria: Criteria, device: str
+) -> tuple[Card, dict[str, Any]]:
+    """The picture as a card, and the arguments of the SQL macro: query, coverages, masks, category.
+
+    Raises InputError for what is no picture, or has no region of the class.
+    """
+    from segrec_batch.model.bundle import load_model  # imports torch, which takes seconds
+    from segrec_batch.model.segmenter import Segmenter
+
+    spec = database.spec
+    criteria.check(spec)
+    try:
+        picture = decode(content, spec.shapes)
+    except PictureError as error:
+        raise InputError(f"{name}: {error.reason}") from error
+    segmenter = Segmenter(load_model(database.model_uri), device)
+    found = segmenter(picture.pixels[None])
+    counts = found.counts[0]
+    shares = dict(zip(spec.all_classes, (counts / counts.sum()).tolist(), strict=True))
+    mask = found.mask(0, mask_shape(picture.height, picture.width))
+    png = encode.mask_png(mask, list(spec.colours.values()))
+    vector, category = _compared(database, name, picture, found, mask, criteria, segmenter.device)
+    seen = {
+        "query": vector.tolist(),
+        "coverages": list(shares.values()),
+        "masks": _bitmaps(found, criteria, spec),
+        "category": category,
+    }
+    return Card(name, content, png, shares, None), seen
+
+
+def _compared(
+    database: Database,
+    name: str,
+    picture: Picture,
+    found: "Segmentation",
+    mask: encode.Labels,
+    criteria: Criteria,
+    device: str,
+) -> tuple[NDArray[np.float32], str | None]:
+    """What of the picture is compared, and its category."""
+    descriptor = Method.of(criteria.method).descriptor
+    if descriptor is not None:
+        return _described(database, name, picture, found, mask, descriptor, device)
+    if criteria.cls is None or not criteria.regional:
+        return found.feature[0], None
+    k = database.spec.all_classes.index(criteria.cls)
+    if found.counts[0, k] == 0:
+        raise InputError(f"{name}: the model sees no {criteria.cls} in it")
+    return found.region_features[0, k], None
+
+
+def _described(
+    database: Database,
+    name: str,
+    picture: Picture,
+    found: "Segmentation",
+    mask: encode.Labels,
+    descriptor: str,
+    device: str,
+) -> tuple[NDArray[np.float32], str | None]:
+    from segrec_batch.describer import load
+
+    row: dict[str, Any] = {
+        "shape": picture.pixels.shape[:2],
+        "pixels": picture.pixels.tobytes(),
+        "mask_shape": mask.shape,
+        "mask": mask.tobytes(),
+        "counts": found.counts[0],
+        "feature": found.feature[0],
+        "region_features": found.region_features[0].ravel(),
+        "described": [],
+    }
+    (loaded,) = load(database.model_uri, (descriptor,), device)
+    loaded([row])
+    (entry,) = row["described"]
+    if entry["vector"] is None:
+        raise InputError(f"{name}: {descriptor}: {entry['reason']}")
+    return np.frombuffer(entry["vector"], np.float32), entry["category"]
+
+
+def _bitmaps(found: "Segmentation", criteria: Criteria, spec: ModelSpec) -> dict[str, list[int]]:
+    """Bitmaps of the classes by which the first images are ranked again."""
+    if criteria.reranked == "foreground_iou":
+        wanted: tuple[str, ...] = (BACKGROUND,)
+    else:
+        wanted = (criteria.cls,) if criteria.cls else spec.classes
+    return {
+        label: encode.bitmap_words((found.common[0] == i).ravel()).tolist()
+        for i, label in enumerate(spec.all_classes)
+        if found.counts[0, i] and label in wanted
+    }
