@@ -110,6 +110,7 @@ def help_of(*command: str) -> str:
     [
         ("jobs/train.py",),
         ("jobs/index.py",),
+        ("jobs/describe.py",),
         ("jobs/maintain.py",),
         ("jobs/recommend.py",),
         *(("jobs/evaluate.py", report) for report in REPORTS),
@@ -132,7 +133,10 @@ def test_documents_name_only_files_that_exist() -> None:
 def test_documented_commands_have_the_options_that_the_documents_use() -> None:
     upkeep = ("compact", "vacuum", "purge", "verify", "rollback", "history")
     helps = {
-        **{f"jobs/{job}.py": help_of(f"jobs/{job}.py") for job in ("train", "index", "recommend")},
+        **{
+            f"jobs/{job}.py": help_of(f"jobs/{job}.py")
+            for job in ("train", "index", "describe", "recommend")
+        },
         **{
             f"maintain.py {command}": help_of("jobs/maintain.py", "--index", ".", command)
             for command in upkeep

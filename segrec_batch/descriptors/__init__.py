@@ -3,7 +3,8 @@
 Each module of this package is one descriptor, and is named as it is. It has two names:
 
 `fit(arguments, samples) -> Parameters`: what goes into the model bundle. `arguments` are the
-user's, `samples` is what the index has of its pictures. InputError for arguments it does not know.
+user's, texts by name, `samples` is what the index has of its pictures. InputError for arguments it
+does not know.
 
 `Descriptor(parameters, classes, device)`: what computes vectors, as the protocol below says.
 `classes` counts the background.
@@ -91,16 +92,35 @@ class Moments:
 class Samples(Protocol):
     """The pictures of an index, for what a descriptor has to learn."""
 
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes, of which position is label; the background is the first."""
+
     def moments(self) -> Moments:
         """Of the features of all images, in one pass."""
 
     def pictures(self, count: int) -> Iterator[Pictures]:
-        """At most `count` pictures, drawn at random, a few at a time."""
+        """At most `count` pictures, and no more than the user allows, drawn at random, a few at a
+        time.
+        """
 
     def labelled(self, count: int) -> tuple[Vectors, Sequence[str]]:
         """Features (n, C) of at most `count` images, drawn at random, and the names of the folders
         that the pictures lie in.
         """
+
+
+def chosen(arguments: Mapping[str, str], **defaults: str) -> dict[str, str]:
+    """The user's arguments over the defaults of all that there are. Raises InputError for others.
+
+    >>> chosen({"bins": "8"}, bins="16", size="64")
+    {'bins': '8', 'size': '64'}
+    """
+    unknown = sorted(set(arguments) - set(defaults))
+    if unknown:
+        known = ", ".join(defaults) or "none"
+        raise InputError(f"no argument {unknown[0]!r} here; there are {known}")
+    return {**defaults, **arguments}
 
 
 def names() -> list[str]:

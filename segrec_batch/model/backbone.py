@@ -4,6 +4,7 @@ import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,24 +87,37 @@ def load_weights(spec: str) -> Weights:
 
         enum = VGG16_Weights.IMAGENET1K_V1
         preset = enum.transforms()
-        try:
-            state = enum.get_state_dict(progress=True, check_hash=True)
-        except (OSError, RuntimeError) as error:  # no network, or another file than expected
-            raise ModelError(
-                f"the imagenet weights could not be downloaded ({error}); download {enum.url} "
-                "elsewhere and give its path"
-            ) from error
+        state = download(enum, spec)
         return Weights(spec, _convolutions(state, spec), tuple(preset.mean), tuple(preset.std))
     if spec.startswith("random:"):
         return Weights(spec, _random_state(spec))
     return Weights(spec, _convolutions(read_state(spec, "backbone weights"), spec))
 
 
-def _random_state(spec: str) -> dict[str, Tensor]:
+def download(enum: Any, what: str) -> dict[str, Tensor]:
+    """torchvision's own weights, downloaded on first use; `what` names them in errors.
+
+    Raises ModelError.
+    """
     try:
-        generator = torch.Generator().manual_seed(int(spec.removeprefix("random:")))
+        return dict(enum.get_state_dict(progress=True, check_hash=True))
+    except (OSError, RuntimeError) as error:  # no network, or another file than expected
+        raise ModelError(
+            f"the {what} weights could not be downloaded ({error}); download {enum.url} "
+            "elsewhere and give its path"
+        ) from error
+
+
+def seed(generator: torch.Generator, spec: str) -> torch.Generator:
+    """The generator, from now on as `random:SEED` says. Raises ModelError."""
+    try:
+        return generator.manual_seed(int(spec.removeprefix("random:")))
     except ValueError:  # no number, or one of more than 64 bits
         raise ModelError(f"{spec}: write random:SEED with a whole number") from None
+
+
+def _random_state(spec: str) -> dict[str, Tensor]:
+    generator = seed(torch.Generator(), spec)
     state = {}
     for name, like in _architecture().state_dict().items():
         value = state[name] = torch.zeros(like.shape)

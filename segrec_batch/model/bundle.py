@@ -87,6 +87,12 @@ class Model:
         spec = replace(self.spec, descriptors=found)
         return replace(self, spec=spec, descriptors={**self.descriptors, name: dict(tensors)})
 
+    def without(self, name: str) -> "Model":
+        """The same model less one descriptor."""
+        left = tuple(d for d in self.spec.descriptors if d.name != name)
+        tensors = {d.name: self.descriptors[d.name] for d in left}
+        return replace(self, spec=replace(self.spec, descriptors=left), descriptors=tensors)
+
     def save(self, uri: str) -> None:
         """Write the bundle to a folder; `model.json` comes last and makes it one."""
         for name, tensors in self.descriptors.items():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from segrec_batch.console import ProgressMeter
 from segrec_batch.decode import Shape
 from segrec_batch.errors import InputError, ModelError
-from segrec_batch.model.backbone import read_state
+from segrec_batch.model.backbone import download, read_state
 from segrec_batch.model.head import resize
 from segrec_batch.model.segmenter import resolve_device
 from segrec_batch.train.deep import seeded, shrink, shrink_both
@@ -119,21 +119,10 @@ def load_state(weights: str | None) -> dict[str, Tensor]:
     if weights is None:
         raise NotRun("no weights: give --mask-rcnn-weights PATH, or download")
     if weights == "download":
-        return _download()
+        from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
+
+        return download(MaskRCNN_ResNet50_FPN_Weights.DEFAULT, "Mask R-CNN")
     return read_state(weights, "Mask R-CNN weights")
-
-
-def _download() -> dict[str, Tensor]:
-    from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
-
-    enum = MaskRCNN_ResNet50_FPN_Weights.DEFAULT
-    try:
-        return dict(enum.get_state_dict(progress=True, check_hash=True))
-    except (OSError, RuntimeError) as error:  # no network, or another file than expected
-        raise ModelError(
-            f"the Mask R-CNN weights could not be downloaded ({error}); download {enum.url} "
-            "elsewhere and give its path"
-        ) from error
 
 
 def build_network(

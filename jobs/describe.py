@@ -1,0 +1,86 @@
+"""Switch descriptors on in a model: fits what they have to learn on the pictures of an index."""
+
+import argparse
+import sys
+
+from segrec_batch import console, storage
+from segrec_batch.pipeline.describing import (
+    check_output,
+    described,
+    lengths,
+    model_of,
+    parse_addition,
+    summaries,
+)
+from segrec_batch.store.index import open_snapshot
+
+EXAMPLES = """\
+examples:
+  python jobs/describe.py --index indexes/streets --output models/streets2 \\
+      --add pca:dimension=32 --add resnet50:weights=resnet50.pth
+  # categories by folder; weights from a bucket; one descriptor less
+  python jobs/describe.py --index s3://bucket/index --output s3://bucket/model2 \\
+      --add localised:weights=s3://bucket/resnet50.safetensors,category=folder --drop pca
+
+The model stays the same; only what it computes of a picture besides changes. The indexing job, with
+--model MODEL, then computes what is missing.
+
+descriptors:
+"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    known = "".join(f"  {name:<10}{text}\n" for name, text in summaries().items())
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXAMPLES + known,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--index", required=True, metavar="INDEX", help="index of the pictures to learn from")
+    add("--output", required=True, metavar="MODEL", help="folder for the new bundle")
+    add(
+        "--add",
+        action="append",
+        default=[],
+        metavar="NAME[:KEY=VALUE,…]",
+        help="descriptor to switch on, or to fit anew; may be given several times",
+    )
+    add("--drop", action="append", default=[], metavar="NAME", help="descriptor to switch off")
+    add("--model", metavar="MODEL", help="bundle to start from (default: the index's own)")
+    add(
+        "--samples",
+        type=console.count,
+        default=1000,
+        metavar="N",
+        help="pictures at most that a descriptor which learns from pictures reads (default: 1000)",
+    )
+    parsed = parser.parse_args()
+    if not parsed.add and not parsed.drop:
+        parser.error("nothing to do: give --add or --drop")
+    return parsed
+
+
+def main(a: argparse.Namespace) -> None:
+    """Run the job."""
+    from segrec_batch.pipeline.samples import IndexSamples  # Ray, which --help need not wait for
+
+    additions = [parse_addition(text) for text in a.add]
+    snapshot = open_snapshot(storage.absolute(a.index))
+    check_output(snapshot, a.output)
+    model = model_of(snapshot, a.model)
+    model = described(model, additions, a.drop, IndexSamples(snapshot, a.samples))
+    rows = [[name, str(length)] for name, length in lengths(model).items()]
+    model.save(a.output)
+    title = f"bundle {model.bundle_id} of model {model.model_id}"
+    print(console.table(title, ("descriptor", "values"), rows), end="")
+    print(
+        f"written to {storage.absolute(a.output)}; this computes only what is missing:\n"
+        f"python jobs/index.py --images IMAGES --model {a.output} --index {a.index}"
+    )
+
+
+if __name__ == "__main__":
+    arguments = parse_arguments()
+    sys.exit(console.run_command(lambda: main(arguments)))

@@ -1,0 +1,50 @@
+"""Mean and scatter of many vectors, piece by piece: nothing here needs torch, or all of them.
+
+A *triple* is (n, mean (C,), scatter (C, C) = Σ (x − x̄)(x − x̄)ᵀ), float64.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import reduce
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segrec_batch.store.files import DataFile, read_column
+
+Matrix = NDArray[np.float64]
+Triple = tuple[int, Matrix, Matrix]
+
+_ROWS = 8192  # that are float64 at a time
+
+
+def of_rows(rows: NDArray[np.float32]) -> Triple:
+    """Of the rows of (n, C), n ≥ 1."""
+    exact = rows.astype(np.float64)
+    mean = exact.mean(axis=0)
+    exact -= mean
+    return len(exact), mean, exact.T @ exact
+
+
+def merge(triples: Iterable[Triple]) -> Triple:
+    """Of all rows of several (Chan, Golub and LeVeque 1979, eq. 2.1, for vectors).
+
+    The order changes the last digits only.
+    """
+    return reduce(_pair, triples)
+
+
+def _pair(a: Triple, b: Triple) -> Triple:
+    n, apart = a[0] + b[0], b[1] - a[1]
+    mean = a[1] + apart * (b[0] / n)
+    return n, mean, a[2] + b[2] + np.outer(apart, apart) * (a[0] * b[0] / n)
+
+
+def of_files(files: Sequence[DataFile], index: str) -> Triple:
+    """Of the features in files of `images`."""
+    return merge(_of_file(index, file) for file in files)
+
+
+def _of_file(index: str, file: DataFile) -> Triple:
+    column = read_column(index, file, "feature").combine_chunks()
+    features = column.flatten().to_numpy().reshape(len(column), -1)
+    return merge(of_rows(features[i : i + _ROWS]) for i in range(0, len(features), _ROWS))

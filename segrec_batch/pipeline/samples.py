@@ -1,0 +1,123 @@
+"""What descriptors learn from: moments of all features of an index, and pictures drawn from it.
+
+Draws are by a hash of `image_id`: the same images each time, and of a larger index mostly the same.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from segrec_batch.console import ProgressMeter, say
+from segrec_batch.descriptors import Moments, Pictures, Vectors
+from segrec_batch.errors import InputError
+from segrec_batch.pipeline import chain, moments
+from segrec_batch.pipeline.pictures import assemble, by_shape, read_pixels, stored_rows
+from segrec_batch.query.batches import batches
+from segrec_batch.query.database import Database, open_files, query
+from segrec_batch.store.index import Snapshot
+
+_GROUPS = 128  # of files that one task reads; a task's result takes 2 MiB
+_AT_ONCE = 64  # pictures that are read together
+_BATCH = 32  # of one shape that are given together
+
+_ORDER = "md5(image_id), image_id"
+_DRAWN = f"WITH drawn AS (SELECT image_id FROM images ORDER BY {_ORDER} LIMIT $count)"  # noqa: S608
+_IMAGES = f"""{_DRAWN}
+SELECT image_id, uri, source_size, content_hash, width, height, mask, mask_grid, feature
+FROM images SEMI JOIN drawn USING (image_id) ORDER BY {_ORDER}
+"""  # noqa: S608
+_REGIONS = f"{_DRAWN} SELECT image_id, class, feature FROM regions SEMI JOIN drawn USING (image_id)"  # noqa: S608
+_LABELLED = f"""{_DRAWN}
+SELECT uri, feature FROM images SEMI JOIN drawn USING (image_id) ORDER BY {_ORDER}
+"""  # noqa: S608
+
+
+class IndexSamples:
+    """The images of a snapshot as `descriptors.Samples`; it gives at most `most` pictures.
+
+    InputError if the snapshot has no images.
+    """
+
+    def __init__(self, snapshot: Snapshot, most: int) -> None:
+        if not snapshot.rows("images"):
+            raise InputError(f"{snapshot.index} has no images to learn from")
+        self._snapshot = snapshot
+        self._most = most
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes, of which position is label; the background is the first."""
+        return self._snapshot.spec.all_classes
+
+    def moments(self) -> Moments:
+        """Of the features of all images, in one pass on the Ray cluster.
+
+        Merged in the order of the files, so that it repeats bit by bit for a snapshot.
+        """
+        files = sorted(self._snapshot.files["images"], key=lambda file: file.path)
+        step = -(-len(files) // _GROUPS)
+        groups = [files[i : i + step] for i in range(0, len(files), step)]
+        task = partial(moments.of_files, index=self._snapshot.index)
+        total = self._snapshot.rows("images")
+        found = {}
+        with ProgressMeter("features, for their moments", total) as meter, chain.cluster():
+            for group, part in chain.each(task, groups, cpus=1):
+                found[group[0].path] = part
+                meter.advance(part[0])
+        return Moments(*moments.merge(found[group[0].path] for group in groups))
+
+    def pictures(self, count: int) -> Iterator[Pictures]:
+        """At most `count` pictures and at most `most`, up to 32 of one shape at a time.
+
+        Those that cannot be read any more are left out, and counted on stderr at the end. Raises
+        InputError if none can be read, StorageError.
+        """
+        spec = self._snapshot.spec
+        count = min(count, self._most, self._snapshot.rows("images"))
+        lost: list[str] = []
+        with ProgressMeter("pictures to learn from", count) as meter:
+            for images, regions in self._drawn(count):
+                rows = stored_rows(images, regions, spec)
+                read_pixels(rows, spec.shapes)
+                lost += [f"{row['uri']}: {row['reason']}" for row in rows if not row["shape"]]
+                for alike in by_shape(rows, _BATCH):
+                    yield assemble(alike, len(spec.all_classes), pixels=True)
+                meter.advance(len(rows))
+        if len(lost) == count:
+            raise InputError(f"none of {count:,} pictures can be read any more, e.g. {lost[0]}")
+        if lost:
+            say(
+                f"warning: {len(lost):,} of {count:,} pictures to learn from cannot be read any "
+                f"more and are left out, e.g. {lost[0]}"
+            )
+
+    def _drawn(self, count: int) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:
+        """Rows of `images`, a few at a time, and of `regions`, by class, that belong to them."""
+        database = open_files(self._snapshot)
+        with database.connection:
+            regions = _by_class(database, count)
+            for batch in batches(database.connection, _IMAGES, {"count": count}, _AT_ONCE):
+                for start in range(0, batch.num_rows, _AT_ONCE):
+                    images = pa.Table.from_batches([batch.slice(start, _AT_ONCE)])
+                    yield images, _of(images, regions)
+
+    def labelled(self, count: int) -> tuple[Vectors, Sequence[str]]:
+        """Features (n, C) of at most `count` images, and the names of the folders they lie in."""
+        with open_files(self._snapshot).connection as connection:
+            found = query(connection, _LABELLED, {"count": count})
+        folders = [uri.rpartition("/")[0].rpartition("/")[2] for uri in found["uri"].to_pylist()]
+        return np.stack(found["feature"].to_numpy()), folders
+
+
+def _by_class(database: Database, count: int) -> dict[str, pa.Table]:
+    rows = query(database.connection, _REGIONS, {"count": count})
+    names = pc.unique(rows["class"])
+    return {name.as_py(): rows.filter(pc.equal(rows["class"], name)) for name in names}
+
+
+def _of(images: pa.Table, regions: dict[str, pa.Table]) -> dict[str, pa.Table]:
+    ids = images["image_id"].combine_chunks()
+    return {name: rows.filter(pc.is_in(rows["image_id"], ids)) for name, rows in regions.items()}
