@@ -60,7 +60,8 @@ def fit(arguments: Mapping[str, Any], samples: Samples) -> Parameters:
     pictures = samples.pictures(_whole(arguments, "pictures", 2, 1_000_000))
     found = [raw_vectors(luma(some.pixels), threshold) for some in pictures]
     raw = np.concatenate([np.empty((0, Descriptor.length)), *found])
-    tensors = {"mean": torch.from_numpy(raw.mean(axis=0)), "spread": torch.from_numpy(_spread(raw))}
+    learnt = {"spread": _spread(raw), "mean": raw.mean(axis=0)}
+    tensors = {name: torch.from_numpy(values) for name, values in learnt.items()}
     return Parameters({"threshold": threshold}, tensors)
 
 

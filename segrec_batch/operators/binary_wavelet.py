@@ -1,8 +1,8 @@
 """The in-place binary wavelet transform, and a histogram of what it finds in three image planes.
 
-Law, Liu, Siu, "In-place computation of binary wavelet transform" (2006): of a binary signal, the
-low pass is its samples 1, 3, 5, …, the high pass those XOR samples 2, 4, 6, …. XOR takes all bits of
-a number at once, and so the planes of a picture need not be taken apart to be transformed.
+Law, Liu, Siu, "In-place binary wavelet transform" (2006): of a binary signal, the low pass is its
+samples 1, 3, 5, …, the high pass those XOR samples 2, 4, 6, …. XOR takes all bits of a number at
+once, and so the planes of a picture need not be taken apart to be transformed.
 """
 
 from typing import NamedTuple
@@ -15,6 +15,10 @@ Bits = NDArray[np.uint8]
 LEVELS = 3
 PLANES = (0b00000111, 0b00111000, 0b11000000)  # bits 0–2, 3–5 and 6–7 of a grey value
 STATES = 2 ** len(PLANES)
+
+_SET = np.arange(256)[:, np.newaxis] & PLANES > 0  # (256, 3), of each value each plane
+_STATE = (_SET @ (1 << np.arange(len(PLANES)))).astype(np.uint8)
+_IN_STATE = np.eye(STATES)[_STATE]  # (256, 8)
 
 
 class SubBands(NamedTuple):
@@ -60,7 +64,7 @@ def plane_states(coefficients: Bits) -> Bits:
 
     Of a high pass: in which planes the samples differ.
     """
-    return _STATE[coefficients]
+    return np.asarray(_STATE[coefficients])
 
 
 def wavelet_histograms(grey: Bits) -> NDArray[np.float64]:
@@ -77,7 +81,4 @@ def wavelet_histograms(grey: Bits) -> NDArray[np.float64]:
 
 def _shares(band: Bits) -> NDArray[np.float64]:
     counts = np.array([np.bincount(picture.ravel(), minlength=256) for picture in band])
-    return np.asarray(counts @ np.eye(STATES)[_STATE]) / band[0].size
-
-
-_STATE = sum((np.arange(256) & plane > 0).astype(np.uint8) << p for p, plane in enumerate(PLANES))
+    return np.asarray(counts @ _IN_STATE / band[0].size)

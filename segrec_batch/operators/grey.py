@@ -8,8 +8,8 @@ Grey = NDArray[np.uint8]
 
 
 def luma(pixels: NDArray[np.uint8]) -> Grey:
-    """Grey pictures (B, H, W) uint8 of RGB pictures (B, H, W, 3) uint8: 0.299 R + 0.587 G + 0.114 B,
-    rounded (ITU-R Rec. BT.601, E'Y).
+    """Grey pictures (B, H, W) uint8 of RGB pictures (B, H, W, 3) uint8: rounded
+    0.299 R + 0.587 G + 0.114 B (ITU-R Rec. BT.601, E'Y).
     """
     batch, height, width, _ = pixels.shape
     rows = cv2.cvtColor(pixels.reshape(batch * height, width, 3), cv2.COLOR_RGB2GRAY)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import find_peaks
 
 Values = NDArray[np.float64]
+Bins = NDArray[np.intp]
 
 SIZES = 5  # of windows: 2, 4, … 32
 BINS = 16  # of half a circle
@@ -50,7 +50,8 @@ def _coarseness(picture: NDArray[np.uint8]) -> float:
     wide = np.pad(picture, _LARGEST, "symmetric")
     sums = wide.cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32)
     sums = np.pad(sums, ((1, 0), (1, 0)))  # [y, x]: of all above y and left of x
-    sizes, best = 2, _difference(sums, 2)
+    best = _difference(sums, 2)
+    sizes = np.full(best.shape, 2)
     for k in range(2, SIZES + 1):
         difference = _difference(sums, 2**k)
         sizes = np.where(difference > best, 2**k, sizes)
@@ -72,7 +73,8 @@ def _difference(sums: NDArray[np.int32], size: int) -> NDArray[np.int32]:
     half = size // 2
     across = second(half, 0, 0, size) - second(-half, 0, 0, size)
     down = second(0, half, size, 0) - second(0, -half, size, 0)
-    return np.maximum(np.abs(across), np.abs(down)) * (_LARGEST // size) ** 2
+    larger = np.maximum(np.abs(across), np.abs(down))
+    return np.asarray(larger * (_LARGEST // size) ** 2)
 
 
 def directionality(grey: NDArray[Any]) -> Values:
@@ -87,16 +89,16 @@ def directionality(grey: NDArray[Any]) -> Values:
     Prewitt differences with (|Δ_H| + |Δ_V|) / 2 ≥ 12. A peak rises over the valleys beside it by a
     fifth of the highest bin, which always is one.
     """
-    return np.array([_sharpness(histogram) for histogram in angles(grey)])
+    return np.array([sharpness(histogram) for histogram in angles(grey)])
 
 
 def angles(grey: NDArray[Any]) -> Values:
     """Shares (B, 16) of the angles of steep gradients; bin k is about kπ/16. All 0 if none is."""
     counts = np.array([_angles(picture) for picture in grey], np.float64)
-    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return np.asarray(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
 
 
-def _angles(picture: NDArray[Any]) -> NDArray[np.intp]:
+def _angles(picture: NDArray[Any]) -> Bins:
     wide = picture.astype(np.int16) if picture.dtype == np.uint8 else picture
     columns = wide[:-2] + wide[1:-1] + wide[2:]
     rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
@@ -107,7 +109,8 @@ def _angles(picture: NDArray[Any]) -> NDArray[np.intp]:
     return np.bincount(bins, minlength=BINS)
 
 
-def _sharpness(histogram: Values) -> float:
+def sharpness(histogram: Values) -> float:
+    """How closely the angles of one histogram (16,) lie about its peaks: see `directionality`."""
     if not histogram.any():
         return 0.0
     peaks = _peaks(histogram)
@@ -117,20 +120,32 @@ def _sharpness(histogram: Values) -> float:
     return 1 - len(peaks) * spread / flat
 
 
-def _squared(bins: NDArray[np.intp]) -> NDArray[np.intp]:
+def _squared(bins: Bins) -> Bins:
     """Squared distance the shorter way round."""
     return ((bins + BINS // 2) % BINS - BINS // 2) ** 2
 
 
-def _peaks(histogram: Values) -> NDArray[np.intp]:
+def _peaks(histogram: Values) -> Bins:
+    """Bins that rise over the valleys beside them as `directionality` says; the first of equals."""
     start = int(histogram.argmin())
     around = np.roll(histogram, -start)
     closed = np.append(around, around[0])
-    found, _ = find_peaks(closed, prominence=PROMINENCE * histogram.max())
-    return (found + start) % BINS if len(found) else histogram.argmax(keepdims=True)
+    rises = np.flatnonzero((closed[1:-1] > closed[:-2]) & (closed[1:-1] >= closed[2:])) + 1
+    enough = PROMINENCE * closed.max()
+    found = np.array([at for at in rises.tolist() if _prominence(closed, at) >= enough], np.intp)
+    highest = np.array([around.argmax()])
+    return np.asarray(((found if len(found) else highest) + start) % BINS)
 
 
-def _owners(histogram: Values, peaks: NDArray[np.intp]) -> NDArray[np.intp]:
+def _prominence(closed: Values, at: int) -> float:
+    """How far one has to go down from a peak on the way to any higher bin, on either side."""
+    higher = np.flatnonzero(closed > closed[at])
+    before = higher[higher < at].max(initial=0)
+    behind = higher[higher > at].min(initial=len(closed) - 1)
+    return float(closed[at] - max(closed[before : at + 1].min(), closed[at : behind + 1].min()))
+
+
+def _owners(histogram: Values, peaks: Bins) -> Bins:
     """Which of the peaks, in their order around the circle, each bin belongs to."""
     first = peaks[0]
     around = np.roll(histogram, -first)

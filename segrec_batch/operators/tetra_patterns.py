@@ -57,4 +57,4 @@ def _split(direction: NDArray[np.uint8]) -> NDArray[np.float64]:
             flat = np.bincount(picture.ravel(), minlength=_DIRECTIONS << 8)
             counts[i, :, e] = flat.reshape(_DIRECTIONS, 256)
     others = ~np.eye(_DIRECTIONS, dtype=bool)
-    return merge(counts[:, others]).reshape(batch, -1, BINS) / centre[0].size
+    return np.asarray(merge(counts[:, others]).reshape(batch, -1, BINS) / centre[0].size)
