@@ -1,0 +1,131 @@
+"""Texture: Tamura's features, busyness, local patterns and binary wavelets of the grey picture.
+
+Eight blocks, 1044 numbers, all of the whole picture:
+
+    directionality, contrast, coarseness, busyness    1 each
+    lbp                                               59
+    ltp                                               2 × 59: upper, lower
+    ltrp                                              13 × 59
+    wavelet                                           3 levels × 4 sub-bands × 8 states
+
+Of shares the roots are taken, so that their Euclidean distance is Hellinger's, which frequent
+patterns do not rule alone. Blocks have different units, and a search knows one distance over all of
+them: each block is divided by the root of the sum of its variances over sample pictures. So each
+contributes the same, 2, to the mean squared distance of two samples.
+
+The features are those of a paper on retrieval with semantic features and relevance feedback, which
+lost their formulas; each operator states its own source.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from segrec_batch.descriptors import Described, Parameters, Pictures, Samples
+from segrec_batch.errors import InputError
+from segrec_batch.operators import binary_patterns, binary_wavelet, ngtdm, tamura, tetra_patterns
+from segrec_batch.operators.grey import Grey, luma
+
+Values = NDArray[np.float64]
+
+BLOCKS = {
+    "directionality": 1,
+    "contrast": 1,
+    "coarseness": 1,
+    "busyness": 1,
+    "lbp": binary_patterns.BINS,
+    "ltp": 2 * binary_patterns.BINS,
+    "ltrp": tetra_patterns.PATTERNS * binary_patterns.BINS,
+    "wavelet": binary_wavelet.LEVELS * len(binary_wavelet.SubBands._fields) * binary_wavelet.STATES,
+}
+DEFAULTS = {"threshold": 5, "pictures": 512}
+
+
+def fit(arguments: Mapping[str, Any], samples: Samples) -> Parameters:
+    """The mean of each number and the spread of each block, over sample pictures.
+
+    Arguments: `threshold` of the local ternary pattern, 1 to 255 grey levels (5); `pictures`, how
+    many samples to take, 2 or more (512). Tensors: `mean` (1044,) and `spread` (8,), float64.
+
+    Raises InputError: an argument that is not known or not in its range; samples that do not differ
+    in a block.
+    """
+    unknown = set(arguments) - set(DEFAULTS)
+    if unknown:
+        raise InputError(f"texture knows {', '.join(DEFAULTS)}, not {', '.join(sorted(unknown))}")
+    threshold = _whole(arguments, "threshold", 1, 255)
+    pictures = samples.pictures(_whole(arguments, "pictures", 2, 1_000_000))
+    found = [raw_vectors(luma(some.pixels), threshold) for some in pictures]
+    raw = np.concatenate([np.empty((0, Descriptor.length)), *found])
+    learnt = {"spread": _spread(raw), "mean": raw.mean(axis=0)}
+    tensors = {name: torch.from_numpy(values) for name, values in learnt.items()}
+    return Parameters({"threshold": threshold}, tensors)
+
+
+def _whole(arguments: Mapping[str, Any], name: str, low: int, high: int) -> int:
+    given = arguments.get(name, DEFAULTS[name])
+    try:
+        value = int(str(given))
+    except ValueError as error:
+        raise InputError(f"{name} is a whole number, not {given!r}") from error
+    if not low <= value <= high:
+        raise InputError(f"{name} is from {low} to {high}, not {value}")
+    return value
+
+
+def _spread(raw: Values) -> Values:
+    ends = np.cumsum(list(BLOCKS.values()))
+    blocks = np.split(raw, ends[:-1], axis=1)
+    for name, block in zip(BLOCKS, blocks, strict=True):
+        if (block == block[:1]).all():  # no rounding, as there would be in the variance
+            raise InputError(f"{len(raw)} sample pictures do not differ in {name}: index more")
+    return np.array([np.sqrt(block.var(axis=0).sum()) for block in blocks])
+
+
+def raw_vectors(grey: Grey, threshold: int) -> Values:
+    """The blocks (B, 1044) of grey pictures (B, H, W) in their own units, one after the other.
+
+    All but the first four are roots of shares, 0 to 1. Of busyness b it is b / (1 + b), 0 to 1,
+    which has an end where b has none.
+    """
+    pictures = (grey[i : i + 1] for i in range(len(grey)))  # each fits a processor's cache
+    return np.array([_raw_vector(picture, threshold) for picture in pictures])
+
+
+def _raw_vector(grey: Grey, threshold: int) -> Values:
+    codes = [binary_patterns.lbp(grey), *binary_patterns.ltp(grey, threshold)]
+    busyness = ngtdm.busyness(grey)
+    perceived = [
+        tamura.directionality(grey),
+        tamura.contrast(grey),
+        tamura.coarseness(grey),
+        1 - 1 / (1 + busyness),
+    ]
+    shares = [
+        *(binary_patterns.uniform_histograms(pattern) for pattern in codes),
+        tetra_patterns.tetra_histograms(grey),
+        binary_wavelet.wavelet_histograms(grey),
+    ]
+    return np.concatenate([*perceived, *(np.sqrt(share).ravel() for share in shares)])
+
+
+class Descriptor:
+    """Vectors (B, 1044) of pictures of any shape with sides of at least 8 pixels."""
+
+    length = sum(BLOCKS.values())
+    reads_pixels = True
+    on_device = False
+
+    def __init__(self, parameters: Parameters, classes: int, device: str) -> None:
+        self._threshold = int(parameters.settings["threshold"])
+        self._mean = parameters.tensors["mean"].numpy()
+        spread = parameters.tensors["spread"].numpy()
+        self._spread = np.repeat(spread, list(BLOCKS.values()))
+
+    def __call__(self, pictures: Pictures) -> Described:
+        """Describe pictures."""
+        raw = raw_vectors(luma(pictures.pixels), self._threshold)
+        return Described(((raw - self._mean) / self._spread).astype(np.float32))

@@ -1,0 +1,16 @@
+"""Grey pictures of RGB pictures."""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Grey = NDArray[np.uint8]
+
+
+def luma(pixels: NDArray[np.uint8]) -> Grey:
+    """Grey pictures (B, H, W) uint8 of RGB pictures (B, H, W, 3) uint8: rounded
+    0.299 R + 0.587 G + 0.114 B (ITU-R Rec. BT.601, E'Y).
+    """
+    batch, height, width, _ = pixels.shape
+    rows = cv2.cvtColor(pixels.reshape(batch * height, width, 3), cv2.COLOR_RGB2GRAY)
+    return np.asarray(rows, np.uint8).reshape(batch, height, width)

@@ -1,0 +1,156 @@
+"""Coarseness, contrast and directionality as people see them.
+
+Tamura, Mori, Yamawaki, "Textural features corresponding to visual perception", IEEE SMC 8 (1978).
+Pictures are (B, H, W), uint8 or float of the same range, 0 to 255.
+"""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float64]
+Bins = NDArray[np.intp]
+
+SIZES = 5  # of windows: 2, 4, … 32
+BINS = 16  # of half a circle
+STEEP = 12.0  # the length of gradient that counts
+PROMINENCE = 0.2  # of a peak, beside the highest bin
+_LARGEST = 2**SIZES
+
+
+def contrast(grey: NDArray[Any]) -> Values:
+    """Contrast (B,): σ / α₄^¼, α₄ = μ₄ / σ⁴ the kurtosis; 0 of a constant picture. In proportion to
+    the grey values, and unchanged by adding to them.
+    """
+    return np.array([_contrast(picture.astype(np.float64)) for picture in grey])
+
+
+def _contrast(picture: Values) -> float:
+    squares = (picture - picture.mean()) ** 2
+    variance = float(squares.mean())
+    if variance == 0:
+        return 0.0
+    return float(variance / np.mean(squares**2) ** 0.25)  # σ / (μ₄/σ⁴)^¼ = σ² / μ₄^¼
+
+
+def coarseness(grey: NDArray[np.uint8]) -> Values:
+    """Coarseness (B,), 2 to 32 pixels, of uint8: the mean over all positions of the window size 2ᵏ,
+    k = 1 … 5, for which the means of two windows beside each other differ most.
+
+    A_k(x, y) is the mean of the 2ᵏ × 2ᵏ window about a point; E_k the larger of
+    |A_k(x + 2ᵏ⁻¹, y) − A_k(x − 2ᵏ⁻¹, y)| and the same along y; the smallest of equally good sizes
+    counts. Pictures go on beyond their edges as in a mirror.
+    """
+    return np.array([_coarseness(picture) for picture in grey])
+
+
+def _coarseness(picture: NDArray[np.uint8]) -> float:
+    wide = np.pad(picture, _LARGEST, "symmetric")
+    sums = wide.cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32)
+    sums = np.pad(sums, ((1, 0), (1, 0)))  # [y, x]: of all above y and left of x
+    best = _difference(sums, 2)
+    sizes = np.full(best.shape, 2)
+    for k in range(2, SIZES + 1):
+        difference = _difference(sums, 2**k)
+        sizes = np.where(difference > best, 2**k, sizes)
+        best = np.maximum(difference, best)
+    return float(np.mean(sizes))
+
+
+def _difference(sums: NDArray[np.int32], size: int) -> NDArray[np.int32]:
+    """E_k of windows of a size at each position, times 32², so that it is a whole number."""
+    height, width = (side - 1 - 2 * _LARGEST for side in sums.shape)
+
+    def at(y: int, x: int) -> NDArray[np.int32]:
+        top, left = _LARGEST + y, _LARGEST + x
+        return sums[top : top + height, left : left + width]
+
+    def second(y: int, x: int, dy: int, dx: int) -> NDArray[np.int32]:
+        return at(y - dy, x - dx) - 2 * at(y, x) + at(y + dy, x + dx)
+
+    half = size // 2
+    across = second(half, 0, 0, size) - second(-half, 0, 0, size)
+    down = second(0, half, size, 0) - second(0, -half, size, 0)
+    larger = np.maximum(np.abs(across), np.abs(down))
+    return np.asarray(larger * (_LARGEST // size) ** 2)
+
+
+def directionality(grey: NDArray[Any]) -> Values:
+    """Directionality (B,), at most 1, where all gradients lie in one bin; 0 of a flat histogram and
+    where no gradient is steep.
+
+    1 − r n_p Σ_p Σ_φ (φ − φ_p)² H(φ): H is the histogram of angles, n_p its number of peaks, φ_p a
+    peak, φ the bins from the valley before to the valley behind it, and r makes it 0 of a flat
+    histogram with one peak. Of unequal peaks it can be below 0.
+
+    H has 16 bins of the half circle and goes round; it counts angles arctan(Δ_V / Δ_H) of 3 × 3
+    Prewitt differences with (|Δ_H| + |Δ_V|) / 2 ≥ 12. A peak rises over the valleys beside it by a
+    fifth of the highest bin, which always is one.
+    """
+    return np.array([sharpness(histogram) for histogram in angles(grey)])
+
+
+def angles(grey: NDArray[Any]) -> Values:
+    """Shares (B, 16) of the angles of steep gradients; bin k is about kπ/16. All 0 if none is."""
+    counts = np.array([_angles(picture) for picture in grey], np.float64)
+    return np.asarray(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+
+
+def _angles(picture: NDArray[Any]) -> Bins:
+    wide = picture.astype(np.int16) if picture.dtype == np.uint8 else picture
+    columns = wide[:-2] + wide[1:-1] + wide[2:]
+    rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
+    along, up = columns[:, 2:] - columns[:, :-2], rows[:-2] - rows[2:]
+    steep = np.abs(along) + np.abs(up) >= 2 * STEEP
+    angle = np.arctan2(up[steep], along[steep], dtype=np.float64)
+    bins = np.rint(angle * (BINS / np.pi)).astype(np.intp) % BINS
+    return np.bincount(bins, minlength=BINS)
+
+
+def sharpness(histogram: Values) -> float:
+    """How closely the angles of one histogram (16,) lie about its peaks: see `directionality`."""
+    if not histogram.any():
+        return 0.0
+    peaks = _peaks(histogram)
+    peak = peaks[_owners(histogram, peaks)]
+    spread = float(_squared(np.arange(BINS) - peak) @ histogram)
+    flat = float(_squared(np.arange(BINS)).mean())
+    return 1 - len(peaks) * spread / flat
+
+
+def _squared(bins: Bins) -> Bins:
+    """Squared distance the shorter way round."""
+    return ((bins + BINS // 2) % BINS - BINS // 2) ** 2
+
+
+def _peaks(histogram: Values) -> Bins:
+    """Bins that rise over the valleys beside them as `directionality` says; the first of equals."""
+    start = int(histogram.argmin())
+    around = np.roll(histogram, -start)
+    closed = np.append(around, around[0])
+    rises = np.flatnonzero((closed[1:-1] > closed[:-2]) & (closed[1:-1] >= closed[2:])) + 1
+    enough = PROMINENCE * closed.max()
+    found = np.array([at for at in rises.tolist() if _prominence(closed, at) >= enough], np.intp)
+    highest = np.array([around.argmax()])
+    return np.asarray(((found if len(found) else highest) + start) % BINS)
+
+
+def _prominence(closed: Values, at: int) -> float:
+    """How far one has to go down from a peak on the way to any higher bin, on either side."""
+    higher = np.flatnonzero(closed > closed[at])
+    before = higher[higher < at].max(initial=0)
+    behind = higher[higher > at].min(initial=len(closed) - 1)
+    return float(closed[at] - max(closed[before : at + 1].min(), closed[at : behind + 1].min()))
+
+
+def _owners(histogram: Values, peaks: Bins) -> Bins:
+    """Which of the peaks, in their order around the circle, each bin belongs to."""
+    first = peaks[0]
+    around = np.roll(histogram, -first)
+    ends = [*((peaks - first) % BINS), BINS]
+    closed = np.append(around, around[0])
+    valleys = [a + int(closed[a : b + 1].argmin()) for a, b in pairwise(ends)]
+    owners = np.searchsorted(valleys, np.arange(BINS)) % len(peaks)
+    return np.roll(owners, first)
