@@ -31,7 +31,7 @@ LEVELS = [  # each may import from its own and from those before it
     {"errors", "faults", "storage", "sandbox", "console", "decode", "listing", "scenes"},
     {"model"},
     {"train", "store", "operators"},
-    {"descriptors"},
+    {"descriptors", "pictures", "describer"},
     {"query"},
     {"pipeline"},
     {"maintain", "neighbours", "evaluate"},

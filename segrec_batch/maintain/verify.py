@@ -53,7 +53,8 @@ def verify(snapshot: Snapshot) -> list[Problem]:
 
     Sizes, row counts, statistics and schemas against the log; in `images`: ids, coverages against
     class maps, masks, norms; in `regions`: that they are those of the part's images, cells, norms,
-    and that the features of an image's regions average to its own; sources that are there twice.
+    and that the features of an image's regions average to its own; in `descriptors`: that they are
+    of the part's images and of the model, vectors of one length; sources that are there twice.
     """
     index, spec, model_id = snapshot.index, snapshot.spec, snapshot.model_id
     parts = by_part(snapshot.all_files)
@@ -84,7 +85,11 @@ def check_part(job: Job) -> list[Problem]:
         checks = [*_against_log(file, len(content), rows, spec)] or [*_ids(rows)]
         problems += [f"{file.uri(index)}: {text}" for text in checks]
     if not problems:
-        checks = [*_images(tables, spec, model_id), *_regions(tables, spec)]
+        checks = [
+            *_images(tables, spec, model_id),
+            *_regions(tables, spec),
+            *_descriptors(tables, spec),
+        ]
         problems += [f"part {files[0].part}: {text}" for text in checks]
     return problems
 
@@ -204,6 +209,28 @@ def _regions(tables: dict[tuple[str, str | None], pa.Table], spec: ModelSpec) ->
     uris = images["uri"].to_pylist()
     text = "features of the regions do not average to the image's"
     yield from _some((uris[i] for i in np.flatnonzero(wrong)), text)
+
+
+def _descriptors(
+    tables: dict[tuple[str, str | None], pa.Table], spec: ModelSpec
+) -> Iterator[Problem]:
+    images = tables.get(("images", None))
+    ids = set(images["image_id"].to_pylist()) if images is not None else set()
+    known = {d.id for d in spec.descriptors}
+    for (table, name), rows in tables.items():
+        if table != "descriptors":
+            continue
+        owners = rows["image_id"].to_pylist()
+        if name not in known:
+            yield f"descriptor {name} is not of the model"
+        if not set(owners) <= ids or len(set(owners)) < len(owners):
+            yield f"vectors of {name} are not those of the images"
+        lengths = pc.unique(pc.list_value_length(rows["vector"]).drop_null())
+        if len(lengths) > 1:
+            yield f"vectors of {name} have {' and '.join(map(str, lengths.to_pylist()))} values"
+        pairs = zip(*(rows[c].to_pylist() for c in ("uri", "vector", "reason")), strict=True)
+        wrong = (uri for uri, vector, reason in pairs if (vector is None) != (reason is not None))
+        yield from _some(wrong, f"{name} is without vector and reason, or has both")
 
 
 def _some(uris: Iterator[str], text: str) -> Iterator[Problem]:

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from segrec_batch.console import ProgressMeter, say
 from segrec_batch.descriptors import Moments, Pictures, Vectors
 from segrec_batch.errors import InputError
+from segrec_batch.pictures import assemble, by_shape, read_pixels, stored_rows
 from segrec_batch.pipeline import chain, moments
-from segrec_batch.pipeline.pictures import assemble, by_shape, read_pixels, stored_rows
 from segrec_batch.query.batches import batches
 from segrec_batch.query.database import Database, open_files, query
 from segrec_batch.store.index import Snapshot
