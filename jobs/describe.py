@@ -9,6 +9,7 @@ from segrec_batch.pipeline.describing import (
     described,
     lengths,
     model_of,
+    notices,
     parse_addition,
     summaries,
 )
@@ -73,6 +74,8 @@ def main(a: argparse.Namespace) -> None:
     model = described(model, additions, a.drop, IndexSamples(snapshot, a.samples))
     rows = [[name, str(length)] for name, length in lengths(model).items()]
     model.save(a.output)
+    for notice in notices(model):
+        console.say(f"warning: {notice}")
     title = f"bundle {model.bundle_id} of model {model.model_id}"
     print(console.table(title, ("descriptor", "values"), rows), end="")
     print(

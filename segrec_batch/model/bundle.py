@@ -82,10 +82,11 @@ class Model:
     ) -> "Model":
         """The same model with one more descriptor, or with another one of that name."""
         others = [d for d in self.spec.descriptors if d.name != name]
+        tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}  # or no save
         added = DescriptorSpec(name, settings, fingerprint(tensors))
         found = tuple(sorted([*others, added], key=lambda d: d.name))
         spec = replace(self.spec, descriptors=found)
-        return replace(self, spec=spec, descriptors={**self.descriptors, name: dict(tensors)})
+        return replace(self, spec=spec, descriptors={**self.descriptors, name: tensors})
 
     def without(self, name: str) -> "Model":
         """The same model less one descriptor."""

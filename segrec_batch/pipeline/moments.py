@@ -39,8 +39,9 @@ def _pair(a: Triple, b: Triple) -> Triple:
     return n, mean, a[2] + b[2] + np.outer(apart, apart) * (a[0] * b[0] / n)
 
 
-def of_files(files: Sequence[DataFile], index: str) -> Triple:
-    """Of the features in files of `images`."""
+def of_files(job: tuple[str, Sequence[DataFile]]) -> Triple:
+    """Of the features in files of `images` of an index."""
+    index, files = job
     return merge(_of_file(index, file) for file in files)
 
 

@@ -4,7 +4,6 @@ Draws are by a hash of `image_id`: the same images each time, and of a larger in
 """
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -59,15 +58,15 @@ class IndexSamples:
         """
         files = sorted(self._snapshot.files["images"], key=lambda file: file.path)
         step = -(-len(files) // _GROUPS)
-        groups = [files[i : i + step] for i in range(0, len(files), step)]
-        task = partial(moments.of_files, index=self._snapshot.index)
-        total = self._snapshot.rows("images")
+        index, starts = self._snapshot.index, range(0, len(files), step)
+        jobs = [(index, files[start : start + step]) for start in starts]
         found = {}
-        with ProgressMeter("features, for their moments", total) as meter, chain.cluster():
-            for group, part in chain.each(task, groups, cpus=1):
+        total = self._snapshot.rows("images")
+        with chain.cluster(), ProgressMeter("features, for their moments", total) as meter:
+            for (_, group), part in chain.each(moments.of_files, jobs, cpus=1):
                 found[group[0].path] = part
                 meter.advance(part[0])
-        return Moments(*moments.merge(found[group[0].path] for group in groups))
+        return Moments(*moments.merge(found[group[0].path] for _, group in jobs))
 
     def pictures(self, count: int) -> Iterator[Pictures]:
         """At most `count` pictures and at most `most`, up to 32 of one shape at a time.
