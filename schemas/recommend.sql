@@ -48,25 +48,25 @@ CREATE OR REPLACE MACRO recommend_like(
             AND (epsilon IS NULL OR q.coverages IS NOT NULL OR error('epsilon needs coverages := …'))
     ),
     members AS NOT MATERIALIZED (  -- one of the five; the optimizer sees which
-        SELECT r.image_id, r.uri, r.coverage, r.content_hash, r.feature, r.inv_norm,
+        SELECT r.image_id, r.uri, r.coverage, r.content_hash, r.feature::FLOAT[] AS feature, r.inv_norm,
                r.feature_error, NULL AS coverages
         FROM segrec.regions AS r
         WHERE r.class = class_name AND r.coverage BETWEEN min_coverage AND max_coverage
             AND scope = 'region' AND epsilon IS NULL AND method_descriptor(method) IS NULL
         UNION ALL
-        SELECT r.image_id, r.uri, r.coverage, r.content_hash, r.feature, r.inv_norm,
+        SELECT r.image_id, r.uri, r.coverage, r.content_hash, r.feature::FLOAT[], r.inv_norm,
                r.feature_error, i.coverages
         FROM segrec.regions AS r JOIN segrec.images AS i USING (image_id)
         WHERE r.class = class_name AND r.coverage BETWEEN min_coverage AND max_coverage
             AND scope = 'region' AND epsilon IS NOT NULL AND method_descriptor(method) IS NULL
         UNION ALL
-        SELECT i.image_id, i.uri, r.coverage, i.content_hash, i.feature, i.inv_norm,
+        SELECT i.image_id, i.uri, r.coverage, i.content_hash, i.feature::FLOAT[], i.inv_norm,
                i.feature_error, i.coverages
         FROM segrec.regions AS r JOIN segrec.images AS i USING (image_id)
         WHERE r.class = class_name AND r.coverage BETWEEN min_coverage AND max_coverage
             AND scope = 'image' AND method_descriptor(method) IS NULL
         UNION ALL
-        SELECT i.image_id, i.uri, NULL, i.content_hash, i.feature, i.inv_norm,
+        SELECT i.image_id, i.uri, NULL, i.content_hash, i.feature::FLOAT[], i.inv_norm,
                i.feature_error, i.coverages
         FROM segrec.images AS i
         WHERE class_name IS NULL AND method_descriptor(method) IS NULL
@@ -202,11 +202,11 @@ CREATE OR REPLACE MACRO indexed_query(
         image_id: if(exclude_self, id, NULL),
         content_hash: if(exclude_self AND distinct_content, any_value(f.content_hash), NULL)}
     FROM (
-        SELECT r.feature, r.content_hash, NULL AS category FROM segrec.regions AS r
+        SELECT r.feature::FLOAT[] AS feature, r.content_hash, NULL AS category FROM segrec.regions AS r
         WHERE r.image_id = id AND r.class = class_name AND scope = 'region'
             AND method_descriptor(method) IS NULL
         UNION ALL
-        SELECT i.feature, i.content_hash, NULL FROM segrec.images AS i
+        SELECT i.feature::FLOAT[], i.content_hash, NULL FROM segrec.images AS i
         WHERE i.image_id = id AND (class_name IS NULL OR scope = 'image')
             AND method_descriptor(method) IS NULL
         UNION ALL
