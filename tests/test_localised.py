@@ -1,6 +1,7 @@
 """The localised descriptor: what is painted, that the background is nothing, and categories."""
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,18 @@ from tests.described import CLASSES, Learned, pictures_of, random_network, some_
 LABELS = arrays(np.uint8, (2, 4, 5), elements=st.sampled_from([0, 0, 1, 3]))
 
 
-def descriptor(grey: bool = True, samples: Learned | None = None) -> localised.Descriptor:
+@cache
+def by_class(grey: bool = True) -> localised.Descriptor:
     """On the random network that the tests share."""
-    found, tensors = localised._categories("folder" if samples else "class", samples or Learned())
+    return descriptor(grey, "class", Learned())
+
+
+def by_folder(features: NDArray[np.float32], folders: list[str]) -> localised.Descriptor:
+    return descriptor(True, "folder", Learned(features, folders))
+
+
+def descriptor(grey: bool, category: str, samples: Learned) -> localised.Descriptor:
+    found, tensors = localised._categories(category, samples)
     network = random_network("resnet50")
     settings = {**network.settings, "grey": grey, **found}
     return localised.Descriptor(
@@ -59,7 +69,7 @@ def test_pictures_that_differ_in_the_background_only_are_painted_alike(
 
 @pytest.mark.parametrize("grey", [True, False])
 def test_a_picture_whose_background_changes_keeps_its_vector(grey: bool) -> None:
-    described, pictures = descriptor(grey), some_pictures(2)
+    described, pictures = by_class(grey), some_pictures(2)
     elsewhere = smooth_batch(2, 80, 112, seed=7)
     outside = pictures.labels[..., None] == 0
     background = replace(pictures, pixels=np.where(outside, elsewhere, pictures.pixels))
@@ -75,7 +85,7 @@ def test_vectors_are_those_of_resnet50_on_the_painted_picture() -> None:
     whole = resnet50.Descriptor(random_network("resnet50"), len(CLASSES), "cpu")
     white = np.where(pictures.labels[..., None] == 0, np.uint8(255), pictures.pixels)
     expected = whole(replace(pictures, pixels=white)).vectors
-    found = descriptor(grey=False)(pictures)
+    found = by_class(grey=False)(pictures)
     np.testing.assert_array_equal(found.vectors, expected)
     assert (found.vectors.shape, found.categories) == ((2, 2048), ["car", "car"])
 
@@ -84,7 +94,7 @@ def test_a_picture_without_foreground_is_seen_as_a_whole() -> None:
     pictures = some_pictures(2)
     empty = pictures_of(pictures.pixels, np.zeros_like(pictures.labels))
     whole = resnet50.Descriptor(random_network("resnet50"), len(CLASSES), "cpu")
-    found = descriptor(grey=False)(empty)
+    found = by_class(grey=False)(empty)
     np.testing.assert_array_equal(found.vectors, whole(pictures).vectors)
     assert found.categories == ["background", "background"]
 
@@ -99,7 +109,7 @@ def test_grey_pictures_are_those_of_pillow_and_colour_makes_no_difference() -> N
     luma = localised.grey(as_images(pictures.pixels, "cpu")).permute(0, 2, 3, 1) * 255
     without = replace(pictures, pixels=luma.round().to(torch.uint8).numpy())
     for grey, same in ((True, True), (False, False)):
-        vectors = [descriptor(grey)(p).vectors for p in (pictures, without)]
+        vectors = [by_class(grey)(p).vectors for p in (pictures, without)]
         apart = np.abs(vectors[0] - vectors[1]).max() / vectors[0].max()
         assert (apart < 2e-3) == same
 
@@ -128,7 +138,7 @@ def places(n: int, folders: int, seed: int = 0) -> tuple[NDArray[np.float32], li
 def test_folders_are_told_from_features(folders: int) -> None:
     features, names = places(200, folders)
     new, expected = places(60, folders, seed=1)
-    described = descriptor(samples=Learned(features, names))
+    described = by_folder(features, names)
     found = described._names(pictures_of(*_blank(len(new)), new))
     assert np.mean(np.array(found) == expected) > 0.9
     fitted = fit_categories(features, names)
@@ -147,9 +157,9 @@ def _blank(n: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 def test_the_folder_of_a_picture_is_part_of_what_describes_it() -> None:
     features, names = places(80, 3)
     pictures = replace(some_pictures(2), feature=features[:2])
-    found = descriptor(samples=Learned(features, names))(pictures)
+    found = by_folder(features, names)(pictures)
     assert found.categories == names[:2]
-    np.testing.assert_array_equal(found.vectors, descriptor()(pictures).vectors)
+    np.testing.assert_array_equal(found.vectors, by_class()(pictures).vectors)
 
 
 def test_few_pictures_in_a_folder() -> None:

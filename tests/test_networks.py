@@ -1,6 +1,7 @@
 """AlexNet and ResNet-50: vectors as torchvision's own models have them, weights from anywhere."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.described import Learned, random_network, some_pictures
 NAMES = ("alexnet", "resnet50")
 
 
+@cache
 def descriptor(name: str, **settings: str) -> Any:
     found = random_network(name)
     parameters = type(found)({**found.settings, **settings}, found.tensors)
