@@ -13,8 +13,8 @@ patterns do not rule alone. Blocks have different units, and a search knows one 
 them: each block is divided by the root of the sum of its variances over sample pictures. So each
 contributes the same, 2, to the mean squared distance of two samples.
 
-The features are those of a paper on retrieval with semantic features and relevance feedback, which
-lost their formulas; each operator states its own source.
+The choice of features is that of a paper on retrieval with semantic features and relevance
+feedback; each operator names the publication that its formula is from.
 """
 
 from collections.abc import Mapping
