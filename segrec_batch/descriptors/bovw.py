@@ -1,0 +1,47 @@
+"""The bag of visual words of SIFT (Csurka 2004): a baseline of Ouni 2020, see `operators.codebook`.
+
+Of the whole picture: classes play no part.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from segrec_batch.descriptors import Described, Parameters, Pictures, Samples
+from segrec_batch.operators import codebook, keypoints
+from segrec_batch.operators.settings import whole_numbers
+
+
+def fit(arguments: Mapping[str, Any], samples: Samples) -> Parameters:
+    """`words`, learned from so many `pictures` of the index; `keypoints`: at most, of a picture.
+
+    Raises InputError.
+    """
+    return with_words(whole_numbers(arguments, words=500, keypoints=500, pictures=500), samples)
+
+
+def with_words(settings: Mapping[str, int], samples: Samples) -> Parameters:
+    """The settings, and the visual words as a tensor (words, 128). Raises InputError."""
+    import torch  # what only looks a descriptor up should not wait for it
+
+    seen = (one for some in samples.pictures(settings["pictures"]) for one in some.pixels)
+    words = codebook.learn(keypoints.sift(settings["keypoints"]), seen, settings["words"])
+    return Parameters(settings, {"words": torch.from_numpy(words)})
+
+
+class Descriptor:
+    """(words,): shares of the words, at unit length."""
+
+    reads_pixels: ClassVar[bool] = True
+    on_device: ClassVar[bool] = False
+
+    def __init__(self, parameters: Parameters, classes: int, device: str) -> None:
+        self._words = parameters.tensors["words"].numpy()
+        self._extract = keypoints.sift(parameters.settings["keypoints"])
+        self.length = len(self._words)
+
+    def __call__(self, pictures: Pictures) -> Described:
+        """Describe pictures; of one without keypoints the vector is zero."""
+        found = [codebook.bovw(self._extract(p).vectors, self._words) for p in pictures.pixels]
+        return Described(np.array(found, np.float32).reshape(len(pictures), self.length))
