@@ -16,7 +16,7 @@ from segrec_batch.evaluate.measures import Key
 from segrec_batch.evaluate.report import Provenance
 from segrec_batch.evaluate.retrieval import kernels
 from segrec_batch.evaluate.retrieval.collection import FOREGROUND, Collection, load
-from segrec_batch.evaluate.retrieval.conditions import NEIGHBOURS, PLAIN, Setting
+from segrec_batch.evaluate.retrieval.conditions import NEIGHBOURS, PLAIN
 from segrec_batch.evaluate.retrieval.dimensions import sweep
 from segrec_batch.evaluate.retrieval.latency import latencies
 from segrec_batch.evaluate.retrieval.measures import judge
@@ -292,7 +292,7 @@ def test_components_are_compared_with_the_full_vector() -> None:
     assert cut == tuple(f"pca-cosine@{d}" for d in (2, 4, 8, 16))
     counts = pa.concat_tables(
         [
-            count_block(rows, images, truth, methods, [PLAIN, Setting(epsilon=0.9)]),
+            count_block(rows, images, truth, methods, [PLAIN]),
             count_block(rows, images, truth, cut, settings),
         ]
     )

@@ -20,6 +20,7 @@ from segrec_batch.evaluate.measures import Estimate
 
 SERIES = 8  # colours on the page, --series-1 and so on
 FEW_POINTS = 12  # of a line that are marked each
+FEW_ROWS = 12  # of a heat map that may be tall
 _STYLES = ("-", "--", "-.", ":")  # behind the colours: a plot must not be read by colour alone
 _MARKS = "osD^vPX*"
 _TEXT, _LINE = "#010203", "#010204"
@@ -160,7 +161,8 @@ def heat_map(
         axes.grid(visible=False)
 
     labels = 0.05 * max(map(len, columns)) if _tilt(columns) else 0.0
-    return _svg(draw, 0.9 + 0.42 * len(rows) + labels, legend=False)
+    line = 0.42 if len(rows) <= FEW_ROWS else 0.3
+    return _svg(draw, 0.9 + line * len(rows) + labels, legend=False)
 
 
 def _tilt(labels: Sequence[str]) -> dict[str, Any]:
