@@ -222,8 +222,9 @@ def test_products_are_exact_to_thirteen_places(features: NDArray[np.float32]) ->
 def test_many_blocks_count_what_one_counts() -> None:
     images = collection(60, 1)
     truth, rows, methods = with_masks(images, 1), np.arange(0, 60, 2), ALWAYS
-    one, many = (count(rows, images, truth, [(methods, OF)], size) for size in (100, 7))
-    assert one.num_rows == len(rows) * len(methods) * len(OF)
+    grids = [(methods, OF), (("cosine", "euclidean"), (PLAIN, Setting(neighbours="pearson")))]
+    one, many = (count(rows, images, truth, grids, size) for size in (100, 7))
+    assert one.num_rows == len(rows) * (len(methods) * len(OF) + 4)
     assert one.equals(many)
 
 

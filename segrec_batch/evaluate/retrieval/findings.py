@@ -58,7 +58,7 @@ class Findings:
 
     @cached_property
     def ranked(self) -> list[str]:
-        """The same, by mAP, the best first."""
+        """The methods by mAP, the best first."""
         return sorted(self.methods, key=lambda m: -self.values("map", m, [NONE])[0, 0])
 
     @property
