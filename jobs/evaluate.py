@@ -14,7 +14,8 @@ from segrec_batch.evaluate.drift.report import drift_report
 from segrec_batch.evaluate.report import Report
 from segrec_batch.evaluate.retrieval.masks import Masks
 from segrec_batch.evaluate.retrieval.measures import judge as judge_retrieval
-from segrec_batch.evaluate.retrieval.methods import METHODS, chosen
+from segrec_batch.evaluate.retrieval.methods import ALWAYS
+from segrec_batch.evaluate.retrieval.metrics import METRICS
 from segrec_batch.evaluate.retrieval.pairs import Pairs
 from segrec_batch.evaluate.retrieval.report import retrieval_report
 from segrec_batch.evaluate.retrieval.run import Retrieval
@@ -186,9 +187,12 @@ def _retrieval_arguments(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--methods",
-        default="all",
+        type=_names,
+        default=Retrieval.methods,
         metavar="A,B",
-        help=f"of {', '.join(METHODS)} (default: all)",
+        help=f"of {', '.join(ALWAYS)}; a descriptor of the index, by Euclidean distance; "
+        f"DESCRIPTOR-METRIC, METRIC of {', '.join(METRICS)}; all stands for the first and for each "
+        "descriptor as its paper compares it (default: all)",
     )
     add(
         "--sigma",
@@ -221,7 +225,7 @@ def retrieval(a: argparse.Namespace) -> None:
     asked = Retrieval(
         index=a.index,
         truth=_truth(a),
-        methods=chosen(a.methods),
+        methods=a.methods,
         windows=a.sigma,
         epsilons=a.epsilon,
         queries=a.queries,

@@ -22,7 +22,7 @@ from segrec_batch.evaluate.retrieval.collection import PARTS, Collection, Region
 from segrec_batch.evaluate.retrieval.conditions import PLAIN, Setting
 from segrec_batch.evaluate.retrieval.counts import COUNTS
 from segrec_batch.evaluate.retrieval.masks import Masks
-from segrec_batch.evaluate.retrieval.methods import METHODS, chosen
+from segrec_batch.evaluate.retrieval.methods import ALWAYS, chosen, scores
 from segrec_batch.evaluate.retrieval.ranking import count_block
 from segrec_batch.evaluate.retrieval.run import Retrieval, Run, count, first, retrieve
 from segrec_batch.evaluate.retrieval.settings import settings
@@ -161,7 +161,7 @@ def literal_row(
     }
 
 
-KNOWN = [name for name in METHODS if name != "random"]
+KNOWN = [name for name in ALWAYS if name != "random"]
 
 
 def check(images: Collection, truth: Truth, rows: NDArray[np.int64]) -> None:
@@ -221,9 +221,10 @@ def test_products_are_exact_to_thirteen_places(features: NDArray[np.float32]) ->
 @pytest.mark.usefixtures("ray_cluster")
 def test_many_blocks_count_what_one_counts() -> None:
     images = collection(60, 1)
-    truth, rows, methods = with_masks(images, 1), np.arange(0, 60, 2), tuple(METHODS)
-    one, many = (count(rows, images, truth, methods, OF, size) for size in (100, 7))
-    assert one.num_rows == len(rows) * len(methods) * len(OF)
+    truth, rows, methods = with_masks(images, 1), np.arange(0, 60, 2), ALWAYS
+    grids = [(methods, OF), (("cosine", "euclidean"), (PLAIN, Setting(neighbours="pearson")))]
+    one, many = (count(rows, images, truth, grids, size) for size in (100, 7))
+    assert one.num_rows == len(rows) * (len(methods) * len(OF) + 4)
     assert one.equals(many)
 
 
@@ -308,9 +309,9 @@ def test_all_counts_of_a_run_are_consistent(run: Run) -> None:
     n = len(run.images)
     queries = set(run.images.ids.take(pa.array(run.truth.queries(1000, 0))).to_pylist())
     names = [setting.name for setting in settings(run.asked.windows, run.asked.epsilons)]
-    assert len(rows) == len(queries) * len(METHODS) * len(names)
+    assert len(rows) == len(queries) * len(ALWAYS) * len(names)
     assert list(dict.fromkeys((r["method"], r["setting"]) for r in rows)) == [
-        (method, name) for method in METHODS for name in names
+        (method, name) for method in ALWAYS for name in names
     ]
     for row in rows:
         kept = row["setting"] == "query kept"
@@ -340,9 +341,9 @@ def test_a_query_cache_gives_the_same_counts(index: str, run: Run, tmp_path: Pat
 
 def test_chance_is_drawn_for_each_query_and_again_the_same(run: Run) -> None:
     rows = np.arange(len(run.images))
-    scores = METHODS["random"](rows, run.images).values
-    assert np.array_equal(METHODS["random"](rows[3:5], run.images).values, scores[3:5])
-    assert len(np.unique(scores)) == scores.size
+    drawn = scores("random", rows, run.images).values
+    assert np.array_equal(scores("random", rows[3:5], run.images).values, drawn[3:5])
+    assert len(np.unique(drawn)) == drawn.size
 
 
 def test_sql_is_timed_for_the_methods_that_it_has(run: Run) -> None:
@@ -363,7 +364,7 @@ def test_an_index_without_foreground_has_rankings_but_no_regions() -> None:
     bare[:, 0] = 1
     images = replace(images, coverages=bare, regions={}, masks=np.zeros((8, 0), np.int64))
     truth = Truth(Groups(np.arange(8) % 2), "", "")
-    rows = count_block(np.arange(8), images, truth, list(METHODS), OF).to_pylist()
+    rows = count_block(np.arange(8), images, truth, ALWAYS, OF).to_pylist()
     for row in rows:
         nobody = row["method"] == "region" or row["setting"].startswith("σ")
         assert (row["retrieved"] == 0) == nobody or row["method"] in ("pearson", "cosine")
@@ -376,10 +377,12 @@ def test_an_index_without_foreground_has_rankings_but_no_regions() -> None:
 
 
 def test_methods_are_named() -> None:
-    assert chosen("all") == tuple(METHODS)
-    assert chosen("cosine, pearson,cosine") == ("cosine", "pearson")
+    assert chosen(["all"], []) == ALWAYS
+    assert chosen(["cosine", "pearson", "cosine"], []) == ("cosine", "pearson")
     with pytest.raises(InputError, match=r"no method 'person'; there are pearson, cosine"):
-        chosen("pearson,person")
+        chosen(["pearson", "person"], [])
+    with pytest.raises(InputError, match=r"no method ''; there are pearson"):
+        chosen([], [])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from segrec_batch.errors import InputError
-from segrec_batch.evaluate.items import Gallery
+from segrec_batch.evaluate.items import Gallery, Plot, Table
 from segrec_batch.evaluate.measures import Key
 from segrec_batch.evaluate.plots import Line, heat_map, line_plot
 from segrec_batch.evaluate.report import Provenance, Report, read_counts, read_metrics
@@ -139,9 +140,43 @@ def test_a_method_that_cannot_be_filtered_is_said_not_to_run() -> None:
     tables = [item for item in filters.items if hasattr(item, "header")]
     assert len(tables) == 6  # three for each kind of filter
     for table in tables:
-        first, *others = ([row[2] for row in table.texts()],)[0]
+        name, first, *others = table.texts()[1]
+        assert name == METHODS[1]
         assert first != "not run"
         assert set(others) == {"not run"}
+
+
+def test_many_methods_are_told_apart() -> None:
+    counts = counts_table(12, settings=("", "σ 0.29–0.96", "ε 0.5", "ε 0.9"))
+    names = counts["method"].to_pylist()
+    place = COUNTS.get_field_index("method")
+    many = [
+        counts.set_column(place, COUNTS.field("method"), pa.array([f"{n} {i}" for n in names]))
+        for i in range(3)
+    ]
+    report = render(pa.concat_tables(many), provenance(), TRUTH)
+    items = {section.title: section.items for section in report.sections}
+    ap = {e.key.method: e.value for e in report.estimates if e.key == Key("map", e.key.method)}
+    (best_first,) = (i for i in items["Overview"] if isinstance(i, Plot))
+    shown = re.findall("|".join(ap), best_first.svg)
+    assert [ap[m] for m in shown if m in ap] == sorted(ap.values(), reverse=True)
+    assert len(report.headline.rows) == 9
+    for plot in (i for i in items["Curves"] if isinstance(i, Plot)):
+        assert len(set(re.findall("|".join(ap), plot.svg))) == 8
+    for plot in (i for i in items["Filters"] if isinstance(i, Plot)):
+        assert len(set(re.findall("|".join(ap), plot.svg))) == 9
+    (pairs,) = (i for i in items["Are the differences real?"] if isinstance(i, Table))
+    assert len(pairs.rows) == 8
+    assert len(report.details["significance"]) == 36
+
+
+def test_series_that_share_a_colour_have_other_signs() -> None:
+    lines = {f"m{i}": Line([0, 1], [i, i]) for i in range(24)}
+    svg = line_plot(lines, "x", "y", y_range=None)
+    uses = re.findall(r"<use [^>]*?href=\"#(\w+)\"[^>]*?style=\"([^\"]*)\"", svg)
+    marks = {(mark, colour) for mark, style in uses
+             for colour in re.findall(r"--series-\d", style)}  # fmt: skip
+    assert len(marks) == 24
 
 
 def test_a_filter_loses_what_it_drops(counts: pa.Table, report: Report) -> None:

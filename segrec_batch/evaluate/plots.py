@@ -20,6 +20,7 @@ from segrec_batch.evaluate.measures import Estimate
 
 SERIES = 8  # colours on the page, --series-1 and so on
 FEW_POINTS = 12  # of a line that are marked each
+FEW_ROWS = 12  # of a heat map that may be tall
 _STYLES = ("-", "--", "-.", ":")  # behind the colours: a plot must not be read by colour alone
 _MARKS = "osD^vPX*"
 _TEXT, _LINE = "#010203", "#010204"
@@ -29,6 +30,7 @@ _PAGE = {_TEXT: "--text", _LINE: "--line"} | {
 }
 _LABEL = 28  # characters of a line of a row's label
 _WIDTH = 5.6  # inches; with 10 pt text this can be read on a phone
+_CELLS = 120  # points of type times columns, at which figures do not run into each other
 _LETTERS = 55  # that fit below an axis
 
 
@@ -70,7 +72,7 @@ def line_plot(
             colour = _SERIES[i % SERIES]
             axes.plot(
                 np.asarray(line.x), np.asarray(line.y), label=name, color=colour,
-                linestyle=_STYLES[i % len(_STYLES)], marker=_MARKS[i % len(_MARKS)],
+                linestyle=_nth(_STYLES, i), marker=_nth(_MARKS, i),
                 markersize=4, markevery=_mark_every(line), linewidth=1.6,
             )  # fmt: skip
             if line.low is not None and line.high is not None:
@@ -91,6 +93,11 @@ def line_plot(
         axes.set_ylabel(y)
 
     return _svg(draw, 3.4, legend=len(lines) > 1)
+
+
+def _nth(signs: Sequence[str], i: int) -> str:
+    """The sign of a series; where the colours begin again, each has another one than before."""
+    return signs[(i + i // SERIES) % len(signs)]
 
 
 def _mark_every(line: Line) -> float | int:
@@ -119,7 +126,7 @@ def dot_plot(rows: Mapping[str, Mapping[str, Estimate]], x: str) -> str:
             )
             axes.errorbar(
                 value, at, xerr=np.abs(np.stack([value - low, high - value])),
-                label=name, color=_SERIES[j % SERIES], fmt=_MARKS[j % len(_MARKS)],
+                label=name, color=_SERIES[j % SERIES], fmt=_nth(_MARKS, j),
                 markersize=5, linewidth=1.4, capsize=2,
             )  # fmt: skip
         axes.set_yticks(range(len(rows)), labels)
@@ -141,7 +148,10 @@ def heat_map(
                 continue
             alpha = 0.75 * float(np.clip(share, 0, 1))
             axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, color=_SERIES[0], alpha=alpha, lw=0))
-            axes.text(j, i, f"{share:.2f}", ha="center", va="center", color=_TEXT)
+            axes.text(
+                j, i, f"{share:.2f}", ha="center", va="center", color=_TEXT,
+                fontsize=min(10, _CELLS / len(columns)),
+            )  # fmt: skip
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xticks(range(len(columns)), list(columns), **_tilt(columns))
@@ -151,7 +161,8 @@ def heat_map(
         axes.grid(visible=False)
 
     labels = 0.05 * max(map(len, columns)) if _tilt(columns) else 0.0
-    return _svg(draw, 0.9 + 0.42 * len(rows) + labels, legend=False)
+    line = 0.42 if len(rows) <= FEW_ROWS else 0.3
+    return _svg(draw, 0.9 + line * len(rows) + labels, legend=False)
 
 
 def _tilt(labels: Sequence[str]) -> dict[str, Any]:
@@ -170,7 +181,7 @@ def step_plot(
         for i, (name, share) in enumerate(shares.items()):
             axes.stairs(
                 share, edges, label=name, color=_SERIES[i % SERIES],
-                linestyle=_STYLES[i % len(_STYLES)], linewidth=1.6,
+                linestyle=_nth(_STYLES, i), linewidth=1.6,
             )  # fmt: skip
         axes.set_ylim(bottom=0)
         axes.set_xlabel(x)

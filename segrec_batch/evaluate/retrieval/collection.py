@@ -2,7 +2,7 @@
 
 from collections.abc import Collection as Names
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from segrec_batch.errors import InputError
+from segrec_batch.model.spec import BACKGROUND, COMMON_GRID
 from segrec_batch.query.batches import batches
 from segrec_batch.query.database import Database, query
 from segrec_batch.store.schema import coverage_column
@@ -19,12 +20,19 @@ from segrec_batch.store.schema import coverage_column
 Ints = NDArray[np.int64]
 Features = NDArray[np.float32]
 
-FEATURE, REGIONS, SIGN_BITS, MASKS = PARTS = "feature", "regions", "sign_bits", "masks"
-"""What can be read beside identity and coverages, which always are."""
+FEATURE, REGIONS, SIGN_BITS, MASKS, FOREGROUND = PARTS = (
+    "feature",
+    "regions",
+    "sign_bits",
+    "masks",
+    "foreground",
+)
+"""What can be read beside identity and coverages, which always are, and descriptors."""
 
 T = TypeVar("T", np.float32, np.int64)
 
 _ROWS = 8192  # of a batch
+_WORDS = COMMON_GRID**2 // 64  # of a bitmap
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,14 @@ class Collection:
     after the other on the common grid; 0 where an image has no such region. regions: by the number
     of a foreground class, from 1. What was not asked for is empty.
 
+    foreground: (n, 16) words, the bitmap of all that is not background; all of an image that has no
+    such region. vectors: of each descriptor (n, L), rows of NaN where an image has none; L is 1 if
+    no image has. categories: by the same names, (n,) numbers, equal for equal categories, below 0
+    where an image has none.
+
     In memory an image takes some 100 bytes, and with 512 values a vector: 2 KB for its feature,
-    2 KB for each foreground region, 64 bytes for sign bits, 128 · K for masks.
+    2 KB for each foreground region, 64 bytes for sign bits, 128 · K for masks, 128 for its
+    foreground, 4 · L for each descriptor.
     """
 
     ids: pa.Array
@@ -60,6 +74,9 @@ class Collection:
     sign_bits: Ints
     masks: Ints
     regions: Mapping[int, Regions]
+    foreground: Ints = field(default_factory=lambda: np.zeros((0, _WORDS), np.int64))
+    vectors: Mapping[str, Features] = field(default_factory=dict)
+    categories: Mapping[str, Ints] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -86,8 +103,10 @@ class Collection:
         return np.asarray(found.to_numpy(), np.int64)
 
 
-def load(database: Database, parts: Names[str]) -> Collection:
-    """All images of an index or a query cache, with some of PARTS. Raises InputError if empty."""
+def load(database: Database, parts: Names[str], descriptors: Names[str] = ()) -> Collection:
+    """All images of an index or a query cache, with some of PARTS and of its descriptors. Raises
+    InputError if it is empty.
+    """
     spec = database.spec
     coverages = ", ".join(f'"{coverage_column(name)}"' for name in spec.all_classes)
     images = query(
@@ -111,6 +130,9 @@ def load(database: Database, parts: Names[str]) -> Collection:
             for k, name in enumerate(spec.classes, start=1)
             if REGIONS in parts
         },
+        foreground=_foreground(database, ids, FOREGROUND in parts),
+        vectors={name: _described(database, ids, name) for name in descriptors},
+        categories={name: _categories(database, ids, name) for name in descriptors},
     )
 
 
@@ -139,6 +161,35 @@ def _masks(database: Database, ids: pa.Array, wanted: bool) -> Ints:
             bitmap[rows] = words
         bitmaps.append(bitmap)
     return np.hstack(bitmaps)
+
+
+def _foreground(database: Database, ids: pa.Array, wanted: bool) -> Ints:
+    words = np.full((len(ids) if wanted else 0, _WORDS), -1)  # every bit
+    sql = "SELECT image_id, mask_bits FROM regions WHERE class = $class"
+    for rows, found in _lists(database, sql, {"class": BACKGROUND}, ids) if wanted else ():
+        words[rows] = ~found
+    return words
+
+
+def _described(database: Database, ids: pa.Array, name: str) -> Features:
+    sql = "SELECT image_id, vector FROM descriptors WHERE descriptor = $name AND vector IS NOT NULL"
+    values = np.full((len(ids), 1), np.nan, np.float32)
+    for i, (rows, vectors) in enumerate(_lists(database, sql, {"name": name}, ids)):
+        if not i:
+            values = np.full((len(ids), vectors.shape[1]), np.nan, np.float32)
+        values[rows] = vectors
+    return values
+
+
+def _categories(database: Database, ids: pa.Array, name: str) -> Ints:
+    sql = (
+        "SELECT image_id, dense_rank() OVER (ORDER BY category) AS number FROM descriptors "
+        "WHERE descriptor = $name AND category IS NOT NULL"
+    )
+    found = query(database.connection, sql, {"name": name}).combine_chunks()
+    numbers = np.full(len(ids), -1)
+    numbers[pc.index_in(found["image_id"], value_set=ids).to_numpy()] = found["number"].to_numpy()
+    return numbers
 
 
 def _regions(database: Database, ids: pa.Array, name: str) -> Regions:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from segrec_batch.errors import InputError
 
 Window = tuple[float, float]
+NEIGHBOURS = 10
 
 
 @dataclass(frozen=True)
@@ -14,11 +15,15 @@ class Setting:
     """Who can be retrieved. kept: the query, too. window: only images whose σ of the query's
     dominant foreground class lies in it, both by the index; nobody for a query without foreground.
     epsilon: only images within this semantic distance. None lets everybody pass.
+
+    neighbours: a metric; then relevant is not what the ground truth says, but the NEIGHBOURS others
+    that are nearest to the query by it, compared by the whole feature.
     """
 
     kept: bool = False
     window: Window | None = None
     epsilon: float | None = None
+    neighbours: str = ""
 
     @property
     def name(self) -> str:
@@ -31,6 +36,8 @@ class Setting:
             return "σ {:g}–{:g}".format(*self.window)
         if self.epsilon is not None:
             return f"ε {self.epsilon:g}"
+        if self.neighbours:
+            return f"neighbours by {self.neighbours}"
         return "query kept" if self.kept else ""
 
     @classmethod
@@ -40,6 +47,8 @@ class Setting:
             return cls(window=(float(edges[1]), float(edges[2])))
         if limit := re.fullmatch(r"ε ([\d.]+)", name):
             return cls(epsilon=float(limit[1]))
+        if metric := re.fullmatch(r"neighbours by (\w+)", name):
+            return cls(neighbours=metric[1])
         if name not in (NONE, KEPT):
             raise InputError(f"{name!r} is no setting of a retrieval report")
         return cls(kept=name == KEPT)
@@ -50,7 +59,7 @@ NONE, KEPT = PLAIN.name, Setting(kept=True).name
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """No filter, the query kept, windows by their edges, ε ascending.
+    """No filter, the query kept, windows by their edges, ε ascending, neighbours.
 
     >>> in_order(["ε 1.1", "σ 0.3–0.9", "ε 0.9", "query kept", "", "σ 0.1–0.9"])
     ['', 'query kept', 'σ 0.1–0.9', 'σ 0.3–0.9', 'ε 0.9', 'ε 1.1']
@@ -63,8 +72,10 @@ def named(name: str) -> str:
     return name or "no filter"
 
 
-def _place(name: str) -> tuple[float, ...]:
+def _place(name: str) -> tuple[float | str, ...]:
     found = Setting.parse(name)
+    if found.neighbours:
+        return 4, found.neighbours
     if found.epsilon is not None:
         return 3, found.epsilon
     return (2, *found.window) if found.window else (found.kept,)

@@ -6,7 +6,7 @@ import numpy as np
 
 from segrec_batch.evaluate.items import Plot, Section, Table, Text, figure
 from segrec_batch.evaluate.measures import Estimate, Key, contrast
-from segrec_batch.evaluate.plots import Line, dot_plot, line_plot
+from segrec_batch.evaluate.plots import SERIES, Line, dot_plot, heat_map, line_plot
 from segrec_batch.evaluate.retrieval.conditions import KEPT, NONE, Setting, named
 from segrec_batch.evaluate.retrieval.findings import Columns, Findings
 
@@ -35,19 +35,19 @@ def filters(f: Findings) -> Section | None:
 
 
 def _tables(f: Findings, by: str, settings: Sequence[str]) -> list[Table]:
-    """A row for each setting and none, a column for each method."""
-    rows = [NONE, *settings]
+    """A row for each method, a column for each setting, the first without a filter."""
+    columns = [NONE, *settings]
+    header = ["method", *map(named, columns)]
     figures = [
         Table(
             f"{label} by {by}",
-            ["filter", *f.methods],
-            [[named(s), *(f.cell(name, m, s, k) for m in f.methods)] for s in rows],
+            header,
+            [[m, *(f.cell(name, m, s, k) for s in columns)] for m in f.methods],
         )
         for label, name, k in _MAIN
     ]
-    passed = [[named(s), *(_lost_and_left(f, m, s) for m in f.methods)] for s in rows]
-    caption = f"Relevant lost / candidates left by {by}"
-    return [*figures, Table(caption, ["filter", *f.methods], passed)]
+    passed = [[m, *(_lost_and_left(f, m, s) for s in columns)] for m in f.methods]
+    return [*figures, Table(f"Relevant lost / candidates left by {by}", header, passed)]
 
 
 def _lost_and_left(f: Findings, method: str, setting: str) -> str:
@@ -58,19 +58,34 @@ def _lost_and_left(f: Findings, method: str, setting: str) -> str:
 
 
 def _over_windows(f: Findings, windows: Sequence[str], label: str, name: str, k: int) -> Plot:
+    caption = f"{label} by window on coverage σ"
+    if len(f.methods) > SERIES:
+        return _map(f, windows, caption, name, k)
     rows = {
         named(s): {m: e for m in f.methods if (e := f.figure(name, m, s, k=k))}
         for s in (NONE, *windows)
     }
     text = f"{label} without a filter and for each window, a mark for each method."
-    return Plot(f"{label} by window on coverage σ", dot_plot(rows, label), text)
+    return Plot(caption, dot_plot(rows, label), text)
 
 
 def _over_limits(f: Findings, limits: Sequence[str], label: str, name: str, k: int) -> Plot:
+    caption = f"{label} by limit ε on the semantic distance"
+    if len(f.methods) > SERIES:
+        return _map(f, limits, caption, name, k)
     lines = {m: _over(f, m, limits, name, k) for m in f.methods}
     text = f"{label} over ε, a curve for each method; dotted lines are the levels without a filter."
     svg = line_plot(lines, "ε, greatest semantic distance that passes", label, y_range=None)
-    return Plot(f"{label} by limit ε on the semantic distance; dotted: no filter", svg, text)
+    return Plot(f"{caption}; dotted: no filter", svg, text)
+
+
+def _map(f: Findings, settings: Sequence[str], caption: str, name: str, k: int) -> Plot:
+    """What more methods than curves can be told apart leave to draw."""
+    columns = [NONE, *settings]
+    values = np.stack([f.values(name, m, columns, k)[0] for m in f.methods])
+    svg = heat_map(values, f.methods, [named(s) for s in columns], "method", "filter")
+    text = "A row for each method, a column for each filter; the table has the figures."
+    return Plot(caption, svg, text)
 
 
 def _over(f: Findings, method: str, limits: Sequence[str], name: str, k: int) -> Line:

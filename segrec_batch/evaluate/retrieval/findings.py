@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from segrec_batch.errors import InputError
 from segrec_batch.evaluate.measures import Estimate, Judged, Key
+from segrec_batch.evaluate.plots import SERIES
 from segrec_batch.evaluate.retrieval.conditions import NONE, in_order
 from segrec_batch.evaluate.retrieval.measures import judged
 from segrec_batch.evaluate.retrieval.rankings import Floats, Rankings, rankings, taking_part
@@ -43,10 +44,27 @@ class Findings:
         estimates = measured.estimates(seed=seed)
         return cls(measured, estimates, unfiltered, int((~part).sum()), seed)
 
-    @property
+    @cached_property
     def methods(self) -> list[str]:
-        """In the order of the counts."""
-        return [r.method for r in self.unfiltered]
+        """In the order of the counts, but those of `cut`."""
+        cut = set(self.cut.values())
+        return [r.method for r in self.unfiltered if r.method not in cut]
+
+    @cached_property
+    def cut(self) -> dict[int, str]:
+        """The methods NAME@D that compare the first D values of vectors, by D ascending."""
+        found = (r.method.rpartition("@") for r in self.unfiltered)
+        return dict(sorted((int(d), f"{name}@{d}") for name, at, d in found if at))
+
+    @cached_property
+    def ranked(self) -> list[str]:
+        """The methods by mAP, the best first."""
+        return sorted(self.methods, key=lambda m: -self.values("map", m, [NONE])[0, 0])
+
+    @property
+    def drawn(self) -> list[str]:
+        """As many of the methods as curves can be told apart, the best, in their order."""
+        return [m for m in self.methods if m in self.ranked[:SERIES]]
 
     @cached_property
     def settings(self) -> list[str]:

@@ -4,7 +4,7 @@ Each value is the same whatever the blocks, the number of threads and the machin
 vectors have equal scores and ties are broken by image_id alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,8 @@ Features = NDArray[np.float32]
 Words = NDArray[np.int64]
 Prepare = Callable[[Features], Floats]
 
-_TILE = 4096  # candidates whose vectors are in float64 at once: 16 KB each
+_TILE = 2**21  # values of candidates that are in float64 at once: 16 MB
+_COLUMNS = 512  # whose mixed products are exact, see `dots`
 _HIGH, _LOW = 2.0**26, 2.0**48  # 1 / the grids of the two parts of a value
 
 
@@ -42,31 +43,58 @@ def _unit(x: Floats, usable: NDArray[np.bool_]) -> Floats:
 
 
 def dots(asked: Features, features: Features, prepare: Prepare) -> Floats:
-    """x · y of prepared rows, of length 1 or less and of 512 values or fewer: (q, C), (n, C) →
-    (q, n), exact but for 1e-13.
+    """x · y of prepared rows, of length 1 or less: (q, C), (n, C) → (q, n), exact but for
+    C · 2^-54 + √C · 2^-48: 1e-13 for 512 values, 1e-12 for 8192.
 
-    A value is split into multiples of 2^-26 and 2^-48. Products of the first parts are multiples of
-    2^-52 whose sums stay below 2, the mixed ones multiples of 2^-74 with sums below 2^-21: float64
-    holds all of these, so no order of summation, as a matrix product may choose it, rounds.
+    A value is split into h, a multiple of 2^-26, and l, a multiple of 2^-48 of at most 2^-27.
+    Products h·h are multiples of 2^-52, and any of them sum up to less than 2, as ‖h‖ is at most
+    1 + √C · 2^-27 (Cauchy and Schwarz). Mixed products are multiples of 2^-74, and those of 512
+    columns sum up to less than 2^-21. float64 holds all of these, so that no order of summation, as
+    a matrix product may choose it, rounds. The sums of 512 columns each are then added, first to
+    last, to that of h·h: this does round, but always in the same way. What is left out is l·l, at
+    most C · 2^-54, and what l was rounded by, at most √C · 2^-49 in each row.
     """
     high, low = _split(prepare(asked))
-    both = np.hstack([high, low])
     found = np.empty((len(asked), len(features)))
-    for start in range(0, len(features), _TILE):
-        tile = slice(start, start + _TILE)
+    for tile in _tiles(features):
         first, second = _split(prepare(features[tile]))
-        found[:, tile] = high @ first.T + both @ np.hstack([second, first]).T
+        sums = high @ first.T
+        for some in _columns(features):
+            mixed = np.hstack([high[:, some], low[:, some]])
+            sums += mixed @ np.hstack([second[:, some], first[:, some]]).T
+        found[:, tile] = sums
     return found
 
 
 def squares(features: Features, prepare: Prepare) -> Floats:
     """x · x of prepared rows: (n,), as `dots` gives it."""
     found = np.empty(len(features))
-    for start in range(0, len(features), _TILE):
-        tile = slice(start, start + _TILE)
+    for tile in _tiles(features):
         high, low = _split(prepare(features[tile]))
-        found[tile] = (high * high).sum(axis=1) + 2 * (high * low).sum(axis=1)
+        sums = (high * high).sum(axis=1)
+        for some in _columns(features):
+            sums += 2 * (high[:, some] * low[:, some]).sum(axis=1)
+        found[tile] = sums
     return found
+
+
+def longest(features: Features) -> float:
+    """The length of the longest row that is finite, 0 without any."""
+    found = 0.0
+    for tile in _tiles(features):
+        lengths = np.linalg.norm(features[tile].astype(np.float64), axis=1)
+        found = max(found, lengths[np.isfinite(lengths)].max(initial=0))
+    return float(found)
+
+
+def _tiles(features: Features) -> Iterator[slice]:
+    """Rows that may be in float64 at once."""
+    step = max(_TILE // features.shape[1], 1)
+    return (slice(start, start + step) for start in range(0, len(features), step))
+
+
+def _columns(features: Features) -> Iterator[slice]:
+    return (slice(c, c + _COLUMNS) for c in range(0, features.shape[1], _COLUMNS))
 
 
 def _split(x: Floats) -> tuple[Floats, Floats]:

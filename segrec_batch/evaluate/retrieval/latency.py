@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from segrec_batch.evaluate.retrieval.collection import Collection, Ints
 from segrec_batch.evaluate.retrieval.conditions import Setting
+from segrec_batch.evaluate.retrieval.methods import method
 from segrec_batch.evaluate.retrieval.settings import PAPER_EPSILON, PAPER_WINDOW
 from segrec_batch.query.database import Database, query
 
@@ -64,9 +65,11 @@ def latencies(
 ) -> list[Latency]:
     """For the methods that SQL has and whose vectors were read: up to 20 of the queries, drawn."""
     drawn = np.random.default_rng(seed).permutation(rows)
+    described = [name for name in methods if method(name).descriptor]
+    ways = [*_WAYS, *(_Way(n, "", _RECOMMEND.format(f", method := '{n}'")) for n in described)]
     return [
         found
-        for way in _WAYS
+        for way in ways
         if way.method in methods
         for found in _latency(database, images, way, drawn)
     ]
@@ -74,7 +77,7 @@ def latencies(
 
 def _latency(database: Database, images: Collection, way: _Way, drawn: Ints) -> Iterator[Latency]:
     """One, or none if there are no queries, or no vectors, of its kind."""
-    able = [row for row in drawn if not way.of_class or images.dominant[row]][:QUERIES]
+    able = [row for row in drawn if _able(images, way, row)][:QUERIES]
     vectors = {int(row): _vectors(images, way, int(row)) for row in able}
     if not able or not all(len(v) for v in vectors.values()):
         return
@@ -89,8 +92,17 @@ def _latency(database: Database, images: Collection, way: _Way, drawn: Ints) -> 
     )
 
 
+def _able(images: Collection, way: _Way, row: int) -> bool:
+    """Whether an image can be the query."""
+    if descriptor := method(way.method).descriptor:
+        return bool(np.isfinite(images.vectors[descriptor][row]).all())
+    return not way.of_class or bool(images.dominant[row])
+
+
 def _vectors(images: Collection, way: _Way, row: int) -> NDArray[np.float32]:
     """What the method compares with a query; empty if it was not read."""
+    if descriptor := method(way.method).descriptor:
+        return images.vectors[descriptor]
     if way.method != "region":
         return images.features
     return images.regions[int(images.dominant[row])].features

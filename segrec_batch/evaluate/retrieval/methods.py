@@ -2,12 +2,19 @@
 
 A method takes the rows (q,) of the queries and the collection of n images. Scores are higher for
 what is more alike, and NaN where a method is not defined: such images are not retrieved. Equal
-vectors have equal scores (see `kernels`); all are rounded to 12 decimal places, so that scores that
-are equal in mathematics only are so here, unless they lie where two rounded values meet.
+vectors have equal scores (see `metrics`).
+
+    pearson, cosine, euclidean, dot   a metric on the feature of the whole image
+    region, sign-bits, histogram, pearson+iou, random
+    NAME                              a descriptor of the index: Euclidean distance of its vectors
+    NAME-METRIC                       the same by another metric
+    NAME-METRIC@D                     the same of the first D values, for the section on dimensions
+    localised                         the whole search of Waqas 2023
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,16 +23,20 @@ from segrec_batch.errors import InputError
 from segrec_batch.evaluate.retrieval import kernels
 from segrec_batch.evaluate.retrieval.collection import (
     FEATURE,
+    FOREGROUND,
     MASKS,
     REGIONS,
     SIGN_BITS,
     Collection,
     Ints,
 )
-from segrec_batch.evaluate.retrieval.kernels import Features, Floats
+from segrec_batch.evaluate.retrieval.kernels import Floats
+from segrec_batch.evaluate.retrieval.metrics import METRICS, rounded
 
 DEPTH = 100
 """How many of the first are ranked again, as by `recommend(…, rerank := 'mask_iou')`."""
+LOCALISED = "localised"
+"""The descriptor whose bare name is more than a distance."""
 
 
 @dataclass(frozen=True)
@@ -36,29 +47,15 @@ class Scores:
     again: Floats | None = None
 
 
-def pearson(rows: Ints, images: Collection) -> Scores:
-    """Pearson correlation of the features of whole images, Σ(x−x̄)(y−ȳ) / ‖x−x̄‖‖y−ȳ‖ (Abdullah
-    2026, eq. 6); not defined for constant vectors.
+@dataclass(frozen=True)
+class Method:
+    """scores: of queries (q,) and images. parts: of a collection, that it needs. descriptor: whose
+    vectors it needs, "" for none.
     """
-    return Scores(_products(images.features[rows], images.features, kernels.standardised))
 
-
-def cosine(rows: Ints, images: Collection) -> Scores:
-    """x·y / ‖x‖‖y‖ of the features of whole images; not defined for zero vectors."""
-    return Scores(_products(images.features[rows], images.features, kernels.normalised))
-
-
-def euclidean(rows: Ints, images: Collection) -> Scores:
-    """−‖x−y‖ of the features of whole images."""
-    scale = _scale(images.features)
-
-    def prepare(features: Features) -> Floats:
-        return features.astype(np.float64) / scale
-
-    squares = kernels.squares(images.features, prepare)
-    products = kernels.dots(images.features[rows], images.features, prepare)
-    gaps = _round(squares[rows][:, None] + squares - 2 * products)
-    return Scores(-scale * np.sqrt(np.maximum(gaps, 0)))
+    scores: Callable[[Ints, Collection], Scores]
+    parts: tuple[str, ...] = ()
+    descriptor: str = ""
 
 
 def region(rows: Ints, images: Collection) -> Scores:
@@ -71,8 +68,7 @@ def region(rows: Ints, images: Collection) -> Scores:
         place[regions.rows] = np.arange(len(regions.rows))
         asked = np.flatnonzero((images.dominant[rows] == k) & (place[rows] >= 0))
         if len(asked):
-            queries = regions.features[place[rows[asked]]]
-            found = _products(queries, regions.features, kernels.standardised)
+            found = METRICS["pearson"](place[rows[asked]], regions.features)
             values[np.ix_(asked, regions.rows)] = found
     return Scores(values)
 
@@ -86,14 +82,27 @@ def sign_bits(rows: Ints, images: Collection) -> Scores:
 def histogram(rows: Ints, images: Collection) -> Scores:
     """−Σ_k |σ_k(query) − σ_k(image)|, the semantic distance (Ouni 2020, eq. 1)."""
     distances = kernels.semantic_distances(images.coverages[rows], images.coverages)
-    return Scores(-_round(distances))
+    return Scores(-rounded(distances))
 
 
 def pearson_iou(rows: Ints, images: Collection) -> Scores:
     """Pearson of whole images; the first 100 then by the overlap of the masks of all foreground
     classes, Σ_k cells in both / Σ_k cells in either (Waqas 2023), the others after them.
     """
-    return Scores(pearson(rows, images).values, kernels.overlaps(images.masks[rows], images.masks))
+    values = METRICS["pearson"](rows, images.features)
+    return Scores(values, kernels.overlaps(images.masks[rows], images.masks))
+
+
+def localised(rows: Ints, images: Collection) -> Scores:
+    """−‖x−y‖ of the vectors of the descriptor `localised`; the first 100 then by the overlap of the
+    foregrounds, cells in both / cells in either, whatever their classes (Waqas 2023, section 4 and
+    eq. 2). Not defined for images of another category than the query, or of none.
+    """
+    categories = images.categories[LOCALISED]
+    values = METRICS["euclidean"](rows, images.vectors[LOCALISED])
+    asked = categories[rows][:, None]
+    values[(asked != categories) | (asked < 0)] = np.nan
+    return Scores(values, kernels.overlaps(images.foreground[rows], images.foreground))
 
 
 def random(rows: Ints, images: Collection) -> Scores:
@@ -103,50 +112,74 @@ def random(rows: Ints, images: Collection) -> Scores:
     return Scores(np.stack(drawn))
 
 
-METHODS: Mapping[str, Callable[[Ints, Collection], Scores]] = {
-    "pearson": pearson,
-    "cosine": cosine,
-    "euclidean": euclidean,
-    "region": region,
-    "sign-bits": sign_bits,
-    "histogram": histogram,
-    "pearson+iou": pearson_iou,
-    "random": random,
+ALWAYS = (
+    "pearson",
+    "cosine",
+    "euclidean",
+    "region",
+    "sign-bits",
+    "histogram",
+    "pearson+iou",
+    "random",
+)
+"""The methods that every index has."""
+_WHOLE: Mapping[str, Method] = {  # names that are not made of parts
+    "region": Method(region, (REGIONS,)),
+    "sign-bits": Method(sign_bits, (SIGN_BITS,)),
+    "histogram": Method(histogram),
+    "pearson+iou": Method(pearson_iou, (FEATURE, MASKS)),
+    "random": Method(random),
+    LOCALISED: Method(localised, (FOREGROUND,), LOCALISED),
 }
-READS: Mapping[str, tuple[str, ...]] = {
-    "pearson": (FEATURE,),
-    "cosine": (FEATURE,),
-    "euclidean": (FEATURE,),
-    "region": (REGIONS,),
-    "sign-bits": (SIGN_BITS,),
-    "histogram": (),
-    "pearson+iou": (FEATURE, MASKS),
-    "random": (),
-}
-"""Which parts of a collection a method needs."""
+_NATURAL = {"pca": ("pca-cosine",), LOCALISED: (LOCALISED, f"{LOCALISED}-euclidean")}
+_NAME = re.compile(rf"(\w+?)(?:-({'|'.join(METRICS)}))?(?:@([1-9]\d*))?", re.ASCII)
 
 
-def chosen(names: str) -> tuple[str, ...]:
-    """The methods that `all` or a list with commas names, each once. Raises InputError."""
-    if names == "all":
-        return tuple(METHODS)
-    found = tuple(dict.fromkeys(name.strip() for name in names.split(",")))
-    unknown = [name for name in found if name not in METHODS]
-    if unknown:
-        known = ", ".join(METHODS)
-        raise InputError(f"no method {unknown[0]!r}; there are {known}, and all")
+def method(name: str) -> Method:
+    """What a name means. Raises InputError if that is nothing."""
+    if name in _WHOLE:
+        return _WHOLE[name]
+    if name in METRICS:
+        return Method(lambda rows, images: Scores(METRICS[name](rows, images.features)), (FEATURE,))
+    if not (parts := _NAME.fullmatch(name)):
+        raise InputError(f"no method {name!r}")
+    descriptor, metric, first = parts[1], METRICS[parts[2] or "euclidean"], int(parts[3] or 0)
+
+    def of_vectors(rows: Ints, images: Collection) -> Scores:
+        return Scores(metric(rows, images.vectors[descriptor][:, : first or None]))
+
+    return Method(of_vectors, descriptor=descriptor)
+
+
+def scores(name: str, rows: Ints, images: Collection) -> Scores:
+    """What a method gives all images for some queries (q,)."""
+    return method(name).scores(rows, images)
+
+
+def every(descriptors: Iterable[str]) -> tuple[str, ...]:
+    """The methods of an index that has these descriptors, of each those of its paper."""
+    *others, chance = ALWAYS
+    natural = [name for d in descriptors for name in _NATURAL.get(d, (d,))]
+    return (*others, *natural, chance)
+
+
+def chosen(names: Sequence[str], descriptors: Sequence[str]) -> tuple[str, ...]:
+    """The methods that are named, `all` for `every`, each once. Raises InputError for what an index
+    that has these descriptors does not have.
+    """
+    known = every(descriptors)
+    found = tuple(dict.fromkeys(m for name in names for m in (known if name == "all" else [name])))
+    for name in found or ("",):
+        parts = _NAME.fullmatch(name)
+        of_one = parts is not None and parts[1] in descriptors and not parts[3]
+        if not (of_one or name in known or name in METRICS):
+            raise InputError(_unknown(name, known, descriptors))
     return found
 
 
-def _products(asked: Features, features: Features, prepare: kernels.Prepare) -> Floats:
-    return _round(kernels.dots(asked, features, prepare))
-
-
-def _round(values: Floats) -> Floats:
-    return np.asarray(np.round(values, 12))
-
-
-def _scale(features: Features) -> float:
-    """A power of two that no vector is longer than."""
-    largest = max(float(features.max()), -float(features.min()))
-    return float(2.0 ** np.ceil(np.log2(largest * np.sqrt(features.shape[1])))) if largest else 1.0
+def _unknown(name: str, known: Sequence[str], descriptors: Sequence[str]) -> str:
+    text = f"no method {name!r}; there are {', '.join(known)}, and all; "
+    if not descriptors:
+        return f"{text}the index has no descriptors, jobs/describe.py adds them"
+    has = f"the index has the descriptors {', '.join(descriptors)}, jobs/describe.py adds others"
+    return f"{text}NAME and NAME-METRIC of a descriptor, METRIC {', '.join(METRICS)}: {has}"

@@ -1,15 +1,15 @@
 """Rankings of a block of queries and what is counted in them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from segrec_batch.evaluate.retrieval.collection import Collection, Ints
-from segrec_batch.evaluate.retrieval.conditions import Setting
+from segrec_batch.evaluate.retrieval.conditions import NEIGHBOURS, Setting
 from segrec_batch.evaluate.retrieval.counts import COUNTS, FIRST
-from segrec_batch.evaluate.retrieval.methods import DEPTH, METHODS, Scores
+from segrec_batch.evaluate.retrieval.methods import DEPTH, Scores, scores
 from segrec_batch.evaluate.retrieval.settings import allowed
 from segrec_batch.evaluate.retrieval.truth import Truth
 
@@ -24,22 +24,35 @@ def count_block(
     Takes some 60 bytes for each of q · n pairs, at most.
     """
     conditions = list(allowed(rows, images, of))
-    block = _Block(rows, images, truth)
+    block = _Block(rows, images, truth, {s.neighbours for s in of if s.neighbours})
     parts = [
         block.counts(name, setting, order, listed)
         for name in methods
-        for setting, order, listed in _rankings(METHODS[name](rows, images), conditions)
+        for setting, order, listed in _rankings(scores(name, rows, images), conditions)
     ]
     return pa.concat_tables(parts)
 
 
+def neighbours(rows: Ints, images: Collection, metric: str) -> Bools:
+    """Which others are nearest to some images by a metric on the feature, each to itself as well:
+    (q, n).
+    """
+    found = np.zeros((len(rows), len(images)), bool)
+    found[np.arange(len(rows)), rows] = True
+    given = scores(metric, rows, images)
+    order, left = listed(given, in_order(given), ~found)
+    first = left & (left.cumsum(axis=1) <= NEIGHBOURS)
+    found[np.nonzero(first)[0], order[first]] = True
+    return found
+
+
 def _rankings(
-    scores: Scores, conditions: Sequence[tuple[Setting, Bools]]
+    given: Scores, conditions: Sequence[tuple[Setting, Bools]]
 ) -> Iterator[tuple[Setting, Ints, Bools]]:
     """For each setting all images, best first (q, n), and which of them are listed."""
-    order = in_order(scores)
+    order = in_order(given)
     for setting, found in conditions:
-        yield setting, *listed(scores, order, found)
+        yield setting, *listed(given, order, found)
 
 
 def in_order(scores: Scores) -> Ints:
@@ -66,10 +79,11 @@ def listed(scores: Scores, order: Ints, found: Bools) -> tuple[Ints, Bools]:
 class _Block:
     """What all rankings of some queries have in common."""
 
-    def __init__(self, rows: Ints, images: Collection, truth: Truth) -> None:
+    def __init__(self, rows: Ints, images: Collection, truth: Truth, metrics: Set[str]) -> None:
         self.rows = rows
         self.candidates = len(images) - 1
-        self.relevant = truth.relevant(rows)
+        self.relevant = {"": truth.relevant(rows)}
+        self.relevant |= {metric: neighbours(rows, images, metric) for metric in metrics}
         self.gains = truth.gains(rows)
         self.named = [
             images.ids.take(pa.array(rows)),
@@ -93,10 +107,9 @@ class _Block:
         """The rows of one method and setting."""
         q = len(self.rows)
         places = listed.cumsum(axis=1, dtype=np.int32)
-        hits = np.take_along_axis(self.relevant, order, axis=1) & listed
-        relevant = self.relevant.sum(axis=1) - (
-            0 if setting.kept else 1
-        )  # all are so to themselves
+        found = self.relevant[setting.neighbours]
+        hits = np.take_along_axis(found, order, axis=1) & listed
+        relevant = found.sum(axis=1) - int(not setting.kept)  # all are so to themselves
         columns = [
             *self.named,
             pa.array([method] * q),

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from segrec_batch.errors import InputError
-from segrec_batch.evaluate.retrieval.conditions import in_order
+from segrec_batch.evaluate.retrieval.conditions import Setting, in_order
 from segrec_batch.evaluate.retrieval.counts import COUNTS
 
 DEPTH = 100  # how many gains of a ranking are known
@@ -68,12 +68,13 @@ def rankings(counts: pa.Table) -> list[Rankings]:
 
 
 def taking_part(found: Sequence[Rankings]) -> NDArray[np.bool_]:
-    """(n,) which queries have a relevant candidate under every setting.
+    """(n,) which queries have a relevant candidate under every setting, neighbours aside.
 
     A query that is kept is always relevant to itself; without this rule the figures with and
     without it would be of different queries.
     """
-    return np.asarray(np.min([r.relevant for r in found], axis=0) > 0)
+    by_truth = [r.relevant for r in found if not Setting.parse(r.setting).neighbours]
+    return np.asarray(np.min(by_truth, axis=0) > 0)
 
 
 def _checked(counts: pa.Table) -> pa.Table:

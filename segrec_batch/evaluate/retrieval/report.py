@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from segrec_batch.evaluate.report import Provenance, Report
-from segrec_batch.evaluate.retrieval import filters, sections
+from segrec_batch.evaluate.retrieval import dimensions, filters, sections
 from segrec_batch.evaluate.retrieval.examples import (
     SHOWN,
     Example,
@@ -95,7 +95,8 @@ def render(
         filters.filters(found),
         filters.query_kept(found),
         sections.classes(found),
-        sections.significance(compared),
+        dimensions.dimensions(found),
+        sections.significance(found, compared),
         sections.latencies(latency),
         sections.examples(examples),
     ]
@@ -113,7 +114,11 @@ def render(
 
 def _curves(found: Findings) -> dict[str, Floats]:
     """Precision at `LEVELS` of recall, the mean over the queries that take part."""
-    return {r.method: np.nanmean(interpolated_precision(r), axis=0) for r in found.unfiltered}
+    return {
+        r.method: np.nanmean(interpolated_precision(r), axis=0)
+        for r in found.unfiltered
+        if r.method in found.methods
+    }
 
 
 def _details(

@@ -1,16 +1,17 @@
 """One run: read the images, find the ground truth, rank and count blocks of queries on Ray."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from segrec_batch.console import ProgressMeter, say
-from segrec_batch.evaluate.retrieval.collection import Collection, Ints, load
+from segrec_batch.evaluate.retrieval.collection import FEATURE, Collection, Ints, load
 from segrec_batch.evaluate.retrieval.conditions import PLAIN, Setting, Window
+from segrec_batch.evaluate.retrieval.dimensions import SWEPT, sweep
 from segrec_batch.evaluate.retrieval.latency import Latency, latencies
 from segrec_batch.evaluate.retrieval.masks import Masks
-from segrec_batch.evaluate.retrieval.methods import METHODS, READS
+from segrec_batch.evaluate.retrieval.methods import chosen, method, scores
 from segrec_batch.evaluate.retrieval.pairs import Pairs
 from segrec_batch.evaluate.retrieval.ranking import count_block, in_order, listed
 from segrec_batch.evaluate.retrieval.settings import (
@@ -23,19 +24,22 @@ from segrec_batch.evaluate.retrieval.truth import Folders, Truth
 from segrec_batch.pipeline import chain
 from segrec_batch.query.database import open_index
 
+Grid = tuple[tuple[str, ...], tuple[Setting, ...]]
+"""Methods, and settings in each of which each of them is judged."""
 _PAIRS = 2**21  # of queries and images in a block: some 60 bytes each
 _BLOCKS = 64  # queries of a block, at most: several blocks a core
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What to judge. index: or a query cache. truth: what is relevant to what. methods: names of
-    METHODS. windows, epsilons: filters, see `Setting`. queries: at most so many, drawn with `seed`.
+    """What to judge. index: or a query cache. truth: what is relevant to what. methods: see
+    `methods`; `all` stands for those of the index. windows, epsilons: filters, see `Setting`.
+    queries: at most so many, drawn with `seed`.
     """
 
     index: str
     truth: Folders | Pairs | Masks
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = ("all",)
     windows: tuple[Window, ...] = WINDOWS
     epsilons: tuple[float, ...] = EPSILONS
     queries: int = 1000
@@ -45,8 +49,9 @@ class Retrieval:
 
 @dataclass(frozen=True)
 class Run:
-    """What came of it. counts: COUNTS, by method and setting in the order asked for, then by query.
-    queries: how many were asked. index, version, model_id, weights, notice: what was judged.
+    """What came of it. asked: with the names of all methods. counts: COUNTS, by method and setting
+    in the order asked for, then by query; behind them those of `dimensions`. queries: how many were
+    asked. index, version, model_id, weights, notice: what was judged.
     """
 
     asked: Retrieval
@@ -79,8 +84,7 @@ class _Task:
     rows: Ints
     images: chain.Shared[Collection]
     truth: chain.Shared[Truth]
-    methods: tuple[str, ...]
-    of: tuple[Setting, ...]
+    grids: Sequence[Grid]
 
 
 def retrieve(asked: Retrieval) -> Run:
@@ -92,15 +96,17 @@ def retrieve(asked: Retrieval) -> Run:
     of = settings(asked.windows, asked.epsilons)
     database = open_index(asked.index, asked.version)
     with database.connection:
-        images = load(database, {part for name in asked.methods for part in READS[name]})
+        spec = database.spec
+        methods = chosen(asked.methods, [descriptor.name for descriptor in spec.descriptors])
+        images = load(database, *_needed(methods))
         truth = asked.truth.find(images)
         rows = truth.queries(asked.queries, asked.seed)
         say(f"{len(rows):,} queries among {len(images):,} images, {images.copies:,} of them copies")
-        took = latencies(database, images, asked.methods, rows, asked.seed)
-    spec = database.spec
+        took = latencies(database, images, methods, rows, asked.seed)
+    grids = [(methods, of), *([sweep(images)] if SWEPT in methods else [])]
     return Run(
-        asked=asked,
-        counts=count(rows, images, truth, asked.methods, of, block_size(len(images))),
+        asked=replace(asked, methods=methods),
+        counts=count(rows, images, truth, grids, block_size(len(images))),
         images=images,
         truth=truth,
         latencies=took,
@@ -113,6 +119,14 @@ def retrieve(asked: Retrieval) -> Run:
     )
 
 
+def _needed(methods: Sequence[str]) -> tuple[set[str], set[str]]:
+    """The parts of a collection, and the descriptors, that methods read."""
+    read = [method(name) for name in methods]
+    parts = {part for m in read for part in m.parts}
+    swept = {FEATURE} if SWEPT in methods else set()  # neighbours are by the full vector
+    return parts | swept, {m.descriptor for m in read if m.descriptor}
+
+
 def block_size(images: int) -> int:
     """Queries that are ranked at once."""
     return min(max(_PAIRS // images, 1), _BLOCKS)
@@ -122,8 +136,7 @@ def count(
     rows: Ints,
     images: Collection,
     truth: Truth,
-    methods: tuple[str, ...],
-    of: tuple[Setting, ...],
+    grids: Sequence[Grid],
     size: int,
 ) -> pa.Table:
     """COUNTS of queries, ranked on the cluster in blocks of `size`, which they do not depend on."""
@@ -131,20 +144,23 @@ def count(
     found: dict[int, pa.Table] = {}
     with chain.cluster(), ProgressMeter("queries ranked", len(rows)) as meter:
         shared = chain.Shared(images), chain.Shared(truth)
-        tasks = (_Task(block, *shared, methods, of) for block in blocks)
+        tasks = (_Task(block, *shared, grids) for block in blocks)
         for task, table in chain.each(_count, tasks, cpus=1):
             found[int(task.rows[0])] = table
             meter.advance(len(task.rows))
     parts = [found[int(block[0])] for block in blocks]
     return pa.concat_tables(
         part.slice(i * len(block), len(block))
-        for i in range(len(methods) * len(of))
+        for i in range(sum(len(methods) * len(of) for methods, of in grids))
         for part, block in zip(parts, blocks, strict=True)
     )
 
 
 def _count(task: _Task) -> pa.Table:
-    return count_block(task.rows, task.images.get(), task.truth.get(), task.methods, task.of)
+    images, truth = task.images.get(), task.truth.get()
+    return pa.concat_tables(
+        count_block(task.rows, images, truth, methods, of) for methods, of in task.grids
+    )
 
 
 def first(
@@ -153,8 +169,8 @@ def first(
     """The k first of the rankings of some queries, by image_id, as they were counted."""
     rows = run.images.rows(pa.array(queries, pa.string()))
     ((_, found),) = allowed(rows, run.images, [setting])
-    scores = METHODS[method](rows, run.images)
-    order, left = listed(scores, in_order(scores), found)
+    given = scores(method, rows, run.images)
+    order, left = listed(given, in_order(given), found)
     relevant = run.truth.relevant(rows)
     hits = {}
     for i, query in enumerate(queries):
@@ -164,7 +180,7 @@ def first(
                 run.images.ids[int(j)].as_py(),
                 run.images.uris[int(j)].as_py(),
                 bool(relevant[i, j]),
-                float(scores.values[i, j]),
+                float(given.values[i, j]),
             )
             for j in best
         ]

@@ -6,7 +6,7 @@ import numpy as np
 
 from segrec_batch.evaluate.items import Plot, Section, Table, Text
 from segrec_batch.evaluate.measures import Estimate
-from segrec_batch.evaluate.plots import Line, heat_map, line_plot
+from segrec_batch.evaluate.plots import SERIES, Line, dot_plot, heat_map, line_plot
 from segrec_batch.evaluate.retrieval.conditions import NONE, named
 from segrec_batch.evaluate.retrieval.examples import Example, galleries
 from segrec_batch.evaluate.retrieval.findings import Columns, Findings
@@ -26,7 +26,8 @@ _MAIN: Columns = [
 ]
 _GAINS: Columns = [("nDCG@10", "ndcg", 10), ("nDCG@100", "ndcg", 100)]
 _RATES: Columns = [
-    (f"{name.upper()}@{k}", name, k) for name in ("arr", "fiar", "firr") for k in (10, 20, 100)
+    *((f"{name.upper()}@{k}", name, k) for name in ("arr", "fiar", "firr") for k in (10, 20, 100)),
+    ("relevant lost", "relevant_lost", 0),
 ]
 _DEFINITIONS = (
     "The candidates of a query are ranked by score. Among the first k, A are relevant and B are "
@@ -39,7 +40,9 @@ _DEFINITIONS = (
 _RATE_DEFINITIONS = (
     "False image acceptation ratio: FIAR = B / (A + B), of what was really retrieved. False image "
     "rejection ratio: FIRR = C / (A + C) = 1 − recall. Average retrieval rate: ARR = Σ A / Σ R, "
-    "sums over all queries; it is the mean recall where all classes have one size. All at k."
+    "sums over all queries; it is the mean recall where all classes have one size. All at k. "
+    "Relevant lost: the share of a query's relevant candidates that a method has no score for, as "
+    "there is no vector, region or common category to compare."
 )
 _GAIN_DEFINITION = (
     "nDCG@k = DCG / greatest possible DCG, with DCG = Σ gain / log2(1 + rank) over the first k; "
@@ -63,6 +66,7 @@ def overview(f: Findings, truth: str, ties: str) -> Section:
         [
             Text(f"{truth} {judged}"),
             methods_table(f, "Methods", [*_MAIN, *_GAINS] if measured else _MAIN),
+            _best_first(f),
             Text(definitions),
             methods_table(f, "Retrieval, false acceptation and false rejection", _RATES),
             Text(_RATE_DEFINITIONS),
@@ -77,12 +81,21 @@ def methods_table(f: Findings, caption: str, columns: Columns) -> Table:
     return Table(caption, header, rows)
 
 
+def _best_first(f: Findings) -> Plot:
+    rows = {m: {"mAP": e} for m in f.ranked if (e := f.figure("map", m))}
+    text = "mAP of each method with its interval, the best first."
+    return Plot("mAP, the best first", dot_plot(rows, "mAP"), text)
+
+
 def curves(f: Findings, precisions: Mapping[str, Floats]) -> Section:
     """Precision over recall, and over the length of the list; `precisions` at `LEVELS`."""
-    lines = {m: Line(LEVELS, p) for m, p in precisions.items()}
+    lines = {m: Line(LEVELS, precisions[m]) for m in f.drawn}
+    few = len(f.drawn) < len(f.methods)
+    said = [Text(f"Of the {len(f.drawn)} methods of greatest mAP; the tables have all.")] * few
     return Section(
         "Curves",
         [
+            *said,
             Plot(
                 "Precision at each recall, mean over queries",
                 line_plot(lines, "recall", "interpolated precision"),
@@ -96,7 +109,7 @@ def curves(f: Findings, precisions: Mapping[str, Floats]) -> Section:
 
 def _over_k(f: Findings, name: str, caption: str) -> Plot:
     lines = {}
-    for m in f.methods:
+    for m in f.drawn:
         points = np.hstack([f.values(name, m, [NONE], k) for k in CUTOFFS])
         lines[m] = Line(CUTOFFS, *points)
     label = {"arr": "ARR@k"}.get(name, f"{name}@k")
@@ -109,35 +122,40 @@ def classes(f: Findings) -> Section | None:
     if not f.classes:
         return None
     found = [[f.figure("map", m, cls=c) for m in f.methods] for c in f.classes]
-    values = np.array([[e.value if e else None for e in row] for row in found], float)
     rows = [
         [c, str(max(e.units for e in row if e)), *(e or "not run" for e in row)]
         for c, row in zip(f.classes, found, strict=True)
     ]
-    return Section(
-        "Classes",
-        [
-            Plot(
-                "mAP by class of the query",
-                heat_map(values, f.classes, f.methods, "class", "method"),
-                "mAP, a row for each class, a column for each method; the table has the figures.",
-            ),
-            Table("mAP by class of the query", ["class", "queries", *f.methods], rows),
-        ],
-    )
+    caption = "mAP by class of the query"
+    values = np.array([[e.value if e else None for e in row] for row in found], float)
+    table = Table(caption, ["class", "queries", *f.methods], rows)
+    return Section("Classes", [_class_map(f, caption, values), table])
 
 
-def significance(found: Sequence[Comparison]) -> Section | None:
-    """Which methods differ."""
+def _class_map(f: Findings, caption: str, values: Floats) -> Plot:
+    """Of the classes and the methods what there is more of goes down the page."""
+    sides = ("class", f.classes), ("method", f.methods)
+    if len(f.methods) > len(f.classes):
+        values, sides = values.T, sides[::-1]
+    (y, rows), (x, columns) = sides
+    text = f"mAP, a row for each {y}, a column for each {x}; the table has the figures."
+    return Plot(caption, heat_map(values, rows, columns, y, x), text)
+
+
+def significance(f: Findings, found: Sequence[Comparison]) -> Section | None:
+    """Which methods differ; of many methods the best from which."""
     if not found:
         return None
+    shown = [c for c in found if len(f.methods) <= SERIES or f.ranked[0] in (c.a, c.b)]
     about = (
         "Paired randomisation test on the average precisions of the same queries: how often would "
         "the difference be at least as large if for each query the two methods changed places at "
         "random? Holm's correction allows for the number of pairs."
     )
+    if len(shown) < len(found):
+        about += f" Shown are the pairs with {f.ranked[0]}; metrics.json has all {len(found)}."
     rows: list[list[Estimate | str]] = [
-        [c.a, c.b, c.difference, _p(c.p), _p(c.p_holm), str(c.difference.units)] for c in found
+        [c.a, c.b, c.difference, _p(c.p), _p(c.p_holm), str(c.difference.units)] for c in shown
     ]
     header = ["method", "minus", "difference of mAP", "p", "p, corrected", "queries"]
     return Section("Are the differences real?", [Text(about), Table("Pairs", header, rows)])
