@@ -16,6 +16,7 @@ import segrec_batch
 from segrec_batch.query import oracle
 from segrec_batch.query.views import schema_file
 from segrec_batch.store import encode
+from segrec_batch.store.schema import descriptors_schema
 
 CLASSES = ("background", "car", "tree")
 WORDS = 2
@@ -101,6 +102,7 @@ def macros() -> duckdb.DuckDBPyConnection:
         "mask_bits": [words(r.mask) for *_, r in regions],
     }
     connection = duckdb.connect()
+    connection.from_arrow(descriptors_schema().empty_table()).create("descriptors")
     for name, table in (("images", pa.table(columns)), ("regions", pa.table(of_regions))):
         connection.from_arrow(table).create(name)
         floats = [c for c in table.column_names if c.startswith(("coverage", "inv_norm"))]
