@@ -29,6 +29,7 @@ class Criteria:
     rerank: str | None = None
     depth: int = 100
     distinct_content: bool = True
+    method: str = "pearson"
 
     def check(self, classes: Sequence[str]) -> None:
         """Raises InputError for a class that the index does not know or a window that is empty."""
@@ -66,6 +67,7 @@ class Criteria:
         """The arguments of the SQL macro, by name."""
         found: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         low, high = found.pop("coverage")
+        del found["method"]
         return {"class": found.pop("cls"), "min_coverage": low, "max_coverage": high, **found}
 
 
@@ -90,6 +92,11 @@ class Recommendation:
     mask_iou: float | None
     coverage: Mapping[str, float]
     mask: bytes
+
+    @property
+    def score(self) -> float | None:
+        """By which it is ranked, higher is more alike; None where that is undefined."""
+        return self.pearson
 
 
 class Recommender:
