@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from segrec_batch.evaluate.retrieval import feedback
 from segrec_batch.evaluate.retrieval.collection import Collection, Ints
 from segrec_batch.evaluate.retrieval.conditions import Setting
 from segrec_batch.evaluate.retrieval.counts import COUNTS, FIRST
@@ -19,17 +20,19 @@ Bools = NDArray[np.bool_]
 def count_block(
     rows: Ints, images: Collection, truth: Truth, methods: Sequence[str], of: Sequence[Setting]
 ) -> pa.Table:
-    """COUNTS of a block of queries (q,): by method, setting, query, in the order given.
+    """COUNTS of a block of queries (q,): by method, setting, query, in the order given. Settings
+    with feedback come last, and only of methods that have it.
 
     Takes some 60 bytes for each of q · n pairs, at most.
     """
-    conditions = list(allowed(rows, images, of))
+    conditions = list(allowed(rows, images, [setting for setting in of if not setting.feedback]))
     block = _Block(rows, images, truth)
-    parts = [
-        block.counts(name, setting, order, listed)
-        for name in methods
-        for setting, order, listed in _rankings(METHODS[name](rows, images), conditions)
-    ]
+    parts = []
+    for name in methods:
+        scores = METHODS[name](rows, images)
+        after = feedback.rankings(name, scores.values, rows, images, truth, of)
+        parts += [block.counts(name, *found) for found in _rankings(scores, conditions)]
+        parts += [block.counts(name, *found) for found in after]
     return pa.concat_tables(parts)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from segrec_batch.console import ProgressMeter, say
+from segrec_batch.evaluate.retrieval import feedback
 from segrec_batch.evaluate.retrieval.collection import Collection, Ints, load
 from segrec_batch.evaluate.retrieval.conditions import PLAIN, Setting, Window
 from segrec_batch.evaluate.retrieval.latency import Latency, latencies
@@ -31,6 +32,7 @@ _BLOCKS = 64  # queries of a block, at most: several blocks a core
 class Retrieval:
     """What to judge. index: or a query cache. truth: what is relevant to what. methods: names of
     METHODS. windows, epsilons: filters, see `Setting`. queries: at most so many, drawn with `seed`.
+    feedback_rounds: how often simulated users mark images, 0 for not at all.
     """
 
     index: str
@@ -41,6 +43,7 @@ class Retrieval:
     queries: int = 1000
     seed: int = 0
     version: int | None = None
+    feedback_rounds: int = feedback.ROUNDS
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def retrieve(asked: Retrieval) -> Run:
     The images are in memory twice, here and where the tasks read them. Counts take 4 bytes for each
     query, method, setting and image that is relevant to the query. Raises SegrecError.
     """
-    of = settings(asked.windows, asked.epsilons)
+    of = (*settings(asked.windows, asked.epsilons), *feedback.settings(asked.feedback_rounds))
     database = open_index(asked.index, asked.version)
     with database.connection:
         images = load(database, {part for name in asked.methods for part in READS[name]})
@@ -138,7 +141,7 @@ def count(
     parts = [found[int(block[0])] for block in blocks]
     return pa.concat_tables(
         part.slice(i * len(block), len(block))
-        for i in range(len(methods) * len(of))
+        for i in range(parts[0].num_rows // len(blocks[0]))
         for part, block in zip(parts, blocks, strict=True)
     )
 

@@ -1,0 +1,87 @@
+"""The vectors that a method compares, made ready so that sums of them mean something."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segrec_batch.query.database import Database, query
+
+Floats = NDArray[np.float64]
+Vectors = NDArray[np.float32]
+
+PEARSON, COSINE, EUCLIDEAN, DOT = METRICS = "pearson", "cosine", "euclidean", "dot"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A `method` of `recommend`: a metric on features, or on the vectors of a descriptor."""
+
+    metric: str
+    descriptor: str = ""
+
+    @classmethod
+    def parse(cls, name: str) -> "Method":
+        """Of its name; a descriptor alone is compared by distance.
+
+        >>> Method.parse("cosine"), Method.parse("pca-cosine").descriptor
+        (Method(metric='cosine', descriptor=''), 'pca')
+        >>> str(Method.parse("sift")), str(Method.parse("sift").linear)
+        ('sift-euclidean', 'sift-dot')
+        """
+        descriptor, _, metric = name.rpartition("-")
+        if metric in METRICS:
+            return cls(metric, descriptor)
+        return cls(EUCLIDEAN, name)
+
+    @property
+    def linear(self) -> "Method":
+        """The same with a metric by which w ranks as w·x does: a distance becomes `dot`."""
+        return Method(DOT if self.metric == EUCLIDEAN else self.metric, self.descriptor)
+
+    def __str__(self) -> str:
+        return f"{self.descriptor}-{self.metric}" if self.descriptor else self.metric
+
+
+def prepared(vectors: Vectors, metric: str) -> Floats:
+    """Rows (m, C) as the metric sees them: for Pearson (x − x̄) / ‖x − x̄‖, for cosine x / ‖x‖, else
+    as they are; NaN where that is not defined.
+
+    Pearson with a fixed vector is then a dot product, up to a factor, and so it is with a sum of
+    such vectors: a mean of scores is the score of a mean, and no image weighs more for its length.
+    """
+    x = vectors.astype(np.float64)
+    usable = np.asarray(np.isfinite(x).all(axis=1))
+    if metric in (EUCLIDEAN, DOT):
+        x[~usable] = np.nan
+        return x
+    if metric == PEARSON:
+        usable &= vectors.max(axis=1) > vectors.min(axis=1)
+        x -= x.mean(axis=1, keepdims=True)
+    usable &= (x != 0).any(axis=1)
+    x[~usable] = np.nan
+    return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True))
+
+
+def vectors(database: Database, method: Method, cls: str | None, ids: Sequence[str]) -> Vectors:
+    """What a method compares of some images: (m, C), rows of NaN where there is nothing.
+
+    cls: the class whose regions are compared, None for whole images.
+    """
+    where = "image_id IN (SELECT unnest($ids))"
+    if method.descriptor:
+        source, key = "SELECT image_id, vector FROM descriptors", "descriptor"
+    elif cls is not None:
+        source, key = "SELECT image_id, feature AS vector FROM regions", "class"
+    else:
+        source, key = "SELECT image_id, feature AS vector FROM images", ""
+    of = f"{key} = $of AND " if key else ""
+    named = {"of": method.descriptor or cls} if key else {}
+    sql = f"{source} WHERE {of}vector IS NOT NULL AND {where}"
+    rows = query(database.connection, sql, {"ids": list(ids), **named}).to_pylist()
+    known = {row["image_id"]: row["vector"] for row in rows}
+    found = np.full((len(ids), len(next(iter(known.values()), ()))), np.nan, np.float32)
+    for i, name in enumerate(ids):
+        found[i] = known.get(name, np.nan)
+    return found
