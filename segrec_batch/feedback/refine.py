@@ -34,7 +34,7 @@ class Weights:
 
     def check(self) -> None:
         """Raises InputError for numbers that weigh nothing."""
-        if min(self.alpha, self.beta, self.gamma) < 0 or not self.c > 0:
+        if not (self.alpha >= 0 and self.beta >= 0 and self.gamma >= 0 and self.c > 0):
             raise InputError("alpha, beta and gamma are 0 or more, C is above 0")
 
 
