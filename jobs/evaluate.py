@@ -217,6 +217,14 @@ def _retrieval_arguments(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"ask for at most so many images, drawn at random (default: {Retrieval.queries})",
     )
+    add(
+        "--feedback-rounds",
+        type=int,
+        default=Retrieval.feedback_rounds,
+        metavar="N",
+        help="how often simulated users mark the next ten images; 0: not at all "
+        f"(default: {Retrieval.feedback_rounds})",
+    )
     add("--seed", type=int, default=0, help="of the draw and the bootstrap (default: 0)")
 
 
@@ -231,6 +239,7 @@ def retrieval(a: argparse.Namespace) -> None:
         queries=a.queries,
         seed=a.seed,
         version=a.version,
+        feedback_rounds=a.feedback_rounds,
     )
     _write(retrieval_report(asked), a.report)
 

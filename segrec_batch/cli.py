@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segrec_batch import __version__, console, storage
+from segrec_batch import __version__, cli_feedback, console
+from segrec_batch.cli_files import INDEX, add_query_image, asked_image, contact_sheet, put
 from segrec_batch.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ examples:
   segrec duckdb --index s3://bucket/index streets.duckdb
   segrec scenes --output demo/scenes --count 240
 """
-
-_BINARY = ("parquet", "png")
-_INDEX = "folder of the index (local or s3://), or a query cache"
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -68,16 +66,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
                 name, help=text, description=description, epilog=EXAMPLES, formatter_class=form
             )
         )
+    cli_feedback.add_commands(commands)
     return parser.parse_args(arguments)
 
 
 def _add_query(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--index", required=True, metavar="INDEX", help=_INDEX)
-    asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--image", metavar="FILE", help="a new picture: path, URI, or - for stdin")
-    asked.add_argument("--image-id", metavar="ID", help="an image of the index, by id")
-    asked.add_argument("--uri", metavar="URI", help="an image of the index, by path or URI")
+    add("--index", required=True, metavar="INDEX", help=INDEX)
+    add_query_image(parser)
     add("--class", dest="cls", metavar="CLASS", help="compare regions of this class, not images")
     add(
         "--coverage",
@@ -131,7 +127,7 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
 
 def _add_sql(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--index", required=True, metavar="INDEX", help=_INDEX)
+    add("--index", required=True, metavar="INDEX", help=INDEX)
     add("--version", type=int, metavar="N", help="ask an older version")
     add("--format", default="table", choices=("table", "csv", "json", "parquet"))
     add("--output", metavar="FILE", help="write there, not to stdout")
@@ -185,18 +181,13 @@ def run_query(a: argparse.Namespace) -> None:
     recommender = Recommender(open_index(a.index, a.version))
     if a.explain:
         watch(recommender.database.connection)
-    if a.image is not None:
-        asked = recommender.new_picture(a.image, _read(a.image), criteria, a.device)
-    elif a.image_id is not None:
-        asked = recommender.indexed_image("image_id", a.image_id)
-    else:
-        asked = recommender.indexed_image("uri", storage.absolute(a.uri))
+    asked = asked_image(a, recommender, criteria)
     found = recommender.recommend(asked, criteria)
     if a.explain:
         console.say(str(last_work(recommender.database.connection)))
     if recommender.database.spec.notice:
         console.say(f"warning: {recommender.database.spec.notice}")
-    _write(_answer(a.format, recommender, asked, found, criteria), a.output, a.format)
+    put(_answer(a.format, recommender, asked, found, criteria), a.output, a.format)
 
 
 def _answer(
@@ -211,20 +202,9 @@ def _answer(
     spec = recommender.database.spec
     if kind in ("html", "png"):
         from segrec_batch.query.recommend import cards
-        from segrec_batch.query.sheet import render_sheet
-        from segrec_batch.query.sheet_png import render_png
 
-        query, *results = cards(asked, found, criteria.method)
-        page = (render_png if kind == "png" else render_sheet)(
-            query,
-            results,
-            classes=spec.colours,
-            caption=str(criteria),
-            notice=spec.notice,
-            asked=criteria.cls,
-            window=criteria.coverage,
-        )
-        return page if isinstance(page, bytes) else page.encode()
+        shown = cards(asked, found, criteria.method)
+        return contact_sheet(kind, shown, spec, criteria, str(criteria))
     sigma, share = ("σ {}", _bar) if kind == "table" else ("coverage_{}", float)
     score = "pearson" if criteria.method == "pearson" else "score"
     names = ["rank", score, *map(sigma.format, spec.classes), "uri", "image_id"]
@@ -260,7 +240,7 @@ def run_sql(a: argparse.Namespace) -> None:
     if a.explain:
         console.say(str(last_work(database.connection)))
     title = f"{found.num_rows} rows"
-    _write(formatted(a.format, found.column_names, found.columns, title), a.output, a.format)
+    put(formatted(a.format, found.column_names, found.columns, title), a.output, a.format)
 
 
 def _parameter(text: str) -> tuple[str, str]:
@@ -288,25 +268,6 @@ def run_scenes(a: argparse.Namespace) -> None:
     with console.ProgressMeter("scenes", a.count) as meter:
         write_scenes(a.output, a.count, a.seed, progress=lambda n: meter.advance(n - meter.done))
     print(f"{a.count} scenes in {a.output}: images/, masks/, classes.json")
-
-
-def _read(image: str) -> bytes:
-    try:
-        return sys.stdin.buffer.read() if image == "-" else storage.read_bytes(image)
-    except OSError as error:
-        raise InputError(f"{image} cannot be read: {error}") from error
-
-
-def _write(content: bytes, output: str | None, kind: str) -> None:
-    if output is not None:
-        storage.write_bytes(output, content)
-        console.say(f"written to {storage.absolute(output)}")
-    elif kind in _BINARY and sys.stdout.isatty():
-        raise InputError(f"{kind} is not for a terminal: give --output FILE")
-    elif kind not in _BINARY:
-        console.show(content.decode())
-    else:
-        sys.stdout.buffer.write(content)
 
 
 def main(arguments: list[str] | None = None) -> int:

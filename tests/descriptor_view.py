@@ -36,7 +36,8 @@ def with_descriptors(
         for name, vector, category in zip(ids, values, categories, strict=True)
     ]
     table = pa.Table.from_pylist(rows, descriptors_schema())
-    database.connection.register("described", table)
-    database.connection.execute("CREATE OR REPLACE TEMP VIEW descriptors AS FROM described")
+    database.connection.register("given", table)
+    database.connection.execute("CREATE OR REPLACE TABLE described AS FROM given")
+    database.connection.execute("CREATE OR REPLACE VIEW descriptors AS FROM described")
     specs = tuple(DescriptorSpec(name, {}, "") for name in vectors)
     return replace(database, spec=replace(database.spec, descriptors=specs))

@@ -324,7 +324,7 @@ def test_every_macro_and_argument_is_in_the_cookbook(streets_source: Source) -> 
     assert {"pearson", "mask_iou", "semantic_distance", "recommend"} < {name for name, _ in found}
     for name, parameters in found:
         assert re.search(rf"`{name}\b", text), name
-        if name in ("recommend", "recommend_by_sign_bits"):
+        if name.startswith("recommend") and name != "recommend_like":
             for parameter in parameters:
                 assert re.search(rf"[`(, ]{parameter}( := |[`,])", text), parameter
 

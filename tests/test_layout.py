@@ -34,8 +34,8 @@ LEVELS = [  # each may import from its own and from those before it
     {"descriptors", "pictures", "describer"},
     {"query"},
     {"pipeline"},
-    {"maintain", "neighbours", "evaluate"},
-    {"cli"},
+    {"maintain", "neighbours", "evaluate", "feedback"},
+    {"cli", "cli_feedback", "cli_files"},
 ]
 
 
@@ -117,6 +117,7 @@ def help_of(*command: str) -> str:
         ("segrec",),
         ("segrec", "query"),
         ("segrec", "sql"),
+        ("segrec", "feedback"),
     ],
     ids=" ".join,
 )
@@ -145,6 +146,10 @@ def test_documented_commands_have_the_options_that_the_documents_use() -> None:
         **{
             f"segrec {command}": help_of("segrec", command)
             for command in ("query", "sql", "scenes")
+        },
+        **{
+            f"segrec feedback {step}": help_of("segrec", "feedback", step)
+            for step in ("start", "mark", "show", "replay")
         },
     }
     for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "Makefile"]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import segrec_batch
 from segrec_batch.errors import InputError
-from segrec_batch.evaluate.retrieval import kernels
+from segrec_batch.evaluate.retrieval import feedback, kernels, methods
 from segrec_batch.evaluate.retrieval.collection import PARTS, Collection, Regions, load
 from segrec_batch.evaluate.retrieval.conditions import PLAIN, Setting
 from segrec_batch.evaluate.retrieval.counts import COUNTS
@@ -309,10 +309,14 @@ def test_all_counts_of_a_run_are_consistent(run: Run) -> None:
     n = len(run.images)
     queries = set(run.images.ids.take(pa.array(run.truth.queries(1000, 0))).to_pylist())
     names = [setting.name for setting in settings(run.asked.windows, run.asked.epsilons)]
-    assert len(rows) == len(queries) * len(ALWAYS) * len(names)
-    assert list(dict.fromkeys((r["method"], r["setting"]) for r in rows)) == [
-        (method, name) for method in ALWAYS for name in names
+    rounds = [setting.name for setting in feedback.settings(3)]
+    expected = [
+        (method, name)
+        for method in ALWAYS
+        for name in (*names, *(rounds if methods.method(method).metric else ()))
     ]
+    assert list(dict.fromkeys((r["method"], r["setting"]) for r in rows)) == expected
+    assert len(rows) == len(queries) * len(expected)
     for row in rows:
         kept = row["setting"] == "query kept"
         assert row["query"] in queries
@@ -351,6 +355,7 @@ def test_sql_is_timed_for_the_methods_that_it_has(run: Run) -> None:
     assert timed == [
         ("pearson", ""), ("pearson", "ε 0.9"), ("pearson", "σ 0.29–0.96"), ("region", ""),
         ("region", "σ 0.29–0.96"), ("sign-bits", ""), ("pearson+iou", ""),
+        ("cosine", ""), ("euclidean", ""),
     ]  # fmt: skip
     for latency in run.latencies:
         assert 0 < latency.median_ms <= latency.p95_ms

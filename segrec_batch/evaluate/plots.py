@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from segrec_batch.evaluate.measures import Estimate
@@ -55,10 +56,12 @@ def line_plot(
     *,
     diagonal: bool = False,
     log: bool = False,
+    whole: bool = False,
     x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = (0, 1),
 ) -> str:
-    """Curves by name over one x axis (logarithmic if `log`); `diagonal` draws where y = x.
+    """Curves by name over one x axis (logarithmic if `log`, with whole numbers if `whole`);
+    `diagonal` draws where y = x.
 
     A curve without any value is left out.
     """
@@ -85,6 +88,8 @@ def line_plot(
             ticks = sorted({float(v) for line in lines.values() for v in np.asarray(line.x)})
             axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
             axes.minorticks_off()
+        if whole:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if x_range:
             axes.set_xlim(*x_range)
         if y_range:

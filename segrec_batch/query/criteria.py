@@ -1,10 +1,11 @@
 """What to ask an index for, as the arguments of the SQL macro `recommend`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from segrec_batch.errors import InputError
-from segrec_batch.model.spec import ModelSpec
+from segrec_batch.model.spec import BACKGROUND, ModelSpec
 from segrec_batch.query.card import EVERYTHING
 from segrec_batch.query.methods import LOCALISED, Method
 
@@ -71,6 +72,12 @@ class Criteria:
     def reranked(self) -> str | None:
         """By what the first are ranked again, if the method does not say otherwise."""
         return self.rerank or ("foreground_iou" if self.method == LOCALISED else None)
+
+    def compared_masks(self, classes: Sequence[str]) -> Sequence[str]:
+        """The classes whose masks say by what the first are ranked again."""
+        if self.reranked == "foreground_iou":
+            return (BACKGROUND,)
+        return (self.cls,) if self.cls else classes
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of the SQL macro, by name."""

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from segrec_batch.errors import InputError
 
 METRICS = ("pearson", "cosine", "euclidean", "dot")
-"""Of features. Of the vectors of descriptors, all but the first."""
+"""Of features."""
+
+OF_VECTORS = METRICS[1:]
+"""Of the vectors of descriptors."""
 
 LOCALISED = "localised"
 """All of Waqas 2023: within a category, the first ranked again by their foregrounds."""
@@ -52,8 +55,8 @@ class Method:
                 f"no method {self.descriptor!r}: it is none of {', '.join(METRICS)}, nor a "
                 f"descriptor of this index, which has {has}; jobs/describe.py switches them on"
             )
-        if self.metric not in METRICS[1:]:
-            raise InputError(f"no metric {self.metric!r} of vectors: say {', '.join(METRICS[1:])}")
+        if self.metric not in OF_VECTORS:
+            raise InputError(f"no metric {self.metric!r} of vectors: say {', '.join(OF_VECTORS)}")
 
     @property
     def label(self) -> str:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from segrec_batch.decode import Picture, decode, mask_shape
 from segrec_batch.errors import InputError, PictureError
-from segrec_batch.model.spec import BACKGROUND, ModelSpec
+from segrec_batch.model.spec import ModelSpec
 from segrec_batch.query.card import Card
 from segrec_batch.query.criteria import Criteria
 from segrec_batch.query.database import Database
@@ -102,10 +102,7 @@ def _described(
 
 def _bitmaps(found: "Segmentation", criteria: Criteria, spec: ModelSpec) -> dict[str, list[int]]:
     """Bitmaps of the classes by which the first images are ranked again."""
-    if criteria.reranked == "foreground_iou":
-        wanted: tuple[str, ...] = (BACKGROUND,)
-    else:
-        wanted = (criteria.cls,) if criteria.cls else spec.classes
+    wanted = criteria.compared_masks(spec.classes)
     return {
         label: encode.bitmap_words((found.common[0] == i).ravel()).tolist()
         for i, label in enumerate(spec.all_classes)

@@ -33,7 +33,8 @@ def create_views(connection: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> N
 
 def complete(connection: duckdb.DuckDBPyConnection, classes: Sequence[str]) -> None:
     """What stands on the views of any database: table macros and comments."""
-    connection.execute(schema_file("recommend.sql"))
+    for name in ("recommend.sql", "feedback.sql"):
+        connection.execute(schema_file(name))
     connection.execute(schema_file("comments.sql"))
     for name in classes:
         text = f"Share of the picture, 0 to 1, that {name} fills (σ)"

@@ -65,8 +65,8 @@ def latencies(
 ) -> list[Latency]:
     """For the methods that SQL has and whose vectors were read: up to 20 of the queries, drawn."""
     drawn = np.random.default_rng(seed).permutation(rows)
-    described = [name for name in methods if method(name).descriptor]
-    ways = [*_WAYS, *(_Way(n, "", _RECOMMEND.format(f", method := '{n}'")) for n in described)]
+    others = [m for m in methods if m != "pearson" and (method(m).metric or method(m).descriptor)]
+    ways = [*_WAYS, *(_Way(m, "", _RECOMMEND.format(f", method := '{m}'")) for m in others)]
     return [
         found
         for way in ways

@@ -6,6 +6,7 @@ are not, and R = A + C.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from segrec_batch.evaluate.measures import Judged, Key, Measure
-from segrec_batch.evaluate.retrieval.conditions import NONE
+from segrec_batch.evaluate.retrieval.conditions import NONE, Feedback, Setting
 from segrec_batch.evaluate.retrieval.rankings import (
     Floats,
     Integers,
@@ -48,6 +49,15 @@ def average_precision_by_trapezoids(r: Rankings) -> Floats:
 def precision(r: Rankings, k: int) -> Floats:
     """(n,) A / k, also where fewer than k were retrieved."""
     return _share(r.hits(k), np.full(len(r.queries), k))
+
+
+def new_precision(r: Rankings, feedback: Feedback) -> Floats:
+    """(n,) The precision of the images that are shown next after feedback: of the last `shown` of
+    the first `page`, those before them being marked.
+    """
+    last = feedback.page
+    hits = r.hits(last) - r.hits(last - feedback.shown)
+    return _share(hits, np.full(len(r.queries), feedback.shown))
 
 
 def recall(r: Rankings, k: int) -> Floats:
@@ -128,6 +138,7 @@ def judged(found: Sequence[Rankings]) -> Judged:
         measures |= _measures(r, part)
         if r.setting == NONE:
             measures |= _by_class(r, part)
+        measures |= _of_pages(r, found, part)
     return Judged(found[0].queries, measures)
 
 
@@ -164,6 +175,27 @@ def _measures(r: Rankings, part: NDArray[np.bool_]) -> dict[Key, Measure]:
         **{key(name, k): Measure.of(values, part) for name, k, values in _values(r)},
         **{key("arr", k): average_retrieval_rate(r, part, k) for k in CUTOFFS},
         key("candidates_left"): candidates_left(r, part),
+    }
+
+
+def _of_pages(
+    r: Rankings, found: Sequence[Rankings], part: NDArray[np.bool_]
+) -> dict[Key, Measure]:
+    """The precision of new images after feedback; without, of the same pages of the ranking."""
+    mine = Setting.parse(r.setting).feedback
+    others = (Setting.parse(o.setting).feedback for o in found if o.method == r.method)
+    pages = {f.page: f for f in others if f}
+    if mine:
+        pages = {mine.page: mine}
+    elif r.setting == NONE:
+        pages |= {f.shown: replace(f, rounds=0) for f in pages.values()}
+    else:
+        pages = {}
+    return {
+        Key("new_precision", r.method, setting=r.setting, k=k): Measure.of(
+            new_precision(r, feedback), part
+        )
+        for k, feedback in sorted(pages.items())
     }
 
 

@@ -30,13 +30,12 @@ from segrec_batch.evaluate.retrieval.collection import (
     Collection,
     Ints,
 )
-from segrec_batch.evaluate.retrieval.kernels import Floats
+from segrec_batch.evaluate.retrieval.kernels import Features, Floats
 from segrec_batch.evaluate.retrieval.metrics import METRICS, rounded
+from segrec_batch.query.methods import LOCALISED, OF_VECTORS
 
 DEPTH = 100
 """How many of the first are ranked again, as by `recommend(…, rerank := 'mask_iou')`."""
-LOCALISED = "localised"
-"""The descriptor whose bare name is more than a distance."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,17 @@ class Scores:
 @dataclass(frozen=True)
 class Method:
     """scores: of queries (q,) and images. parts: of a collection, that it needs. descriptor: whose
-    vectors it needs, "" for none.
+    vectors it needs, "" for none. metric: where it is no more than that, of features or vectors.
     """
 
     scores: Callable[[Ints, Collection], Scores]
     parts: tuple[str, ...] = ()
     descriptor: str = ""
+    metric: str = ""
+
+    def vectors(self, images: Collection) -> Features:
+        """What is compared by `metric`: (n, C)."""
+        return images.vectors[self.descriptor] if self.descriptor else images.features
 
 
 def region(rows: Ints, images: Collection) -> Scores:
@@ -132,7 +136,7 @@ _WHOLE: Mapping[str, Method] = {  # names that are not made of parts
     LOCALISED: Method(localised, (FOREGROUND,), LOCALISED),
 }
 _NATURAL = {"pca": ("pca-cosine",), LOCALISED: (LOCALISED, f"{LOCALISED}-euclidean")}
-_NAME = re.compile(rf"(\w+?)(?:-({'|'.join(METRICS)}))?(?:@([1-9]\d*))?", re.ASCII)
+_NAME = re.compile(rf"(\w+?)(?:-({'|'.join(OF_VECTORS)}))?(?:@([1-9]\d*))?", re.ASCII)
 
 
 def method(name: str) -> Method:
@@ -140,15 +144,18 @@ def method(name: str) -> Method:
     if name in _WHOLE:
         return _WHOLE[name]
     if name in METRICS:
-        return Method(lambda rows, images: Scores(METRICS[name](rows, images.features)), (FEATURE,))
+        of_features = METRICS[name]
+        return Method(
+            lambda rows, images: Scores(of_features(rows, images.features)), (FEATURE,), metric=name
+        )
     if not (parts := _NAME.fullmatch(name)):
         raise InputError(f"no method {name!r}")
-    descriptor, metric, first = parts[1], METRICS[parts[2] or "euclidean"], int(parts[3] or 0)
+    descriptor, metric, first = parts[1], parts[2] or "euclidean", int(parts[3] or 0)
 
     def of_vectors(rows: Ints, images: Collection) -> Scores:
-        return Scores(metric(rows, images.vectors[descriptor][:, : first or None]))
+        return Scores(METRICS[metric](rows, images.vectors[descriptor][:, : first or None]))
 
-    return Method(of_vectors, descriptor=descriptor)
+    return Method(of_vectors, descriptor=descriptor, metric="" if first else metric)
 
 
 def scores(name: str, rows: Ints, images: Collection) -> Scores:
@@ -182,4 +189,4 @@ def _unknown(name: str, known: Sequence[str], descriptors: Sequence[str]) -> str
     if not descriptors:
         return f"{text}the index has no descriptors, jobs/describe.py adds them"
     has = f"the index has the descriptors {', '.join(descriptors)}, jobs/describe.py adds others"
-    return f"{text}NAME and NAME-METRIC of a descriptor, METRIC {', '.join(METRICS)}: {has}"
+    return f"{text}NAME and NAME-METRIC of a descriptor, METRIC {', '.join(OF_VECTORS)}: {has}"

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from segrec_batch.evaluate.retrieval import feedback
 from segrec_batch.evaluate.retrieval.collection import Collection, Ints
 from segrec_batch.evaluate.retrieval.conditions import NEIGHBOURS, Setting
 from segrec_batch.evaluate.retrieval.counts import COUNTS, FIRST
@@ -19,17 +20,19 @@ Bools = NDArray[np.bool_]
 def count_block(
     rows: Ints, images: Collection, truth: Truth, methods: Sequence[str], of: Sequence[Setting]
 ) -> pa.Table:
-    """COUNTS of a block of queries (q,): by method, setting, query, in the order given.
+    """COUNTS of a block of queries (q,): by method, setting, query, in the order given. Settings
+    with feedback come last, and only of methods that have it.
 
     Takes some 60 bytes for each of q · n pairs, at most.
     """
-    conditions = list(allowed(rows, images, of))
+    conditions = list(allowed(rows, images, [setting for setting in of if not setting.feedback]))
     block = _Block(rows, images, truth, {s.neighbours for s in of if s.neighbours})
-    parts = [
-        block.counts(name, setting, order, listed)
-        for name in methods
-        for setting, order, listed in _rankings(scores(name, rows, images), conditions)
-    ]
+    parts = []
+    for name in methods:
+        found = scores(name, rows, images)
+        after = feedback.rankings(name, found.values, rows, images, truth, of)
+        parts += [block.counts(name, *ranked) for ranked in _rankings(found, conditions)]
+        parts += [block.counts(name, *ranked) for ranked in after]
     return pa.concat_tables(parts)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from segrec_batch.evaluate.report import Provenance, Report
-from segrec_batch.evaluate.retrieval import dimensions, filters, sections
+from segrec_batch.evaluate.retrieval import dimensions, filters, rounds, sections
 from segrec_batch.evaluate.retrieval.examples import (
     SHOWN,
     Example,
@@ -94,6 +94,7 @@ def render(
         sections.curves(found, curves),
         filters.filters(found),
         filters.query_kept(found),
+        rounds.feedback(found),
         sections.classes(found),
         dimensions.dimensions(found),
         sections.significance(found, compared),

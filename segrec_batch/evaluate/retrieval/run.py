@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from segrec_batch.console import ProgressMeter, say
+from segrec_batch.evaluate.retrieval import feedback
 from segrec_batch.evaluate.retrieval.collection import FEATURE, Collection, Ints, load
 from segrec_batch.evaluate.retrieval.conditions import PLAIN, Setting, Window
 from segrec_batch.evaluate.retrieval.dimensions import SWEPT, sweep
@@ -34,7 +35,8 @@ _BLOCKS = 64  # queries of a block, at most: several blocks a core
 class Retrieval:
     """What to judge. index: or a query cache. truth: what is relevant to what. methods: see
     `methods`; `all` stands for those of the index. windows, epsilons: filters, see `Setting`.
-    queries: at most so many, drawn with `seed`.
+    queries: at most so many, drawn with `seed`. feedback_rounds: how often simulated users mark
+    images, 0 for not at all.
     """
 
     index: str
@@ -45,6 +47,7 @@ class Retrieval:
     queries: int = 1000
     seed: int = 0
     version: int | None = None
+    feedback_rounds: int = feedback.ROUNDS
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def retrieve(asked: Retrieval) -> Run:
     The images are in memory twice, here and where the tasks read them. Counts take 4 bytes for each
     query, method, setting and image that is relevant to the query. Raises SegrecError.
     """
-    of = settings(asked.windows, asked.epsilons)
+    of = (*settings(asked.windows, asked.epsilons), *feedback.settings(asked.feedback_rounds))
     database = open_index(asked.index, asked.version)
     with database.connection:
         spec = database.spec
@@ -151,7 +154,7 @@ def count(
     parts = [found[int(block[0])] for block in blocks]
     return pa.concat_tables(
         part.slice(i * len(block), len(block))
-        for i in range(sum(len(methods) * len(of) for methods, of in grids))
+        for i in range(parts[0].num_rows // len(blocks[0]))
         for part, block in zip(parts, blocks, strict=True)
     )
 
