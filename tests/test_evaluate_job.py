@@ -16,6 +16,7 @@ def test_what_an_index_answers_is_judged_and_compared(
     index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ["retrieval", "--index", index, "--labels", "folder", "--sigma", "0.1-1"]
+    asked += ["--feedback-rounds", "2"]
     for name, methods in (("before", "pearson,random"), ("after", "pearson,euclidean")):
         report = ["--methods", methods, "--report", str(tmp_path / name)]
         assert exit_code(EVALUATE, *asked, *report) == 0
@@ -24,7 +25,7 @@ def test_what_an_index_answers_is_judged_and_compared(
         assert "Untrained backbone" in printed.err
     found = read_metrics(str(tmp_path / "before"))
     settings = {m["setting"] for m in found["measures"]}
-    assert settings >= {"", "query kept", "σ 0.1–1", "ε 0.9"}
+    assert settings >= {"", "query kept", "σ 0.1–1", "ε 0.9", "svm 2×10"}
     provenance = found["provenance"]
     assert (provenance["kind"], provenance["version"]) == ("retrieval", 1)
     assert "24 queries among 24 images" in provenance["data"]
