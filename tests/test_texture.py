@@ -93,7 +93,7 @@ def test_blocks_contribute_equally_to_the_squared_distance(
 
 
 def test_the_bundle_has_all_that_a_vector_needs(index: Index) -> None:
-    fitted = fit({"threshold": """9", "pictures": "7"}, index)
+    fitted = fit({"threshold": "9", "pictures": "7"}, index)
     assert fitted.settings == {"threshold": 9}
     first, second = index.batches
     raw = np.concatenate([raw_vectors(luma(p), 9) for p in (first.pixels, second.pixels[:1])])
