@@ -54,20 +54,32 @@ def runs(index: str, table: str, where: str = "true") -> set[str]:
     return {run for (run,) in segrec_batch.connect(index).sql(sql).fetchall()}
 
 
-@pytest.fixture
-def grown(models: dict[str, str], pictures: Path, tmp_path: Path) -> str:
-    """An index of six pictures that got its descriptors later."""
-    uri = str(tmp_path / "grown")
-    index_pictures(Request(str(pictures)), models["plain"], uri, CPU)
-    index_pictures(Request(str(pictures)), models["both"], uri, CPU)
+@pytest.fixture(scope="module")
+def place(scenes: Path) -> str:
+    """Six pictures that stay as they are."""
+    return str(scenes / "images" / "place_01")
+
+
+@pytest.fixture(scope="module")
+def grown_once(models: dict[str, str], place: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An index of them that got its descriptors later."""
+    uri = str(tmp_path_factory.mktemp("grown") / "index")
+    index_pictures(Request(place), models["plain"], uri, CPU)
+    index_pictures(Request(place), models["both"], uri, CPU)
     return uri
 
 
+@pytest.fixture
+def grown(grown_once: str, tmp_path: Path) -> str:
+    """A copy of it to change at will."""
+    return str(shutil.copytree(grown_once, tmp_path / "grown"))
+
+
 def test_later_is_the_same_as_at_once(
-    grown: str, models: dict[str, str], pictures: Path, tmp_path: Path
+    grown: str, models: dict[str, str], place: str, tmp_path: Path
 ) -> None:
     whole = str(tmp_path / "whole")
-    account, snapshot = index_pictures(Request(str(pictures)), models["both"], whole, CPU)
+    account, snapshot = index_pictures(Request(place), models["both"], whole, CPU)
     assert account.described == 0
     assert snapshot.rows("descriptors") == 12
     assert vectors(grown) == vectors(whole)
@@ -77,36 +89,35 @@ def test_later_is_the_same_as_at_once(
     assert before == after
 
 
-def test_only_what_is_missing_is_computed(
-    grown: str, models: dict[str, str], pictures: Path
-) -> None:
+def test_only_what_is_missing_is_computed(grown: str, models: dict[str, str], place: str) -> None:
     old, segmented = runs(grown, "descriptors"), runs(grown, "images")
     assert not old & segmented
     version = open_snapshot(grown).version
-    account, snapshot = index_pictures(Request(str(pictures)), models["other"], grown, CPU)
+    account, snapshot = index_pictures(Request(place), models["other"], grown, CPU)
     assert (account.described, account.indexed, snapshot.version) == (6, 0, version + 1)
     assert runs(grown, "images") == segmented
     assert runs(grown, "descriptors", "descriptor = 'texture'") == old
     assert runs(grown, "descriptors", "descriptor = 'pca'") == {account.run_id}
     assert {len(v) for (d, _), v in vectors(grown).items() if d == "pca"} == {3}
     assert {len(v) for (d, _), v in vectors(grown, version).items() if d == "pca"} == {4}
-    again, same = index_pictures(Request(str(pictures)), models["other"], grown, CPU)
+    again, same = index_pictures(Request(place), models["other"], grown, CPU)
     assert (again.described, same.version) == (0, snapshot.version)
 
 
 def test_a_model_with_fewer_descriptors_is_refused_unless_they_are_to_go(
-    grown: str, models: dict[str, str], pictures: Path
+    grown: str, models: dict[str, str], place: str
 ) -> None:
     version = open_snapshot(grown).version
     with pytest.raises(IndexStateError, match="has pca, texture, which the model given here lacks"):
-        index_pictures(Request(str(pictures)), models["plain"], grown, CPU)
+        index_pictures(Request(place), models["plain"], grown, CPU)
     assert open_snapshot(grown).version == version
-    index_pictures(Request(str(pictures)), models["plain"], grown, CPU, drop_descriptors=True)
+    index_pictures(Request(place), models["plain"], grown, CPU, drop_descriptors=True)
     assert vectors(grown) == {}
     assert len(vectors(grown, version)) == 12
     assert verify(open_snapshot(grown)) == []
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_any_more_has_a_reason(
     models: dict[str, str], pictures: Path, tmp_path: Path
 ) -> None:
@@ -125,6 +136,7 @@ def test_what_cannot_be_read_any_more_has_a_reason(
     assert verify(open_snapshot(uri)) == []
 
 
+@pytest.mark.slow
 def test_changed_gone_and_copied_pictures_and_new_descriptors_in_one_run(
     models: dict[str, str], pictures: Path, tmp_path: Path
 ) -> None:
@@ -147,6 +159,7 @@ def test_changed_gone_and_copied_pictures_and_new_descriptors_in_one_run(
     assert verify(open_snapshot(uri)) == []
 
 
+@pytest.mark.slow
 def test_a_dry_run_and_a_limit_describe_nothing(
     models: dict[str, str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,7 +173,10 @@ def test_a_dry_run_and_a_limit_describe_nothing(
     assert full.described == 12
 
 
-def test_upkeep_keeps_vectors(grown: str, models: dict[str, str], pictures: Path) -> None:
+@pytest.mark.slow
+def test_upkeep_keeps_vectors(models: dict[str, str], pictures: Path, tmp_path: Path) -> None:
+    grown = str(tmp_path / "grown")
+    index_pictures(Request(str(pictures)), models["both"], grown, CPU)
     shutil.copy(sorted(pictures.iterdir())[0], pictures / "more.jpg")
     index_pictures(Request(str(pictures)), models["both"], grown, CPU)
     before = vectors(grown)
@@ -173,14 +189,14 @@ def test_upkeep_keeps_vectors(grown: str, models: dict[str, str], pictures: Path
 
 
 def test_a_query_cache_has_the_vectors(
-    grown: str, models: dict[str, str], pictures: Path, tmp_path: Path
+    grown: str, models: dict[str, str], place: str, tmp_path: Path
 ) -> None:
     cache = str(tmp_path / "cache.duckdb")
     refresh_cache(grown, cache)
     assert vectors(cache) == vectors(grown)
-    index_pictures(Request(str(pictures)), models["other"], grown, CPU)
+    index_pictures(Request(place), models["other"], grown, CPU)
     refresh_cache(grown, cache)
     assert vectors(cache) == vectors(grown)
-    index_pictures(Request(str(pictures)), models["plain"], grown, CPU, drop_descriptors=True)
+    index_pictures(Request(place), models["plain"], grown, CPU, drop_descriptors=True)
     refresh_cache(grown, cache)
     assert vectors(cache) == {}

@@ -101,6 +101,7 @@ def test_commits_on_the_way_add_up_to_the_same_index(
     assert uris(str(tmp_path / "index")) == sorted(p.name for p in pictures.iterdir())
 
 
+@pytest.mark.slow
 def test_only_what_lies_below_the_listed_folder_can_be_gone(
     run: Run, scenes: Path, model_dir: str, tmp_path: Path
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_lost_picture_stops_publication(
     assert store.open_snapshot(str(tmp_path / "index")).version == before.version
 
 
+@pytest.mark.slow
 def test_a_picture_counted_twice_stops_publication(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +156,7 @@ def test_a_picture_counted_twice_stops_publication(
     assert uris(str(tmp_path / "index")) == []
 
 
+@pytest.mark.slow
 def test_relative_and_absolute_paths_are_the_same_source(
     run: Run, pictures: Path, model_dir: str, tmp_path: Path
 ) -> None:
@@ -188,6 +191,7 @@ def test_equal_bytes_are_copied_not_computed(run: Run, pictures: Path, tmp_path:
     assert run()[0].unchanged == 5
 
 
+@pytest.mark.slow
 def test_a_picture_with_the_size_and_time_of_another_is_read_before_it_is_believed(
     run: Run, pictures: Path, tmp_path: Path
 ) -> None:
@@ -210,6 +214,7 @@ def test_limit_goes_on_where_the_last_run_ended(run: Run, pictures: Path) -> Non
     assert seen[-1][1].rows("images") == 6
 
 
+@pytest.mark.slow
 def test_what_is_excluded_is_neither_listed_nor_gone(run: Run, pictures: Path) -> None:
     first = sorted(pictures.iterdir())[0].name
     (pictures / "thumbs").mkdir()
@@ -268,6 +273,7 @@ def test_a_rebuild_is_invisible_until_it_is_complete(
     assert (account.indexed, account.failed) == (5, 1), "with the same model it starts anew"
 
 
+@pytest.mark.slow
 def test_a_rebuild_must_cover_all_of_the_index(run: Run, pictures: Path, scenes: Path) -> None:
     run()
     with pytest.raises(InputError, match="replaces all"):

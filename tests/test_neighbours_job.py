@@ -321,6 +321,7 @@ def command(index: str, output: object) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_prints_what_it_did(
     special: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ what the user has seen (a residual ranking).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 
@@ -106,7 +107,7 @@ class _Users:
 
     def _again(self, way: str, scores: Floats, seen: Ints, known: Bools) -> Floats:
         """Scores because of marks on what was seen; as before where the way is not defined: an SVM
-        needs images of both kinds.
+        needs images of both kinds, whose vectors differ.
         """
         metric = self.method.metric
         vectors = np.zeros((len(self.rows), self.features.shape[1]), np.float32)
@@ -114,9 +115,12 @@ class _Users:
         for i, places in enumerate(seen):
             places = places[known[i, places]]
             marks = self.marks[i, places]
-            if len(marks) and (way != SVM or 0 < np.count_nonzero(marks) < len(marks)):
-                ready = prepared(self.features[[self.rows[i], *places]], metric)
-                vectors[i], told[i] = refined(way, ready[0], ready[1:], marks, STANDARD), True
+            if not len(marks):
+                continue
+            ready = prepared(self.features[[self.rows[i], *places]], metric)
+            with suppress(InputError):
+                vectors[i] = refined(way, ready[0], ready[1:], marks, STANDARD)
+                told[i] = True
         if way == SVM and metric == "euclidean":
             metric = "dot"  # w ranks as w·x does
         return np.where(told[:, None], _scores(vectors, self.features, metric), scores)
