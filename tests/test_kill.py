@@ -1,4 +1,7 @@
-"""Processes are killed at random moments: nothing is lost, doubled, half there or done again."""
+"""Processes are killed at random moments: nothing is lost, doubled, half there or done again.
+
+With the changes a descriptor is switched on: images that stay get their vectors in the same run.
+"""
 
 import os
 import random
@@ -56,7 +59,7 @@ class Stage:
     cluster: Cluster
     nodes: list[Any]
     folder: Path
-    models: tuple[str, str]
+    models: tuple[str, str, str]  # for `fresh`, for `rebuild`, with a descriptor for `changes`
     references: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
 
     def command(self, index: Path, images: Path, *options: str) -> list[str]:
@@ -108,8 +111,9 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("kill")
     model = tiny_model(taps=("conv3_3", "conv5_3"))
     other = replace(model, spec=replace(model.spec, minmax=False))
-    models = (str(folder / "model"), str(folder / "other"))
-    for bundle, uri in zip((model, other), models, strict=True):
+    described = model.describing("hog", {"cell": 8, "block": 2, "bins": 9}, {})
+    models = (str(folder / "model"), str(folder / "other"), str(folder / "described"))
+    for bundle, uri in zip((model, other, described), models, strict=True):
         bundle.save(uri)
     write_pictures(folder / "before")
     shutil.copytree(folder / "before", folder / "after")
@@ -240,7 +244,8 @@ def runs(index: str) -> set[str]:
 
 def arguments_of(scenario: str, stage: Stage, index: Path) -> tuple[Any, ...]:
     images = stage.folder / "pictures"
-    return (index, images, "--rebuild") if scenario == "rebuild" else (index, images)
+    more = {"rebuild": ("--rebuild",), "changes": ("--model", stage.models[2])}
+    return (index, images, *more.get(scenario, ()))
 
 
 def prepare(scenario: str, stage: Stage, index: Path) -> tuple[Any, ...]:

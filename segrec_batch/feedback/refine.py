@@ -83,7 +83,9 @@ def svm(query: Floats, marked: Floats, marks: Floats, weights: Weights) -> Float
     vectors = np.vstack([query, marked])
     length = np.sqrt(np.square(vectors).sum(axis=1).mean())
     wanted, weigh = np.append(True, good), np.append(1.0, np.where(good, marks, 1.0))
-    w, _ = separate(vectors / length, wanted, weigh, weights.c)
+    w = query  # of length 0, where all are
+    if length:
+        w, _ = separate(vectors / length, wanted, weigh, weights.c)
     norm = np.linalg.norm(w)
     if not norm > 0:
         raise InputError("the SVM cannot tell the marked images apart: they have equal vectors")
