@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from segrec_batch.model.bundle import Model
 from segrec_batch.model.spec import COMMON_GRID, ModelSpec
-from segrec_batch.pipeline.rows import Row, failure_rows, picture_rows
+from segrec_batch.pipeline.rows import Row, descriptor_rows, failure_rows, picture_rows
 from segrec_batch.store import encode
 from segrec_batch.store import index as store
 from segrec_batch.store.files import DataFile
@@ -98,11 +98,22 @@ def _part(
 ) -> list[DataFile]:
     run_id = f"{NIGHTS[night]:%Y%m%dT%H%M%S}-{night:08x}"
     named = {"run_id": run_id, "model_id": "0" * 16}
+    described = [{**row, **named, "described": _described(row, spec)} for row in pictures]
     contents = chain(
-        picture_rows([{**row, **named} for row in pictures], spec),
+        picture_rows(described, spec),
+        descriptor_rows(described),
         failure_rows([{**row, **named} for row in failures]),
     )
     return write_part(index, _at(contents, NIGHTS[night if segmented is None else segmented]))
+
+
+def _described(row: Row, spec: ModelSpec) -> list[Row]:
+    """A vector for each descriptor of the model: some values of the feature."""
+    vector = np.asarray(row["feature"][:16], np.float32).tobytes()
+    return [
+        {"descriptor": d.id, "category": None, "vector": vector, "reason": None}
+        for d in spec.descriptors
+    ]
 
 
 def _at(contents: Iterable[Rows], time: dt.datetime) -> Iterable[Rows]:

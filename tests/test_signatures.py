@@ -202,11 +202,13 @@ def test_settings_are_followed() -> None:
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "many", ""])
 def test_settings_that_cannot_be_are_refused(name: str, value: str) -> None:
     fit = descriptors.module(name).fit
-    with pytest.raises(InputError, match="no setting colour"):
+    with pytest.raises(InputError, match="no argument 'colour' here"):
         fit({"colour": value}, NoSamples())
     if name != "signature":
         setting = "cell" if name == "hog" else "keypoints"
-        with pytest.raises(InputError, match=f"{setting} must be a whole number above 0"):
+        with pytest.raises(
+            InputError, match=f"{setting}={value} is not a whole number of 1 or more"
+        ):
             fit({setting: value}, NoSamples())
 
 

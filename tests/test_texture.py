@@ -93,7 +93,7 @@ def test_blocks_contribute_equally_to_the_squared_distance(
 
 
 def test_the_bundle_has_all_that_a_vector_needs(index: Index) -> None:
-    fitted = fit({"threshold": "9", "pictures": 7}, index)
+    fitted = fit({"threshold": "9", "pictures": "7"}, index)
     assert fitted.settings == {"threshold": 9}
     first, second = index.batches
     raw = np.concatenate([raw_vectors(luma(p), 9) for p in (first.pixels, second.pixels[:1])])
@@ -116,15 +116,15 @@ def test_pictures_without_any_texture_have_vectors(descriptor: Descriptor) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"levels": 3}, "texture knows threshold, pictures, not levels"),
-        ({"threshold": "much"}, "threshold is a whole number, not 'much'"),
-        ({"threshold": 0}, "threshold is from 1 to 255, not 0"),
-        ({"pictures": 1.5}, "pictures is a whole number, not 1.5"),
-        ({"pictures": "1"}, "pictures is from 2 to 1000000, not 1"),
+        ({"levels": "3"}, "no argument 'levels' here; there are threshold, pictures"),
+        ({"threshold": "much"}, "threshold=much is not a whole number of 1 or more"),
+        ({"threshold": "0"}, "threshold=0 is not a whole number of 1 or more"),
+        ({"threshold": "256"}, "threshold=256 is more than there are grey levels, 255"),
+        ({"pictures": "1.5"}, "pictures=1.5 is not a whole number"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(
-    arguments: dict[str, object], message: str, index: Index
+    arguments: dict[str, str], message: str, index: Index
 ) -> None:
     with pytest.raises(InputError, match=message):
         fit(arguments, index)

@@ -123,6 +123,15 @@ def chosen(arguments: Mapping[str, str], **defaults: str) -> dict[str, str]:
     return {**defaults, **arguments}
 
 
+def whole_numbers(arguments: Mapping[str, str], **defaults: int) -> dict[str, int]:
+    """The same where all are whole numbers, of 1 or more."""
+    given = chosen(arguments, **{name: str(number) for name, number in defaults.items()})
+    for name, text in given.items():
+        if not (text.isascii() and text.isdecimal() and int(text)):
+            raise InputError(f"{name}={text} is not a whole number of 1 or more")
+    return {name: int(text) for name, text in given.items()}
+
+
 def names() -> list[str]:
     """The descriptors that there are."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))

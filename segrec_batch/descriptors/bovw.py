@@ -4,16 +4,15 @@ Of the whole picture: classes play no part.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from segrec_batch.descriptors import Described, Parameters, Pictures, Samples
+from segrec_batch.descriptors import Described, Parameters, Pictures, Samples, whole_numbers
 from segrec_batch.operators import codebook, keypoints
-from segrec_batch.operators.settings import whole_numbers
 
 
-def fit(arguments: Mapping[str, Any], samples: Samples) -> Parameters:
+def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
     """`words`, learned from so many `pictures` of the index; `keypoints`: at most, of a picture.
 
     Raises InputError.

@@ -1,15 +1,14 @@
 """The semantic signature of HOG on a grid (Ouni 2020), see `operators.signature`."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from segrec_batch.descriptors import Described, Parameters, Pictures, Samples
+from segrec_batch.descriptors import Described, Parameters, Pictures, Samples, whole_numbers
 from segrec_batch.operators import keypoints
-from segrec_batch.operators.settings import whole_numbers
 from segrec_batch.operators.signature import signatures
 
 
-def fit(arguments: Mapping[str, Any], samples: Samples) -> Parameters:
+def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
     """`cell`: pixels a side; `block`: cells a side; `bins`: orientations. Raises InputError."""
     return Parameters(whole_numbers(arguments, cell=8, block=2, bins=9))
 

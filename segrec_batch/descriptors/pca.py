@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segrec_batch.descriptors import Described, Moments, Parameters, Pictures, Samples, chosen
+from segrec_batch.descriptors import (
+    Described,
+    Moments,
+    Parameters,
+    Pictures,
+    Samples,
+    whole_numbers,
+)
 from segrec_batch.errors import InputError
 
 
@@ -19,7 +26,7 @@ def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
     """Tensors `mean` (C,) and `components` (d, C), float32; the setting `explained_variance_ratio`
     is what share of the features' variance each keeps. Raises InputError.
     """
-    dimension = _dimension(chosen(arguments, dimension="64")["dimension"])
+    dimension = whole_numbers(arguments, dimension=64)["dimension"]
     moments = samples.moments()
     components, variances = principal_components(moments)
     if dimension > len(components):
@@ -35,12 +42,6 @@ def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
             "components": torch.from_numpy(components[:dimension].astype(np.float32)),
         },
     )
-
-
-def _dimension(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"pca: dimension={text} is not a whole number of 1 or more")
-    return int(text)
 
 
 def principal_components(moments: Moments) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -1,15 +1,14 @@
 """The semantic signature of SIFT (Ouni 2020), see `operators.signature`."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from segrec_batch.descriptors import Described, Parameters, Pictures, Samples
+from segrec_batch.descriptors import Described, Parameters, Pictures, Samples, whole_numbers
 from segrec_batch.operators import keypoints
-from segrec_batch.operators.settings import whole_numbers
 from segrec_batch.operators.signature import signatures
 
 
-def fit(arguments: Mapping[str, Any], samples: Samples) -> Parameters:
+def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
     """`keypoints`: at most so many, those of the largest response. Raises InputError."""
     return Parameters(whole_numbers(arguments, keypoints=500))
 

@@ -5,14 +5,13 @@ stands for a keypoint, so that the centre of a class is its region feature.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from segrec_batch.descriptors import Described, Parameters, Pictures, Samples
-from segrec_batch.operators.settings import whole_numbers
+from segrec_batch.descriptors import Described, Parameters, Pictures, Samples, whole_numbers
 from segrec_batch.store.schema import FEATURE_LENGTH
 
 
-def fit(arguments: Mapping[str, Any], samples: Samples) -> Parameters:
+def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
     """There is nothing to set. Raises InputError."""
     return Parameters(whole_numbers(arguments))
 

@@ -18,13 +18,12 @@ feedback; each operator names the publication that its formula is from.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segrec_batch.descriptors import Described, Parameters, Pictures, Samples
+from segrec_batch.descriptors import Described, Parameters, Pictures, Samples, whole_numbers
 from segrec_batch.errors import InputError
 from segrec_batch.operators import binary_patterns, binary_wavelet, ngtdm, tamura, tetra_patterns
 from segrec_batch.operators.grey import Grey, luma
@@ -41,39 +40,27 @@ BLOCKS = {
     "ltrp": tetra_patterns.PATTERNS * binary_patterns.BINS,
     "wavelet": binary_wavelet.LEVELS * len(binary_wavelet.SubBands._fields) * binary_wavelet.STATES,
 }
-DEFAULTS = {"threshold": 5, "pictures": 512}
 
 
-def fit(arguments: Mapping[str, Any], samples: Samples) -> Parameters:
+def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
     """The mean of each number and the spread of each block, over sample pictures.
 
     Arguments: `threshold` of the local ternary pattern, 1 to 255 grey levels (5); `pictures`, how
-    many samples to take, 2 or more (512). Tensors: `mean` (1044,) and `spread` (8,), float64.
+    many samples to take (512). Tensors: `mean` (1044,) and `spread` (8,), float64.
 
     Raises InputError: an argument that is not known or not in its range; samples that do not differ
     in a block.
     """
-    unknown = set(arguments) - set(DEFAULTS)
-    if unknown:
-        raise InputError(f"texture knows {', '.join(DEFAULTS)}, not {', '.join(sorted(unknown))}")
-    threshold = _whole(arguments, "threshold", 1, 255)
-    pictures = samples.pictures(_whole(arguments, "pictures", 2, 1_000_000))
+    given = whole_numbers(arguments, threshold=5, pictures=512)
+    threshold = given["threshold"]
+    if threshold > 255:
+        raise InputError(f"threshold={threshold} is more than there are grey levels, 255")
+    pictures = samples.pictures(given["pictures"])
     found = [raw_vectors(luma(some.pixels), threshold) for some in pictures]
     raw = np.concatenate([np.empty((0, Descriptor.length)), *found])
     learnt = {"spread": _spread(raw), "mean": raw.mean(axis=0)}
     tensors = {name: torch.from_numpy(values) for name, values in learnt.items()}
     return Parameters({"threshold": threshold}, tensors)
-
-
-def _whole(arguments: Mapping[str, Any], name: str, low: int, high: int) -> int:
-    given = arguments.get(name, DEFAULTS[name])
-    try:
-        value = int(str(given))
-    except ValueError as error:
-        raise InputError(f"{name} is a whole number, not {given!r}") from error
-    if not low <= value <= high:
-        raise InputError(f"{name} is from {low} to {high}, not {value}")
-    return value
 
 
 def _spread(raw: Values) -> Values:

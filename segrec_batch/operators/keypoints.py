@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from segrec_batch.operators.grey import luma
+
 # Processes share the cores, a picture each; OpenCV's own threads would take all of them in each
 # process. It is for this process as a whole, and changes no result.
 cv2.setNumThreads(1)
@@ -71,7 +73,7 @@ class _AtKeypoints:
         self._keypoints = keypoints
 
     def __call__(self, picture: NDArray[np.uint8]) -> Local:
-        found, described = self._detector.detectAndCompute(_grey(picture), None)
+        found, described = self._detector.detectAndCompute(luma(picture[None])[0], None)
         if not found:
             return _local(np.zeros((0, 2)), np.zeros((0, self.dim)), picture)
         # of equal responses the detectors themselves keep more than they were told
@@ -105,14 +107,13 @@ class Hog:
             np.arange(0, side - self._side + 1, self._cell) for side in picture.shape[:2]
         )
         corners = np.array([(x, y) for y in rows for x in columns]).reshape(-1, 2)
-        found = self._hog.compute(_grey(picture), (self._cell, self._cell)) if len(corners) else ()
+        found = (
+            self._hog.compute(luma(picture[None])[0], (self._cell, self._cell))
+            if len(corners)
+            else ()
+        )
         vectors = np.asarray(found, np.float32).reshape(-1, self.dim)
         return _local(corners + self._side // 2, vectors, picture)
-
-
-def _grey(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Luma of ITU-R BT.601: (H, W, 3) RGB → (H, W) uint8."""
-    return np.asarray(cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY), np.uint8)
 
 
 def _rank(point: cv2.KeyPoint) -> tuple[float, ...]:
