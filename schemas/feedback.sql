@@ -13,7 +13,7 @@ CREATE OR REPLACE MACRO centred(v) AS
 
 -- x / norm of a vector, in float64, for the cosine. NULL for a zero vector.
 CREATE OR REPLACE MACRO unit(v) AS
-    if(list_inner_product(v, v) > 0,
+    if(list_inner_product(v::DOUBLE[], v::DOUBLE[]) > 0,
        list_transform(v::DOUBLE[], lambda x: x / sqrt(list_inner_product(v::DOUBLE[], v::DOUBLE[]))),
        NULL);
 

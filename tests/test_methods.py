@@ -9,6 +9,9 @@ import pytest
 
 import segrec_batch
 from segrec_batch.errors import InputError
+from segrec_batch.feedback.refine import MARKS, WAYS, Weights, refined
+from segrec_batch.feedback.rounds import mark, start
+from segrec_batch.feedback.vectors import linear, prepared
 from segrec_batch.model.spec import COMMON_GRID
 from segrec_batch.pipeline.rows import descriptor_rows, picture_rows
 from segrec_batch.query.cache import refresh_cache
@@ -220,3 +223,59 @@ def test_the_recommender_says_what_there_is(index: str, rows: Rows) -> None:
     assert str(Criteria(method="localised")) == (
         "whole images, ranked by Euclidean distance of localised, the first 100 by foreground IoU"
     )
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "name", ["cosine", "euclidean", "dot", "texture", "texture-cosine", "localised-euclidean"]
+)
+def test_feedback_asks_by_the_method_of_the_session(
+    index: str, rows: Rows, name: str, way: str
+) -> None:
+    method, ids = Method.of(name), list(rows)
+    database = open_index(index)
+    with database.connection:
+        recommender = Recommender(database)
+        asked = recommender.indexed_image("image_id", ids[1])
+        session = start(recommender, asked, Criteria(k=8, method=name, distinct_content=False))
+        session = mark(recommender, session, dict(enumerate(MARKS, start=1)), way)
+    told = session.marks()
+    vectors = {i: v for i, row in rows.items() if (v := compared(row, method)) is not None}
+    ready = prepared(np.array([vectors[i] for i in (ids[1], *told)]), method.metric)
+    q = refined(way, ready[0], ready[1:], np.array(list(told.values())), Weights())
+    metric = Method.of(linear(name)).metric if way == "svm" else method.metric
+    left = vectors.keys() - {ids[1], *told}
+    scores = sorted((similarity(metric, q, vectors[i]) or 0 for i in left), reverse=True)
+    found = [row.score for row in session.round(1) if row.score is not None]
+    assert found == pytest.approx(scores[: len(found)], rel=1e-5)
+    assert len(found) == 8
+    if way == "rocchio":
+        good, fair, bad = ([i for i, m in told.items() if m == value] for value in MARKS)
+        values = {"id": ids[1], "good": good, "fair": fair, "bad": bad, "method": name}
+        sql = (
+            "SELECT score FROM recommend_again($id, relevant := $good, somewhat := $fair, "
+            "not_relevant := $bad, k := 8, distinct_content := false, method := $method)"
+        )
+        with segrec_batch.connect(index) as con:
+            again = [score for (score,) in con.execute(sql, values).fetchall()]
+        assert again == pytest.approx(found, rel=1e-5)
+
+
+def test_feedback_keeps_the_category_and_the_foregrounds(index: str, rows: Rows) -> None:
+    ids = list(rows)
+    database = open_index(index)
+    with database.connection:
+        recommender = Recommender(database)
+        asked = recommender.indexed_image("image_id", ids[1])
+        session = start(recommender, asked, Criteria(k=5, method="localised"))
+        session = mark(recommender, session, {2: 1.0})
+        with pytest.raises(InputError, match="take rocchio, or start with localised-dot"):
+            mark(recommender, session, {1: 1.0, 2: 0.0}, "svm")
+    (told,) = session.marks()
+    assert {rows[r.image_id]["category"] for r in session.round(1)} == {"b"}
+    overlaps = [foreground_iou(rows[ids[1]], rows[r.image_id]) or -1 for r in session.round(1)]
+    assert overlaps == sorted(overlaps, reverse=True)
+    sql = "SELECT image_id FROM recommend_again($id, [$told], k := 5, method := 'localised')"
+    with segrec_batch.connect(index) as con:
+        again = con.execute(sql, {"id": ids[1], "told": told}).fetchall()
+    assert [name for (name,) in again] == [r.image_id for r in session.round(1)]

@@ -125,7 +125,7 @@ def next_round(recommender: Recommender, session: Session, by: str) -> list[Reco
     wanted = replace(
         session.criteria,
         k=session.criteria.k + len(hidden),
-        method=linear(method) if by == SVM else session.criteria.method,
+        method=linear(session.criteria.method) if by == SVM else session.criteria.method,
     )
     seen = {**_seen(recommender, asked, wanted), "query": vector.tolist()}
     found = recommender.recommend(QueryImage(asked.card, None, seen), wanted)

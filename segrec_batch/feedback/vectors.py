@@ -5,19 +5,25 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from segrec_batch.errors import InputError
 from segrec_batch.query.database import Database, query
-from segrec_batch.query.methods import Method
+from segrec_batch.query.methods import LOCALISED, Method
 
 Floats = NDArray[np.float64]
 Vectors = NDArray[np.float32]
 
 
-def linear(method: Method) -> str:
-    """The name of a method that ranks as w·x does, by the same vectors: a distance becomes `dot`.
+def linear(name: str) -> str:
+    """The method that ranks as w·x does, by the vectors of another: a distance becomes `dot`.
 
-    >>> linear(Method.of("sift")), linear(Method.of("pca-cosine")), linear(Method.of("pearson"))
+    Raises InputError for `localised`, which is more than its distance.
+
+    >>> linear("sift"), linear("pca-cosine"), linear("pearson")
     ('sift-dot', 'pca-cosine', 'pearson')
     """
+    if name == LOCALISED:
+        raise InputError(f"{name} has no SVM: take rocchio, or start with {name}-dot")
+    method = Method.of(name)
     metric = "dot" if method.metric == "euclidean" else method.metric
     return f"{method.descriptor}-{metric}" if method.descriptor else metric
 
