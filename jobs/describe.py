@@ -4,16 +4,7 @@ import argparse
 import sys
 
 from segrec_batch import console, storage
-from segrec_batch.pipeline.describing import (
-    check_output,
-    described,
-    lengths,
-    model_of,
-    notices,
-    parse_addition,
-    summaries,
-)
-from segrec_batch.store.index import open_snapshot
+from segrec_batch.descriptors import summaries
 
 EXAMPLES = """\
 examples:
@@ -65,16 +56,18 @@ def parse_arguments() -> argparse.Namespace:
 
 def main(a: argparse.Namespace) -> None:
     """Run the job."""
-    from segrec_batch.pipeline.samples import IndexSamples  # Ray, which --help need not wait for
+    from segrec_batch.pipeline import describing  # torch and Ray, which --help need not wait for
+    from segrec_batch.pipeline.samples import IndexSamples
+    from segrec_batch.store.index import open_snapshot
 
-    additions = [parse_addition(text) for text in a.add]
+    additions = [describing.parse_addition(text) for text in a.add]
     snapshot = open_snapshot(storage.absolute(a.index))
-    check_output(snapshot, a.output)
-    model = model_of(snapshot, a.model)
-    model = described(model, additions, a.drop, IndexSamples(snapshot, a.samples))
-    rows = [[name, str(length)] for name, length in lengths(model).items()]
+    describing.check_output(snapshot, a.output)
+    model = describing.model_of(snapshot, a.model)
+    model = describing.described(model, additions, a.drop, IndexSamples(snapshot, a.samples))
+    rows = [[name, str(length)] for name, length in describing.lengths(model).items()]
     model.save(a.output)
-    for notice in notices(model):
+    for notice in describing.notices(model):
         console.say(f"warning: {notice}")
     title = f"bundle {model.bundle_id} of model {model.model_id}"
     print(console.table(title, ("descriptor", "values"), rows), end="")

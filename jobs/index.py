@@ -74,7 +74,7 @@ def main(a: argparse.Namespace) -> None:
 
     request = Request(a.images, tuple(a.include), tuple(a.exclude), a.limit, a.retry_failed)
     if a.dry_run:
-        for line in dry_run(request, a.model, a.index):
+        for line in dry_run(request, a.model, a.index, a.drop_descriptors):
             print(line)
         return
     execution = Execution(a.device, a.batch_size, a.commit_seconds)

@@ -39,7 +39,7 @@ CREATE OR REPLACE MACRO method_descriptor(method) AS
     if(method IN ('pearson', 'cosine', 'euclidean', 'dot'), NULL, split_part(method, '-', 1));
 CREATE OR REPLACE MACRO method_metric(method) AS
     if(method IN ('pearson', 'cosine', 'euclidean', 'dot'), method,
-       coalesce(nullif(split_part(method, '-', 2), ''), 'euclidean'));
+       coalesce(nullif(method[length(split_part(method, '-', 1)) + 2:], ''), 'euclidean'));
 
 -- Bits that are set in a list of 64-bit words.
 CREATE OR REPLACE MACRO set_bits(words) AS

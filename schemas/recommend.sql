@@ -36,11 +36,13 @@ CREATE OR REPLACE MACRO recommend_like(
                      list_inner_product(q.feature::DOUBLE[], q.feature::DOUBLE[]) AS square,
                      square - len(q.feature) * mean ** 2 AS variation
               FROM (SELECT query AS q))
-        WHERE (q.feature IS NOT NULL
-               OR (method_descriptor(method) IS NOT NULL
-                   AND NOT EXISTS (FROM segrec.descriptors AS d
-                                   WHERE d.descriptor = method_descriptor(method))
-                   AND error('no vectors of ' || method_descriptor(method) || ' in this index')))
+        WHERE if(method_descriptor(method) IS NULL
+                 OR EXISTS (FROM segrec.descriptors AS d
+                            WHERE d.descriptor = method_descriptor(method))
+                 OR error('no vectors of ' || method_descriptor(method) || ' in this index'),
+                 q.feature IS NOT NULL, false)
+            AND (method <> 'localised' OR q.category IS NOT NULL OR q.feature IS NULL
+                 OR error('localised needs category := …'))
             AND (scope IN ('region', 'image') OR error('scope is ''region'' or ''image'''))
             AND (rerank IS NULL OR rerank IN ('mask_iou', 'foreground_iou')
                  OR error('rerank is NULL, ''mask_iou'' or ''foreground_iou'''))
@@ -76,7 +78,7 @@ CREATE OR REPLACE MACRO recommend_like(
             JOIN asked ON method <> 'localised' OR d.category = asked.category
             JOIN segrec.images AS i ON i.image_id = d.image_id
             LEFT JOIN segrec.regions AS r ON r.image_id = d.image_id AND r.class = class_name
-        WHERE d.descriptor = method_descriptor(method)
+        WHERE d.descriptor = method_descriptor(method) AND d.vector IS NOT NULL
             AND (class_name IS NULL OR r.coverage BETWEEN min_coverage AND max_coverage)
     ),
     judged AS NOT MATERIALIZED (

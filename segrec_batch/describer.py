@@ -11,9 +11,7 @@ from segrec_batch import descriptors
 from segrec_batch.descriptors import Described, Descriptor, Parameters
 from segrec_batch.model.bundle import load_descriptor
 from segrec_batch.model.spec import DescriptorSpec, ModelSpec, read_spec
-from segrec_batch.pictures import Row, assemble, by_shape
-
-UNDEFINED = "the descriptor is not defined for this picture"
+from segrec_batch.pictures import UNDEFINED, Row, assemble, by_shape
 
 _TOGETHER = 32  # pictures
 

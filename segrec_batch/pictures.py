@@ -26,6 +26,9 @@ from segrec_batch.model.spec import ModelSpec
 
 Row = dict[str, Any]
 
+UNDEFINED = "the descriptor is not defined for this picture"
+"""The reason of a row of `descriptors` that trying again would not change."""
+
 
 def assemble(rows: Sequence[Row], classes: int, pixels: bool) -> Pictures:
     """Rows of one shape as Pictures; `classes` counts the background."""

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 import segrec_batch
 from segrec_batch import descriptors
-from segrec_batch.descriptors import localised, pca
+from segrec_batch.descriptors import localised, pca, summaries
 from segrec_batch.errors import InputError
 from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.pipeline import moments
-from segrec_batch.pipeline.describing import Addition, parse_addition, summaries
+from segrec_batch.pipeline.describing import Addition, parse_addition
 from segrec_batch.pipeline.samples import IndexSamples
 from segrec_batch.store.index import open_snapshot
 from tests.builders import tiny_model

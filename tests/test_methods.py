@@ -112,7 +112,9 @@ def expected(rows: Rows, query: str, name: str, k: int, depth: int = 100) -> lis
         if name == "localised" and row["category"] != asked["category"]:
             continue
         other = compared(row, method)
-        score = None if other is None else similarity(method.metric, vector, other)
+        if other is None:  # no candidate
+            continue
+        score = similarity(method.metric, vector, other)
         scored.append((score is None, -(score or 0), image_id))
     first = _first_of_each_content([image_id for *_, image_id in sorted(scored)], rows)
     if name != "localised":
@@ -201,6 +203,7 @@ def test_a_vector_can_be_the_query(con: duckdb.DuckDBPyConnection, rows: Rows) -
         ("hog", "no vectors of hog in this index"),
         ("texture-pearson", "a metric is cosine, dot or euclidean"),
         ("texture-manhattan", "a metric is cosine, dot or euclidean"),
+        ("texture-cosine-x", "a metric is cosine, dot or euclidean"),
     ],
 )
 def test_unknown_methods_are_errors(
@@ -208,6 +211,25 @@ def test_unknown_methods_are_errors(
 ) -> None:
     with pytest.raises(duckdb.InvalidInputException, match=message):
         con.execute("FROM recommend($id, method := $m)", {"id": list(rows)[1], "m": method})
+
+
+def test_a_vector_needs_a_method_that_there_is_and_a_category(
+    con: duckdb.DuckDBPyConnection,
+) -> None:
+    for method, message in (
+        ("hog", "no vectors of hog"),
+        ("localised", "localised needs category"),
+    ):
+        with pytest.raises(duckdb.InvalidInputException, match=message):
+            con.execute("FROM recommend([1, 2]::FLOAT[], method := $m)", {"m": method})
+
+
+def test_an_image_without_a_vector_is_told_why(index: str, rows: Rows) -> None:
+    recommender = Recommender(open_index(index))
+    (name,) = (i for i, row in list(rows.items())[:1] if row["vectors"]["texture"] is None)
+    asked = recommender.indexed_image("image_id", name)
+    with pytest.raises(InputError, match="it has no vector of texture: none"):
+        recommender.recommend(asked, Criteria(method="texture"))
 
 
 def test_the_recommender_says_what_there_is(index: str, rows: Rows) -> None:

@@ -10,10 +10,12 @@ does not know.
 `classes` counts the background.
 """
 
+import ast
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -135,6 +137,16 @@ def whole_numbers(arguments: Mapping[str, str], **defaults: int) -> dict[str, in
 def names() -> list[str]:
     """The descriptors that there are."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def summaries() -> dict[str, str]:
+    """What each descriptor is, in a line. Imports none of them."""
+    (folder,) = __path__
+    found = {}
+    for name in names():
+        tree = ast.parse((Path(folder) / f"{name}.py").read_text())
+        found[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return found
 
 
 def module(name: str) -> Any:

@@ -31,7 +31,7 @@ def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
     components, variances = principal_components(moments)
     if dimension > len(components):
         raise InputError(
-            f"pca: dimension={dimension}, but the features of {moments.n:,} images span only "
+            f"dimension={dimension}, but the features of {moments.n:,} images span only "
             f"{len(components)} dimensions, and no more can be kept"
         )
     shares = variances[:dimension] / np.trace(moments.scatter)

@@ -142,6 +142,8 @@ def _refined(
     ids = [*([asked.image_id] if asked.image_id else []), *marks]
     raw = vectors(recommender.database, method, cls, ids)
     if not asked.image_id:
+        if not raw.shape[1]:  # none of the marked images has a vector
+            raw = np.full((len(raw), len(asked.seen["query"])), np.nan, np.float32)
         raw = np.vstack([np.array([asked.seen["query"]], np.float32), raw])
     ready = prepared(raw, method.metric)
     known = np.asarray(np.isfinite(ready).all(axis=1))

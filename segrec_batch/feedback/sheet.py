@@ -1,7 +1,9 @@
 """A round of a session as the cards of a contact sheet."""
 
+from segrec_batch.feedback.refine import SVM
 from segrec_batch.feedback.rounds import asked_with
 from segrec_batch.feedback.session import Session
+from segrec_batch.feedback.vectors import linear
 from segrec_batch.query.card import Card
 from segrec_batch.query.database import query
 from segrec_batch.query.recommend import Recommendation, Recommender, cards
@@ -35,4 +37,7 @@ def round_cards(recommender: Recommender, session: Session, number: int) -> list
         )
         for row in rows
     ]
-    return cards(asked_with(recommender, session), found, session.criteria.method)
+    method = session.criteria.method
+    if rows[0].by == SVM:
+        method = linear(method)
+    return cards(asked_with(recommender, session), found, method)

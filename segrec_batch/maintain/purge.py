@@ -82,8 +82,12 @@ def purge(index: str, uris: Collection[str], grace_seconds: float) -> Purged:
         live[f.table, f.path] for old, _ in rewritten for f in old if (f.table, f.path) in live
     ]
     if remove:
-        parts_live = {f.part for f in remove}
-        add = [f for old, new in rewritten if old[0].part in parts_live for f in new]
+        add = [
+            new
+            for old, made in rewritten
+            for file, new in _pairs(old, made)
+            if new and (file.table, file.path) in live
+        ]
         info = {"segrec": {"operation": "purge", "sources": len(seen)}}
         snapshot = commit(snapshot, add, remove, info)
     if rewritten:

@@ -9,7 +9,7 @@ import torch
 
 from segrec_batch import storage
 from segrec_batch.console import ProgressMeter, say
-from segrec_batch.errors import AccountingError
+from segrec_batch.errors import AccountingError, InputError
 from segrec_batch.neighbours.choice import Choice, as_table, choose
 from segrec_batch.neighbours.output import Output, Receipt, read_receipt, write_part
 from segrec_batch.neighbours.plan import NOTHING_LEFT, Plan, Request
@@ -61,6 +61,8 @@ def recommend_all(
     """
     snapshot = open_snapshot(storage.absolute(index), version)
     request.criteria.check(snapshot.spec)
+    if request.criteria.method != "pearson":
+        raise InputError(f"neighbours are found by pearson, not by {request.criteria.method}")
     choice.check()
     place = Output(storage.absolute(output), request.criteria.cls)
     with scratch_folder("segrec-recommend-") as folder, Plan(snapshot, request, folder) as plan:

@@ -6,6 +6,10 @@ from numpy.typing import NDArray
 
 Grey = NDArray[np.uint8]
 
+# Processes share the cores, a picture each; OpenCV's own threads would take all of them in each
+# process. It is for this process as a whole, and changes no result.
+cv2.setNumThreads(1)
+
 
 def luma(pixels: NDArray[np.uint8]) -> Grey:
     """Grey pictures (B, H, W) uint8 of RGB pictures (B, H, W, 3) uint8: rounded

@@ -18,10 +18,6 @@ from numpy.typing import NDArray
 
 from segrec_batch.operators.grey import luma
 
-# Processes share the cores, a picture each; OpenCV's own threads would take all of them in each
-# process. It is for this process as a whole, and changes no result.
-cv2.setNumThreads(1)
-
 
 @dataclass(frozen=True)
 class Local:

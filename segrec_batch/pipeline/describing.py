@@ -3,11 +3,9 @@
 What is switched on computes nothing yet; that is what the indexing job does.
 """
 
-import ast
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from segrec_batch import descriptors, storage
 from segrec_batch.descriptors import Parameters, Samples
@@ -41,16 +39,6 @@ def parse_addition(text: str) -> Addition:
             raise InputError(f"{text!r}: write NAME or NAME:KEY=VALUE,KEY=VALUE, each KEY once")
         arguments[key] = value
     return Addition(name, arguments)
-
-
-def summaries() -> dict[str, str]:
-    """What each descriptor is, in a line. Imports none of them."""
-    (folder,) = descriptors.__path__
-    found = {}
-    for name in descriptors.names():
-        tree = ast.parse((Path(folder) / f"{name}.py").read_text())
-        found[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return found
 
 
 def model_of(snapshot: Snapshot, uri: str | None) -> Model:
@@ -89,7 +77,10 @@ def described(
             raise InputError(f"no {name} to drop; there are {', '.join(there) or 'none'}")
         model = model.without(name)
     for addition in add:
-        fitted = descriptors.module(addition.name).fit(addition.arguments, samples)
+        try:
+            fitted = descriptors.module(addition.name).fit(addition.arguments, samples)
+        except InputError as error:
+            raise InputError(f"{addition.name}: {error}") from error
         model = model.describing(addition.name, fitted.settings, fitted.tensors)
     return model
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 from segrec_batch.errors import AccountingError
 from segrec_batch.pipeline import chain
 from segrec_batch.pipeline.account import Account
+from segrec_batch.pipeline.describe import Added
 from segrec_batch.store.files import DataFile, by_part, count_rows
 from segrec_batch.store.index import Snapshot, with_changes
 from segrec_batch.store.parts import rewrite_part
@@ -32,7 +33,6 @@ class Publisher:
         self._pending = pending
         self._last = time.monotonic()
         self._files: list[DataFile] = []
-        self._retired: list[DataFile] = []  # whose rows are in new files
         self._replaced: dict[str, list[str]] = {}  # image_ids by part
         self._renamed: dict[str, str] = {}  # parts that this run has written again
 
@@ -50,13 +50,13 @@ class Publisher:
         self.account.failed += failed
         return indexed + failed
 
-    def exchange(self, old: Sequence[DataFile], new: Sequence[DataFile]) -> int:
-        """Files of a part that was written again with vectors; returns how many were added."""
-        self._retired += old
-        self._files += new
-        before, after = (count_rows(files, "descriptors") for files in (old, new))
-        self.account.described += after - before
-        return after - before
+    def move(self, part: str, added: Added) -> int:
+        """Images of a part that are in a new one, with vectors; returns how many were added."""
+        self._files += added.files
+        if added.image_ids:
+            self._replaced.setdefault(part, []).extend(added.image_ids)
+        self.account.described += added.vectors
+        return added.vectors
 
     def publish_every(self, seconds: float) -> None:
         """Commit if the last commit is so long ago."""
@@ -73,7 +73,14 @@ class Publisher:
 
         Raises AccountingError; nothing is then published.
         """
-        self._publish(self._with_gone(gone), check=True)
+        self._publish(self._with_gone(gone), lambda after: self.account.check(self.base, after))
+
+    def publish_described(self) -> None:
+        """Commit the rest, if each image then has a row for each descriptor.
+
+        Raises AccountingError; nothing is then published.
+        """
+        self._publish(self._replaced.items(), self.account.check_descriptors)
 
     def _with_gone(self, gone: Iterable[tuple[str, list[str]]]) -> Iterator[tuple[str, list[str]]]:
         replaced = dict(self._replaced)
@@ -81,19 +88,22 @@ class Publisher:
             yield part, [*replaced.pop(part, ()), *image_ids]
         yield from replaced.items()
 
-    def _publish(self, dropped: Iterable[tuple[str, list[str]]], check: bool = False) -> None:
+    def _publish(
+        self,
+        dropped: Iterable[tuple[str, list[str]]],
+        check: Callable[[Snapshot], None] | None = None,
+    ) -> None:
         remove, add = self._drop(dropped)
-        remove += self._retired
         add += self._files
         after = with_changes(self.current, add, remove)
         if check:
-            self.account.check(self.base, after)
+            check(after)
         if add or remove or self._pending:  # else earlier commits had it all
             self.account.commits += 1
             self.current = self._commit(
                 self.current, add, remove, {"segrec": self.account.summary()}
             )
-        self._files, self._retired, self._replaced, self._pending = [], [], {}, False
+        self._files, self._replaced, self._pending = [], {}, False
         self._last = time.monotonic()
 
     def _drop(self, dropped: Iterable[tuple[str, list[str]]]) -> Change:

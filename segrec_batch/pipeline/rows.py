@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from segrec_batch.model.spec import COMMON_GRID, ModelSpec
+from segrec_batch.pictures import UNDEFINED
 from segrec_batch.store import encode
 from segrec_batch.store.files import path_in_part, read_path
 from segrec_batch.store.parts import Rows
@@ -89,7 +91,9 @@ def _copied_vectors(rows: Sequence[Row], index: str, part: str, spec: ModelSpec)
         path = path_in_part("descriptors", part, descriptor.id)
         with suppress(FileNotFoundError):  # the part is to be described later; so is the copy
             found = read_path(index, "descriptors", path)
-            yield "descriptors", descriptor.id, _as_source(found, rows)
+            # that another file could not be read again says nothing of this one
+            own = pc.equal(pc.fill_null(found["reason"], UNDEFINED), UNDEFINED)
+            yield "descriptors", descriptor.id, _as_source(found.filter(own), rows)
 
 
 def _copied(rows: Sequence[Row], index: str, part: str) -> Iterator[Rows]:

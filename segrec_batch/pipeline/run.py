@@ -78,11 +78,11 @@ def index_pictures(
         if changed:
             _load(model).save(base.model_uri)
         publisher = Publisher(base, account, _stage if rebuild else store.commit, pending=changed)
-        with chain.cluster() if _has_work(plan, base) else nullcontext():
+        with chain.cluster() if _has_work(plan, base, request) else nullcontext():
             if not plan.nothing_to_do:
                 _run(plan, publisher, execution)
             if request.limit is None:
-                _describe(publisher, execution)
+                _describe(publisher, execution, request.retry_failed)
         publisher.publish()
         after = publisher.current
     if rebuild:
@@ -90,19 +90,21 @@ def index_pictures(
     return account, after
 
 
-def dry_run(request: Request, model: str, index: str) -> Iterator[str]:
+def dry_run(
+    request: Request, model: str, index: str, drop_descriptors: bool = False
+) -> Iterator[str]:
     """What `index_pictures` would do: a line for each source that it would touch."""
     request = replace(request, images=storage.absolute(request.images))
     index = storage.absolute(index)
-    snapshot = _snapshot(index, store.exists(index), model)
+    snapshot, spec = _snapshot(index, store.exists(index), model), read_spec(model)[0]
+    _refuse_to_drop(snapshot, spec, drop_descriptors)
     with Plan(request, snapshot) as plan:
         for status, uri in plan.lines():
             yield f"{status}\t{uri.encode('unicode_escape').decode()}"
         say(f"{Account.open('dry run', plan)}; nothing was done")
-    known = {d.id for d in snapshot.spec.descriptors}
-    added = [d.name for d in read_spec(model)[0].descriptors if d.id not in known]
-    if added and snapshot.rows("images"):
-        say(f"images that stay would be described by {', '.join(added)}")
+    missing = sum(lacking(store.adopt(snapshot, spec)).values())
+    if missing:
+        say(f"{missing:,} vectors of images that stay would be added")
 
 
 def _load(uri: str) -> "Model":
@@ -149,8 +151,9 @@ def _refuse_to_lose(plan: Plan, request: Request, published: Snapshot) -> None:
         )
 
 
-def _has_work(plan: Plan, base: Snapshot) -> bool:
-    return not plan.nothing_to_do or bool(lacking(base))
+def _has_work(plan: Plan, base: Snapshot, request: Request) -> bool:
+    again = request.retry_failed and base.spec.descriptors
+    return not plan.nothing_to_do or bool(again or lacking(base))
 
 
 def _run(plan: Plan, publisher: Publisher, execution: Execution) -> None:
@@ -167,21 +170,34 @@ def _run(plan: Plan, publisher: Publisher, execution: Execution) -> None:
     account.seconds["commit"] = time.monotonic() - clock
 
 
-def _describe(publisher: Publisher, execution: Execution) -> None:
+def _describe(publisher: Publisher, execution: Execution, retry: bool) -> None:
     """Add the vectors that images lack, now that the index is as the sources are."""
     base, account = publisher.current, publisher.account
     missing = lacking(base)
+    parts = sorted({f.part for f in base.files["images"]}) if retry else list(missing)
     clock = time.monotonic()
-    if missing:
+    if parts and base.spec.descriptors:
         say(f"descriptors: {', '.join(d.name for d in base.spec.descriptors)}")
-        device = chain.resources(execution.device).device
+        device = _device(base, execution)
         with _meter("vectors added", sum(missing.values())) as meter, _kept(publisher):
-            for old, new in describe(base, list(missing), device, account.run_id):
-                meter.advance(publisher.exchange(old, new))
+            for part, added in describe(base, parts, device, account.run_id, retry):
+                meter.advance(publisher.move(part, added))
                 publisher.publish_every(execution.commit_seconds)
         account.seconds["describe"] = time.monotonic() - clock
-    publisher.publish()
-    account.check_descriptors(publisher.current)
+    publisher.publish_described()
+
+
+def _device(base: Snapshot, execution: Execution) -> str:
+    """Where what is missing is computed: on GPUs only if a descriptor that lacks rows uses one."""
+    device = chain.resources(execution.device).device
+    if device == "cpu":
+        return device
+    from segrec_batch.describer import on_device  # imports torch
+
+    images = base.rows("images")
+    rows = {d.name: sum(f.rows for f in base.files["descriptors"] if f.partition == d.id)
+            for d in base.spec.descriptors}  # fmt: skip
+    return device if any(rows[name] < images for name in on_device(base.spec)) else "cpu"
 
 
 def _meter(what: str, total: int) -> AbstractContextManager[ProgressMeter]:

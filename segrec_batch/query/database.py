@@ -10,7 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from segrec_batch import storage
-from segrec_batch.errors import IndexStateError, InputError
+from segrec_batch.errors import IndexStateError, InputError, ModelError
 from segrec_batch.model.spec import ModelSpec, bundle_id
 from segrec_batch.query import oracle
 from segrec_batch.query.remote import SnapshotFiles
@@ -53,8 +53,8 @@ def connect(index: str, version: int | None = None) -> duckdb.DuckDBPyConnection
 
     `index` may also be a query cache, as `segrec duckdb` makes it.
 
-    It has the views `images`, `regions` and `failures` and the functions of `schemas/*.sql`, among
-    them `pearson(a, b)` and `recommend(query, …)`; and `pearson_udf(a, b)`, which is in Python. The
+    It has the views `images`, `regions`, `descriptors` and `failures` and the functions of
+    `schemas/*.sql`, among them `pearson(a, b)` and `recommend(query, …)`; and `pearson_udf(a, b)`, which is in Python. The
     snapshot stays the same while the connection lives, whatever is indexed meanwhile. Raises
     IndexStateError if there is no index.
 
@@ -72,7 +72,10 @@ def open_index(index: str, version: int | None = None) -> Database:
         return open_files(open_snapshot(storage.absolute(index), version))
     found = open_cache(index)
     if version not in (None, found.version):
-        raise InputError(f"{index} is a query cache of version {found.version}, not of {version}")
+        raise InputError(
+            f"{index} is a query cache of version {found.version}, not of {version}; ask the index "
+            f"itself, {found.index}"
+        )
     return found
 
 
@@ -107,7 +110,12 @@ def open_cache(path: str) -> Database:
         ((index, version, model_id, spec),) = found.fetchall()
     except duckdb.Error as error:
         raise InputError(f"{path} is not a query cache of `segrec duckdb`: {error}") from error
-    return Database(connection, index, version, model_id, ModelSpec.from_json(json.loads(spec)), ())
+    try:
+        model = ModelSpec.from_json(json.loads(spec))
+    except ModelError as error:
+        text = f"{path} was made by another version of segrec_batch; delete it and make it anew"
+        raise InputError(text) from error
+    return Database(connection, index, version, model_id, model, ())
 
 
 def open_database(

@@ -74,6 +74,7 @@ class Recommender:
             region = {"image_id": asked.image_id, "class": criteria.cls}
             if not self._rows("uri", "regions", region):
                 raise InputError(f"{asked.card.uri}: the index has no {criteria.cls} in it")
+        self._check_described(asked, Method.of(criteria.method))
         values = {**criteria.arguments(), **(asked.seen or {"query": asked.image_id})}
         kinds = _KINDS if asked.seen else {}
         named = [f"{n} := ${n}{kinds.get(n, '')}" for n in values if n != "query"]
@@ -98,6 +99,15 @@ class Recommender:
             )
             for row in rows.to_pylist()
         ]
+
+    def _check_described(self, asked: QueryImage, method: Method) -> None:
+        if asked.image_id is None or method.descriptor is None:
+            return
+        where = {"image_id": asked.image_id, "descriptor": method.descriptor}
+        rows = self._rows("vector IS NOT NULL AS found, reason", "descriptors", where)
+        if not rows or not rows[0]["found"]:
+            why = rows[0]["reason"] if rows else "run jobs/index.py with the model that has it"
+            raise InputError(f"{asked.card.uri}: it has no vector of {method.descriptor}: {why}")
 
     def _rows(self, columns: str, table: str, where: Mapping[str, str]) -> list[dict[str, Any]]:
         conditions = " AND ".join(f"{column} = ?" for column in where)

@@ -7,7 +7,7 @@ what is dropped, merged or verified is a part.
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,18 @@ def read_column(index: str, file: DataFile, column: str) -> pa.ChunkedArray:
     fs, path = storage.filesystem(file.uri(index))
     with fs.open(path) as source:
         return pq.read_table(source, columns=[column], partitioning=None)[column]
+
+
+def read_some(index: str, file: DataFile, image_ids: Sequence[str]) -> pa.Table:
+    """The rows of some images, without holding the others all at once."""
+    fs, path = storage.filesystem(file.uri(index))
+    with fs.open(path) as source:
+        return pq.read_table(
+            source,
+            filters=pc.field("image_id").isin(pa.array(image_ids, pa.string())),
+            partitioning=None,
+            page_checksum_verification=True,
+        )
 
 
 def write_file(

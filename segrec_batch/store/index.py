@@ -1,14 +1,14 @@
-"""The index: three Delta tables that change together, and snapshots of them.
+"""The index: four Delta tables that change together, and snapshots of them.
 
-    INDEX/images, INDEX/regions, INDEX/failures    Delta tables
-    INDEX/models/MODEL_ID                          the bundles that made them
+    INDEX/images, INDEX/regions, INDEX/descriptors, INDEX/failures    Delta tables
+    INDEX/models/BUNDLE_ID                                            the bundles that made them
 
 A *snapshot* is a version of `images`. Each commit of `images` records, as Delta transaction
-identifiers, the versions of the other two that belong to it and the model, so a reader never sees
-half a commit or two models. Commits go failures, regions, images: what comes before the last one is
-invisible. A run that dies in between leaves versions that no snapshot names; the next commit starts
-from the published files. Of two runs that publish at once the second fails: both move the same
-transaction identifiers.
+identifiers, the versions of the others that belong to it and the bundle, so a reader never sees
+half a commit or two models. Commits go failures, descriptors, regions, images: what comes before
+the last one is invisible. A run that dies in between leaves versions that no snapshot names; the
+next commit starts from the published files. Of two runs that publish at once the second fails: both
+move the same transaction identifiers.
 """
 
 import datetime as dt
