@@ -54,9 +54,9 @@ def connect(index: str, version: int | None = None) -> duckdb.DuckDBPyConnection
     `index` may also be a query cache, as `segrec duckdb` makes it.
 
     It has the views `images`, `regions`, `descriptors` and `failures` and the functions of
-    `schemas/*.sql`, among them `pearson(a, b)` and `recommend(query, …)`; and `pearson_udf(a, b)`, which is in Python. The
-    snapshot stays the same while the connection lives, whatever is indexed meanwhile. Raises
-    IndexStateError if there is no index.
+    `schemas/*.sql`, among them `pearson(a, b)` and `recommend(query, …)`; and `pearson_udf(a, b)`,
+    which is in Python. The snapshot stays the same while the connection lives, whatever is indexed
+    meanwhile. Raises IndexStateError if there is no index.
 
         con = connect("s3://bucket/index")
         con.sql("SELECT uri FROM images WHERE coverage_car > 0.3")
