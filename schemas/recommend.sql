@@ -41,8 +41,6 @@ CREATE OR REPLACE MACRO recommend_like(
                             WHERE d.descriptor = method_descriptor(method))
                  OR error('no vectors of ' || method_descriptor(method) || ' in this index'),
                  q.feature IS NOT NULL, false)
-            AND (method <> 'localised' OR q.category IS NOT NULL OR q.feature IS NULL
-                 OR error('localised needs category := …'))
             AND (scope IN ('region', 'image') OR error('scope is ''region'' or ''image'''))
             AND (rerank IS NULL OR rerank IN ('mask_iou', 'foreground_iou')
                  OR error('rerank is NULL, ''mask_iou'' or ''foreground_iou'''))
@@ -261,7 +259,9 @@ CREATE OR REPLACE MACRO recommend(
     category := NULL
 ) AS TABLE (
     FROM recommend_like(
-        {feature: query, category: category::VARCHAR, coverages: coverages::FLOAT[],
+        {feature: query,
+         category: if(method = 'localised' AND category IS NULL,
+                      error('localised needs category := …'), category)::VARCHAR, coverages: coverages::FLOAT[],
          masks: masks::MAP(VARCHAR, BIGINT[]), image_id: NULL::VARCHAR,
          content_hash: NULL::VARCHAR},
         k, class, min_coverage, max_coverage, epsilon, penalise, reranked_by(method, rerank), depth,

@@ -23,6 +23,8 @@ from segrec_batch.pipeline.stages import decode_batch
 from segrec_batch.store.index import Snapshot
 from tests.builders import ODD_NAMES, encoded, png_by_hand, smooth_pixels
 
+pytestmark = pytest.mark.slow
+
 GOOD = encoded(smooth_pixels(48, 64), "JPEG")
 GIF = encoded(smooth_pixels(48, 64), "GIF")
 FINE = {

@@ -192,6 +192,7 @@ def test_files_that_are_no_cache_of_this_index_are_left_alone(
         refresh_cache(own_index, str(tmp_path / "nowhere" / "c.duckdb"))
 
 
+@pytest.mark.slow
 def test_a_cache_of_another_model_is_refused(
     own_index: str, pictures: Path, model: Model, tmp_path: Path
 ) -> None:

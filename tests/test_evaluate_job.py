@@ -12,6 +12,7 @@ from tests.feature_index import add_images, write_index
 EVALUATE = "jobs/evaluate.py"
 
 
+@pytest.mark.slow
 def test_what_an_index_answers_is_judged_and_compared(
     index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

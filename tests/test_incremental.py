@@ -80,6 +80,7 @@ def test_a_failed_picture_is_skipped_until_it_changes_or_is_retried(
     assert (mended.indexed, snapshot.rows("failures"), snapshot.rows("images")) == (1, 0, 7)
 
 
+@pytest.mark.slow
 def test_a_picture_that_breaks_leaves_the_images(run: Run, pictures: Path, tmp_path: Path) -> None:
     run()
     sorted(pictures.iterdir())[0].write_bytes(b"<html>")

@@ -19,7 +19,7 @@ from segrec_batch.listing import SOURCES, iter_pictures, list_pictures
 from tests.builders import ODD_NAMES
 from tests.s3 import FaultyProxy, environment, new_bucket, put
 
-pytestmark = pytest.mark.usefixtures("s3")
+pytestmark = [pytest.mark.usefixtures("s3"), pytest.mark.slow]
 
 NO_FILE_NAMES = ["/leading.jpg", "two//slashes.jpg", "dots/../up.jpg", "./here.jpg"]
 
@@ -48,7 +48,6 @@ def bucket(s3: dict[str, str]) -> str:
     return uri
 
 
-@pytest.mark.slow
 def test_thousands_of_keys_come_page_by_page(s3: dict[str, str]) -> None:
     bucket = new_bucket()
     contents = {f"{bucket}/images/{i % 7}/{i:05}.jpg": b"%d" % i for i in range(5_000)}
@@ -218,7 +217,6 @@ def test_a_missing_bucket_is_not_a_missing_picture() -> None:
     assert "bucket" in fails(lambda: list_pictures("s3://not a name"), InputError)[0]
 
 
-@pytest.mark.slow
 def test_faults_that_pass_are_not_seen(s3: dict[str, str]) -> None:
     bucket = new_bucket()
     contents = {f"{bucket}/{i}.jpg": b"%d" % i * 1000 for i in range(60)}
@@ -237,7 +235,6 @@ def test_faults_that_pass_are_not_seen(s3: dict[str, str]) -> None:
         assert min(proxy.faults[k] for k in ("slow_down", "error", "drop", "delay")) > 0
 
 
-@pytest.mark.slow
 def test_faults_that_stay_end_in_storage_errors(s3: dict[str, str], bucket: str) -> None:
     faults = {"drop": "payload is not completed", "error": "InternalError: on order"}
     put({f"{bucket}/{kind}.jpg": b"picture" for kind in faults})
@@ -251,7 +248,6 @@ def test_faults_that_stay_end_in_storage_errors(s3: dict[str, str], bucket: str)
             assert seconds < 17
 
 
-@pytest.mark.slow
 def test_a_dead_store_is_told_in_time_and_a_live_one_again_is_used(
     s3: dict[str, str], bucket: str
 ) -> None:

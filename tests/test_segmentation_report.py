@@ -131,6 +131,7 @@ def test_splits_share_the_judged_pictures_and_rivals_are_run_or_said_not_to_be(
     assert "Splits and leak" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_copies_of_a_judged_picture_among_the_training_pictures_leak(tmp_path: Path) -> None:
     """In each place the same texture, copied, is of classes that other places do not tell."""
     rng = np.random.default_rng(0)
