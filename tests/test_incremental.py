@@ -66,6 +66,7 @@ def test_new_changed_and_gone_pictures(run: Run, pictures: Path, tmp_path: Path)
     assert gone.name in uris(index, version=before.version), "an older version keeps its rows"
 
 
+@pytest.mark.slow
 def test_a_failed_picture_is_skipped_until_it_changes_or_is_retried(
     run: Run, pictures: Path, tmp_path: Path
 ) -> None:
@@ -169,6 +170,7 @@ def test_relative_and_absolute_paths_are_the_same_source(
     assert account.unchanged == 6
 
 
+@pytest.mark.slow
 def test_equal_bytes_are_copied_not_computed(run: Run, pictures: Path, tmp_path: Path) -> None:
     """Touched, moved, copied; one that moved over another; one that only looks unchanged."""
     run()

@@ -407,6 +407,7 @@ def delete_some(uris: Sequence[str], delete: Callable[[Sequence[str]], None]) ->
     stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "broken"),
     [
