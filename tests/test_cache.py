@@ -174,6 +174,7 @@ def test_a_cache_with_other_macros_is_made_anew(index: str, tmp_path: Path) -> N
     assert segrec_batch.connect(path).sql(sql).fetchall() == [(-1.0,)]
 
 
+@pytest.mark.slow
 def test_files_that_are_no_cache_of_this_index_are_left_alone(
     cache: str, own_index: str, tmp_path: Path
 ) -> None:

@@ -104,7 +104,7 @@ def streets_source(streets: str, tmp_path_factory: pytest.TempPathFactory) -> It
         yield made
 
 
-@pytest.fixture(params=["scenes_source", "streets_source"])
+@pytest.fixture(params=["streets_source", pytest.param("scenes_source", marks=pytest.mark.slow)])
 def asked(request: pytest.FixtureRequest) -> Source:
     found: Source = request.getfixturevalue(request.param)
     return found

@@ -40,6 +40,7 @@ def test_what_an_index_answers_is_judged_and_compared(
     assert {m["value"] for m in changes["measures"]} == {0, None}
 
 
+@pytest.mark.slow
 def test_drift_beyond_a_limit_fails_after_the_report_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

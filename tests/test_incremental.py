@@ -232,6 +232,7 @@ def test_what_is_excluded_is_neither_listed_nor_gone(run: Run, pictures: Path) -
         run(include=("*.tif",))
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(
     run: Run, pictures: Path, model_dir: str, tmp_path: Path
 ) -> None:
@@ -305,6 +306,7 @@ def test_what_is_done_is_kept_when_the_store_fails(
     assert (account.unchanged, account.indexed) == (kept, 26 - kept)
 
 
+@pytest.mark.slow
 def test_an_old_row_that_is_not_where_the_plan_saw_it_stops_publication(
     run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,7 @@ def test_a_model_is_judged_and_the_figures_follow_from_the_counts(
     assert "car" in str(report.headline.rows)
 
 
+@pytest.mark.slow
 def test_splits_share_the_judged_pictures_and_rivals_are_run_or_said_not_to_be(
     scenes: Path, tmp_path: Path
 ) -> None:
