@@ -67,8 +67,8 @@ def main(a: argparse.Namespace) -> None:
     model = describing.described(model, additions, a.drop, IndexSamples(snapshot, a.samples))
     rows = [[name, str(length)] for name, length in describing.lengths(model).items()]
     model.save(a.output)
-    for notice in describing.notices(model):
-        console.say(f"warning: {notice}")
+    if model.spec.notice:
+        console.say(f"warning: {model.spec.notice}")
     title = f"bundle {model.bundle_id} of model {model.model_id}"
     print(console.table(title, ("descriptor", "values"), rows), end="")
     print(

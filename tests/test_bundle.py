@@ -281,3 +281,11 @@ def test_each_class_has_a_colour_and_random_weights_a_notice() -> None:
     assert spec.all_classes == ("background", *spec.classes)
     assert "random:0" in (spec.notice or "")
     assert dataclasses.replace(spec, weights="imagenet").notice is None
+
+
+def test_untrained_networks_are_said() -> None:
+    trained = dataclasses.replace(_small().spec, weights="imagenet")
+    model = Model(trained, _small().head, _small().backbone)
+    assert model.spec.notice is None
+    drawn = model.describing("alexnet", {"weights": "random:0"}, {}).describing("hog", {}, {})
+    assert drawn.spec.notice == "Untrained networks of alexnet, for trying out only."

@@ -41,7 +41,7 @@ def test_descriptors_are_fitted_and_described_by_their_ids(
     arguments = ["--add", "pca:dimension=5", "--add", "localised:weights=random:1,category=folder"]
     assert exit_code(JOB, "--index", index, "--output", one, *arguments) == 0
     printed, said = capsys.readouterr()
-    assert said.endswith("warning: localised: untrained weights (random:1), for trying out only.\n")
+    assert said.endswith("Untrained networks of localised, for trying out only.\n")
     first = load_model(one)
     assert first.model_id == model.model_id != first.bundle_id
     assert ids(first).keys() == {"localised", "pca"}

@@ -62,14 +62,16 @@ class ModelSpec:
     @property
     def trained(self) -> bool:
         """Whether the backbone's weights were learned, not drawn at random."""
-        return not self.weights.startswith("random:")
+        return not _random(self.weights)
 
     @property
     def notice(self) -> str | None:
         """A sentence for every output of a model that cannot be expected to be good."""
-        if self.trained:
-            return None
-        return f"Untrained backbone ({self.weights}): random filters, for trying out only."
+        found = [] if self.trained else [f"Untrained backbone ({self.weights}): random filters"]
+        networks = [d.name for d in self.descriptors if _random(d.settings.get("weights"))]
+        if networks:
+            found.append(f"Untrained networks of {', '.join(networks)}")
+        return f"{'; '.join(found)}, for trying out only." if found else None
 
     @property
     def all_classes(self) -> tuple[str, ...]:
@@ -102,6 +104,10 @@ class ModelSpec:
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"model.json is not a segrec model: {error}") from error
+
+
+def _random(weights: object) -> bool:
+    return str(weights).startswith("random:")
 
 
 def bundle_id(model_id: str, spec: ModelSpec) -> str:

@@ -85,16 +85,6 @@ def described(
     return model
 
 
-def notices(model: Model) -> list[str]:
-    """A sentence for each descriptor that cannot be expected to be good."""
-    weights = {d.name: str(d.settings.get("weights")) for d in model.spec.descriptors}
-    return [
-        f"{name}: untrained weights ({origin}), for trying out only."
-        for name, origin in weights.items()
-        if origin.startswith("random:")
-    ]
-
-
 def lengths(model: Model) -> dict[str, int]:
     """How long the vectors of each descriptor are, by its id."""
     classes = len(model.spec.all_classes)
