@@ -15,7 +15,6 @@ from segrec_batch.evaluate.report import Report
 from segrec_batch.evaluate.retrieval.masks import Masks
 from segrec_batch.evaluate.retrieval.measures import judge as judge_retrieval
 from segrec_batch.evaluate.retrieval.methods import ALWAYS
-from segrec_batch.evaluate.retrieval.metrics import METRICS
 from segrec_batch.evaluate.retrieval.pairs import Pairs
 from segrec_batch.evaluate.retrieval.report import retrieval_report
 from segrec_batch.evaluate.retrieval.run import Retrieval
@@ -25,6 +24,7 @@ from segrec_batch.evaluate.segmentation.judge import judge as judge_segmentation
 from segrec_batch.evaluate.segmentation.rivals import RIVALS, RivalSettings
 from segrec_batch.evaluate.segmentation.run import segmentation_report
 from segrec_batch.evaluate.segmentation.study import Settings as Segmentation
+from segrec_batch.query.methods import OF_VECTORS
 from segrec_batch.train.arguments import add_training_arguments, training_settings
 from segrec_batch.train.mask_rcnn import MaskRcnnSettings
 from segrec_batch.train.unet import UNetSettings
@@ -191,8 +191,8 @@ def _retrieval_arguments(command: argparse.ArgumentParser) -> None:
         default=Retrieval.methods,
         metavar="A,B",
         help=f"of {', '.join(ALWAYS)}; a descriptor of the index, by Euclidean distance; "
-        f"DESCRIPTOR-METRIC, METRIC of {', '.join(METRICS)}; all stands for the first and for each "
-        "descriptor as its paper compares it (default: all)",
+        f"DESCRIPTOR-METRIC, METRIC of {', '.join(OF_VECTORS)}; all stands for the first and for "
+        "each descriptor as its paper compares it (default: all)",
     )
     add(
         "--sigma",

@@ -43,8 +43,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
             "sql",
             _add_sql,
             "run SQL on an index",
-            "Run a query on the views images, regions and failures. It can read nothing else, and "
-            "change nothing.",
+            "Run a query on the views images, regions, descriptors and failures. It can read "
+            "nothing else, and change nothing.",
         ),
         (
             "duckdb",

@@ -1,6 +1,8 @@
 """Running again: only what is missing is done, and the books are right before anything shows."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +48,22 @@ def test_running_again_does_nothing_and_publishes_nothing(run: Run) -> None:
     again, unchanged = run()
     assert (first.indexed, again.indexed, again.unchanged) == (6, 0, 6)
     assert unchanged.version == snapshot.version
+
+
+def test_a_run_with_nothing_to_do_starts_no_ray(
+    run: Run, pictures: Path, model_dir: str, tmp_path: Path
+) -> None:
+    run()
+    again = subprocess.run(
+        [
+            sys.executable, "jobs/index.py", "--images", pictures, "--model", model_dir,
+            "--index", tmp_path / "index",
+        ],
+        env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"},  # where nobody is
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert "6 unchanged" in again.stderr
 
 
 def test_new_changed_and_gone_pictures(run: Run, pictures: Path, tmp_path: Path) -> None:

@@ -5,30 +5,39 @@ faster; default: float32), and how pictures are resized: see `operators.networks
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from segrec_batch.descriptors import Described, Parameters, Pictures, Samples, chosen
 from segrec_batch.operators import networks
-from segrec_batch.operators.networks import ALEXNET
+from segrec_batch.operators.networks import ALEXNET, Architecture
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
     """The network's weights; nothing is learned. Raises InputError, ModelError."""
+    return weights_of(ALEXNET, arguments)
+
+
+def weights_of(architecture: Architecture, arguments: Mapping[str, str]) -> Parameters:
+    """The weights that arguments name, for a network. Raises InputError, ModelError."""
     given = chosen(arguments, weights="imagenet", dtype="float32")
-    return Parameters(*networks.fitted(ALEXNET, given["weights"], given["dtype"]))
+    return Parameters(*networks.fitted(architecture, given["weights"], given["dtype"]))
 
 
 class Descriptor:
-    """The vector of the whole picture, values 0 or above."""
+    """The vector of the whole picture, values 0 or above. Other networks differ in the
+    architecture.
+    """
 
-    length = ALEXNET.length
-    reads_pixels = True
-    on_device = True
+    architecture: ClassVar[Architecture] = ALEXNET
+    reads_pixels: ClassVar[bool] = True
+    on_device: ClassVar[bool] = True
 
     def __init__(self, parameters: Parameters, classes: int, device: str) -> None:
         self._device = device
         self._network = networks.Network(
-            ALEXNET, parameters.tensors, parameters.settings["dtype"], device
+            self.architecture, parameters.tensors, parameters.settings["dtype"], device
         )
+        self.length = self.architecture.length
 
     def __call__(self, pictures: Pictures) -> Described:
         """Describe pictures."""

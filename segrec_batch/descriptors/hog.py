@@ -1,11 +1,9 @@
 """The semantic signature of HOG on a grid (Ouni 2020), see `operators.signature`."""
 
 from collections.abc import Mapping
-from typing import ClassVar
 
-from segrec_batch.descriptors import Described, Parameters, Pictures, Samples, whole_numbers
+from segrec_batch.descriptors import Parameters, Samples, sift, whole_numbers
 from segrec_batch.operators import keypoints
-from segrec_batch.operators.signature import signatures
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
@@ -13,18 +11,7 @@ def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
     return Parameters(whole_numbers(arguments, cell=8, block=2, bins=9))
 
 
-class Descriptor:
+class Descriptor(sift.Descriptor):
     """(classes · block² · bins,): a centre for each class, background first."""
 
-    reads_pixels: ClassVar[bool] = True
-    on_device: ClassVar[bool] = False
-
-    def __init__(self, parameters: Parameters, classes: int, device: str) -> None:
-        self._extract = keypoints.Hog(**parameters.settings)
-        self._classes = classes
-        self.length = classes * self._extract.dim
-
-    def __call__(self, pictures: Pictures) -> Described:
-        """Describe pictures; of one without keypoints the vector is zero."""
-        found = signatures(self._extract, pictures.pixels, pictures.labels, self._classes)
-        return Described(found)
+    extractor = keypoints.Hog

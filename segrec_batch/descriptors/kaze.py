@@ -1,30 +1,12 @@
 """The semantic signature of KAZE (Ouni 2020), see `operators.signature`."""
 
-from collections.abc import Mapping
-from typing import ClassVar
-
-from segrec_batch.descriptors import Described, Parameters, Pictures, Samples, whole_numbers
+from segrec_batch.descriptors import sift
 from segrec_batch.operators import keypoints
-from segrec_batch.operators.signature import signatures
+
+fit = sift.fit
 
 
-def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
-    """`keypoints`: at most so many, those of the largest response. Raises InputError."""
-    return Parameters(whole_numbers(arguments, keypoints=500))
-
-
-class Descriptor:
+class Descriptor(sift.Descriptor):
     """(classes · 64,): a centre for each class, background first."""
 
-    reads_pixels: ClassVar[bool] = True
-    on_device: ClassVar[bool] = False
-
-    def __init__(self, parameters: Parameters, classes: int, device: str) -> None:
-        self._extract = keypoints.kaze(**parameters.settings)
-        self._classes = classes
-        self.length = classes * self._extract.dim
-
-    def __call__(self, pictures: Pictures) -> Described:
-        """Describe pictures; of one without keypoints the vector is zero."""
-        found = signatures(self._extract, pictures.pixels, pictures.labels, self._classes)
-        return Described(found)
+    extractor = staticmethod(keypoints.kaze)

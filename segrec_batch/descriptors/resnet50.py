@@ -6,30 +6,16 @@ faster; default: float32), and how pictures are resized: see `operators.networks
 
 from collections.abc import Mapping
 
-from segrec_batch.descriptors import Described, Parameters, Pictures, Samples, chosen
-from segrec_batch.operators import networks
+from segrec_batch.descriptors import Parameters, Samples, alexnet
 from segrec_batch.operators.networks import RESNET50
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
     """The network's weights; nothing is learned. Raises InputError, ModelError."""
-    given = chosen(arguments, weights="imagenet", dtype="float32")
-    return Parameters(*networks.fitted(RESNET50, given["weights"], given["dtype"]))
+    return alexnet.weights_of(RESNET50, arguments)
 
 
-class Descriptor:
+class Descriptor(alexnet.Descriptor):
     """The vector of the whole picture, values 0 or above."""
 
-    length = RESNET50.length
-    reads_pixels = True
-    on_device = True
-
-    def __init__(self, parameters: Parameters, classes: int, device: str) -> None:
-        self._device = device
-        self._network = networks.Network(
-            RESNET50, parameters.tensors, parameters.settings["dtype"], device
-        )
-
-    def __call__(self, pictures: Pictures) -> Described:
-        """Describe pictures."""
-        return Described(self._network(networks.as_images(pictures.pixels, self._device)))
+    architecture = RESNET50

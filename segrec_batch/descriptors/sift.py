@@ -1,6 +1,6 @@
 """The semantic signature of SIFT (Ouni 2020), see `operators.signature`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from segrec_batch.descriptors import Described, Parameters, Pictures, Samples, whole_numbers
@@ -14,13 +14,17 @@ def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
 
 
 class Descriptor:
-    """(classes · 128,): a centre for each class, background first."""
+    """(classes · 128,): a centre for each class, background first.
+
+    extractor: of local descriptors, made with the settings. Other signatures differ in it only.
+    """
 
     reads_pixels: ClassVar[bool] = True
     on_device: ClassVar[bool] = False
+    extractor: ClassVar[Callable[..., keypoints.Extractor]] = staticmethod(keypoints.sift)
 
     def __init__(self, parameters: Parameters, classes: int, device: str) -> None:
-        self._extract = keypoints.sift(**parameters.settings)
+        self._extract = self.extractor(**parameters.settings)
         self._classes = classes
         self.length = classes * self._extract.dim
 

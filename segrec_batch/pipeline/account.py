@@ -85,7 +85,7 @@ class Account:
         """Prove that each image has a row for each descriptor. Raises AccountingError."""
         images = after.rows("images")
         for descriptor in after.spec.descriptors:
-            rows = sum(f.rows for f in after.files["descriptors"] if f.partition == descriptor.id)
+            rows = after.vectors(descriptor.id)
             if rows != images:
                 raise AccountingError(
                     f"{rows} rows of {descriptor.name} for {images} images: {_NOT_PUBLISHED}"

@@ -175,16 +175,17 @@ def _describe(publisher: Publisher, execution: Execution, retry: bool) -> None:
     base, account = publisher.current, publisher.account
     missing = lacking(base)
     parts = sorted({f.part for f in base.files["images"]}) if retry else list(missing)
+    if not parts or not base.spec.descriptors:
+        return
     clock = time.monotonic()
-    if parts and base.spec.descriptors:
-        say(f"descriptors: {', '.join(d.name for d in base.spec.descriptors)}")
-        device = _device(base, execution)
-        with _meter("vectors added", sum(missing.values())) as meter, _kept(publisher):
-            for part, added in describe(base, parts, device, account.run_id, retry):
-                meter.advance(publisher.move(part, added))
-                publisher.publish_every(execution.commit_seconds)
-        account.seconds["describe"] = time.monotonic() - clock
+    say(f"descriptors: {', '.join(d.name for d in base.spec.descriptors)}")
+    device = _device(base, execution)
+    with _meter("vectors added", sum(missing.values())) as meter, _kept(publisher):
+        for part, added in describe(base, parts, device, account.run_id, retry):
+            meter.advance(publisher.move(part, added))
+            publisher.publish_every(execution.commit_seconds)
     publisher.publish_described()
+    account.seconds["describe"] = time.monotonic() - clock
 
 
 def _device(base: Snapshot, execution: Execution) -> str:
@@ -194,10 +195,9 @@ def _device(base: Snapshot, execution: Execution) -> str:
         return device
     from segrec_batch.describer import on_device  # imports torch
 
-    images = base.rows("images")
-    rows = {d.name: sum(f.rows for f in base.files["descriptors"] if f.partition == d.id)
-            for d in base.spec.descriptors}  # fmt: skip
-    return device if any(rows[name] < images for name in on_device(base.spec)) else "cpu"
+    images, names = base.rows("images"), on_device(base.spec)
+    lacks = (d.name in names and base.vectors(d.id) < images for d in base.spec.descriptors)
+    return device if any(lacks) else "cpu"
 
 
 def _meter(what: str, total: int) -> AbstractContextManager[ProgressMeter]:

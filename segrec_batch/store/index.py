@@ -59,6 +59,10 @@ class Snapshot:
         """Rows of a table, from the log."""
         return count_rows(self.files[table], table)
 
+    def vectors(self, descriptor: str) -> int:
+        """Rows of a descriptor, by its id, from the log."""
+        return sum(f.rows for f in self.files["descriptors"] if f.partition == descriptor)
+
     @property
     def bundle_id(self) -> str:
         """The bundle that made it: the model and its descriptors."""
