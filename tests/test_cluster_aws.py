@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import boto3
@@ -16,13 +16,10 @@ from botocore.validate import ParamValidator
 from moto import mock_aws
 from ray.autoscaler._private.aws.config import bootstrap_aws
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
-from ray.autoscaler._private.resource_demand_scheduler import (
-    _default_utilization_scorer,
-    get_nodes_for,
-)
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.tags import TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
+from tests.autoscaler import started_by_v1, started_by_v2
 from tests.cluster_files import Document, broken, load
 
 AWS = load("aws.yaml")
@@ -167,8 +164,11 @@ def resources(ec2: boto3.client) -> dict[str, Document]:
 
 def test_the_autoscaler_takes_spot_first_and_no_gpu_for_decoding(ec2: boto3.client) -> None:
     types = resources(ec2)
-    scorer = partial(_default_utilization_scorer, node_availability_summary=None)
-    choose = partial(get_nodes_for, types, {"head": 1}, "head", 16, utilization_scorer=scorer)
-    assert choose([{"GPU": 1}] * 3)[0] == {"gpu-spot": 3}
-    assert choose([{"GPU": 1}] * 9)[0] == {"gpu-spot": 8, "gpu-on-demand": 1}
-    assert choose([{"CPU": 0.5}] * 65)[0] == {"decode-spot": 2}
+    assert started_by_v1(types, "head", [{"GPU": 1}] * 3) == {"gpu-spot": 3}
+    assert started_by_v1(types, "head", [{"GPU": 1}] * 9) == {"gpu-spot": 8, "gpu-on-demand": 1}
+    assert started_by_v1(types, "head", [{"CPU": 0.5}] * 65) == {"decode-spot": 2}
+
+
+def test_version_2_would_mix_spot_and_on_demand(ec2: boto3.client) -> None:
+    assert "gpu-on-demand" in started_by_v2(resources(ec2), "head", [{"GPU": 1}] * 3)
+    assert "--env RAY_enable_autoscaler_v2=0" in AWS["docker"]["run_options"]

@@ -158,6 +158,6 @@ def test_the_readme_names_every_file_and_placeholder() -> None:
     yaml = [text for name, text in TEXTS.items() if name.endswith(".yaml")]
     used = {found for text in yaml for found in PLACEHOLDER.findall(text)}
     assert used == set(FILLED_IN) == set(re.findall(r"^\| `(<\w+>)`", readme, re.MULTILINE))
-    for name in TEXTS:
+    for name in TEXTS.keys() - {"README.md"}:
         folder, _, file = name.rpartition("/")
         assert (file if folder in ("", "k8s") else f"{folder}/") in readme, name

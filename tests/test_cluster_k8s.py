@@ -18,6 +18,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
 )
 
 from tests import kuberay
+from tests.autoscaler import started_by_v2
 from tests.cluster_files import CLUSTER, Document, broken, load, locked
 
 CLUSTERS = {name: load(f"k8s/{name}.yaml") for name in ("raycluster", "rayjob", "raycronjob")}
@@ -145,6 +146,12 @@ def test_what_the_autoscaler_cannot_read_is_found(path: str, value: object) -> N
         autoscaling(broken(CLUSTERS["raycluster"], path, value))
 
 
+def test_the_autoscaler_takes_no_gpu_for_decoding() -> None:
+    types = autoscaling(CLUSTERS["raycluster"])["available_node_types"]
+    assert started_by_v2(types, "headgroup", [{"GPU": 1}] * 2) == {"gpu": 2}
+    assert started_by_v2(types, "headgroup", [{"CPU": 0.5}] * 57) == {"decode": 2}
+
+
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_kuberay_finds_nothing_wrong(name: str) -> None:
     assert kuberay.complaints(CLUSTERS[name]) == []
@@ -228,7 +235,12 @@ def test_the_entrypoint_is_expanded_on_the_head(tmp_path: Path) -> None:
     submitted = shlex.join(said("bash", f"{show} {entrypoint}", {}))
     job = "python /opt/segrec_batch/jobs/index.py"
     assert job in submitted
-    values = {"SEGREC_IMAGES": "s3://b/my images", "SEGREC_MODEL": "/m", "SEGREC_INDEX": "i"}
+    values = {
+        "SEGREC_IMAGES": "s3://b/my images",
+        "SEGREC_MODEL": "/m",
+        "SEGREC_INDEX": "i",
+        "SEGREC_DEVICE": "cuda",
+    }
     assert said("sh", submitted.replace(job, str(show)), values) == [
         *("--images", "s3://b/my images", "--model", "/m", "--index", "i"),
         *("--device", "cuda"),
