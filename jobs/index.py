@@ -91,7 +91,7 @@ def main(a: argparse.Namespace) -> None:
         figures = {"index": snapshot.index, "version": version, "rows": rows}
         console.say("run ended", event="ended", **account.summary(), **figures)
         return
-    print(report(account))
+    print(report(account), end="\n\n")
     print(
         f"{snapshot.index}: version {version}, {rows['images']:,} images, "
         f"{rows['regions']:,} regions, {rows['descriptors']:,} vectors, "
@@ -125,10 +125,10 @@ def counts(account: "Account") -> list[list[str]]:
         "skipped (failed before)": account.skipped,
         "skipped (beyond --limit)": account.postponed,
         "gone": account.gone,
+        "vectors added to indexed pictures": account.described,
     }
-    if account.described:
-        figures["vectors added to indexed pictures"] = account.described
-    return [[name, f"{count:,}"] for name, count in figures.items()]
+    always = ("listed", "indexed", "failed")
+    return [[name, f"{n:,}"] for name, n in figures.items() if n or name in always]
 
 
 def stages(account: "Account") -> list[list[str]]:
@@ -141,6 +141,7 @@ def stages(account: "Account") -> list[list[str]]:
             "–" if stage.rate is None else f"{stage.rate:,.1f}",
         ]
         for stage in account.stages()
+        if stage.seconds
     ]
 
 

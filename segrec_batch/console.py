@@ -9,6 +9,7 @@ import argparse
 import datetime as dt
 import json
 import logging
+import os
 import sys
 import threading
 import time
@@ -110,19 +111,46 @@ def adopt(*loggers: str) -> None:
 
 @contextmanager
 def _formatted(log_format: str) -> Iterator[None]:
-    """Messages in a format, those of libraries and Python's warnings as well."""
-    root, handler = logging.getLogger(), _Libraries(logging.WARNING)
-    _Format.json = log_format == "json"
-    try:
-        if _Format.json:
-            root.addHandler(handler)
-            logging.captureWarnings(True)
+    """Messages in a format; in JSON those of libraries and Python's warnings as well."""
+    if log_format != "json":
         yield
+        return
+    root, handler = logging.getLogger(), _Libraries(logging.WARNING)
+    _Format.json = True
+    root.addHandler(handler)
+    logging.captureWarnings(True)
+    try:
+        with _descriptor_read():
+            yield
     finally:
-        if _Format.json:
-            logging.captureWarnings(False)
-            root.removeHandler(handler)
+        logging.captureWarnings(False)
+        root.removeHandler(handler)
         _Format.json, _Format.bound = False, {}
+
+
+@contextmanager
+def _descriptor_read() -> Iterator[None]:
+    """What libraries write past Python on descriptor 2, as Ray's core does, becomes messages."""
+    python, (end, pipe), kept = sys.stderr, os.pipe(), os.dup(2)
+    os.dup2(pipe, 2)
+    os.close(pipe)
+    reader = threading.Thread(target=_repeat, args=(end,), daemon=True)
+    reader.start()
+    with os.fdopen(kept, "w") as past:
+        if python is sys.__stderr__:
+            sys.stderr = past
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            reader.join(1)  # a child that lives on would hold the pipe open
+            sys.stderr = python
+
+
+def _repeat(descriptor: int) -> None:
+    with os.fdopen(descriptor, errors="replace") as lines:
+        for line in lines:
+            say(line.rstrip(), event="log", logger="stderr")
 
 
 class _Libraries(logging.Handler):
