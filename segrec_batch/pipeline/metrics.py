@@ -54,6 +54,7 @@ class Metrics:
         self._set()
         with every(_SECONDS, self._set):
             yield
+        self._set()
 
     def taken(self, indexed: int, copied: int, reasons: Mapping[str, int], cost: Cost) -> None:
         """Pictures are done: computed, copied, failed for reasons."""
