@@ -2,8 +2,12 @@
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from segrec_batch import console
+
+if TYPE_CHECKING:  # it imports Ray, which --help need not wait for
+    from segrec_batch.pipeline.account import Account
 
 EXAMPLES = """\
 examples:
@@ -61,6 +65,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="S",
         help="time between commits, the most that a crash loses (default: 300)",
     )
+    console.add_log_format(parser)
     parsed = parser.parse_args()
     if parsed.rebuild and parsed.dry_run:
         parser.error("--rebuild does everything; there is nothing for --dry-run to say")
@@ -81,6 +86,36 @@ def main(a: argparse.Namespace) -> None:
     account, snapshot = index_pictures(
         request, a.model, a.index, execution, a.rebuild, a.drop_descriptors
     )
+    version, rows = snapshot.version, {table: snapshot.rows(table) for table in snapshot.files}
+    if console.writes_json():
+        figures = {"index": snapshot.index, "version": version, "rows": rows}
+        console.say("run ended", event="ended", **account.summary(), **figures)
+        return
+    print(report(account), end="\n\n")
+    print(
+        f"{snapshot.index}: version {version}, {rows['images']:,} images, "
+        f"{rows['regions']:,} regions, {rows['descriptors']:,} vectors, "
+        f"{rows['failures']:,} failures, model {snapshot.model_id}"
+    )
+
+
+def report(account: "Account") -> str:
+    """What became of the pictures, what it cost, and why some failed, as tables."""
+    from segrec_batch.pipeline.tally import most_frequent
+
+    tables = [console.table(f"run {account.run_id}", ("pictures", ""), counts(account))]
+    if account.processed:
+        tables.append(console.table("", ("stage", "time", "share", "images/s"), stages(account)))
+        tables.append(console.table("", ("all stages", ""), overall(account)))
+    if account.failed:
+        reasons = most_frequent(account.reasons).items()
+        rows = [[f"{pictures:,}", reason] for reason, pictures in reasons]
+        tables.append(console.table("", ("failed", "because"), rows))
+    return "\n\n".join(text.strip("\n") for text in tables)
+
+
+def counts(account: "Account") -> list[list[str]]:
+    """What became of the pictures that were listed."""
     figures = {
         "listed": account.listed,
         "indexed": account.indexed,
@@ -90,22 +125,37 @@ def main(a: argparse.Namespace) -> None:
         "skipped (failed before)": account.skipped,
         "skipped (beyond --limit)": account.postponed,
         "gone": account.gone,
+        "vectors added to indexed pictures": account.described,
     }
-    if account.described:
-        figures["vectors added to indexed pictures"] = account.described
-    rows = [[name, f"{count:,}"] for name, count in figures.items()]
-    processed, seconds = account.indexed + account.failed, account.seconds.get("process")
-    if seconds:
-        rows.append(["images/s, Ray's start included", f"{processed / seconds:.1f}"])
-    print(console.table(f"run {account.run_id}", ("pictures", ""), rows), end="")
-    print(
-        f"{snapshot.index}: version {snapshot.version}, {snapshot.rows('images'):,} images, "
-        f"{snapshot.rows('regions'):,} regions, {snapshot.rows('descriptors'):,} vectors, "
-        f"{snapshot.rows('failures'):,} failures, "
-        f"model {snapshot.model_id}"
-    )
+    always = ("listed", "indexed", "failed")
+    return [[name, f"{n:,}"] for name, n in figures.items() if n or name in always]
+
+
+def stages(account: "Account") -> list[list[str]]:
+    """What each stage cost; images/s of one worker, while it is at this stage."""
+    return [
+        [
+            stage.name,
+            console.duration(stage.seconds),
+            f"{stage.share:4.0%} {console.share_bar(stage.share)}",
+            "–" if stage.rate is None else f"{stage.rate:,.1f}",
+        ]
+        for stage in account.stages()
+        if stage.seconds
+    ]
+
+
+def overall(account: "Account") -> list[list[str]]:
+    """The speed of the run, and whether the model had enough to do."""
+    seconds, read = account.seconds["process"], account.cost["bytes_read"] / 1e6
+    rows = [["images/s, Ray's start included", f"{account.processed / seconds:,.1f}"]]
+    if account.starved is not None:
+        rows.append(["of its time the model waited", f"{account.starved:.0%}"])
+    rows.append(["read", f"{read:,.1f} MB, {read / seconds:,.1f} MB/s"])
+    rows.append(["written", f"{account.bytes_written / 1e6:,.1f} MB"])
+    return rows
 
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(console.run_command(lambda: main(arguments)))
+    sys.exit(console.run_command(lambda: main(arguments), arguments.log_format))

@@ -186,7 +186,7 @@ def run_query(a: argparse.Namespace) -> None:
     if a.explain:
         console.say(str(last_work(recommender.database.connection)))
     if recommender.database.spec.notice:
-        console.say(f"warning: {recommender.database.spec.notice}")
+        console.say(recommender.database.spec.notice, "warning")
     put(_answer(a.format, recommender, asked, found, criteria), a.output, a.format)
 
 

@@ -221,7 +221,7 @@ def run_replay(a: argparse.Namespace) -> None:
 
 def _show(session: "Session", recommender: "Recommender") -> None:
     if recommender.database.spec.notice:
-        console.say(f"warning: {recommender.database.spec.notice}")
+        console.say(recommender.database.spec.notice, "warning")
     put(_rows(session, session.last, "table"), None, "table")
 
 

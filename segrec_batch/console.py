@@ -1,11 +1,23 @@
-"""What commands print: progress and messages on stderr, results on stdout."""
+"""What commands print: progress and messages on stderr, results on stdout.
+
+Messages are for people, or with `--log-format json` for programs: then each is one line of JSON on
+stderr, and there are no bars. Its keys are time (ISO 8601, UTC), level (info, warning, error),
+event, message, what `bind` has been given, and the figures of the event.
+"""
 
 import argparse
+import datetime as dt
+import json
+import logging
+import os
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich import box
 from rich.console import Console
@@ -29,43 +41,187 @@ _BLOCKS = " ▏▎▍▌▋▊▉█"  # by eighths filled
 _WITHOUT_BLOCKS = str.maketrans(_BLOCKS, "    #####")
 
 
-def say(text: str) -> None:
-    """One message on stderr."""
-    print(text, file=sys.stderr, flush=True)
+class _Format:
+    """How messages of this process look: one at a time, chosen by `run_command`."""
+
+    json = False
+    bound: dict[str, Any] = {}  # noqa: RUF012 - replaced as a whole, never changed
 
 
-def run_command(command: Callable[[], None]) -> int:
-    """Run a command; its exit code is 0, 1 for an error that has a message, 130 for Ctrl-C."""
-    try:
-        command()
-    except SegrecError as error:
-        say(f"error: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
+def add_log_format(parser: argparse.ArgumentParser) -> None:
+    """The option of a command whose messages `run_command` may be told to write as JSON."""
+    parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="json: messages are lines of JSON on stderr, without bars and tables (default: text)",
+    )
+
+
+def writes_json() -> bool:
+    """Whether messages are for programs, and results as tables not wanted."""
+    return _Format.json
+
+
+def bind(**fields: Any) -> None:
+    """What every message in JSON carries from now on, such as `run_id`."""
+    _Format.bound = {**_Format.bound, **fields}
+
+
+def say(text: str, level: str = "info", event: str = "message", **figures: Any) -> None:
+    """One message on stderr. In text a warning or an error says so, and figures are left out."""
+    line = text if level == "info" else f"{level}: {text}"
+    if _Format.json:
+        now = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
+        entry = {"time": now, "level": level, "event": event, "message": text}
+        line = json.dumps({**entry, **_Format.bound, **figures}, ensure_ascii=False, default=str)
+    print(f"{line}\n", end="", file=sys.stderr, flush=True)  # in one piece: threads speak, too
+
+
+def run_command(command: Callable[[], None], log_format: str = "text") -> int:
+    """Run a command; its exit code is 0, 1 for an error that has a message, 130 for Ctrl-C.
+
+    In JSON an error that nobody foresaw is a message, too, with the `traceback`.
+    """
+    with _formatted(log_format):
+        try:
+            command()
+        except SegrecError as error:
+            say(str(error), "error", "failed", error=type(error).__name__)
+            return 1
+        except KeyboardInterrupt:
+            say("interrupted", event="interrupted")
+            return 130
+        except Exception as error:
+            if not _Format.json:
+                raise
+            text = f"{type(error).__name__}: {error}"
+            say(text, "error", "failed", error=type(error).__name__, traceback=_trace(error))
+            return 1
     return 0
 
 
+def adopt(*loggers: str) -> None:
+    """What libraries log on stderr by handlers of their own become messages, if these are JSON."""
+    if _Format.json:
+        for logger in map(logging.getLogger, loggers):
+            own = [h for h in logger.handlers if not isinstance(h, logging.StreamHandler)]
+            logger.handlers, logger.propagate = own, True
+
+
+@contextmanager
+def _formatted(log_format: str) -> Iterator[None]:
+    """Messages in a format; in JSON those of libraries and Python's warnings as well."""
+    if log_format != "json":
+        yield
+        return
+    root, handler = logging.getLogger(), _Libraries(logging.WARNING)
+    _Format.json = True
+    root.addHandler(handler)
+    logging.captureWarnings(True)
+    try:
+        with _descriptor_read():
+            yield
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(handler)
+        _Format.json, _Format.bound = False, {}
+
+
+@contextmanager
+def _descriptor_read() -> Iterator[None]:
+    """What libraries write past Python on descriptor 2, as Ray's core does, becomes messages."""
+    python, (end, pipe), kept = sys.stderr, os.pipe(), os.dup(2)
+    os.dup2(pipe, 2)
+    os.close(pipe)
+    reader = threading.Thread(target=_repeat, args=(end,), daemon=True)
+    reader.start()
+    with os.fdopen(kept, "w") as past:
+        if python is sys.__stderr__:
+            sys.stderr = past
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            reader.join(1)  # a child that lives on would hold the pipe open
+            sys.stderr = python
+
+
+def _repeat(descriptor: int) -> None:
+    with os.fdopen(descriptor, errors="replace") as lines:
+        for line in lines:
+            say(line.rstrip(), event="log", logger="stderr")
+
+
+class _Libraries(logging.Handler):
+    """Says what libraries log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "error" if record.levelno >= logging.ERROR else "warning"
+        trace = {"traceback": _trace(record.exc_info[1])} if record.exc_info else {}
+        say(record.getMessage(), level, "log", logger=record.name, **trace)
+
+
+def _trace(error: BaseException | None) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them, to two figures or so.
+
+    >>> [duration(s) for s in (0.4, 7, 59, 61, 200, 5400, 200_000)]
+    ['0.4 s', '7 s', '59 s', '1 min', '3 min', '1 h 30 min', '2 d 7 h']
+    """
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = int(seconds // 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
+
+
+@contextmanager
+def every(seconds: float, act: Callable[[], None]) -> Iterator[None]:
+    """Call a function every so many seconds for the time of the block, in a thread of its own."""
+    done = threading.Event()
+
+    def run() -> None:
+        while not done.wait(seconds):
+            act()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
 class ProgressMeter:
-    """Progress of `total` steps, or of unknown many (None): a bar in a terminal, a plain line every
-    30 s in a log.
+    """Progress of `total` steps, or of unknown many (None): a bar in a terminal; in a log a plain
+    line every 30 s, also while no step ends.
     """
 
     def __init__(self, label: str, total: int | None = None) -> None:
         self.label = label
         self.total = total
         self.done = 0
-        self._start = self._last = time.monotonic()
+        self._start = time.monotonic()
+        self._open = ExitStack()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         console = Console(stderr=True)
-        self._bar = Progress(*columns, *times, console=console) if console.is_terminal else None
+        bar = console.is_terminal and not _Format.json
+        self._bar = Progress(*columns, *times, console=console) if bar else None
 
     def __enter__(self) -> "ProgressMeter":
         if self._bar:
-            self._bar.start()
+            self._open.enter_context(self._bar)
             self._task = self._bar.add_task(self.label, total=self.total)
+        else:
+            self._open.enter_context(every(_LOG_SECONDS, self._line))
         return self
 
     def advance(self, steps: int = 1) -> None:
@@ -73,18 +229,17 @@ class ProgressMeter:
         self.done += steps
         if self._bar:
             self._bar.update(self._task, completed=self.done)
-        elif time.monotonic() - self._last >= _LOG_SECONDS:
-            self._line()
 
     def _line(self) -> None:
-        self._last = time.monotonic()
-        seconds = self._last - self._start
-        rate = self.done / max(seconds, 1e-9)
-        if self.total is None:
-            say(f"{self.label}: {self.done:,} so far, {rate:.1f}/s")
-            return
-        left = (self.total - self.done) / rate if rate else float("inf")
-        say(f"{self.label}: {self.done:,} of {self.total:,}, {rate:.1f}/s, about {left:.0f} s left")
+        done, seconds = self.done, time.monotonic() - self._start
+        rate = done / seconds
+        left = (self.total - done) / rate if self.total and rate else None
+        text = f"{self.label}: {done:,}{'' if self.total is None else f' of {self.total:,}'}"
+        text += f" in {duration(seconds)}" + (f", {rate:,.1f}/s" if done else "")
+        text += f", about {duration(round(left))} left" if left is not None else ""
+        figures: dict[str, Any] = {"label": self.label, "done": done, "total": self.total}
+        rates: dict[str, Any] = {"per_second": round(rate, 3), "seconds_left": left and round(left)}
+        say(text, event="progress", **figures, **rates)
 
     def __exit__(
         self,
@@ -92,10 +247,16 @@ class ProgressMeter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._bar:
-            self._bar.stop()
-        elif kind is None:
-            say(f"{self.label}: {self.done:,} in {time.monotonic() - self._start:.1f} s")
+        self._open.close()
+        if not self._bar and kind is None:
+            seconds = time.monotonic() - self._start
+            text = f"{self.label}: {self.done:,} in {duration(seconds)}"
+            figures: dict[str, Any] = {
+                "label": self.label,
+                "done": self.done,
+                "seconds": round(seconds, 3),
+            }
+            say(text, event="done", **figures)
 
 
 def count(text: str) -> int:
@@ -154,4 +315,6 @@ def _is_figure(text: str) -> bool:
     """Not so with a bar behind the figure: rich cuts blanks off what it sets right."""
     if text.endswith(tuple(_BLOCKS)):
         return False
-    return text[:1].isdigit() or text[:2].lstrip("-")[:1].isdigit() or text in ("NULL", "absent")
+    return (
+        text[:1].isdigit() or text[:2].lstrip("-")[:1].isdigit() or text in ("NULL", "absent", "–")
+    )

@@ -1,23 +1,40 @@
 """The books of a run: what was listed, and what became of it."""
 
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from segrec_batch.errors import AccountingError
 from segrec_batch.pipeline.plan import Plan
+from segrec_batch.pipeline.tally import STAGES, Cost, most_frequent, total
 from segrec_batch.store.index import Snapshot
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage cost: seconds, summed over its workers; its share in those of all stages; the
+    images/s of one worker while it is at this stage, None if it took no time or had no picture.
+    """
+
+    name: str
+    seconds: float
+    share: float
+    rate: float | None
 
 
 @dataclass
 class Account:
-    """Counts of sources.
+    """Counts of sources, and what they cost.
 
     listed = unchanged + skipped + postponed + indexed + failed
     old    = kept + replaced + gone
 
     skipped failed before; postponed are beyond `--limit`. copied: of the indexed ones, those that
     had the bytes of an image in the index. old: sources that the index had rows of; replaced: of
-    these, those that have new rows. described: vectors that indexed images lacked.
+    these, those that have new rows. described: vectors that indexed images lacked. reasons: of the
+    failed ones, by label (tally.py). cost: COST, of the indexed and the failed, each counted once
+    however often Ray ran it. bytes_written: of new parts. seconds: of the driver, by what it did.
     """
 
     run_id: str
@@ -35,6 +52,9 @@ class Account:
     failed: int = 0
     described: int = 0
     commits: int = 0
+    bytes_written: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    cost: Cost = field(default_factory=lambda: total(()))
     seconds: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -60,9 +80,53 @@ class Account:
             f"{self.skipped:,} failed before and skipped; {self.gone:,} gone"
         )
 
+    @property
+    def processed(self) -> int:
+        """Pictures of this run that are indexed or failed."""
+        return self.indexed + self.failed
+
+    @property
+    def starved(self) -> float | None:
+        """Share of the time of the model's actors in which they waited for pictures; None if they
+        were not called.
+        """
+        busy, waited = self.cost["segment"], self.cost["starved"]
+        return waited / (busy + waited) if busy else None
+
+    def stages(self) -> Iterator[Stage]:
+        """What each stage cost. Of none, if nothing was processed."""
+        whole = sum(self.cost[name] for name in STAGES)
+        for name, pictures in self._pictures().items():
+            seconds = self.cost[name]
+            rate = pictures / seconds if pictures and seconds else None
+            if whole:
+                yield Stage(name, seconds, seconds / whole, rate)
+
+    def _pictures(self) -> Mapping[str, int]:
+        """How many pictures each stage has seen."""
+        unread = sum(n for label, n in self.reasons.items() if label.startswith("read: "))
+        fresh = self.indexed - self.copied
+        decoded = self.processed - self.copied - unread
+        seen = (self.processed, decoded, fresh, fresh, self.processed)
+        return dict(zip(STAGES, seen, strict=True))
+
     def summary(self) -> dict[str, Any]:
-        """What a commit remembers of the run: plain counts."""
-        return {k: v for k, v in asdict(self).items() if k != "seconds"}
+        """What a commit remembers of the run: plain counts, and rates of stages."""
+        counts = {k: v for k, v in vars(self).items() if k not in ("seconds", "cost", "reasons")}
+        return {
+            **counts,
+            "reasons": most_frequent(self.reasons),
+            "bytes_read": self.cost["bytes_read"],
+            "starved": self.starved and round(self.starved, 4),
+            "stages": {
+                s.name: {
+                    "seconds": round(s.seconds, 3),
+                    "share": round(s.share, 4),
+                    "images_per_second": s.rate and round(s.rate, 3),
+                }
+                for s in self.stages()
+            },
+        }
 
     def check(self, before: Snapshot, after: Snapshot) -> None:
         """Prove both sums, from the rows that the files have. Raises AccountingError."""

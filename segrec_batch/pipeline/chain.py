@@ -24,8 +24,9 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from segrec_batch import console
 from segrec_batch.errors import ClusterError, DeviceError, SegrecError
-from segrec_batch.pipeline.segment import SegmentBatch
+from segrec_batch.pipeline.segment import SegmentBatch, TimedSegmentBatch
 from segrec_batch.pipeline.stages import decode_batch, describe_batch, write_batch
 from segrec_batch.sandbox import PICTURE_SECONDS
 from segrec_batch.store.index import Snapshot
@@ -33,6 +34,10 @@ from segrec_batch.store.index import Snapshot
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+# Rows of a part, at most. Progress, metrics and commits go by parts, so one is about half a minute
+# of work, in which a core does 64 pictures or so. On GPUs memory is the bound: a task has them all.
+_PART_ROWS = 4_096
+_PART_ROWS_PER_CORE = 64
 _ROUND = 65_536  # pictures per actor that one Ray Data execution takes
 _TASK_CPUS = 0.5  # of decode and write tasks: two a core, since they wait for storage at times
 _ADDED = "\nFailed to apply UDF"  # by Ray Data, to the text of an error: how it retries
@@ -47,6 +52,13 @@ class Resources:
     actors: int
     cpus: float
     threads: int | None
+
+    @property
+    def part_rows(self) -> int:
+        """How many rows a part may have."""
+        if self.device == "cuda":
+            return _PART_ROWS
+        return min(_PART_ROWS_PER_CORE * self.actors * (self.threads or 1), _PART_ROWS)
 
     def __str__(self) -> str:
         what = "GPU" if self.device == "cuda" else f"CPU, {self.threads} threads"
@@ -173,7 +185,8 @@ def process(
     context.max_consecutive_actor_init_deaths = 3
     context.raise_original_map_exception = True  # in place of one that loses its cause on the way
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it logs its plan as a warning
-    rows_per_part = min(max(total // 100, 2 * batch_size), 4096)  # a part is a step of progress
+    console.adopt("ray", "ray.data")
+    rows_per_part = min(max(total // 100, 2 * batch_size), where.part_rows)
     step = _ROUND * where.actors
     with _errors():
         for start in range(0, total, step):
@@ -200,8 +213,9 @@ def _chain(
             num_cpus=_TASK_CPUS,
         )
         .map_batches(
-            SegmentBatch,
+            TimedSegmentBatch,
             fn_constructor_kwargs={
+                "stage": SegmentBatch,
                 "model": snapshot.model_uri,
                 "device": where.device,
                 "threads": where.threads,

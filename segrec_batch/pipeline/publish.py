@@ -1,6 +1,7 @@
 """Commits of a run: new parts go in, and in the same commit the rows that they replace go out."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from segrec_batch.errors import AccountingError
 from segrec_batch.pipeline import chain
 from segrec_batch.pipeline.account import Account
 from segrec_batch.pipeline.describe import Added
+from segrec_batch.pipeline.metrics import Metrics
+from segrec_batch.pipeline.tally import total
 from segrec_batch.store.files import DataFile, by_part, count_rows
 from segrec_batch.store.index import Snapshot, with_changes
 from segrec_batch.store.parts import rewrite_part
@@ -29,6 +32,7 @@ class Publisher:
     ) -> None:
         self.base = self.current = base
         self.account = account
+        self.metrics = Metrics(account.run_id)
         self._commit = commit
         self._pending = pending
         self._last = time.monotonic()
@@ -38,21 +42,37 @@ class Publisher:
 
     def take(self, receipts: pa.Table) -> int:
         """Receipts of parts in place; returns how many sources they are about."""
-        files = []
+        account, files = self.account, []
+        reasons: Counter[str] = Counter()
+        copied, costs = 0, []
         for row in receipts.to_pylist():
             for old in row.pop("replaced") or ():
                 self._replaced.setdefault(old["part"], []).append(old["image_id"])
-            self.account.copied += row.pop("copied") or 0
+            for reason in row.pop("reasons") or ():
+                reasons[reason["label"]] += reason["pictures"]
+            copied += row.pop("copied") or 0
+            costs.append(row.pop("cost"))
             files.append(DataFile(**row))
-        self._files += files
-        indexed, failed = count_rows(files, "images"), count_rows(files, "failures")
-        self.account.indexed += indexed
-        self.account.failed += failed
+        self._add(files)
+        indexed, cost = count_rows(files, "images"), total(costs)
+        failed = count_rows(files, "failures")
+        account.indexed += indexed
+        account.copied += copied
+        account.failed += failed
+        account.reasons += reasons
+        account.cost = total([account.cost, cost])
+        self.metrics.taken(indexed - copied, copied, reasons, cost)
         return indexed + failed
+
+    def _add(self, files: Sequence[DataFile]) -> None:
+        self._files += files
+        written = sum(file.size for file in files)
+        self.account.bytes_written += written
+        self.metrics.written(written)
 
     def move(self, part: str, added: Added) -> int:
         """Images of a part that are in a new one, with vectors; returns how many were added."""
-        self._files += added.files
+        self._add(added.files)
         if added.image_ids:
             self._replaced.setdefault(part, []).extend(added.image_ids)
         self.account.described += added.vectors
@@ -103,6 +123,7 @@ class Publisher:
             self.current = self._commit(
                 self.current, add, remove, {"segrec": self.account.summary()}
             )
+            self.metrics.committed()
         self._files, self._replaced, self._pending = [], {}, False
         self._last = time.monotonic()
 

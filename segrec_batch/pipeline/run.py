@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from segrec_batch import storage
-from segrec_batch.console import ProgressMeter, say
+from segrec_batch.console import ProgressMeter, bind, say
 from segrec_batch.errors import IndexStateError, InputError, SegrecError
 from segrec_batch.model.spec import ModelSpec, read_spec
 from segrec_batch.pipeline import chain
@@ -66,12 +66,13 @@ def index_pictures(
     else:
         base = store.adopt(published, spec)
     if base.spec.notice:
-        say(f"warning: {base.spec.notice}")
+        say(base.spec.notice, "warning")
     with Plan(request, base, published if rebuild else None) as plan:
         _refuse_to_lose(plan, request, published)
         account = Account.open(_run_id(), plan)
+        bind(run_id=account.run_id)
         account.seconds["list and plan"] = time.monotonic() - clock
-        say(str(account))
+        say(str(account), event="planned", listed=account.listed, todo=plan.todo)
         if not exists:  # not earlier: there may have been nothing to list
             base = store.create(index, _load(model))
         changed = base.bundle_id != published.bundle_id and not rebuild
@@ -160,7 +161,8 @@ def _run(plan: Plan, publisher: Publisher, execution: Execution) -> None:
     """Process the plan on Ray; commit on the way, and the last of it once the books are right."""
     account = publisher.account
     clock = time.monotonic()
-    with _meter("indexed", plan.todo) as meter, _kept(publisher):
+    working = publisher.metrics.working(plan.todo)
+    with _meter("indexed", plan.todo) as meter, working, _kept(publisher):
         for receipts in _receipts(plan, publisher, execution):
             meter.advance(publisher.take(receipts))
             publisher.publish_every(execution.commit_seconds)
@@ -209,9 +211,19 @@ def _receipts(plan: Plan, publisher: Publisher, execution: Execution) -> Iterato
     if not plan.todo:
         return
     where = chain.resources(execution.device)
-    say(f"model on {where} (--device {execution.device})")
+    _say_device(where, execution)
     run_id, base = publisher.account.run_id, publisher.current
     yield from chain.process(plan.manifest, plan.todo, base, run_id, where, execution.batch_size)
+
+
+def _say_device(where: chain.Resources, execution: Execution) -> None:
+    """Loud where it may surprise: nobody has asked for the slow device."""
+    text, level = f"device: {where} (--device {execution.device})", "info"
+    if (execution.device, where.device) == ("auto", "cpu"):
+        text = f"device: CPU, for the cluster has no GPU (--device auto); model on {where}"
+        level = "warning"
+    figures = {"device": where.device, "actors": where.actors, "asked": execution.device}
+    say(text, level, event="device", **figures)
 
 
 @contextmanager
@@ -228,9 +240,10 @@ def _keep_what_is_done(publisher: Publisher, error: BaseException) -> None:
     try:
         publisher.publish()
     except SegrecError as second:
-        say(f"what was done since the last commit is lost: {second}")
-    done = publisher.account.indexed + publisher.account.failed
-    say(f"stopped by {type(error).__name__}; {done:,} pictures were done; run again to go on")
+        say(f"what was done since the last commit is lost: {second}", "warning")
+    done, name = publisher.account.processed, type(error).__name__
+    text = f"stopped by {name}; {done:,} pictures were done; run again to go on"
+    say(text, event="stopped", done=done, error=name)
 
 
 def _stage(base: Snapshot, add: Any, remove: Any, info: Any) -> Snapshot:

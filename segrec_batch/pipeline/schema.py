@@ -1,7 +1,8 @@
 """What flows between the stages of the indexing job, as Arrow schemas.
 
 A row that fails in one stage carries `stage` and `reason` from then on. A row with a `donor` after
-decoding has the bytes of an image that is indexed already, whose rows are copied.
+decoding has the bytes of an image that is indexed already, whose rows are copied. What `cost` is
+says tally.py.
 """
 
 import pyarrow as pa
@@ -20,11 +21,24 @@ DONOR = pa.struct(  # a donor has them all; most rows have no donor
         pa.field("part", pa.string()),
     ]
 )
+COST = pa.struct(  # seconds of stages, and in which the model waited between calls; bytes read
+    [
+        *(
+            _required(name, pa.float64())
+            for name in ("read", "decode", "segment", "describe", "write", "starved")
+        ),
+        _required("bytes_read", pa.int64()),
+    ]
+)
+REASONS = pa.list_(  # why pictures failed, by label
+    pa.struct([_required("label", pa.string()), _required("pictures", pa.int64())])
+)
 # old_part: where the rows are that this source has in the index already
 MANIFEST = pa.schema([*SOURCES, pa.field("old_part", pa.string()), pa.field("donor", DONOR)])
 
 _KNOWN = [
     *(field for field in MANIFEST if field.name != "problem"),
+    pa.field("cost", COST),
     pa.field("stage", pa.string()),
     pa.field("reason", pa.string()),
     pa.field("content_hash", pa.string()),
@@ -60,7 +74,7 @@ SEGMENTED = pa.schema(
         pa.field("described", DESCRIBED),
     ]
 )
-RECEIPTS = pa.schema(  # of a written part; `replaced`, `copied` in the first of its rows only
+RECEIPTS = pa.schema(  # of a written part; from `replaced` on in the first of its rows only
     [
         pa.field("table", pa.string()),
         pa.field("path", pa.string()),
@@ -75,5 +89,7 @@ RECEIPTS = pa.schema(  # of a written part; `replaced`, `copied` in the first of
             ),
         ),
         pa.field("copied", pa.int64()),
+        pa.field("cost", COST),
+        pa.field("reasons", REASONS),
     ]
 )

@@ -5,7 +5,7 @@ Nothing here knows Ray. A row that failed before passes untouched.
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 from segrec_batch.decode import Shape, mask_shape
 from segrec_batch.errors import DeviceError
 from segrec_batch.pipeline.schema import SEGMENTED
+from segrec_batch.pipeline.tally import Occupancy, charge
 
 if TYPE_CHECKING:
     from segrec_batch.model.segmenter import Segmentation
@@ -122,3 +123,20 @@ def _segmented(found: "Segmentation", i: int) -> Row:
         "sign_bits": found.sign_bits[i],
         "mask": found.masks[i].tobytes(),
     }
+
+
+class TimedSegmentBatch:
+    """SegmentBatch, or what stands for it, and the time in its calls and between them."""
+
+    def __init__(self, stage: Callable[..., Callable[[pa.Table], pa.Table]], **given: Any) -> None:
+        self._stage = stage(**given)
+        self._occupancy = Occupancy()
+
+    def __call__(self, decoded: pa.Table) -> pa.Table:
+        """DECODED rows → SEGMENTED rows."""
+        starved = self._occupancy.enter()
+        try:
+            segmented = self._stage(decoded)
+        finally:
+            segment = self._occupancy.leave()
+        return charge(segmented, segment=segment, starved=starved)

@@ -1,10 +1,12 @@
 """The stages of the indexing job as plain functions: Arrow table in and out. See also `segment`.
 
-Nothing here knows Ray. A row that fails in one stage passes the others untouched.
+Nothing here knows Ray. A row that fails in one stage passes the others untouched. Each stage adds
+what it cost to `cost`.
 """
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +17,7 @@ from segrec_batch.errors import PictureError
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.pipeline.rows import copied_rows, descriptor_rows, failure_rows, picture_rows
 from segrec_batch.pipeline.schema import DECODED, RECEIPTS, SEGMENTED
+from segrec_batch.pipeline.tally import Stopwatch, charge, reasons, total
 from segrec_batch.store.encode import image_id
 from segrec_batch.store.parts import write_part
 
@@ -28,17 +31,28 @@ def decode_batch(sources: pa.Table, shapes: Sequence[Shape]) -> pa.Table:
 
     Raises StorageError if the store does not answer.
     """
+    whole, read = Stopwatch(), _Reading()
     rows: list[Row] = sources.to_pylist()
-    for row, content in _contents(rows):
+    for row, content in _contents(rows, read):
         problem = row.pop("problem")
         try:
             row.update(_decoded(row, problem or content, shapes))
         except PictureError as error:
             row.update(stage=error.stage, reason=error.reason, donor=None)
-    return pa.Table.from_pylist(rows, DECODED)
+    decoded = pa.Table.from_pylist(rows, DECODED)
+    decode = whole.lap() - read.seconds
+    return charge(decoded, read=read.seconds, bytes_read=read.bytes, decode=decode)
 
 
-def _contents(rows: Sequence[Row]) -> Iterator[tuple[Row, bytes | OSError | None]]:
+@dataclass
+class _Reading:
+    """What reading has cost so far."""
+
+    seconds: float = 0.0
+    bytes: int = 0
+
+
+def _contents(rows: Sequence[Row], read: _Reading) -> Iterator[tuple[Row, bytes | OSError | None]]:
     """Rows with what their sources hold; None where that is not read. Bounds what is in memory."""
     group: list[Row] = []
     size = 0
@@ -47,16 +61,19 @@ def _contents(rows: Sequence[Row]) -> Iterator[tuple[Row, bytes | OSError | None
             yield row, None
             continue
         if size + row["source_size"] > MAX_BYTES:
-            yield from _read(group)
+            yield from _read(group, read)
             group, size = [], 0
         group.append(row)
         size += row["source_size"]
-    yield from _read(group)
+    yield from _read(group, read)
 
 
-def _read(rows: Sequence[Row]) -> Iterator[tuple[Row, bytes | OSError]]:
+def _read(rows: Sequence[Row], read: _Reading) -> Iterator[tuple[Row, bytes | OSError]]:
+    watch = Stopwatch()
     uris = [row["uri"] for row in rows]
     contents = storage.read_many(uris, [row["source_size"] for row in rows])
+    read.seconds += watch.lap()
+    read.bytes += sum(len(content) for content in contents if isinstance(content, bytes))
     yield from zip(rows, contents, strict=True)
 
 
@@ -87,19 +104,21 @@ def describe_batch(segmented: pa.Table, model: str, spec: ModelSpec) -> pa.Table
     """SEGMENTED rows → SEGMENTED rows, described by the descriptors that need no device, too."""
     from segrec_batch import describer  # imports torch
 
+    watch = Stopwatch()
     rows: list[Row] = segmented.to_pylist()
     fresh = [row for row in rows if row["shape"]]
     for descriptor in describer.load(model, describer.on_host(spec), "cpu"):
         descriptor(fresh)
     for row in fresh:
         row["pixels"] = None
-    return pa.Table.from_pylist(rows, SEGMENTED)
+    return charge(pa.Table.from_pylist(rows, SEGMENTED), describe=watch.lap())
 
 
 def write_batch(
     segmented: pa.Table, index: str, spec: ModelSpec, model_id: str, run_id: str
 ) -> pa.Table:
     """SEGMENTED rows → one part, in place; returns the RECEIPTS of its files."""
+    watch = Stopwatch()
     rows: list[Row] = segmented.to_pylist()
     for row in rows:
         row.update(image_id=image_id(row["uri"]), run_id=run_id, model_id=model_id)
@@ -118,7 +137,9 @@ def write_batch(
     files = write_part(index, ((*key, pa.concat_tables(c)) for key, c in contents.items()))
     receipts: list[Row] = [dict(vars(file)) for file in files]
     receipts[0]["copied"] = len(copied)
+    receipts[0]["reasons"] = reasons(failed)
+    receipts[0]["cost"] = total(row["cost"] for row in rows)
     receipts[0]["replaced"] = [
         {"image_id": row["image_id"], "part": row["old_part"]} for row in rows if row["old_part"]
     ]
-    return pa.Table.from_pylist(receipts, RECEIPTS)
+    return charge(pa.Table.from_pylist(receipts, RECEIPTS), write=watch.lap())

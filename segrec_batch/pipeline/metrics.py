@@ -1,0 +1,93 @@
+"""What a run tells Prometheus, through Ray: from the driver only, when parts are in place.
+
+Ray puts `ray_` before a name, and `_total` behind that of a counter that lacks it. What is counted
+before Ray is there is lost; the last counts of a driver go out when it leaves Ray. A gauge is
+forgotten 20 s after it was set: so it is set all the time, and its absence says that no job runs.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from ray.util.metrics import Counter, Gauge
+
+from segrec_batch.console import every
+from segrec_batch.pipeline.tally import MOST, OTHERS, STAGES, Cost
+
+COUNTERS = {  # what is counted, and its label
+    "segrec_images_total": ("Pictures that are done.", "outcome"),
+    "segrec_failures_total": ("Pictures that failed.", "reason"),
+    "segrec_stage_seconds_total": ("Seconds of stages and of waiting for them.", "stage"),
+    "segrec_read_bytes_total": ("Bytes of pictures that were read.", None),
+    "segrec_written_bytes_total": ("Bytes of new files of the index.", None),
+    "segrec_commits_total": ("Commits of the index.", None),
+}
+GAUGES = {
+    "segrec_todo_images": "Pictures that the running job has to do yet.",
+    "segrec_last_commit_timestamp_seconds": "When the running job last committed, or began.",
+}
+EXPORTED = frozenset(f"ray_{name}" for name in (*COUNTERS, *GAUGES))  # as Prometheus sees them
+
+_SECONDS = 5.0  # between two settings of a gauge: half of Ray's time between two reports
+
+
+class Metrics:
+    """The metrics of one run; their label `run_id` joins them with its log and its commits."""
+
+    def __init__(self, run_id: str) -> None:
+        shared = {"run_id": run_id}
+        self._counters = {
+            name: Counter(name, text, ("run_id", label) if label else ("run_id",))
+            for name, (text, label) in COUNTERS.items()
+        }
+        self._gauges = {name: Gauge(name, text, ("run_id",)) for name, text in GAUGES.items()}
+        for metric in (*self._counters.values(), *self._gauges.values()):
+            metric.set_default_tags(shared)
+        self._todo = 0
+        self._committed = time.time()
+        self._reasons: set[str] = set()
+
+    @contextmanager
+    def working(self, todo: int) -> Iterator[None]:
+        """Say that so many pictures are to do, until the block ends."""
+        self._todo = todo
+        self._set()
+        with every(_SECONDS, self._set):
+            yield
+        self._set()
+
+    def taken(self, indexed: int, copied: int, reasons: Mapping[str, int], cost: Cost) -> None:
+        """Pictures are done: computed, copied, failed for reasons."""
+        failed = sum(reasons.values())
+        self._todo -= indexed + copied + failed
+        for outcome, n in {"indexed": indexed, "copied": copied, "failed": failed}.items():
+            self._count("segrec_images_total", n, outcome)
+        for label, n in reasons.items():
+            self._count("segrec_failures_total", n, self._bounded(label))
+        for stage in (*STAGES, "starved"):
+            self._count("segrec_stage_seconds_total", cost[stage], stage)
+        self._count("segrec_read_bytes_total", cost["bytes_read"])
+
+    def written(self, size: int) -> None:
+        """Bytes are in place."""
+        self._count("segrec_written_bytes_total", size)
+
+    def committed(self) -> None:
+        """A commit is done."""
+        self._committed = time.time()
+        self._count("segrec_commits_total", 1)
+
+    def _bounded(self, label: str) -> str:
+        """The first labels that occur; a series of Prometheus cannot be renamed later."""
+        if len(self._reasons) < MOST:
+            self._reasons.add(label)
+        return label if label in self._reasons else OTHERS
+
+    def _count(self, name: str, value: float, label: str | None = None) -> None:
+        if value > 0:  # Ray takes no other
+            key = COUNTERS[name][1]
+            self._counters[name].inc(value, {key: label} if key and label else {})
+
+    def _set(self) -> None:
+        self._gauges["segrec_todo_images"].set(self._todo)
+        self._gauges["segrec_last_commit_timestamp_seconds"].set(self._committed)
