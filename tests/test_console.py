@@ -3,20 +3,17 @@
 import argparse
 import datetime as dt
 import json
-import logging
-import os
 import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from segrec_batch import console
-from segrec_batch.console import ProgressMeter, bind, run_command, say, share_bar, table
+from segrec_batch.console import ProgressMeter, run_command, say, share_bar, table
 from segrec_batch.errors import InputError
 
 
@@ -128,25 +125,35 @@ def test_lines_of_threads_do_not_mix(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err == f"{'x' * 99}\n" * 200
 
 
-def test_json_is_one_object_a_line_whatever_speaks(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(console, "_LOG_SECONDS", 0.05)
+SPEAKERS = """
+import logging, os, time, warnings
+from segrec_batch import console
+from segrec_batch.console import ProgressMeter, bind, run_command, say
 
-    def command() -> None:
-        say("before\nthe run é", n=1)
-        bind(run_id="r1")
-        with ProgressMeter("indexed", 10) as meter:
-            meter.advance(5)
-            time.sleep(0.08)
-        logging.getLogger("some.library").warning("of %s", "a library")
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.warn("Python's", stacklevel=1)
-        os.write(2, b"from C++\n")
+def command():
+    say("before\\nthe run é", n=1)
+    bind(run_id="r1")
+    with ProgressMeter("indexed", 10) as meter:
+        meter.advance(5)
+        time.sleep(0.08)
+    logging.getLogger("some.library").warning("of %s", "a library")
+    warnings.warn("Python's")
+    os.write(2, b"from C++\\n")
 
-    assert run_command(command, "json") == 0
-    said = messages(capsys.readouterr().err)
+console._LOG_SECONDS = 0.05
+assert run_command(command, "json") == 0
+say("text again", "warning")
+"""
+
+
+def test_json_is_one_object_a_line_whatever_speaks() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SPEAKERS], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    *lines, last = done.stderr.splitlines()
+    assert last == "warning: text again"
+    said = messages("\n".join(lines))
     texts = [m["message"] for m in said]
     assert texts[0] == "before\nthe run é"
     assert "run_id" not in said[0]
@@ -158,8 +165,6 @@ def test_json_is_one_object_a_line_whatever_speaks(
     assert ("warning", "of a library") in [(m["level"], m["message"]) for m in said]
     assert any("Python's" in text for text in texts)
     assert "from C++" in texts
-    say("text again", "warning")
-    assert capsys.readouterr().err == "warning: text again\n"
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ _PART_ROWS = 4_096
 _PART_ROWS_PER_CORE = 64
 _ROUND = 65_536  # pictures per actor that one Ray Data execution takes
 _TASK_CPUS = 0.5  # of decode and write tasks: two a core, since they wait for storage at times
+_LEAST_CPUS = 0.4  # of an actor on a CPU; with those of a task, Ray would decode inside the actor
 _ADDED = "\nFailed to apply UDF"  # by Ray Data, to the text of an error: how it retries
 _BESIDE = 4  # tasks of `each` on a node beside the chain: a part in memory may take a gigabyte
 
@@ -100,7 +101,7 @@ def resources(device: str) -> Resources:
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     cores = int(min(node["Resources"]["CPU"] for node in nodes))
     # some of a core stays free on each node, or nothing would ever be decoded
-    return Resources("cpu", len(nodes), max(cores - 1, 0.5), cores)
+    return Resources("cpu", len(nodes), max(cores - 1, _LEAST_CPUS), cores)
 
 
 @contextmanager

@@ -89,8 +89,9 @@ class IndexSamples:
             raise InputError(f"none of {count:,} pictures can be read any more, e.g. {lost[0]}")
         if lost:
             say(
-                f"warning: {len(lost):,} of {count:,} pictures to learn from cannot be read any "
-                f"more and are left out, e.g. {lost[0]}"
+                f"{len(lost):,} of {count:,} pictures to learn from cannot be read any more and "
+                f"are left out, e.g. {lost[0]}",
+                "warning",
             )
 
     def _drawn(self, count: int) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:
