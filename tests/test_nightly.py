@@ -198,9 +198,9 @@ def test_a_stopped_night_is_tried_again_and_one_with_drift_fails(
     for picture in sorted(others.iterdir())[3:]:
         picture.unlink()
     more |= {"SEGREC_IMAGES": str(others), "SEGREC_REPORTS": str(tmp_path / "reports")}
-    code, log = place.run(hosts[won], **more, SEGREC_FAIL_OVER="gone=0.1")
-    assert code == 1
-    assert "error: drift above --fail-over: gone 1 > 0.1" in log
+    code, log = place.run(hosts[won], **more, SEGREC_FAIL_OVER="coverage=0.01")
+    assert code == 1, log
+    assert "error: drift above --fail-over: coverage 0." in log
     assert "nightly: error: the drift is above its limit" in log.splitlines()[-1]
     assert place.jobs("again") == {
         "index": "STOPPED", "index-2": "SUCCEEDED", "drift-2": "FAILED", "compact-2": "SUCCEEDED"
@@ -211,7 +211,7 @@ def test_a_stopped_night_is_tried_again_and_one_with_drift_fails(
 @pytest.mark.slow
 def test_a_job_that_fails_ends_the_night(place: Place, tmp_path: Path) -> None:
     code, log = place.run(tmp_path, SEGREC_NAME="bad", SEGREC_MODEL="/nowhere")
-    assert code == 1
+    assert code == 1, log
     assert "make a model with jobs/train.py" in log
     assert log.endswith("nightly: error: the index job did not succeed\n")
     assert place.jobs("bad") == {"index": "FAILED"}
