@@ -17,10 +17,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from ray.job_submission import JobSubmissionClient
 
 ROOT = Path(__file__).parents[1]
@@ -73,8 +74,7 @@ def head_node(**more: str) -> Iterator[Head]:
         _wait_for(f"{address}/api/version", head)
         yield Head(address, {**environment, "RAY_API_SERVER_ADDRESS": address})
     finally:
-        head.send_signal(signal.SIGTERM)
-        head.wait(60)
+        _end(head)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -83,6 +83,16 @@ def _environment() -> dict[str, str]:
     environment.pop("RAY_ADDRESS", None)  # it goes before --address
     environment["PATH"] = f"{BIN}:{environment['PATH']}"
     return environment
+
+
+def _end(head: subprocess.Popen[bytes]) -> None:
+    """It waits 30 s for children that heed no SIGTERM: those are killed, by their own pids."""
+    children = psutil.Process(head.pid).children(recursive=True)
+    head.send_signal(signal.SIGTERM)
+    for child in psutil.wait_procs(children, timeout=5)[1]:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    head.wait(60)
 
 
 def _wait_for(url: str, head: subprocess.Popen[bytes]) -> None:
