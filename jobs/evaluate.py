@@ -1,6 +1,7 @@
 """Offline evaluation reports: a page to look at, and its figures for programs."""
 
 import argparse
+import datetime as dt
 import sys
 
 from segrec_batch import console, storage
@@ -59,6 +60,8 @@ examples:
   python jobs/evaluate.py drift --index s3://bucket/index --fail-over 0.2 --report reports/tonight
   python jobs/evaluate.py drift --index INDEX --from 12 --to 14 --golden golden.csv \\
       --fail-over failures=0.01,overlap=0.3 --report reports/week
+  # all that was committed since a time (UTC), by however many commits
+  python jobs/evaluate.py drift --index INDEX --from 2026-11-22T00:00Z --report reports/today
 """
 COMPARE = """\
 examples:
@@ -259,7 +262,13 @@ def _truth(a: argparse.Namespace) -> Folders | Pairs | Masks:
 def _drift_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--index", required=True, metavar="URI", help="folder of the index (local or s3://)")
-    add("--from", type=int, dest="before", metavar="VERSION", help="default: the one before --to")
+    add(
+        "--from",
+        type=_version_or_time,
+        dest="before",
+        metavar="VERSION",
+        help="or a time, 2026-11-22T00:00Z: the version of then (default: the one before --to)",
+    )
     add("--to", type=int, dest="after", metavar="VERSION", help="default: the newest")
     add(
         "--golden",
@@ -299,7 +308,9 @@ def drift_between(a: argparse.Namespace) -> None:
     )
     report = drift_report(settings)
     _write(report, a.report)
-    if limits:
+    if limits and not report.details["from"]["images"]:
+        console.say("nothing was indexed before: there is no drift to judge")
+    elif limits:
         limits.check(report.estimates)
 
 
@@ -330,6 +341,16 @@ def compare_reports(a: argparse.Namespace) -> None:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, (name.strip() for name in text.split(","))))
+
+
+def _version_or_time(text: str) -> int | dt.datetime:
+    if text.isdigit():
+        return int(text)
+    try:
+        time = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a version nor a time") from None
+    return time if time.tzinfo else time.replace(tzinfo=dt.UTC)
 
 
 def _figures(text: str) -> tuple[float, ...]:

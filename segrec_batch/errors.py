@@ -7,7 +7,7 @@ SegrecError                what every command catches, prints and turns into exi
 │   └── AccountingError    images were lost or counted twice: nothing is published
 ├── StorageError           a store does not answer, or refuses: the network, credentials,
 │                          throttling; try again later
-├── ClusterError           Ray gave the run up, or it hangs
+├── ClusterError           Ray cannot be joined, gave the run up, or it hangs
 ├── DriftError             an index changed more than its thresholds allow
 └── DeviceError            a device was asked for and is not there
 

@@ -22,7 +22,7 @@ from segrec_batch.evaluate.drift.figures import MEASURES, figures, judge
 from segrec_batch.evaluate.drift.golden import read_golden
 from segrec_batch.evaluate.drift.limits import Limits
 from segrec_batch.evaluate.drift.overlap import average_overlap, overlap
-from segrec_batch.evaluate.drift.report import Settings, drift_report
+from segrec_batch.evaluate.drift.report import Settings, drift_report, open_pair
 from segrec_batch.evaluate.drift.snapshots import Pair
 from segrec_batch.evaluate.items import Table
 from segrec_batch.evaluate.measures import Estimate, Key
@@ -173,6 +173,20 @@ def test_overlap_is_that_of_the_two_answers(made: tuple[Report, Path]) -> None:
     assert value(report, "drift_overlap") == pytest.approx(1 - np.mean(shares))
     regions = found(report)[Key("topk_overlap", setting="regions of the dominant class", k=5)]
     assert regions.units == sum(COVERAGE[i] > 0 for i in (0, 28, 32)) > 0
+
+
+def test_from_a_time_on_is_from_the_version_of_then(tmp_path: Path) -> None:
+    index = str(tmp_path)
+    before, after = night(index)
+    times = {c.version: c.time for c in store.history(index)}
+    for time, version in (
+        (times[before.version], before.version),
+        (times[after.version] - dt.timedelta(milliseconds=1), before.version),
+        (times[after.version], after.version),
+        (times[0] - dt.timedelta(days=1), 0),  # the empty index that it began as
+    ):
+        found = open_pair(Settings(index, time))
+        assert [s.version for s in found] == [version, after.version]
 
 
 def test_all_figures_follow_from_the_counts_on_disk(made: tuple[Report, Path]) -> None:

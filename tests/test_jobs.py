@@ -3,13 +3,8 @@
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -166,71 +161,3 @@ def test_trained_weights_beat_random_ones_on_street_scenes(tmp_path: Path) -> No
     distilled, random = quality.values()
     assert distilled > random + 0.1
     assert distilled > 0.4
-
-
-@pytest.fixture
-def head_node(tmp_path: Path) -> Iterator[str]:
-    """A Ray head with a job server, as a process of its own; ended by its own pid."""
-    with socket.socket() as a, socket.socket() as b:
-        for s in (a, b):
-            s.bind(("127.0.0.1", 0))
-        gcs, dashboard = a.getsockname()[1], b.getsockname()[1]
-    ray = Path(sys.executable).with_name("ray")
-    command = [
-        ray, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}",
-        f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=0",
-        f"--temp-dir=/tmp/segrec_ray_{os.getpid()}", "--num-cpus=2",
-    ]  # fmt: skip
-    with (tmp_path / "head.log").open("w") as log:
-        head = subprocess.Popen(command, env=_away_from_our_ray(), stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{dashboard}"
-    try:
-        _wait_for(f"{address}/api/version")
-        yield address
-    finally:
-        head.send_signal(signal.SIGTERM)
-        head.wait(60)
-        shutil.rmtree(f"/tmp/segrec_ray_{os.getpid()}", ignore_errors=True)
-
-
-def _away_from_our_ray() -> dict[str, str]:
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    environment.pop("RAY_ADDRESS", None)  # it goes before --address
-    return environment
-
-
-def _wait_for(url: str) -> None:
-    for _ in range(120):
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-        except OSError:
-            time.sleep(0.5)
-        else:
-            return
-    raise TimeoutError(url)
-
-
-@pytest.mark.slow
-def test_the_index_job_runs_unchanged_under_ray_job_submit(
-    head_node: str, scenes: Path, model_dir: str, tmp_path: Path
-) -> None:
-    ray = Path(sys.executable).with_name("ray")
-    for model, code in ((model_dir, 0), ("/nowhere", 1)):
-        submitted = subprocess.run(
-            [
-                ray, "job", "submit", "--address", head_node, "--working-dir", ROOT / "jobs", "--",
-                sys.executable, "index.py", "--images", scenes / "images", "--model", model,
-                "--index", tmp_path / "index",
-            ],
-            env=_away_from_our_ray(), capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert submitted.returncode == code, submitted.stdout + submitted.stderr
-    counted = job(
-        "-m",
-        "segrec_batch.cli",
-        "sql",
-        "--index",
-        tmp_path / "index",
-        "SELECT count(*) FROM images",
-    )
-    assert "24" in counted.stdout

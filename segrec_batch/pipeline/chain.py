@@ -7,6 +7,7 @@ breaks its decoder, dies in the sandbox instead.
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ _ROUND = 65_536  # pictures per actor that one Ray Data execution takes
 _TASK_CPUS = 0.5  # of decode and write tasks: two a core, since they wait for storage at times
 _LEAST_CPUS = 0.4  # of an actor on a CPU; with those of a task, Ray would decode inside the actor
 _ADDED = "\nFailed to apply UDF"  # by Ray Data, to the text of an error: how it retries
+_ANSWER = 10.0  # seconds for a cluster to take a connection
 _BESIDE = 4  # tasks of `each` on a node beside the chain: a part in memory may take a gigabyte
 
 
@@ -72,20 +74,35 @@ def cluster() -> Iterator[None]:
 
     Left to itself, Ray would join one that another program has started on this machine, and go
     down with it. A cluster that this process has joined already is used, and left as it is.
+    Raises ClusterError if it cannot be joined.
     """
     if ray.is_initialized():
         yield
         return
-    ray.init(
-        address=os.environ.get("RAY_ADDRESS") or "local",
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        include_dashboard=False,
-    )
+    _join(os.environ.get("RAY_ADDRESS") or "local")
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _join(address: str) -> None:
+    try:
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if port.isdigit() and "/" not in host:  # Ray itself would try for minutes
+            socket.create_connection((host.strip("[]"), int(port)), _ANSWER).close()
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            include_dashboard=False,
+        )
+    except (OSError, OverflowError, ValueError, ray.exceptions.RayError) as error:
+        raise ClusterError(
+            f"the Ray cluster of RAY_ADDRESS={address} cannot be joined: {error}; give HOST:PORT "
+            "of its head (and RAY_AUTH_MODE=token with RAY_AUTH_TOKEN, if it wants one), or unset "
+            "RAY_ADDRESS to run on this machine alone"
+        ) from error
 
 
 def resources(device: str) -> Resources:

@@ -1,5 +1,6 @@
 """The drift report: what happened to an index between two snapshots."""
 
+import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,13 +31,15 @@ TIES = "of equal Pearson the lower image_id"
 class Settings:
     """What is compared: two versions of an index, by default the newest and the one before it.
 
+    before: a version, or a time (aware): the index as it was then, or if that is too early for it,
+    as it began.
     golden: a file of image_ids, URIs or paths, see `read_golden`; by default the `golden_size`
     images of both snapshots with the lowest md5(image_id). k: how many are recommended for each.
     limits: what the page marks. seed: of the bootstrap.
     """
 
     index: str
-    before: int | None = None
+    before: int | dt.datetime | None = None
     after: int | None = None
     golden: str | None = None
     golden_size: int = 200
@@ -74,13 +77,16 @@ def open_pair(settings: Settings) -> tuple[Snapshot, Snapshot]:
     """The two snapshots. Raises IndexStateError, InputError if there is none before the newer."""
     index = storage.absolute(settings.index)
     after = open_snapshot(index, settings.after)
-    version = settings.before
-    if version is None:
-        older = [c.version for c in history(index) if c.version < after.version]
-        if not older:
+    if isinstance(settings.before, int):
+        return open_snapshot(index, settings.before), after
+    older = [c for c in history(index) if c.version <= after.version]
+    if settings.before is None:
+        versions = [c.version for c in older if c.version < after.version]
+        if not versions:
             raise InputError(f"{index}: there is no version before {after.version} to compare with")
-        version = max(older)
-    return open_snapshot(index, version), after
+        return open_snapshot(index, max(versions)), after
+    versions = [c.version for c in older if c.time <= settings.before]
+    return open_snapshot(index, max(versions or [min(c.version for c in older)])), after
 
 
 def _figures(golden: pa.Table, classes: list[str]) -> Iterator[dict[str, Any]]:
@@ -126,7 +132,11 @@ def _report(told: Told, settings: Settings) -> Report:
         counts=told.counts,
         sections=page.sections(told, estimates),
         details={
-            "from": {"version": before.version, "model_id": before.model_id},
+            "from": {
+                "version": before.version,
+                "model_id": before.model_id,
+                "images": before.rows("images"),
+            },
             "to": {"version": after.version, "model_id": after.model_id},
             "limits": dict(settings.limits.most) if settings.limits else {},
             "golden": ids,
