@@ -210,7 +210,7 @@ def _chain(
                 "device": where.device,
                 "threads": where.threads,
             },
-            batch_size=None,
+            batch_size=batch_size,  # of a block; Ray Data takes no GPUs without
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=where.actors, max_concurrent_calls_per_actor=2),
             num_cpus=where.cpus,
