@@ -15,6 +15,8 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
+import yaml
 from PIL import Image
 from ray.cluster_utils import Cluster
 
@@ -161,7 +163,7 @@ def test_gpus_have_an_actor_each_while_all_nodes_decode_and_late_ones_join(
 
 
 WORKERS = {  # as Ray's launcher takes them
-    "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+    "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
     "gpu": {"resources": {"CPU": 2, "GPU": 1}, "node_config": {}, "max_workers": 2},
 }
 
@@ -172,23 +174,21 @@ def from_zero(tmp_path: Path) -> Iterator[str]:
 
     Not ray.cluster_utils.AutoscalingCluster, whose `ray stop` ends every Ray there is.
     """
+    host = ray.util.get_node_ip_address()  # what Ray makes of 127.0.0.1 in an address
     with socket.socket() as a:
-        a.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{a.getsockname()[1]}"
+        a.bind((host, 0))
+        address = f"{host}:{a.getsockname()[1]}"
     provider = {"type": "fake_multinode", "gcs_address": address, "use_node_id_as_ip": True}
     off = {"disable_node_updaters": True, "disable_launch_config_check": True}
-    config = {
-        "cluster_name": "from_zero", "max_workers": 2, "provider": provider | off,
-        "available_node_types": WORKERS, "head_node_type": "head", "idle_timeout_minutes": 1,
-        "upscaling_speed": 1.0, "auth": {}, "docker": {}, "file_mounts": {},
-        **{f"{when}_commands": [] for when in ("initialization", "setup")},
-        **{f"{who}_{what}_commands": [] for who in ("head", "worker")
-           for what in ("setup", "start_ray")},
+    empty = Path(ray.__file__).parent / "autoscaler/_private/readonly/defaults.yaml"
+    config = yaml.safe_load(empty.read_text()) | {
+        "max_workers": 2, "provider": provider | off, "available_node_types": WORKERS,
+        "head_node_type": "ray.head.default", "idle_timeout_minutes": 1,
     }  # fmt: skip
     (tmp_path / "autoscaler.json").write_text(json.dumps(config))
     command = [
         Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--num-cpus=0",
-        "--node-ip-address=127.0.0.1", f"--port={address.split(':')[1]}",
+        f"--node-ip-address={host}", f"--port={address.split(':')[1]}",
         f"--temp-dir=/tmp/segrec_zero_{os.getpid()}", "--dashboard-agent-listen-port=0",
         "--include-dashboard=false", f"--autoscaling-config={tmp_path}/autoscaler.json",
     ]  # fmt: skip
