@@ -42,9 +42,10 @@ def read(uris: Sequence[str], model: Model) -> list[NDArray[np.uint8]]:
 
 def seen(pixels: NDArray[np.uint8], segmenter: Segmenter) -> Pictures:
     """A picture as descriptors see it."""
-    found = segmenter(pixels)
-    labels = found.mask(0, pixels.shape[1:3])[None]
-    return Pictures(pixels, labels, found.feature, found.region_features, found.counts)
+    found = segmenter(pixels, [pixels.shape[1:3]])
+    return Pictures(
+        pixels, np.stack(found.masks), found.feature, found.region_features, found.counts
+    )
 
 
 def timed(step: Callable[[Any], Any], case: Any) -> tuple[float, Any]:

@@ -1,6 +1,6 @@
 """What bf16 arithmetic changes: the same model and pictures in bfloat16 and in float32.
 
-    python benchmarks/precision.py --model MODEL --images DIR [--count 40]
+    python benchmarks/precision.py --model MODEL --images DIR [--count 40] [--device cuda]
 
 Prints the share of grid cells with the same class, the largest difference of a coverage σ, and the
 smallest Pearson correlation between the two feature vectors of a picture.
@@ -26,11 +26,12 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--images", required=True)
     parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--device", default="cpu", help="of the bfloat16 model (default: cpu)")
     a = parser.parse_args()
     model = load_model(a.model)
     exact, fast = (
-        Segmenter(replace(model, spec=replace(model.spec, dtype=dtype)))
-        for dtype in ("float32", "bfloat16")
+        Segmenter(replace(model, spec=replace(model.spec, dtype=dtype)), device)
+        for dtype, device in (("float32", "cpu"), ("bfloat16", a.device))
     )
     uris = list_pictures(a.images)["uri"].to_pylist()
     same, cells, shift, pearson = 0, 0, 0.0, 1.0

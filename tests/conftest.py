@@ -3,22 +3,31 @@
 import os
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 from segrec_batch.decode import shapes_of_size
 from segrec_batch.model.backbone import load_weights
 from segrec_batch.model.bundle import Model
-from segrec_batch.pipeline.plan import Request
-from segrec_batch.pipeline.run import Execution, index_pictures
 from segrec_batch.scenes import write_scenes
 from segrec_batch.train.labelled import load_classes, pair
 from segrec_batch.train.run import Settings, train
 from segrec_batch.train.sample import Sampling
-from tests.s3 import s3  # noqa: F401 - a fixture
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # before anything imports ray
+if all(map(find_spec, ("duckdb", "ray", "s3fs"))):  # a machine with a GPU may have none
+    from tests.s3 import s3  # noqa: F401 - a fixture
+
+
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device in turn."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +79,9 @@ def index(
     scenes: Path, model_dir: str, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
 ) -> str:
     """An index of the scenes and one broken picture; for reading only."""
+    from segrec_batch.pipeline.plan import Request
+    from segrec_batch.pipeline.run import Execution, index_pictures
+
     images = scenes / "images"
     (images / "place_00" / "broken.jpg").write_bytes(b"no picture")
     uri = str(tmp_path_factory.mktemp("index") / "it's an index")

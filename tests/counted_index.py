@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from segrec_batch.pipeline import chain
-from segrec_batch.pipeline.stages import SegmentBatch
+from segrec_batch.pipeline.segment import SegmentBatch
 
 ROOT = Path(__file__).parents[1]
 

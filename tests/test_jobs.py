@@ -1,6 +1,7 @@
 """The jobs as a user runs them: commands in a shell, exit codes, files."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -156,6 +157,12 @@ def test_trained_weights_beat_random_ones_on_street_scenes(tmp_path: Path) -> No
             "--model", model, "--report", report,
         )  # fmt: skip
         quality[str(weights)] = segrec_figures(report)["iou", "pixels", "mean"]
+        rough = job(
+            "benchmarks/precision.py", "--model", model, "--images", tmp_path / "val/images"
+        )
+        same = re.search(r"the same class: (\d+\.\d+)%", rough.stdout)
+        assert same
+        assert float(same[1]) >= 99.5, "of cells in bfloat16 as in float32"
     distilled, random = quality.values()
     assert distilled > random + 0.1
     assert distilled > 0.4

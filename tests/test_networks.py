@@ -23,10 +23,10 @@ NAMES = ("alexnet", "resnet50")
 
 
 @cache
-def descriptor(name: str, **settings: str) -> Any:
+def descriptor(name: str, device: str = "cpu", **settings: str) -> Any:
     found = random_network(name)
     parameters = type(found)({**found.settings, **settings}, found.tensors)
-    return module(name).Descriptor(parameters, 4, "cpu")
+    return module(name).Descriptor(parameters, 4, device)
 
 
 def theirs(name: str, state: Mapping[str, Tensor]) -> nn.Module:
@@ -79,10 +79,17 @@ def test_a_vector_does_not_depend_on_its_batch(name: str) -> None:
     assert apart > 1e-3 * together.max(), "another picture has another vector"
 
 
-def test_bfloat16_is_near_float32() -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_every_device_gives_the_vectors_of_the_cpu(name: str, device: str) -> None:
+    pictures = some_pictures(2)
+    wanted, found = (descriptor(name, d)(pictures).vectors for d in ("cpu", device))
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * wanted.max())
+
+
+def test_bfloat16_is_near_float32(device: str) -> None:
     pictures = some_pictures(2)
     exact = descriptor("alexnet")(pictures).vectors
-    near = descriptor("alexnet", dtype="bfloat16")(pictures).vectors
+    near = descriptor("alexnet", device, dtype="bfloat16")(pictures).vectors
     assert near.dtype == np.float32
     assert not np.array_equal(near, exact)
     cosine = (near * exact).sum(axis=1) / np.linalg.norm(near, axis=1)

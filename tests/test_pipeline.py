@@ -20,7 +20,8 @@ from segrec_batch.pipeline.plan import Request
 from segrec_batch.pipeline.run import Execution, index_pictures
 from segrec_batch.pipeline.schema import MANIFEST
 from segrec_batch.pipeline.scratch import scratch_folder
-from segrec_batch.pipeline.stages import MAX_BYTES, SegmentBatch, decode_batch, write_batch
+from segrec_batch.pipeline.segment import SegmentBatch
+from segrec_batch.pipeline.stages import MAX_BYTES, decode_batch, write_batch
 from segrec_batch.store import index as store
 from segrec_batch.store.encode import image_id
 from tests.builders import uris
@@ -81,11 +82,11 @@ def test_rows_are_what_the_model_says_of_the_picture(index: str, model: Model) -
         "SELECT uri, feature, mask, width, height FROM images ORDER BY uri LIMIT 1"
     ).fetchall()[0]
     pixels = np.asarray(Image.open(uri).resize((144, 112), Image.Resampling.BILINEAR))
-    found = Segmenter(model)(pixels[None].copy())
+    found = Segmenter(model)(pixels[None].copy(), [(120, 160)])
     np.testing.assert_allclose(feature, found.feature[0], rtol=1e-2, atol=1e-3)
     stored = np.asarray(Image.open(BytesIO(mask)))
     assert stored.shape == (height, width) == (120, 160)
-    assert (stored == found.mask(0, (120, 160))).mean() > 0.99
+    assert (stored == found.masks[0]).mean() > 0.99
 
 
 def test_cuda_without_a_gpu_is_an_error(pictures: Path, model_dir: str, tmp_path: Path) -> None:

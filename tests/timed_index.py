@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-import torch
 from numpy.typing import NDArray
 
 from segrec_batch.decode import Shape
-from segrec_batch.model.backbone import LAYERS
-from segrec_batch.model.segmenter import Segmentation
+from segrec_batch.model.backbone import DEEPEST, LAYERS
+from segrec_batch.model.device import Download
+from segrec_batch.model.segmenter import Launched, Segmentation
+from segrec_batch.model.spec import COMMON_GRID
 from segrec_batch.pipeline import chain
-from segrec_batch.pipeline.stages import SegmentBatch, decode_batch
+from segrec_batch.pipeline.segment import SegmentBatch
+from segrec_batch.pipeline.stages import decode_batch
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,24 +35,25 @@ class Sleeper:
 
     device = "cpu"
 
-    def __init__(self, count: int, seconds: float) -> None:
-        self.count, self.seconds = count, seconds  # not `classes`: cloudpickle takes torch's along
+    def __init__(self, classes: int, seconds: float) -> None:
+        self.classes, self.seconds = classes, seconds
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> Segmentation:
+    def launch(self, pixels: NDArray[np.uint8], masks: Sequence[Shape]) -> Launched:
         time.sleep(self.seconds * len(pixels))
-        n, channels, stride = len(pixels), LAYERS["conv5_3"].channels, LAYERS["conv5_3"].stride
+        n, channels, stride = len(pixels), LAYERS[DEEPEST].channels, LAYERS[DEEPEST].stride
         grid = pixels.shape[1] // stride, pixels.shape[2] // stride
-        counts = np.zeros((n, self.count), np.int64)
+        counts = np.zeros((n, self.classes), np.int64)
         counts[:, 0] = grid[0] * grid[1]
-        return Segmentation(
-            scores=torch.zeros(n, self.count, *grid),
+        found = Segmentation(
             labels=np.zeros((n, *grid), np.uint8),
-            common=np.zeros((n, 32, 32), np.uint8),
+            common=np.zeros((n, COMMON_GRID, COMMON_GRID), np.uint8),
             counts=counts,
             feature=np.ones((n, channels), np.float32),
-            region_features=np.ones((n, self.count, channels), np.float32),
-            sign_bits=np.zeros((n, 8), np.int64),
+            region_features=np.ones((n, self.classes, channels), np.float32),
+            sign_bits=np.zeros((n, channels // 64), np.int64),
+            masks=[np.zeros(shape, np.uint8) for shape in masks],
         )
+        return Launched(found, Download(self.device))
 
 
 class Timed(SegmentBatch):

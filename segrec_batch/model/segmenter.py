@@ -1,7 +1,8 @@
 """Pictures → class maps and features: backbone, SVM head and pooling in one forward pass."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -9,39 +10,49 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segrec_batch.decode import Shape
-from segrec_batch.errors import DeviceError
 from segrec_batch.model import describe
 from segrec_batch.model.backbone import DEEPEST, Backbone
 from segrec_batch.model.bundle import Model
+from segrec_batch.model.device import Download, Upload, full_float32, resolve_device
 from segrec_batch.model.head import LinearHead, Tap, resize
 from segrec_batch.model.spec import COMMON_GRID
+
+_AT_ONCE = 2**24  # scores that are resized to masks together: 64 MiB
 
 
 @dataclass(frozen=True)
 class Segmentation:
     """What the model says of B pictures of one shape; K classes, class 0 is the background.
 
-    scores: (B, K, H/s, W/s) float32, s the stride of the finest layer of the head, on the device.
     labels: (B, h, w) uint8, the class map on the feature grid, stride 16.
     common: (B, 32, 32) uint8, the class map on the common grid.
     counts: (B, K) int64, cells of each class on the feature grid; their sum is h·w.
     feature: (B, 512) float32, global average of conv5_3.
     region_features: (B, K, 512) float32, the same average inside each class.
     sign_bits: (B, 8) int64, bits of `feature`.
+    masks: the class map of each picture at the size that was asked for it: (H, W) uint8.
     """
 
-    scores: Tensor
     labels: NDArray[np.uint8]
     common: NDArray[np.uint8]
     counts: NDArray[np.int64]
     feature: NDArray[np.float32]
     region_features: NDArray[np.float32]
     sign_bits: NDArray[np.int64]
+    masks: list[NDArray[np.uint8]]
 
-    def mask(self, index: int, shape: Shape) -> NDArray[np.uint8]:
-        """The class map of picture `index` at any size: scores resized bilinearly, then argmax."""
-        labels: NDArray[np.uint8] = _argmax(resize(self.scores[index : index + 1], shape))[0]
-        return labels
+
+@dataclass(frozen=True)
+class Launched:
+    """Work that a device has been given."""
+
+    _found: Segmentation
+    _download: Download
+
+    def result(self) -> Segmentation:
+        """What it found; waits for it."""
+        self._download.wait()
+        return self._found
 
 
 class Segmenter(nn.Module):
@@ -59,25 +70,52 @@ class Segmenter(nn.Module):
         self.centre = model.sign_centre.to(self.device)
         self.rotation = model.sign_rotation.to(self.device)
 
+    def forward(self, pixels: NDArray[np.uint8], masks: Sequence[Shape] = ()) -> Segmentation:
+        """Segment and describe pictures, uint8 (B, H, W, 3) RGB.
+
+        masks: the sizes (height, width) of their masks, for each picture or for none.
+        """
+        return self.launch(pixels, masks).result()
+
     @torch.inference_mode()
-    def forward(self, pixels: NDArray[np.uint8]) -> Segmentation:
-        """Segment and describe pictures, uint8 (B, H, W, 3) RGB."""
+    def launch(self, pixels: NDArray[np.uint8], masks: Sequence[Shape] = ()) -> Launched:
+        """As calling it, but a GPU may still be at it; more can be launched meanwhile.
+
+        Raises torch.OutOfMemoryError.
+        """
         maps = self.maps(pixels)
         deepest = maps[DEEPEST]
-        scores: Tensor = self.head(maps)
+        with full_float32():
+            scores: Tensor = self.head(maps)
         labels = resize(scores, deepest.shape[-2:]).argmax(dim=1)
         counts, means = describe.class_means(deepest, labels, scores.shape[1])
         feature = describe.global_mean(deepest)
         sign_bits = describe.sign_bits(feature, self.centre, self.rotation)
-        return Segmentation(
-            scores=scores,
-            labels=labels.to(torch.uint8).cpu().numpy(),
-            common=_argmax(resize(scores, (COMMON_GRID, COMMON_GRID))),
-            counts=counts.cpu().numpy(),
-            feature=feature.cpu().numpy(),
-            region_features=means.cpu().numpy(),
-            sign_bits=sign_bits.cpu().numpy(),
+        host = Download(self.device)
+        found = Segmentation(
+            labels=host(labels.to(torch.uint8)).numpy(),
+            common=host(_argmax(resize(scores, (COMMON_GRID, COMMON_GRID)))).numpy(),
+            counts=host(counts).numpy(),
+            feature=host(feature).numpy(),
+            region_features=host(means).numpy(),
+            sign_bits=host(sign_bits).numpy(),
+            masks=[mask for maps in class_maps(scores, masks) for mask in host(maps).numpy()],
         )
+        return Launched(found, host)
+
+
+def class_maps(scores: Tensor, shapes: Sequence[Shape]) -> Iterator[Tensor]:
+    """Scores (B, K, h, w) → class maps uint8 at B sizes: resized bilinearly, argmax.
+
+    They come in batches (b, H, W) of neighbours of one size, within a bound on memory.
+    """
+    start = 0
+    for shape, alike in groupby(shapes):
+        end = start + len(list(alike))
+        step = max(1, _AT_ONCE // (scores.shape[1] * shape[0] * shape[1]))
+        for i in range(start, end, step):
+            yield _argmax(resize(scores[i : min(i + step, end)], shape))
+        start = end
 
 
 class FeatureMaps(nn.Module):
@@ -93,14 +131,15 @@ class FeatureMaps(nn.Module):
         super().__init__()
         layers = dict.fromkeys([*(tap.layer for tap in taps), DEEPEST])
         self.device = device
+        self._upload = Upload(device)
         self.normalise = normalise.to(device)
         self.backbone = Backbone(state, list(layers)).to(device, normalise.dtype)
 
     @torch.inference_mode()
     def forward(self, pixels: NDArray[np.uint8]) -> dict[str, Tensor]:
         """uint8 (B, H, W, 3) RGB of one shape → {layer: (B, C, h, w)}."""
-        batch = torch.from_numpy(pixels).to(self.device, non_blocking=True)
-        maps: dict[str, Tensor] = self.backbone(self.normalise(batch))
+        with full_float32():
+            maps: dict[str, Tensor] = self.backbone(self.normalise(self._upload(pixels)))
         return maps
 
 
@@ -134,22 +173,6 @@ class Normalise(nn.Module):
         return ((x - self.mean) / self.std).to(self.dtype)
 
 
-def _argmax(scores: Tensor) -> NDArray[np.uint8]:
+def _argmax(scores: Tensor) -> Tensor:
     """(B, K, h, w) → (B, h, w) uint8; of equal scores the first class."""
-    labels: NDArray[np.uint8] = scores.argmax(dim=1).to(torch.uint8).cpu().numpy()
-    return labels
-
-
-def resolve_device(name: str) -> str:
-    """`auto` → `cuda` where there is a GPU, else `cpu`; any other name must exist (DeviceError)."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise DeviceError(
-            f"device {name} asked for, but torch sees no GPU; say --device cpu or auto"
-        )
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise DeviceError(f"device {name} is not available: {error}") from error
-    return name
+    return scores.argmax(dim=1).to(torch.uint8)

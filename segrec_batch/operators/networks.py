@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from segrec_batch import storage
 from segrec_batch.errors import InputError, ModelError
 from segrec_batch.model.backbone import IMAGENET_MEAN, IMAGENET_STD, download, read_state, seed
+from segrec_batch.model.device import full_float32
 from segrec_batch.model.head import resize
 from segrec_batch.model.spec import DTYPES
 
@@ -125,7 +126,8 @@ class Network:
         """See the class."""
         x = (resize(images, (SIDE, SIDE)) - self._mean) / self._std
         x = x.to(self._dtype, memory_format=torch.channels_last)
-        vectors: NDArray[np.float32] = self._network(x).float().cpu().numpy()
+        with full_float32():
+            vectors: NDArray[np.float32] = self._network(x).float().cpu().numpy()
         return vectors
 
 

@@ -26,12 +26,8 @@ import ray.data
 
 from segrec_batch.errors import ClusterError, DeviceError, SegrecError
 from segrec_batch.pipeline.nodes import await_gpu
-from segrec_batch.pipeline.stages import (
-    SegmentBatch,
-    decode_batch,
-    describe_batch,
-    write_batch,
-)
+from segrec_batch.pipeline.segment import SegmentBatch
+from segrec_batch.pipeline.stages import decode_batch, describe_batch, write_batch
 from segrec_batch.sandbox import PICTURE_SECONDS
 from segrec_batch.store.index import Snapshot
 
@@ -221,7 +217,11 @@ def _chain(
             },
             batch_size=batch_size,  # of a block; Ray Data takes no GPUs without
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=where.actors, max_concurrent_calls_per_actor=2),
+            compute=ray.data.ActorPoolStrategy(
+                size=where.actors,
+                max_concurrent_calls_per_actor=2,
+                enable_true_multi_threading=True,
+            ),
             num_cpus=where.cpus,
             num_gpus=1 if where.device == "cuda" else 0,
         )

@@ -1,27 +1,22 @@
-"""The stages of the indexing job as plain functions and a plain class: Arrow table in and out.
+"""The stages of the indexing job as plain functions: Arrow table in and out. See also `segment`.
 
 Nothing here knows Ray. A row that fails in one stage passes the others untouched.
 """
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from segrec_batch import sandbox, storage
-from segrec_batch.decode import Shape, mask_shape
+from segrec_batch.decode import Shape
 from segrec_batch.errors import PictureError
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.pipeline.rows import copied_rows, descriptor_rows, failure_rows, picture_rows
 from segrec_batch.pipeline.schema import DECODED, RECEIPTS, SEGMENTED
 from segrec_batch.store.encode import image_id
 from segrec_batch.store.parts import write_part
-
-if TYPE_CHECKING:
-    from segrec_batch.model.segmenter import Segmentation
 
 MAX_BYTES = 2**28  # of an encoded picture, and of those that are read at once
 
@@ -85,60 +80,6 @@ def _decoded(row: Row, content: bytes | OSError | str | None, shapes: Sequence[S
         "format": picture.format,
         "shape": picture.pixels.shape[:2],
         "pixels": picture.pixels.tobytes(),
-    }
-
-
-class SegmentBatch:
-    """Runs the model, and the descriptors that are on its device, over DECODED rows. Loads them
-    once.
-    """
-
-    def __init__(self, model: str, device: str, threads: int | None = None) -> None:
-        import torch  # here, so that workers that only read and write do without it
-
-        from segrec_batch import describer
-        from segrec_batch.model.bundle import load_model
-        from segrec_batch.model.segmenter import Segmenter
-
-        if threads:
-            torch.set_num_threads(threads)
-        bundle = load_model(model)
-        spec = bundle.spec
-        self.segmenter = Segmenter(bundle, device)
-        names = describer.on_device(spec)
-        self.descriptors = describer.load(model, names, self.segmenter.device)
-        self.keeps_pixels = describer.read_pixels(describer.on_host(spec))
-
-    def __call__(self, decoded: pa.Table) -> pa.Table:
-        """DECODED rows → SEGMENTED rows; pictures of one shape go through the model together."""
-        rows: list[Row] = decoded.to_pylist()
-        good = sorted((r for r in rows if r["shape"]), key=lambda r: tuple(r["shape"]))
-        for shape, members in groupby(good, key=lambda r: tuple(r["shape"])):
-            batch = list(members)
-            pixels = [np.frombuffer(r["pixels"], np.uint8).reshape(*shape, 3) for r in batch]
-            found = self.segmenter(np.stack(pixels))
-            for i, row in enumerate(batch):
-                row.update(_segmented(row, found, i), described=[])
-            for descriptor in self.descriptors:
-                descriptor(batch)
-            if not self.keeps_pixels:
-                for row in batch:
-                    row["pixels"] = None
-        return pa.Table.from_pylist(rows, SEGMENTED)
-
-
-def _segmented(row: Row, found: "Segmentation", i: int) -> Row:
-    size = mask_shape(row["height"], row["width"])
-    return {
-        "grid": found.labels[i].shape,
-        "labels": found.labels[i].tobytes(),
-        "common": found.common[i].tobytes(),
-        "counts": found.counts[i],
-        "feature": found.feature[i],
-        "region_features": found.region_features[i].ravel(),
-        "sign_bits": found.sign_bits[i],
-        "mask_shape": size,
-        "mask": found.mask(i, size).tobytes(),
     }
 
 

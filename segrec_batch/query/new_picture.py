@@ -35,10 +35,10 @@ def look(
     except PictureError as error:
         raise InputError(f"{name}: {error.reason}") from error
     segmenter = Segmenter(load_model(database.model_uri), device)
-    found = segmenter(picture.pixels[None])
+    found = segmenter(picture.pixels[None], [mask_shape(picture.height, picture.width)])
     counts = found.counts[0]
     shares = dict(zip(spec.all_classes, (counts / counts.sum()).tolist(), strict=True))
-    mask = found.mask(0, mask_shape(picture.height, picture.width))
+    mask = found.masks[0]
     png = encode.mask_png(mask, list(spec.colours.values()))
     vector, category = _compared(database, name, picture, found, mask, criteria, segmenter.device)
     seen = {

@@ -4,7 +4,7 @@ import argparse
 
 from segrec_batch import console
 from segrec_batch.decode import Shape, shapes_of_size
-from segrec_batch.model.segmenter import resolve_device
+from segrec_batch.model.device import resolve_device
 from segrec_batch.model.spec import DTYPES
 from segrec_batch.train.augment import KINDS
 from segrec_batch.train.run import DEFAULT_LAYERS, DEFAULT_SIZE, Settings

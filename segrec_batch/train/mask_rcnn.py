@@ -15,8 +15,8 @@ from segrec_batch.console import ProgressMeter
 from segrec_batch.decode import Shape
 from segrec_batch.errors import InputError, ModelError
 from segrec_batch.model.backbone import download, read_state
+from segrec_batch.model.device import resolve_device
 from segrec_batch.model.head import resize
-from segrec_batch.model.segmenter import resolve_device
 from segrec_batch.train.deep import seeded, shrink, shrink_both
 from segrec_batch.train.instances import connected_instances
 from segrec_batch.train.labelled import Classes, LabelledImage

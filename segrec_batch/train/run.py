@@ -17,8 +17,9 @@ from segrec_batch.errors import InputError
 from segrec_batch.model import describe
 from segrec_batch.model.backbone import Weights
 from segrec_batch.model.bundle import Model
+from segrec_batch.model.device import resolve_device
 from segrec_batch.model.head import Tap
-from segrec_batch.model.segmenter import FeatureMaps, Normalise, resolve_device
+from segrec_batch.model.segmenter import FeatureMaps, Normalise
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.train.labelled import Classes, LabelledImage, fingerprint
 from segrec_batch.train.sample import Samples, Sampling, sample_images

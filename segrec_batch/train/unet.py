@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from segrec_batch.console import ProgressMeter
 from segrec_batch.errors import InputError
-from segrec_batch.model.segmenter import resolve_device
+from segrec_batch.model.device import resolve_device
 from segrec_batch.train.deep import class_map, seeded, shrink, shrink_both
 from segrec_batch.train.labelled import VOID, Classes, LabelledImage
 from segrec_batch.train.methods import ClassMap

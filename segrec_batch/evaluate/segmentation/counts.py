@@ -53,9 +53,9 @@ class SegrecMethod:
 
     def __call__(self, image: Image.Image) -> Mapping[str, ClassMap]:
         """See `Methods`."""
-        found = self.segmenter(fit(image, self.segmenter.model.spec.shapes)[None])
-        labels = found.mask(0, (image.height, image.width))
-        return {SEGREC: ClassMap(labels, found.counts[0])}
+        pixels = fit(image, self.segmenter.model.spec.shapes)[None]
+        found = self.segmenter(pixels, [(image.height, image.width)])
+        return {SEGREC: ClassMap(found.masks[0], found.counts[0])}
 
 
 def count_pixels(truth: NDArray[np.int16], predicted: NDArray[np.uint8], n: int) -> Confusion:

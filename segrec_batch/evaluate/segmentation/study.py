@@ -10,7 +10,8 @@ from segrec_batch.evaluate.segmentation.counts import SegrecMethod, judge_pictur
 from segrec_batch.evaluate.segmentation.splits import GIVEN, SPLITS, split_pictures
 from segrec_batch.model.backbone import load_weights
 from segrec_batch.model.bundle import Model, load_model
-from segrec_batch.model.segmenter import Segmenter, resolve_device
+from segrec_batch.model.device import resolve_device
+from segrec_batch.model.segmenter import Segmenter
 from segrec_batch.train.augment import KINDS
 from segrec_batch.train.labelled import Classes, LabelledImage, pair
 from segrec_batch.train.methods import Methods, NotRun

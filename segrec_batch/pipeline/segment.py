@@ -1,0 +1,119 @@
+"""The stage of the indexing job that runs the model: a plain class, Arrow table in and out.
+
+Nothing here knows Ray. A row that failed before passes untouched.
+"""
+
+import logging
+import threading
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from segrec_batch.decode import Shape, mask_shape
+from segrec_batch.errors import DeviceError
+from segrec_batch.pipeline.schema import SEGMENTED
+
+if TYPE_CHECKING:
+    from segrec_batch.model.segmenter import Segmentation
+
+Row = dict[str, Any]
+
+_log = logging.getLogger(__name__)
+_WITHOUT_PIXELS = pa.schema([field for field in SEGMENTED if field.name != "pixels"])
+
+
+class SegmentBatch:
+    """Runs the model, and the descriptors that are on its device, over DECODED rows. Loads them
+    once. Two calls at a time keep a GPU busy: one feeds it while the other one packs its results.
+    """
+
+    def __init__(self, model: str, device: str, threads: int | None = None) -> None:
+        import torch  # here, so that workers that only read and write do without it
+
+        from segrec_batch import describer
+        from segrec_batch.model.bundle import load_model
+        from segrec_batch.model.segmenter import Segmenter
+
+        if threads:
+            torch.set_num_threads(threads)
+        bundle = load_model(model)
+        spec = bundle.spec
+        self.segmenter = Segmenter(bundle, device)
+        names = describer.on_device(spec)
+        self.descriptors = describer.load(model, names, self.segmenter.device)
+        self.keeps_pixels = describer.read_pixels(describer.on_host(spec))
+        self.at_once: int | None = None  # pictures, once the device has run out of memory
+        self._device = threading.Lock()
+        self._out_of_memory: type[Exception] = torch.OutOfMemoryError
+
+    def __call__(self, decoded: pa.Table) -> pa.Table:
+        """DECODED rows → SEGMENTED rows; pictures of one shape go through the model together.
+
+        Raises DeviceError if a single picture is too much for the device's memory.
+        """
+        rows: list[Row] = decoded.drop_columns("pixels").to_pylist()
+        for row, pixels in zip(rows, decoded["pixels"], strict=True):
+            row["pixels"] = pixels.as_buffer()
+        good = [row for row in rows if row["shape"]]
+        for row in good:
+            row["mask_shape"] = mask_shape(row["height"], row["width"])
+        good.sort(key=lambda row: (*row["shape"], *row["mask_shape"]))
+        for shape, members in groupby(good, key=lambda row: tuple(row["shape"])):
+            self._segment(shape, list(members))
+        for row in rows:
+            del row["pixels"]
+        segmented = pa.Table.from_pylist(rows, _WITHOUT_PIXELS)
+        kept = decoded["pixels"] if self.keeps_pixels else pa.nulls(len(rows), pa.binary())
+        place = SEGMENTED.get_field_index("pixels")
+        return segmented.add_column(place, SEGMENTED.field(place), kept)
+
+    def _segment(self, shape: Shape, rows: Sequence[Row]) -> None:
+        """Add what the model finds to rows of one shape, as many at a time as the device holds."""
+        done = 0
+        while done < len(rows):
+            batch = rows[done : done + (self.at_once or len(rows))]
+            try:
+                self._segment_batch(shape, batch)
+                done += len(batch)
+            except self._out_of_memory as error:
+                self._halve(len(batch), error)
+
+    def _segment_batch(self, shape: Shape, rows: Sequence[Row]) -> None:
+        pixels = [np.frombuffer(row["pixels"], np.uint8).reshape(*shape, 3) for row in rows]
+        batch = np.stack(pixels)
+        with self._device:
+            launched = self.segmenter.launch(batch, [row["mask_shape"] for row in rows])
+        found = launched.result()
+        for i, row in enumerate(rows):
+            row.update(_segmented(found, i), described=[])
+        with self._device:
+            for descriptor in self.descriptors:
+                descriptor(rows)
+
+    def _halve(self, size: int, error: Exception) -> None:
+        import torch
+
+        if size == 1:
+            raise DeviceError(
+                f"the device has too little memory for one picture ({error}); free it of other "
+                "programs, or train a model with a smaller --input-size"
+            ) from error
+        self.at_once = size // 2
+        torch.cuda.empty_cache()
+        _log.warning("out of memory on the device: from now on %d at a time", self.at_once)
+
+
+def _segmented(found: "Segmentation", i: int) -> Row:
+    return {
+        "grid": found.labels[i].shape,
+        "labels": found.labels[i].tobytes(),
+        "common": found.common[i].tobytes(),
+        "counts": found.counts[i],
+        "feature": found.feature[i],
+        "region_features": found.region_features[i].ravel(),
+        "sign_bits": found.sign_bits[i],
+        "mask": found.masks[i].tobytes(),
+    }
