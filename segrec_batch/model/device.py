@@ -1,5 +1,6 @@
 """The device a model runs on: which it is, how pictures get there and results back."""
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segrec_batch.errors import DeviceError
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENAS = -1, -4, -8  # of mallopt(3)
 
 
 def resolve_device(name: str) -> str:
@@ -24,6 +27,18 @@ def resolve_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise DeviceError(f"device {name} is not available: {error}") from error
     return name
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory that it frees, up to 2 GiB, where its C library is glibc.
+
+    Otherwise the kernel hands out and clears the pages of every large array anew, which takes a
+    tenth of the time that VGG-16 takes on a CPU.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENAS, 1)):
+            mallopt(parameter, value)
 
 
 @contextmanager

@@ -76,9 +76,10 @@ class LinearHead(nn.Module):
     def decision(self, maps: Mapping[str, Tensor]) -> Tensor:
         """Decision values w·x + b (Abdullah 2026, eq. 4): (B, M, h, w) on the finest tap's grid."""
         size = max((maps[tap.layer].shape[-2:] for tap in self.taps), key=lambda hw: hw[0])
+        exact = {name: maps[name].float() for name in {tap.layer: 0 for tap in self.taps}}
         total = self.bias[:, None, None]
         for tap, weight in zip(self.taps, self.weights, strict=True):
-            part = tap.pool(F.conv2d(maps[tap.layer].float(), weight[:, :, None, None]))
+            part = tap.pool(F.conv2d(exact[tap.layer], weight[:, :, None, None]))
             total = total + resize(part, size)
         return total
 

@@ -87,13 +87,13 @@ class Segmenter(nn.Module):
         deepest = maps[DEEPEST]
         with full_float32():
             scores: Tensor = self.head(maps)
-        labels = resize(scores, deepest.shape[-2:]).argmax(dim=1)
+        labels = _argmax(resize(scores, deepest.shape[-2:]))
         counts, means = describe.class_means(deepest, labels, scores.shape[1])
         feature = describe.global_mean(deepest)
         sign_bits = describe.sign_bits(feature, self.centre, self.rotation)
         host = Download(self.device)
         found = Segmentation(
-            labels=host(labels.to(torch.uint8)).numpy(),
+            labels=host(labels).numpy(),
             common=host(_argmax(resize(scores, (COMMON_GRID, COMMON_GRID)))).numpy(),
             counts=host(counts).numpy(),
             feature=host(feature).numpy(),
@@ -175,4 +175,4 @@ class Normalise(nn.Module):
 
 def _argmax(scores: Tensor) -> Tensor:
     """(B, K, h, w) → (B, h, w) uint8; of equal scores the first class."""
-    return scores.argmax(dim=1).to(torch.uint8)
+    return scores.max(dim=1).indices.to(torch.uint8)  # on CPUs ten times as fast as argmax()
