@@ -24,6 +24,7 @@
 #   SEGREC_HOME         folder of the project on the cluster's head (/opt/segrec_batch)
 #   SEGREC_WORKING_DIR  folder of the project on this host, uploaded in place of SEGREC_HOME
 #   SEGREC_DEVICE       auto, cpu or cuda (auto)
+#   SEGREC_GPUS         on how many GPUs, also such as an autoscaler is still to start (all there are)
 #   SEGREC_NAME         first part of the submission ids, one for each index on a cluster (segrec)
 #   SEGREC_LOCK         lock file (/tmp/segrec-nightly-UID-NAME.lock, or in TMPDIR)
 #   RAY_AUTH_MODE       disabled or token (disabled)
@@ -179,8 +180,10 @@ stop() {
 }
 
 run_index() {
+    local gpus=()
+    [[ -z ${SEGREC_GPUS:-} ]] || gpus=(--gpus "$SEGREC_GPUS")
     run_step index index.py --images "$SEGREC_IMAGES" --model "$SEGREC_MODEL" \
-        --index "$SEGREC_INDEX" --device "${SEGREC_DEVICE:-auto}"
+        --index "$SEGREC_INDEX" --device "${SEGREC_DEVICE:-auto}" "${gpus[@]}"
 }
 
 check_drift() {

@@ -15,6 +15,9 @@ examples:
   # on a cluster, from and to a bucket
   ray job submit --working-dir . -- python jobs/index.py \\
       --images s3://bucket/images --model s3://bucket/model --index s3://bucket/index
+  # on a cluster whose autoscaler starts GPU workers from none, up to 8 of them
+  python jobs/index.py --images s3://bucket/images --model s3://bucket/model \\
+      --index s3://bucket/index --gpus 8
   # what would be done?
   python jobs/index.py --images data/images --model model --index index --dry-run
   # a new model: readers keep the old snapshot until the new one is complete
@@ -57,6 +60,20 @@ def parse_arguments() -> argparse.Namespace:
         choices=("auto", "cpu", "cuda"),
         help="auto takes the cluster's GPUs if it has any (default: auto)",
     )
+    add(
+        "--gpus",
+        type=console.count,
+        metavar="N",
+        help="run on N GPUs, also such as an autoscaler is still to start: the run begins with the "
+        "first, others join it (default: those that the cluster has at the start)",
+    )
+    add(
+        "--wait",
+        type=float,
+        default=900.0,
+        metavar="S",
+        help="how long to wait for the first of --gpus (default: 900)",
+    )
     add("--batch-size", type=console.count, default=32, metavar="N", help="pictures (default: 32)")
     add(
         "--commit-seconds",
@@ -69,6 +86,8 @@ def parse_arguments() -> argparse.Namespace:
     parsed = parser.parse_args()
     if parsed.rebuild and parsed.dry_run:
         parser.error("--rebuild does everything; there is nothing for --dry-run to say")
+    if parsed.gpus and parsed.device == "cpu":
+        parser.error("--gpus N and --device cpu exclude one another")
     return parsed
 
 
@@ -82,7 +101,7 @@ def main(a: argparse.Namespace) -> None:
         for line in dry_run(request, a.model, a.index, a.drop_descriptors):
             print(line)
         return
-    execution = Execution(a.device, a.batch_size, a.commit_seconds)
+    execution = Execution(a.device, a.batch_size, a.commit_seconds, a.gpus, a.wait)
     account, snapshot = index_pictures(
         request, a.model, a.index, execution, a.rebuild, a.drop_descriptors
     )

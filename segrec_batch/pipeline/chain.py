@@ -1,4 +1,4 @@
-"""The Ray Data chain: read → decode → segment → describe → write. The only place that imports ray.
+"""The Ray Data chain: read → decode → segment → describe → write. Only here and in `nodes` is ray.
 
 Workers, actors and nodes may die at any time: Ray runs their tasks again, which is harmless, since
 a part that nobody has a receipt of is invisible. What would kill a worker each time, a picture that
@@ -27,6 +27,7 @@ import ray.data
 
 from segrec_batch import console
 from segrec_batch.errors import ClusterError, DeviceError, SegrecError
+from segrec_batch.pipeline.nodes import await_gpu
 from segrec_batch.pipeline.segment import SegmentBatch, TimedSegmentBatch
 from segrec_batch.pipeline.stages import decode_batch, describe_batch, write_batch
 from segrec_batch.sandbox import PICTURE_SECONDS
@@ -105,17 +106,25 @@ def _join(address: str) -> None:
         ) from error
 
 
-def resources(device: str) -> Resources:
+def resources(device: str, gpus: int | None = None, wait: float = 0) -> Resources:
     """Where the model runs on this cluster, for `device` cpu, cuda or auto.
 
-    Raises DeviceError for cuda if the cluster has no GPU.
+    On all GPUs that there are, or on `gpus` of them, of which some may be still to come: for the
+    first one it waits up to `wait` seconds. Raises DeviceError if the cluster lacks the device.
     """
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if device == "cuda" and not gpus:
-        raise DeviceError("--device cuda, but the Ray cluster has no GPU; say --device cpu or auto")
+    if gpus:
+        await_gpu(gpus, wait)
+    gpus = gpus or int(ray.cluster_resources().get("GPU", 0))
     if gpus and device != "cpu":
         return Resources("cuda", gpus, 0, None)
+    if device == "cuda":
+        raise DeviceError(
+            "--device cuda, but the Ray cluster has no GPU; say --device cpu or auto, or --gpus N "
+            "for N that its autoscaler is to start"
+        )
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    if not nodes:
+        raise DeviceError("no node of the Ray cluster has CPUs for work; start one, or say --gpus")
     cores = int(min(node["Resources"]["CPU"] for node in nodes))
     # some of a core stays free on each node, or nothing would ever be decoded
     return Resources("cpu", len(nodes), max(cores - 1, _LEAST_CPUS), cores)
@@ -238,7 +247,7 @@ def _chain(
                 "device": where.device,
                 "threads": where.threads,
             },
-            batch_size=None,
+            batch_size=batch_size,  # of a block; Ray Data takes no GPUs without
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
                 size=where.actors,

@@ -30,12 +30,19 @@ class Execution:
     """How a run goes about its work.
 
     device: cpu, cuda or auto. batch_size: pictures that are decoded and segmented together.
-    commit_seconds: a crash loses at most the work of that long.
+    commit_seconds: a crash loses at most the work of that long. gpus, wait_seconds: how many GPUs
+    to use if not all, and how long to wait for the first, see `chain.resources`.
     """
 
     device: str = "auto"
     batch_size: int = 32
     commit_seconds: float = 300.0
+    gpus: int | None = None
+    wait_seconds: float = 900.0
+
+    def resources(self) -> chain.Resources:
+        """Where the model runs, on the cluster as it is now."""
+        return chain.resources(self.device, self.gpus, self.wait_seconds)
 
 
 def index_pictures(
@@ -192,7 +199,7 @@ def _describe(publisher: Publisher, execution: Execution, retry: bool) -> None:
 
 def _device(base: Snapshot, execution: Execution) -> str:
     """Where what is missing is computed: on GPUs only if a descriptor that lacks rows uses one."""
-    device = chain.resources(execution.device).device
+    device = execution.resources().device
     if device == "cpu":
         return device
     from segrec_batch.describer import on_device  # imports torch
@@ -210,7 +217,7 @@ def _meter(what: str, total: int) -> AbstractContextManager[ProgressMeter]:
 def _receipts(plan: Plan, publisher: Publisher, execution: Execution) -> Iterator[Any]:
     if not plan.todo:
         return
-    where = chain.resources(execution.device)
+    where = execution.resources()
     _say_device(where, execution)
     run_id, base = publisher.account.run_id, publisher.current
     yield from chain.process(plan.manifest, plan.todo, base, run_id, where, execution.batch_size)

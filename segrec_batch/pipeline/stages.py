@@ -19,9 +19,10 @@ from segrec_batch.pipeline.rows import copied_rows, descriptor_rows, failure_row
 from segrec_batch.pipeline.schema import DECODED, RECEIPTS, SEGMENTED
 from segrec_batch.pipeline.tally import Stopwatch, charge, reasons, total
 from segrec_batch.store.encode import image_id
-from segrec_batch.store.parts import write_part
+from segrec_batch.store.parts import Rows, write_part
 
 MAX_BYTES = 2**28  # of an encoded picture, and of those that are read at once
+_SLICE = 128  # rows that are Python objects at once: a mask takes a megabyte
 
 Row = dict[str, Any]
 
@@ -119,27 +120,38 @@ def write_batch(
 ) -> pa.Table:
     """SEGMENTED rows → one part, in place; returns the RECEIPTS of its files."""
     watch = Stopwatch()
-    rows: list[Row] = segmented.to_pylist()
-    for row in rows:
-        row.update(image_id=image_id(row["uri"]), run_id=run_id, model_id=model_id)
-    failed = [row for row in rows if row["stage"]]
-    copied = [row for row in rows if row["donor"]]
-    fresh = [row for row in rows if not row["stage"] and not row["donor"]]
     contents: dict[tuple[str, str | None], list[pa.Table]] = {}
-    for found in (
-        failure_rows(failed),
-        picture_rows(fresh, spec),
-        descriptor_rows(fresh),
-        copied_rows(copied, index, spec),
-    ):
-        for table, partition, content in found:
-            contents.setdefault((table, partition), []).append(content)
+    copied: list[Row] = []
+    replaced = []
+    for start in range(0, segmented.num_rows, _SLICE):
+        rows: list[Row] = segmented.slice(start, _SLICE).to_pylist()
+        for row in rows:
+            row.update(image_id=image_id(row["uri"]), run_id=run_id, model_id=model_id)
+            if row["old_part"]:
+                replaced.append({"image_id": row["image_id"], "part": row["old_part"]})
+        copied += [row for row in rows if row["donor"]]
+        _gather(contents, _rows_of(rows, spec))
+    _gather(contents, copied_rows(copied, index, spec))
+    failed = segmented.filter(segmented["stage"].is_valid()).select(["stage", "reason"]).to_pylist()
     files = write_part(index, ((*key, pa.concat_tables(c)) for key, c in contents.items()))
     receipts: list[Row] = [dict(vars(file)) for file in files]
-    receipts[0]["copied"] = len(copied)
-    receipts[0]["reasons"] = reasons(failed)
-    receipts[0]["cost"] = total(row["cost"] for row in rows)
-    receipts[0]["replaced"] = [
-        {"image_id": row["image_id"], "part": row["old_part"]} for row in rows if row["old_part"]
-    ]
+    receipts[0].update(
+        copied=len(copied),
+        replaced=replaced,
+        reasons=reasons(failed),
+        cost=total(segmented["cost"].to_pylist()),
+    )
     return charge(pa.Table.from_pylist(receipts, RECEIPTS), write=watch.lap())
+
+
+def _rows_of(rows: Sequence[Row], spec: ModelSpec) -> Iterator[Rows]:
+    """Of pictures that failed, and of those that are not copies."""
+    fresh = [row for row in rows if not row["stage"] and not row["donor"]]
+    yield from failure_rows([row for row in rows if row["stage"]])
+    yield from picture_rows(fresh, spec)
+    yield from descriptor_rows(fresh)
+
+
+def _gather(contents: dict[tuple[str, str | None], list[pa.Table]], found: Iterator[Rows]) -> None:
+    for table, partition, content in found:
+        contents.setdefault((table, partition), []).append(content)

@@ -1,0 +1,242 @@
+"""Memory of every part of an indexing run over time, and of the model by size of its input.
+
+    python benchmarks/memory.py run [--pictures 20000] [--size 64] [--workdir DIR]
+    python benchmarks/memory.py model [--size 624] [--batch 32] [--classes 4 21]
+
+`run` indexes pictures of mixed shapes, sizes and formats, some broken (see mixed.py), with
+jobs/index.py on a Ray of its own. The model is small, for memory that grows with the number of
+pictures does so with any. Once a second it adds up what is resident in each process, without what
+it shares with the object store. Prints the peak of the largest process of each kind by tenths of
+the time in which the model runs; ends with an error if the last fifth is above the first fifth of
+the second half by more than TOLERANCE, by the median.
+
+`model` runs single batches through an actor's class in a process of its own: peaks by arithmetic,
+classes and shapes of the pictures, beside what is known to be needed.
+"""
+
+import argparse
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import torch
+from measured import check
+from mixed import BROKEN, write_pictures
+
+from segrec_batch import console
+from segrec_batch.decode import shapes_of_size
+from segrec_batch.errors import SegrecError
+from segrec_batch.model.backbone import LAYERS, load_weights
+from segrec_batch.model.bundle import Model
+from segrec_batch.model.describe import random_rotation
+from segrec_batch.model.head import Tap
+from segrec_batch.model.spec import ModelSpec
+from segrec_batch.store import index as store
+from segrec_batch.train.run import DEFAULT_LAYERS, DEFAULT_SIZE
+
+ROOT = Path(__file__).parents[1]
+MIB = 2**20
+TOLERANCE = 1.1, 32 * MIB  # up to this factor and these bytes is noise
+KINDS = ("driver", "actor", "worker", "decoder", "raylet", "object store", "gcs", "other")
+
+Sample = dict[str, int]
+
+
+def random_model(size: int, classes: int, dtype: str) -> Model:
+    """Default layers, random weights, a random head: `classes` with the background."""
+    weights, taps = load_weights("random:0"), [Tap.parse(t) for t in DEFAULT_LAYERS.split(",")]
+    generator = torch.Generator().manual_seed(0)
+    head = {
+        f"svm.{tap}": torch.randn(classes, tap.source.channels, generator=generator)
+        / tap.source.channels
+        for tap in taps
+    }
+    head |= {"svm.bias": torch.zeros(classes), "sign_bits.centre": torch.zeros(512)}
+    head["sign_bits.rotation"] = random_rotation(512)
+    spec = ModelSpec(
+        classes=tuple(f"class_{k}" for k in range(1, classes)),
+        taps=tuple(map(str, taps)),
+        components=tuple(range(classes)),
+        shapes=shapes_of_size(size),
+        mean=weights.mean,
+        std=weights.std,
+        weights=weights.origin,
+        weights_fingerprint=weights.fingerprint,
+        dtype=dtype,
+    )
+    return Model(spec, head, weights.state)
+
+
+class Processes:
+    """The processes below one, by kind. An actor or worker is named after what it is doing."""
+
+    def __init__(self, pid: int) -> None:
+        self._driver = psutil.Process(pid)
+        self._known: dict[int, str] = {}
+
+    def sample(self) -> Sample:
+        """Bytes of the largest process of each kind; of the object store what one has in use."""
+        found: Sample = defaultdict(int)
+        for process in (self._driver, *self._driver.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess, psutil.ZombieProcess, OSError):
+                kind = self._kind(process)
+                private, shared = _resident(process.pid)
+                found[kind] = max(found[kind], private)
+                found["object store"] = max(found["object store"], shared)
+        return dict(found)
+
+    def _kind(self, process: psutil.Process) -> str:
+        if process.pid == self._driver.pid:
+            return "driver"
+        line = " ".join(process.cmdline())
+        if "SegmentBatch" in line or "MapWorker" in line:
+            self._known[process.pid] = "actor"
+        elif "ray::MapBatches" in line:
+            self._known.setdefault(process.pid, "worker")
+        marks = {"segrec_batch.sandbox": "decoder", "raylet/raylet": "raylet", "gcs_server": "gcs"}
+        named = next((kind for mark, kind in marks.items() if mark in line), "other")
+        return self._known.get(process.pid, named)
+
+
+def _resident(pid: int) -> tuple[int, int]:
+    """Bytes that are in memory: of a process itself, and of shared memory."""
+    lines = [line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
+    sizes = {line[0]: 1024 * int(line[1]) for line in lines if line and line[0].startswith("Rss")}
+    if not sizes:
+        raise psutil.ZombieProcess(pid)
+    return sizes["RssAnon:"] + sizes["RssFile:"], sizes["RssShmem:"]
+
+
+def watch(command: list[str], log: Path) -> list[Sample]:
+    """Run a command; a sample a second."""
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    samples = []
+    with log.open("w") as out:
+        job = subprocess.Popen(command, env=environment, stdout=out, stderr=out, cwd=ROOT)  # noqa: S603
+        processes = Processes(job.pid)
+        while job.poll() is None:
+            with suppress(psutil.NoSuchProcess):
+                samples.append(processes.sample())
+            time.sleep(1)
+    if job.returncode:
+        raise SegrecError(f"the job ended with {job.returncode}: {log.read_text()[-2000:]}")
+    return samples
+
+
+def growing(samples: list[Sample]) -> list[str]:
+    """Kinds of process whose memory grows over the second half."""
+    half, fifth = samples[len(samples) // 2 :], max(1, len(samples) // 10)
+    found = []
+    for kind in KINDS:
+        early, late = (
+            median(s.get(kind, 0) for s in part) for part in (half[:fifth], half[-fifth:])
+        )
+        if late > early * TOLERANCE[0] + TOLERANCE[1]:
+            found.append(f"{kind} ({early / MIB:,.0f} → {late / MIB:,.0f} MiB)")
+    return found
+
+
+def run(a: argparse.Namespace) -> None:
+    """The job over mixed pictures. Raises SegrecError if its memory grows."""
+    with tempfile.TemporaryDirectory(dir=a.workdir) as folder:
+        kinds = write_pictures(Path(folder), a.pictures)
+        random_model(a.size, 4, "float32").save(f"{folder}/model")
+        given = {"images": "pictures", "model": "model", "index": "index"}
+        options = [x for name, path in given.items() for x in (f"--{name}", f"{folder}/{path}")]
+        samples = watch([sys.executable, "jobs/index.py", *options], Path(folder) / "log")
+        snapshot = store.open_snapshot(f"{folder}/index")
+        check(snapshot.rows("failures"), sum(kinds[kind] for kind in BROKEN))
+        check(snapshot.rows("images") + snapshot.rows("failures"), a.pictures)
+    busy = [sample for sample in samples if "actor" in sample]
+    tenths = [busy[len(busy) * i // 10 : len(busy) * (i + 1) // 10] for i in range(10)]
+    print(f"{a.pictures:,} pictures, {len(busy):,} s; peak MiB of the largest process, by tenth\n")
+    print(f"| {'kind':12} | {' | '.join(f'{i + 1:4}' for i in range(10))} |")
+    print(f"| --- |{' ---: |' * 10}")
+    for kind in KINDS:
+        peaks = [max(s.get(kind, 0) for s in tenth) / MIB for tenth in tenths]
+        print(f"| {kind:12} | {' | '.join(f'{peak:4.0f}' for peak in peaks)} |")
+    if found := growing(busy):
+        raise SegrecError(f"memory grows: {', '.join(found)}")
+
+
+def peak_of_batch(folder: str, shapes: list[tuple[int, int]], batch: int) -> tuple[int, int, float]:
+    """Bytes once the model is loaded and at the peak of two batches; CPU seconds of a picture."""
+    from segrec_batch.pipeline.segment import SegmentBatch
+
+    segment = SegmentBatch(folder, "cpu", 2)
+    loaded = _resident(os.getpid())[0]
+    rows = decoded(shapes, batch)
+    start = time.process_time()
+    for _ in range(2):
+        segment(rows)
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
+    return loaded, 1024 * int(line.split()[1]), (time.process_time() - start) / 2 / batch
+
+
+def decoded(shapes: list[tuple[int, int]], batch: int) -> pa.Table:
+    """DECODED rows of noise, in turn of each shape, whose masks are as large as masks can be."""
+    from segrec_batch.pipeline.schema import DECODED
+
+    rng, rows = np.random.default_rng(0), []
+    for i in range(batch):
+        h, w = shapes[i % len(shapes)]
+        pixels = rng.integers(0, 256, (h, w, 3), np.uint8).tobytes()
+        facts = {"uri": str(i), "height": 4 * h, "width": 4 * w, "shape": (h, w)}
+        rows.append({**facts, "source_size": 0, "source_etag": "", "pixels": pixels})
+    return pa.Table.from_pylist(rows, DECODED)
+
+
+def model(a: argparse.Namespace) -> None:
+    """Peaks of single batches."""
+    largest = LAYERS["conv1_2"].channels * 2  # maps of conv1_1 and conv1_2, at the input's size
+    print("| arithmetic | classes | shapes | loaded MiB | peak MiB | CPU s a picture |")
+    print("| --- | ---: | --- | ---: | ---: | ---: |")
+    for dtype in a.dtypes:
+        for classes in a.classes:
+            for name, shapes in (("square", [(a.size, a.size)]), ("all", shapes_of_size(a.size))):
+                with tempfile.TemporaryDirectory() as folder:
+                    random_model(a.size, classes, dtype).save(folder)
+                    context = multiprocessing.get_context("spawn")
+                    with context.Pool(1) as pool:
+                        given = (folder, list(shapes), a.batch)
+                        loaded, peak, seconds = pool.apply(peak_of_batch, given)
+                figures = f"{loaded / MIB:,.0f} | {peak / MIB:,.0f} | {seconds:.1f}"
+                print(f"| {dtype} | {classes} | {name} | {figures} |", flush=True)
+    for dtype, size in (("float32", 4), ("bfloat16", 2)):
+        one = largest * a.size**2 * size / MIB
+        print(f"{dtype}: maps of the two largest layers take {one:,.0f} MiB a picture at once")
+
+
+def main() -> None:
+    """Run one of the two."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    job = commands.add_parser("run")
+    job.add_argument("--pictures", type=console.count, default=20_000)
+    job.add_argument("--size", type=console.count, default=64, help="of the model's input")
+    job.add_argument("--workdir", help="where the files are (default: the system's)")
+    job.set_defaults(command=run)
+    single = commands.add_parser("model")
+    single.add_argument("--size", type=console.count, default=DEFAULT_SIZE)
+    single.add_argument("--batch", type=console.count, default=32)
+    single.add_argument("--classes", type=console.count, nargs="+", default=[4, 21])
+    single.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    single.set_defaults(command=model)
+    a = parser.parse_args()
+    sys.exit(console.run_command(lambda: a.command(a)))
+
+
+if __name__ == "__main__":
+    main()
