@@ -159,7 +159,7 @@ def test_gpus_have_an_actor_each_while_all_nodes_decode_and_late_ones_join(
     assert {note["node"] for note in notes} == {first, late}
     assert len({note["pid"] for note in notes}) == 2
     assert run.nodes("decode") >= {plain, first}
-    assert "model on 2 × GPU" in run.log()
+    assert "device: 2 × GPU" in run.log()
 
 
 WORKERS = {  # as Ray's launcher takes them

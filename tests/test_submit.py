@@ -64,7 +64,7 @@ def test_the_index_job_runs_unchanged_from_an_uploaded_folder(
     log = done.stdout
     for line in (
         r"8 new, 0 changed.*",
-        r"model on 1 × CPU, 2 threads \(--device auto\)",
+        r"warning: device: CPU, .* \(--device auto\); model on 1 × CPU, 2 threads",
         r"indexed: 8 in [\d.]+ s",
         rf"{re.escape(str(index))}: version \d+, 8 images, .*",
     ):
