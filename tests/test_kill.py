@@ -34,7 +34,7 @@ from tests.builders import smooth_pixels, tiny_model
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-TRIALS = 36  # seeds: three scenarios, each with six kinds of victim, twice
+TRIALS = 18  # seeds: three scenarios, each with six kinds of victim
 PICTURES = 40
 OF_THE_RUN = {"run_id", "indexed_at", "failed_at"}  # columns that tell two runs apart
 VICTIMS = ("driver", "driver twice", "actor", "task worker", "decoder", "raylet")
