@@ -15,7 +15,7 @@ from segrec_batch.model.segmenter import Normalise, resolve_device
 from segrec_batch.storage import read_many
 
 CONVOLUTIONS = 30  # of vgg16().features, up to the ReLU of conv5_3
-CPU_BATCHES = 1, 4  # beside the batch of segrec: more do not fit into a cache
+CPU_BATCHES = 1, 4, 8  # larger ones are no faster there
 CUDA_BATCHES = 1, 2, 4  # times the batch of segrec
 SECONDS = 8.0  # of forwards that are timed, for each size of batch
 MATRIX = 8192
@@ -26,9 +26,7 @@ def limit(case: Case) -> dict[str, Any]:
     torch.set_num_threads(CORES)
     device = resolve_device(case.device)
     network, pictures = _network(case, device), _pictures(case, device)
-    sizes = [case.batch_size * n for n in CUDA_BATCHES]
-    if device == "cpu":
-        sizes = sorted({*CPU_BATCHES, case.batch_size})
+    sizes = _sizes(case, device)
     measured = {size: _rate(network, pictures, size) for size in sizes}
     rates = {size: rate for size, (rate, _) in measured.items()}
     best = max(rates, key=rates.__getitem__)
@@ -42,6 +40,11 @@ def limit(case: Case) -> dict[str, Any]:
     return found
 
 
+def _sizes(case: Case, device: str) -> list[int]:
+    """Of batches, in ascending order."""
+    return [case.batch_size * n for n in CUDA_BATCHES] if device == "cuda" else list(CPU_BATCHES)
+
+
 def _network(case: Case, device: str) -> nn.Module:
     model = load_model(case.model)
     features = vgg16(weights=None).features
@@ -53,12 +56,11 @@ def _network(case: Case, device: str) -> nn.Module:
 
 def _pictures(case: Case, device: str) -> Tensor:
     """A few pictures as the network takes them: (B, 3, H, W), as many as the largest batch."""
-    spec = case.spec
-    contents = read_many(case.paths()[: case.batch_size])
+    spec, wanted = case.spec, _sizes(case, device)[-1]
+    contents = read_many(case.paths()[:wanted])
     pixels = [torch.from_numpy(decode(c, spec.shapes).pixels) for c in contents]
     normalise = Normalise(spec.minmax, spec.mean, spec.std, spec.dtype).to(device)
     x = torch.cat([normalise(p[None].to(device)) for p in pixels])
-    wanted = case.batch_size * (CUDA_BATCHES[-1] if device == "cuda" else 1)
     repeated = x.repeat(-(-wanted // len(x)), 1, 1, 1)[:wanted]
     return repeated.contiguous(memory_format=torch.channels_last)
 

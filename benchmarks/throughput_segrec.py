@@ -13,7 +13,6 @@ from throughput_case import CORES, Case
 
 from segrec_batch.decode import Shape
 from segrec_batch.errors import AccountingError
-from segrec_batch.model.segmenter import resolve_device
 from segrec_batch.model.spec import read_spec
 from segrec_batch.pipeline.stages import SegmentBatch, decode_batch, describe_batch, write_batch
 
@@ -35,6 +34,10 @@ def chained(case: Case) -> dict[str, float]:
     """The same stages without Ray, and without the commit: processes that decode, the model here,
     a process that writes.
     """
+    import torch  # here, so that the processes do without
+
+    from segrec_batch.model.segmenter import resolve_device
+
     spec, model_id = read_spec(case.model)
     device = resolve_device(case.device)
     clock = time.perf_counter()
@@ -52,7 +55,9 @@ def chained(case: Case) -> dict[str, float]:
         written = [writer.submit(finish, segment(b), case.model) for b in decoded]
         receipts = pa.concat_tables([future.result() for future in written]).to_pylist()
     _check(sum(r["rows"] for r in receipts if r["table"] == "images"), case)
-    return {"load": loaded, "process": time.perf_counter() - clock}
+    seconds = {"load": loaded, "process": time.perf_counter() - clock}
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+    return {**seconds, "peak device bytes": peak}
 
 
 def _decoded(pool: Executor, blocks: Sequence[pa.Table], shapes: Sequence[Shape]) -> Iterator[Any]:

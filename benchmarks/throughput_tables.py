@@ -10,13 +10,7 @@ from segrec_batch import console
 
 NAMES = {"a": "(a) limit", "b": "(b) segrec", "c": "(c) DataLoader", "d": "(d) Ray Data"}
 TARGETS = {"cpu": {"a": 0.9, "c": 4.0, "d": 2.0}, "cuda": {"a": 0.9}}
-STAGES = (
-    "driver",
-    "ray::decode_batch",
-    "ray::describe_batch",
-    "ray::write_batch",
-    "segrec_batch.sandbox",
-)
+STAGES = "driver", "segrec_batch.sandbox", "decode, write"
 MODEL, DECODE = "model, Arrow to Arrow", "read + decode, to Arrow"
 
 
