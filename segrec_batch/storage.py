@@ -17,12 +17,7 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import aiohttp
 import fsspec
-from botocore.exceptions import (  # type: ignore[import-untyped]
-    IncompleteReadError,
-    ResponseStreamingError,
-)
 from fsspec.implementations.local import LocalFileSystem
 
 from segrec_batch.errors import InputError, StorageError
@@ -30,8 +25,6 @@ from segrec_batch.faults import code_of, describe, said, store_errors
 
 Content = bytes | OSError
 Listed = dict[str, Any]  # an object of list_objects_v2: Key, Size, ETag, LastModified
-
-_CUT_OFF = (aiohttp.ClientError, IncompleteReadError, ResponseStreamingError)
 
 # s3fs: a cached listing misses new objects; a read-ahead cache multiplies the bytes of small reads.
 _S3_OPTIONS = {
@@ -175,9 +168,22 @@ def _fetch(
         paths = [fs._strip_protocol(uris[i]) for i in missing]
         bounds = [[b[i] for i in missing] if b else None for b in (starts, ends)]
         for i, content in zip(missing, _cat(fs, paths, *bounds), strict=True):
-            if last or not isinstance(content, _CUT_OFF):
+            if last or not _is_cut_off(content):
                 found[i] = _of_one_file(uris[i], content)
     return [found[i] for i in range(len(uris))]
+
+
+def _is_cut_off(content: bytes | Exception) -> bool:
+    if isinstance(content, bytes):
+        return False
+    import aiohttp  # the clients of S3: on local disk all goes without them
+    from botocore.exceptions import (  # type: ignore[import-untyped]
+        IncompleteReadError,
+        ResponseStreamingError,
+    )
+
+    cut_off = (aiohttp.ClientError, IncompleteReadError, ResponseStreamingError)
+    return isinstance(content, cut_off)
 
 
 def _cat(

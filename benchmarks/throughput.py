@@ -1,0 +1,237 @@
+"""How much of the bare model's speed the whole indexing job keeps, next to what one would write.
+
+    (a) the limit   VGG-16's bare convolutions on a batch that is there: same dtype, same size
+    (b) segrec      the whole job: read, decode, segment, describe, encode, write, commit
+    (c) DataLoader  a PyTorch loop, torchvision's VGG-16 in float32, that saves the same columns
+    (d) Ray Data    the chain of its documentation: read_images, map, map_batches, write_parquet
+
+All on the same pictures, each in a process of its own, in turn. Each of (b) to (d) does N pictures
+and then 2 N: what the second N took is its rate without start-up, which the ratios use; the whole
+of the 2 N is printed beside it. The peers, which are slower, take a part of the N on a CPU.
+
+Beside them, the CPU seconds of (b) by process, and (s) what each stage of segrec does alone and how
+many bytes it hands on. Without --model, one is trained on drawn scenes on random filters, which are
+as fast.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from throughput_case import CORES, Case, drawn_pictures, given_pictures
+from throughput_tables import cpu_table, limit_table, rates_table, ratios_table, stages_table
+from watched import Watched, watch
+
+from segrec_batch import console
+
+EXAMPLES = """\
+examples:
+  python benchmarks/throughput.py
+  python benchmarks/throughput.py --images camvid/val/images --model model --repeat 3
+  # on a machine with a GPU that has neither Ray nor DuckDB nor Delta Lake
+  python benchmarks/throughput.py --without-ray --device cuda --report throughput.json
+"""
+COUNTS = {"cpu": 32, "cuda": 2048}
+ALONE = 256  # pictures, at most, that stages do alone
+PEERS_BATCH = 4  # on a CPU, as in Ray Data's guide: float32 maps of 32 pictures take 6 GB
+STEPS = {  # without Ray or with it
+    False: {
+        "b": "throughput_segrec:job",
+        "c": "throughput_peers:data_loader",
+        "d": "throughput_peers:ray_data",
+    },
+    True: {"b": "throughput_segrec:chained", "c": "throughput_peers:data_loader"},
+}
+PARTS = {"cpu": {"b": 1, "c": 2, "d": 4}, "cuda": {"b": 1, "c": 4, "d": 4}}
+
+
+@dataclass
+class Run:
+    """One way: its seconds for N and 2 N pictures, a pair for each round."""
+
+    way: str
+    count: int
+    pairs: list[tuple[Watched, Watched]] = field(default_factory=list)
+
+    @property
+    def whole(self) -> list[float]:
+        """Pictures/s of 2 N, start-up and all."""
+        return [2 * self.count / twice.seconds for _, twice in self.pairs]
+
+    @property
+    def rates(self) -> list[float]:
+        """Pictures/s of the second N: those without start-up; NaN if noise is more."""
+        more = [twice.seconds - once.seconds for once, twice in self.pairs]
+        return [self.count / seconds if seconds > 0 else math.nan for seconds in more]
+
+    @property
+    def start_up(self) -> list[float]:
+        """Seconds that are not there for the second N."""
+        return [2 * once.seconds - twice.seconds for once, twice in self.pairs]
+
+    @property
+    def cpu(self) -> list[float]:
+        """CPU seconds of a picture of the second N, of all processes."""
+        sums = [[sum(w.cpu.values()) for w in pair] for pair in self.pairs]
+        return [(twice - once) / self.count for once, twice in sums]
+
+    def more(self, step: str, case: Case) -> None:
+        """One more round."""
+        number = len(self.pairs)
+        done = []
+        for count in (self.count, 2 * self.count):
+            console.say(f"({self.way}) {count} pictures, round {number + 1}")
+            done.append(watch(step, case.taking(count, f"{self.way}_{count}_{number}")))
+        self.pairs.append((done[0], done[1]))
+
+
+def measure(case: Case, count: int, a: argparse.Namespace) -> dict[str, Any]:
+    """All that was asked for."""
+    steps = {way: step for way, step in STEPS[a.without_ray].items() if way in a.only}
+    runs = {way: Run(way, max(count // PARTS[case.device][way], 1)) for way in steps}
+    found: dict[str, Any] = {"limits": [], "runs": runs, "stages": {}}
+    for number in range(a.repeat):
+        if "a" in a.only:
+            console.say(f"(a) round {number + 1}")
+            limit = watch("throughput_limit:limit", case.taking(count, "a"))
+            found["limits"].append(limit.result)
+        for way, step in steps.items():
+            runs[way].more(step, case)
+    if "s" in a.only:
+        console.say("each stage alone")
+        few = min(count, ALONE)
+        found["stages"] = watch("throughput_stages:stages", case.taking(few, "s")).result
+        if not a.without_ray:
+            one = watch("throughput_stages:commit", case.taking(few, "commit")).result
+            found["stages"]["commit of one part"] = one
+    return found
+
+
+def report(found: dict[str, Any], case: Case) -> dict[str, Any]:
+    """What was measured, as plain JSON."""
+    runs = {
+        way: {
+            "count": run.count,
+            "rates": run.rates,
+            "whole": run.whole,
+            "start_up": run.start_up,
+            "cpu": run.cpu,
+            "cpu_by_process": [[w.cpu for w in pair] for pair in run.pairs],
+            "result": [twice.result for _, twice in run.pairs],
+        }
+        for way, run in found["runs"].items()
+    }
+    ratios = {f"b/{way}": values for way, values in all_ratios(found).items()}
+    about = {"shape": case.shape, "dtype": case.spec.dtype, "weights": case.spec.weights}
+    about |= {"cores": CORES, "device": case.device, "batch_size": case.batch_size}
+    return {**about, "ratios": ratios, **found, "runs": runs}
+
+
+def all_ratios(found: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """(b) over each other way, of each round: of pictures/s, and of pictures per CPU second."""
+    runs, limits = dict(found["runs"]), found["limits"]
+    if "b" not in runs:
+        return {}
+    ours = runs.pop("b")
+    others = {way: (run.rates, run.cpu) for way, run in runs.items()}
+    if limits:
+        others["a"] = [x["images/s"] for x in limits], [x["cpu"] for x in limits]
+    return {
+        way: {
+            "rate": [x / y for x, y in zip(ours.rates, rates, strict=True)],
+            "cpu": [y / x for x, y in zip(ours.cpu, cpu, strict=True)],
+        }
+        for way, (rates, cpu) in sorted(others.items())
+    }
+
+
+def show(found: dict[str, Any], case: Case) -> None:
+    """All tables."""
+    shape = "×".join(map(str, case.shape[::-1]))
+    console.say(
+        f"{case.spec.dtype}, pictures as {shape}, {CORES} cores, device {case.device}, batches of "
+        f"{case.batch_size}; backbone weights: {case.spec.weights}"
+    )
+    limits = found["limits"]
+    best = statistics.median(limit["images/s"] for limit in limits) if limits else None
+    if limits:
+        console.show(limit_table(found["limits"]))
+    if found["runs"]:
+        console.show(rates_table(found["runs"], limits))
+    if ratios := all_ratios(found):
+        console.show(ratios_table(ratios, case.device))
+    if found["stages"]:
+        console.show(stages_table(found["stages"], best))
+    if run := found["runs"].get("b"):
+        once, twice = run.pairs[-1]
+        console.show(cpu_table(once.cpu, twice.cpu, run.count))
+
+
+def main(a: argparse.Namespace) -> None:
+    """Run the benchmark."""
+    with tempfile.TemporaryDirectory(prefix="segrec-throughput-", dir=a.workdir) as name:
+        device = _device(a.device)
+        count = a.count or COUNTS[device]
+        folder = Path(name)
+        if a.images:
+            sources = given_pictures(a.images, 2 * count)
+        else:
+            sources = drawn_pictures(folder / "scenes", 2 * count)
+        model = a.model
+        if not model:
+            console.say("a model of drawn scenes, backbone weights random:0")
+            model = watch("throughput_case:drawn_model", (folder, a.input_size)).result
+        peers = a.batch_size if device == "cuda" else min(PEERS_BATCH, a.batch_size)
+        case = Case(name, tuple(sources), model, device, a.batch_size, peers, a.peers_threads)
+        found = measure(case, count, a)
+        show(found, case)
+        if a.report:
+            Path(a.report).write_text(json.dumps(report(found, case), indent=2) + "\n")
+
+
+def _device(name: str) -> str:
+    """cpu or cuda; does not import torch where that is said."""
+    if name == "cpu":
+        return name
+    from segrec_batch.model.segmenter import resolve_device
+
+    return resolve_device(name)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--images", metavar="DIR", help="pictures of one size (default: scenes of 640×480)")
+    add("--model", metavar="MODEL", help="model bundle (default: one trained on drawn scenes)")
+    add("--input-size", type=int, default=624, metavar="N", help="of that one (default: 624)")
+    add("--count", type=console.count, metavar="N", help=f"pictures (default: {COUNTS})")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    add("--batch-size", type=console.count, default=32, metavar="N", help="of segrec (default: 32)")
+    add("--peers-threads", type=console.count, metavar="N", help="of an actor of (d); Ray gives 1")
+    add("--only", type=_ways, default="abcds", metavar="a,b,c,d,s", help="not all; s: stages")
+    add("--without-ray", action="store_true", help="(b) as stages chained in Python, and no (d)")
+    add("--repeat", type=console.count, default=2, metavar="N", help="rounds (default: 2)")
+    add("--workdir", default=tempfile.gettempdir(), metavar="DIR")
+    add("--report", metavar="FILE", help="write all figures as JSON")
+    return parser.parse_args()
+
+
+def _ways(text: str) -> str:
+    ways = text.replace(",", "")
+    if not ways or set(ways) - set("abcds"):
+        raise argparse.ArgumentTypeError(f"{text}: some of a,b,c,d,s")
+    return ways
+
+
+if __name__ == "__main__":
+    arguments = parse_arguments()
+    sys.exit(console.run_command(lambda: main(arguments)))

@@ -1,0 +1,119 @@
+"""Pictures and model of throughput.py, and the ways to take them as the stages do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+from os import cpu_count
+from pathlib import Path
+
+import pyarrow as pa
+from PIL import Image
+
+from segrec_batch import console
+from segrec_batch.decode import Shape, nearest_shape, shapes_of_size
+from segrec_batch.errors import InputError
+from segrec_batch.listing import list_pictures
+from segrec_batch.model.spec import ModelSpec, read_spec
+from segrec_batch.pipeline.schema import MANIFEST
+from segrec_batch.scenes import write_scenes
+
+CORES = cpu_count() or 1
+PICTURE = (640, 480)
+DRAWN = 64  # scenes; more pictures are these once more
+LABELLED = 8  # scenes that the model is trained on
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of one way: `count` pictures below `images`, put in place by `taking`.
+
+    output: a folder that is not there yet. batch_size: of segrec. peers_batch: of the others.
+    """
+
+    folder: str
+    sources: tuple[str, ...]
+    model: str
+    device: str
+    batch_size: int
+    peers_batch: int
+    peers_threads: int | None = None
+    images: str = ""
+    count: int = 0
+    output: str = ""
+
+    def taking(self, count: int, name: str) -> "Case":
+        """The same with the first `count` pictures in a folder of their own; `name`: of a run."""
+        images = Path(self.folder, f"pictures_{count}")
+        if not images.exists():
+            images.mkdir()
+            for i, source in enumerate(islice(cycle(self.sources), count)):
+                (images / f"{i:06d}{Path(source).suffix}").symlink_to(source)
+        output = str(Path(self.folder, name))
+        return replace(self, images=str(images), count=count, output=output)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is."""
+        return read_spec(self.model)[0]
+
+    @property
+    def shape(self) -> Shape:
+        """Height and width of the pictures as the model sees them."""
+        return nearest_shape(self.spec.shapes, *picture_shape(self.sources))
+
+    def paths(self) -> list[str]:
+        """The pictures, sorted."""
+        return [str(path) for path in sorted(Path(self.images).iterdir())]
+
+    def manifest(self) -> pa.Table:
+        """The pictures as the first stage takes them, none known from an index."""
+        rows = list_pictures(self.images).to_pylist()
+        return pa.Table.from_pylist(rows, MANIFEST)
+
+    def blocks(self) -> list[pa.Table]:
+        """The manifest in batches."""
+        rows = self.manifest()
+        return [rows.slice(i, self.batch_size) for i in range(0, rows.num_rows, self.batch_size)]
+
+
+def picture_shape(sources: Sequence[str]) -> Shape:
+    """Height and width of pictures; raises InputError if they differ, for one batch takes all."""
+    shapes = set()
+    for source in sources:
+        with Image.open(source) as image:
+            shapes.add((image.height, image.width))
+    if len(shapes) > 1:
+        raise InputError(f"pictures of one size are needed, not of {len(shapes)}")
+    return shapes.pop()
+
+
+def given_pictures(uri: str, count: int) -> list[str]:
+    """At most `count` of a local folder's pictures. Raises InputError."""
+    return [str(Path(p).resolve()) for p in list_pictures(uri)["uri"].to_pylist()[:count]]
+
+
+def drawn_pictures(folder: Path, count: int) -> list[str]:
+    """Scenes of 640×480, JPEGs of quality 92."""
+    number = min(count, DRAWN)
+    with console.ProgressMeter("scenes", number) as meter:
+        write_scenes(folder, number, size=PICTURE, progress=lambda _: meter.advance())
+    return [str(path) for path in sorted((folder / "images").rglob("*.jpg"))]
+
+
+def drawn_model(where: tuple[Path, int]) -> str:
+    """A model of drawn scenes on random filters, as fast as a real one; returns where it is.
+
+    `where`: a folder, and the size of the model's input.
+    """
+    from segrec_batch.model.backbone import load_weights
+    from segrec_batch.train.labelled import load_classes, pair
+    from segrec_batch.train.run import Settings, train
+    from segrec_batch.train.sample import Sampling
+
+    folder, size = where
+    write_scenes(folder / "labelled", LABELLED, places=4)
+    images = pair(str(folder / "labelled/images"), str(folder / "labelled/masks"))
+    classes = load_classes(str(folder / "labelled/classes.json"))
+    settings = Settings(c=(1.0,), shapes=shapes_of_size(size), sampling=Sampling(positions=200))
+    train(images, classes, load_weights("random:0"), settings).save(str(folder / "model"))
+    return str(folder / "model")
