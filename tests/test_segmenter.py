@@ -103,12 +103,13 @@ def test_all_class_maps_come_from_the_same_scores(
     np.testing.assert_array_equal(common, found.common)
 
 
+@pytest.mark.parametrize("pictures", [2, 1 / K], ids=["two pictures", "a class of one"])
 def test_masks_do_not_depend_on_how_many_are_resized_together(
-    segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+    segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch, pictures: float
 ) -> None:
     sizes = [(50, 70), (50, 70), (50, 70), (8, 9)]
     together = segmenter(PICTURES, sizes).masks
-    monkeypatch.setattr("segrec_batch.model.segmenter._AT_ONCE", 2 * K * 50 * 70)
+    monkeypatch.setattr("segrec_batch.model.segmenter._AT_ONCE", int(pictures * K * 50 * 70))
     for mask, alike in zip(segmenter(PICTURES, sizes).masks, together, strict=True):
         np.testing.assert_array_equal(mask, alike)
 

@@ -114,8 +114,19 @@ def class_maps(scores: Tensor, shapes: Sequence[Shape]) -> Iterator[Tensor]:
         end = start + len(list(alike))
         step = max(1, _AT_ONCE // (scores.shape[1] * shape[0] * shape[1]))
         for i in range(start, end, step):
-            yield _argmax(resize(scores[i : min(i + step, end)], shape))
+            yield _class_map(scores[i : min(i + step, end)], shape)
         start = end
+
+
+def _class_map(scores: Tensor, shape: Shape) -> Tensor:
+    """(b, K, h, w) → (b, H, W): of many classes a few at a time, the best so far in memory."""
+    step = max(1, _AT_ONCE // (len(scores) * shape[0] * shape[1]))
+    best, labels = resize(scores[:, :step], shape).max(dim=1)
+    for k in range(step, scores.shape[1], step):
+        value, label = resize(scores[:, k : k + step], shape).max(dim=1)
+        labels = torch.where(value > best, label + k, labels)  # of equal scores the first class
+        best = torch.maximum(best, value)
+    return labels.to(torch.uint8)
 
 
 class FeatureMaps(nn.Module):
