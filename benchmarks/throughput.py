@@ -199,7 +199,7 @@ def _device(name: str) -> str:
     """cpu or cuda; does not import torch where that is said."""
     if name == "cpu":
         return name
-    from segrec_batch.model.segmenter import resolve_device
+    from segrec_batch.model.device import resolve_device
 
     return resolve_device(name)
 

@@ -23,8 +23,8 @@ from torchvision.transforms import v2
 from segrec_batch.decode import Shape, mask_shape
 from segrec_batch.model.backbone import DEEPEST, LAYERS
 from segrec_batch.model.bundle import load_model
+from segrec_batch.model.device import resolve_device
 from segrec_batch.model.head import LinearHead, resize
-from segrec_batch.model.segmenter import resolve_device
 from segrec_batch.model.spec import ModelSpec
 
 Columns = dict[str, Any]

@@ -3,18 +3,18 @@
 import multiprocessing
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 from throughput_case import CORES, Case
 
-from segrec_batch.decode import Shape
 from segrec_batch.errors import AccountingError
 from segrec_batch.model.spec import read_spec
-from segrec_batch.pipeline.stages import SegmentBatch, decode_batch, describe_batch, write_batch
+from segrec_batch.pipeline.segment import SegmentBatch
+from segrec_batch.pipeline.stages import decode_batch, describe_batch, write_batch
 
 WAITING = 2  # batches for each process that decodes
 
@@ -36,7 +36,7 @@ def chained(case: Case) -> dict[str, float]:
     """
     import torch  # here, so that the processes do without
 
-    from segrec_batch.model.segmenter import resolve_device
+    from segrec_batch.model.device import resolve_device
 
     spec, model_id = read_spec(case.model)
     device = resolve_device(case.device)
@@ -50,9 +50,12 @@ def chained(case: Case) -> dict[str, float]:
     with (
         ProcessPoolExecutor(max(CORES - 2, 1), context) as decoders,
         ProcessPoolExecutor(1, context) as writer,
+        ThreadPoolExecutor(2) as actor,  # two calls at a time, as in Ray's
     ):
-        decoded = _decoded(decoders, case.blocks(), spec.shapes)
-        written = [writer.submit(finish, segment(b), case.model) for b in decoded]
+        decode = partial(decode_batch, shapes=spec.shapes)
+        decoded = _ahead(decoders, decode, case.blocks(), WAITING * CORES)
+        segmented = _ahead(actor, segment, decoded, 2)
+        written = [writer.submit(finish, batch, case.model) for batch in segmented]
         receipts = pa.concat_tables([future.result() for future in written]).to_pylist()
     _check(sum(r["rows"] for r in receipts if r["table"] == "images"), case)
     seconds = {"load": loaded, "process": time.perf_counter() - clock}
@@ -60,12 +63,14 @@ def chained(case: Case) -> dict[str, float]:
     return {**seconds, "peak device bytes": peak}
 
 
-def _decoded(pool: Executor, blocks: Sequence[pa.Table], shapes: Sequence[Shape]) -> Iterator[Any]:
-    """Decoded batches in order; a few wait, so that memory does not grow with the pictures."""
+def _ahead(
+    pool: Executor, stage: Callable[[pa.Table], pa.Table], batches: Iterable[pa.Table], most: int
+) -> Iterator[pa.Table]:
+    """What a stage makes of batches, in order; few are under way, whatever their number."""
     running: deque[Future[pa.Table]] = deque()
-    for block in blocks:
-        running.append(pool.submit(decode_batch, block, shapes))
-        if len(running) >= WAITING * CORES:
+    for batch in batches:
+        running.append(pool.submit(stage, batch))
+        if len(running) >= most:
             yield running.popleft().result()
     while running:
         yield running.popleft().result()

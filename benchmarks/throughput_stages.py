@@ -11,10 +11,11 @@ from throughput_case import CORES, Case
 
 from segrec_batch import sandbox
 from segrec_batch.decode import decode
-from segrec_batch.model.segmenter import resolve_device
+from segrec_batch.model.device import resolve_device
 from segrec_batch.model.spec import ModelSpec, read_spec
 from segrec_batch.pipeline.rows import picture_rows
-from segrec_batch.pipeline.stages import SegmentBatch, decode_batch, describe_batch, write_batch
+from segrec_batch.pipeline.segment import SegmentBatch
+from segrec_batch.pipeline.stages import decode_batch, describe_batch, write_batch
 from segrec_batch.storage import read_many
 from segrec_batch.store.encode import image_id, mask_png
 from segrec_batch.store.parts import write_part

@@ -67,8 +67,10 @@ class LinearHead(nn.Module):
         self.taps = tuple(weights)
         self.stride = min(tap.source.stride for tap in self.taps)
         self.n_classes = max(components) + 1
-        self.weights = nn.ParameterList(
-            [nn.Parameter(w.float(), requires_grad=False) for w in weights.values()]
+        self.layers = tuple(dict.fromkeys(tap.layer for tap in self.taps))
+        together = [torch.cat([weights[tap] for tap in self._of(name)]) for name in self.layers]
+        self.weights = nn.ParameterList(  # of all taps of a layer, so that it is read once
+            [nn.Parameter(w.float()[:, :, None, None], requires_grad=False) for w in together]
         )
         self.register_buffer("bias", bias.float())
         self.register_buffer("components", torch.tensor(list(components)))
@@ -76,12 +78,15 @@ class LinearHead(nn.Module):
     def decision(self, maps: Mapping[str, Tensor]) -> Tensor:
         """Decision values w·x + b (Abdullah 2026, eq. 4): (B, M, h, w) on the finest tap's grid."""
         size = max((maps[tap.layer].shape[-2:] for tap in self.taps), key=lambda hw: hw[0])
-        exact = {name: maps[name].float() for name in {tap.layer: 0 for tap in self.taps}}
         total = self.bias[:, None, None]
-        for tap, weight in zip(self.taps, self.weights, strict=True):
-            part = tap.pool(F.conv2d(exact[tap.layer], weight[:, :, None, None]))
-            total = total + resize(part, size)
+        for name, weight in zip(self.layers, self.weights, strict=True):
+            parts = F.conv2d(maps[name].float(), weight).split(len(self.bias), dim=1)
+            for tap, part in zip(self._of(name), parts, strict=True):
+                total = total + resize(tap.pool(part), size)
         return total
+
+    def _of(self, layer: str) -> tuple[Tap, ...]:
+        return tuple(tap for tap in self.taps if tap.layer == layer)
 
     def forward(self, maps: Mapping[str, Tensor]) -> Tensor:
         """Class scores (B, K, h, w): for each class the maximum over its components."""
