@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -202,12 +201,11 @@ def from_zero(tmp_path: Path) -> Iterator[str]:
     try:
         yield address
     finally:
-        started = psutil.Process(head.pid).children(recursive=True)
-        head.send_signal(signal.SIGTERM)
-        head.wait(60)
-        for process in started:  # nodes of the autoscaler outlive it
+        root = psutil.Process(head.pid)
+        for process in (*root.children(recursive=True), root):  # a SIGTERM waits for 30 s
             if process.is_running():
                 process.kill()
+        head.wait(60)
         shutil.rmtree(f"/tmp/segrec_zero_{os.getpid()}", ignore_errors=True)
 
 
