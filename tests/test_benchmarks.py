@@ -31,6 +31,7 @@ def test_help_says_what_is_compared(
     assert "examples:" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_stages_run_without_ray(scenes: Path, model_dir: str, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     images = str(scenes / "images" / "place_00")

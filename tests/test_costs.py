@@ -37,6 +37,7 @@ def test_a_commit_says_what_the_run_cost_by_stage(index: str, scenes: Path) -> N
     assert cost["describe"] == {"seconds": 0, "share": 0, "images_per_second": None}
 
 
+@pytest.mark.slow
 def test_what_dead_workers_did_is_not_in_the_books(
     pictures: Path, model_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
