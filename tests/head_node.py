@@ -31,10 +31,11 @@ RAY = BIN / "ray"
 
 @dataclass(frozen=True)
 class Head:
-    """A running head: `address` of its job server, `environment` for its clients."""
+    """A running head: `address` of its job server, `environment` for its clients, its `folder`."""
 
     address: str
     environment: Mapping[str, str]
+    folder: Path
 
     def ray(self, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
         """A `ray` command, to its end; what it printed on both channels is in stdout."""
@@ -72,7 +73,7 @@ def head_node(**more: str) -> Iterator[Head]:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         _wait_for(f"{address}/api/version", head)
-        yield Head(address, {**environment, "RAY_API_SERVER_ADDRESS": address})
+        yield Head(address, {**environment, "RAY_API_SERVER_ADDRESS": address}, Path(folder))
     finally:
         _end(head)
         shutil.rmtree(folder, ignore_errors=True)
