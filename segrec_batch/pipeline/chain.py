@@ -7,6 +7,7 @@ breaks its decoder, dies in the sandbox instead.
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _ROUND = 65_536  # pictures per actor that one Ray Data execution takes
+_ANSWER_SECONDS = 10.0  # of a cluster to a connection
 _TASK_CPUS = 0.5  # of decode and write tasks: two a core, since they wait for storage at times
 _ADDED = "\nFailed to apply UDF"  # by Ray Data, to the text of an error: how it retries
 _BESIDE = 4  # tasks of `each` on a node beside the chain: a part in memory may take a gigabyte
@@ -58,21 +60,34 @@ def cluster() -> Iterator[None]:
     """The Ray cluster that `RAY_ADDRESS` names, else one of its own, for the time of a run.
 
     Left to itself, Ray would join one that another program has started on this machine, and go
-    down with it. A cluster that this process has joined already is used, and left as it is.
+    down with it. A cluster that this process has joined already is used, and left as it is. Raises
+    ClusterError if none is there, or if it runs another version of Ray.
     """
     if ray.is_initialized():
         yield
         return
-    ray.init(
-        address=os.environ.get("RAY_ADDRESS") or "local",
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        include_dashboard=False,
-    )
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        _check_answer(address)
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            include_dashboard=False,
+        )
+    except (OSError, RuntimeError, ray.exceptions.RayError) as error:
+        raise ClusterError(f"no Ray cluster at RAY_ADDRESS={address}: {error}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answer(address: str) -> None:
+    """OSError if nobody answers at HOST:PORT; Ray would try for a quarter of an hour."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
 
 
 def resources(device: str) -> Resources:
