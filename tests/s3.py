@@ -99,6 +99,15 @@ def new_bucket() -> str:
     return uri
 
 
+def new_user(name: str) -> dict[str, str]:
+    """Make a user of the running server who may do nothing; the environment of this user."""
+    key, secret = f"KEY{uuid.uuid4().hex}", uuid.uuid4().hex
+    command = ["radosgw-admin", "-n", "client.rgw.a", "user", "create", "--uid", name]
+    command += ["--display-name", name, "--access-key", key, "--secret-key", secret]
+    subprocess.run(command, capture_output=True, check=True)  # it finds the server by CEPH_CONF
+    return {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
+
+
 def put(contents: dict[str, bytes]) -> None:
     """Write many objects, URI to content, at once."""
     fs, _ = storage.filesystem(next(iter(contents)))

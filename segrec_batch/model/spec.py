@@ -127,7 +127,10 @@ def read_spec(uri: str) -> tuple[ModelSpec, str]:
         raise ModelError(f"{uri}: no model.json there; make a model with jobs/train.py") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{uri}: model.json cannot be read: {error}") from error
-    return ModelSpec.from_json(values), stated_id
+    try:
+        return ModelSpec.from_json(values), stated_id
+    except ModelError as error:
+        raise ModelError(f"{uri}: {error}") from error
 
 
 def check_class_names(names: list[str]) -> None:

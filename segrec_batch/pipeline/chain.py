@@ -75,7 +75,7 @@ def cluster() -> Iterator[None]:
 
     Left to itself, Ray would join one that another program has started on this machine, and go
     down with it. A cluster that this process has joined already is used, and left as it is.
-    Raises ClusterError if it cannot be joined.
+    Raises ClusterError if it cannot be joined, or runs another version of Ray.
     """
     if ray.is_initialized():
         yield
@@ -98,7 +98,7 @@ def _join(address: str) -> None:
             logging_level=logging.WARNING,
             include_dashboard=False,
         )
-    except (OSError, OverflowError, ValueError, ray.exceptions.RayError) as error:
+    except (OSError, OverflowError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ClusterError(
             f"the Ray cluster of RAY_ADDRESS={address} cannot be joined: {error}; give HOST:PORT "
             "of its head (and RAY_AUTH_MODE=token with RAY_AUTH_TOKEN, if it wants one), or unset "

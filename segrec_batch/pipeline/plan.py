@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +20,7 @@ from segrec_batch.errors import IndexStateError, InputError
 from segrec_batch.listing import iter_pictures
 from segrec_batch.pipeline.schema import MANIFEST
 from segrec_batch.pipeline.scratch import scratch_folder
-from segrec_batch.query.database import open_database, query
+from segrec_batch.query.database import open_database, query, reading
 from segrec_batch.query.views import select_with_part
 from segrec_batch.store.index import Snapshot
 
@@ -144,6 +145,12 @@ class Plan:
     ) -> None:
         self._stack = ExitStack()
         path = self._stack.enter_context(scratch_folder("segrec-plan-"))
+        with reading(superseded or snapshot):
+            self._make(path, request, snapshot, superseded)
+
+    def _make(
+        self, path: Path, request: Request, snapshot: Snapshot, superseded: Snapshot | None
+    ) -> None:
         connection = open_database(
             str(path / "plan.duckdb"),
             [snapshot, *filter(None, [superseded])],

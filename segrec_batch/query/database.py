@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import duckdb
 import pyarrow as pa
 
 from segrec_batch import storage
-from segrec_batch.errors import IndexStateError, InputError, ModelError
+from segrec_batch.errors import IndexStateError, InputError, ModelError, StorageError
 from segrec_batch.model.spec import ModelSpec, bundle_id
 from segrec_batch.query import oracle
 from segrec_batch.query.remote import SnapshotFiles
@@ -82,16 +83,43 @@ def open_index(index: str, version: int | None = None) -> Database:
 def open_files(snapshot: Snapshot) -> Database:
     """A snapshot that is already open. Raises IndexStateError if files are gone."""
     connection = open_database(":memory:", [snapshot])
-    try:
+    with reading(snapshot):
         create_views(connection, snapshot)
-    except duckdb.IOException as error:
-        text = f"{snapshot.index}: version {snapshot.version} has lost files: {error}"
-        raise IndexStateError(f"{text}; vacuum keeps those of its retention only") from error
     remote = storage.is_remote(snapshot.index)
     folder = f"{SnapshotFiles.protocol}://" if remote else snapshot.index
     return Database(
         connection, snapshot.index, snapshot.version, snapshot.model_id, snapshot.spec, (folder,)
     )
+
+
+@contextmanager
+def reading(snapshot: Snapshot) -> Iterator[None]:
+    """DuckDB's errors while it reads a snapshot, as errors of ours.
+
+    IndexStateError for files that are gone or damaged, StorageError for a store that fails, or for
+    the disk on which DuckDB has its own files.
+    """
+    try:
+        yield
+    except duckdb.Error as error:
+        kind, _, text = _said(error).partition(": ")
+        if kind.endswith("StorageError"):
+            raise StorageError(text) from error
+        if ".parquet" in text or kind.endswith("FileNotFoundError"):
+            raise IndexStateError(
+                f"{snapshot.index}: version {snapshot.version} has lost or damaged files: {text}; "
+                "jobs/maintain.py verify names them all. Put them back from a backup, roll back to "
+                "a version that does not need them, or index anew elsewhere"
+            ) from error
+        if isinstance(error, duckdb.IOException):
+            raise StorageError(f"{text} (TMPDIR names the folder of temporary files)") from error
+        raise
+
+
+def _said(error: duckdb.Error) -> str:
+    """`KIND: TEXT`. DuckDB quotes the query and, of errors in Python, the whole traceback."""
+    text = str(error).partition("\n\nLINE ")[0]
+    return text.strip().rpartition("\n")[2].strip()
 
 
 def is_cache(uri: str) -> bool:
