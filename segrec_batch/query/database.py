@@ -173,7 +173,8 @@ def query(
     try:
         return connection.sql(sql, params=parameters or None).to_arrow_table()
     except duckdb.Error as error:
-        raise InputError(f"SQL: {error}") from error
+        said = _said(error) if "Traceback (" in str(error) else error
+        raise InputError(f"SQL: {said}") from error
 
 
 def read_only(sql: str) -> str:
