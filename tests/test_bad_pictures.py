@@ -142,6 +142,7 @@ def test_a_large_picture_leaves_the_child_small(format_: str) -> None:
     assert int(status.split("VmRSS:")[1].split()[0]) < 80_000  # kilobytes
 
 
+@pytest.mark.slow
 def test_a_jpeg_of_very_many_scans_is_stopped() -> None:
     data = encoded(Image.new("RGB", (4000, 4000), "#456"), "JPEG", progressive=True)
     scan = data[data.rindex(b"\xff\xda") : -2]

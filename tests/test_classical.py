@@ -76,6 +76,7 @@ def test_cells_are_those_of_the_map_where_it_is_the_grid(fitted: Classical) -> N
     assert len({labels.tobytes() for labels, _ in found.values()}) > 1
 
 
+@pytest.mark.slow
 def test_fitting_repeats_and_does_not_see_what_lies_under_void(
     scenes: Path, fitted: Classical, tmp_path: Path
 ) -> None:

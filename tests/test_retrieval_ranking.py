@@ -178,6 +178,7 @@ def check(images: Collection, truth: Truth, rows: NDArray[np.int64]) -> None:
 
 @quick
 @given(st.integers(2, 14), st.integers(0, 10**6))
+@pytest.mark.slow
 def test_counts_are_those_of_a_literal_transcription(n: int, seed: int) -> None:
     images = collection(n, seed)
     check(images, with_masks(images, seed), np.arange(n))
@@ -193,6 +194,7 @@ def test_only_the_first_hundred_are_ranked_again_and_have_gains() -> None:
 
 @quick
 @given(matrices, st.integers(0, 2**32))
+@pytest.mark.slow
 def test_products_do_not_depend_on_the_block(features: NDArray[np.float32], seed: int) -> None:
     rng = np.random.default_rng(seed)
     many = np.vstack([features, features[::-1], rng.random((300, features.shape[1]), np.float32)])
@@ -219,6 +221,7 @@ def test_products_are_exact_to_thirteen_places(features: NDArray[np.float32]) ->
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 def test_many_blocks_count_what_one_counts() -> None:
     images = collection(60, 1)
     truth, rows, methods = with_masks(images, 1), np.arange(0, 60, 2), ALWAYS

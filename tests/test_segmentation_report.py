@@ -81,6 +81,7 @@ def too_deep(trainer: Trainer) -> Methods:
     raise NotRun("no memory for it")
 
 
+@pytest.mark.slow
 def test_a_model_is_judged_and_the_figures_follow_from_the_counts(
     scenes: Path, model_dir: str, tmp_path: Path
 ) -> None:
@@ -150,6 +151,7 @@ def test_copies_of_a_judged_picture_among_the_training_pictures_leak(tmp_path: P
         assert leak.low > 0.05
 
 
+@pytest.mark.slow
 def test_pictures_given_apart_are_judged_and_an_absent_class_is_absent(
     scenes: Path, tmp_path: Path
 ) -> None:
