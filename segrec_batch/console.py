@@ -277,7 +277,7 @@ def track(items: Sequence[T], label: str) -> Iterator[T]:
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table as text, as wide as its content; columns that hold figures only are set right."""
-    grid = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
+    grid = Table(box=box.SIMPLE_HEAD)
     for i, name in enumerate(header):
         figures = all(_is_figure(row[i]) for row in rows)
         grid.add_column(escape(name), justify="right" if figures else "left", no_wrap=True)
@@ -286,7 +286,9 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> s
     console = Console(width=10_000, no_color=True, highlight=False)
     with console.capture() as captured:
         console.print(grid)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+    lines = [title] * bool(title)  # not rich's title, which it folds to the width of the columns
+    lines += [line.rstrip() for line in captured.get().splitlines()]
+    return "\n".join(lines) + "\n"
 
 
 def share_bar(share: float, width: int = 8) -> str:

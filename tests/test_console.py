@@ -32,6 +32,12 @@ def test_a_share_just_above_one_fills_the_bar() -> None:
     assert share_bar(1.0000001) == "████████"
 
 
+def test_a_title_longer_than_the_table_stays_on_a_line() -> None:
+    assert table("s3://bucket/a long [path]", ("n",), [["1"]]).splitlines()[0] == (
+        "s3://bucket/a long [path]"
+    )
+
+
 def test_figures_with_bars_line_up_in_a_table() -> None:
     shares = (0.0, 0.03, 0.412, 0.999, 1.0)
     rows = [(str(10**i), f"{s:.3f} {share_bar(s)}", f"p{i}.jpg") for i, s in enumerate(shares)]
