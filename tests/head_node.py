@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import pytest
 from ray.job_submission import JobSubmissionClient
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +51,9 @@ class Head:
 
     def statuses(self) -> dict[str, str]:
         """Submission ids and what became of them."""
-        jobs = JobSubmissionClient(self.address).list_jobs()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("RAY_ADDRESS", raising=False)  # it goes before an address that is given
+            jobs = JobSubmissionClient(self.address).list_jobs()
         return {job.submission_id: str(job.status) for job in jobs if job.submission_id}
 
 
