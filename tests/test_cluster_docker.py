@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,8 @@ def instructions(dockerfile: str) -> list[tuple[str, list[str]]]:
 
 
 def hadolint(path: Path) -> str:
-    found = subprocess.run(["hadolint", path], capture_output=True, text=True, check=False)
+    program = Path(sys.executable).with_name("hadolint")
+    found = subprocess.run([program, path], capture_output=True, text=True, check=False)
     return found.stdout + found.stderr
 
 
