@@ -87,14 +87,14 @@ class Segmenter(nn.Module):
         deepest = maps[DEEPEST]
         with full_float32():
             scores: Tensor = self.head(maps)
-        labels = _argmax(resize(scores, deepest.shape[-2:]))
+        labels = _class_map(scores, deepest.shape[-2:])
         counts, means = describe.class_means(deepest, labels, scores.shape[1])
         feature = describe.global_mean(deepest)
         sign_bits = describe.sign_bits(feature, self.centre, self.rotation)
         host = Download(self.device)
         found = Segmentation(
             labels=host(labels).numpy(),
-            common=host(_argmax(resize(scores, (COMMON_GRID, COMMON_GRID)))).numpy(),
+            common=host(_class_map(scores, (COMMON_GRID, COMMON_GRID))).numpy(),
             counts=host(counts).numpy(),
             feature=host(feature).numpy(),
             region_features=host(means).numpy(),
@@ -119,12 +119,14 @@ def class_maps(scores: Tensor, shapes: Sequence[Shape]) -> Iterator[Tensor]:
 
 
 def _class_map(scores: Tensor, shape: Shape) -> Tensor:
-    """(b, K, h, w) → (b, H, W): of many classes a few at a time, the best so far in memory."""
+    """(b, K, h, w) → (b, H, W) uint8, of equal scores the first class: of many classes a few at a
+    time, the best so far in memory. max() is ten times as fast as argmax() on CPUs.
+    """
     step = max(1, _AT_ONCE // (len(scores) * shape[0] * shape[1]))
     best, labels = resize(scores[:, :step], shape).max(dim=1)
     for k in range(step, scores.shape[1], step):
         value, label = resize(scores[:, k : k + step], shape).max(dim=1)
-        labels = torch.where(value > best, label + k, labels)  # of equal scores the first class
+        labels = torch.where(value > best, label + k, labels)
         best = torch.maximum(best, value)
     return labels.to(torch.uint8)
 
@@ -182,8 +184,3 @@ class Normalise(nn.Module):
         else:
             x = x / 255
         return ((x - self.mean) / self.std).to(self.dtype)
-
-
-def _argmax(scores: Tensor) -> Tensor:
-    """(B, K, h, w) → (B, h, w) uint8; of equal scores the first class."""
-    return scores.max(dim=1).indices.to(torch.uint8)  # on CPUs ten times as fast as argmax()

@@ -1,4 +1,5 @@
-"""The Ray Data chain: read → decode → segment → describe → write. Only here and in `nodes` is ray.
+"""The Ray Data chain: read → decode → segment → describe → write. Only it, `nodes` and `metrics`
+import ray.
 
 Workers, actors and nodes may die at any time: Ray runs their tasks again, which is harmless, since
 a part that nobody has a receipt of is invisible. What would kill a worker each time, a picture that
@@ -27,7 +28,7 @@ import ray.data
 
 from segrec_batch import console
 from segrec_batch.errors import ClusterError, DeviceError, SegrecError
-from segrec_batch.pipeline.nodes import await_gpu
+from segrec_batch.pipeline.nodes import await_gpu, present_gpus
 from segrec_batch.pipeline.segment import SegmentBatch, TimedSegmentBatch
 from segrec_batch.pipeline.stages import decode_batch, describe_batch, write_batch
 from segrec_batch.sandbox import PICTURE_SECONDS
@@ -114,7 +115,7 @@ def resources(device: str, gpus: int | None = None, wait: float = 0) -> Resource
     """
     if gpus:
         await_gpu(gpus, wait)
-    gpus = gpus or int(ray.cluster_resources().get("GPU", 0))
+    gpus = gpus or present_gpus()
     if gpus and device != "cpu":
         return Resources("cuda", gpus, 0, None)
     if device == "cuda":

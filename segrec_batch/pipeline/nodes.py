@@ -18,14 +18,14 @@ def await_gpu(number: int, seconds: float) -> None:
     Raises DeviceError if it has none after `seconds`; without RAY_ADDRESS, when the cluster is one
     of our own that nothing can join, at once.
     """
-    if _gpus():
+    if present_gpus():
         return
     seconds = seconds if os.environ.get("RAY_ADDRESS") else 0
     say(f"the Ray cluster has no GPU; {number} asked for, waiting up to {seconds:,.0f} s")
     request_resources(bundles=[{"GPU": 1}] * number)
     try:
         end = time.monotonic() + seconds
-        while not _gpus():
+        while not present_gpus():
             if time.monotonic() >= end:
                 raise DeviceError(
                     f"no GPU joined the Ray cluster within {seconds:,.0f} s (--wait); what its "
@@ -36,5 +36,6 @@ def await_gpu(number: int, seconds: float) -> None:
         request_resources(bundles=[])  # a standing request; the actors themselves ask from now on
 
 
-def _gpus() -> float:
-    return float(ray.cluster_resources().get("GPU", 0))
+def present_gpus() -> int:
+    """How many GPUs the cluster has."""
+    return int(ray.cluster_resources().get("GPU", 0))

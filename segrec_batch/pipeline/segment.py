@@ -52,7 +52,8 @@ class SegmentBatch:
         self.keeps_pixels = describer.read_pixels(describer.on_host(spec))
         # pictures; on a GPU as many as it holds. Few are as fast on a CPU, and take less memory.
         self.at_once = _AT_ONCE_ON_CPU if device == "cpu" else None
-        self._before_a_shape = give_back if device == "cpu" else lambda: None
+        self._last: Shape | None = None
+        self._before_another_shape = give_back if device == "cpu" else lambda: None
         self._device = threading.Lock()
         self._out_of_memory: type[Exception] = torch.OutOfMemoryError
 
@@ -69,7 +70,9 @@ class SegmentBatch:
             row["mask_shape"] = mask_shape(row["height"], row["width"])
         good.sort(key=lambda row: (*row["shape"], *row["mask_shape"]))
         for shape, members in groupby(good, key=lambda row: tuple(row["shape"])):
-            self._before_a_shape()
+            if shape != self._last:
+                self._before_another_shape()
+            self._last = shape
             self._segment(shape, list(members))
         for row in rows:
             del row["pixels"]
