@@ -140,8 +140,8 @@ def test_trained_weights_beat_random_ones_on_street_scenes(tmp_path: Path) -> No
     classes = tmp_path / "classes.json"
     classes.write_text('{"car": [8], "person": [9], "tree": [5], "ignore": [11]}')
     quality = {}
-    for weights in (DATA / "vgg16_features_fp16.pth", "random:0"):
-        model, report = tmp_path / "model", tmp_path / "report"
+    model, report = tmp_path / "model", tmp_path / "report"
+    for weights in ("random:0", DATA / "vgg16_features_fp16.pth"):
         folders = lambda s: ["--images", tmp_path / s / "images", "--masks", tmp_path / s / "masks"]  # noqa: E731
         job(
             "jobs/train.py", *folders("train"), "--classes", classes, "--output", model,
@@ -152,12 +152,10 @@ def test_trained_weights_beat_random_ones_on_street_scenes(tmp_path: Path) -> No
             "--model", model, "--report", report,
         )  # fmt: skip
         quality[str(weights)] = segrec_figures(report)["iou", "pixels", "mean"]
-        rough = job(
-            "benchmarks/precision.py", "--model", model, "--images", tmp_path / "val/images"
-        )
-        same = re.search(r"the same class: (\d+\.\d+)%", rough.stdout)
-        assert same
-        assert float(same[1]) >= 99.5, "of cells in bfloat16 as in float32"
-    distilled, random = quality.values()
+    random, distilled = quality.values()
     assert distilled > random + 0.1
     assert distilled > 0.4
+    rough = job("benchmarks/precision.py", "--model", model, "--images", tmp_path / "val/images")
+    same = re.search(r"the same class: (\d+\.\d+)%", rough.stdout)
+    assert same
+    assert float(same[1]) >= 99.5, "of cells in bfloat16 as in float32, with trained weights"
