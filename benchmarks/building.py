@@ -14,7 +14,7 @@ from measured import check, measure
 from snapshot import Model
 from synthetic import Case, blocks, coverages, features, part, region, standardised, table
 
-from segrec_batch import console
+from segrec_batch import messages
 from segrec_batch.store import files, index
 from segrec_batch.store.parts import write_part
 from segrec_batch.store.schema import FEATURE_LENGTH, regions_schema
@@ -30,7 +30,7 @@ def build(case: Case, peers: list[str]) -> dict[str, dict[str, float]]:
     for name, step in _STEPS.items():
         if name in done or (name in _OF_PEERS and name not in peers):
             continue
-        console.say(f"{case.rows:,} images: {name}")
+        messages.say(f"{case.rows:,} images: {name}")
         found = measure(step, case)
         seconds, size = found.result
         done[name] = {"s": seconds, "MB": size / 1e6, "peak MB": found.total / 1e6, "sql": _sql()}

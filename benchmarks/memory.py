@@ -34,7 +34,7 @@ import torch
 from measured import check
 from mixed import BROKEN, write_pictures
 
-from segrec_batch import console
+from segrec_batch import console, messages
 from segrec_batch.decode import shapes_of_size
 from segrec_batch.errors import SegrecError
 from segrec_batch.model.backbone import LAYERS, load_weights
@@ -242,7 +242,7 @@ def main() -> None:
     single.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     single.set_defaults(command=model)
     a = parser.parse_args()
-    sys.exit(console.run_command(lambda: a.command(a)))
+    sys.exit(messages.run_command(lambda: a.command(a)))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from measured import Growth, check, measure
 
-from segrec_batch import console
+from segrec_batch import console, messages
 from segrec_batch.listing import BATCH_ROWS, SOURCES, iter_pictures
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.store.encode import image_id
@@ -204,10 +204,10 @@ def main(a: argparse.Namespace) -> None:
     growth, rows = Growth(), []
     for count in sorted(a.counts):
         with tempfile.TemporaryDirectory(prefix="segrec-planning-", dir=a.folder) as folder:
-            console.say(f"{count:,} sources: files and index")
+            messages.say(f"{count:,} sources: files and index")
             case = measure(make, Case(count, folder, a.memory)).result
             for name, (step, peer) in STEPS.items():
-                console.say(f"{count:,} sources: {name}")
+                messages.say(f"{count:,} sources: {name}")
                 bare, found = measure(peer, case).result, measure(step, case)
                 times = [f"{seconds / count * 1e6:.2f}" for seconds in (found.result, bare)]
                 memory = [f"{x / 1e6:,.0f}" for x in (found.driver, found.total, found.disk)]
@@ -234,4 +234,4 @@ def parse_arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(console.run_command(lambda: main(arguments)))
+    sys.exit(messages.run_command(lambda: main(arguments)))

@@ -32,7 +32,7 @@ import numpy as np
 from building import build
 from synthetic import WIDE, WINDOWS, Case, Vectors
 
-from segrec_batch import console
+from segrec_batch import console, messages
 from segrec_batch.errors import AccountingError, InputError, SegrecError
 from segrec_batch.store.schema import FEATURE_LENGTH
 
@@ -220,7 +220,7 @@ def row_groups(questions: "Questions") -> dict[str, float]:
         "unsorted Parquet": Parquet(questions).work(0, WIDE),
     }
     for name, work in works.items():
-        console.say(f"13 % of σ, {name}: {work}")
+        messages.say(f"13 % of σ, {name}: {work}")
     return {name: work.row_groups / work.of_row_groups for name, work in works.items()}
 
 
@@ -253,7 +253,7 @@ def ask(case: Case, built: Built, before: Times, without: list[str]) -> tuple[Ti
 
 def progress(case: Case, text: str) -> None:
     """One message, with the load of the machine."""
-    console.say(f"{case.rows:,} rows, load {os.getloadavg()[0]:.1f}: {text}")
+    messages.say(f"{case.rows:,} rows, load {os.getloadavg()[0]:.1f}: {text}")
 
 
 def main(a: argparse.Namespace) -> None:
@@ -293,4 +293,4 @@ def parse_arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(console.run_command(lambda: main(arguments)))
+    sys.exit(messages.run_command(lambda: main(arguments)))

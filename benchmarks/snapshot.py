@@ -22,7 +22,7 @@ from pathlib import Path
 from deltalake import DeltaTable
 from measured import Growth, check, measure
 
-from segrec_batch import console
+from segrec_batch import console, messages
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.store import index as store
 from segrec_batch.store.files import DataFile, new_part, path_in_part
@@ -136,7 +136,7 @@ def main(a: argparse.Namespace) -> None:
             log = measure(make, case).result
             sizes = [f"{log[name]:,.0f}" for name in ("commit", "checkpoint")]
             for name, step in STEPS.items():
-                console.say(f"{parts:,} parts: {name}")
+                messages.say(f"{parts:,} parts: {name}")
                 bare, found = measure(open_tables, case).result, measure(step, case)
                 kb = growth.add(name, parts * 5, found.driver)
                 times = [f"{found.result:.2f}", f"{bare:.2f}", f"{found.result / bare:.1f}"]
@@ -160,4 +160,4 @@ def parse_arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(console.run_command(lambda: main(arguments)))
+    sys.exit(messages.run_command(lambda: main(arguments)))

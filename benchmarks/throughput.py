@@ -28,7 +28,7 @@ from throughput_case import CORES, Case, drawn_pictures, given_pictures
 from throughput_tables import cpu_table, limit_table, rates_table, ratios_table, stages_table
 from watched import Watched, watch
 
-from segrec_batch import console
+from segrec_batch import console, messages
 
 EXAMPLES = """\
 examples:
@@ -86,7 +86,7 @@ class Run:
         number = len(self.pairs)
         done = []
         for count in (self.count, 2 * self.count):
-            console.say(f"({self.way}) {count} pictures, round {number + 1}")
+            messages.say(f"({self.way}) {count} pictures, round {number + 1}")
             done.append(watch(step, case.taking(count, f"{self.way}_{count}_{number}")))
         self.pairs.append((done[0], done[1]))
 
@@ -98,13 +98,13 @@ def measure(case: Case, count: int, a: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"limits": [], "runs": runs, "stages": {}}
     for number in range(a.repeat):
         if "a" in a.only:
-            console.say(f"(a) round {number + 1}")
+            messages.say(f"(a) round {number + 1}")
             limit = watch("throughput_limit:limit", case.taking(count, "a"))
             found["limits"].append(limit.result)
         for way, step in steps.items():
             runs[way].more(step, case)
     if "s" in a.only:
-        console.say("each stage alone")
+        messages.say("each stage alone")
         few = min(count, ALONE)
         found["stages"] = watch("throughput_stages:stages", case.taking(few, "s")).result
         if not a.without_ray:
@@ -154,7 +154,7 @@ def all_ratios(found: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
 def show(found: dict[str, Any], case: Case) -> None:
     """All tables."""
     shape = "×".join(map(str, case.shape[::-1]))
-    console.say(
+    messages.say(
         f"{case.spec.dtype}, pictures as {shape}, {CORES} cores, device {case.device}, batches of "
         f"{case.batch_size}; backbone weights: {case.spec.weights}"
     )
@@ -185,7 +185,7 @@ def main(a: argparse.Namespace) -> None:
             sources = drawn_pictures(folder / "scenes", 2 * count)
         model = a.model
         if not model:
-            console.say("a model of drawn scenes, backbone weights random:0")
+            messages.say("a model of drawn scenes, backbone weights random:0")
             model = watch("throughput_case:drawn_model", (folder, a.input_size)).result
         peers = a.batch_size if device == "cuda" else min(PEERS_BATCH, a.batch_size)
         case = Case(name, tuple(sources), model, device, a.batch_size, peers, a.peers_threads)
@@ -234,4 +234,4 @@ def _ways(text: str) -> str:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(console.run_command(lambda: main(arguments)))
+    sys.exit(messages.run_command(lambda: main(arguments)))

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from segrec_batch import console
+from segrec_batch import console, messages
 
 NAMES = {"a": "(a) limit", "b": "(b) segrec", "c": "(c) DataLoader", "d": "(d) Ray Data"}
 TARGETS = {"cpu": {"a": 0.9, "c": 4.0, "d": 2.0}, "cuda": {"a": 0.9}}
@@ -87,7 +87,7 @@ def stages_table(stages: Mapping[str, Mapping[str, float]], limit: float | None)
     text = console.table("images/s of each stage alone", header, rows)
     share = f"; model, Arrow to Arrow / limit: {rate / limit:.2f}" if limit else ""
     passed = sum(stages[name]["bytes"] for name in (DECODE, MODEL)) / 1e6
-    console.say(f"through the object store: {passed:.2f} MB a picture{share}")
+    messages.say(f"through the object store: {passed:.2f} MB a picture{share}")
     return text
 
 

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from segrec_batch import console, storage
+from segrec_batch import console, messages, storage
 from segrec_batch.descriptors import summaries
 
 EXAMPLES = """\
@@ -68,7 +68,7 @@ def main(a: argparse.Namespace) -> None:
     rows = [[name, str(length)] for name, length in describing.lengths(model).items()]
     model.save(a.output)
     if model.spec.notice:
-        console.say(f"warning: {model.spec.notice}")
+        messages.say(model.spec.notice, "warning")
     title = f"bundle {model.bundle_id} of model {model.model_id}"
     print(console.table(title, ("descriptor", "values"), rows), end="")
     print(
@@ -79,4 +79,4 @@ def main(a: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(console.run_command(lambda: main(arguments)))
+    sys.exit(messages.run_command(lambda: main(arguments)))

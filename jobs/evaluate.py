@@ -4,7 +4,7 @@ import argparse
 import datetime as dt
 import sys
 
-from segrec_batch import console, storage
+from segrec_batch import console, messages, storage
 from segrec_batch.evaluate.compare.report import compare_report
 from segrec_batch.evaluate.compare.reports import Settings as Compare
 from segrec_batch.evaluate.drift.figures import MEASURES
@@ -309,7 +309,7 @@ def drift_between(a: argparse.Namespace) -> None:
     report = drift_report(settings)
     _write(report, a.report)
     if limits and not report.details["from"]["images"]:
-        console.say("nothing was indexed before: there is no drift to judge")
+        messages.say("nothing was indexed before: there is no drift to judge")
     elif limits:
         limits.check(report.estimates)
 
@@ -368,9 +368,9 @@ def _windows(text: str) -> tuple[tuple[float, float], ...]:
 def _write(report: Report, folder: str) -> None:
     report.write(folder)
     if report.notice:
-        console.say(f"warning: {report.notice}")
+        messages.say(report.notice, "warning")
     for method, reason in report.not_run.items():
-        console.say(f"not run: {method}: {reason}")
+        messages.say(f"not run: {method}: {reason}")
     shown = report.headline
     console.show(console.table(shown.caption, shown.header, shown.texts(interval=False)))
     print(f"written to {storage.join(storage.absolute(folder), 'report.html')}")
@@ -378,4 +378,4 @@ def _write(report: Report, folder: str) -> None:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(console.run_command(lambda: arguments.run(arguments)))
+    sys.exit(messages.run_command(lambda: arguments.run(arguments)))

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from segrec_batch import console
+from segrec_batch import console, messages
 
 if TYPE_CHECKING:  # it imports Ray, which --help need not wait for
     from segrec_batch.pipeline.account import Account
@@ -82,7 +82,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="S",
         help="time between commits, the most that a crash loses (default: 300)",
     )
-    console.add_log_format(parser)
+    messages.add_log_format(parser)
     parsed = parser.parse_args()
     if parsed.rebuild and parsed.dry_run:
         parser.error("--rebuild does everything; there is nothing for --dry-run to say")
@@ -106,9 +106,9 @@ def main(a: argparse.Namespace) -> None:
         request, a.model, a.index, execution, a.rebuild, a.drop_descriptors
     )
     version, rows = snapshot.version, {table: snapshot.rows(table) for table in snapshot.files}
-    if console.writes_json():
+    if messages.writes_json():
         figures = {"index": snapshot.index, "version": version, "rows": rows}
-        console.say("run ended", event="ended", **account.summary(), **figures)
+        messages.say("run ended", event="ended", **account.summary(), **figures)
         return
     print(report(account), end="\n\n")
     print(
@@ -177,4 +177,4 @@ def overall(account: "Account") -> list[list[str]]:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(console.run_command(lambda: main(arguments), arguments.log_format))
+    sys.exit(messages.run_command(lambda: main(arguments), arguments.log_format))

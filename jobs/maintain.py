@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from segrec_batch import console, storage
+from segrec_batch import console, messages, storage
 from segrec_batch.errors import IndexStateError, InputError
 
 EXAMPLES = """\
@@ -92,9 +92,9 @@ def run_purge(a: argparse.Namespace) -> None:
         raise InputError("name the sources with --uri or --uri-file")
     done = purge(a.index, [storage.absolute(uri) for uri in uris], a.grace_seconds)
     for uri in done.unknown:
-        console.say(f"not in any file: {uri}")
+        messages.say(f"not in any file: {uri}")
     print(f"{len(done.found):,} sources purged, {done.files:,} files; version {done.version}")
-    console.say("sources that are still below --images would be indexed again by the next run")
+    messages.say("sources that are still below --images would be indexed again by the next run")
 
 
 def _lines(uri: str) -> list[str]:
@@ -156,4 +156,4 @@ def main(a: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(console.run_command(lambda: main(arguments)))
+    sys.exit(messages.run_command(lambda: main(arguments)))

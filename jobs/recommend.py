@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from segrec_batch import console
+from segrec_batch import console, messages
 
 EXAMPLES = """\
 examples:
@@ -141,4 +141,4 @@ def main(a: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(console.run_command(lambda: main(arguments)))
+    sys.exit(messages.run_command(lambda: main(arguments)))

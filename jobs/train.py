@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from segrec_batch import console, storage
+from segrec_batch import messages, storage
 from segrec_batch.model.backbone import load_weights
 from segrec_batch.train.arguments import add_training_arguments, training_settings
 from segrec_batch.train.labelled import load_classes, pair
@@ -45,14 +45,14 @@ def main(a: argparse.Namespace) -> None:
     images = pair(a.images, a.masks, a.groups)
     weights = load_weights(a.backbone_weights)
     groups = len({item.group for item in images})
-    console.say(f"{len(images)} labelled pictures in {groups} groups, on {settings.device}")
+    messages.say(f"{len(images)} labelled pictures in {groups} groups, on {settings.device}")
     model = train(images, classes, weights, settings)
     model.save(a.output)
     if model.spec.notice:
-        console.say(f"warning: {model.spec.notice}")
+        messages.say(model.spec.notice, "warning")
     print(f"model {model.model_id} written to {storage.absolute(a.output)}")
 
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(console.run_command(lambda: main(arguments)))
+    sys.exit(messages.run_command(lambda: main(arguments)))

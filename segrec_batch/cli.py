@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segrec_batch import __version__, cli_feedback, console
+from segrec_batch import __version__, cli_feedback, console, messages
 from segrec_batch.cli_files import INDEX, add_query_image, asked_image, contact_sheet, put
 from segrec_batch.errors import InputError
 
@@ -184,9 +184,9 @@ def run_query(a: argparse.Namespace) -> None:
     asked = asked_image(a, recommender, criteria)
     found = recommender.recommend(asked, criteria)
     if a.explain:
-        console.say(str(last_work(recommender.database.connection)))
+        messages.say(str(last_work(recommender.database.connection)))
     if recommender.database.spec.notice:
-        console.say(recommender.database.spec.notice, "warning")
+        messages.say(recommender.database.spec.notice, "warning")
     put(_answer(a.format, recommender, asked, found, criteria), a.output, a.format)
 
 
@@ -238,7 +238,7 @@ def run_sql(a: argparse.Namespace) -> None:
     database.lock()
     found = query(database.connection, read_only(a.sql), parameters)
     if a.explain:
-        console.say(str(last_work(database.connection)))
+        messages.say(str(last_work(database.connection)))
     title = f"{found.num_rows} rows"
     put(formatted(a.format, found.column_names, found.columns, title), a.output, a.format)
 
@@ -273,7 +273,7 @@ def run_scenes(a: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of `segrec`."""
     parsed = parse_arguments(arguments)
-    return console.run_command(lambda: parsed.run(parsed))
+    return messages.run_command(lambda: parsed.run(parsed))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from segrec_batch import console, storage
+from segrec_batch import console, messages, storage
 from segrec_batch.cli_files import INDEX, add_query_image, asked_image, contact_sheet, put
 from segrec_batch.errors import IndexStateError, InputError
 
@@ -221,7 +221,7 @@ def run_replay(a: argparse.Namespace) -> None:
 
 def _show(session: "Session", recommender: "Recommender") -> None:
     if recommender.database.spec.notice:
-        console.say(recommender.database.spec.notice, "warning")
+        messages.say(recommender.database.spec.notice, "warning")
     put(_rows(session, session.last, "table"), None, "table")
 
 

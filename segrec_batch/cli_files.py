@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from segrec_batch import console, storage
+from segrec_batch import console, messages, storage
 from segrec_batch.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def put(content: bytes, output: str | None, kind: str) -> None:
     """An answer into a file, or on stdout. Raises InputError for bytes on a terminal."""
     if output is not None:
         storage.write_bytes(output, content)
-        console.say(f"written to {storage.absolute(output)}")
+        messages.say(f"written to {storage.absolute(output)}")
     elif kind in _BINARY and sys.stdout.isatty():
         raise InputError(f"{kind} is not for a terminal: give --output FILE")
     elif kind not in _BINARY:

@@ -1,19 +1,9 @@
-"""What commands print: progress and messages on stderr, results on stdout.
-
-Messages are for people, or with `--log-format json` for programs: then each is one line of JSON on
-stderr, and there are no bars. Its keys are time (ISO 8601, UTC), level (info, warning, error),
-event, message, what `bind` has been given, and the figures of the event.
-"""
+"""What commands show: progress on stderr, results on stdout."""
 
 import argparse
-import datetime as dt
-import json
-import logging
-import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
@@ -32,138 +22,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from segrec_batch.errors import SegrecError
+from segrec_batch.messages import say, writes_json
 
 T = TypeVar("T")
 
 _LOG_SECONDS = 30.0
 _BLOCKS = " ▏▎▍▌▋▊▉█"  # by eighths filled
 _WITHOUT_BLOCKS = str.maketrans(_BLOCKS, "    #####")
-
-
-class _Format:
-    """How messages of this process look: one at a time, chosen by `run_command`."""
-
-    json = False
-    bound: dict[str, Any] = {}  # noqa: RUF012 - replaced as a whole, never changed
-
-
-def add_log_format(parser: argparse.ArgumentParser) -> None:
-    """The option of a command whose messages `run_command` may be told to write as JSON."""
-    parser.add_argument(
-        "--log-format",
-        choices=("text", "json"),
-        default="text",
-        help="json: messages are lines of JSON on stderr, without bars and tables (default: text)",
-    )
-
-
-def writes_json() -> bool:
-    """Whether messages are for programs, and results as tables not wanted."""
-    return _Format.json
-
-
-def bind(**fields: Any) -> None:
-    """What every message in JSON carries from now on, such as `run_id`."""
-    _Format.bound = {**_Format.bound, **fields}
-
-
-def say(text: str, level: str = "info", event: str = "message", **figures: Any) -> None:
-    """One message on stderr. In text a warning or an error says so, and figures are left out."""
-    line = text if level == "info" else f"{level}: {text}"
-    if _Format.json:
-        now = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
-        entry = {"time": now, "level": level, "event": event, "message": text}
-        line = json.dumps({**entry, **_Format.bound, **figures}, ensure_ascii=False, default=str)
-    print(f"{line}\n", end="", file=sys.stderr, flush=True)  # in one piece: threads speak, too
-
-
-def run_command(command: Callable[[], None], log_format: str = "text") -> int:
-    """Run a command; its exit code is 0, 1 for an error that has a message, 130 for Ctrl-C.
-
-    In JSON an error that nobody foresaw is a message, too, with the `traceback`.
-    """
-    with _formatted(log_format):
-        try:
-            command()
-        except SegrecError as error:
-            say(str(error), "error", "failed", error=type(error).__name__)
-            return 1
-        except KeyboardInterrupt:
-            say("interrupted", event="interrupted")
-            return 130
-        except Exception as error:
-            if not _Format.json:
-                raise
-            text = f"{type(error).__name__}: {error}"
-            say(text, "error", "failed", error=type(error).__name__, traceback=_trace(error))
-            return 1
-    return 0
-
-
-def adopt(*loggers: str) -> None:
-    """What libraries log on stderr by handlers of their own become messages, if these are JSON."""
-    if _Format.json:
-        for logger in map(logging.getLogger, loggers):
-            own = [h for h in logger.handlers if not isinstance(h, logging.StreamHandler)]
-            logger.handlers, logger.propagate = own, True
-
-
-@contextmanager
-def _formatted(log_format: str) -> Iterator[None]:
-    """Messages in a format; in JSON those of libraries and Python's warnings as well."""
-    if log_format != "json":
-        yield
-        return
-    root, handler = logging.getLogger(), _Libraries(logging.WARNING)
-    _Format.json = True
-    root.addHandler(handler)
-    logging.captureWarnings(True)
-    try:
-        with _descriptor_read():
-            yield
-    finally:
-        logging.captureWarnings(False)
-        root.removeHandler(handler)
-        _Format.json, _Format.bound = False, {}
-
-
-@contextmanager
-def _descriptor_read() -> Iterator[None]:
-    """What libraries write past Python on descriptor 2, as Ray's core does, becomes messages."""
-    python, (end, pipe), kept = sys.stderr, os.pipe(), os.dup(2)
-    os.dup2(pipe, 2)
-    os.close(pipe)
-    reader = threading.Thread(target=_repeat, args=(end,), daemon=True)
-    reader.start()
-    with os.fdopen(kept, "w") as past:
-        if python is sys.__stderr__:
-            sys.stderr = past
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            reader.join(1)  # a child that lives on would hold the pipe open
-            sys.stderr = python
-
-
-def _repeat(descriptor: int) -> None:
-    with os.fdopen(descriptor, errors="replace") as lines:
-        for line in lines:
-            say(line.rstrip(), event="log", logger="stderr")
-
-
-class _Libraries(logging.Handler):
-    """Says what libraries log."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        level = "error" if record.levelno >= logging.ERROR else "warning"
-        trace = {"traceback": _trace(record.exc_info[1])} if record.exc_info else {}
-        say(record.getMessage(), level, "log", logger=record.name, **trace)
-
-
-def _trace(error: BaseException | None) -> str:
-    return "".join(traceback.format_exception(error))
 
 
 def duration(seconds: float) -> str:
@@ -213,7 +78,7 @@ class ProgressMeter:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         console = Console(stderr=True)
-        bar = console.is_terminal and not _Format.json
+        bar = console.is_terminal and not writes_json()
         self._bar = Progress(*columns, *times, console=console) if bar else None
 
     def __enter__(self) -> "ProgressMeter":

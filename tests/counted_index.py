@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from segrec_batch.messages import run_command
 from segrec_batch.pipeline import chain
 from segrec_batch.pipeline.segment import SegmentBatch
 
@@ -30,9 +31,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "jobs"))
     import index
 
-    from segrec_batch import console
-
     Counted.__call__ = partialmethod(Counted.note, os.environ["SEGREC_COUNTS"])  # type: ignore[assignment,method-assign]
     chain.SegmentBatch = Counted  # type: ignore[misc]
     arguments = index.parse_arguments()
-    sys.exit(console.run_command(lambda: index.main(arguments)))
+    sys.exit(run_command(lambda: index.main(arguments)))

@@ -28,7 +28,8 @@ DOORS = {
 }
 REPORTS = ("segmentation", "retrieval", "drift", "compare")
 LEVELS = [  # each may import from its own and from those before it
-    {"errors", "faults", "storage", "sandbox", "console", "decode", "listing", "scenes"},
+    {"errors", "faults", "messages"},
+    {"storage", "sandbox", "console", "decode", "listing", "scenes"},
     {"model"},
     {"train", "store", "operators"},
     {"descriptors", "pictures", "describer"},

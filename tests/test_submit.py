@@ -135,7 +135,7 @@ def test_without_the_token_nothing_is_submitted(
 
 JOIN = """
 import os, sys
-from segrec_batch import console
+from segrec_batch import messages
 from segrec_batch.pipeline import chain
 
 def join():
@@ -143,7 +143,7 @@ def join():
         pass
 
 for os.environ["RAY_ADDRESS"] in sys.argv[1:]:
-    assert console.run_command(join) == 1
+    assert messages.run_command(join) == 1
 """
 
 

@@ -19,6 +19,7 @@ import ray
 from numpy.typing import NDArray
 
 from segrec_batch.decode import Shape
+from segrec_batch.messages import run_command
 from segrec_batch.model.backbone import DEEPEST, LAYERS
 from segrec_batch.model.device import Download
 from segrec_batch.model.segmenter import Launched, Segmentation
@@ -96,9 +97,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "jobs"))
     import index
 
-    from segrec_batch import console
-
     chain.SegmentBatch = Timed  # type: ignore[misc]
     chain.decode_batch = decode
     arguments = index.parse_arguments()
-    sys.exit(console.run_command(lambda: index.main(arguments)))
+    sys.exit(run_command(lambda: index.main(arguments)))

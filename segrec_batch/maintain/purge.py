@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segrec_batch import storage
-from segrec_batch.console import ProgressMeter, say
+from segrec_batch.console import ProgressMeter
 from segrec_batch.errors import InputError
+from segrec_batch.messages import say
 from segrec_batch.pipeline import chain
 from segrec_batch.store import staging
 from segrec_batch.store.encode import image_id

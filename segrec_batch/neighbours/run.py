@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from segrec_batch import storage
-from segrec_batch.console import ProgressMeter, say
+from segrec_batch.console import ProgressMeter
 from segrec_batch.errors import AccountingError, InputError
+from segrec_batch.messages import say
 from segrec_batch.neighbours.choice import Choice, as_table, choose
 from segrec_batch.neighbours.output import Output, Receipt, read_receipt, write_part
 from segrec_batch.neighbours.plan import NOTHING_LEFT, Plan, Request

@@ -26,7 +26,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from segrec_batch import console
+from segrec_batch import messages
 from segrec_batch.errors import ClusterError, DeviceError, SegrecError
 from segrec_batch.pipeline.nodes import await_gpu, present_gpus
 from segrec_batch.pipeline.segment import SegmentBatch, TimedSegmentBatch
@@ -213,7 +213,7 @@ def process(
     context.max_consecutive_actor_init_deaths = 3
     context.raise_original_map_exception = True  # in place of one that loses its cause on the way
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it logs its plan as a warning
-    console.adopt("ray", "ray.data")
+    messages.adopt("ray", "ray.data")
     rows_per_part = min(max(total // 100, 2 * batch_size), where.part_rows)
     step = _ROUND * where.actors
     with _errors():

@@ -6,8 +6,8 @@ import time
 import ray
 from ray.autoscaler.sdk import request_resources
 
-from segrec_batch.console import say
 from segrec_batch.errors import DeviceError
+from segrec_batch.messages import say
 
 _POLL = 1.0  # seconds
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from segrec_batch import storage
-from segrec_batch.console import ProgressMeter, bind, say
+from segrec_batch.console import ProgressMeter
 from segrec_batch.errors import IndexStateError, InputError, SegrecError
+from segrec_batch.messages import bind, say
 from segrec_batch.model.spec import ModelSpec, read_spec
 from segrec_batch.pipeline import chain
 from segrec_batch.pipeline.account import Account

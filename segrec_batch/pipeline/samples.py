@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segrec_batch.console import ProgressMeter, say
+from segrec_batch.console import ProgressMeter
 from segrec_batch.descriptors import Moments, Pictures, Vectors
 from segrec_batch.errors import InputError
+from segrec_batch.messages import say
 from segrec_batch.pictures import assemble, by_shape, read_pixels, stored_rows
 from segrec_batch.pipeline import chain, moments
 from segrec_batch.query.batches import batches

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from segrec_batch import storage
-from segrec_batch.console import say, track
+from segrec_batch.console import track
 from segrec_batch.errors import InputError
 from segrec_batch.evaluate.drift import page
 from segrec_batch.evaluate.drift.counts import golden_counts
@@ -19,6 +19,7 @@ from segrec_batch.evaluate.drift.overlap import overlaps
 from segrec_batch.evaluate.drift.snapshots import Pair
 from segrec_batch.evaluate.drift.told import Told
 from segrec_batch.evaluate.report import Provenance, Report
+from segrec_batch.messages import say
 from segrec_batch.pipeline.scratch import scratch_folder
 from segrec_batch.query.database import open_files
 from segrec_batch.store.index import Snapshot, history, open_snapshot

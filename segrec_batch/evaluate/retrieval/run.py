@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from segrec_batch.console import ProgressMeter, say
+from segrec_batch.console import ProgressMeter
 from segrec_batch.evaluate.retrieval import feedback
 from segrec_batch.evaluate.retrieval.collection import FEATURE, Collection, Ints, load
 from segrec_batch.evaluate.retrieval.conditions import PLAIN, Setting, Window
@@ -22,6 +22,7 @@ from segrec_batch.evaluate.retrieval.settings import (
     settings,
 )
 from segrec_batch.evaluate.retrieval.truth import Folders, Truth
+from segrec_batch.messages import say
 from segrec_batch.pipeline import chain
 from segrec_batch.query.database import open_index
 

@@ -8,10 +8,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from segrec_batch.console import say
 from segrec_batch.errors import InputError
 from segrec_batch.evaluate.retrieval.collection import Collection, Ints
 from segrec_batch.evaluate.retrieval.kernels import overlaps
+from segrec_batch.messages import say
 
 Bools = NDArray[np.bool_]
 

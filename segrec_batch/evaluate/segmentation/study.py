@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from segrec_batch import console
+from segrec_batch import messages
 from segrec_batch.errors import InputError
 from segrec_batch.evaluate.segmentation.counts import SegrecMethod, judge_pictures
 from segrec_batch.evaluate.segmentation.splits import GIVEN, SPLITS, split_pictures
@@ -170,7 +170,9 @@ def _splits(
     every = _trainer(settings, images, classes, {int(i): kinds for i in splits.judged})
     for split in SPLITS:
         trainer = every.subset(splits.rows(split, every.samples))
-        console.say(f"split {split}: {len(trainer.images)} training pictures, {len(judged)} judged")
+        messages.say(
+            f"split {split}: {len(trainer.images)} training pictures, {len(judged)} judged"
+        )
         yield Part(split, trainer.best(), judged, trainer)
 
 
