@@ -187,5 +187,15 @@ def test_the_wheel_holds_sql_schemas_and_template(tmp_path: Path) -> None:
 
 
 def test_no_registry_address_is_committed() -> None:
-    for path in (ROOT / "requirements.lock", ROOT / "pyproject.toml", ROOT / "Makefile"):
+    for path in (*ROOT.glob("requirements*.lock"), ROOT / "pyproject.toml", ROOT / "Makefile"):
         assert not re.search(r"https?://|--(extra-)?index-url|--find-links", path.read_text())
+
+
+def test_what_runs_is_locked_to_the_versions_that_are_tested() -> None:
+    pins = [
+        dict(re.findall(r"^([\w.-]+)==([\w.]+)(?: ;|\s)", (ROOT / name).read_text(), re.MULTILINE))
+        for name in ("requirements.lock", "requirements-dev.lock")
+    ]
+    assert pins[0].items() < pins[1].items()
+    assert {"ray", "torch", "duckdb", "hatchling"} <= pins[0].keys()
+    assert not {"pytest", "moto", "mypy"} & pins[0].keys()
