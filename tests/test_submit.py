@@ -167,6 +167,17 @@ def test_a_cluster_that_cannot_be_joined_is_an_error_that_says_so() -> None:
     assert "Traceback" not in found.stderr
 
 
+def test_a_ray_that_cannot_start_here_is_an_error_that_says_so() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", JOIN, ""], env={**os.environ, "RAY_TMPDIR": "/proc/none"},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert found.stderr.startswith("error: Ray cannot be started on this machine: ")
+    assert "/proc/none" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
 @pytest.mark.slow
 def test_a_job_whose_cluster_is_gone_fails_at_once(bundle: str, tmp_path: Path) -> None:
     images, index = write_pictures(tmp_path / "images", 1), tmp_path / "index"
