@@ -194,6 +194,9 @@ def test_many_deaths_leave_neither_descriptors_nor_zombies(box: s.Sandbox) -> No
 def test_an_interrupted_picture_is_not_mistaken_for_the_next(
     box: s.Sandbox, tmp_path: Path
 ) -> None:
+    # in the background of a script, SIGINT is ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def interrupt() -> None:
         _wait(20, (tmp_path / "hangs").exists)
         os.kill(os.getpid(), signal.SIGINT)
@@ -203,6 +206,7 @@ def test_an_interrupted_picture_is_not_mistaken_for_the_next(
     with pytest.raises(KeyboardInterrupt):
         box.decode(b"hang " + os.fsencode(tmp_path / "hangs"), SHAPES)
     thread.join()
+    signal.signal(signal.SIGINT, before)
     assert box.decode(GOOD, SHAPES).width == 80
 
 
