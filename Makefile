@@ -57,8 +57,8 @@ lint: .venv/ready
 # (the image has no more), and that with what tests and lints it.
 lock: .venv/ready
 	$(BIN)/python -m pip install --quiet uv
-	$(COMPILE) --extra build --output-file requirements.lock
-	$(COMPILE) --extra build --extra dev --constraint requirements.lock \
+	$(COMPILE) --extra image --output-file requirements.lock
+	$(COMPILE) --extra image --extra dev --constraint requirements.lock \
 	    --output-file requirements-dev.lock
 
 COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \

@@ -70,9 +70,9 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--wait",
         type=float,
-        default=900.0,
+        default=1800.0,
         metavar="S",
-        help="how long to wait for the first of --gpus (default: 900)",
+        help="how long to wait for the first of --gpus (default: 1800)",
     )
     add("--batch-size", type=console.count, default=32, metavar="N", help="pictures (default: 32)")
     add(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Generic, TypeVar
 
 # Before ray is imported: no usage reports, no progress bars beside ours, no token asked of a
@@ -122,12 +123,15 @@ def resources(device: str, gpus: int | None = None, wait: float = 0) -> Resource
         return Resources("cuda", gpus, 0, None)
     if device == "cuda":
         raise DeviceError(
-            "--device cuda, but the Ray cluster has no GPU; say --device cpu or auto, or --gpus N "
-            "for N that its autoscaler is to start"
+            "--device cuda, but the Ray cluster has no GPU; say --device cpu or auto, or have its "
+            "autoscaler start N of them by --gpus N of jobs/index.py"
         )
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     if not nodes:
-        raise DeviceError("no node of the Ray cluster has CPUs for work; start one, or say --gpus")
+        raise DeviceError(
+            "no node of the Ray cluster has CPUs for work; start one, or have its autoscaler start "
+            "N with a GPU by --gpus N of jobs/index.py"
+        )
     cores = int(min(node["Resources"]["CPU"] for node in nodes))
     # some of a core stays free on each node, or nothing would ever be decoded
     return Resources("cpu", len(nodes), max(cores - 1, _LEAST_CPUS), cores)
@@ -177,24 +181,30 @@ def each(
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD", max_retries=-1)(
         function
     )
-    nodes = sum(node["Alive"] for node in ray.nodes())
-    at_once = _BESIDE * nodes
-    if cpus or gpus:
-        total = ray.cluster_resources()
-        at_once = 2 * int(total["GPU"] / gpus if gpus else total["CPU"] / cpus)
     running: dict[ray.ObjectRef[Result], Item] = {}
     waiting = iter(items)
     with _errors():
         while True:
-            for item in waiting:
+            for item in islice(waiting, max(_at_once(cpus, gpus) - len(running), 0)):
                 running[task.remote(item)] = item
-                if len(running) >= at_once:
-                    break
             if not running:
                 return
             done, _ = ray.wait(list(running))
             for ref in done:
                 yield running.pop(ref), ray.get(ref)
+
+
+def _at_once(cpus: float, gpus: float) -> int:
+    """How many tasks Ray has at a time, of the nodes that there are now: they come and go. Without
+    any that can run one, it has a few all the same: an autoscaler starts nodes for them.
+    """
+    if not (cpus or gpus):
+        return _BESIDE * sum(node["Alive"] for node in ray.nodes())
+    name, need = ("GPU", gpus) if gpus else ("CPU", cpus)
+    fit = int(ray.cluster_resources().get(name, 0) / need)
+    if not fit:
+        messages.say(f"no node of the Ray cluster has {need:g} {name}; waiting for one", "warning")
+    return 2 * fit or _BESIDE
 
 
 def process(

@@ -39,7 +39,7 @@ class Execution:
     batch_size: int = 32
     commit_seconds: float = 300.0
     gpus: int | None = None
-    wait_seconds: float = 900.0
+    wait_seconds: float = 1800.0
 
     def resources(self) -> chain.Resources:
         """Where the model runs, on the cluster as it is now."""
@@ -169,15 +169,24 @@ def _run(plan: Plan, publisher: Publisher, execution: Execution) -> None:
     """Process the plan on Ray; commit on the way, and the last of it once the books are right."""
     account = publisher.account
     clock = time.monotonic()
-    working = publisher.metrics.working(plan.todo)
-    with _meter("indexed", plan.todo) as meter, working, _kept(publisher):
-        for receipts in _receipts(plan, publisher, execution):
-            meter.advance(publisher.take(receipts))
-            publisher.publish_every(execution.commit_seconds)
+    if plan.todo:
+        _process(plan, publisher, execution)
     account.seconds["process"] = time.monotonic() - clock
     clock = time.monotonic()
     publisher.publish_last(plan.gone())
     account.seconds["commit"] = time.monotonic() - clock
+
+
+def _process(plan: Plan, publisher: Publisher, execution: Execution) -> None:
+    with ProgressMeter("indexed", plan.todo) as meter, _kept(publisher):
+        where = execution.resources()  # may wait for them
+        _say_device(where, execution)
+        base, run_id = publisher.current, publisher.account.run_id
+        parts = chain.process(plan.manifest, plan.todo, base, run_id, where, execution.batch_size)
+        with publisher.metrics.working(plan.todo):
+            for receipts in parts:
+                meter.advance(publisher.take(receipts))
+                publisher.publish_every(execution.commit_seconds)
 
 
 def _describe(publisher: Publisher, execution: Execution, retry: bool) -> None:
@@ -213,15 +222,6 @@ def _device(base: Snapshot, execution: Execution) -> str:
 def _meter(what: str, total: int) -> AbstractContextManager[ProgressMeter]:
     meter = ProgressMeter(what, total)
     return meter if total else nullcontext(meter)
-
-
-def _receipts(plan: Plan, publisher: Publisher, execution: Execution) -> Iterator[Any]:
-    if not plan.todo:
-        return
-    where = execution.resources()
-    _say_device(where, execution)
-    run_id, base = publisher.account.run_id, publisher.current
-    yield from chain.process(plan.manifest, plan.todo, base, run_id, where, execution.batch_size)
 
 
 def _say_device(where: chain.Resources, execution: Execution) -> None:
