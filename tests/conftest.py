@@ -67,9 +67,9 @@ def ray_cluster() -> Iterator[None]:
     """One Ray for the whole session; jobs use it, in this process and in processes of their own."""
     import ray
 
-    from segrec_batch.pipeline import chain
+    from segrec_batch.pipeline import cluster
 
-    with chain.cluster(), pytest.MonkeyPatch.context() as patch:
+    with cluster.joined(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
         yield
 

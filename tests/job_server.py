@@ -80,11 +80,11 @@ class JobServer:
 
 
 def _serve() -> None:
-    from segrec_batch.pipeline import chain
+    from segrec_batch.pipeline import cluster
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print does not get between the answers
-    with chain.cluster():
+    with cluster.joined():
         for line in sys.stdin:
             order = json.loads(line)
             start = time.monotonic()

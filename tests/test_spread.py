@@ -199,6 +199,10 @@ def from_zero(tmp_path: Path) -> Iterator[str]:
     with (tmp_path / "head.log").open("w") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
+        end = time.monotonic() + 60
+        while not answers(address):
+            assert time.monotonic() < end, (tmp_path / "head.log").read_text()
+            time.sleep(0.2)
         yield address
     finally:
         root = psutil.Process(head.pid)
@@ -219,14 +223,22 @@ def answers(address: str) -> bool:
 def test_an_autoscaler_starts_the_gpus_from_none(
     from_zero: str, folder: Path, tmp_path: Path
 ) -> None:
-    end = time.monotonic() + 60
-    while not answers(from_zero):
-        assert time.monotonic() < end, (tmp_path / "head.log").read_text()
-        time.sleep(0.2)
     run = Run(folder, tmp_path / "index", PICTURES).start(from_zero, "--gpus", 2)
     run.end()
     assert "the Ray cluster has no GPU; 2 asked for" in run.log()
     assert len(run.nodes("segment")) == 2
+
+
+@pytest.mark.slow
+def test_an_autoscaler_starts_nodes_for_upkeep(from_zero: str, index: str) -> None:
+    found = subprocess.run(
+        [sys.executable, "jobs/maintain.py", "--index", index, "verify"],
+        env={**os.environ, "RAY_ADDRESS": from_zero}, cwd=ROOT,
+        capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert "warning: no node of the Ray cluster has 1 CPU; waiting for one" in found.stderr
+    assert "is well" in found.stdout
 
 
 def test_gpus_that_never_come_are_given_up(

@@ -136,10 +136,10 @@ def test_without_the_token_nothing_is_submitted(
 JOIN = """
 import os, sys
 from segrec_batch import messages
-from segrec_batch.pipeline import chain
+from segrec_batch.pipeline import cluster
 
 def join():
-    with chain.cluster():
+    with cluster.joined():
         pass
 
 for os.environ["RAY_ADDRESS"] in sys.argv[1:]:

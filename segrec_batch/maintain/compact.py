@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from segrec_batch.console import ProgressMeter
-from segrec_batch.pipeline import chain
+from segrec_batch.pipeline import cluster
+from segrec_batch.pipeline.tasks import each
 from segrec_batch.store.files import DataFile, by_part
 from segrec_batch.store.index import Snapshot, commit
 from segrec_batch.store.parts import merge_parts
@@ -27,9 +28,9 @@ def compact(snapshot: Snapshot, part_rows: int = PART_ROWS) -> Snapshot:
     if not groups:
         return snapshot
     index = snapshot.index
-    with chain.cluster(), ProgressMeter("parts merged", sum(map(len, groups))) as meter:
+    with cluster.joined(), ProgressMeter("parts merged", sum(map(len, groups))) as meter:
         jobs = [(index, [f for part in group for f in part]) for group in groups]
-        merged = chain.each(_merge, jobs, cpus=1)
+        merged = each(_merge, jobs, cpus=1)
         while done := list(islice(merged, _COMMIT)):
             remove = [file for (_, files), _ in done for file in files]
             add = [file for _, files in done for file in files]

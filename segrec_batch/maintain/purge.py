@@ -17,7 +17,8 @@ from segrec_batch import storage
 from segrec_batch.console import ProgressMeter
 from segrec_batch.errors import InputError
 from segrec_batch.messages import say
-from segrec_batch.pipeline import chain
+from segrec_batch.pipeline import cluster
+from segrec_batch.pipeline.tasks import each
 from segrec_batch.store import staging
 from segrec_batch.store.encode import image_id
 from segrec_batch.store.files import (
@@ -58,11 +59,11 @@ def purge(index: str, uris: Collection[str], grace_seconds: float) -> Purged:
     _delete_unfinished(index, ids)
     snapshot = open_snapshot(index)
     parts = by_part(file for table in TABLES for file, _ in files_in_place(index, table))
-    with chain.cluster():
+    with cluster.joined():
         jobs: list[Job] = [(index, files, list(ids)) for files in parts.values()]
         hits = {}
         with ProgressMeter("parts searched", len(jobs)) as meter:
-            for (_, files, _), found in chain.each(_held, jobs, cpus=1):
+            for (_, files, _), found in each(_held, jobs, cpus=1):
                 meter.advance()
                 if found:
                     hits[files[0].part] = found
@@ -76,7 +77,7 @@ def purge(index: str, uris: Collection[str], grace_seconds: float) -> Purged:
             for part, found in hits.items()
             if not any((f.table, f.path) in replaced for f in parts[part])
         ]
-        rewritten = [(job[1], left) for job, left in chain.each(_rewrite, jobs, cpus=1)]
+        rewritten = [(job[1], left) for job, left in each(_rewrite, jobs, cpus=1)]
     seen = {i for found in hits.values() for i in found}
     live = {(f.table, f.path): f for f in snapshot.all_files}
     remove = [

@@ -15,7 +15,8 @@ from segrec_batch import storage
 from segrec_batch.console import ProgressMeter
 from segrec_batch.decode import mask_shape
 from segrec_batch.model.spec import COMMON_GRID, ModelSpec
-from segrec_batch.pipeline import chain
+from segrec_batch.pipeline import cluster
+from segrec_batch.pipeline.tasks import each
 from segrec_batch.query.database import open_files, query
 from segrec_batch.store.encode import image_id, inverse_norms
 from segrec_batch.store.files import DataFile, by_part, parse_rows, statistics
@@ -60,8 +61,8 @@ def verify(snapshot: Snapshot) -> list[Problem]:
     parts = by_part(snapshot.all_files)
     jobs: list[Job] = [(index, files, spec, model_id) for files in parts.values()]
     problems: list[Problem] = []
-    with chain.cluster(), ProgressMeter("parts verified", len(jobs)) as meter:
-        for _, found in chain.each(check_part, jobs, cpus=1):
+    with cluster.joined(), ProgressMeter("parts verified", len(jobs)) as meter:
+        for _, found in each(check_part, jobs, cpus=1):
             problems += found
             meter.advance()
     if not problems:  # else the files may not even be readable

@@ -15,8 +15,9 @@ from segrec_batch.neighbours.choice import Choice, as_table, choose
 from segrec_batch.neighbours.output import Output, Receipt, read_receipt, write_part
 from segrec_batch.neighbours.plan import NOTHING_LEFT, Plan, Request
 from segrec_batch.neighbours.search import Block, Candidates, Search, Steps, steps
-from segrec_batch.pipeline import chain
+from segrec_batch.pipeline import cluster, nodes
 from segrec_batch.pipeline.scratch import scratch_folder
+from segrec_batch.pipeline.tasks import Shared, each
 from segrec_batch.store.index import Snapshot, open_snapshot
 
 FORMAT = 1  # of the output; another one is another request
@@ -38,12 +39,12 @@ class _Task:
     """One part of the queries, and all that its worker needs."""
 
     uri: str
-    queries: chain.Shared[Block]
-    blocks: list[chain.Shared[Block]]
+    queries: Shared[Block]
+    blocks: list[Shared[Block]]
     sizes: list[int]
     choice: Choice
     at_once: Steps
-    where: chain.Resources
+    where: nodes.Resources
 
 
 def recommend_all(
@@ -104,9 +105,9 @@ def _run(
         f"{given:,} queries in {len(parts):,} parts, {len(done):,} of them in place; "
         f"{sum(counts.values()):,} cannot be asked"
     )
-    with chain.cluster():
+    with cluster.joined():
         uris = (place.part_uri(number) for number in sorted(done))
-        receipts = [receipt for _, receipt in chain.each(read_receipt, uris)]
+        receipts = [receipt for _, receipt in each(read_receipt, uris)]
         if missing := parts - done:
             left = given - sum(receipt.queries for receipt in receipts)
             tasks = _tasks(plan, place, choice, execution, missing, part_size)
@@ -128,19 +129,19 @@ def _tasks(
     part_size: int,
 ) -> Iterator[_Task]:
     """A task for each part, once the candidates are where all tasks can read them."""
-    where = chain.resources(execution.device)
+    where = nodes.resources(execution.device)
     at_once = steps(execution.memory, part_size, plan.width, choice.candidates)
-    blocks: list[chain.Shared[Block]] = []
+    blocks: list[Shared[Block]] = []
     sizes: list[int] = []
     with ProgressMeter("candidates") as meter:
         for block in plan.candidates(at_once.block):
-            blocks.append(chain.Shared(block))
+            blocks.append(Shared(block))
             sizes.append(len(block))
             meter.advance(len(block))
     say(f"scores on {where} (--device {execution.device})")
     for number, queries in plan.queries(missing, part_size):
         uri = place.part_uri(number)
-        yield _Task(uri, chain.Shared(queries), blocks, sizes, choice, at_once, where)
+        yield _Task(uri, Shared(queries), blocks, sizes, choice, at_once, where)
 
 
 def _search(tasks: Iterator[_Task], queries: int) -> list[Receipt]:
@@ -148,7 +149,7 @@ def _search(tasks: Iterator[_Task], queries: int) -> list[Receipt]:
     cpus, gpus = (0, 1) if first.where.device == "cuda" else (first.where.threads or 1, 0)
     receipts = []
     with ProgressMeter("recommended for", queries) as meter:
-        for _, receipt in chain.each(_work, itertools.chain([first], tasks), cpus, gpus):
+        for _, receipt in each(_work, itertools.chain([first], tasks), cpus, gpus):
             meter.advance(receipt.queries)
             receipts.append(receipt)
     say(f"{sum(r.swept for r in receipts):,} of these took a second pass")

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.pictures import UNDEFINED, Row, read_pixels, stored_rows
-from segrec_batch.pipeline import chain
 from segrec_batch.pipeline.rows import descriptor_rows
+from segrec_batch.pipeline.tasks import each
 from segrec_batch.store.files import DataFile, by_part, read_column, read_some
 from segrec_batch.store.index import Snapshot
 from segrec_batch.store.parts import write_part
@@ -83,7 +83,7 @@ def describe(
         for start in range(0, sum(f.rows for f in files[part] if f.table == "images"), _STEP)
     )
     gpus = 1 if device == "cuda" else 0
-    for job, added in chain.each(describe_images, jobs, cpus=1, gpus=gpus):
+    for job, added in each(describe_images, jobs, cpus=1, gpus=gpus):
         yield job.part, added
 
 

@@ -1,7 +1,8 @@
-"""GPUs that are still to come: an autoscaler starts their nodes once something asks for them."""
+"""Where the model runs: what the nodes of the Ray cluster have, and what is yet to come."""
 
 import os
 import time
+from dataclasses import dataclass
 
 import ray
 from ray.autoscaler.sdk import request_resources
@@ -9,7 +10,49 @@ from ray.autoscaler.sdk import request_resources
 from segrec_batch.errors import DeviceError
 from segrec_batch.messages import say
 
+_LEAST_CPUS = 0.4  # of an actor on a CPU; with those of a task, Ray would decode inside the actor
 _POLL = 1.0  # seconds
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Where the model runs: `actors` copies of it, on a GPU each or on CPU threads."""
+
+    device: str
+    actors: int
+    cpus: float
+    threads: int | None
+
+    def __str__(self) -> str:
+        what = "GPU" if self.device == "cuda" else f"CPU, {self.threads} threads"
+        return f"{self.actors} × {what}"
+
+
+def resources(device: str, gpus: int | None = None, wait: float = 0) -> Resources:
+    """Where the model runs on this cluster, for `device` cpu, cuda or auto.
+
+    On all GPUs that there are, or on `gpus` of them, of which some may be still to come: for the
+    first one it waits up to `wait` seconds. Raises DeviceError if the cluster lacks the device.
+    """
+    if gpus:
+        await_gpu(gpus, wait)
+    gpus = gpus or _gpus()
+    if gpus and device != "cpu":
+        return Resources("cuda", gpus, 0, None)
+    if device == "cuda":
+        raise DeviceError(
+            "--device cuda, but the Ray cluster has no GPU; say --device cpu or auto, or have its "
+            "autoscaler start N of them by --gpus N of jobs/index.py"
+        )
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    if not nodes:
+        raise DeviceError(
+            "no node of the Ray cluster has CPUs for work; start one, or have its autoscaler start "
+            "N with a GPU by --gpus N of jobs/index.py"
+        )
+    cores = int(min(node["Resources"]["CPU"] for node in nodes))
+    # some of a core stays free on each node, or nothing would ever be decoded
+    return Resources("cpu", len(nodes), max(cores - 1, _LEAST_CPUS), cores)
 
 
 def await_gpu(number: int, seconds: float) -> None:
@@ -18,14 +61,14 @@ def await_gpu(number: int, seconds: float) -> None:
     Raises DeviceError if it has none after `seconds`; without RAY_ADDRESS, when the cluster is one
     of our own that nothing can join, at once.
     """
-    if present_gpus():
+    if _gpus():
         return
     seconds = seconds if os.environ.get("RAY_ADDRESS") else 0
     say(f"the Ray cluster has no GPU; {number} asked for, waiting up to {seconds:,.0f} s")
     request_resources(bundles=[{"GPU": 1}] * number)
     try:
         end = time.monotonic() + seconds
-        while not present_gpus():
+        while not _gpus():
             if time.monotonic() >= end:
                 raise DeviceError(
                     f"no GPU joined the Ray cluster within {seconds:,.0f} s (--wait); what its "
@@ -36,6 +79,6 @@ def await_gpu(number: int, seconds: float) -> None:
         request_resources(bundles=[])  # a standing request; the actors themselves ask from now on
 
 
-def present_gpus() -> int:
+def _gpus() -> int:
     """How many GPUs the cluster has."""
     return int(ray.cluster_resources().get("GPU", 0))

@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow as pa
 
 from segrec_batch.errors import AccountingError
-from segrec_batch.pipeline import chain
 from segrec_batch.pipeline.account import Account
 from segrec_batch.pipeline.describe import Added
 from segrec_batch.pipeline.metrics import Metrics
 from segrec_batch.pipeline.tally import total
+from segrec_batch.pipeline.tasks import each
 from segrec_batch.store.files import DataFile, by_part, count_rows
 from segrec_batch.store.index import Snapshot, with_changes
 from segrec_batch.store.parts import rewrite_part
@@ -136,7 +136,7 @@ class Publisher:
             (self.current.index, parts.get(self._renamed.get(part, part), []), image_ids, part)
             for part, image_ids in dropped
         )
-        for (_, files, image_ids, part), left in chain.each(_rewrite, jobs):
+        for (_, files, image_ids, part), left in each(_rewrite, jobs):
             went = sum(count_rows(files, t) - count_rows(left, t) for t in ("images", "failures"))
             if went != len(image_ids):
                 raise AccountingError(

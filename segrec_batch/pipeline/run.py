@@ -13,7 +13,7 @@ from segrec_batch.console import ProgressMeter
 from segrec_batch.errors import IndexStateError, InputError, SegrecError
 from segrec_batch.messages import bind, say
 from segrec_batch.model.spec import ModelSpec, read_spec
-from segrec_batch.pipeline import chain
+from segrec_batch.pipeline import chain, cluster, nodes
 from segrec_batch.pipeline.account import Account
 from segrec_batch.pipeline.describe import describe, lacking
 from segrec_batch.pipeline.plan import Plan, Request
@@ -32,7 +32,7 @@ class Execution:
 
     device: cpu, cuda or auto. batch_size: pictures that are decoded and segmented together.
     commit_seconds: a crash loses at most the work of that long. gpus, wait_seconds: how many GPUs
-    to use if not all, and how long to wait for the first, see `chain.resources`.
+    to use if not all, and how long to wait for the first, see `nodes.resources`.
     """
 
     device: str = "auto"
@@ -41,9 +41,9 @@ class Execution:
     gpus: int | None = None
     wait_seconds: float = 1800.0
 
-    def resources(self) -> chain.Resources:
+    def resources(self) -> nodes.Resources:
         """Where the model runs, on the cluster as it is now."""
-        return chain.resources(self.device, self.gpus, self.wait_seconds)
+        return nodes.resources(self.device, self.gpus, self.wait_seconds)
 
 
 def index_pictures(
@@ -87,7 +87,7 @@ def index_pictures(
         if changed:
             _load(model).save(base.model_uri)
         publisher = Publisher(base, account, _stage if rebuild else store.commit, pending=changed)
-        with chain.cluster() if _has_work(plan, base, request) else nullcontext():
+        with cluster.joined() if _has_work(plan, base, request) else nullcontext():
             if not plan.nothing_to_do:
                 _run(plan, publisher, execution)
             if request.limit is None:
@@ -224,7 +224,7 @@ def _meter(what: str, total: int) -> AbstractContextManager[ProgressMeter]:
     return meter if total else nullcontext(meter)
 
 
-def _say_device(where: chain.Resources, execution: Execution) -> None:
+def _say_device(where: nodes.Resources, execution: Execution) -> None:
     """Loud where it may surprise: nobody has asked for the slow device."""
     text, level = f"device: {where} (--device {execution.device})", "info"
     if (execution.device, where.device) == ("auto", "cpu"):

@@ -14,7 +14,8 @@ from segrec_batch.descriptors import Moments, Pictures, Vectors
 from segrec_batch.errors import InputError
 from segrec_batch.messages import say
 from segrec_batch.pictures import assemble, by_shape, read_pixels, stored_rows
-from segrec_batch.pipeline import chain, moments
+from segrec_batch.pipeline import cluster, moments
+from segrec_batch.pipeline.tasks import each
 from segrec_batch.query.batches import batches
 from segrec_batch.query.database import Database, open_files, query
 from segrec_batch.store.index import Snapshot
@@ -63,8 +64,8 @@ class IndexSamples:
         jobs = [(index, files[start : start + step]) for start in starts]
         found = {}
         total = self._snapshot.rows("images")
-        with chain.cluster(), ProgressMeter("features, for their moments", total) as meter:
-            for (_, group), part in chain.each(moments.of_files, jobs, cpus=1):
+        with cluster.joined(), ProgressMeter("features, for their moments", total) as meter:
+            for (_, group), part in each(moments.of_files, jobs, cpus=1):
                 found[group[0].path] = part
                 meter.advance(part[0])
         return Moments(*moments.merge(found[group[0].path] for _, group in jobs))

@@ -23,7 +23,8 @@ from segrec_batch.evaluate.retrieval.settings import (
 )
 from segrec_batch.evaluate.retrieval.truth import Folders, Truth
 from segrec_batch.messages import say
-from segrec_batch.pipeline import chain
+from segrec_batch.pipeline import cluster
+from segrec_batch.pipeline.tasks import Shared, each
 from segrec_batch.query.database import open_index
 
 Grid = tuple[tuple[str, ...], tuple[Setting, ...]]
@@ -86,8 +87,8 @@ class _Task:
     """A block of queries, and what all blocks share."""
 
     rows: Ints
-    images: chain.Shared[Collection]
-    truth: chain.Shared[Truth]
+    images: Shared[Collection]
+    truth: Shared[Truth]
     grids: Sequence[Grid]
 
 
@@ -146,10 +147,10 @@ def count(
     """COUNTS of queries, ranked on the cluster in blocks of `size`, which they do not depend on."""
     blocks = [rows[i : i + size] for i in range(0, len(rows), size)]
     found: dict[int, pa.Table] = {}
-    with chain.cluster(), ProgressMeter("queries ranked", len(rows)) as meter:
-        shared = chain.Shared(images), chain.Shared(truth)
+    with cluster.joined(), ProgressMeter("queries ranked", len(rows)) as meter:
+        shared = Shared(images), Shared(truth)
         tasks = (_Task(block, *shared, grids) for block in blocks)
-        for task, table in chain.each(_count, tasks, cpus=1):
+        for task, table in each(_count, tasks, cpus=1):
             found[int(task.rows[0])] = table
             meter.advance(len(task.rows))
     parts = [found[int(block[0])] for block in blocks]
