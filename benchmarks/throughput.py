@@ -37,7 +37,7 @@ examples:
   # on a machine with a GPU that has neither Ray nor DuckDB nor Delta Lake
   python benchmarks/throughput.py --without-ray --device cuda --report throughput.json
 """
-COUNTS = {"cpu": 32, "cuda": 2048}
+COUNTS = {"cpu": 32, "cuda": 8192}
 ALONE = 256  # pictures, at most, that stages do alone
 PEERS_BATCH = 4  # on a CPU, as in Ray Data's guide: float32 maps of 32 pictures take 6 GB
 STEPS = {  # without Ray or with it

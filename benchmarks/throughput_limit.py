@@ -11,7 +11,7 @@ from torchvision.models import vgg16
 
 from segrec_batch.decode import decode
 from segrec_batch.model.bundle import load_model
-from segrec_batch.model.device import keep_memory, resolve_device
+from segrec_batch.model.device import full_float32, keep_memory, resolve_device
 from segrec_batch.model.segmenter import Normalise
 from segrec_batch.storage import read_many
 
@@ -77,7 +77,8 @@ def _rate(network: nn.Module, pictures: Tensor, size: int) -> tuple[float, float
     done, spent, start = 0, time.process_time(), time.perf_counter()
     while time.perf_counter() - start < SECONDS:
         for batch in batches:
-            network(batch)
+            with full_float32():
+                network(batch)
             done += len(batch)
             if pictures.device.type == "cpu" and time.perf_counter() - start > SECONDS:
                 break

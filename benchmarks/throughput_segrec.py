@@ -32,7 +32,7 @@ def job(case: Case) -> dict[str, float]:
 
 def chained(case: Case) -> dict[str, float]:
     """The same stages without Ray, and without the commit: processes that decode, the model here,
-    a process that writes.
+    others that write.
     """
     import torch  # here, so that the processes do without
 
@@ -49,13 +49,13 @@ def chained(case: Case) -> dict[str, float]:
     clock = time.perf_counter()
     with (
         ProcessPoolExecutor(max(CORES - 2, 1), context) as decoders,
-        ProcessPoolExecutor(1, context) as writer,
+        ProcessPoolExecutor(max(CORES // 8, 1), context) as writers,
         ThreadPoolExecutor(2) as actor,  # two calls at a time, as in Ray's
     ):
         decode = partial(decode_batch, shapes=spec.shapes)
         decoded = _ahead(decoders, decode, case.blocks(), WAITING * CORES)
         segmented = _ahead(actor, segment, decoded, 2)
-        written = [writer.submit(finish, batch, case.model) for batch in segmented]
+        written = [writers.submit(finish, batch, case.model) for batch in segmented]
         receipts = pa.concat_tables([future.result() for future in written]).to_pylist()
     _check(sum(r["rows"] for r in receipts if r["table"] == "images"), case)
     seconds = {"load": loaded, "process": time.perf_counter() - clock}

@@ -1,6 +1,7 @@
 """The descriptors of a bundle at work: vectors for rows of pictures (see `pictures`)."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,11 +25,18 @@ class Loaded:
     descriptor: Descriptor
     classes: int
 
-    def __call__(self, rows: Sequence[Row]) -> None:
-        """Add a vector to `described` of each row, or the `reason` why it has no picture."""
+    def __call__(
+        self, rows: Sequence[Row], alone: AbstractContextManager[Any] | None = None
+    ) -> None:
+        """Add a vector to `described` of each row, or the `reason` why it has no picture.
+
+        It computes inside `alone`, a lock on the device where others use it, too.
+        """
         for batch in self._batches(rows):
             seen = assemble(batch, self.classes, self.descriptor.reads_pixels)
-            for row, entry in zip(batch, self._entries(self.descriptor(seen)), strict=True):
+            with alone or nullcontext():
+                found = self.descriptor(seen)
+            for row, entry in zip(batch, self._entries(found), strict=True):
                 row["described"].append(entry)
         if self.descriptor.reads_pixels:
             for row in rows:

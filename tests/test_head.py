@@ -216,3 +216,17 @@ def test_resizing_is_bilinear_upwards_and_an_average_downwards() -> None:
     torch.testing.assert_close(resize(x, (20, 31)), larger, rtol=1e-4, atol=1e-5)
     stripes = torch.tensor([0.0, 1.0, 1.0, 0.0]).repeat(8).expand(1, 1, 32, 32)
     assert (resize(stripes, (8, 8)) - 0.5).abs().max() < 0.2  # without averaging: 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (3, 200), (470, 470)])
+@pytest.mark.parametrize("cells", [(16, 24), (156, 156), (941, 40)])
+def test_scores_take_any_size_on_any_device(
+    device: str, cells: tuple[int, int], size: tuple[int, int]
+) -> None:
+    """Averaging 156 cells to one is more than a kernel of a GPU can do."""
+    scores = torch.rand(2, 3, *cells, generator=torch.Generator().manual_seed(0))
+    found = resize(scores.to(device), size)
+    assert found.device.type == device
+    assert found.shape == (2, 3, *size)
+    wanted = F.interpolate(scores, size, mode="bilinear", align_corners=False, antialias=True)
+    torch.testing.assert_close(found.cpu(), wanted, rtol=1e-4, atol=1e-5)

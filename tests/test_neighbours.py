@@ -152,7 +152,7 @@ def block_of(known: Vectors, which: NDArray[np.int64], contents: NDArray[np.int6
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_search_is_the_brute_force_ranking(seed: int) -> None:
+def test_a_search_is_the_brute_force_ranking(seed: int, device: str) -> None:
     rng = np.random.default_rng(seed)
     known = vectors(special_features(int(rng.integers(50, 400)), 24, seed))
     n = len(known)
@@ -167,7 +167,7 @@ def test_a_search_is_the_brute_force_ranking(seed: int) -> None:
     asked = np.unique(asked)
     rule = Rule(bool(seed % 2), float(rng.choice([np.inf, 0.97])))
     at_once = Steps(int(rng.integers(1, 30)), int(rng.integers(1, 200)), 100)
-    search = Search(block_of(known, asked, contents), candidates, rule, at_once, "cpu")
+    search = Search(block_of(known, asked, contents), candidates, rule, at_once, device)
     count = int(rng.choice([1, 5, 60, 500]))
     found = search.best(np.arange(len(asked)), count)
     for i, query in enumerate(asked):
@@ -185,7 +185,7 @@ def test_a_search_is_the_brute_force_ranking(seed: int) -> None:
     assert told == [f"{place:06}" for place in found.place]
 
 
-def test_only_queries_in_doubt_are_swept() -> None:
+def test_only_queries_in_doubt_are_swept(device: str) -> None:
     features = np.random.default_rng(0).random((500, 64), np.float32)
     features[100:200] = features[100]
     known = vectors(features)
@@ -193,7 +193,7 @@ def test_only_queries_in_doubt_are_swept() -> None:
     candidates = Candidates([lambda: everyone], [500])
     for asked, swept in ((np.array([3, 4]), 0), (np.array([4, 150]), 1)):
         queries = block_of(known, asked, np.arange(500))
-        search = Search(queries, candidates, Rule(), Steps(10, 100, 100), "cpu")
+        search = Search(queries, candidates, Rule(), Steps(10, 100, 100), device)
         found = search.best(np.arange(2), 5)
         assert search.swept == swept
     assert found.take(found.query == 1).place.tolist() == [100, 101, 102, 103, 104]

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from numpy.typing import NDArray
 
 import segrec_batch
@@ -309,6 +310,7 @@ def test_options_out_of_range_are_an_error(
         run(special, tmp_path, Request(criteria), choice)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_an_error(special: str, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="no GPU"):
         run(special, tmp_path, Request(Criteria()), Choice(), execution=Execution("cuda"))

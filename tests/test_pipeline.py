@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 
 import segrec_batch
@@ -89,6 +90,7 @@ def test_rows_are_what_the_model_says_of_the_picture(index: str, model: Model) -
     assert (stored == found.masks[0]).mean() > 0.99
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu_is_an_error(pictures: Path, model_dir: str, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="no GPU"):
         index_pictures(

@@ -75,7 +75,8 @@ def test_rows_keep_their_order_and_failures_pass_untouched(
             alone = segmenter(pixels.copy(), [tuple(row["mask_shape"])])
             np.testing.assert_allclose(row["feature"], alone.feature[0], rtol=1e-3, atol=1e-5)
             assert row["mask_shape"] == list(alone.masks[0].shape)
-            assert row["mask"] == alone.masks[0].tobytes()
+            mask = np.frombuffer(row["mask"], np.uint8)
+            assert (mask == alone.masks[0].ravel()).mean() > 0.999  # batches round
     assert max(rows[-1]["mask_shape"]) == 1024
 
 
@@ -99,9 +100,16 @@ def test_two_calls_at_a_time_do_not_mix(stage: SegmentBatch) -> None:
         alike(one, stage(table))
 
 
-@pytest.mark.parametrize("bearable", [1, 3])
+@pytest.mark.parametrize(
+    ("bearable", "error"),
+    [
+        (1, torch.OutOfMemoryError("CUDA out of memory")),
+        (3, RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")),
+        (3, RuntimeError("GET was unable to find an engine to execute this computation")),
+    ],
+)
 def test_out_of_memory_halves_the_batch(
-    bundle: str, bearable: int, monkeypatch: pytest.MonkeyPatch
+    bundle: str, bearable: int, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage, launch, sizes = SegmentBatch(bundle, "cpu"), Segmenter.launch, []
     wanted = stage(decoded())
@@ -109,7 +117,7 @@ def test_out_of_memory_halves_the_batch(
     def limited(self: Segmenter, pixels: Any, masks: Any) -> Any:
         sizes.append(len(pixels))
         if len(pixels) > bearable:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return launch(self, pixels, masks)
 
     monkeypatch.setattr(Segmenter, "launch", limited)
@@ -128,6 +136,20 @@ def test_too_little_memory_for_one_picture_is_an_error(
         SegmentBatch(bundle, "cpu")(decoded())
 
 
+def test_another_error_of_the_device_does_not_halve(
+    bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(Segmenter, "launch", broken)
+    stage = SegmentBatch(bundle, "cpu")
+    at_once = stage.at_once
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        stage(decoded())
+    assert stage.at_once == at_once
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_that_runs_out_of_memory_goes_on_with_less(tmp_path: Path) -> None:
@@ -138,6 +160,7 @@ def test_a_gpu_that_runs_out_of_memory_goes_on_with_less(tmp_path: Path) -> None
     pixels = smooth_pixels(side, side).tobytes()
     row = {"shape": (side, side), "height": 64, "width": 64, "pixels": pixels}
     table = pa.Table.from_pylist([{**row, "uri": str(i)} for i in range(count)], DECODED)
+    torch.cuda.reset_peak_memory_stats()
     one = stage(table.slice(0, 1))
     used = torch.cuda.max_memory_allocated()
     torch.cuda.empty_cache()
@@ -149,4 +172,6 @@ def test_a_gpu_that_runs_out_of_memory_goes_on_with_less(tmp_path: Path) -> None
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert stage.at_once is not None
     assert stage.at_once < count
-    assert found["labels"].to_pylist() == one["labels"].to_pylist() * count
+    (labels,) = (np.frombuffer(text, np.uint8) for text in one["labels"].to_pylist())
+    for text in found["labels"].to_pylist():
+        assert (np.frombuffer(text, np.uint8) == labels).mean() > 0.99  # batches round

@@ -13,7 +13,7 @@ from segrec_batch.decode import decode
 from segrec_batch.errors import DeviceError
 from segrec_batch.model.backbone import IMAGENET_MEAN, IMAGENET_STD
 from segrec_batch.model.bundle import Model
-from segrec_batch.model.device import resolve_device
+from segrec_batch.model.device import full_float32, resolve_device
 from segrec_batch.model.segmenter import Normalise, Segmentation, Segmenter
 from tests.builders import random_maps, smooth_batch, smooth_pixels, tiny_model
 
@@ -39,7 +39,8 @@ def found(segmenter: Segmenter) -> Segmentation:
 
 
 def scores(segmenter: Segmenter, pictures: NDArray[np.uint8]) -> torch.Tensor:
-    found: torch.Tensor = segmenter.head(segmenter.maps(pictures))
+    with full_float32():
+        found: torch.Tensor = segmenter.head(segmenter.maps(pictures))
     return found.cpu()
 
 
@@ -206,6 +207,20 @@ def test_the_minmax_field_is_obeyed() -> None:
     inputs = [s.normalise(torch.from_numpy(dark)).amax() for s in (scaled, plain)]
     assert inputs[0] > 1.5
     assert inputs[1] < 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_launching_waits_for_nothing(dtype: str) -> None:
+    segmenter, sizes = Segmenter(tiny_model(dtype), "cuda"), [(H, W)] * B
+    wanted = segmenter(PICTURES, sizes)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        launched = segmenter.launch(PICTURES, sizes)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert (launched.result().labels == wanted.labels).mean() > 0.99
 
 
 @without_gpu

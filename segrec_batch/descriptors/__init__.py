@@ -68,7 +68,7 @@ class Parameters:
 
 
 class Descriptor(Protocol):
-    """What computes vectors. Equal pictures have equal vectors, whatever else is in the batch.
+    """What computes vectors. Equal pictures have equal vectors, up to how batches round.
 
     reads_pixels: whether `pixels` and `labels` are needed. on_device: whether it computes on the
     device that it was given, rather than on the host.

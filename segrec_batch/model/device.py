@@ -17,16 +17,22 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENAS = -1, -4, -8  # of mallopt(3)
 def resolve_device(name: str) -> str:
     """`auto` → `cuda` where there is a GPU, else `cpu`; any other name must exist (DeviceError)."""
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise DeviceError(
             f"device {name} asked for, but torch sees no GPU; say --device cpu or auto"
         )
     try:
-        torch.empty(0, device=name)
+        torch.ones(1, device=name).add(1).item()  # a GPU may be too old for this PyTorch
     except (RuntimeError, AssertionError) as error:
         raise DeviceError(f"device {name} is not available: {error}") from error
     return name
+
+
+def lacks_memory(error: RuntimeError) -> bool:
+    """Whether a device has too little memory for what it was given; CUDA has only words for it."""
+    said = ("out of memory", "ALLOC_FAILED", "unable to find an engine")  # an engine of cuDNN
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in said)
 
 
 def keep_memory() -> None:
@@ -86,14 +92,14 @@ class Download:
     """
 
     def __init__(self, device: str) -> None:
-        self._cuda = device.startswith("cuda")
-        self._done: torch.cuda.Event | None = None
+        # else the thread that waits for it would take a core
+        self._done = torch.cuda.Event(blocking=True) if device.startswith("cuda") else None
 
     def __call__(self, result: Tensor) -> Tensor:
         """A tensor on the host, in pinned memory if it comes from a GPU."""
-        host = result.to("cpu", non_blocking=self._cuda)
-        if self._cuda:
-            self._done = torch.cuda.current_stream(result.device).record_event()
+        host = result.to("cpu", non_blocking=self._done is not None)
+        if self._done:
+            self._done.record(torch.cuda.current_stream(result.device))
         return host
 
     def wait(self) -> None:

@@ -5,6 +5,7 @@ resizing are linear too, so what each layer contributes is computed at that laye
 the *scores* are resized and added: a hypercolumn SVM without the hypercolumn.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,10 @@ from torch import Tensor, nn
 
 from segrec_batch.errors import ModelError
 from segrec_batch.model.backbone import LAYERS, Layer
+
+# Numbers that a block of a GPU's threads has room for. PyTorch keeps there the weights by which it
+# averages, of 32 columns and a row: 156 cells to one, of a picture one pixel high, are too many.
+_BLOCK = 12_288
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,6 @@ class LinearHead(nn.Module):
     """
 
     bias: Tensor
-    components: Tensor
 
     def __init__(
         self, weights: Mapping[Tap, Tensor], bias: Tensor, components: Sequence[int]
@@ -73,7 +77,12 @@ class LinearHead(nn.Module):
             [nn.Parameter(w.float()[:, :, None, None], requires_grad=False) for w in together]
         )
         self.register_buffer("bias", bias.float())
-        self.register_buffer("components", torch.tensor(list(components)))
+        self.members = nn.ParameterList(  # by number: those of a mask a GPU would stop to count
+            [
+                nn.Parameter(torch.tensor(_places(components, k)), requires_grad=False)
+                for k in range(self.n_classes)
+            ]
+        )
 
     def decision(self, maps: Mapping[str, Tensor]) -> Tensor:
         """Decision values w·x + b (Abdullah 2026, eq. 4): (B, M, h, w) on the finest tap's grid."""
@@ -91,14 +100,24 @@ class LinearHead(nn.Module):
     def forward(self, maps: Mapping[str, Tensor]) -> Tensor:
         """Class scores (B, K, h, w): for each class the maximum over its components."""
         decision = self.decision(maps)
-        members = [self.components == k for k in range(self.n_classes)]
-        return torch.stack([decision[:, m].amax(dim=1) for m in members], dim=1)
+        best = [decision.index_select(1, members).amax(dim=1) for members in self.members]
+        return torch.stack(best, dim=1)
+
+
+def _places(values: Sequence[int], value: int) -> list[int]:
+    return [i for i, other in enumerate(values) if other == value]
 
 
 def resize(scores: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear resizing of scores (B, C, h, w) to `size`; a smaller size averages (antialiased)."""
     if tuple(scores.shape[-2:]) == tuple(size):
         return scores
-    return F.interpolate(
-        scores, size=list(size), mode="bilinear", align_corners=False, antialias=True
+    high, wide = (
+        2 * math.ceil(max(own / new, 1)) + 1
+        for own, new in zip(scores.shape[-2:], size, strict=True)
     )
+    given = scores if 32 * wide + 33 * high <= _BLOCK else scores.cpu()
+    resized = F.interpolate(
+        given, size=list(size), mode="bilinear", align_corners=False, antialias=True
+    )
+    return resized.to(scores.device)

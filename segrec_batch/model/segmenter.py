@@ -81,7 +81,7 @@ class Segmenter(nn.Module):
     def launch(self, pixels: NDArray[np.uint8], masks: Sequence[Shape] = ()) -> Launched:
         """As calling it, but a GPU may still be at it; more can be launched meanwhile.
 
-        Raises torch.OutOfMemoryError.
+        Raises RuntimeError where the device lacks memory, see `device.lacks_memory`.
         """
         maps = self.maps(pixels)
         deepest = maps[DEEPEST]

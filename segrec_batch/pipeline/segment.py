@@ -5,6 +5,7 @@ Nothing here knows Ray. A row that failed before passes untouched.
 
 import logging
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ class SegmentBatch:
 
         from segrec_batch import describer
         from segrec_batch.model.bundle import load_model
-        from segrec_batch.model.device import give_back, keep_memory
+        from segrec_batch.model.device import give_back, keep_memory, lacks_memory
         from segrec_batch.model.segmenter import Segmenter
 
         if device == "cpu":
@@ -55,7 +56,7 @@ class SegmentBatch:
         self._last: Shape | None = None
         self._before_another_shape = give_back if device == "cpu" else lambda: None
         self._device = threading.Lock()
-        self._out_of_memory: type[Exception] = torch.OutOfMemoryError
+        self._lacks_memory = lacks_memory
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
         """DECODED rows → SEGMENTED rows; pictures of one shape go through the model together.
@@ -89,7 +90,9 @@ class SegmentBatch:
             try:
                 self._segment_batch(shape, batch)
                 done += len(batch)
-            except self._out_of_memory as error:
+            except RuntimeError as error:
+                if not self._lacks_memory(error):
+                    raise
                 self._halve(len(batch), error)
 
     def _segment_batch(self, shape: Shape, rows: Sequence[Row]) -> None:
@@ -100,9 +103,8 @@ class SegmentBatch:
         found = launched.result()
         for i, row in enumerate(rows):
             row.update(_segmented(found, i), described=[])
-        with self._device:
-            for descriptor in self.descriptors:
-                descriptor(rows)
+        for descriptor in self.descriptors:
+            descriptor(rows, self._device)
 
     def _halve(self, size: int, error: Exception) -> None:
         import torch
@@ -113,6 +115,7 @@ class SegmentBatch:
                 "programs, or train a model with a smaller --input-size"
             ) from error
         self.at_once = size // 2
+        traceback.clear_frames(error.__traceback__)  # which hold what it was at
         torch.cuda.empty_cache()
         _log.warning("out of memory on the device: from now on %d at a time", self.at_once)
 
