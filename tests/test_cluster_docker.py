@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -163,3 +164,23 @@ def test_the_readme_names_every_file_and_placeholder() -> None:
     for name in TEXTS.keys() - {"README.md"}:
         folder, _, file = name.rpartition("/")
         assert (file if folder in ("", "k8s") else f"{folder}/") in readme, name
+
+
+@pytest.mark.parametrize(
+    ("document", "patterns"),
+    [
+        ("cluster/README.md", ["cluster/aws.yaml", "cluster/k8s/*.yaml", "cluster/*.json"]),
+        ("docs/operations.md", ["policy.json"]),
+    ],
+)
+def test_what_the_documents_say_fills_in_every_placeholder(
+    document: str, patterns: list[str], tmp_path: Path
+) -> None:
+    shutil.copytree(CLUSTER, tmp_path / "cluster")
+    text = (ROOT / document).read_text().replace("\\\n", "")
+    (command,) = re.findall(r"^sed .*<[A-Z]+>.*$", text, re.MULTILINE)
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    for pattern in patterns:
+        files = list(tmp_path.glob(pattern))
+        assert files
+        assert not [file.name for file in files if PLACEHOLDER.search(file.read_text())]
