@@ -1,20 +1,25 @@
 """Jobs under `ray job submit`, on a cluster that wants a token."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from segrec_batch.maintain.verify import verify
 from segrec_batch.store.index import exists, open_snapshot
 from tests.builders import smooth_pixels, tiny_model, uris
+from tests.cluster_files import CLUSTER
 from tests.head_node import ROOT, Head, head_node
 
 TOKEN = "0123456789abcdef" * 4
@@ -131,6 +136,20 @@ def test_without_the_token_nothing_is_submitted(
     assert refused.returncode == 1
     assert told in refused.stdout
     assert "no-token" not in head.ray("job", "list").stdout
+
+
+@pytest.mark.slow
+def test_prometheus_is_told_the_nodes_for_the_token(head: Head) -> None:
+    configuration = yaml.safe_load((CLUSTER / "prometheus" / "prometheus.yml").read_text())
+    (scraped,) = configuration["scrape_configs"]
+    (source,) = scraped["http_sd_configs"]
+    url = source["url"].replace("http://127.0.0.1:8265", head.address)
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(url)
+    asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {TOKEN}"})
+    with urllib.request.urlopen(asked) as answer:
+        (found,) = json.load(answer)
+    assert found["targets"]
 
 
 JOIN = """
