@@ -34,10 +34,10 @@ from tests.builders import smooth_pixels, tiny_model
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-TRIALS = 18  # seeds: three scenarios, each with six kinds of victim
+TRIALS = 12  # seeds: as many different pairs of scenario and victim; 15 are all
 PICTURES = 40
 OF_THE_RUN = {"run_id", "indexed_at", "failed_at"}  # columns that tell two runs apart
-VICTIMS = ("driver", "driver twice", "actor", "task worker", "decoder", "raylet")
+VICTIMS = ("driver", "actor", "task worker", "decoder", "raylet")
 SCENARIOS = ("fresh", "changes", "rebuild")
 
 HALF_IMAGES = """
@@ -280,26 +280,25 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
     stage: Stage, seed: int, tmp_path: Path
 ) -> None:
     dice = random.Random(seed)  # noqa: S311
-    scenario, victim = SCENARIOS[seed % 3], VICTIMS[seed // 3 % 6]
+    scenario, victim = SCENARIOS[seed % 3], VICTIMS[seed % 5]
     wanted = reference(scenario, stage)
     index, counts = tmp_path / "index", tmp_path / "counts"
     given = prepare(scenario, stage, index)
     reader = Reader(str(index))
     reader.start()
     try:
-        drivers = {"driver": 1, "driver twice": 2}.get(victim, 0)
-        for _ in range(drivers):
+        for _ in range(2 * (victim == "driver")):
             run = stage.start(*given, counts=counts)
             wait_for_moment(run, counts, dice.randrange(-5, PICTURES), dice.uniform(0, 1))
             run.kill()
             run.wait()
             before, done = seen(counts), committed(scenario, stage, str(index))
         run = stage.start(*given, counts=counts)
-        if not drivers:
+        if victim != "driver":
             wait_for_moment(run, counts, dice.randrange(-5, PICTURES), dice.uniform(0, 1))
             kill_one(stage, victim, dice)
         assert run.wait(300) == 0, stage.log(counts)
-        if drivers:
+        if victim == "driver":
             again = set(seen(counts)[len(before) :])
             assert not again & done, "what was committed is not computed again"
     finally:

@@ -28,6 +28,7 @@ from segrec_batch.store.encode import image_id
 from segrec_batch.store.index import open_snapshot
 from tests.commands import exit_code
 from tests.feature_index import add_images, names, write_index
+from tests.job_server import JobServer
 from tests.s3 import new_bucket
 
 ROOT = Path(__file__).parents[1]
@@ -337,22 +338,23 @@ def test_the_command_prints_what_it_did(
 
 @pytest.mark.slow
 def test_a_bucket_holds_what_a_folder_would(
-    s3: dict[str, str], special: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: dict[str, str], special: str, tmp_path: Path
 ) -> None:
-    monkeypatch.delenv("RAY_ADDRESS")  # its workers know nothing of this S3
     output = f"{new_bucket()}/out"
 
     def job(output: object, *options: str) -> None:
-        arguments = [*command(special, output), *options]
-        subprocess.run(arguments, cwd=ROOT, capture_output=True, timeout=300, check=True)
+        _, *arguments = command(special, output)
+        done = jobs.run(*arguments, *options)
+        assert done.code == 0, done.err
 
-    job(tmp_path)
-    job(output)
-    assert in_bucket(output) == contents_of(tmp_path)
-    storage.delete([f"{output}/class=car/part-000001.parquet", f"{output}/_SUCCESS"])
-    job(output)
-    assert in_bucket(output) == contents_of(tmp_path)
-    job(output, "--keep-copies", "--overwrite")
+    with JobServer(**s3) as jobs:  # workers of another Ray know nothing of this S3
+        job(tmp_path)
+        job(output)
+        assert in_bucket(output) == contents_of(tmp_path)
+        storage.delete([f"{output}/class=car/part-000001.parquet", f"{output}/_SUCCESS"])
+        job(output)
+        assert in_bucket(output) == contents_of(tmp_path)
+        job(output, "--keep-copies", "--overwrite")
     assert in_bucket(output).keys() == contents_of(tmp_path).keys()
     assert in_bucket(output) != contents_of(tmp_path)
 
@@ -362,14 +364,21 @@ def in_bucket(output: str) -> dict[str, bytes]:
     return {uri.removeprefix(f"{output}/"): storage.read_bytes(uri) for uri in files}
 
 
+@pytest.fixture(scope="module")
+def whole(special: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a job writes that nobody disturbs."""
+    output = tmp_path_factory.mktemp("whole")
+    subprocess.run(command(special, output), cwd=ROOT, capture_output=True, timeout=300, check=True)
+    return output
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_killed_job_ends_as_if_nothing_had_happened(
-    special: str, tmp_path: Path, seed: int
+    special: str, whole: Path, tmp_path: Path, seed: int
 ) -> None:
     dice = random.Random(seed)  # noqa: S311
-    whole, output = tmp_path / "whole", tmp_path / "out"
-    subprocess.run(command(special, whole), cwd=ROOT, capture_output=True, timeout=300, check=True)
+    output = tmp_path / "out"
     parts = len(list((whole / "class=car").iterdir()))
     for _ in range(2):
         job = subprocess.Popen(command(special, output), cwd=ROOT, stderr=subprocess.DEVNULL)

@@ -28,7 +28,7 @@ from tests.builders import smooth_pixels, tiny_model
 ROOT = Path(__file__).parents[1]
 BATCH = 4
 SECONDS = 0.1  # per picture, of the stand-in for the model
-BATCHES = 20  # of a node
+BATCHES = 14  # of a node
 PICTURES = 3 * BATCHES * BATCH
 FAIR = 0.7  # of what so many nodes could do
 
