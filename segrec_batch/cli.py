@@ -2,11 +2,19 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segrec_batch import __version__, cli_feedback, console, messages
-from segrec_batch.cli_files import INDEX, add_query_image, asked_image, contact_sheet, put
+from segrec_batch.cli_files import (
+    INDEX,
+    add_criteria,
+    asked_image,
+    contact_sheet,
+    given_criteria,
+    put,
+)
 from segrec_batch.errors import InputError
 
 if TYPE_CHECKING:
@@ -73,45 +81,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def _add_query(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--index", required=True, metavar="INDEX", help=INDEX)
-    add_query_image(parser)
-    add("--class", dest="cls", metavar="CLASS", help="compare regions of this class, not images")
-    add(
-        "--coverage",
-        nargs=2,
-        type=float,
-        default=(0.0, 1.0),
-        metavar=("LOW", "HIGH"),
-        help="only images in which the class fills this share, e.g. 0.29 0.96",
-    )
-    add(
-        "--scope",
-        default="region",
-        choices=("region", "image"),
-        help="with --class: compare its regions, or whole images that have it (default: region)",
-    )
-    add(
-        "--epsilon",
-        type=float,
-        metavar="E",
-        help="only images with at most this semantic distance, 0 to 2: the sum over all classes "
-        "of the difference in coverage",
-    )
+    add_criteria(parser)
     add("--penalise", action="store_true", help="with --epsilon: put the others last, keep them")
-    add(
-        "--method",
-        default="pearson",
-        metavar="M",
-        help="what to rank by: pearson, cosine, euclidean or dot of features, the name of a "
-        "descriptor of the index, e.g. texture, or NAME-METRIC, e.g. pca-cosine (default: pearson)",
-    )
     add(
         "--rerank",
         choices=("mask_iou", "foreground_iou"),
         help="order the first --depth by overlap of the masks, class by class or of all foreground",
     )
     add("--depth", type=int, default=100, metavar="N", help="for --rerank (default: 100)")
-    add("--keep-copies", action="store_true", help="show pictures of the same bytes each")
-    add("-k", type=int, default=10, help="how many (default: 10)")
     add(
         "--format",
         default="table",
@@ -119,8 +96,6 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
         help="html and png are contact sheets (default: table)",
     )
     add("--output", metavar="FILE", help="write there, not to stdout")
-    add("--version", type=int, metavar="N", help="ask an older version of the index")
-    add("--device", default="cpu", help="for --image: cpu, cuda or auto (default: cpu)")
     add("--explain", action="store_true", help="say how much the query read")
     parser.set_defaults(run=run_query)
 
@@ -161,23 +136,11 @@ def _add_scenes(parser: argparse.ArgumentParser) -> None:
 
 def run_query(a: argparse.Namespace) -> None:
     """`segrec query`."""
-    from segrec_batch.query.criteria import Criteria
     from segrec_batch.query.database import open_index
     from segrec_batch.query.recommend import Recommender
     from segrec_batch.query.work import last_work, watch
 
-    criteria = Criteria(
-        cls=a.cls,
-        coverage=tuple(a.coverage),
-        k=a.k,
-        scope=a.scope,
-        epsilon=a.epsilon,
-        penalise=a.penalise,
-        rerank=a.rerank,
-        depth=a.depth,
-        distinct_content=not a.keep_copies,
-        method=a.method,
-    )
+    criteria = replace(given_criteria(a), penalise=a.penalise, rerank=a.rerank, depth=a.depth)
     recommender = Recommender(open_index(a.index, a.version))
     if a.explain:
         watch(recommender.database.connection)

@@ -5,7 +5,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from segrec_batch import console, messages, storage
-from segrec_batch.cli_files import INDEX, add_query_image, asked_image, contact_sheet, put
+from segrec_batch.cli_files import (
+    INDEX,
+    add_criteria,
+    asked_image,
+    contact_sheet,
+    given_criteria,
+    put,
+)
 from segrec_batch.errors import IndexStateError, InputError
 
 if TYPE_CHECKING:
@@ -61,21 +68,7 @@ def _add_start(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument
     add("--index", required=True, metavar="INDEX", help=INDEX)
-    add_query_image(parser)
-    add("--class", dest="cls", metavar="CLASS", help="compare regions of this class, not images")
-    add(
-        "--coverage",
-        nargs=2,
-        type=float,
-        default=(0.0, 1.0),
-        metavar=("LOW", "HIGH"),
-        help="only images in which the class fills this share, e.g. 0.29 0.96",
-    )
-    add("--scope", default="region", choices=("region", "image"), help="as of segrec query")
-    add("--epsilon", type=float, metavar="E", help="as of segrec query")
-    add("--method", default="pearson", help="as of segrec query (default: pearson)")
-    add("-k", type=int, default=10, help="how many a round (default: 10)")
-    add("--keep-copies", action="store_true", help="show pictures of the same bytes each")
+    add_criteria(parser)
     add("--keep-marked", action="store_true", help="show marked images again")
     standard = Weights()
     for name, text in (
@@ -92,8 +85,6 @@ def _add_start(parser: argparse.ArgumentParser) -> None:
         default=standard.c,
         help=f"of the SVM (default: {standard.c:g})",
     )
-    add("--version", type=int, metavar="N", help="ask an older version of the index")
-    add("--device", default="cpu", help="for --image: cpu, cuda or auto (default: cpu)")
     add("--overwrite", action="store_true", help="begin anew where there is a session already")
 
 
@@ -131,21 +122,12 @@ def run_start(a: argparse.Namespace) -> None:
     from segrec_batch.feedback.refine import Weights
     from segrec_batch.feedback.rounds import start
     from segrec_batch.feedback.session import write
-    from segrec_batch.query.criteria import Criteria
     from segrec_batch.query.database import open_index
     from segrec_batch.query.recommend import Recommender
 
     if not a.overwrite and _taken(a.session):
         raise InputError(f"{a.session} is there already; go on with mark, or say --overwrite")
-    criteria = Criteria(
-        cls=a.cls,
-        coverage=tuple(a.coverage),
-        k=a.k,
-        scope=a.scope,
-        epsilon=a.epsilon,
-        distinct_content=not a.keep_copies,
-        method=a.method,
-    )
+    criteria = given_criteria(a)
     recommender = Recommender(open_index(a.index, a.version))
     session = start(
         recommender,

@@ -1,4 +1,4 @@
-"""What the commands of `segrec` have in common: the image asked with, and where answers go."""
+"""What the commands of `segrec` have in common: what is asked for, and where answers go."""
 
 import argparse
 import sys
@@ -18,12 +18,61 @@ INDEX = "folder of the index (local or s3://), or a query cache"
 _BINARY = ("parquet", "png")
 
 
-def add_query_image(parser: argparse.ArgumentParser) -> None:
-    """The arguments of which one names the image asked with."""
+def add_criteria(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which images are asked for: like which one, judged by what."""
+    add = parser.add_argument
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--image", metavar="FILE", help="a new picture: path, URI, or - for stdin")
     asked.add_argument("--image-id", metavar="ID", help="an image of the index, by id")
     asked.add_argument("--uri", metavar="URI", help="an image of the index, by path or URI")
+    add("--class", dest="cls", metavar="CLASS", help="compare regions of this class, not images")
+    add(
+        "--coverage",
+        nargs=2,
+        type=float,
+        default=(0.0, 1.0),
+        metavar=("LOW", "HIGH"),
+        help="only images in which the class fills this share, e.g. 0.29 0.96",
+    )
+    add(
+        "--scope",
+        default="region",
+        choices=("region", "image"),
+        help="with --class: compare its regions, or whole images that have it (default: region)",
+    )
+    add(
+        "--epsilon",
+        type=float,
+        metavar="E",
+        help="only images with at most this semantic distance, 0 to 2: the sum over all classes "
+        "of the difference in coverage",
+    )
+    add(
+        "--method",
+        default="pearson",
+        metavar="M",
+        help="what to rank by: pearson, cosine, euclidean or dot of features, the name of a "
+        "descriptor of the index, e.g. texture, or NAME-METRIC, e.g. pca-cosine (default: pearson)",
+    )
+    add("--keep-copies", action="store_true", help="show pictures of the same bytes each")
+    add("-k", type=int, default=10, help="how many (default: 10)")
+    add("--version", type=int, metavar="N", help="ask an older version of the index")
+    add("--device", default="cpu", help="for --image: cpu, cuda or auto (default: cpu)")
+
+
+def given_criteria(a: argparse.Namespace) -> "Criteria":
+    """What these arguments ask for."""
+    from segrec_batch.query.criteria import Criteria
+
+    return Criteria(
+        cls=a.cls,
+        coverage=tuple(a.coverage),
+        k=a.k,
+        scope=a.scope,
+        epsilon=a.epsilon,
+        distinct_content=not a.keep_copies,
+        method=a.method,
+    )
 
 
 def asked_image(

@@ -175,8 +175,8 @@ def test_few_pictures_in_a_folder() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"grey": "maybe"}, "localised: grey=maybe; there are yes and no"),
-        ({"category": "place"}, "localised: category=place; there are class and folder"),
+        ({"grey": "maybe"}, "grey=maybe; there are yes and no"),
+        ({"category": "place"}, "category=place; there are class and folder"),
         ({"gray": "no"}, "no argument 'gray' here; there are weights, dtype, grey, category"),
     ],
 )

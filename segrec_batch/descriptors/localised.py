@@ -37,7 +37,7 @@ def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
     given = chosen(arguments, weights="imagenet", dtype="float32", grey="yes", category="class")
     for name, known in (("grey", ("yes", "no")), ("category", ("class", "folder"))):
         if given[name] not in known:
-            raise InputError(f"localised: {name}={given[name]}; there are {' and '.join(known)}")
+            raise InputError(f"{name}={given[name]}; there are {' and '.join(known)}")
     settings, state = networks.fitted(RESNET50, given["weights"], given["dtype"])
     found, tensors = _categories(given["category"], samples)
     return Parameters({**settings, "grey": given["grey"] == "yes", **found}, {**state, **tensors})
