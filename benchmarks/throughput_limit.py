@@ -69,6 +69,7 @@ def _pictures(case: Case, device: str) -> Tensor:
 
 
 @torch.inference_mode()
+@full_float32()
 def _rate(network: nn.Module, pictures: Tensor, size: int) -> tuple[float, float]:
     """Pictures/s of forwards over all pictures, warm; CPU seconds of a picture."""
     batches = pictures.split(size)
@@ -77,8 +78,7 @@ def _rate(network: nn.Module, pictures: Tensor, size: int) -> tuple[float, float
     done, spent, start = 0, time.process_time(), time.perf_counter()
     while time.perf_counter() - start < SECONDS:
         for batch in batches:
-            with full_float32():
-                network(batch)
+            network(batch)
             done += len(batch)
             if pictures.device.type == "cpu" and time.perf_counter() - start > SECONDS:
                 break

@@ -76,7 +76,8 @@ def test_rows_keep_their_order_and_failures_pass_untouched(
             np.testing.assert_allclose(row["feature"], alone.feature[0], rtol=1e-3, atol=1e-5)
             assert row["mask_shape"] == list(alone.masks[0].shape)
             mask = np.frombuffer(row["mask"], np.uint8)
-            assert (mask == alone.masks[0].ravel()).mean() > 0.999  # batches round
+            same = (mask == alone.masks[0].ravel()).mean()
+            assert same == 1 if device == "cpu" else same > 0.999  # on GPUs batches round
     assert max(rows[-1]["mask_shape"]) == 1024
 
 
@@ -174,4 +175,4 @@ def test_a_gpu_that_runs_out_of_memory_goes_on_with_less(tmp_path: Path) -> None
     assert stage.at_once < count
     (labels,) = (np.frombuffer(text, np.uint8) for text in one["labels"].to_pylist())
     for text in found["labels"].to_pylist():
-        assert (np.frombuffer(text, np.uint8) == labels).mean() > 0.99  # batches round
+        assert (np.frombuffer(text, np.uint8) == labels).mean() > 0.999  # batches round

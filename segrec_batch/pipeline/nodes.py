@@ -35,7 +35,7 @@ def resources(device: str, gpus: int | None = None, wait: float = 0) -> Resource
     first one it waits up to `wait` seconds. Raises DeviceError if the cluster lacks the device.
     """
     if gpus:
-        await_gpu(gpus, wait)
+        _await_gpu(gpus, wait)
     gpus = gpus or _gpus()
     if gpus and device != "cpu":
         return Resources("cuda", gpus, 0, None)
@@ -55,7 +55,7 @@ def resources(device: str, gpus: int | None = None, wait: float = 0) -> Resource
     return Resources("cpu", len(nodes), max(cores - 1, _LEAST_CPUS), cores)
 
 
-def await_gpu(number: int, seconds: float) -> None:
+def _await_gpu(number: int, seconds: float) -> None:
     """Ask for `number` GPUs; returns as soon as the cluster has any.
 
     Raises DeviceError if it has none after `seconds`; without RAY_ADDRESS, when the cluster is one

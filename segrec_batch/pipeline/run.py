@@ -4,7 +4,7 @@ import datetime as dt
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -199,7 +199,9 @@ def _describe(publisher: Publisher, execution: Execution, retry: bool) -> None:
     clock = time.monotonic()
     say(f"descriptors: {', '.join(d.name for d in base.spec.descriptors)}")
     device = _device(base, execution)
-    with _meter("vectors added", sum(missing.values())) as meter, _kept(publisher):
+    total = sum(missing.values())
+    meter = ProgressMeter("vectors added", total)
+    with meter if total else nullcontext(), _kept(publisher):
         for part, added in describe(base, parts, device, account.run_id, retry):
             meter.advance(publisher.move(part, added))
             publisher.publish_every(execution.commit_seconds)
@@ -217,11 +219,6 @@ def _device(base: Snapshot, execution: Execution) -> str:
     images, names = base.rows("images"), on_device(base.spec)
     lacks = (d.name in names and base.vectors(d.id) < images for d in base.spec.descriptors)
     return device if any(lacks) else "cpu"
-
-
-def _meter(what: str, total: int) -> AbstractContextManager[ProgressMeter]:
-    meter = ProgressMeter(what, total)
-    return meter if total else nullcontext(meter)
 
 
 def _say_device(where: nodes.Resources, execution: Execution) -> None:
