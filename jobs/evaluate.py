@@ -25,8 +25,13 @@ from segrec_batch.evaluate.segmentation.judge import judge as judge_segmentation
 from segrec_batch.evaluate.segmentation.rivals import RIVALS, RivalSettings
 from segrec_batch.evaluate.segmentation.run import segmentation_report
 from segrec_batch.evaluate.segmentation.study import Settings as Segmentation
+from segrec_batch.options import report_engine
 from segrec_batch.query.methods import OF_VECTORS
-from segrec_batch.train.arguments import add_training_arguments, training_settings
+from segrec_batch.train.arguments import (
+    add_training_arguments,
+    training_engine,
+    training_settings,
+)
 from segrec_batch.train.mask_rcnn import MaskRcnnSettings
 from segrec_batch.train.unet import UNetSettings
 
@@ -150,6 +155,8 @@ def segmentation(a: argparse.Namespace) -> None:
         seed=a.seed,
         device=a.device,
     )
+    engine = training_engine(a)
+    report_engine(engine)
     settings = Segmentation(
         images=a.images,
         masks=a.masks,
@@ -158,9 +165,9 @@ def segmentation(a: argparse.Namespace) -> None:
         test_images=a.test_images,
         test_masks=a.test_masks,
         weights=a.backbone_weights,
-        training=training_settings(a),
+        training=training_settings(a, engine),
         groups=a.groups,
-        device=a.device,
+        engine=engine,
         seed=a.seed,
     )
     _write(segmentation_report(settings, rivals.rivals()), a.report)

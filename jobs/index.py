@@ -5,6 +5,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from segrec_batch import console, messages
+from segrec_batch.options import add_engine_options
 
 if TYPE_CHECKING:  # it imports Ray, which --help need not wait for
     from segrec_batch.pipeline.account import Account
@@ -74,6 +75,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="S",
         help="how long to wait for the first of --gpus (default: 1800)",
     )
+    add_engine_options(parser)
     add("--batch-size", type=console.count, default=32, metavar="N", help="pictures (default: 32)")
     add(
         "--commit-seconds",
@@ -101,7 +103,9 @@ def main(a: argparse.Namespace) -> None:
         for line in dry_run(request, a.model, a.index, a.drop_descriptors):
             print(line)
         return
-    execution = Execution(a.device, a.batch_size, a.commit_seconds, a.gpus, a.wait)
+    execution = Execution(
+        a.device, a.batch_size, a.commit_seconds, a.gpus, a.wait, a.engine, a.precision
+    )
     account, snapshot = index_pictures(
         request, a.model, a.index, execution, a.rebuild, a.drop_descriptors
     )
@@ -168,6 +172,8 @@ def overall(account: "Account") -> list[list[str]]:
     """The speed of the run, and whether the model had enough to do."""
     seconds, read = account.seconds["process"], account.cost["bytes_read"] / 1e6
     rows = [["images/s, Ray's start included", f"{account.processed / seconds:,.1f}"]]
+    if account.engine:
+        rows.append(["engine", str(account.engine)])
     if account.starved is not None:
         rows.append(["of its time the model waited", f"{account.starved:.0%}"])
     rows.append(["read", f"{read:,.1f} MB, {read / seconds:,.1f} MB/s"])

@@ -5,7 +5,12 @@ import sys
 
 from segrec_batch import messages, storage
 from segrec_batch.model.backbone import load_weights
-from segrec_batch.train.arguments import add_training_arguments, training_settings
+from segrec_batch.options import report_engine
+from segrec_batch.train.arguments import (
+    add_training_arguments,
+    training_engine,
+    training_settings,
+)
 from segrec_batch.train.labelled import load_classes, pair
 from segrec_batch.train.run import train
 
@@ -40,12 +45,14 @@ def parse_arguments() -> argparse.Namespace:
 
 def main(a: argparse.Namespace) -> None:
     """Run the job."""
-    settings = training_settings(a)
     classes = load_classes(a.classes)
     images = pair(a.images, a.masks, a.groups)
+    engine = training_engine(a, len(images))
+    report_engine(engine)
+    settings = training_settings(a, engine)
     weights = load_weights(a.backbone_weights)
     groups = len({item.group for item in images})
-    messages.say(f"{len(images)} labelled pictures in {groups} groups, on {settings.device}")
+    messages.say(f"{len(images)} labelled pictures in {groups} groups")
     model = train(images, classes, weights, settings)
     model.save(a.output)
     if model.spec.notice:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from segrec_batch import console, messages, storage
 from segrec_batch.errors import InputError
+from segrec_batch.model.engines import choose_engine
+from segrec_batch.options import add_engine_options
 
 if TYPE_CHECKING:
     from segrec_batch.model.spec import ModelSpec
@@ -58,6 +60,7 @@ def add_criteria(parser: argparse.ArgumentParser) -> None:
     add("-k", type=int, default=10, help="how many (default: 10)")
     add("--version", type=int, metavar="N", help="ask an older version of the index")
     add("--device", default="cpu", help="for --image: cpu, cuda or auto (default: cpu)")
+    add_engine_options(parser)
 
 
 def given_criteria(a: argparse.Namespace) -> "Criteria":
@@ -80,10 +83,23 @@ def asked_image(
 ) -> "QueryImage":
     """The image that these arguments name. Raises InputError."""
     if a.image is not None:
-        return recommender.new_picture(a.image, _read(a.image), criteria, a.device)
+        content = _read(a.image)
+        engine = choose_engine(a.engine, a.precision, _device(a.device))
+        if engine.warning:
+            messages.say(engine.warning, "warning")
+        return recommender.new_picture(a.image, content, criteria, engine)
     if a.image_id is not None:
         return recommender.indexed_image("image_id", a.image_id)
     return recommender.indexed_image("uri", storage.absolute(a.uri))
+
+
+def _device(name: str) -> str:
+    """Return a device that exists. Raises DeviceError."""
+    if name == "cpu":
+        return name
+    from segrec_batch.model.device import resolve_device  # imports torch, which takes seconds
+
+    return resolve_device(name)
 
 
 def _read(image: str) -> bytes:

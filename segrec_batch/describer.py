@@ -77,15 +77,23 @@ def read_pixels(names: Sequence[str]) -> bool:
 
 
 @lru_cache(maxsize=2)
-def load(bundle: str, names: tuple[str, ...], device: str) -> list[Loaded]:
-    """Some descriptors of a bundle, once in a process. Raises ModelError."""
+def load(
+    bundle: str, names: tuple[str, ...], device: str, precision: str = "float32"
+) -> list[Loaded]:
+    """Load some descriptors of a bundle, once in a process. Raises ModelError.
+
+    precision: of those that are networks.
+    """
     spec = read_spec(bundle)[0]
     classes = len(spec.all_classes)
-    return [
-        Loaded(d.id, _kind(d.name)(_parameters(bundle, d), classes, device), classes)
-        for d in spec.descriptors
-        if d.name in names
-    ]
+    loaded = []
+    for d in spec.descriptors:
+        if d.name in names:
+            kind = _kind(d.name)
+            more = {"precision": precision} if kind.on_device else {}
+            descriptor = kind(_parameters(bundle, d), classes, device, **more)
+            loaded.append(Loaded(d.id, descriptor, classes))
+    return loaded
 
 
 def _parameters(bundle: str, descriptor: DescriptorSpec) -> Parameters:

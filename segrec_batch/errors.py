@@ -9,7 +9,8 @@ SegrecError                what every command catches, prints and turns into exi
 │                          throttling; try again later
 ├── ClusterError           Ray cannot be joined, gave the run up, or it hangs
 ├── DriftError             an index changed more than its thresholds allow
-└── DeviceError            a device was asked for and is not there
+├── DeviceError            a device was asked for and is not there
+└── EngineError            an engine or a precision was asked for that does not exist here
 
 PictureError is not among them: a bad picture is data. It becomes a row of `failures`.
 """
@@ -49,6 +50,10 @@ class DriftError(SegrecError):
 
 class DeviceError(SegrecError):
     """The device asked for is not available."""
+
+
+class EngineError(SegrecError):
+    """The engine or precision asked for does not exist on this machine."""
 
 
 class PictureError(Exception):

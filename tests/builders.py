@@ -17,11 +17,11 @@ from PIL import Image
 
 import segrec_batch
 from segrec_batch.model import describe
+from segrec_batch.model.architecture import Tap
 from segrec_batch.model.backbone import Backbone, Weights, load_weights
 from segrec_batch.model.bundle import Model
-from segrec_batch.model.head import Tap
-from segrec_batch.model.segmenter import Normalise
-from segrec_batch.model.spec import ModelSpec
+from segrec_batch.model.spec import ModelSpec, Scaling
+from segrec_batch.model.torch_engine import Normalise
 from segrec_batch.train.labelled import Classes, LabelledImage
 
 Pixels = NDArray[np.uint8]
@@ -76,7 +76,7 @@ def random_backbone(layers: tuple[str, ...], seed: int = 0) -> Backbone:
 def random_maps(pixels: Pixels, layers: Iterable[str], seed: int = 0) -> dict[str, torch.Tensor]:
     """float32 feature maps of uint8 (B, H, W, 3) pictures with `random:SEED` weights."""
     weights = random_weights(seed)
-    normalise = Normalise(True, weights.mean, weights.std, "float32")
+    normalise = Normalise(Scaling(True, weights.mean, weights.std))
     backbone = random_backbone(tuple(dict.fromkeys(layers)), seed)
     with torch.inference_mode():
         maps: dict[str, torch.Tensor] = backbone(normalise(torch.from_numpy(pixels)))
@@ -85,7 +85,6 @@ def random_maps(pixels: Pixels, layers: Iterable[str], seed: int = 0) -> dict[st
 
 @cache
 def tiny_model(
-    dtype: str = "float32",
     taps: tuple[str, ...] = TAPS,
     components: tuple[int, ...] = (0, 1, 0, 2),
     minmax: bool = True,
@@ -94,17 +93,17 @@ def tiny_model(
     weights, parsed = random_weights(), [Tap.parse(t) for t in taps]
     generator = torch.Generator().manual_seed(1)
     maps = random_maps(smooth_batch(4, seed=9), [t.layer for t in parsed])
-    head: dict[str, torch.Tensor] = {}
+    head: dict[str, NDArray[Any]] = {}
     bias = torch.zeros(len(components))
     for tap in parsed:
         width = tap.source.channels
         svm = torch.randn(len(components), width, generator=generator) / width**0.5
         svm -= svm.mean(dim=0)
-        head[f"svm.{tap}"] = svm
+        head[f"svm.{tap}"] = svm.numpy()
         bias -= svm @ maps[tap.layer].mean(dim=(0, 2, 3))  # centred: no SVM always wins
-    head["svm.bias"] = bias
-    head["sign_bits.centre"] = torch.zeros(512)
-    head["sign_bits.rotation"] = describe.random_rotation(512)
+    head["svm.bias"] = bias.numpy()
+    head["sign_bits.centre"] = np.zeros(512, np.float32)
+    head["sign_bits.rotation"] = describe.random_rotation(512).numpy()
     spec = ModelSpec(
         classes=tuple(f"class_{k}" for k in range(1, max(components) + 1)),
         taps=tuple(map(str, parsed)),
@@ -115,9 +114,8 @@ def tiny_model(
         weights=weights.origin,
         weights_fingerprint=weights.fingerprint,
         minmax=minmax,
-        dtype=dtype,
     )
-    return Model(spec, head, weights.state)
+    return Model(spec, head, weights.arrays)
 
 
 def uris(index: str, table: str = "images", version: int | None = None) -> list[str]:

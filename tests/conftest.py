@@ -45,7 +45,6 @@ def model(scenes: Path) -> Model:
         layers=("conv4_3,conv5_3",),
         c=(1.0,),
         shapes=shapes_of_size(128),
-        dtype="float32",
         sampling=Sampling(positions=100),
     )
     images = pair(str(scenes / "images"), str(scenes / "masks"))

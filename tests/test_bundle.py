@@ -2,21 +2,19 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.numpy import save_file
 
 from segrec_batch.errors import ModelError
-from segrec_batch.model.backbone import fingerprint
-from segrec_batch.model.bundle import Model, load_model
-from segrec_batch.model.segmenter import Segmenter
+from segrec_batch.model.bundle import Array, Model, fingerprint, load_model
+from segrec_batch.model.engines import EngineChoice, load_segmenter
 from segrec_batch.model.spec import FORMAT, DescriptorSpec, ModelSpec, check_class_names
 from tests.builders import quick, smooth_batch, tiny_model
 
@@ -32,7 +30,6 @@ CHANGES: dict[str, Any] = {
     "weights": "imagenet",
     "weights_fingerprint": "0" * 64,
     "minmax": False,
-    "dtype": "float32",
     "backbone": "vgg19",
     "training": {"images": 2},
 }
@@ -42,17 +39,20 @@ APART = {*PROVENANCE, "descriptors"}  # which have identities of their own
 
 def _small() -> Model:
     """A model of few bytes; its backbone is only for keeping."""
-    backbone = {"0.weight": torch.arange(6.0).reshape(2, 3), "0.bias": torch.zeros(2)}
+    backbone = {
+        "0.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "0.bias": np.zeros(2, np.float32),
+    }
     spec = ModelSpec(
         classes=("car", "person"), taps=("conv1_1",), components=(0, 1, 2),
         shapes=((64, 96), (96, 64)), mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3),
         weights="random:0", weights_fingerprint=fingerprint(backbone), training={"images": 1},
     )  # fmt: skip
     head = {
-        "svm.conv1_1": torch.linspace(-1, 1, 12).reshape(3, 4),
-        "svm.bias": torch.tensor([0.1, 0.2, 0.3]),
-        "sign_bits.centre": torch.linspace(0, 1, 4),
-        "sign_bits.rotation": torch.eye(4),
+        "svm.conv1_1": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4),
+        "svm.bias": np.array([0.1, 0.2, 0.3], np.float32),
+        "sign_bits.centre": np.linspace(0, 1, 4, dtype=np.float32),
+        "sign_bits.rotation": np.eye(4, dtype=np.float32),
     }
     return Model(spec, head, backbone)
 
@@ -63,9 +63,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+def _same(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
     return a.keys() == b.keys() and all(
-        a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a
+        a[k].dtype == b[k].dtype and np.array_equal(a[k], b[k]) for k in a
     )
 
 
@@ -77,12 +77,13 @@ def test_a_saved_model_comes_back_equal(folder: Path) -> None:
     assert _same(dict(again.backbone), dict(model.backbone))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_saved_model_computes_the_same(dtype: str, tmp_path: Path) -> None:
-    model, pictures = tiny_model(dtype), smooth_batch(2)
+@pytest.mark.parametrize("engine", ["ncnn", "torch"])
+def test_a_saved_model_computes_the_same(engine: str, tmp_path: Path) -> None:
+    model, pictures = tiny_model(), smooth_batch(2)
     model.save(str(tmp_path))
     sizes = [(100, 150)] * 2
-    a, b = Segmenter(model)(pictures, sizes), Segmenter(load_model(str(tmp_path)))(pictures, sizes)
+    choice = EngineChoice(engine, "float32")
+    a, b = (load_segmenter(m, choice)(pictures, sizes) for m in (model, load_model(str(tmp_path))))
     np.testing.assert_array_equal(a.masks, b.masks)
     np.testing.assert_array_equal(a.labels, b.labels)
     np.testing.assert_allclose(a.feature, b.feature, rtol=0, atol=1e-6)
@@ -112,14 +113,14 @@ def test_the_id_covers_each_field_that_changes_an_output(field: str) -> None:
 @pytest.mark.parametrize("name", list(_small().head))
 def test_the_id_covers_each_tensor_of_the_head(name: str) -> None:
     model = _small()
-    tensor = model.head[name].clone()
-    tensor.view(-1)[-1] += 1e-6
+    tensor = model.head[name].copy()
+    tensor.reshape(-1)[-1] += 1e-6
     head = {**model.head, name: tensor}
     assert Model(model.spec, head, model.backbone).model_id != model.model_id
 
 
 def _described(settings: dict[str, object], value: float) -> Model:
-    return _small().describing("pca", settings, {"mean": torch.full((3,), value)})
+    return _small().describing("pca", settings, {"mean": np.full(3, value, np.float32)})
 
 
 def test_a_descriptor_has_an_identity_of_its_own() -> None:
@@ -149,7 +150,7 @@ def test_descriptors_are_saved_and_checked(tmp_path: Path) -> None:
     assert back.bundle_id == model.bundle_id
     assert _same(dict(back.descriptors["pca"]), dict(model.descriptors["pca"]))
     assert back.descriptors["hog"] == {}
-    save_file({"mean": torch.zeros(3)}, tmp_path / "descriptor-pca.safetensors")
+    save_file({"mean": np.zeros(3, np.float32)}, tmp_path / "descriptor-pca.safetensors")
     with pytest.raises(ModelError, match="not those"):
         load_model(str(tmp_path))
     (tmp_path / "descriptor-pca.safetensors").unlink()
@@ -220,6 +221,14 @@ def test_another_format_is_refused(number: object, folder: Path) -> None:
     values = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps({**values, "format": number}))
     with pytest.raises(ModelError, match="format"):
+        load_model(str(folder))
+
+
+def test_bundle_of_format_2_says_the_way_out(folder: Path) -> None:
+    values = json.loads((folder / "model.json").read_text())
+    old = {**values, "format": 2, "dtype": "bfloat16"}  # precision was part of a model
+    (folder / "model.json").write_text(json.dumps(old))
+    with pytest.raises(ModelError, match=r"format 2.*train the model again.*a new --index"):
         load_model(str(folder))
 
 

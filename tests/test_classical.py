@@ -14,8 +14,9 @@ from sklearn.preprocessing import StandardScaler
 from segrec_batch.decode import shapes_of_size
 from segrec_batch.errors import InputError
 from segrec_batch.evaluate.segmentation.counts import count_pixels
-from segrec_batch.model.head import Tap
-from segrec_batch.model.segmenter import FeatureMaps, Normalise
+from segrec_batch.model.architecture import Tap
+from segrec_batch.model.spec import Scaling
+from segrec_batch.model.torch_engine import FeatureMaps, Normalise
 from segrec_batch.train import scorers
 from segrec_batch.train.classical import Classical, ClassicalSettings, fit_classical
 from segrec_batch.train.labelled import Classes, LabelledImage, load_classes, pair
@@ -38,8 +39,8 @@ def labelled(scenes: Path) -> tuple[list[LabelledImage], Classes]:
 
 def _fit(images: list[LabelledImage], classes: Classes) -> Classical:
     weights = random_weights()
-    normalise = Normalise(True, weights.mean, weights.std, "float32")
-    maps = FeatureMaps(weights.state, TAPS, normalise, "cpu")
+    normalise = Normalise(Scaling(True, weights.mean, weights.std))
+    maps = FeatureMaps(weights.state, [tap.layer for tap in TAPS], normalise, "cpu")
     samples = sample_images(images, classes, TAPS, SHAPES, maps, Sampling(80), iter)
     return fit_classical(samples, TAPS, maps, SHAPES, classes, SMALL)
 

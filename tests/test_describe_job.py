@@ -96,8 +96,8 @@ def test_what_is_refused(index: str, tmp_path: Path, capsys: pytest.CaptureFixtu
 )
 def test_the_grammar_of_an_addition(text: str) -> None:
     assert parse_addition("pca") == Addition("pca")
-    found = parse_addition("resnet50:weights=s3://b/a,b.pth,dtype=float32")
-    assert found == Addition("resnet50", {"weights": "s3://b/a,b.pth", "dtype": "float32"})
+    found = parse_addition("localised:weights=s3://b/a,b.pth,grey=no")
+    assert found == Addition("localised", {"weights": "s3://b/a,b.pth", "grey": "no"})
     with pytest.raises(InputError, match="write NAME or NAME:KEY=VALUE"):
         parse_addition(text)
 

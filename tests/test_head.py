@@ -14,9 +14,10 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from segrec_batch.errors import ModelError, SegrecError
-from segrec_batch.model.backbone import LAYERS
-from segrec_batch.model.head import LinearHead, Tap, resize
+from segrec_batch.model.architecture import LAYERS, Tap
+from segrec_batch.model.head import LinearHead, pool, resize
 from segrec_batch.train.run import Settings, _head_tensors
+from segrec_batch.model.torch_engine import as_tensors
 from segrec_batch.train.sample import cell_features
 from segrec_batch.train.svm import LinearSvm, Scaler, fit_svm
 from segrec_batch.train.tune import fit_all
@@ -66,7 +67,8 @@ def _sklearn(features: NDArray[np.float16], targets: NDArray[np.int64]) -> SGDCl
 def test_the_compiled_head_decides_as_the_fitted_svm(fitted: Fitted) -> None:
     tensors = _head_tensors(fitted.taps, fitted.svm.weights, fitted.svm.bias, torch.zeros(512))
     weights = {tap: tensors[f"svm.{tap}"] for tap in fitted.taps}
-    head = LinearHead(weights, tensors["svm.bias"], [0, 1, 2, 0])
+    bias = torch.from_numpy(tensors["svm.bias"])
+    head = LinearHead(as_tensors(weights), bias, [0, 1, 2, 0])
     compiled = head.decision(fitted.maps)
     assert compiled.shape == (4, 4, *GRID)
     for i in range(4):
@@ -129,7 +131,9 @@ def test_features_of_cells_are_those_of_resized_maps(size: tuple[int, int]) -> N
     h, w = maps["conv3_3"].shape[-2:]
     cells = np.random.default_rng(0).choice(h * w, 50)
     resized = [
-        F.interpolate(tap.pool(maps[tap.layer]), size=(h, w), mode="bilinear", align_corners=False)
+        F.interpolate(
+            pool(maps[tap.layer], tap.window), size=(h, w), mode="bilinear", align_corners=False
+        )
         for tap in taps
     ]
     expected = torch.cat(resized, dim=1).flatten(2)[0, :, cells].T
@@ -169,14 +173,17 @@ def test_pooling_commutes_with_the_one_by_one_convolution(window: int) -> None:
     weight = torch.randn(3, 16, 1, 1, generator=generator)
     tap = Tap("conv5_3", window)
     torch.testing.assert_close(
-        tap.pool(F.conv2d(x, weight)), F.conv2d(tap.pool(x), weight), rtol=1e-4, atol=1e-5
+        pool(F.conv2d(x, weight), tap.window),
+        F.conv2d(pool(x, tap.window), weight),
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
 @pytest.mark.parametrize("window", [1, 3, 11, 99])
 def test_a_window_is_averaged_inside_the_map(window: int) -> None:
     x = torch.rand(1, 2, 4, 6, generator=torch.Generator().manual_seed(0))
-    found, half = Tap("conv5_3", window).pool(x), window // 2
+    found, half = pool(x, window), window // 2
     for r, c in np.ndindex(4, 6):
         inside = x[..., max(0, r - half) : r + half + 1, max(0, c - half) : c + half + 1]
         torch.testing.assert_close(found[..., r, c], inside.mean(dim=(2, 3)))

@@ -177,7 +177,7 @@ def test_few_pictures_in_a_folder() -> None:
     [
         ({"grey": "maybe"}, "grey=maybe; there are yes and no"),
         ({"category": "place"}, "category=place; there are class and folder"),
-        ({"gray": "no"}, "no argument 'gray' here; there are weights, dtype, grey, category"),
+        ({"gray": "no"}, "no argument 'gray' here; there are weights, grey, category"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
@@ -192,7 +192,7 @@ def test_settings_say_how_it_was_made() -> None:
     )
     accuracy = fit_categories(features, names).accuracy
     assert found.settings == {
-        "weights": "random:0", "dtype": "float32", "grey": False,
+        "weights": "random:0", "grey": False,
         "category": "folder", "categories": ["place 0", "place 1"], "accuracy": accuracy,
     }  # fmt: skip
     assert found.tensors["categories.weights"].shape == (2, 16)

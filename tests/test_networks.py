@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from segrec_batch.descriptors import module
 from segrec_batch.errors import InputError, ModelError
+from segrec_batch.model.torch_engine import as_tensors
 from segrec_batch.operators import networks
 from tests.described import Learned, random_network, some_pictures
 
@@ -23,16 +24,14 @@ NAMES = ("alexnet", "resnet50")
 
 
 @cache
-def descriptor(name: str, device: str = "cpu", **settings: str) -> Any:
-    found = random_network(name)
-    parameters = type(found)({**found.settings, **settings}, found.tensors)
-    return module(name).Descriptor(parameters, 4, device)
+def descriptor(name: str, device: str = "cpu", precision: str = "float32") -> Any:
+    return module(name).Descriptor(random_network(name), 4, device, precision)
 
 
-def theirs(name: str, state: Mapping[str, Tensor]) -> nn.Module:
+def theirs(name: str, state: Mapping[str, NDArray[Any]]) -> nn.Module:
     """torchvision's whole model on the state, its classifier as it happens to be."""
     network: nn.Module = getattr(torchvision.models, name)(weights=None)
-    left_out = network.load_state_dict(dict(state), strict=False).missing_keys
+    left_out = network.load_state_dict(as_tensors(state), strict=False).missing_keys
     last = {"alexnet": "classifier.6.", "resnet50": "fc."}[name]
     assert all(n.startswith(last) or n.endswith("num_batches_tracked") for n in left_out)
     return network.eval()
@@ -89,7 +88,7 @@ def test_every_device_gives_the_vectors_of_the_cpu(name: str, device: str) -> No
 def test_bfloat16_is_near_float32(device: str) -> None:
     pictures = some_pictures(2)
     exact = descriptor("alexnet")(pictures).vectors
-    near = descriptor("alexnet", device, dtype="bfloat16")(pictures).vectors
+    near = descriptor("alexnet", device, "bfloat16")(pictures).vectors
     assert near.dtype == np.float32
     assert not np.array_equal(near, exact)
     cosine = (near * exact).sum(axis=1) / np.linalg.norm(near, axis=1)
@@ -99,22 +98,22 @@ def test_bfloat16_is_near_float32(device: str) -> None:
 def test_random_weights_repeat_and_leave_the_generator_alone() -> None:
     found = random_network("resnet50")
     before = torch.get_rng_state()
-    settings, state = networks.fitted(networks.RESNET50, "random:0", "float32")
+    settings, state = networks.fitted(networks.RESNET50, "random:0")
     assert torch.equal(torch.get_rng_state(), before)
-    assert settings == found.settings == {"weights": "random:0", "dtype": "float32"}
-    assert all(torch.equal(value, state[name]) for name, value in found.tensors.items())
+    assert settings == found.settings == {"weights": "random:0"}
+    assert all(np.array_equal(value, state[name]) for name, value in found.tensors.items())
     assert not any(name.startswith("fc.") for name in state)
 
 
 def test_a_state_dict_of_torchvision_is_read_without_its_classifier(tmp_path: Path) -> None:
     expected = random_network("resnet50").tensors
-    theirs_ = {n: t.half() if t.ndim else t for n, t in expected.items()}
+    theirs_ = {n: t.half() for n, t in as_tensors(expected).items()}
     theirs_ |= {"fc.weight": torch.zeros(7, 2048), "bn1.num_batches_tracked": torch.tensor(3)}
     torch.save(theirs_, tmp_path / "mine.pth")
     found = module("resnet50").fit({"weights": str(tmp_path / "mine.pth")}, Learned())
-    assert found.settings == {"weights": "mine.pth", "dtype": "float32"}
+    assert found.settings == {"weights": "mine.pth"}
     assert found.tensors.keys() == expected.keys()
-    assert all(torch.equal(v, theirs_[n].float()) for n, v in found.tensors.items())
+    assert all(np.array_equal(v, theirs_[n].float()) for n, v in found.tensors.items())
 
 
 @pytest.mark.parametrize(
@@ -128,7 +127,7 @@ def test_other_weights_are_refused(state: dict[str, Tensor], message: str, tmp_p
     path = str(tmp_path / "other.safetensors")
     save_file(state, path)
     with pytest.raises(ModelError, match=f"is not torchvision's ResNet-50: {message}"):
-        networks.fitted(networks.RESNET50, path, "float32")
+        networks.fitted(networks.RESNET50, path)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -137,8 +136,7 @@ def test_other_weights_are_refused(state: dict[str, Tensor], message: str, tmp_p
     [
         ({"weights": "random:x"}, ModelError, "write random:SEED"),
         ({"weights": "/nowhere.pth"}, ModelError, "weights /nowhere.pth cannot be read"),
-        ({"weights": "random:0", "dtype": "half"}, InputError, "dtype=half: there are bfloat16"),
-        ({"size": "32"}, InputError, "no argument 'size' here; there are weights, dtype"),
+        ({"size": "32"}, InputError, "no argument 'size' here; there are weights"),
     ],
 )
 def test_wrong_arguments_are_refused(

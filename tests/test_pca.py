@@ -47,7 +47,7 @@ def test_projections_are_those_of_scikit_learn_up_to_signs(dimension: int) -> No
     expected = PCA(dimension, svd_solver="full").fit(x.astype(np.float64))
     shares = found.settings["explained_variance_ratio"]
     np.testing.assert_allclose(shares, expected.explained_variance_ratio_, atol=1e-6)
-    components = found.tensors["components"].numpy()
+    components = found.tensors["components"]
     signs = np.sign((components * expected.components_).sum(axis=1))
     np.testing.assert_allclose(components, expected.components_ * signs[:, None], atol=1e-5)
     vectors = projected(found, new)
@@ -57,7 +57,7 @@ def test_projections_are_those_of_scikit_learn_up_to_signs(dimension: int) -> No
 
 def test_components_are_the_right_singular_vectors_with_their_signs_fixed() -> None:
     x = features()
-    components = fitted(x, 12).tensors["components"].numpy()
+    components = fitted(x, 12).tensors["components"]
     _, singular, rows = np.linalg.svd(x.astype(np.float64) - x.mean(axis=0, dtype=np.float64))
     np.testing.assert_allclose(np.abs((components * rows).sum(axis=1)), 1, atol=1e-5)
     largest = np.abs(components).argmax(axis=1)

@@ -16,7 +16,7 @@ from PIL import Image
 import segrec_batch
 from segrec_batch.errors import DeviceError, InputError
 from segrec_batch.model.bundle import Model, load_model
-from segrec_batch.model.segmenter import Segmenter
+from segrec_batch.model.engines import choose_engine, load_segmenter
 from segrec_batch.pipeline.plan import Request
 from segrec_batch.pipeline.run import Execution, index_pictures
 from segrec_batch.pipeline.schema import MANIFEST
@@ -83,7 +83,7 @@ def test_rows_are_what_the_model_says_of_the_picture(index: str, model: Model) -
         "SELECT uri, feature, mask, width, height FROM images ORDER BY uri LIMIT 1"
     ).fetchall()[0]
     pixels = np.asarray(Image.open(uri).resize((144, 112), Image.Resampling.BILINEAR))
-    found = Segmenter(model)(pixels[None].copy(), [(120, 160)])
+    found = load_segmenter(model, choose_engine())(pixels[None].copy(), [(120, 160)])
     np.testing.assert_allclose(feature, found.feature[0], rtol=1e-2, atol=1e-3)
     stored = np.asarray(Image.open(BytesIO(mask)))
     assert stored.shape == (height, width) == (120, 160)
@@ -118,7 +118,7 @@ def test_the_stages_run_without_ray(pictures: Path, model_dir: str, tmp_path: Pa
     rows += [vanished, huge, link]
     model = load_model(model_dir)
     decoded = decode_batch(pa.Table.from_pylist(rows, MANIFEST), model.spec.shapes)
-    segmented = SegmentBatch(model_dir, "cpu")(decoded)
+    segmented = SegmentBatch(model_dir, choose_engine())(decoded)
     receipts = write_batch(segmented, str(tmp_path), model.spec, model.model_id, "run").to_pylist()
     for receipt in receipts:
         written = tmp_path / receipt["table"] / receipt["path"]

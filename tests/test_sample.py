@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segrec_batch.decode import fit, open_rgb
 from segrec_batch.errors import InputError
-from segrec_batch.model.head import Tap
+from segrec_batch.model.architecture import Tap
 from segrec_batch.train.augment import KINDS
 from segrec_batch.train.labelled import VOID, Classes, LabelledImage
 from segrec_batch.train.run import Settings, train
@@ -174,8 +174,6 @@ def test_each_kind_and_copy_adds_a_variant(tmp_path: Path) -> None:
 def test_training_names_the_class_that_no_pixel_has(
     stripes: list[list[int]], absent: str, tmp_path: Path
 ) -> None:
-    settings = Settings(
-        layers=("conv1_1",), c=(1.0,), shapes=SHAPES, dtype="float32", sampling=Sampling(20)
-    )
+    settings = Settings(layers=("conv1_1",), c=(1.0,), shapes=SHAPES, sampling=Sampling(20))
     with pytest.raises(InputError, match=f"no labelled pixels of.*{absent}"):
         train(_images(tmp_path, stripes), CLASSES, random_weights(), settings)

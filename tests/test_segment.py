@@ -12,7 +12,8 @@ import torch
 
 from segrec_batch.errors import DeviceError
 from segrec_batch.model.bundle import Model
-from segrec_batch.model.segmenter import Segmenter
+from segrec_batch.model.engines import EngineChoice, load_segmenter
+from segrec_batch.model.torch_engine import TorchSegmenter
 from segrec_batch.pipeline.schema import DECODED, SEGMENTED
 from segrec_batch.pipeline.segment import SegmentBatch
 from tests.builders import smooth_pixels, tiny_model
@@ -24,13 +25,23 @@ SIZES = [(64, 96), (30, 20), (50, 60), (64, 96), (400, 300), (2000, 3000)]
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = str(tmp_path_factory.mktemp("bundle"))
-    tiny_model("float32").save(folder)
+    tiny_model().save(folder)
     return folder
 
 
+TORCH = EngineChoice("torch", "float32")
+
+
+@pytest.fixture(scope="module", params=["ncnn", "torch"])
+def engine(request: pytest.FixtureRequest, device: str) -> EngineChoice:
+    if (request.param, device) == ("ncnn", "cuda"):
+        pytest.skip("ncnn runs on CPUs")
+    return EngineChoice(request.param, "float32", device)
+
+
 @pytest.fixture
-def stage(bundle: str, device: str) -> SegmentBatch:
-    return SegmentBatch(bundle, device)
+def stage(bundle: str, engine: EngineChoice) -> SegmentBatch:
+    return SegmentBatch(bundle, engine)
 
 
 def decoded(seed: int = 0) -> pa.Table:
@@ -60,7 +71,7 @@ def alike(found: pa.Table, wanted: pa.Table) -> None:
 
 
 def test_rows_keep_their_order_and_failures_pass_untouched(
-    stage: SegmentBatch, device: str
+    stage: SegmentBatch, engine: EngineChoice
 ) -> None:
     table = decoded()
     rows = stage(table).to_pylist()
@@ -68,7 +79,7 @@ def test_rows_keep_their_order_and_failures_pass_untouched(
     assert rows[2] == dict.fromkeys(SEGMENTED.names) | {
         "uri": "broken.png", "stage": "decode", "reason": "not a picture"
     }  # fmt: skip
-    segmenter = Segmenter(tiny_model("float32"), device)
+    segmenter = load_segmenter(tiny_model(), engine)
     for row, source in zip(rows, table.to_pylist(), strict=True):
         if source["shape"]:
             pixels = np.frombuffer(source["pixels"], np.uint8).reshape(1, *source["shape"], 3)
@@ -77,20 +88,18 @@ def test_rows_keep_their_order_and_failures_pass_untouched(
             assert row["mask_shape"] == list(alone.masks[0].shape)
             mask = np.frombuffer(row["mask"], np.uint8)
             same = (mask == alone.masks[0].ravel()).mean()
-            assert same == 1 if device == "cpu" else same > 0.999  # on GPUs batches round
+            assert same == 1 if engine.device == "cpu" else same > 0.999  # on GPUs batches round
     assert max(rows[-1]["mask_shape"]) == 1024
 
 
 def test_pixels_go_on_only_where_a_descriptor_reads_them(
-    stage: SegmentBatch, device: str, tmp_path: Path
+    stage: SegmentBatch, engine: EngineChoice, tmp_path: Path
 ) -> None:
     assert stage(decoded())["pixels"].null_count == 7
-    described: Model = tiny_model("float32").describing(
-        "hog", {"cell": 8, "block": 2, "bins": 9}, {}
-    )
+    described: Model = tiny_model().describing("hog", {"cell": 8, "block": 2, "bins": 9}, {})
     described.save(str(tmp_path))
     table = decoded()
-    assert SegmentBatch(str(tmp_path), device)(table)["pixels"] == table["pixels"]
+    assert SegmentBatch(str(tmp_path), engine)(table)["pixels"] == table["pixels"]
 
 
 def test_two_calls_at_a_time_do_not_mix(stage: SegmentBatch) -> None:
@@ -112,16 +121,16 @@ def test_two_calls_at_a_time_do_not_mix(stage: SegmentBatch) -> None:
 def test_out_of_memory_halves_the_batch(
     bundle: str, bearable: int, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage, launch, sizes = SegmentBatch(bundle, "cpu"), Segmenter.launch, []
+    stage, launch, sizes = SegmentBatch(bundle, TORCH), TorchSegmenter.launch, []
     wanted = stage(decoded())
 
-    def limited(self: Segmenter, pixels: Any, masks: Any) -> Any:
+    def limited(self: TorchSegmenter, pixels: Any, masks: Any) -> Any:
         sizes.append(len(pixels))
         if len(pixels) > bearable:
             raise error
         return launch(self, pixels, masks)
 
-    monkeypatch.setattr(Segmenter, "launch", limited)
+    monkeypatch.setattr(TorchSegmenter, "launch", limited)
     alike(stage(decoded()), wanted)
     assert sizes == {1: [4, 2, 1, 1, 1, 1, 1, 1], 3: [4, 2, 2, 2]}[bearable]
 
@@ -132,9 +141,9 @@ def test_too_little_memory_for_one_picture_is_an_error(
     def exhausted(*_: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Segmenter, "launch", exhausted)
+    monkeypatch.setattr(TorchSegmenter, "launch", exhausted)
     with pytest.raises(DeviceError, match="too little memory for one picture"):
-        SegmentBatch(bundle, "cpu")(decoded())
+        SegmentBatch(bundle, TORCH)(decoded())
 
 
 def test_another_error_of_the_device_does_not_halve(
@@ -143,8 +152,8 @@ def test_another_error_of_the_device_does_not_halve(
     def broken(*_: Any) -> Any:
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
 
-    monkeypatch.setattr(Segmenter, "launch", broken)
-    stage = SegmentBatch(bundle, "cpu")
+    monkeypatch.setattr(TorchSegmenter, "launch", broken)
+    stage = SegmentBatch(bundle, TORCH)
     at_once = stage.at_once
     with pytest.raises(RuntimeError, match="no kernel image"):
         stage(decoded())
@@ -155,9 +164,9 @@ def test_another_error_of_the_device_does_not_halve(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_that_runs_out_of_memory_goes_on_with_less(tmp_path: Path) -> None:
     side, count = 512, 64
-    model = tiny_model("float32")
+    model = tiny_model()
     replace(model, spec=replace(model.spec, shapes=((side, side),))).save(str(tmp_path))
-    stage = SegmentBatch(str(tmp_path), "cuda")
+    stage = SegmentBatch(str(tmp_path), EngineChoice("torch", "float32", "cuda"))
     pixels = smooth_pixels(side, side).tobytes()
     row = {"shape": (side, side), "height": 64, "width": 64, "pixels": pixels}
     table = pa.Table.from_pylist([{**row, "uri": str(i)} for i in range(count)], DECODED)

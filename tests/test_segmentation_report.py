@@ -39,7 +39,6 @@ TRAINING = Training(
     layers=("conv3_3",),
     c=(1.0,),
     shapes=shapes_of_size(96),
-    dtype="float32",
     sampling=Sampling(positions=60, kinds=("flip",)),
 )
 

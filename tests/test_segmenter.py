@@ -1,6 +1,6 @@
-"""One forward pass: maps, counts and features that agree with each other."""
+"""One forward pass in every engine: maps, counts and features that agree with each other."""
 
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,45 +11,61 @@ from numpy.typing import NDArray
 
 from segrec_batch.decode import decode
 from segrec_batch.errors import DeviceError
-from segrec_batch.model.backbone import IMAGENET_MEAN, IMAGENET_STD
+from segrec_batch.model.architecture import IMAGENET_MEAN, IMAGENET_STD
 from segrec_batch.model.bundle import Model
+from segrec_batch.model.class_maps import normalise
 from segrec_batch.model.device import full_float32, resolve_device
-from segrec_batch.model.segmenter import Normalise, Segmentation, Segmenter
+from segrec_batch.model.engines import EngineChoice, load_segmenter
+from segrec_batch.model.ncnn_engine import NcnnSegmenter
+from segrec_batch.model.segmentation import Segmentation, Segmenter
+from segrec_batch.model.spec import Scaling
+from segrec_batch.model.torch_engine import Normalise, TorchSegmenter
 from tests.builders import random_maps, smooth_batch, smooth_pixels, tiny_model
 
 B, H, W, K = 4, 64, 96, 3
 PICTURES = smooth_batch(B, H, W)
+EXACT, ROUGH, NCNN = ("torch", "float32"), ("torch", "bfloat16"), ("ncnn", "float32")
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+Engine = tuple[str, str]
 
 
 @pytest.fixture(scope="module")
-def segmenters(device: str) -> dict[str, Segmenter]:
-    return {dtype: Segmenter(tiny_model(dtype), device) for dtype in ("float32", "bfloat16")}
+def segmenters(device: str) -> Mapping[Engine, Segmenter]:
+    engines = [EXACT, ROUGH, *([NCNN] if device == "cpu" else [])]
+    return {e: load_segmenter(tiny_model(), EngineChoice(*e, device)) for e in engines}
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def segmenter(request: pytest.FixtureRequest, segmenters: dict[str, Segmenter]) -> Segmenter:
+@pytest.fixture(scope="module", params=[EXACT, ROUGH, NCNN], ids=" ".join)
+def segmenter(request: pytest.FixtureRequest, segmenters: Mapping[Engine, Segmenter]) -> Segmenter:
+    if request.param not in segmenters:
+        pytest.skip("ncnn runs on CPUs")
     return segmenters[request.param]
 
 
 @pytest.fixture(scope="module")
 def found(segmenter: Segmenter) -> Segmentation:
-    result: Segmentation = segmenter(PICTURES)
-    return result
+    return segmenter(PICTURES)
 
 
 def scores(segmenter: Segmenter, pictures: NDArray[np.uint8]) -> torch.Tensor:
+    if isinstance(segmenter, NcnnSegmenter):
+        return torch.from_numpy(np.stack([segmenter.score(pixels)[1] for pixels in pictures]))
+    assert isinstance(segmenter, TorchSegmenter)
     with full_float32():
         found: torch.Tensor = segmenter.head(segmenter.maps(pictures))
     return found.cpu()
 
 
-def test_arithmetic_is_on_the_device(segmenter: Segmenter, device: str) -> None:
+@pytest.mark.parametrize("engine", [EXACT, ROUGH], ids=" ".join)
+def test_arithmetic_is_on_the_device(
+    engine: Engine, segmenters: Mapping[Engine, Segmenter], device: str
+) -> None:
+    segmenter = segmenters[engine]
+    assert isinstance(segmenter, TorchSegmenter)
     maps = segmenter.maps(PICTURES)
     assert {m.device.type for m in maps.values()} == {device}
-    assert {str(m.dtype).removeprefix("torch.") for m in maps.values()} == {
-        segmenter.model.spec.dtype
-    }
+    assert {str(m.dtype).removeprefix("torch.") for m in maps.values()} == {engine[1]}
 
 
 def test_shapes_and_types_are_as_documented(found: Segmentation) -> None:
@@ -78,11 +94,16 @@ def test_counts_regions_and_features_agree(found: Segmentation) -> None:
     assert (found.region_features[~absent].max(axis=1) > 0).all()
 
 
-def test_features_are_the_mean_of_the_deepest_maps(segmenters: dict[str, Segmenter]) -> None:
+def test_features_are_the_mean_of_the_deepest_maps(
+    segmenters: Mapping[Engine, Segmenter],
+) -> None:
     expected = random_maps(PICTURES, ["conv5_3"])["conv5_3"].mean(dim=(2, 3)).numpy()
-    exact, rough = (segmenters[d](PICTURES).feature for d in ("float32", "bfloat16"))
-    np.testing.assert_allclose(exact, expected, rtol=1e-4, atol=1e-6)
-    assert np.linalg.norm(rough - expected) / np.linalg.norm(expected) < 0.01
+    for engine, segmenter in segmenters.items():
+        feature = segmenter(PICTURES).feature
+        if engine == ROUGH:
+            assert np.linalg.norm(feature - expected) / np.linalg.norm(expected) < 0.01
+        else:
+            np.testing.assert_allclose(feature, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(H, W), (240, 320), (7, 5), (1, 200), (1, 1)])
@@ -110,7 +131,7 @@ def test_masks_do_not_depend_on_how_many_are_resized_together(
 ) -> None:
     sizes = [(50, 70), (50, 70), (50, 70), (8, 9)]
     together = segmenter(PICTURES, sizes).masks
-    monkeypatch.setattr("segrec_batch.model.segmenter._AT_ONCE", int(pictures * K * 50 * 70))
+    monkeypatch.setattr("segrec_batch.model.torch_engine._AT_ONCE", int(pictures * K * 50 * 70))
     for mask, alike in zip(segmenter(PICTURES, sizes).masks, together, strict=True):
         np.testing.assert_array_equal(mask, alike)
 
@@ -135,9 +156,9 @@ def test_a_picture_alone_gives_what_it_gives_in_a_batch(
         assert bits.sum() <= 5
 
 
-def test_bfloat16_labels_are_those_of_float32(segmenters: dict[str, Segmenter]) -> None:
+def test_bfloat16_labels_are_those_of_float32(segmenters: Mapping[Engine, Segmenter]) -> None:
     pictures = smooth_batch(12, H, W, seed=4)
-    exact, rough = (segmenters[d](pictures) for d in ("float32", "bfloat16"))
+    exact, rough = (segmenters[e](pictures) for e in (EXACT, ROUGH))
     assert (exact.labels == rough.labels).mean() >= 0.95  # measured 0.995 to 1
     assert (exact.common == rough.common).mean() >= 0.95  # measured 0.995 to 1
     bits = np.unpackbits((exact.sign_bits ^ rough.sign_bits).view(np.uint8), axis=1).sum(axis=1)
@@ -145,8 +166,7 @@ def test_bfloat16_labels_are_those_of_float32(segmenters: dict[str, Segmenter]) 
 
 
 def test_a_trained_head_says_the_same_in_bfloat16(model: Model, scenes: Path, device: str) -> None:
-    exact = Segmenter(replace(model, spec=replace(model.spec, dtype="float32")))
-    rough = Segmenter(replace(model, spec=replace(model.spec, dtype="bfloat16")), device)
+    exact, rough = TorchSegmenter(model), TorchSegmenter(model, device, "bfloat16")
     same = []
     for path in sorted((scenes / "images").rglob("*.jpg")):
         pixels = decode(path.read_bytes(), model.spec.shapes).pixels[None]
@@ -158,11 +178,11 @@ def test_a_trained_head_says_the_same_in_bfloat16(model: Model, scenes: Path, de
 def test_minmax_undoes_an_affine_change_of_brightness() -> None:
     pixels = smooth_batch(3)
     darker = np.rint(0.5 * pixels + 20).astype(np.uint8)
-    normalise = Normalise(True, IMAGENET_MEAN, IMAGENET_STD, "float32")
-    a, b = (normalise(torch.from_numpy(x)) for x in (pixels, darker))
+    scale = Normalise(Scaling(True, IMAGENET_MEAN, IMAGENET_STD))
+    a, b = (scale(torch.from_numpy(x)) for x in (pixels, darker))
     spread = int(np.ptp(darker, axis=(1, 2, 3)).min())
     assert (a - b).abs().max() < 1.5 / spread / min(IMAGENET_STD)  # rounding to whole values
-    plain = Normalise(False, IMAGENET_MEAN, IMAGENET_STD, "float32")
+    plain = Normalise(Scaling(False, IMAGENET_MEAN, IMAGENET_STD))
     c, d = (plain(torch.from_numpy(x)) for x in (pixels, darker))
     assert (c - d).abs().max() > 10 * (a - b).abs().max()
 
@@ -176,8 +196,11 @@ def test_normalisation_is_the_formula(minmax: bool) -> None:
         low, high = (f(pixels, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
         scaled = (pixels - low) / (high - low).astype(np.float64)
     expected = ((scaled - IMAGENET_MEAN) / IMAGENET_STD).transpose(0, 3, 1, 2)
-    found = Normalise(minmax, IMAGENET_MEAN, IMAGENET_STD, "float32")(torch.from_numpy(pixels))
+    scaling = Scaling(minmax, IMAGENET_MEAN, IMAGENET_STD)
+    found = Normalise(scaling)(torch.from_numpy(pixels))
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    for image, wanted in zip(pixels, expected, strict=True):
+        np.testing.assert_allclose(normalise(image, scaling), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [0, 1, 128, 255])
@@ -203,17 +226,17 @@ def _labels(segmenter: Segmenter) -> NDArray[np.uint8]:
 
 def test_the_minmax_field_is_obeyed() -> None:
     dark = (PICTURES // 8).astype(np.uint8)
-    scaled, plain = (Segmenter(tiny_model("float32", minmax=m)) for m in (True, False))
-    inputs = [s.normalise(torch.from_numpy(dark)).amax() for s in (scaled, plain)]
+    scaled, plain = (TorchSegmenter(tiny_model(minmax=m)) for m in (True, False))
+    inputs = [s.maps.normalise(torch.from_numpy(dark)).amax() for s in (scaled, plain)]
     assert inputs[0] > 1.5
     assert inputs[1] < 0
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_launching_waits_for_nothing(dtype: str) -> None:
-    segmenter, sizes = Segmenter(tiny_model(dtype), "cuda"), [(H, W)] * B
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_launching_waits_for_nothing(precision: str) -> None:
+    segmenter, sizes = TorchSegmenter(tiny_model(), "cuda", precision), [(H, W)] * B
     wanted = segmenter(PICTURES, sizes)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -229,7 +252,7 @@ def test_a_gpu_that_is_not_there_is_an_error(name: str) -> None:
     with pytest.raises(DeviceError, match="--device cpu"):
         resolve_device(name)
     with pytest.raises(DeviceError):
-        Segmenter(tiny_model(), name)
+        TorchSegmenter(tiny_model(), name)
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "CUDA", "mps", "cpu0"])
@@ -243,7 +266,9 @@ def test_auto_is_the_gpu_or_the_cpu() -> None:
     assert resolve_device("cpu") == "cpu"
 
 
-def test_every_device_gives_the_labels_of_the_cpu(segmenters: dict[str, Segmenter]) -> None:
-    cpu = _labels(Segmenter(tiny_model("float32")))
-    assert (_labels(segmenters["float32"]) == cpu).mean() >= 0.99
-    assert (_labels(segmenters["bfloat16"]) == cpu).mean() >= 0.95
+def test_every_device_and_engine_gives_the_labels_of_torch_on_the_cpu(
+    segmenters: Mapping[Engine, Segmenter],
+) -> None:
+    cpu = _labels(TorchSegmenter(tiny_model()))
+    for engine, segmenter in segmenters.items():
+        assert (_labels(segmenter) == cpu).mean() >= (0.95 if engine == ROUGH else 0.99)

@@ -97,7 +97,7 @@ def test_the_bundle_has_all_that_a_vector_needs(index: Index) -> None:
     assert fitted.settings == {"threshold": 9}
     first, second = index.batches
     raw = np.concatenate([raw_vectors(luma(p), 9) for p in (first.pixels, second.pixels[:1])])
-    assert fitted.tensors["mean"].numpy() == pytest.approx(raw.mean(axis=0))
+    assert fitted.tensors["mean"] == pytest.approx(raw.mean(axis=0))
     other = Parameters({"threshold": 3}, fitted.tensors)
     ours = Descriptor(fitted, 4, "cpu")(first).vectors - Descriptor(other, 4, "cpu")(first).vectors
     blocks = np.split(ours, np.cumsum(list(BLOCKS.values()))[:-1], axis=1)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from segrec_batch.model.head import Tap
+from segrec_batch.model.architecture import Tap
 from segrec_batch.train.labelled import Classes
 from segrec_batch.train.sample import Samples
 from segrec_batch.train.tune import (

@@ -16,7 +16,7 @@ from segrec_batch.train.unet import UNet, UNetSettings, fit_unet, segmentation_l
 from tests.builders import quality, quick, smooth_pixels, void_variants
 
 TINY = UNetSettings(
-    side=64, crop=48, width=4, depth=2, epochs=2, batch=2, dtype="float32", device="cpu"
+    side=64, crop=48, width=4, depth=2, epochs=2, batch=2, precision="float32", device="cpu"
 )
 
 

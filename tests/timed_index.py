@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from numpy.typing import NDArray
 
 from segrec_batch.decode import Shape
 from segrec_batch.messages import run_command
-from segrec_batch.model.backbone import DEEPEST, LAYERS
-from segrec_batch.model.device import Download
-from segrec_batch.model.segmenter import Launched, Segmentation
+from segrec_batch.model.architecture import DEEPEST, LAYERS
+from segrec_batch.model.engines import EngineChoice
+from segrec_batch.model.segmentation import Segmentation
 from segrec_batch.model.spec import COMMON_GRID
 from segrec_batch.pipeline import chain
 from segrec_batch.pipeline.segment import SegmentBatch
@@ -39,7 +40,7 @@ class Sleeper:
     def __init__(self, classes: int, seconds: float) -> None:
         self.classes, self.seconds = classes, seconds
 
-    def launch(self, pixels: NDArray[np.uint8], masks: Sequence[Shape]) -> Launched:
+    def launch(self, pixels: NDArray[np.uint8], masks: Sequence[Shape]) -> "Slept":
         time.sleep(self.seconds * len(pixels))
         n, channels, stride = len(pixels), LAYERS[DEEPEST].channels, LAYERS[DEEPEST].stride
         grid = pixels.shape[1] // stride, pixels.shape[2] // stride
@@ -54,7 +55,17 @@ class Sleeper:
             sign_bits=np.zeros((n, channels // 64), np.int64),
             masks=[np.zeros(shape, np.uint8) for shape in masks],
         )
-        return Launched(found, Download(self.device))
+        return Slept(found)
+
+
+@dataclass(frozen=True)
+class Slept:
+    """A `Launched` that is complete."""
+
+    found: Segmentation
+
+    def result(self) -> Segmentation:
+        return self.found
 
 
 class Timed(SegmentBatch):
@@ -63,9 +74,10 @@ class Timed(SegmentBatch):
     notes = os.environ.get("SEGREC_NOTES", "")
     seconds = float(os.environ.get("SEGREC_SLEEP", "0"))
 
-    def __init__(self, model: str, device: str, threads: int | None = None) -> None:
-        SegmentBatch.__init__(self, model, "cpu", threads)  # a GPU of these tests is only a number
-        self.asked_for = device
+    def __init__(self, model: str, engine: EngineChoice, threads: int | None = None) -> None:
+        # a GPU of these tests is only a number
+        SegmentBatch.__init__(self, model, EngineChoice("ncnn", "float32"), threads)
+        self.asked_for = engine.device
         self.segmenter: Any = Sleeper(len(self.segmenter.model.spec.all_classes), self.seconds)
 
     def __call__(self, decoded: pa.Table) -> pa.Table:

@@ -16,15 +16,12 @@ import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segrec_batch.errors import InputError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Vectors = NDArray[np.float32]
 
@@ -61,10 +58,10 @@ class Described:
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a bundle holds of a descriptor: JSON values and tensors."""
+    """What a bundle holds of a descriptor: JSON values and tensors, as NumPy arrays."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    tensors: "Mapping[str, Tensor]" = field(default_factory=dict)
+    tensors: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 class Descriptor(Protocol):

@@ -1,7 +1,7 @@
 """fc7 of AlexNet: 4096 values, the network baseline of Ouni 2020, table 6.
 
-Arguments, `weights` (default: imagenet) and `dtype` (float32 or bfloat16, which a GPU computes
-faster; default: float32), and how pictures are resized: see `operators.networks`. Compare by L2.
+The argument `weights` (default: imagenet), and how pictures are resized: see `operators.networks`.
+Compare by L2.
 """
 
 from collections.abc import Mapping
@@ -19,8 +19,8 @@ def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
 
 def weights_of(architecture: Architecture, arguments: Mapping[str, str]) -> Parameters:
     """The weights that arguments name, for a network. Raises InputError, ModelError."""
-    given = chosen(arguments, weights="imagenet", dtype="float32")
-    return Parameters(*networks.fitted(architecture, given["weights"], given["dtype"]))
+    given = chosen(arguments, weights="imagenet")
+    return Parameters(*networks.fitted(architecture, given["weights"]))
 
 
 class Descriptor:
@@ -32,11 +32,11 @@ class Descriptor:
     reads_pixels: ClassVar[bool] = True
     on_device: ClassVar[bool] = True
 
-    def __init__(self, parameters: Parameters, classes: int, device: str) -> None:
+    def __init__(
+        self, parameters: Parameters, classes: int, device: str, precision: str = "float32"
+    ) -> None:
         self._device = device
-        self._network = networks.Network(
-            self.architecture, parameters.tensors, parameters.settings["dtype"], device
-        )
+        self._network = networks.Network(self.architecture, parameters.tensors, precision, device)
         self.length = self.architecture.length
 
     def __call__(self, pictures: Pictures) -> Described:

@@ -21,12 +21,10 @@ def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
 
 
 def with_words(settings: Mapping[str, int], samples: Samples) -> Parameters:
-    """The settings, and the visual words as a tensor (words, 128). Raises InputError."""
-    import torch  # what only looks a descriptor up should not wait for it
-
+    """The settings, and the visual words (words, 128). Raises InputError."""
     seen = (one for some in samples.pictures(settings["pictures"]) for one in some.pixels)
     words = codebook.learn(keypoints.sift(settings["keypoints"]), seen, settings["words"])
-    return Parameters(settings, {"words": torch.from_numpy(words)})
+    return Parameters(settings, {"words": words})
 
 
 class Descriptor:
@@ -36,7 +34,7 @@ class Descriptor:
     on_device: ClassVar[bool] = False
 
     def __init__(self, parameters: Parameters, classes: int, device: str) -> None:
-        self._words = parameters.tensors["words"].numpy()
+        self._words = parameters.tensors["words"]
         self._extract = keypoints.sift(parameters.settings["keypoints"])
         self.length = len(self._words)
 

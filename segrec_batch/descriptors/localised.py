@@ -5,7 +5,7 @@ the picture is made grey (section 3) and resized to 224 × 224, and ResNet-50 se
 A picture without any foreground is seen as a whole: alone on a white canvas all such would be
 equal. Under `category=class` they compete with each other only, as `background`.
 
-Arguments: `weights` and `dtype` as in `operators.networks`; `grey`, yes (default) or no;
+Arguments: `weights` as in `operators.networks`; `grey`, yes (default) or no;
 `category`, to which a search can be narrowed: `class` (default), that which fills most of the
 foreground, or `folder`, told from the feature by a linear classifier that is fitted on the names of
 the folders that the index's pictures lie in (section 4.2 has an EfficientNetV2-L there).
@@ -34,16 +34,16 @@ def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
     `categories.bias` (K,). Settings: `categories`, their names, and of folders the `accuracy` of
     cross-validation. Raises InputError, ModelError.
     """
-    given = chosen(arguments, weights="imagenet", dtype="float32", grey="yes", category="class")
+    given = chosen(arguments, weights="imagenet", grey="yes", category="class")
     for name, known in (("grey", ("yes", "no")), ("category", ("class", "folder"))):
         if given[name] not in known:
             raise InputError(f"{name}={given[name]}; there are {' and '.join(known)}")
-    settings, state = networks.fitted(RESNET50, given["weights"], given["dtype"])
+    settings, state = networks.fitted(RESNET50, given["weights"])
     found, tensors = _categories(given["category"], samples)
     return Parameters({**settings, "grey": given["grey"] == "yes", **found}, {**state, **tensors})
 
 
-def _categories(category: str, samples: Samples) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _categories(category: str, samples: Samples) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     if category == "class":
         return {"category": category, "categories": list(samples.classes)}, {}
     from segrec_batch.train.categories import fit_categories  # scikit-learn
@@ -51,8 +51,8 @@ def _categories(category: str, samples: Samples) -> tuple[dict[str, Any], dict[s
     found = fit_categories(*samples.labelled(_LABELLED))
     settings = {"category": category, "categories": list(found.names), "accuracy": found.accuracy}
     return settings, {
-        f"{_CLASSIFIER}weights": torch.from_numpy(found.weights),
-        f"{_CLASSIFIER}bias": torch.from_numpy(found.bias),
+        f"{_CLASSIFIER}weights": found.weights,
+        f"{_CLASSIFIER}bias": found.bias,
     }
 
 
@@ -63,13 +63,15 @@ class Descriptor:
     reads_pixels = True
     on_device = True
 
-    def __init__(self, parameters: Parameters, classes: int, device: str) -> None:
+    def __init__(
+        self, parameters: Parameters, classes: int, device: str, precision: str = "float32"
+    ) -> None:
         self._settings, self._device = parameters.settings, device
         state = {n: t for n, t in parameters.tensors.items() if not n.startswith(_CLASSIFIER)}
-        self._network = networks.Network(RESNET50, state, self._settings["dtype"], device)
+        self._network = networks.Network(RESNET50, state, precision, device)
         if self._settings["category"] == "folder":
-            self._weights = parameters.tensors[f"{_CLASSIFIER}weights"].double().numpy()
-            self._bias = parameters.tensors[f"{_CLASSIFIER}bias"].double().numpy()
+            self._weights = parameters.tensors[f"{_CLASSIFIER}weights"].astype(np.float64)
+            self._bias = parameters.tensors[f"{_CLASSIFIER}bias"].astype(np.float64)
 
     def __call__(self, pictures: Pictures) -> Described:
         """Describe pictures."""

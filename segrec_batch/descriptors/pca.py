@@ -8,7 +8,6 @@ nested: the first d values of a longer one are the one of dimension d.
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from segrec_batch.descriptors import (
@@ -38,8 +37,8 @@ def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
     return Parameters(
         {"dimension": dimension, "explained_variance_ratio": shares.round(6).tolist()},
         {
-            "mean": torch.from_numpy(moments.mean.astype(np.float32)),
-            "components": torch.from_numpy(components[:dimension].astype(np.float32)),
+            "mean": moments.mean.astype(np.float32),
+            "components": components[:dimension].astype(np.float32),
         },
     )
 
@@ -66,8 +65,8 @@ class Descriptor:
     on_device = False
 
     def __init__(self, parameters: Parameters, classes: int, device: str) -> None:
-        self._mean = parameters.tensors["mean"].numpy().astype(np.float64)
-        self._components = parameters.tensors["components"].numpy().astype(np.float64)
+        self._mean = parameters.tensors["mean"].astype(np.float64)
+        self._components = parameters.tensors["components"].astype(np.float64)
         self.length = len(self._components)
 
     def __call__(self, pictures: Pictures) -> Described:

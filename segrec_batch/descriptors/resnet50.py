@@ -1,7 +1,7 @@
 """pool5 of ResNet-50: 2048 values, the network baseline of Ouni 2020, table 6.
 
-Arguments, `weights` (default: imagenet) and `dtype` (float32 or bfloat16, which a GPU computes
-faster; default: float32), and how pictures are resized: see `operators.networks`. Compare by L2.
+The argument `weights` (default: imagenet), and how pictures are resized: see `operators.networks`.
+Compare by L2.
 """
 
 from collections.abc import Mapping

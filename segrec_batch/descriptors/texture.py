@@ -20,7 +20,6 @@ feedback; each operator names the publication that its formula is from.
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from segrec_batch.descriptors import Described, Parameters, Pictures, Samples, whole_numbers
@@ -58,8 +57,7 @@ def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
     pictures = samples.pictures(given["pictures"])
     found = [raw_vectors(luma(some.pixels), threshold) for some in pictures]
     raw = np.concatenate([np.empty((0, Descriptor.length)), *found])
-    learnt = {"spread": _spread(raw), "mean": raw.mean(axis=0)}
-    tensors = {name: torch.from_numpy(values) for name, values in learnt.items()}
+    tensors = {"spread": _spread(raw), "mean": raw.mean(axis=0)}
     return Parameters({"threshold": threshold}, tensors)
 
 
@@ -108,9 +106,8 @@ class Descriptor:
 
     def __init__(self, parameters: Parameters, classes: int, device: str) -> None:
         self._threshold = int(parameters.settings["threshold"])
-        self._mean = parameters.tensors["mean"].numpy()
-        spread = parameters.tensors["spread"].numpy()
-        self._spread = np.repeat(spread, list(BLOCKS.values()))
+        self._mean = parameters.tensors["mean"]
+        self._spread = np.repeat(parameters.tensors["spread"], list(BLOCKS.values()))
 
     def __call__(self, pictures: Pictures) -> Described:
         """Describe pictures."""

@@ -28,7 +28,7 @@ class Descriptor:
     on_device: ClassVar[bool] = False
 
     def __init__(self, parameters: Parameters, classes: int, device: str) -> None:
-        self._words = parameters.tensors["words"].numpy()
+        self._words = parameters.tensors["words"]
         self._extract = keypoints.sift(parameters.settings["keypoints"])
         self.length = self._words.size
 

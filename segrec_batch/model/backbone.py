@@ -1,6 +1,5 @@
 """The 13 convolution layers of VGG-16 as in torchvision, with the maps of any of them by name."""
 
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,38 +10,14 @@ from torch import Tensor, nn
 
 from segrec_batch import storage
 from segrec_batch.errors import ModelError
-
-_CONVS_PER_BLOCK = (2, 2, 3, 3, 3)
-_CHANNELS_PER_BLOCK = (64, 128, 256, 512, 512)
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One convolution layer: `position` of its ReLU in torchvision's `features`; its map has
-    `channels` channels at 1/`stride` of the input's height and width.
-    """
-
-    position: int
-    channels: int
-    stride: int
-
-
-def _layers() -> dict[str, Layer]:
-    layers, position = {}, 0
-    for block, convs in enumerate(_CONVS_PER_BLOCK):
-        for conv in range(convs):
-            position += 2  # convolution, ReLU
-            layers[f"conv{block + 1}_{conv + 1}"] = Layer(
-                position - 1, _CHANNELS_PER_BLOCK[block], 2**block
-            )
-        position += 1  # max pooling
-    return layers
-
-
-LAYERS: Mapping[str, Layer] = _layers()
-DEEPEST = "conv5_3"
+from segrec_batch.model.architecture import (
+    CHANNELS_PER_BLOCK,
+    CONVS_PER_BLOCK,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LAYERS,
+)
+from segrec_batch.model.bundle import Array, fingerprint
 
 
 @dataclass(frozen=True)
@@ -64,16 +39,12 @@ class Weights:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over names and values, in hex."""
-        return fingerprint(self.state)
+        return fingerprint(self.arrays)
 
-
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the names, types, shapes and values of tensors, in hex."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name}{tensors[name].dtype}{tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """`state` as a bundle holds it; the memory is shared."""
+        return {name: value.numpy() for name, value in self.state.items()}
 
 
 def load_weights(spec: str) -> Weights:
@@ -131,7 +102,7 @@ def _architecture() -> nn.Sequential:
     layers: list[nn.Module] = []
     channels = 3
     with torch.device("meta"):
-        for convs, width in zip(_CONVS_PER_BLOCK, _CHANNELS_PER_BLOCK, strict=True):
+        for convs, width in zip(CONVS_PER_BLOCK, CHANNELS_PER_BLOCK, strict=True):
             for _ in range(convs):
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
                 channels = width

@@ -13,15 +13,26 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
+from safetensors.numpy import load, save
 
 from segrec_batch import storage
 from segrec_batch.errors import ModelError
-from segrec_batch.model.backbone import fingerprint
-from segrec_batch.model.head import Tap
+from segrec_batch.model.architecture import Tap
 from segrec_batch.model.spec import DescriptorSpec, ModelSpec, bundle_id, read_spec
+
+Array = NDArray[Any]
+
+
+def fingerprint(tensors: Mapping[str, Array]) -> str:
+    """Return the SHA-256 over the names, types, shapes and values of tensors, in hex."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
+        digest.update(np.ascontiguousarray(tensors[name]).data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -34,9 +45,9 @@ class Model:
     """
 
     spec: ModelSpec
-    head: Mapping[str, Tensor]
-    backbone: Mapping[str, Tensor]
-    descriptors: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    head: Mapping[str, Array]
+    backbone: Mapping[str, Array]
+    descriptors: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
 
     @property
     def taps(self) -> tuple[Tap, ...]:
@@ -44,22 +55,22 @@ class Model:
         return tuple(Tap.parse(t) for t in self.spec.taps)
 
     @property
-    def svm_weights(self) -> dict[Tap, Tensor]:
+    def svm_weights(self) -> dict[Tap, Array]:
         """SVM weights (M, C) by tap."""
         return {tap: self.head[f"svm.{tap}"] for tap in self.taps}
 
     @property
-    def svm_bias(self) -> Tensor:
+    def svm_bias(self) -> Array:
         """SVM intercepts (M,)."""
         return self.head["svm.bias"]
 
     @property
-    def sign_centre(self) -> Tensor:
+    def sign_centre(self) -> Array:
         """See `describe.sign_bits`."""
         return self.head["sign_bits.centre"]
 
     @property
-    def sign_rotation(self) -> Tensor:
+    def sign_rotation(self) -> Array:
         """See `describe.sign_bits`."""
         return self.head["sign_bits.rotation"]
 
@@ -78,11 +89,11 @@ class Model:
         return bundle_id(self.model_id, self.spec)
 
     def describing(
-        self, name: str, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]
+        self, name: str, settings: Mapping[str, Any], tensors: Mapping[str, Array]
     ) -> "Model":
         """The same model with one more descriptor, or with another one of that name."""
         others = [d for d in self.spec.descriptors if d.name != name]
-        tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}  # or no save
+        tensors = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
         added = DescriptorSpec(name, settings, fingerprint(tensors))
         found = tuple(sorted([*others, added], key=lambda d: d.name))
         spec = replace(self.spec, descriptors=found)
@@ -120,7 +131,7 @@ def load_model(uri: str) -> Model:
     return model
 
 
-def load_descriptor(uri: str, descriptor: DescriptorSpec) -> dict[str, Tensor]:
+def load_descriptor(uri: str, descriptor: DescriptorSpec) -> dict[str, Array]:
     """The tensors of a descriptor of a bundle. Raises ModelError."""
     if descriptor.fingerprint == fingerprint({}):
         return {}

@@ -1,6 +1,5 @@
 """The device a model runs on: which it is, how pictures get there and results back."""
 
-import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,8 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segrec_batch.errors import DeviceError
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENAS = -1, -4, -8  # of mallopt(3)
 
 
 def resolve_device(name: str) -> str:
@@ -27,35 +24,6 @@ def resolve_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise DeviceError(f"device {name} is not available: {error}") from error
     return name
-
-
-def lacks_memory(error: RuntimeError) -> bool:
-    """Whether a device has too little memory for what it was given; CUDA has only words for it."""
-    said = ("out of memory", "ALLOC_FAILED", "unable to find an engine")  # an engine of cuDNN
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in said)
-
-
-def keep_memory() -> None:
-    """Let this process keep the memory that it frees, up to 2 GiB, where its C library is glibc.
-
-    Otherwise the kernel hands out and clears the pages of every large array anew, which takes a
-    tenth of the time that VGG-16 takes on a CPU. Arrays of other sizes do not fit into what is
-    kept: see `give_back`.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENAS, 1)):
-            mallopt(parameter, value)
-
-
-def give_back() -> None:
-    """Return to the kernel what `keep_memory` has kept, before arrays of other sizes are needed.
-
-    Otherwise each size leaves holes that no other fills, and memory grows to several times as much.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)
 
 
 @contextmanager

@@ -7,52 +7,23 @@ the *scores* are resized and added: a hypercolumn SVM without the hypercolumn.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segrec_batch.errors import ModelError
-from segrec_batch.model.backbone import LAYERS, Layer
+from segrec_batch.model.architecture import Tap
 
 # Numbers that a block of a GPU's threads has room for. PyTorch keeps there the weights by which it
 # averages, of 32 columns and a row: 156 cells to one, of a picture one pixel high, are too many.
 _BLOCK = 12_288
 
 
-@dataclass(frozen=True)
-class Tap:
-    """A layer as the head sees it: as it is (`conv4_3`), or averaged over a window of `window` ×
-    `window` cells for context (`conv5_3@11`). `str(tap)` gives that name back.
-    """
-
-    layer: str
-    window: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> "Tap":
-        """Raises ModelError for what is not `LAYER` or `LAYER@ODD`."""
-        layer, at, window = text.partition("@")
-        if layer not in LAYERS:
-            raise ModelError(f"{text}: no such layer; VGG-16 has {', '.join(LAYERS)}")
-        if at and not (window.isdecimal() and int(window) % 2 == 1):
-            raise ModelError(f"{text}: the window behind @ must be an odd number of cells")
-        return cls(layer, int(window) if at else 1)
-
-    def __str__(self) -> str:
-        return f"{self.layer}@{self.window}" if self.window > 1 else self.layer
-
-    @property
-    def source(self) -> Layer:
-        """The backbone layer behind this tap."""
-        return LAYERS[self.layer]
-
-    def pool(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) → the same shape, each cell the mean of its window inside the map."""
-        if self.window == 1:
-            return x
-        return F.avg_pool2d(x, self.window, 1, self.window // 2, count_include_pad=False)
+def pool(x: Tensor, window: int) -> Tensor:
+    """(B, C, h, w) → the same shape, each cell the mean of its window inside the map."""
+    if window == 1:
+        return x
+    return F.avg_pool2d(x, window, 1, window // 2, count_include_pad=False)
 
 
 class LinearHead(nn.Module):
@@ -91,7 +62,7 @@ class LinearHead(nn.Module):
         for name, weight in zip(self.layers, self.weights, strict=True):
             parts = F.conv2d(maps[name].float(), weight).split(len(self.bias), dim=1)
             for tap, part in zip(self._of(name), parts, strict=True):
-                total = total + resize(tap.pool(part), size)
+                total = total + resize(pool(part, tap.window), size)
         return total
 
     def _of(self, layer: str) -> tuple[Tap, ...]:

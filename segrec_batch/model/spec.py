@@ -12,11 +12,23 @@ from segrec_batch.decode import Shape
 from segrec_batch.errors import ModelError
 
 BACKGROUND = "background"
-FORMAT = 2  # of the bundle and of the arithmetic behind it; part of model_id
-DTYPES = ("bfloat16", "float32")
+FORMAT = 3  # of the bundle and of the arithmetic behind it; part of model_id
 COMMON_GRID = 32  # side of the square grid on which masks of any two pictures are compared
 _COLOURS = ("#e6194b", "#4363d8", "#3cb44b", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 _NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How uint8 pixels become a backbone's input: scaled to [0, 1], then (x − mean) / std.
+
+    minmax: an image's smallest value becomes 0 and its largest 1 (Abdullah 2026, section 3), and an
+    image of one value becomes 0; otherwise values are divided by 255. mean, std: by RGB channel.
+    """
+
+    minmax: bool = True
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -54,10 +66,14 @@ class ModelSpec:
     weights: str
     weights_fingerprint: str
     minmax: bool = True
-    dtype: str = "bfloat16"
     backbone: str = "vgg16"
     descriptors: tuple[DescriptorSpec, ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def scaling(self) -> Scaling:
+        """How pixels become the backbone's input."""
+        return Scaling(self.minmax, self.mean, self.std)
 
     @property
     def trained(self) -> bool:
@@ -91,9 +107,11 @@ class ModelSpec:
     def from_json(cls, values: Mapping[str, Any]) -> "ModelSpec":
         """Raises ModelError for another format or missing fields."""
         values = dict(values)
-        if values.pop("format", None) != FORMAT:
+        found = values.pop("format", None)
+        if found != FORMAT:
             raise ModelError(
-                f"this version reads bundles of format {FORMAT}; train the model again"
+                f"the bundle has format {found}, this version reads format {FORMAT}: train the "
+                "model again with jobs/train.py, and index with it into a new --index"
             )
         lists = ("classes", "taps", "components", "mean", "std")
         try:

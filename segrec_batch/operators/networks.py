@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segrec_batch import storage
-from segrec_batch.errors import InputError, ModelError
-from segrec_batch.model.backbone import IMAGENET_MEAN, IMAGENET_STD, download, read_state, seed
+from segrec_batch.errors import ModelError
+from segrec_batch.model.architecture import IMAGENET_MEAN, IMAGENET_STD
+from segrec_batch.model.backbone import download, read_state, seed
 from segrec_batch.model.device import full_float32
 from segrec_batch.model.head import resize
-from segrec_batch.model.spec import DTYPES
+from segrec_batch.model.torch_engine import as_tensors
 
 SIDE = 224
 _COUNTER = ".num_batches_tracked"  # of batch normalisation; decides nothing
@@ -58,19 +59,17 @@ RESNET50 = Architecture("ResNet-50", 2048, "ResNet50_Weights.IMAGENET1K_V1", _re
 
 
 def fitted(
-    architecture: Architecture, weights: str, dtype: str
-) -> tuple[dict[str, str], dict[str, Tensor]]:
+    architecture: Architecture, weights: str
+) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
     """Settings and state dict of a network.
 
     weights: `imagenet` (torchvision's own, downloaded on first use), `random:SEED` (as torchvision
-    initialises), or the path or URI of a state dict (.pth, .safetensors). dtype: of the arithmetic,
-    one of DTYPES. Raises InputError, ModelError.
+    initialises), or the path or URI of a state dict (.pth, .safetensors). Raises ModelError.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"dtype={dtype}: there are {', '.join(DTYPES)}")
     named = weights == "imagenet" or weights.startswith("random:")
-    settings = {"weights": weights if named else storage.name(weights), "dtype": dtype}
-    return settings, _load_state(architecture, weights)
+    state = _load_state(architecture, weights)
+    settings = {"weights": weights if named else storage.name(weights)}
+    return settings, {name: tensor.numpy() for name, tensor in state.items()}
 
 
 def _load_state(architecture: Architecture, weights: str) -> dict[str, Tensor]:
@@ -108,14 +107,21 @@ def _empty(architecture: Architecture) -> nn.Module:
 
 
 class Network:
-    """A network on a device: images (B, 3, H, W) in [0, 1] → vectors (B, length) float32."""
+    """A network on a device: images (B, 3, H, W) in [0, 1] → vectors (B, length) float32.
+
+    precision: of its arithmetic, float32 or bfloat16.
+    """
 
     def __init__(
-        self, architecture: Architecture, state: Mapping[str, Tensor], dtype: str, device: str
+        self,
+        architecture: Architecture,
+        state: Mapping[str, NDArray[Any]],
+        precision: str,
+        device: str,
     ) -> None:
         network = _empty(architecture)
-        network.load_state_dict(dict(state), assign=True)  # which sets the counters to 0
-        self._dtype: torch.dtype = getattr(torch, dtype)
+        network.load_state_dict(as_tensors(state), assign=True)  # which sets the counters to 0
+        self._dtype: torch.dtype = getattr(torch, precision)
         network.eval().requires_grad_(False)
         self._network = network.to(device, self._dtype).to(memory_format=torch.channels_last)
         self._mean = torch.tensor(IMAGENET_MEAN, device=device)[:, None, None]

@@ -2,10 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from segrec_batch.errors import AccountingError
+from segrec_batch.model.engines import EngineChoice
 from segrec_batch.pipeline.plan import Plan
 from segrec_batch.pipeline.tally import STAGES, Cost, most_frequent, total
 from segrec_batch.store.index import Snapshot
@@ -35,6 +36,7 @@ class Account:
     these, those that have new rows. described: vectors that indexed images lacked. reasons: of the
     failed ones, by label (tally.py). cost: COST, of the indexed and the failed, each counted once
     however often Ray ran it. bytes_written: of new parts. seconds: of the driver, by what it did.
+    engine: what ran the model; None if it was not run.
     """
 
     run_id: str
@@ -56,6 +58,7 @@ class Account:
     reasons: Counter[str] = field(default_factory=Counter)
     cost: Cost = field(default_factory=lambda: total(()))
     seconds: dict[str, float] = field(default_factory=dict)
+    engine: EngineChoice | None = None
 
     @classmethod
     def open(cls, run_id: str, plan: Plan) -> "Account":
@@ -112,10 +115,12 @@ class Account:
 
     def summary(self) -> dict[str, Any]:
         """What a commit remembers of the run: plain counts, and rates of stages."""
-        counts = {k: v for k, v in vars(self).items() if k not in ("seconds", "cost", "reasons")}
+        apart = ("seconds", "cost", "reasons", "engine")
+        counts = {k: v for k, v in vars(self).items() if k not in apart}
         return {
             **counts,
             "reasons": most_frequent(self.reasons),
+            "engine": self.engine and asdict(self.engine),
             "bytes_read": self.cost["bytes_read"],
             "starved": self.starved and round(self.starved, 4),
             "stages": {

@@ -15,17 +15,12 @@ import ray.data
 from segrec_batch import messages
 from segrec_batch.errors import ClusterError
 from segrec_batch.pipeline.cluster import ray_errors
-from segrec_batch.pipeline.nodes import Resources
+from segrec_batch.pipeline.placement import Placement
 from segrec_batch.pipeline.segment import SegmentBatch, TimedSegmentBatch
 from segrec_batch.pipeline.stages import decode_batch, describe_batch, write_batch
 from segrec_batch.sandbox import PICTURE_SECONDS
 from segrec_batch.store.index import Snapshot
 
-# Rows of a part, at most. Progress, metrics and commits go by parts, so one is about half a minute
-# of work, in which a core does 64 pictures or so. On GPUs memory is the bound: a task has them all.
-_PART_ROWS = 4_096
-_PART_ROWS_PER_CORE = 64
-_ROUND = 65_536  # pictures per actor that one Ray Data execution takes
 _TASK_CPUS = 0.5  # of decode and write tasks: two a core, since they wait for storage at times
 
 
@@ -34,8 +29,7 @@ def process(
     total: int,
     snapshot: Snapshot,
     run_id: str,
-    where: Resources,
-    batch_size: int,
+    placement: Placement,
 ) -> Iterator[pa.Table]:
     """Process MANIFEST rows 0 to `total`; yields RECEIPTS of parts in place, as they are written.
 
@@ -43,38 +37,31 @@ def process(
     """
     context = ray.data.DataContext.get_current()
     # longer than it takes to give up every picture of a batch
-    context.execution_no_progress_timeout_s = 300 + 2 * PICTURE_SECONDS * batch_size
+    context.execution_no_progress_timeout_s = 300 + 2 * PICTURE_SECONDS * placement.batch_size
     context.max_consecutive_actor_init_deaths = 3
     context.raise_original_map_exception = True  # in place of one that loses its cause on the way
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it logs its plan as a warning
     messages.adopt("ray", "ray.data")
-    rows_per_part = min(max(total // 100, 2 * batch_size), _part_rows(where))
-    step = _ROUND * where.actors
+    rows_per_part = min(max(total // 100, 2 * placement.batch_size), placement.part_rows)
+    step = placement.round_rows
     try:
         with ray_errors():
             for start in range(0, total, step):
                 rows = manifest(start, start + step)
-                chain = _chain(rows, snapshot, run_id, where, batch_size, rows_per_part)
+                chain = _chain(rows, snapshot, run_id, placement, rows_per_part)
                 yield from chain.iter_batches(batch_size=None, batch_format="pyarrow")
     except ray.data.exceptions.ExecutionTimeoutError as error:
         raise ClusterError(f"the run hangs: {error}") from error
-
-
-def _part_rows(where: Resources) -> int:
-    """How many rows a part may have."""
-    if where.device == "cuda":
-        return _PART_ROWS
-    return min(_PART_ROWS_PER_CORE * where.actors * (where.threads or 1), _PART_ROWS)
 
 
 def _chain(
     manifest: pa.Table,
     snapshot: Snapshot,
     run_id: str,
-    where: Resources,
-    batch_size: int,
+    placement: Placement,
     rows_per_part: int,
 ) -> ray.data.Dataset:
+    where, batch_size = placement.where, placement.batch_size
     blocks = [manifest.slice(i, batch_size) for i in range(0, manifest.num_rows, batch_size)]
     segmented = (
         ray.data.from_arrow(blocks)
@@ -89,7 +76,7 @@ def _chain(
             fn_constructor_kwargs={
                 "stage": SegmentBatch,
                 "model": snapshot.model_uri,
-                "device": where.device,
+                "engine": placement.engine,
                 "threads": where.threads,
             },
             batch_size=batch_size,  # of a block; Ray Data takes no GPUs without

@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
@@ -24,7 +25,8 @@ class Resources:
     threads: int | None
 
     def __str__(self) -> str:
-        what = "GPU" if self.device == "cuda" else f"CPU, {self.threads} threads"
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        what = "GPU" if self.device == "cuda" else f"CPU, {threads}"
         return f"{self.actors} × {what}"
 
 
@@ -44,7 +46,7 @@ def resources(device: str, gpus: int | None = None, wait: float = 0) -> Resource
             "--device cuda, but the Ray cluster has no GPU; say --device cpu or auto, or have its "
             "autoscaler start N of them by --gpus N of jobs/index.py"
         )
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    nodes = work_nodes()
     if not nodes:
         raise DeviceError(
             "no node of the Ray cluster has CPUs for work; start one, or have its autoscaler start "
@@ -53,6 +55,11 @@ def resources(device: str, gpus: int | None = None, wait: float = 0) -> Resource
     cores = int(min(node["Resources"]["CPU"] for node in nodes))
     # some of a core stays free on each node, or nothing would ever be decoded
     return Resources("cpu", len(nodes), max(cores - 1, _LEAST_CPUS), cores)
+
+
+def work_nodes() -> list[dict[str, Any]]:
+    """Return the nodes of the cluster that are alive and have CPUs, as `ray.nodes` lists them."""
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
 
 
 def _await_gpu(number: int, seconds: float) -> None:

@@ -13,9 +13,11 @@ from segrec_batch.console import ProgressMeter
 from segrec_batch.errors import IndexStateError, InputError, SegrecError
 from segrec_batch.messages import bind, say
 from segrec_batch.model.spec import ModelSpec, read_spec
+from segrec_batch.options import report_engine
 from segrec_batch.pipeline import chain, cluster, nodes
 from segrec_batch.pipeline.account import Account
 from segrec_batch.pipeline.describe import describe, lacking
+from segrec_batch.pipeline.placement import Placement, Work, choose_engine, place_model
 from segrec_batch.pipeline.plan import Plan, Request
 from segrec_batch.pipeline.publish import Publisher
 from segrec_batch.store import index as store
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 class Execution:
     """How a run goes about its work.
 
-    device: cpu, cuda or auto. batch_size: pictures that are decoded and segmented together.
+    device: cpu, cuda or auto. engine, precision: see `engines.choose_engine`. batch_size: images
+    that are decoded and segmented together, at most.
     commit_seconds: a crash loses at most the work of that long. gpus, wait_seconds: how many GPUs
     to use if not all, and how long to wait for the first, see `nodes.resources`.
     """
@@ -40,6 +43,8 @@ class Execution:
     commit_seconds: float = 300.0
     gpus: int | None = None
     wait_seconds: float = 1800.0
+    engine: str = "auto"
+    precision: str = "auto"
 
     def resources(self) -> nodes.Resources:
         """Where the model runs, on the cluster as it is now."""
@@ -179,14 +184,23 @@ def _run(plan: Plan, publisher: Publisher, execution: Execution) -> None:
 
 def _process(plan: Plan, publisher: Publisher, execution: Execution) -> None:
     with ProgressMeter("indexed", plan.todo) as meter, _kept(publisher):
-        where = execution.resources()  # may wait for them
-        _say_device(where, execution)
         base, run_id = publisher.current, publisher.account.run_id
-        parts = chain.process(plan.manifest, plan.todo, base, run_id, where, execution.batch_size)
+        placement = _place_model(Work.of(plan.todo, base.spec), execution)
+        publisher.account.engine = placement.engine
+        parts = chain.process(plan.manifest, plan.todo, base, run_id, placement)
         with publisher.metrics.working(plan.todo):
             for receipts in parts:
                 meter.advance(publisher.take(receipts))
                 publisher.publish_every(execution.commit_seconds)
+
+
+def _place_model(work: Work, execution: Execution) -> Placement:
+    where = execution.resources()  # may wait for them
+    engine = choose_engine(execution.engine, execution.precision, where, work)
+    placement = place_model(where, engine, work, execution.batch_size)
+    _say_device(placement.where, execution)
+    report_engine(engine)
+    return placement
 
 
 def _describe(publisher: Publisher, execution: Execution, retry: bool) -> None:

@@ -8,18 +8,19 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from segrec_batch.decode import Shape, mask_shape
 from segrec_batch.errors import DeviceError
+from segrec_batch.model.allocation import give_back, keep_memory, lacks_memory
+from segrec_batch.model.bundle import load_model
+from segrec_batch.model.engines import EngineChoice, load_segmenter
+from segrec_batch.model.segmentation import Segmentation
 from segrec_batch.pipeline.schema import SEGMENTED
 from segrec_batch.pipeline.tally import Occupancy, charge
-
-if TYPE_CHECKING:
-    from segrec_batch.model.segmenter import Segmentation
 
 Row = dict[str, Any]
 
@@ -33,30 +34,23 @@ class SegmentBatch:
     once. Two calls at a time keep a GPU busy: one feeds it while the other one packs its results.
     """
 
-    def __init__(self, model: str, device: str, threads: int | None = None) -> None:
-        import torch  # here, so that workers that only read and write do without it
-
+    def __init__(self, model: str, engine: EngineChoice, threads: int | None = None) -> None:
         from segrec_batch import describer
-        from segrec_batch.model.bundle import load_model
-        from segrec_batch.model.device import give_back, keep_memory, lacks_memory
-        from segrec_batch.model.segmenter import Segmenter
 
+        device = engine.device
         if device == "cpu":
             keep_memory()
-        if threads:
-            torch.set_num_threads(threads)
         bundle = load_model(model)
         spec = bundle.spec
-        self.segmenter = Segmenter(bundle, device)
-        names = describer.on_device(spec)
-        self.descriptors = describer.load(model, names, self.segmenter.device)
+        self.segmenter = load_segmenter(bundle, engine, threads)
+        names, device = describer.on_device(spec), self.segmenter.device
+        self.descriptors = describer.load(model, names, device, engine.precision)
         self.keeps_pixels = describer.read_pixels(describer.on_host(spec))
         # pictures; on a GPU as many as it holds. Few are as fast on a CPU, and take less memory.
         self.at_once = _AT_ONCE_ON_CPU if device == "cpu" else None
         self._last: Shape | None = None
         self._before_another_shape = give_back if device == "cpu" else lambda: None
         self._device = threading.Lock()
-        self._lacks_memory = lacks_memory
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
         """DECODED rows → SEGMENTED rows; pictures of one shape go through the model together.
@@ -91,7 +85,7 @@ class SegmentBatch:
                 self._segment_batch(shape, batch)
                 done += len(batch)
             except RuntimeError as error:
-                if not self._lacks_memory(error):
+                if not lacks_memory(error):
                     raise
                 self._halve(len(batch), error)
 
@@ -107,8 +101,6 @@ class SegmentBatch:
             descriptor(rows, self._device)
 
     def _halve(self, size: int, error: Exception) -> None:
-        import torch
-
         if size == 1:
             raise DeviceError(
                 f"the device has too little memory for one picture ({error}); free it of other "
@@ -116,11 +108,14 @@ class SegmentBatch:
             ) from error
         self.at_once = size // 2
         traceback.clear_frames(error.__traceback__)  # which hold what it was at
-        torch.cuda.empty_cache()
+        if self.segmenter.device != "cpu":
+            import torch
+
+            torch.cuda.empty_cache()
         _log.warning("out of memory on the device: from now on %d at a time", self.at_once)
 
 
-def _segmented(found: "Segmentation", i: int) -> Row:
+def _segmented(found: Segmentation, i: int) -> Row:
     return {
         "grid": found.labels[i].shape,
         "labels": found.labels[i].tobytes(),

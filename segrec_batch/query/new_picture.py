@@ -1,12 +1,15 @@
 """A picture that is not in the index as a query: what the index's own model sees in it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segrec_batch.decode import Picture, decode, mask_shape
 from segrec_batch.errors import InputError, PictureError
+from segrec_batch.model.bundle import load_model
+from segrec_batch.model.engines import EngineChoice, load_segmenter
+from segrec_batch.model.segmentation import Segmentation
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.query.card import Card
 from segrec_batch.query.criteria import Criteria
@@ -14,33 +17,27 @@ from segrec_batch.query.database import Database
 from segrec_batch.query.methods import Method
 from segrec_batch.store import encode
 
-if TYPE_CHECKING:
-    from segrec_batch.model.segmenter import Segmentation
-
 
 def look(
-    database: Database, name: str, content: bytes, criteria: Criteria, device: str
+    database: Database, name: str, content: bytes, criteria: Criteria, engine: EngineChoice
 ) -> tuple[Card, dict[str, Any]]:
     """The picture as a card, and the arguments of the SQL macro: query, coverages, masks, category.
 
     Raises InputError for what is no picture, or has no region of the class.
     """
-    from segrec_batch.model.bundle import load_model  # imports torch, which takes seconds
-    from segrec_batch.model.segmenter import Segmenter
-
     spec = database.spec
     criteria.check(spec)
     try:
         picture = decode(content, spec.shapes)
     except PictureError as error:
         raise InputError(f"{name}: {error.reason}") from error
-    segmenter = Segmenter(load_model(database.model_uri), device)
+    segmenter = load_segmenter(load_model(database.model_uri), engine)
     found = segmenter(picture.pixels[None], [mask_shape(picture.height, picture.width)])
     counts = found.counts[0]
     shares = dict(zip(spec.all_classes, (counts / counts.sum()).tolist(), strict=True))
     mask = found.masks[0]
     png = encode.mask_png(mask, list(spec.colours.values()))
-    vector, category = _compared(database, name, picture, found, mask, criteria, segmenter.device)
+    vector, category = _compared(database, name, picture, found, mask, criteria, engine)
     seen = {
         "query": vector.tolist(),
         "coverages": list(shares.values()),
@@ -54,15 +51,15 @@ def _compared(
     database: Database,
     name: str,
     picture: Picture,
-    found: "Segmentation",
+    found: Segmentation,
     mask: encode.Labels,
     criteria: Criteria,
-    device: str,
+    engine: EngineChoice,
 ) -> tuple[NDArray[np.float32], str | None]:
     """What of the picture is compared, and its category."""
     descriptor = Method.of(criteria.method).descriptor
     if descriptor is not None:
-        return _described(database, name, picture, found, mask, descriptor, device)
+        return _described(database, name, picture, found, mask, descriptor, engine)
     if criteria.cls is None or not criteria.regional:
         return found.feature[0], None
     k = database.spec.all_classes.index(criteria.cls)
@@ -75,10 +72,10 @@ def _described(
     database: Database,
     name: str,
     picture: Picture,
-    found: "Segmentation",
+    found: Segmentation,
     mask: encode.Labels,
     descriptor: str,
-    device: str,
+    engine: EngineChoice,
 ) -> tuple[NDArray[np.float32], str | None]:
     from segrec_batch.describer import load
 
@@ -92,7 +89,7 @@ def _described(
         "region_features": found.region_features[0].ravel(),
         "described": [],
     }
-    (loaded,) = load(database.model_uri, (descriptor,), device)
+    (loaded,) = load(database.model_uri, (descriptor,), engine.device, engine.precision)
     loaded([row])
     (entry,) = row["described"]
     if entry["vector"] is None:
@@ -100,7 +97,7 @@ def _described(
     return np.frombuffer(entry["vector"], np.float32), entry["category"]
 
 
-def _bitmaps(found: "Segmentation", criteria: Criteria, spec: ModelSpec) -> dict[str, list[int]]:
+def _bitmaps(found: Segmentation, criteria: Criteria, spec: ModelSpec) -> dict[str, list[int]]:
     """Bitmaps of the classes by which the first images are ranked again."""
     wanted = criteria.compared_masks(spec.classes)
     return {

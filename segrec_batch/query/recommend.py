@@ -6,6 +6,7 @@ from typing import Any
 
 from segrec_batch import storage
 from segrec_batch.errors import InputError
+from segrec_batch.model.engines import EngineChoice, choose_engine
 from segrec_batch.query.card import Card
 from segrec_batch.query.criteria import Criteria
 from segrec_batch.query.database import Database, query
@@ -61,10 +62,10 @@ class Recommender:
         return QueryImage(card, row["image_id"])
 
     def new_picture(
-        self, name: str, content: bytes, criteria: Criteria, device: str = "cpu"
+        self, name: str, content: bytes, criteria: Criteria, engine: EngineChoice | None = None
     ) -> QueryImage:
         """Segment a picture with the index's own model. InputError for what is no picture."""
-        card, seen = look(self.database, name, content, criteria, device)
+        card, seen = look(self.database, name, content, criteria, engine or choose_engine())
         return QueryImage(card, None, seen)
 
     def recommend(self, asked: QueryImage, criteria: Criteria) -> list[Recommendation]:

@@ -5,7 +5,8 @@ import argparse
 from segrec_batch import console
 from segrec_batch.decode import Shape, shapes_of_size
 from segrec_batch.model.device import resolve_device
-from segrec_batch.model.spec import DTYPES
+from segrec_batch.model.engines import EngineChoice, choose_engine
+from segrec_batch.options import add_engine_options
 from segrec_batch.train.augment import KINDS
 from segrec_batch.train.run import DEFAULT_LAYERS, DEFAULT_SIZE, Settings
 from segrec_batch.train.sample import Sampling
@@ -67,21 +68,31 @@ def add_training_arguments(parser: argparse.ArgumentParser | argparse._ArgumentG
         "trailing number (video frames), or none (default: the first that gives two groups)",
     )
     add("--no-minmax", action="store_true", help="divide pixels by 255 in place of min–max scaling")
-    add("--dtype", default=Settings.dtype, choices=DTYPES, help="of the backbone's arithmetic")
+    add_engine_options(parser)
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--seed", type=int, default=0)
 
 
-def training_settings(a: argparse.Namespace) -> Settings:
-    """The settings that these arguments ask for. Raises DeviceError."""
+def training_engine(a: argparse.Namespace, images: int = 0) -> EngineChoice:
+    """Choose the engine that these arguments ask for; many images are worth a calibration.
+
+    Raises DeviceError, EngineError.
+    """
+    height, width = max(a.input_size)
+    variants = 1 + len(a.augment) * a.copies
+    work = images * variants * height * width
+    return choose_engine(a.engine, a.precision, resolve_device(a.device), work)
+
+
+def training_settings(a: argparse.Namespace, engine: EngineChoice) -> Settings:
+    """Return the settings that these arguments ask for."""
     return Settings(
         layers=tuple(a.layers),
         c=tuple(a.C),
         shapes=a.input_size,
         minmax=not a.no_minmax,
-        dtype=a.dtype,
         sampling=Sampling(a.positions, tuple(a.augment), a.copies, a.seed),
-        device=resolve_device(a.device),
+        engine=engine,
     )
 
 

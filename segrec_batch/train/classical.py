@@ -18,8 +18,7 @@ from torch import Tensor
 
 from segrec_batch.decode import Shape, fit
 from segrec_batch.errors import InputError
-from segrec_batch.model.backbone import DEEPEST
-from segrec_batch.model.head import Tap
+from segrec_batch.model.architecture import DEEPEST, Tap
 from segrec_batch.train import scorers
 from segrec_batch.train.deep import class_map
 from segrec_batch.train.labelled import Classes

@@ -15,12 +15,11 @@ from segrec_batch import console
 from segrec_batch.decode import Shape, shapes_of_size
 from segrec_batch.errors import InputError
 from segrec_batch.model import describe
+from segrec_batch.model.architecture import Tap
 from segrec_batch.model.backbone import Weights
-from segrec_batch.model.bundle import Model
-from segrec_batch.model.device import resolve_device
-from segrec_batch.model.head import Tap
-from segrec_batch.model.segmenter import FeatureMaps, Normalise
-from segrec_batch.model.spec import ModelSpec
+from segrec_batch.model.bundle import Array, Model
+from segrec_batch.model.engines import EngineChoice, choose_engine, load_feature_maps
+from segrec_batch.model.spec import ModelSpec, Scaling
 from segrec_batch.train.labelled import Classes, LabelledImage, fingerprint
 from segrec_batch.train.sample import Samples, Sampling, sample_images
 from segrec_batch.train.tune import (
@@ -44,9 +43,8 @@ class Settings:
     c: tuple[float, ...] = (1.0, 3.0)
     shapes: tuple[Shape, ...] = shapes_of_size(DEFAULT_SIZE)
     minmax: bool = True
-    dtype: str = "bfloat16"
     sampling: Sampling = field(default_factory=Sampling)
-    device: str = "cpu"
+    engine: EngineChoice = field(default_factory=choose_engine)
 
     @property
     def candidates(self) -> list[Candidate]:
@@ -77,13 +75,16 @@ class Trainer:
         self.settings = settings
         every = (tap for candidate in settings.candidates for tap in candidate.taps)
         self.taps = tuple(dict.fromkeys(every))
-        normalise = Normalise(settings.minmax, weights.mean, weights.std, settings.dtype)
-        device = resolve_device(settings.device)
-        self.feature_maps = FeatureMaps(weights.state, self.taps, normalise, device)
+        scaling = Scaling(settings.minmax, weights.mean, weights.std)
+        self._maps = load_feature_maps(weights.arrays, self.taps, settings.engine, scaling)
         self._check_groups()
         self.samples = self._sample(extra or {})
         self._check_classes()
         self.components = Components.of(self.samples.values, classes)
+
+    def feature_maps(self, pixels: NDArray[np.uint8]) -> dict[str, Tensor]:
+        """Run the backbone: uint8 (B, H, W, 3) of one shape → {layer: (B, C, h, w)}."""
+        return {layer: torch.as_tensor(maps) for layer, maps in self._maps(pixels).items()}
 
     def subset(self, rows: NDArray[np.bool_]) -> "Trainer":
         """The same with some of the sampled positions only, rows (n,); the backbone does not run.
@@ -175,7 +176,6 @@ class Trainer:
             weights=self.weights.origin,
             weights_fingerprint=self.weights.fingerprint,
             minmax=self.settings.minmax,
-            dtype=self.settings.dtype,
             training={
                 "data": self.data,
                 "images": len(self.images),
@@ -188,7 +188,7 @@ class Trainer:
             },
         )
         tensors = _head_tensors(taps, svm.weights, bias, self.samples.centre)
-        return Model(spec, tensors, self.weights.state)
+        return Model(spec, tensors, self.weights.arrays)
 
 
 def train(
@@ -203,14 +203,14 @@ def _head_tensors(
     weights: NDArray[np.float32],
     bias: NDArray[np.float32],
     centre: Tensor,
-) -> dict[str, Tensor]:
+) -> dict[str, Array]:
     stops = np.cumsum([tap.source.channels for tap in taps])
     parts = np.split(weights, stops[:-1], axis=1)
     return {
-        **{f"svm.{t}": torch.from_numpy(p.copy()) for t, p in zip(taps, parts, strict=True)},
-        "svm.bias": torch.from_numpy(bias.astype(np.float32)),
-        "sign_bits.centre": centre.contiguous(),
-        "sign_bits.rotation": describe.random_rotation(len(centre)),
+        **{f"svm.{t}": p.copy() for t, p in zip(taps, parts, strict=True)},
+        "svm.bias": bias.astype(np.float32),
+        "sign_bits.centre": centre.numpy(),
+        "sign_bits.rotation": describe.random_rotation(len(centre)).numpy(),
     }
 
 

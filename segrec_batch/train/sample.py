@@ -12,8 +12,8 @@ from torch import Tensor
 
 from segrec_batch.decode import Shape, fit
 from segrec_batch.model import describe
-from segrec_batch.model.backbone import DEEPEST
-from segrec_batch.model.head import Tap
+from segrec_batch.model.architecture import DEEPEST, Tap
+from segrec_batch.model.head import pool
 from segrec_batch.train.augment import augment
 from segrec_batch.train.labelled import VOID, Classes, LabelledImage
 
@@ -182,7 +182,7 @@ def cell_features(
     where = torch.as_tensor(centres * 2 - 1, dtype=torch.float32)[None, None]
     parts = []
     for tap in taps:
-        pooled = tap.pool(maps[tap.layer].float())
+        pooled = pool(maps[tap.layer].float(), tap.window)
         read = F.grid_sample(
             pooled, where.to(pooled.device), padding_mode="border", align_corners=False
         )

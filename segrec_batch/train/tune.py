@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import GroupKFold
 
-from segrec_batch.model.head import Tap
+from segrec_batch.model.architecture import Tap
 from segrec_batch.train.labelled import Classes
 from segrec_batch.train.sample import Samples
 from segrec_batch.train.svm import LinearSvm, fit_svm

@@ -1,7 +1,7 @@
 """A U-Net trained from nothing on labelled pictures (Ronneberger, Fischer, Brox 2015)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from segrec_batch.console import ProgressMeter
 from segrec_batch.errors import InputError
 from segrec_batch.model.device import resolve_device
+from segrec_batch.model.engines import choose_engine
 from segrec_batch.train.deep import class_map, seeded, shrink, shrink_both
 from segrec_batch.train.labelled import VOID, Classes, LabelledImage
 from segrec_batch.train.methods import ClassMap
@@ -30,7 +31,8 @@ class UNetSettings:
 
     side: pixels of a picture's long side, to which larger ones are shrunk. crop: side of the
     windows that training sees. width: channels at full resolution, doubled at each of `depth`
-    halvings. rate: the highest learning rate of Adam. dtype: of the convolutions' arithmetic.
+    halvings. rate: the highest learning rate of Adam. precision: of the convolutions' arithmetic;
+    auto takes bfloat16 where the device computes it natively.
     """
 
     side: int = 256
@@ -40,7 +42,7 @@ class UNetSettings:
     epochs: int = 40
     batch: int = 8
     rate: float = 3e-3
-    dtype: str = "bfloat16"
+    precision: str = "auto"
     seed: int = 0
     device: str = "auto"
 
@@ -117,6 +119,8 @@ def fit_unet(
     if not images:
         raise InputError(f"{NAME}: no labelled pictures to train on")
     device = resolve_device(settings.device)
+    precision = choose_engine("torch", settings.precision, device).precision
+    settings = replace(settings, precision=precision)
     examples = [_example(item, classes, settings.side) for item in images]
     with seeded(settings.seed, device):
         network = UNet(len(classes.names) + 1, settings.width, settings.depth)
@@ -180,7 +184,7 @@ def _scores(network: UNet, pixels: NDArray[np.uint8], settings: UNetSettings) ->
     device = next(network.parameters()).device
     x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)  # (B, h, w, 3) -> (B, 3, h, w)
     x = ((x.float() - _GREY) / 64).contiguous(memory_format=torch.channels_last)
-    dtype: torch.dtype = getattr(torch, settings.dtype)
+    dtype: torch.dtype = getattr(torch, settings.precision)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         scores: Tensor = network(x)
     return scores.float()

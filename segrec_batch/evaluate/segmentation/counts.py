@@ -12,13 +12,13 @@ from PIL import Image
 
 from segrec_batch import console, storage
 from segrec_batch.decode import fit
-from segrec_batch.model.segmenter import Segmenter
+from segrec_batch.model.segmentation import Segmenter
 from segrec_batch.model.spec import BACKGROUND
 from segrec_batch.train.labelled import VOID, Classes, LabelledImage
 from segrec_batch.train.methods import ClassMap, Methods
 
 SEGREC = "segrec"
-"""The name of the proposed method, a model bundle run by `Segmenter`."""
+"""The name of the proposed method, a model bundle run by an engine."""
 
 Confusion = NDArray[np.int64]
 

@@ -10,8 +10,7 @@ from segrec_batch.evaluate.segmentation.counts import SegrecMethod, judge_pictur
 from segrec_batch.evaluate.segmentation.splits import GIVEN, SPLITS, split_pictures
 from segrec_batch.model.backbone import load_weights
 from segrec_batch.model.bundle import Model, load_model
-from segrec_batch.model.device import resolve_device
-from segrec_batch.model.segmenter import Segmenter
+from segrec_batch.model.engines import EngineChoice, choose_engine, load_segmenter
 from segrec_batch.train.augment import KINDS
 from segrec_batch.train.labelled import Classes, LabelledImage, pair
 from segrec_batch.train.methods import Methods, NotRun
@@ -25,7 +24,7 @@ class Settings:
     are fitted on them: judged on the test pictures, if given, else on a part of them (see splits).
 
     images, masks, classes, test_images, test_masks: URIs. weights: of the backbone. groups: see
-    `pair`. seed: of the bootstrap, the splits and the training; with device it goes before those of
+    `pair`. seed: of the bootstrap, the splits and the training; with engine it goes before those of
     `training`.
     """
 
@@ -38,7 +37,7 @@ class Settings:
     weights: str = "imagenet"
     training: Training = field(default_factory=Training)
     groups: str = "auto"
-    device: str = "auto"
+    engine: EngineChoice = field(default_factory=choose_engine)
     seed: int = 0
 
 
@@ -75,7 +74,7 @@ class Study:
     judged: the pictures of the first split, of which the page shows some.
     """
 
-    device: str
+    engine: EngineChoice
     judged: Sequence[LabelledImage] = ()
     rows: list[dict[str, Any]] = field(default_factory=list)
     models: dict[str, Model] = field(default_factory=dict)
@@ -94,7 +93,7 @@ class Study:
 
     def method(self, split: str) -> SegrecMethod:
         """The proposed method as it was judged on a split."""
-        return SegrecMethod(Segmenter(self.models[split], self.device))
+        return SegrecMethod(load_segmenter(self.models[split], self.engine))
 
     def judge(self, part: "Part", methods: Methods, classes: Classes) -> None:
         """Add what methods say of the pictures of a split. Raises NotRun."""
@@ -120,7 +119,7 @@ def conduct(
     rivals: Sequence[Rival],
 ) -> Study:
     """Fit and judge everything, one split after the other."""
-    study = Study(resolve_device(settings.device))
+    study = Study(settings.engine)
     for part in _parts(settings, images, test, classes):
         study.models[part.split] = part.model
         if part.split == study.main:
@@ -184,7 +183,7 @@ def _trainer(
 ) -> Trainer:
     chosen = replace(
         settings.training,
-        device=resolve_device(settings.device),
+        engine=settings.engine,
         sampling=replace(settings.training.sampling, seed=settings.seed),
     )
     return Trainer(images, classes, load_weights(settings.weights), chosen, extra)

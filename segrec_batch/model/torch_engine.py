@@ -1,8 +1,9 @@
-"""Pictures → class maps and features: backbone, SVM head and pooling in one forward pass."""
+"""The segmenter in torch: backbone, SVM head and pooling in one forward pass, on CPUs and GPUs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,78 +12,59 @@ from torch import Tensor, nn
 
 from segrec_batch.decode import Shape
 from segrec_batch.model import describe
-from segrec_batch.model.backbone import DEEPEST, Backbone
+from segrec_batch.model.architecture import DEEPEST
+from segrec_batch.model.backbone import Backbone
 from segrec_batch.model.bundle import Model
 from segrec_batch.model.device import Download, Upload, full_float32, resolve_device
-from segrec_batch.model.head import LinearHead, Tap, resize
-from segrec_batch.model.spec import COMMON_GRID
+from segrec_batch.model.head import LinearHead, resize
+from segrec_batch.model.segmentation import Segmentation
+from segrec_batch.model.spec import COMMON_GRID, Scaling
+
+K = TypeVar("K")
 
 _AT_ONCE = 2**24  # scores that are resized to masks together: 64 MiB
 
 
 @dataclass(frozen=True)
-class Segmentation:
-    """What the model says of B pictures of one shape; K classes, class 0 is the background.
-
-    labels: (B, h, w) uint8, the class map on the feature grid, stride 16.
-    common: (B, 32, 32) uint8, the class map on the common grid.
-    counts: (B, K) int64, cells of each class on the feature grid; their sum is h·w.
-    feature: (B, 512) float32, global average of conv5_3.
-    region_features: (B, K, 512) float32, the same average inside each class.
-    sign_bits: (B, 8) int64, bits of `feature`.
-    masks: the class map of each picture at the size that was asked for it: (H, W) uint8.
-    """
-
-    labels: NDArray[np.uint8]
-    common: NDArray[np.uint8]
-    counts: NDArray[np.int64]
-    feature: NDArray[np.float32]
-    region_features: NDArray[np.float32]
-    sign_bits: NDArray[np.int64]
-    masks: list[NDArray[np.uint8]]
-
-
-@dataclass(frozen=True)
-class Launched:
-    """Work that a device has been given."""
+class _Launched:
+    """A `Launched` on a device."""
 
     _found: Segmentation
     _download: Download
 
     def result(self) -> Segmentation:
-        """What it found; waits for it."""
+        """Return what was found; waits for it."""
         self._download.wait()
         return self._found
 
 
-class Segmenter(nn.Module):
-    """A model on a device. Call it with uint8 pictures of one shape."""
+class TorchSegmenter(nn.Module):
+    """A model in torch on a device, see `segmentation.Segmenter`.
 
-    def __init__(self, model: Model, device: str = "cpu") -> None:
+    precision: of the backbone's arithmetic, float32 or bfloat16; the head's is float32.
+    """
+
+    def __init__(self, model: Model, device: str = "cpu", precision: str = "float32") -> None:
         super().__init__()
         self.model = model
         self.device = resolve_device(device)
         spec = model.spec
-        self.normalise = Normalise(spec.minmax, spec.mean, spec.std, spec.dtype)
-        self.maps = FeatureMaps(model.backbone, model.taps, self.normalise, self.device)
-        self.head = LinearHead(model.svm_weights, model.svm_bias, spec.components)
+        layers = dict.fromkeys([*(tap.layer for tap in model.taps), DEEPEST])
+        scale = Normalise(spec.scaling, precision)
+        self.maps = FeatureMaps(as_tensors(model.backbone), list(layers), scale, self.device)
+        bias = torch.from_numpy(model.svm_bias)
+        self.head = LinearHead(as_tensors(model.svm_weights), bias, spec.components)
         self.head.to(self.device)
-        self.centre = model.sign_centre.to(self.device)
-        self.rotation = model.sign_rotation.to(self.device)
+        self.centre = torch.from_numpy(model.sign_centre).to(self.device)
+        self.rotation = torch.from_numpy(model.sign_rotation).to(self.device)
 
     def forward(self, pixels: NDArray[np.uint8], masks: Sequence[Shape] = ()) -> Segmentation:
-        """Segment and describe pictures, uint8 (B, H, W, 3) RGB.
-
-        masks: the sizes (height, width) of their masks, for each picture or for none.
-        """
+        """Segment and describe images, see `segmentation.Segmenter`."""
         return self.launch(pixels, masks).result()
 
     @torch.inference_mode()
-    def launch(self, pixels: NDArray[np.uint8], masks: Sequence[Shape] = ()) -> Launched:
-        """As calling it, but a GPU may still be at it; more can be launched meanwhile.
-
-        Raises RuntimeError where the device lacks memory, see `device.lacks_memory`.
-        """
+    def launch(self, pixels: NDArray[np.uint8], masks: Sequence[Shape] = ()) -> _Launched:
+        """Start what a call does, see `segmentation.Segmenter`."""
         maps = self.maps(pixels)
         deepest = maps[DEEPEST]
         with full_float32():
@@ -101,7 +83,12 @@ class Segmenter(nn.Module):
             sign_bits=host(sign_bits).numpy(),
             masks=[mask for maps in class_maps(scores, masks) for mask in host(maps).numpy()],
         )
-        return Launched(found, host)
+        return _Launched(found, host)
+
+
+def as_tensors(arrays: Mapping[K, NDArray[Any]]) -> dict[K, Tensor]:
+    """Return arrays of a bundle as tensors, by the same keys; they share memory."""
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def class_maps(scores: Tensor, shapes: Sequence[Shape]) -> Iterator[Tensor]:
@@ -132,21 +119,20 @@ def _class_map(scores: Tensor, shape: Shape) -> Tensor:
 
 
 class FeatureMaps(nn.Module):
-    """Normalisation and backbone on a device: pictures → the maps of the taps and of conv5_3."""
+    """Scaling and backbone on a device: images → the maps of some layers."""
 
     def __init__(
         self,
         state: Mapping[str, Tensor],
-        taps: Sequence[Tap],
+        layers: Sequence[str],
         normalise: "Normalise",
         device: str,
     ) -> None:
         super().__init__()
-        layers = dict.fromkeys([*(tap.layer for tap in taps), DEEPEST])
         self.device = device
         self._upload = Upload(device)
         self.normalise = normalise.to(device)
-        self.backbone = Backbone(state, list(layers)).to(device, normalise.dtype)
+        self.backbone = Backbone(state, layers).to(device, normalise.dtype)
 
     @torch.inference_mode()
     def forward(self, pixels: NDArray[np.uint8]) -> dict[str, Tensor]:
@@ -157,23 +143,17 @@ class FeatureMaps(nn.Module):
 
 
 class Normalise(nn.Module):
-    """uint8 (B, H, W, 3) → (B, 3, H, W) in `dtype`: scaled to [0, 1], then by mean and deviation.
-
-    With `minmax` each picture's smallest value becomes 0 and its largest 1 (Abdullah 2026,
-    section 3); a picture of one value becomes 0. Otherwise values are divided by 255.
-    """
+    """uint8 (B, H, W, 3) → (B, 3, H, W) in a precision, scaled to the backbone's input."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, minmax: bool, mean: Sequence[float], std: Sequence[float], dtype: str
-    ) -> None:
+    def __init__(self, scaling: Scaling, precision: str = "float32") -> None:
         super().__init__()
-        self.minmax = minmax
-        self.dtype: torch.dtype = getattr(torch, dtype)
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(std)[:, None, None])
+        self.minmax = scaling.minmax
+        self.dtype: torch.dtype = getattr(torch, precision)
+        self.register_buffer("mean", torch.tensor(scaling.mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(scaling.std)[:, None, None])
 
     def forward(self, pixels: Tensor) -> Tensor:
         """See the class."""

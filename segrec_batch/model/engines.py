@@ -1,0 +1,239 @@
+"""Engines: the libraries that run a model, and which of them is fastest on this machine.
+
+Engine and precision are how a run goes about its work, not what a model is: rows of one index may
+come from different engines, within the tolerances of docs/segmentation.md.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segrec_batch.decode import Shape
+from segrec_batch.errors import EngineError
+from segrec_batch.host import Processor, read_processor, usable_cores
+from segrec_batch.model.architecture import DEEPEST, LAYERS, Tap
+from segrec_batch.model.bundle import Model
+from segrec_batch.model.segmentation import Segmenter
+from segrec_batch.model.spec import Scaling
+
+ENGINES = ("ncnn", "torch")
+PRECISIONS = ("float32", "bfloat16")
+Candidate = tuple[str, str]  # engine, precision
+
+EMULATED_COST = 9
+"""How many times the time of float32 emulated bfloat16 takes (VGG-16 at 224 × 224, Zen 3)."""
+LONG = 2**25
+"""Pixels from which on a run repays a calibration: about a minute of two cores with AVX2."""
+_BATCH = 4  # images that torch runs together on a CPU
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """An engine, its precision (float32 or bfloat16), its device, and why they were chosen."""
+
+    engine: str
+    precision: str
+    device: str = "cpu"
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.engine}, {self.precision}, on {self.device}"
+
+    @property
+    def warning(self) -> str | None:
+        """A sentence on arithmetic that this processor has to emulate."""
+        if self.device != "cpu" or self.precision == "float32":
+            return None
+        processor = read_processor()
+        if processor.has_native_bf16:
+            return None
+        return (
+            f"{processor.name} has no bfloat16 instructions and emulates them: about "
+            f"{EMULATED_COST} times slower than --precision float32"
+        )
+
+
+def missing_engine(name: str) -> str | None:
+    """Return why an engine cannot be used on this machine; None if it can."""
+    if name not in ENGINES:
+        return f"there is no engine {name}; there are {', '.join(ENGINES)}"
+    if find_spec(name) is None:
+        return f"the package {name} is not installed; install it with: pip install {name}"
+    return None
+
+
+def candidates(processor: Processor) -> list[Candidate]:
+    """Return the engines and precisions that a CPU computes natively, the likeliest fastest first.
+
+    Measured: docs/operations.md. ncnn's Winograd algorithm saves more than bfloat16 does, but for
+    AMX, which has a matrix unit of its own.
+    """
+    order = [("ncnn", "float32"), ("torch", "float32")]
+    if processor.has_native_bf16:
+        order.insert(0 if processor.has_amx else 1, ("torch", "bfloat16"))
+    return [(engine, precision) for engine, precision in order if not missing_engine(engine)]
+
+
+def choose_engine(
+    engine: str = "auto", precision: str = "auto", device: str = "cpu", work: float = 0.0
+) -> EngineChoice:
+    """Choose engine and precision for this machine.
+
+    engine, precision: a name, or `auto` for what is fastest here. device: cpu, cuda or cuda:N.
+    work: pixels of all images of the run; much of it is worth a calibration of a few seconds.
+    Raises EngineError for what does not exist here, or does not go together.
+    """
+    check_names(engine, precision)
+    if device != "cpu":
+        return _choose_for_gpu(engine, precision, device)
+    found = matching(engine, precision, read_processor())
+    if not found:  # bfloat16 was asked for and has to be emulated
+        return EngineChoice("torch", precision, device, "as asked for")
+    if "auto" not in (engine, precision):
+        return EngineChoice(*found[0], device, "as asked for")
+    if len(found) == 1 or work < LONG:
+        return EngineChoice(*found[0], device, explain(read_processor()))
+    return choose_fastest([measure_candidates(found)], device)
+
+
+def matching(engine: str, precision: str, processor: Processor) -> list[Candidate]:
+    """Return those of `candidates` that have the engine and precision asked for, or `auto`."""
+    return [
+        candidate
+        for candidate in candidates(processor)
+        if engine in ("auto", candidate[0]) and precision in ("auto", candidate[1])
+    ]
+
+
+def check_names(engine: str, precision: str) -> None:
+    """Raise EngineError for an engine or a precision that do not exist or do not go together."""
+    if engine != "auto" and (why := missing_engine(engine)):
+        raise EngineError(f"--engine {engine}: {why}")
+    if precision not in ("auto", *PRECISIONS):
+        raise EngineError(f"--precision {precision}: there are auto, {', '.join(PRECISIONS)}")
+    if (engine, precision) == ("ncnn", "bfloat16"):
+        raise EngineError(
+            "--engine ncnn computes in float32; say --precision float32, or --engine torch"
+        )
+
+
+def _choose_for_gpu(engine: str, precision: str, device: str) -> EngineChoice:
+    if engine == "ncnn":
+        raise EngineError(f"--engine ncnn runs on CPUs; say --engine torch for device {device}")
+    chosen = "bfloat16" if precision == "auto" else precision
+    return EngineChoice("torch", chosen, device, "tensor cores, sums in float32")
+
+
+def explain(processor: Processor) -> str:
+    """Return why the first of `candidates` is likely the fastest."""
+    known = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "sve", "asimd")
+    best = next((name for name in known if name in processor.features), processor.architecture)
+    return f"by the processor's features: {processor.name}, {best}"
+
+
+Rates = Mapping[Candidate, float]
+
+
+def choose_fastest(measured: list[Rates], device: str = "cpu") -> EngineChoice:
+    """Choose what has the largest sum of rates over machines, of what all of them measured."""
+    common = set.intersection(*(set(rates) for rates in measured))
+    sums = {c: sum(rates[c] for rates in measured) for c in measured[0] if c in common}
+    best = max(sums, key=lambda candidate: sums[candidate])
+    figures = "; ".join(f"{e} {p} {rate:.1f}" for (e, p), rate in sums.items())
+    where = "this machine" if len(measured) == 1 else f"{len(measured)} nodes"
+    return EngineChoice(
+        *best, device, f"measured on {where}, images/s of a thread at 224×224: {figures}"
+    )
+
+
+def measure_candidates(found: list[Candidate], seconds: float = 0.5) -> dict[Candidate, float]:
+    """Return images/s of one thread for each engine and precision, see `measure_rate`."""
+    return {(e, p): measure_rate(e, p, seconds=seconds) for e, p in found}
+
+
+def measure_rate(
+    engine: str,
+    precision: str,
+    threads: int = 1,
+    shape: Shape = (224, 224),
+    seconds: float = 1.0,
+) -> float:
+    """Return images/s of the bare 13 convolutions on the CPU, on weights drawn at random.
+
+    Takes about `seconds`, after one forward pass to warm up.
+    """
+    run = load_feature_maps(random_arrays(), (), EngineChoice(engine, precision), threads=threads)
+    rng = np.random.default_rng(0)
+    batch = rng.integers(0, 256, (_BATCH if engine == "torch" else 1, *shape, 3), np.uint8)
+    run(batch[:1])
+    images, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < seconds or not images:
+        run(batch)
+        images += len(batch)
+    return images / spent if spent else 0.0
+
+
+def random_arrays() -> dict[str, NDArray[np.float32]]:
+    """Return weights of `features` drawn at random, of the size of trained ones (He 2015)."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for layer in LAYERS.values():
+        shape = (layer.channels, layer.inputs, 3, 3)
+        scale = np.float32((2 / (9 * layer.inputs)) ** 0.5)
+        arrays[layer.weight] = rng.standard_normal(shape, np.float32) * scale
+        arrays[layer.bias] = np.zeros(layer.channels, np.float32)
+    return arrays
+
+
+def load_segmenter(model: Model, choice: EngineChoice, threads: int | None = None) -> Segmenter:
+    """Load a model into an engine.
+
+    threads: of one forward pass on a CPU; the library's own number if None. Raises DeviceError.
+    """
+    if choice.engine == "ncnn":
+        from segrec_batch.model.ncnn_engine import NcnnSegmenter
+
+        return NcnnSegmenter(model, threads or usable_cores())
+    import torch
+
+    from segrec_batch.model.torch_engine import TorchSegmenter
+
+    if threads:
+        torch.set_num_threads(threads)
+    return TorchSegmenter(model, choice.device, choice.precision)
+
+
+FeatureMaps = Callable[[NDArray[np.uint8]], Mapping[str, Any]]
+"""uint8 (B, H, W, 3) of one shape → {layer: (B, C, h, w)}, NumPy arrays or torch tensors."""
+
+
+def load_feature_maps(
+    state: Mapping[str, NDArray[np.float32]],
+    taps: tuple[Tap, ...],
+    choice: EngineChoice,
+    scaling: Scaling | None = None,
+    threads: int | None = None,
+) -> FeatureMaps:
+    """Load the backbone alone into an engine: the maps of the taps' layers and of conv5_3.
+
+    state: weights of `features` by name. threads: see `load_segmenter`.
+    """
+    scaling = scaling or Scaling()
+    layers = list(dict.fromkeys([*(tap.layer for tap in taps), DEEPEST]))
+    if choice.engine == "ncnn":
+        from segrec_batch.model.ncnn_engine import NcnnFeatureMaps
+
+        return NcnnFeatureMaps(state, layers, scaling, threads or usable_cores())
+    import torch
+
+    from segrec_batch.model.torch_engine import FeatureMaps, Normalise, as_tensors
+
+    if threads:
+        torch.set_num_threads(threads)
+    normalise = Normalise(scaling, choice.precision)
+    return FeatureMaps(as_tensors(state), layers, normalise, choice.device)

@@ -1,0 +1,32 @@
+"""Option groups that several commands share."""
+
+import argparse
+
+from segrec_batch import messages
+from segrec_batch.model.engines import ENGINES, PRECISIONS, EngineChoice
+
+
+def add_engine_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add --engine and --precision: how the model is run, for `engines.choose_engine`."""
+    parser.add_argument(
+        "--engine",
+        default="auto",
+        choices=("auto", *ENGINES),
+        help="library that runs the model; auto takes the fastest on this processor or GPU, see "
+        "`segrec doctor` (default: auto)",
+    )
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", *PRECISIONS),
+        help="arithmetic of the backbone; auto takes bfloat16 only where it is native and the "
+        "fastest (default: auto)",
+    )
+
+
+def report_engine(choice: EngineChoice) -> None:
+    """Say which engine was chosen and why, and warn of arithmetic that has to be emulated."""
+    figures = {"engine": choice.engine, "precision": choice.precision, "device": choice.device}
+    messages.say(f"engine: {choice} ({choice.reason})", event="engine", **figures)
+    if choice.warning:
+        messages.say(choice.warning, "warning")

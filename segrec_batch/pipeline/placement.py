@@ -1,0 +1,151 @@
+"""How the model is laid out on the Ray cluster: its engine, actors and threads.
+
+Measured with benchmarks/throughput.py: n ncnn networks of one thread each do more than one network
+of n threads, whose small maps leave threads idle; torch does the same either way, and then one
+actor takes less memory.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from segrec_batch.host import read_processor
+from segrec_batch.model import engines
+from segrec_batch.model.engines import Candidate, EngineChoice
+from segrec_batch.model.spec import ModelSpec
+from segrec_batch.pipeline.cluster import ray_errors
+from segrec_batch.pipeline.nodes import Resources, work_nodes
+
+T = TypeVar("T")
+
+_WORTH = 2**23  # pixels that repay the start of one more actor: some seconds of a core
+_NETWORK = 450 * 2**20  # bytes of an actor: Python, its libraries and the weights, transformed
+_PER_PIXEL = 2_560  # bytes of its maps and workspace
+_PART_ROWS = 4_096
+_PART_ROWS_PER_CORE = 64
+_ROUND = 65_536  # images per GPU or per 8 cores that one Ray Data execution takes
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run has to do: `images` of at most `pixels` pixels each, as the model sees them."""
+
+    images: int
+    pixels: int
+
+    @classmethod
+    def of(cls, images: int, spec: ModelSpec) -> "Work":
+        """Return the work of a number of images for a model."""
+        return cls(images, max(height * width for height, width in spec.shapes))
+
+    @property
+    def total(self) -> int:
+        """Pixels of all images."""
+        return self.images * self.pixels
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how the model runs. batch_size: images decoded and segmented together."""
+
+    where: Resources
+    engine: EngineChoice
+    batch_size: int
+
+    @property
+    def part_rows(self) -> int:
+        """Rows of a part, at most.
+
+        Progress, metrics and commits go by parts, so one is about half a minute of work, in which a
+        core does 64 images or so. On GPUs memory is the bound: a task has all rows of a part.
+        """
+        if self.where.device == "cuda":
+            return _PART_ROWS
+        return min(_PART_ROWS_PER_CORE * self._cores, _PART_ROWS)
+
+    @property
+    def round_rows(self) -> int:
+        """Images that one Ray Data execution takes."""
+        if self.where.device == "cuda":
+            return _ROUND * self.where.actors
+        return _ROUND * -(-self._cores // 8)
+
+    @property
+    def _cores(self) -> int:
+        return self.where.actors * (self.where.threads or 1)
+
+
+def place_model(
+    where: Resources, engine: EngineChoice, work: Work, batch_size: int, memory: float | None = None
+) -> Placement:
+    """Lay the model out on the nodes of `where`.
+
+    memory: bytes that Ray has on the smallest node; asked of the cluster if None.
+    """
+    if where.device == "cpu" and engine.engine == "ncnn":
+        memory = _least_memory() if memory is None else memory
+        where = _spread(where, work, memory)
+    if where.device == "cpu":  # each actor gets some batches
+        batch_size = min(batch_size, max(-(-work.images // (2 * where.actors)), 1))
+    return Placement(where, engine, batch_size)
+
+
+def _spread(where: Resources, work: Work, memory: float) -> Resources:
+    """One actor a core in place of one a node, as far as memory and work allow."""
+    nodes, cores = where.actors, where.threads or 1
+    fit = int(memory // (_NETWORK + _PER_PIXEL * work.pixels))
+    actors = max(min(cores, fit, work.total // (_WORTH * nodes)), 1)
+    if actors == 1:
+        return where
+    # less than what one actor a node leaves free; other CPUs than those of tasks, see `nodes`
+    share = round(0.99 * where.cpus / actors, 3)
+    return replace(where, actors=nodes * actors, cpus=share, threads=cores // actors)
+
+
+def _least_memory() -> float:
+    return min((node["Resources"].get("memory", 0.0) for node in work_nodes()), default=0.0)
+
+
+def choose_engine(engine: str, precision: str, where: Resources, work: Work) -> EngineChoice:
+    """Choose engine and precision for the nodes that the model runs on.
+
+    See `engines.choose_engine`; a processor that would have to emulate decides for all. Raises
+    EngineError.
+    """
+    if where.device == "cuda" or "auto" not in (engine, precision):
+        return engines.choose_engine(engine, precision, where.device)
+    engines.check_names(engine, precision)
+    nodes = [node["NodeID"] for node in work_nodes()]
+    alone = nodes == [ray.get_runtime_context().get_node_id()]
+    if alone and work.total < engines.LONG:
+        return engines.choose_engine(engine, precision, where.device)
+    found = _ask(nodes, _matching, engine, precision)
+    common = [c for c in found[0] if all(c in others for others in found)]
+    if not common:  # bfloat16 was asked for, and a node has to emulate it
+        return engines.choose_engine("torch", precision, where.device)
+    if len(common) == 1 or work.total < engines.LONG:
+        reason = f"by the features of the processors of {len(nodes)} nodes"
+        return EngineChoice(*common[0], where.device, reason)
+    return engines.choose_fastest(_ask(nodes, engines.measure_candidates, common))
+
+
+def _matching(engine: str, precision: str) -> list[Candidate]:
+    return engines.matching(engine, precision, read_processor())
+
+
+def _ask(nodes: list[str], function: Callable[..., T], *arguments: object) -> list[T]:
+    """Return what a function says on each of some nodes, in processes of their own."""
+    task = ray.remote(num_cpus=0, max_calls=1)(function)
+    with ray_errors():
+        found: list[T] = ray.get(
+            [
+                task.options(
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+                ).remote(*arguments)
+                for node in nodes
+            ]
+        )
+    return found
