@@ -1,4 +1,4 @@
-"""The `segrec` command: ask an index, in SQL or by example; draw sample scenes."""
+"""The `segrec` command: ask an index, by SQL or example; draw scenes; examine the machine."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segrec_batch import __version__, cli_feedback, console, messages
+from segrec_batch import __version__, cli_doctor, cli_feedback, console, messages
 from segrec_batch.cli_files import (
     INDEX,
     add_criteria,
@@ -75,6 +75,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
             )
         )
     cli_feedback.add_commands(commands)
+    cli_doctor.add_command(commands)
     return parser.parse_args(arguments)
 
 

@@ -29,14 +29,14 @@ DOORS = {
 REPORTS = ("segmentation", "retrieval", "drift", "compare")
 LEVELS = [  # each may import from its own and from those before it
     {"errors", "faults", "messages"},
-    {"storage", "sandbox", "console", "decode", "listing", "scenes"},
+    {"storage", "sandbox", "console", "decode", "host", "listing", "scenes"},
     {"model"},
     {"train", "store", "operators"},
     {"descriptors", "pictures", "describer"},
     {"query"},
     {"pipeline"},
-    {"maintain", "neighbours", "evaluate", "feedback"},
-    {"cli", "cli_feedback", "cli_files"},
+    {"maintain", "neighbours", "evaluate", "feedback", "doctor"},
+    {"cli", "cli_doctor", "cli_feedback", "cli_files"},
 ]
 
 
@@ -119,6 +119,7 @@ def help_of(*command: str) -> str:
         ("segrec", "query"),
         ("segrec", "sql"),
         ("segrec", "feedback"),
+        ("segrec", "doctor"),
     ],
     ids=" ".join,
 )
@@ -146,7 +147,7 @@ def test_documented_commands_have_the_options_that_the_documents_use() -> None:
         **{f"jobs/evaluate.py {name}": help_of("jobs/evaluate.py", name) for name in REPORTS},
         **{
             f"segrec {command}": help_of("segrec", command)
-            for command in ("query", "sql", "scenes")
+            for command in ("query", "sql", "scenes", "doctor")
         },
         **{
             f"segrec feedback {step}": help_of("segrec", "feedback", step)

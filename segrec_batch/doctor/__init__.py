@@ -1,0 +1,1 @@
+"""What this machine offers to segrec, how fast each engine is on it, and what may go wrong."""

@@ -1,0 +1,242 @@
+"""Facts about this machine: processor, cores, memory, disk space. Reads Linux's files only.
+
+Each reader takes `root`, the folder in which /proc, /sys and /dev lie; tests give other trees.
+"""
+
+import math
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+ROOT = Path("/")
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - Ray keeps its objects there
+
+# What oneDNN may be capped to by its variable MAX_CPU_ISA; it ignores other values.
+# Source: oneDNN, src/cpu/x64/cpu_isa_traits.cpp.
+_ISA_WITHOUT_BF16 = frozenset(
+    ("sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni")
+)
+_ISA_WITHOUT_AMX = _ISA_WITHOUT_BF16 | {
+    "avx512_core_bf16",
+    "avx512_core_fp16",
+    "avx10_1_512",
+    "avx10_2",
+    "avx10_2_512",
+}
+_ARM_PARTS = {  # (implementer, part), as /proc/cpuinfo has them
+    ("0x41", "0xd08"): "Arm Cortex-A72",  # Graviton 1, Raspberry Pi 4
+    ("0x41", "0xd0b"): "Arm Cortex-A76",  # Raspberry Pi 5
+    ("0x41", "0xd0c"): "Arm Neoverse N1",  # Graviton 2, Ampere Altra
+    ("0x41", "0xd40"): "Arm Neoverse V1",  # Graviton 3
+    ("0x41", "0xd49"): "Arm Neoverse N2",
+    ("0x41", "0xd4f"): "Arm Neoverse V2",  # Graviton 4, NVIDIA Grace
+    ("0xc0", "0xac3"): "AmpereOne",
+}
+
+
+@dataclass(frozen=True)
+class Processor:
+    """A processor: its name, architecture (`x86_64`, `aarch64`, …) and features.
+
+    `features` are the names that Linux has for what all its cores can do, e.g. `avx512_bf16`.
+
+    The environment variable ONEDNN_MAX_CPU_ISA caps the instructions that oneDNN, and so PyTorch,
+    uses on x86; the properties heed it. It exists so that a better processor can show what an
+    ordinary one does: with AVX2, a Zen 4 has no native bfloat16.
+    """
+
+    name: str
+    architecture: str
+    features: frozenset[str]
+
+    @property
+    def has_native_bf16(self) -> bool:
+        """Whether PyTorch computes in bfloat16 by instructions for it, not by emulation."""
+        if self.architecture.startswith(("aarch64", "arm")):
+            return "bf16" in self.features
+        capped = isa_limit().lower() in _ISA_WITHOUT_BF16
+        return self.has_amx or ("avx512_bf16" in self.features and not capped)
+
+    @property
+    def has_amx(self) -> bool:
+        """Whether PyTorch multiplies matrices of bfloat16 in the tiles of AMX."""
+        return "amx_bf16" in self.features and isa_limit().lower() not in _ISA_WITHOUT_AMX
+
+
+def isa_limit() -> str:
+    """Return what oneDNN is capped to by the environment; empty if it is not."""
+    names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # in the order in which it reads them
+    return next((os.environ[name] for name in names if os.environ.get(name)), "")
+
+
+def read_processor(root: Path = ROOT) -> Processor:
+    """Return the processor of this machine; without features if /proc/cpuinfo has none."""
+    return parse_cpuinfo(_text(root / "proc/cpuinfo"), platform.machine())
+
+
+def parse_cpuinfo(text: str, architecture: str) -> Processor:
+    """Return the processor that a /proc/cpuinfo describes; its name is `architecture` if need be.
+
+    >>> parse_cpuinfo("CPU implementer: 0x41\\nCPU part: 0xd40", "aarch64").name
+    'Arm Neoverse V1'
+    """
+    values: dict[str, dict[str, None]] = {}  # of each key, without repetition, in order
+    for line in text.splitlines():
+        key, colon, value = line.partition(":")
+        if colon and value.strip():
+            values.setdefault(key.strip(), {})[value.strip()] = None
+    cores = [
+        frozenset(line.replace("-", "_").split())
+        for key in ("flags", "Features")
+        for line in values.get(key, ())
+    ]
+    part = (next(iter(values.get(k, ())), "") for k in ("CPU implementer", "CPU part"))
+    names = (*values.get("model name", ()), _arm_name(*part), architecture)
+    features = frozenset.intersection(*cores) if cores else frozenset()
+    return Processor(next(filter(None, names), "unknown"), architecture, features)
+
+
+def _arm_name(implementer: str, part: str) -> str:
+    unknown = f"ARM, implementer {implementer}, part {part}" if implementer and part else ""
+    return _ARM_PARTS.get((implementer, part), unknown)
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Logical cores: those that this process may use, and those of the machine.
+
+    `limit` is what makes the difference: `affinity`, `cgroup` or None.
+    """
+
+    usable: int
+    present: int
+    limit: str | None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of memory: those that this process may use, and those of the machine.
+
+    `limit` is what makes the difference: `cgroup` or None.
+    """
+
+    usable: int
+    present: int
+    limit: str | None
+
+
+@dataclass(frozen=True)
+class Space:
+    """A file system: the folder that was asked for, its bytes in all, and those that are free."""
+
+    path: str
+    size: int
+    free: int
+
+
+def usable_cores(root: Path = ROOT) -> int:
+    """Return the number of cores that this process may use, at least 1."""
+    return read_cores(root).usable
+
+
+def read_cores(root: Path = ROOT) -> Cores:
+    """Return the cores of this machine, limited by CPU affinity and by quotas of control groups."""
+    # not joblib.cpu_count(): 0.2 s to import, and it sees no quota of a group below the root's
+    present = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else present
+    quota = min(_quotas(root), default=math.inf)
+    if quota < allowed:
+        return Cores(max(math.ceil(quota), 1), present, "cgroup")
+    return Cores(allowed, present, "affinity" if allowed < present else None)
+
+
+def usable_memory(root: Path = ROOT) -> int:
+    """Return the bytes of memory that this process may use: all, or the limit of its cgroup."""
+    return read_memory(root).usable
+
+
+def read_memory(root: Path = ROOT) -> Memory:
+    """Return the memory of this machine, limited by control groups."""
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = min(_memory_limits(root), default=present)
+    return Memory(min(limit, present), present, "cgroup" if limit < present else None)
+
+
+def read_space(folder: str | Path) -> Space | None:
+    """Return the space of the file system on which a folder lies; None if there is no such one."""
+    try:
+        size, _, free = shutil.disk_usage(folder)
+    except OSError:
+        return None
+    return Space(str(folder), size, free)
+
+
+def read_shared_memory(root: Path = ROOT) -> Space | None:
+    """Return the space of SHARED_MEMORY; None if it does not exist."""
+    return read_space(root / SHARED_MEMORY.lstrip("/"))
+
+
+def read_temporary_folder() -> Space | None:
+    """Return the space of the folder of temporary files; None if none can be written to."""
+    with suppress(OSError):
+        return read_space(tempfile.gettempdir())
+    return None
+
+
+def has_nvidia_driver(root: Path = ROOT) -> bool:
+    """Return whether the driver of an NVIDIA GPU is loaded, or its tool installed."""
+    loaded = (root / "proc/driver/nvidia", root / "dev/nvidia0")
+    return any(path.exists() for path in loaded) or shutil.which("nvidia-smi") is not None
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Yield the CPU quotas that bind this process, in cores."""
+    for folder in _groups(root, "cpu"):
+        files = ("cpu.cfs_quota_us", "cpu.cfs_period_us")  # version 1: -1 is no quota
+        texts = [_text(folder / "cpu.max"), " ".join(_text(folder / name) for name in files)]
+        for text in texts:
+            figures = list(_positive(text.split()))
+            if len(figures) == 2:
+                yield figures[0] / figures[1]
+
+
+def _memory_limits(root: Path) -> Iterator[int]:
+    """Yield the memory limits that bind this process, in bytes."""
+    for folder in _groups(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            yield from _positive(_text(folder / name).split())
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of the control groups that this process is in, from the root's on.
+
+    A group is bound by the limits of those above it. In a container, /proc/self/cgroup may name a
+    group that only the host sees; then the root of the mount is the container's own group.
+    """
+    mount = root / "sys/fs/cgroup"
+    yield from (mount, mount / "unified", mount / controller)
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        parts = PurePosixPath(path).parts[1:]
+        if ".." in parts or (controllers and controller not in controllers.split(",")):
+            continue
+        for base in (mount / controllers, mount / (controller if controllers else "unified")):
+            yield from (base.joinpath(*parts[: i + 1]) for i in range(len(parts)))
+
+
+def _positive(words: Iterable[str]) -> Iterator[int]:
+    """Yield the words that are numbers above 0; others, such as `max`, stand for no limit."""
+    return (int(word) for word in words if word.isdecimal() and int(word) > 0)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
