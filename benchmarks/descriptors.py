@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from segrec_batch.model.segmenter import Segmenter
 
 from segrec_batch import console, descriptors, storage
 from segrec_batch.decode import decode
@@ -30,7 +31,6 @@ from segrec_batch.descriptors import Descriptor, Parameters, Pictures
 from segrec_batch.errors import InputError
 from segrec_batch.listing import list_pictures
 from segrec_batch.model.bundle import Model, load_model
-from segrec_batch.model.segmenter import Segmenter
 
 
 def read(uris: Sequence[str], model: Model) -> list[NDArray[np.uint8]]:

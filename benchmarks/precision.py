@@ -10,12 +10,12 @@ import argparse
 from dataclasses import replace
 
 import numpy as np
+from segrec_batch.model.segmenter import Segmenter
 
 from segrec_batch import console, storage
 from segrec_batch.decode import decode
 from segrec_batch.listing import list_pictures
 from segrec_batch.model.bundle import load_model
-from segrec_batch.model.segmenter import Segmenter
 
 
 def main() -> None:

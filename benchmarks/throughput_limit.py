@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from segrec_batch.model.segmenter import Normalise
 from throughput_case import CORES, Case
 from torch import Tensor, nn
 from torchvision.models import vgg16
@@ -12,7 +13,6 @@ from torchvision.models import vgg16
 from segrec_batch.decode import decode
 from segrec_batch.model.bundle import load_model
 from segrec_batch.model.device import full_float32, keep_memory, resolve_device
-from segrec_batch.model.segmenter import Normalise
 from segrec_batch.storage import read_many
 
 CONVOLUTIONS = 30  # of vgg16().features, up to the ReLU of conv5_3

@@ -16,8 +16,8 @@ from torch import Tensor
 from segrec_batch.errors import ModelError, SegrecError
 from segrec_batch.model.architecture import LAYERS, Tap
 from segrec_batch.model.head import LinearHead, pool, resize
-from segrec_batch.train.run import Settings, _head_tensors
 from segrec_batch.model.torch_engine import as_tensors
+from segrec_batch.train.run import Settings, _head_tensors
 from segrec_batch.train.sample import cell_features
 from segrec_batch.train.svm import LinearSvm, Scaler, fit_svm
 from segrec_batch.train.tune import fit_all

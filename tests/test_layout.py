@@ -31,7 +31,7 @@ LEVELS = [  # each may import from its own and from those before it
     {"errors", "faults", "messages"},
     {"storage", "sandbox", "console", "decode", "host", "listing", "scenes"},
     {"model"},
-    {"train", "store", "operators"},
+    {"train", "store", "operators", "options"},
     {"descriptors", "pictures", "describer"},
     {"query"},
     {"pipeline"},
@@ -88,10 +88,14 @@ def test_only_what_computes_imports_torch() -> None:
     assert "torch" not in found.stdout.split()
 
 
-def test_a_new_picture_does_not_wait_for_torchvision() -> None:
-    """It takes longer to import than all the rest."""
-    code = "import {0}.query.recommend, {0}.model.segmenter, sys; print(*sys.modules)"
+def test_a_new_image_waits_for_torch_in_no_engine_but_torch() -> None:
+    """Torch takes longer to import than all the rest; torchvision as long again."""
+    code = "import {0}.query.recommend, {0}.model.ncnn_engine, sys; print(*sys.modules)"
     code = code.format("segrec_batch")
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "ncnn" in found.stdout.split()
+    assert not {"torch", "torchvision"} & set(found.stdout.split())
+    code = "import {0}.model.torch_engine, sys; print(*sys.modules)".format("segrec_batch")
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "torch" in found.stdout.split()
     assert "torchvision" not in found.stdout.split()
