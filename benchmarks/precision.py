@@ -4,19 +4,19 @@
 
 Of each engine and precision: the share of grid cells with the same class, the largest difference of
 a coverage σ, the smallest Pearson correlation of two feature vectors and the largest relative error
-of a feature. The tolerances of docs/segmentation.md stand beside them; exit code 1 if one is broken.
+of a feature; and whether all are within the tolerances of docs/segmentation.md. Exit code 1 if not.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segrec_batch import console, messages, storage
-from segrec_batch.decode import decode
+from segrec_batch.decode import Shape, decode
 from segrec_batch.errors import SegrecError
 from segrec_batch.host import read_processor
 from segrec_batch.listing import list_pictures
@@ -65,9 +65,7 @@ class Differences:
         ]
 
 
-def read_images(
-    uris: list[str], shapes: tuple[tuple[int, int], ...]
-) -> Iterator[NDArray[np.uint8]]:
+def read_images(uris: list[str], shapes: Sequence[Shape]) -> Iterator[NDArray[np.uint8]]:
     """Yield images as the model sees them, (1, H, W, 3), with a bar."""
     for uri in console.track(uris, "images"):
         yield decode(storage.read_bytes(uri), shapes).pixels[None]

@@ -95,7 +95,7 @@ def test_a_new_image_waits_for_torch_in_no_engine_but_torch() -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "ncnn" in found.stdout.split()
     assert not {"torch", "torchvision"} & set(found.stdout.split())
-    code = "import {0}.model.torch_engine, sys; print(*sys.modules)".format("segrec_batch")
+    code = "import segrec_batch.model.torch_engine, sys; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "torch" in found.stdout.split()
     assert "torchvision" not in found.stdout.split()
