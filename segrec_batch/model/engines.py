@@ -165,17 +165,20 @@ def measure_rate(
 ) -> float:
     """Return images/s of the bare 13 convolutions on the CPU, on weights drawn at random.
 
-    Takes about `seconds`, after one forward pass to warm up.
+    Takes about `seconds`, after one forward pass to warm up; the fastest pass counts. Of a single
+    thread it is CPU seconds that count, which other work on the machine does not change much.
     """
     run = load_feature_maps(random_arrays(), (), EngineChoice(engine, precision), threads=threads)
     rng = np.random.default_rng(0)
     batch = rng.integers(0, 256, (_BATCH if engine == "torch" else 1, *shape, 3), np.uint8)
-    run(batch[:1])
-    images, start = 0, time.perf_counter()
-    while (spent := time.perf_counter() - start) < seconds or not images:
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    run(batch)
+    passes, end = [], time.perf_counter() + seconds
+    while not passes or time.perf_counter() < end:
+        start = clock()
         run(batch)
-        images += len(batch)
-    return images / spent if spent else 0.0
+        passes.append(clock() - start)
+    return len(batch) / min(passes)
 
 
 def random_arrays() -> dict[str, NDArray[np.float32]]:
