@@ -14,7 +14,6 @@ the ratios to the forward pass of the same picture; bytes per image of an index 
 import argparse
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -23,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from segrec_batch.model.segmenter import Segmenter
 
 from segrec_batch import console, descriptors, storage
 from segrec_batch.decode import decode
@@ -31,6 +29,7 @@ from segrec_batch.descriptors import Descriptor, Parameters, Pictures
 from segrec_batch.errors import InputError
 from segrec_batch.listing import list_pictures
 from segrec_batch.model.bundle import Model, load_model
+from segrec_batch.model.torch_engine import TorchSegmenter
 
 
 def read(uris: Sequence[str], model: Model) -> list[NDArray[np.uint8]]:
@@ -40,7 +39,7 @@ def read(uris: Sequence[str], model: Model) -> list[NDArray[np.uint8]]:
     return [pixels[None] for pixels in decoded if pixels.shape == shape]
 
 
-def seen(pixels: NDArray[np.uint8], segmenter: Segmenter) -> Pictures:
+def seen(pixels: NDArray[np.uint8], segmenter: TorchSegmenter) -> Pictures:
     """A picture as descriptors see it."""
     found = segmenter(pixels, [pixels.shape[1:3]])
     return Pictures(
@@ -64,7 +63,9 @@ def stored(vectors: NDArray[np.float32], **encoding: Any) -> float:
     return float(chunk.total_compressed_size) / len(vectors)
 
 
-def row(name: str, describe: Descriptor, pictures: Sequence[Pictures], forward: Segmenter) -> str:
+def row(
+    name: str, describe: Descriptor, pictures: Sequence[Pictures], forward: TorchSegmenter
+) -> str:
     """A row of the table."""
     describe(pictures[0])  # for what is done once
     times, vectors = [], []
@@ -95,7 +96,7 @@ def main() -> None:
     model = load_model(a.model)
     if not model.spec.descriptors:
         raise InputError(f"{a.model} has no descriptors")
-    segmenter = Segmenter(replace(model, spec=replace(model.spec, dtype="float32")))
+    segmenter = TorchSegmenter(model)
     uris = list_pictures(a.images)["uri"].to_pylist()
     pixels = read(uris[:: max(1, len(uris) // a.count)], model)
     pictures = [seen(one, segmenter) for one in pixels]

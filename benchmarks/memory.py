@@ -24,23 +24,24 @@ import tempfile
 import time
 from collections import defaultdict
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import psutil
 import pyarrow as pa
-import torch
 from measured import check
 from mixed import BROKEN, write_pictures
 
 from segrec_batch import console, messages
 from segrec_batch.decode import shapes_of_size
 from segrec_batch.errors import SegrecError
-from segrec_batch.model.backbone import LAYERS, load_weights
+from segrec_batch.model.architecture import Tap
+from segrec_batch.model.backbone import load_weights
 from segrec_batch.model.bundle import Model
 from segrec_batch.model.describe import random_rotation
-from segrec_batch.model.head import Tap
+from segrec_batch.model.engines import EngineChoice
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.store import index as store
 from segrec_batch.train.run import DEFAULT_LAYERS, DEFAULT_SIZE
@@ -53,17 +54,18 @@ KINDS = ("driver", "actor", "worker", "decoder", "raylet", "object store", "gcs"
 Sample = dict[str, int]
 
 
-def random_model(size: int, classes: int, dtype: str) -> Model:
+def random_model(size: int, classes: int) -> Model:
     """Default layers, random weights, a random head: `classes` with the background."""
     weights, taps = load_weights("random:0"), [Tap.parse(t) for t in DEFAULT_LAYERS.split(",")]
-    generator = torch.Generator().manual_seed(0)
+    rng = np.random.default_rng(0)
     head = {
-        f"svm.{tap}": torch.randn(classes, tap.source.channels, generator=generator)
+        f"svm.{tap}": rng.standard_normal((classes, tap.source.channels), np.float32)
         / tap.source.channels
         for tap in taps
     }
-    head |= {"svm.bias": torch.zeros(classes), "sign_bits.centre": torch.zeros(512)}
-    head["sign_bits.rotation"] = random_rotation(512)
+    head |= {"svm.bias": np.zeros(classes, np.float32)}
+    head["sign_bits.centre"] = np.zeros(512, np.float32)
+    head["sign_bits.rotation"] = random_rotation(512).numpy()
     spec = ModelSpec(
         classes=tuple(f"class_{k}" for k in range(1, classes)),
         taps=tuple(map(str, taps)),
@@ -73,9 +75,8 @@ def random_model(size: int, classes: int, dtype: str) -> Model:
         std=weights.std,
         weights=weights.origin,
         weights_fingerprint=weights.fingerprint,
-        dtype=dtype,
     )
-    return Model(spec, head, weights.state)
+    return Model(spec, head, weights.arrays)
 
 
 class Processes:
@@ -151,7 +152,7 @@ def run(a: argparse.Namespace) -> None:
     """The job over mixed pictures. Raises SegrecError if its memory grows."""
     with tempfile.TemporaryDirectory(dir=a.workdir) as folder:
         kinds = write_pictures(Path(folder), a.pictures)
-        random_model(a.size, 4, "float32").save(f"{folder}/model")
+        random_model(a.size, 4).save(f"{folder}/model")
         given = {"images": "pictures", "model": "model", "index": "index"}
         options = [x for name, path in given.items() for x in (f"--{name}", f"{folder}/{path}")]
         samples = watch([sys.executable, "jobs/index.py", *options], Path(folder) / "log")
@@ -171,12 +172,17 @@ def run(a: argparse.Namespace) -> None:
 
 
 def peaks_of_batches(
-    folder: str, shapes: list[tuple[int, int]], batch: int, batches: int
+    folder: str,
+    choice: EngineChoice,
+    threads: int,
+    shapes: list[tuple[int, int]],
+    batch: int,
+    batches: int,
 ) -> tuple[int, list[int], float]:
     """Bytes once the model is loaded; the peak after each batch; CPU seconds of a picture."""
     from segrec_batch.pipeline.segment import SegmentBatch
 
-    segment = SegmentBatch(folder, "cpu", 2)
+    segment = SegmentBatch(folder, choice, threads)
     loaded = _resident(os.getpid())[0]
     start, peaks = time.process_time(), []
     for i in range(batches):
@@ -201,26 +207,23 @@ def decoded(shapes: list[tuple[int, int]], batch: int, seed: int) -> pa.Table:
 
 def model(a: argparse.Namespace) -> None:
     """Peaks of batches."""
-    largest = LAYERS["conv1_2"].channels * 2  # maps of conv1_1 and conv1_2, at the input's size
-    print(
-        "| arithmetic | classes | shapes | loaded MiB | first peak | last peak | CPU s a picture |"
-    )
-    print("| --- | ---: | --- | ---: | ---: | ---: | ---: |")
-    for dtype in a.dtypes:
-        for classes in a.classes:
-            for name, shapes in (("square", [(a.size, a.size)]), ("all", shapes_of_size(a.size))):
-                with tempfile.TemporaryDirectory() as folder:
-                    random_model(a.size, classes, dtype).save(folder)
-                    context = multiprocessing.get_context("spawn")
-                    with context.Pool(1) as pool:
-                        given = (folder, list(shapes), a.batch, a.batches)
-                        loaded, peaks, seconds = pool.apply(peaks_of_batches, given)
-                first, last = (f"{peak / MIB:,.0f}" for peak in (peaks[0], peaks[-1]))
-                figures = f"{loaded / MIB:,.0f} | {first} | {last} | {seconds:.1f}"
-                print(f"| {dtype} | {classes} | {name} | {figures} |", flush=True)
-    for dtype, size in (("float32", 4), ("bfloat16", 2)):
-        one = largest * a.size**2 * size / MIB
-        print(f"{dtype}: maps of the two largest layers take {one:,.0f} MiB a picture at once")
+    columns = ("engine", "threads", "classes", "shapes", "loaded MiB", "first peak", "last peak")
+    print(f"| {' | '.join(columns)} | CPU s a picture |")
+    print("| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |")
+    shapes = {"square": [(a.size, a.size)], "all": list(shapes_of_size(a.size))}
+    for text, classes, name in product(a.engines, a.classes, shapes):
+        engine, _, precision = text.partition(":")
+        threads = 1 if engine == "ncnn" else 2  # as the indexing job lays them out
+        with tempfile.TemporaryDirectory() as folder:
+            random_model(a.size, classes).save(folder)
+            context = multiprocessing.get_context("spawn")
+            with context.Pool(1) as pool:
+                choice = EngineChoice(engine, precision or "float32")
+                given = (folder, choice, threads, shapes[name], a.batch, a.batches)
+                loaded, peaks, seconds = pool.apply(peaks_of_batches, given)
+        first, last = (f"{peak / MIB:,.0f}" for peak in (peaks[0], peaks[-1]))
+        figures = f"{loaded / MIB:,.0f} | {first} | {last} | {seconds:.2f}"
+        print(f"| {text} | {threads} | {classes} | {name} | {figures} |", flush=True)
 
 
 def main() -> None:
@@ -239,7 +242,7 @@ def main() -> None:
     single.add_argument("--batch", type=console.count, default=32)
     single.add_argument("--batches", type=console.count, default=4)
     single.add_argument("--classes", type=console.count, nargs="+", default=[4, 21])
-    single.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    single.add_argument("--engines", nargs="+", default=["ncnn", "torch:float32", "torch:bfloat16"])
     single.set_defaults(command=model)
     a = parser.parse_args()
     sys.exit(messages.run_command(lambda: a.command(a)))

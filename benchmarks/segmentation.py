@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from segrec_batch import console
 from segrec_batch.decode import fit, shapes_of_size
@@ -21,7 +22,10 @@ from segrec_batch.evaluate.segmentation.judge import majority
 from segrec_batch.evaluate.segmentation.ratios import MEAN, Pixels, figures
 from segrec_batch.model.backbone import load_weights
 from segrec_batch.model.bundle import Model
+from segrec_batch.model.engines import choose_engine
 from segrec_batch.model.head import LinearHead, resize
+from segrec_batch.model.torch_engine import as_tensors
+from segrec_batch.options import add_engine_options
 from segrec_batch.train.labelled import Classes, LabelledImage, load_classes, pair
 from segrec_batch.train.run import DEFAULT_LAYERS, DEFAULT_SIZE, Settings, Trainer
 
@@ -50,7 +54,7 @@ def confusions(
     """The confusion matrix of each model, at the pictures' own resolution."""
     maps_of = trainer.feature_maps
     heads = {
-        name: LinearHead(m.svm_weights, m.svm_bias, m.spec.components).to(maps_of.device)
+        name: LinearHead(as_tensors(m.svm_weights), torch.from_numpy(m.svm_bias), m.spec.components)
         for name, m in models.items()
     }
     k = len(classes.names) + 1
@@ -73,10 +77,11 @@ def main() -> None:
     for option in ("--train", "--val", "--classes", "--backbone-weights", "--report"):
         parser.add_argument(option, required=True)
     parser.add_argument("--input-size", type=int, default=DEFAULT_SIZE)
-    parser.add_argument("--device", default="cpu")
+    add_engine_options(parser)
     a = parser.parse_args()
     classes = load_classes(a.classes)
-    settings = Settings(layers=LAYER_SETS, shapes=shapes_of_size(a.input_size), device=a.device)
+    engine = choose_engine(a.engine, a.precision)
+    settings = Settings(layers=LAYER_SETS, shapes=shapes_of_size(a.input_size), engine=engine)
     train = pair(f"{a.train}/images", f"{a.train}/masks")
     trainer = Trainer(train, classes, load_weights(a.backbone_weights), settings)
     models = fit_models(trainer)

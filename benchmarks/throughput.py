@@ -1,6 +1,6 @@
 """How much of the bare model's speed the whole indexing job keeps, next to what one would write.
 
-    (a) the limit   VGG-16's bare convolutions on a batch that is there: same dtype, same size
+    (a) the limit   VGG-16's bare convolutions in the same engine, on images that are in memory
     (b) segrec      the whole job: read, decode, segment, describe, encode, write, commit
     (c) DataLoader  a PyTorch loop, torchvision's VGG-16 in float32, that saves the same columns
     (d) Ray Data    the chain of its documentation: read_images, map, map_batches, write_parquet
@@ -11,7 +11,7 @@ of the 2 N is printed beside it. The peers, which are slower, take a part of the
 
 Beside them, the CPU seconds of (b) by process, and (s) what each stage of segrec does alone and how
 many bytes it hands on. Without --model, one is trained on drawn scenes on random filters, which are
-as fast.
+as fast, at the default input size and at 224. All figures are written as JSON.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import math
 import statistics
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ from throughput_tables import cpu_table, limit_table, rates_table, ratios_table,
 from watched import Watched, watch
 
 from segrec_batch import console, messages
+from segrec_batch.host import read_processor
+from segrec_batch.model.engines import EngineChoice, choose_engine
+from segrec_batch.options import add_engine_options
 
 EXAMPLES = """\
 examples:
@@ -37,8 +40,9 @@ examples:
   # on a machine with a GPU that has neither Ray nor DuckDB nor Delta Lake
   python benchmarks/throughput.py --without-ray --device cuda --report throughput.json
 """
-COUNTS = {"cpu": 32, "cuda": 8192}
-ALONE = 256  # pictures, at most, that stages do alone
+COUNTS = {"cpu": 32, "cuda": 8192}  # images at the default input size; of smaller ones more
+ALONE = 32  # images, at most, that stages do alone on a CPU
+SIZES = (624, 224)
 PEERS_BATCH = 4  # on a CPU, as in Ray Data's guide: float32 maps of 32 pictures take 6 GB
 STEPS = {  # without Ray or with it
     False: {
@@ -48,7 +52,17 @@ STEPS = {  # without Ray or with it
     },
     True: {"b": "throughput_segrec:chained", "c": "throughput_peers:data_loader"},
 }
-PARTS = {"cpu": {"b": 1, "c": 2, "d": 4}, "cuda": {"b": 1, "c": 4, "d": 4}}
+PARTS = {"cpu": {"b": 1, "c": 3, "d": 5}, "cuda": {"b": 1, "c": 4, "d": 4}}
+
+
+def find_targets(case: Case) -> dict[str, float]:
+    """Return the least (b) over each other way that is aimed at, on this processor or GPU."""
+    if case.device == "cuda":
+        return {"a": 0.9}
+    processor = read_processor()
+    small = case.shape[0] * case.shape[1] < 2 * min(SIZES) ** 2
+    loop = 2.0 if small and "avx512f" not in processor.features else 2.5
+    return {"a": 0.9, "c": 4.5 if processor.has_amx else loop, "d": 4.0}
 
 
 @dataclass
@@ -105,7 +119,7 @@ def measure(case: Case, count: int, a: argparse.Namespace) -> dict[str, Any]:
             runs[way].more(step, case)
     if "s" in a.only:
         messages.say("each stage alone")
-        few = min(count, ALONE)
+        few = min(count, ALONE if case.device == "cpu" else 256)
         found["stages"] = watch("throughput_stages:stages", case.taking(few, "s")).result
         if not a.without_ray:
             one = watch("throughput_stages:commit", case.taking(few, "commit")).result
@@ -128,8 +142,9 @@ def report(found: dict[str, Any], case: Case) -> dict[str, Any]:
         for way, run in found["runs"].items()
     }
     ratios = {f"b/{way}": values for way, values in all_ratios(found).items()}
-    about = {"shape": case.shape, "dtype": case.spec.dtype, "weights": case.spec.weights}
-    about |= {"cores": CORES, "device": case.device, "batch_size": case.batch_size}
+    about = {"shape": case.shape, "weights": case.spec.weights, "engine": asdict(case.choice)}
+    about |= {"cores": CORES, "processor": read_processor().name, "batch_size": case.batch_size}
+    about |= {"targets": find_targets(case)}
     return {**about, "ratios": ratios, **found, "runs": runs}
 
 
@@ -155,8 +170,9 @@ def show(found: dict[str, Any], case: Case) -> None:
     """All tables."""
     shape = "×".join(map(str, case.shape[::-1]))
     messages.say(
-        f"{case.spec.dtype}, pictures as {shape}, {CORES} cores, device {case.device}, batches of "
-        f"{case.batch_size}; backbone weights: {case.spec.weights}"
+        f"images as {shape}, {CORES} cores of {read_processor().name}, batches of "
+        f"{case.batch_size}; backbone weights: {case.spec.weights}; engine: {case.choice} "
+        f"({case.choice.reason})"
     )
     limits = found["limits"]
     best = statistics.median(limit["images/s"] for limit in limits) if limits else None
@@ -165,7 +181,7 @@ def show(found: dict[str, Any], case: Case) -> None:
     if found["runs"]:
         console.show(rates_table(found["runs"], limits))
     if ratios := all_ratios(found):
-        console.show(ratios_table(ratios, case.device))
+        console.show(ratios_table(ratios, find_targets(case)))
     if found["stages"]:
         console.show(stages_table(found["stages"], best))
     if run := found["runs"].get("b"):
@@ -175,24 +191,42 @@ def show(found: dict[str, Any], case: Case) -> None:
 
 def main(a: argparse.Namespace) -> None:
     """Run the benchmark."""
+    reports = []
     with tempfile.TemporaryDirectory(prefix="segrec-throughput-", dir=a.workdir) as name:
         device = _device(a.device)
-        count = a.count or COUNTS[device]
-        folder = Path(name)
-        if a.images:
-            sources = given_pictures(a.images, 2 * count)
-        else:
-            sources = drawn_pictures(folder / "scenes", 2 * count)
-        model = a.model
-        if not model:
-            messages.say("a model of drawn scenes, backbone weights random:0")
-            model = watch("throughput_case:drawn_model", (folder, a.input_size)).result
-        peers = a.batch_size if device == "cuda" else min(PEERS_BATCH, a.batch_size)
-        case = Case(name, tuple(sources), model, device, a.batch_size, peers, a.peers_threads)
-        found = measure(case, count, a)
-        show(found, case)
-        if a.report:
-            Path(a.report).write_text(json.dumps(report(found, case), indent=2) + "\n")
+        # measured, not guessed: the ratios are about what a long run would take
+        choice = choose_engine(a.engine, a.precision, device, work=math.inf)
+        for number, size in enumerate([None] if a.model else a.input_size):
+            folder = Path(name, str(number))
+            folder.mkdir()
+            count = a.count or COUNTS[device] * _more(size)
+            case = _prepare(folder, size, choice, count, a)
+            found = measure(case, count, a)
+            show(found, case)
+            reports.append(report(found, case))
+    Path(a.report).write_text(json.dumps(reports, indent=2, ensure_ascii=False) + "\n")
+    messages.say(f"all figures are in {a.report}")
+
+
+def _more(size: int | None) -> int:
+    """Return how many times as many images of a size are measured, since they take less time."""
+    return 1 if size is None else max(round(SIZES[0] ** 2 / size**2 / 2), 1)
+
+
+def _prepare(
+    folder: Path, size: int | None, choice: EngineChoice, count: int, a: argparse.Namespace
+) -> Case:
+    """Find or draw images, and train a model of an input size unless one is given."""
+    if a.images:
+        sources = given_pictures(a.images, 2 * count)
+    else:
+        sources = drawn_pictures(folder / "scenes", 2 * count)
+    model = a.model
+    if size is not None:
+        messages.say(f"a model of drawn scenes of input size {size}, backbone weights random:0")
+        model = watch("throughput_case:drawn_model", (folder, size)).result
+    peers = a.batch_size if choice.device == "cuda" else min(PEERS_BATCH, a.batch_size)
+    return Case(str(folder), tuple(sources), model, choice, a.batch_size, peers, a.peers_threads)
 
 
 def _device(name: str) -> str:
@@ -212,16 +246,29 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--images", metavar="DIR", help="pictures of one size (default: scenes of 640×480)")
     add("--model", metavar="MODEL", help="model bundle (default: one trained on drawn scenes)")
-    add("--input-size", type=int, default=624, metavar="N", help="of that one (default: 624)")
+    add(
+        "--input-size",
+        type=console.count,
+        nargs="+",
+        default=list(SIZES),
+        metavar="N",
+        help=f"of that one, one after the other (default: {' '.join(map(str, SIZES))})",
+    )
+    add_engine_options(parser)
     add("--count", type=console.count, metavar="N", help=f"pictures (default: {COUNTS})")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add("--batch-size", type=console.count, default=32, metavar="N", help="of segrec (default: 32)")
     add("--peers-threads", type=console.count, metavar="N", help="of an actor of (d); Ray gives 1")
     add("--only", type=_ways, default="abcds", metavar="a,b,c,d,s", help="not all; s: stages")
     add("--without-ray", action="store_true", help="(b) as stages chained in Python, and no (d)")
-    add("--repeat", type=console.count, default=2, metavar="N", help="rounds (default: 2)")
+    add("--repeat", type=console.count, default=1, metavar="N", help="rounds (default: 1)")
     add("--workdir", default=tempfile.gettempdir(), metavar="DIR")
-    add("--report", metavar="FILE", help="write all figures as JSON")
+    add(
+        "--report",
+        default="throughput.json",
+        metavar="FILE",
+        help="all figures as JSON (default: throughput.json)",
+    )
     return parser.parse_args()
 
 

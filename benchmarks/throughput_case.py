@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
-from os import cpu_count
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,12 +11,14 @@ from PIL import Image
 from segrec_batch import console
 from segrec_batch.decode import Shape, nearest_shape, shapes_of_size
 from segrec_batch.errors import InputError
+from segrec_batch.host import usable_cores
 from segrec_batch.listing import list_pictures
+from segrec_batch.model.engines import EngineChoice
 from segrec_batch.model.spec import ModelSpec, read_spec
 from segrec_batch.pipeline.schema import MANIFEST
 from segrec_batch.scenes import write_scenes
 
-CORES = cpu_count() or 1
+CORES = usable_cores()
 PICTURE = (640, 480)
 DRAWN = 64  # scenes; more pictures are these once more
 LABELLED = 8  # scenes that the model is trained on
@@ -27,13 +28,14 @@ LABELLED = 8  # scenes that the model is trained on
 class Case:
     """One run of one way: `count` pictures below `images`, put in place by `taking`.
 
-    output: a folder that is not there yet. batch_size: of segrec. peers_batch: of the others.
+    choice: engine, precision and device. output: a folder that is not there yet. batch_size: of
+    segrec. peers_batch: of the others.
     """
 
     folder: str
     sources: tuple[str, ...]
     model: str
-    device: str
+    choice: EngineChoice
     batch_size: int
     peers_batch: int
     peers_threads: int | None = None
@@ -50,6 +52,11 @@ class Case:
                 (images / f"{i:06d}{Path(source).suffix}").symlink_to(source)
         output = str(Path(self.folder, name))
         return replace(self, images=str(images), count=count, output=output)
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`."""
+        return self.choice.device
 
     @property
     def spec(self) -> ModelSpec:

@@ -1,123 +1,118 @@
-"""(a) of throughput.py, the limit: the bare convolutions of VGG-16 on a batch that is there."""
+"""(a) of throughput.py, the limit: the bare convolutions of VGG-16 on images that are in memory."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
-from segrec_batch.model.segmenter import Normalise
+from bare import count_operations, measure_matrix_peak, measure_rate
+from numpy.typing import NDArray
 from throughput_case import CORES, Case
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
 from segrec_batch.decode import decode
+from segrec_batch.model.allocation import keep_memory
+from segrec_batch.model.architecture import DEEPEST
 from segrec_batch.model.bundle import load_model
-from segrec_batch.model.device import full_float32, keep_memory, resolve_device
+from segrec_batch.model.class_maps import normalise
+from segrec_batch.model.device import full_float32
+from segrec_batch.model.ncnn_engine import NcnnNetwork
+from segrec_batch.model.torch_engine import Normalise, as_tensors
 from segrec_batch.storage import read_many
 
 CONVOLUTIONS = 30  # of vgg16().features, up to the ReLU of conv5_3
-CPU_BATCHES = 1, 4, 8  # larger ones are no faster there
+CPU_BATCHES = 1, 4  # larger ones are no faster there
 CUDA_BATCHES = 1, 2, 4  # times the batch of segrec
-SECONDS = 8.0  # of forwards that are timed, for each size of batch
-MATRIX = 8192
+SECONDS = 8.0  # of forwards that are timed, for each way
 
 
 def limit(case: Case) -> dict[str, Any]:
-    """Pictures/s of the best batch; on a GPU also the share of its bf16 matrix product."""
-    torch.set_num_threads(CORES)
-    device = resolve_device(case.device)
-    if device == "cpu":
+    """Return images/s of the best way; on a GPU also the share of its bf16 matrix product."""
+    if case.device == "cpu":
         keep_memory()  # as segrec does: a tenth faster, and so the harder limit
-    network, pictures = _network(case, device), _pictures(case, device)
-    sizes = _sizes(case, device)
-    measured = {size: _rate(network, pictures, size) for size in sizes}
-    rates = {size: rate for size, (rate, _) in measured.items()}
+    measure = _measure_ncnn if case.choice.engine == "ncnn" else _measure_torch
+    measured = measure(case)
+    rates = {way: rate for way, (rate, _) in measured.items()}
     best = max(rates, key=rates.__getitem__)
-    flops = operations(network, pictures[:1])
-    found = {"rates": rates, "images/s": rates[best], "flops": flops}
+    found = {"rates": rates, "images/s": rates[best], "flops": count_operations(case.shape)}
     found["cpu"] = min(cpu for _, cpu in measured.values())
-    if device == "cuda":
+    if case.device == "cuda":
         found["peak bytes"] = torch.cuda.max_memory_allocated()
-        found["peak flops/s"] = matrix_peak()
-        found["share of peak"] = rates[best] * flops / found["peak flops/s"]
+        found["peak flops/s"] = measure_matrix_peak()["best"]
+        found["share of peak"] = rates[best] * found["flops"] / found["peak flops/s"]
     return found
 
 
-def _sizes(case: Case, device: str) -> list[int]:
-    """Of batches, in ascending order."""
-    return [case.batch_size * n for n in CUDA_BATCHES] if device == "cuda" else list(CPU_BATCHES)
+Measured = dict[str, tuple[float, float]]  # images/s and CPU seconds per image, by way
 
 
-def _network(case: Case, device: str) -> nn.Module:
-    model = load_model(case.model)
+def _measure_ncnn(case: Case) -> Measured:
+    """One network of all threads against as many networks of one thread."""
+    state, images = load_model(case.model).backbone, _images(case, CORES)
+    scaled = [normalise(image, case.spec.scaling) for image in images]
+    one = NcnnNetwork(state, [DEEPEST], threads=CORES)
+    many = [NcnnNetwork(state, [DEEPEST]) for _ in range(CORES)]
+    return {
+        f"1 network, {CORES} threads": _rate_in_turn([lambda: one(scaled[0])]),
+        f"{CORES} networks, 1 thread": _rate_in_turn(
+            [lambda n=network, x=x: n(x) for network, x in zip(many, scaled, strict=True)]
+        ),
+    }
+
+
+def _rate_in_turn(runs: Sequence[Callable[[], Any]]) -> tuple[float, float]:
+    """Return images/s and CPU seconds per image of functions that run side by side."""
+
+    def repeat(run: Callable[[], Any]) -> int:
+        done = 0
+        while time.perf_counter() < end:
+            run()
+            done += 1
+        return done
+
+    for run in runs:
+        run()
+    spent, start = time.process_time(), time.perf_counter()
+    end = start + SECONDS
+    with ThreadPoolExecutor(len(runs)) as threads:
+        done = sum(threads.map(repeat, runs))
+    return done / (time.perf_counter() - start), (time.process_time() - spent) / done
+
+
+def _measure_torch(case: Case) -> Measured:
+    """Batches of several sizes, on all threads."""
+    torch.set_num_threads(CORES)
+    sizes = (
+        [case.batch_size * n for n in CUDA_BATCHES] if case.device == "cuda" else list(CPU_BATCHES)
+    )
+    network, images = _network(case), _batch(case, sizes[-1])
+    with full_float32():
+        return {
+            f"batches of {size}": measure_rate(network, images.split(size), SECONDS)
+            for size in sizes
+        }
+
+
+def _network(case: Case) -> nn.Module:
     features = vgg16(weights=None).features
-    features.load_state_dict(dict(model.backbone))
-    dtype = getattr(torch, model.spec.dtype)
-    network = features[:CONVOLUTIONS].eval().requires_grad_(False).to(device, dtype)
+    features.load_state_dict(as_tensors(load_model(case.model).backbone))
+    dtype = getattr(torch, case.choice.precision)
+    network = features[:CONVOLUTIONS].eval().requires_grad_(False).to(case.device, dtype)
     return network.to(memory_format=torch.channels_last)
 
 
-def _pictures(case: Case, device: str) -> Tensor:
-    """A few pictures as the network takes them: (B, 3, H, W), as many as the largest batch."""
-    spec, wanted = case.spec, _sizes(case, device)[-1]
-    contents = read_many(case.paths()[:wanted])
-    pixels = [torch.from_numpy(decode(c, spec.shapes).pixels) for c in contents]
-    normalise = Normalise(spec.minmax, spec.mean, spec.std, spec.dtype).to(device)
-    x = torch.cat([normalise(p[None].to(device)) for p in pixels])
-    repeated = x.repeat(-(-wanted // len(x)), 1, 1, 1)[:wanted]
+def _images(case: Case, count: int) -> list[NDArray[np.uint8]]:
+    """Some images as the model sees them, (H, W, 3)."""
+    found = [decode(c, case.spec.shapes).pixels for c in read_many(case.paths()[:count])]
+    return [found[i % len(found)] for i in range(count)]
+
+
+def _batch(case: Case, count: int) -> Tensor:
+    """Some images as the network takes them: (B, 3, H, W)."""
+    scale = Normalise(case.spec.scaling, case.choice.precision).to(case.device)
+    few = torch.from_numpy(np.stack(_images(case, min(count, 8)))).to(case.device)
+    repeated = scale(few).repeat(-(-count // len(few)), 1, 1, 1)[:count]
     return repeated.contiguous(memory_format=torch.channels_last)
-
-
-@torch.inference_mode()
-@full_float32()
-def _rate(network: nn.Module, pictures: Tensor, size: int) -> tuple[float, float]:
-    """Pictures/s of forwards over all pictures, warm; CPU seconds of a picture."""
-    batches = pictures.split(size)
-    network(batches[0])
-    _wait(pictures)
-    done, spent, start = 0, time.process_time(), time.perf_counter()
-    while time.perf_counter() - start < SECONDS:
-        for batch in batches:
-            network(batch)
-            done += len(batch)
-            if pictures.device.type == "cpu" and time.perf_counter() - start > SECONDS:
-                break
-        _wait(pictures)
-    rate = done / (time.perf_counter() - start)
-    return rate, (time.process_time() - spent) / done
-
-
-def _wait(x: Tensor) -> None:
-    if x.is_cuda:
-        torch.cuda.synchronize()
-
-
-def operations(network: nn.Module, picture: Tensor) -> int:
-    """Additions and multiplications of the convolutions of one picture, from their shapes."""
-    counts: list[int] = []
-
-    def count(layer: nn.Conv2d, _: Any, output: Tensor) -> None:
-        counts.append(2 * layer.weight.numel() * output.shape[-2] * output.shape[-1])
-
-    handles = [m.register_forward_hook(count) for m in network if isinstance(m, nn.Conv2d)]
-    with torch.inference_mode():
-        network(picture)
-    for handle in handles:
-        handle.remove()
-    return sum(counts)
-
-
-def matrix_peak() -> float:
-    """Operations/s of a product of two random bf16 matrices of 8192², by CUDA events."""
-    a, b = (torch.randn(MATRIX, MATRIX, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    seconds = min(_timed(lambda: a @ b) for _ in range(30))
-    return float(2 * MATRIX**3 / seconds)
-
-
-def _timed(work: Callable[[], Any]) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    work()
-    end.record()
-    torch.cuda.synchronize()
-    return float(start.elapsed_time(end)) / 1000

@@ -21,11 +21,12 @@ from torchvision.models import vgg16
 from torchvision.transforms import v2
 
 from segrec_batch.decode import Shape, mask_shape
-from segrec_batch.model.backbone import DEEPEST, LAYERS
+from segrec_batch.model.architecture import DEEPEST, LAYERS
 from segrec_batch.model.bundle import load_model
 from segrec_batch.model.device import resolve_device
 from segrec_batch.model.head import LinearHead, resize
 from segrec_batch.model.spec import ModelSpec
+from segrec_batch.model.torch_engine import as_tensors
 
 Columns = dict[str, Any]
 
@@ -40,9 +41,10 @@ class PlainModel:
         self.device = resolve_device(device)
         self.classes = bundle.spec.all_classes
         features = vgg16(weights=None).features
-        features.load_state_dict(dict(bundle.backbone))
+        features.load_state_dict(as_tensors(bundle.backbone))
         self.features = features.eval().to(self.device)
-        head = LinearHead(bundle.svm_weights, bundle.svm_bias, bundle.spec.components)
+        weights, bias = as_tensors(bundle.svm_weights), torch.from_numpy(bundle.svm_bias)
+        head = LinearHead(weights, bias, bundle.spec.components)
         self.head = head.to(self.device)
         layers = {DEEPEST, *(tap.layer for tap in bundle.taps)}
         self.taken = {LAYERS[name].position: name for name in layers}

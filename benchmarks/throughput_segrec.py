@@ -24,7 +24,12 @@ def job(case: Case) -> dict[str, float]:
     from segrec_batch.pipeline.plan import Request
     from segrec_batch.pipeline.run import Execution, index_pictures
 
-    execution = Execution(case.device, case.batch_size)
+    execution = Execution(
+        case.device,
+        case.batch_size,
+        engine=case.choice.engine,
+        precision=case.choice.precision,
+    )
     account, _ = index_pictures(Request(case.images), case.model, case.output, execution)
     _check(account.indexed, case)
     return account.seconds
@@ -34,14 +39,9 @@ def chained(case: Case) -> dict[str, float]:
     """The same stages without Ray, and without the commit: processes that decode, the model here,
     others that write.
     """
-    import torch  # here, so that the processes do without
-
-    from segrec_batch.model.device import resolve_device
-
     spec, model_id = read_spec(case.model)
-    device = resolve_device(case.device)
     clock = time.perf_counter()
-    segment = SegmentBatch(case.model, device, CORES if device == "cpu" else None)
+    segment = SegmentBatch(case.model, case.choice, CORES if case.device == "cpu" else None)
     loaded = time.perf_counter() - clock
     context = multiprocessing.get_context("spawn")
     write = partial(write_batch, index=case.output, spec=spec, model_id=model_id, run_id="bench")
@@ -59,8 +59,13 @@ def chained(case: Case) -> dict[str, float]:
         receipts = pa.concat_tables([future.result() for future in written]).to_pylist()
     _check(sum(r["rows"] for r in receipts if r["table"] == "images"), case)
     seconds = {"load": loaded, "process": time.perf_counter() - clock}
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
-    return {**seconds, "peak device bytes": peak}
+    return {**seconds, "peak device bytes": _peak_bytes() if case.device == "cuda" else 0}
+
+
+def _peak_bytes() -> int:
+    import torch  # here, so that the processes do without
+
+    return int(torch.cuda.max_memory_allocated())
 
 
 def _ahead(

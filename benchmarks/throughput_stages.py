@@ -11,7 +11,6 @@ from throughput_case import CORES, Case
 
 from segrec_batch import sandbox
 from segrec_batch.decode import decode
-from segrec_batch.model.device import resolve_device
 from segrec_batch.model.spec import ModelSpec, read_spec
 from segrec_batch.pipeline.rows import picture_rows
 from segrec_batch.pipeline.segment import SegmentBatch
@@ -66,7 +65,7 @@ def commit(case: Case) -> dict[str, float]:
     bundle = load_model(case.model)
     base = store.create(case.output, bundle)
     alone = Stages(case)
-    receipts = _write(alone, SegmentBatch(case.model, case.device)(_decode(alone)), case.output)
+    receipts = _write(alone, SegmentBatch(case.model, case.choice)(_decode(alone)), case.output)
     names = ("table", "path", "size", "rows", "partition", "stats")
     files = [DataFile(**{n: row[n] for n in names}) for row in receipts.to_pylist()]
     clock = time.perf_counter()
@@ -92,8 +91,9 @@ def _decode(alone: Stages) -> pa.Table:
 
 def _model(alone: Stages, decoded: pa.Table) -> pa.Table:
     """The model bare and from Arrow to Arrow, then the descriptors that are off its device."""
-    device, size = resolve_device(alone.case.device), alone.case.batch_size
-    stage = SegmentBatch(alone.case.model, device, CORES if device == "cpu" else None)
+    device, size = alone.case.device, alone.case.batch_size
+    threads = CORES if device == "cpu" else None
+    stage = SegmentBatch(alone.case.model, alone.case.choice, threads)
     batches = [decoded.slice(i, size) for i in range(0, decoded.num_rows, size)]
     pixels = [_pixels(batch) for batch in batches]
     stage.segmenter(pixels[0])  # warm

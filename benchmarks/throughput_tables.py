@@ -9,7 +9,6 @@ from typing import Any
 from segrec_batch import console, messages
 
 NAMES = {"a": "(a) limit", "b": "(b) segrec", "c": "(c) DataLoader", "d": "(d) Ray Data"}
-TARGETS = {"cpu": {"a": 0.9, "c": 4.0, "d": 2.0}, "cuda": {"a": 0.9}}
 STAGES = "driver", "segrec_batch.sandbox", "decode, write"
 MODEL, DECODE = "model, Arrow to Arrow", "read + decode, to Arrow"
 
@@ -25,12 +24,12 @@ def _spread(values: Sequence[float], digits: str = ".2f") -> str:
 def limit_table(limits: Sequence[Mapping[str, Any]]) -> str:
     """(a) by batch, and what it makes of the device."""
     rows = [
-        [f"images/s, batches of {size}", _spread([limit["rates"][size] for limit in limits])]
-        for size in limits[0]["rates"]
+        [f"images/s, {way}", _spread([limit["rates"][way] for limit in limits])]
+        for way in limits[0]["rates"]
     ]
     rows.append(["GFLOP a picture", f"{limits[0]['flops'] / 1e9:.1f}"])
     best = [limit["images/s"] * limit["flops"] / 1e12 for limit in limits]
-    rows.append(["TFLOP/s, best batch", _spread(best, ".3g")])
+    rows.append(["TFLOP/s, best way", _spread(best, ".3g")])
     if "share of peak" in limits[0]:
         peaks = [limit["peak flops/s"] / 1e12 for limit in limits]
         rows.append(["TFLOP/s, bf16 product of 8192² matrices", _spread(peaks, ".0f")])
@@ -53,14 +52,16 @@ def rates_table(runs: Mapping[str, Any], limits: Sequence[Mapping[str, Any]]) ->
     return console.table("images/s: of the second N of 2 N, and of the whole 2 N", header, rows)
 
 
-def ratios_table(ratios: Mapping[str, Mapping[str, Sequence[float]]], device: str) -> str:
+def ratios_table(
+    ratios: Mapping[str, Mapping[str, Sequence[float]]], targets: Mapping[str, float]
+) -> str:
     """(b) over the others: of rates, the minimum against its target; of CPU seconds, inverted."""
     rows = []
     for way, found in ratios.items():
         rates = found["rate"]
         figures = [f"{f(rates):.2f}" for f in (statistics.median, min)]
         figures.append(f"{statistics.median(found['cpu']):.2f}")
-        target = TARGETS[device].get(way)
+        target = targets.get(way)
         if target is None:
             rows.append([f"(b)/({way})", *figures, "absent", ""])
             continue
