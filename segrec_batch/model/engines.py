@@ -173,7 +173,8 @@ def measure_rate(
     batch = rng.integers(0, 256, (_BATCH if engine == "torch" else 1, *shape, 3), np.uint8)
     clock = time.thread_time if threads == 1 else time.perf_counter
     run(batch)
-    passes, end = [], time.perf_counter() + seconds
+    end = time.perf_counter() + seconds
+    passes: list[float] = []
     while not passes or time.perf_counter() < end:
         start = clock()
         run(batch)
