@@ -52,7 +52,7 @@ def test_descriptors_are_fitted_and_described_by_their_ids(
     whole = features(index)
     exact = np.cov(whole.T.astype(np.float64), bias=True) * len(whole)
     expected, _ = pca.principal_components(descriptors.Moments(len(whole), whole[0], exact))
-    components = first.descriptors["pca"]["components"].numpy()
+    components = first.descriptors["pca"]["components"]
     np.testing.assert_allclose(components, expected[:5], atol=1e-4)
     np.testing.assert_allclose(first.descriptors["pca"]["mean"], whole.mean(axis=0), rtol=1e-5)
     settings = {d.name: d.settings for d in first.spec.descriptors}
