@@ -41,7 +41,7 @@ def chained(case: Case) -> dict[str, float]:
     spec, model_id = read_spec(case.model)
     device = resolve_device(case.device)
     clock = time.perf_counter()
-    segment = SegmentBatch(case.model, device, CORES if device == "cpu" else None)
+    segment = load_stage(case.model, device)
     loaded = time.perf_counter() - clock
     context = multiprocessing.get_context("spawn")
     write = partial(write_batch, index=case.output, spec=spec, model_id=model_id, run_id="bench")
@@ -61,6 +61,11 @@ def chained(case: Case) -> dict[str, float]:
     seconds = {"load": loaded, "process": time.perf_counter() - clock}
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     return {**seconds, "peak device bytes": peak}
+
+
+def load_stage(model: str, device: str) -> SegmentBatch:
+    """Load the stage that runs the model on cpu or cuda; on a CPU with all threads."""
+    return SegmentBatch(model, device, CORES if device == "cpu" else None)
 
 
 def _ahead(
