@@ -71,7 +71,7 @@ def run_parts(case: GpuCase, chosen: set[str], seconds: float) -> dict[str, Outc
         if outcome.error:
             messages.say(outcome.error.strip().rsplit("\n", 1)[-1], "warning")
         if part.name == "device" and outcome.has_failed:
-            raise DeviceError(outcome.error.strip().rsplit("\n", 1)[-1])
+            raise DeviceError(outcome.error.strip().rsplit("Error: ", 1)[-1])
     return outcomes
 
 

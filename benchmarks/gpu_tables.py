@@ -13,6 +13,7 @@ WHOLE_OF_BARE = 0.9
 RATE = 2000  # images/s at the larger shape on one H200
 ABSENT = "absent"
 _BARE = ("bare", "compiled", "autotuned")
+_COUNTS = ("passed", "failed", "skipped")
 _TEXT = 100  # characters of an error in a table
 
 Outcomes = Mapping[str, Outcome]
@@ -89,6 +90,9 @@ def _parts_table(outcomes: Outcomes) -> str:
         memory = f"{max(peaks) / 1e9:.2f}" if peaks and max(peaks) else ABSENT
         errors = sum("error" in row for row in outcome.rows)
         note = _last_line(outcome.error) or (f"{errors} rows failed" if errors else "")
+        if name == "tests" and not note:
+            counts = [(row[key], key) for row in outcome.rows for key in _COUNTS if key in row]
+            note = ", ".join(f"{number} {what}" for number, what in counts)
         rows.append([name, outcome.status, f"{outcome.seconds:.0f}", memory, note])
     return console.table("parts", ["part", "", "s", "peak device memory, GB", "note"], rows)
 

@@ -10,8 +10,11 @@ from pathlib import Path
 from gpu_case import GpuCase, Row, write_shape
 
 ROOT = Path(__file__).parents[1]
-WITH_GPU = re.compile(r"mark\.gpu\b|def \w+\(.*\bdevice\b", re.MULTILINE)
+WITH_GPU = re.compile(r"mark\.gpu\b|\bdevice: str\b")
 COUNTED = re.compile(r"(\d+) (passed|failed|skipped|deselected|errors?|xfailed|xpassed)\b")
+SUMMARY = re.compile(
+    r"^.*\d+ (?:passed|failed|skipped|deselected|error).* in [\d.]+s.*$", re.MULTILINE
+)
 TESTS_SECONDS = 75
 _TAIL = 6000  # characters of pytest's output that are kept
 
@@ -25,6 +28,9 @@ def run_tests(case: GpuCase) -> Iterator[Row]:
     options = ["-m", "gpu", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
     names = [str(path.relative_to(ROOT)) for path in files]
     output, code = _run_pytest([*options, *names])
+    found = list(SUMMARY.finditer(output))
+    if found:  # libraries may write on while Python ends
+        output = output[: found[-1].end()]
     summary = output.strip().rsplit("\n", 1)[-1]
     counts = {what: int(count) for count, what in COUNTED.findall(summary)}
     yield {"exit code": code, "files": names, **counts, "output": output[-_TAIL:]}

@@ -41,7 +41,7 @@ def chained(case: Case) -> dict[str, float]:
     """
     spec, model_id = read_spec(case.model)
     clock = time.perf_counter()
-    segment = SegmentBatch(case.model, case.choice, CORES if case.device == "cpu" else None)
+    segment = load_stage(case)
     loaded = time.perf_counter() - clock
     context = multiprocessing.get_context("spawn")
     write = partial(write_batch, index=case.output, spec=spec, model_id=model_id, run_id="bench")
@@ -66,6 +66,11 @@ def _peak_bytes() -> int:
     import torch  # here, so that the processes do without
 
     return int(torch.cuda.max_memory_allocated())
+
+
+def load_stage(case: Case) -> SegmentBatch:
+    """Load the stage that runs the model; on a CPU with all threads."""
+    return SegmentBatch(case.model, case.choice, CORES if case.device == "cpu" else None)
 
 
 def _ahead(

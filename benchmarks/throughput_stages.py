@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
-from throughput_case import CORES, Case
+from throughput_case import Case
+from throughput_segrec import load_stage
 
 from segrec_batch import sandbox
 from segrec_batch.decode import decode
 from segrec_batch.model.spec import ModelSpec, read_spec
 from segrec_batch.pipeline.rows import picture_rows
-from segrec_batch.pipeline.segment import SegmentBatch
 from segrec_batch.pipeline.stages import decode_batch, describe_batch, write_batch
 from segrec_batch.storage import read_many
 from segrec_batch.store.encode import image_id, mask_png
@@ -65,7 +65,7 @@ def commit(case: Case) -> dict[str, float]:
     bundle = load_model(case.model)
     base = store.create(case.output, bundle)
     alone = Stages(case)
-    receipts = _write(alone, SegmentBatch(case.model, case.choice)(_decode(alone)), case.output)
+    receipts = _write(alone, load_stage(case)(_decode(alone)), case.output)
     names = ("table", "path", "size", "rows", "partition", "stats")
     files = [DataFile(**{n: row[n] for n in names}) for row in receipts.to_pylist()]
     clock = time.perf_counter()
@@ -92,8 +92,7 @@ def _decode(alone: Stages) -> pa.Table:
 def _model(alone: Stages, decoded: pa.Table) -> pa.Table:
     """The model bare and from Arrow to Arrow, then the descriptors that are off its device."""
     device, size = alone.case.device, alone.case.batch_size
-    threads = CORES if device == "cpu" else None
-    stage = SegmentBatch(alone.case.model, alone.case.choice, threads)
+    stage = load_stage(alone.case)
     batches = [decoded.slice(i, size) for i in range(0, decoded.num_rows, size)]
     pixels = [_pixels(batch) for batch in batches]
     stage.segmenter(pixels[0])  # warm
