@@ -21,7 +21,7 @@ from segrec_batch.pipeline.nodes import Resources, work_nodes
 
 T = TypeVar("T")
 
-_WORTH = 2**23  # pixels that repay the start of one more actor: some seconds of a core
+_WORTH = 2**22  # pixels that repay the start of one more actor: some seconds of a core
 _NETWORK = 450 * 2**20  # bytes of an actor: Python, its libraries and the weights, transformed
 _PER_PIXEL = 2_560  # bytes of its maps and workspace
 _PART_ROWS = 4_096
