@@ -1,19 +1,23 @@
 # `make demo`: train, index and query sample scenes under demo/. `make test`: lint, types, tests.
 PYTHON ?= python3
-WEIGHTS ?= random:0
+WEIGHTS ?= auto
 SCENES ?= 240
 BIN := .venv/bin
 DEMO := demo
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
 
 .DELETE_ON_ERROR:
 .PHONY: demo test slow lint lock clean
 
 demo: .venv/ready
 	rm -rf $(DEMO)
+	mkdir $(DEMO)
+	$(BIN)/python examples/demo_weights.py "$(WEIGHTS)" > $(DEMO)/weights
 	$(BIN)/segrec scenes --output $(DEMO)/scenes --count $(SCENES)
 	$(BIN)/python jobs/train.py --images $(DEMO)/scenes/images --masks $(DEMO)/scenes/masks \
 	    --classes $(DEMO)/scenes/classes.json --output $(DEMO)/model \
-	    --backbone-weights $(WEIGHTS) --input-size 224
+	    --backbone-weights "$$(cat $(DEMO)/weights)" --input-size 224
 	$(BIN)/python jobs/index.py --images $(DEMO)/scenes/images --model $(DEMO)/model \
 	    --index $(DEMO)/index
 	@echo; echo "How much of each class is there, over the images that have any?"
@@ -26,10 +30,10 @@ demo: .venv/ready
 	@echo "Which images look like the one fullest of car, judged by the car, where it fills 29 to 96 %?"
 	@$(SQL) "SELECT rank, uri, coverage, pearson FROM recommend(($(FULLEST)), k := 5, class := 'car', \
 	    min_coverage := 0.29, max_coverage := 0.96)"
-	@$(BIN)/segrec query --index $(DEMO)/index --class car --coverage 0.29 0.96 -k 12 \
-	    --image-id "$$($(SQL) --format csv "$(FULLEST)" | tail -1)" \
-	    --format html --output $(DEMO)/sheet.html
-	@echo "Backbone weights: $(WEIGHTS). Open $(DEMO)/sheet.html in a browser."
+	@image="$$($(SQL) --format csv "$(FULLEST)" | tail -1)"; \
+	$(BIN)/segrec query --index $(DEMO)/index --image-id "$$image" --class car \
+	    --coverage 0.29 0.96 -k 12 --format html --output $(DEMO)/sheet.html
+	@echo "Backbone weights: $$(cat $(DEMO)/weights). Open $(DEMO)/sheet.html in a browser."
 
 SQL = $(BIN)/segrec sql --index $(DEMO)/index
 FULLEST = SELECT arg_max(image_id, coverage) FROM regions WHERE class = 'car' AND coverage <= 0.96

@@ -22,5 +22,5 @@ def exit_code(program: str, *arguments: str) -> int:
 
 def _run(program: str) -> None:
     if program == "segrec":
-        cli.main()
+        sys.exit(cli.main())
     runpy.run_path(str(ROOT / program), run_name="__main__")
