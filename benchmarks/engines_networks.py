@@ -78,7 +78,8 @@ def ncnn_float32(state: State, threads: int) -> Network:
     """Build the package's network."""
     from segrec_batch.model.ncnn_engine import NcnnNetwork
 
-    return NcnnNetwork(state, TAPS, threads=threads)
+    network = NcnnNetwork(state, TAPS)
+    return lambda image: network(image, threads)
 
 
 # MNN

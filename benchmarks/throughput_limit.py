@@ -50,16 +50,16 @@ Measured = dict[str, tuple[float, float]]  # images/s and CPU seconds per image,
 
 
 def _measure_ncnn(case: Case) -> Measured:
-    """One network of all threads against as many networks of one thread."""
+    """All threads on one image, against a thread an image, in one network or in networks."""
     state, images = load_model(case.model).backbone, _images(case, CORES)
     scaled = [normalise(image, case.spec.scaling) for image in images]
-    one = NcnnNetwork(state, [DEEPEST], threads=CORES)
-    many = [NcnnNetwork(state, [DEEPEST]) for _ in range(CORES)]
+    one, *others = (NcnnNetwork(state, [DEEPEST]) for _ in range(CORES))
+    shared = [lambda x=x: one(x) for x in scaled]
+    apart = [lambda n=n, x=x: n(x) for n, x in zip((one, *others), scaled, strict=True)]
     return {
-        f"1 network, {CORES} threads": _rate_in_turn([lambda: one(scaled[0])]),
-        f"{CORES} networks, 1 thread": _rate_in_turn(
-            [lambda n=network, x=x: n(x) for network, x in zip(many, scaled, strict=True)]
-        ),
+        f"{CORES} threads an image": _rate_in_turn([lambda: one(scaled[0], CORES)]),
+        "a thread an image": _rate_in_turn(shared),
+        "a thread an image, a network each": _rate_in_turn(apart),
     }
 
 

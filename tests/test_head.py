@@ -221,6 +221,12 @@ def test_resizing_is_bilinear_upwards_and_an_average_downwards() -> None:
     assert resize(x, (8, 12)) is x
     larger = F.interpolate(x, size=(20, 31), mode="bilinear", align_corners=False)
     torch.testing.assert_close(resize(x, (20, 31)), larger, rtol=1e-4, atol=1e-5)
+    for size in ((20, 1), (3, 1), (1, 1)):  # of a column, as of the row that it is when turned
+        turned = F.interpolate(x.mT.contiguous(), size=size[::-1], mode="bilinear", antialias=True)
+        torch.testing.assert_close(resize(x, size), turned.mT, rtol=1e-4, atol=1e-5)
+    column = torch.arange(4.0).expand(1, 1, 2, 4).mT  # (1, 1, 4, 2), 0 to 3 downwards
+    expected = torch.tensor([0.0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.0])
+    torch.testing.assert_close(resize(column, (8, 1)).flatten(), expected)
     stripes = torch.tensor([0.0, 1.0, 1.0, 0.0]).repeat(8).expand(1, 1, 32, 32)
     assert (resize(stripes, (8, 8)) - 0.5).abs().max() < 0.2  # without averaging: 1
 

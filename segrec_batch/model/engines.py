@@ -197,7 +197,7 @@ def random_arrays() -> dict[str, NDArray[np.float32]]:
 def load_segmenter(model: Model, choice: EngineChoice, threads: int | None = None) -> Segmenter:
     """Load a model into an engine.
 
-    threads: of one forward pass on a CPU; the library's own number if None. Raises DeviceError.
+    threads: that a CPU gives it; all usable cores if None. Raises DeviceError.
     """
     if choice.engine == "ncnn":
         from segrec_batch.model.ncnn_engine import NcnnSegmenter

@@ -88,7 +88,12 @@ def resize(scores: Tensor, size: Sequence[int]) -> Tensor:
         for own, new in zip(scores.shape[-2:], size, strict=True)
     )
     given = scores if 32 * wide + 33 * high <= _BLOCK else scores.cpu()
-    resized = F.interpolate(
-        given, size=list(size), mode="bilinear", align_corners=False, antialias=True
+    if size[1] == 1:  # PyTorch 2.15 resizes to a single column wrongly on CPUs, to a row rightly
+        return _interpolate(given.mT.contiguous(), [1, size[0]]).mT.to(scores.device)
+    return _interpolate(given, size).to(scores.device)
+
+
+def _interpolate(scores: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(
+        scores, size=list(size), mode="bilinear", align_corners=False, antialias=True
     )
-    return resized.to(scores.device)

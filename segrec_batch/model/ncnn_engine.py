@@ -1,14 +1,17 @@
 """The segmenter in ncnn: float32 on CPUs by Winograd's algorithm, without torch.
 
 Backbone, 1×1 heads, context pooling and resizing of the scores are one ncnn network, built from the
-bundle's weights in memory. Images go through it one at a time, so that results do not depend on
-what else is in a batch.
+bundle's weights in memory. Results do not depend on what else is in a batch, or on threads: of a
+batch each thread takes whole images, which leaves none of them idle in small maps; all threads of a
+process share the weights.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import ncnn
 import numpy as np
@@ -118,15 +121,11 @@ class NcnnNetwork:
     """VGG-16's convolutions up to the deepest of `layers`, and a head, as one ncnn network.
 
     state: weights of `features` by name, float32. layers: whose maps are returned, after the ReLU.
-    threads: of one forward pass. Raises RuntimeError if ncnn cannot build it.
+    Several threads may call it at a time. Raises RuntimeError if ncnn cannot build it.
     """
 
     def __init__(
-        self,
-        state: Mapping[str, Floats],
-        layers: Sequence[str],
-        head: Head | None = None,
-        threads: int = 1,
+        self, state: Mapping[str, Floats], layers: Sequence[str], head: Head | None = None
     ) -> None:
         graph = _Graph()
         graph.add("Input", _INPUT, [])
@@ -136,8 +135,8 @@ class NcnnNetwork:
             _add_head(graph, head)
             kept.append(_SCORES)
         self._taken = {name: graph.taken(name) for name in kept}
+        self._lock = threading.Lock()
         self._net = ncnn.Net()
-        self._net.opt.num_threads = threads
         self._net.opt.use_vulkan_compute = False
         # ncnn would compute in half precision where a processor has it
         for option in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
@@ -157,12 +156,14 @@ class NcnnNetwork:
         if failed:
             raise RuntimeError(f"ncnn cannot build the network (code {failed})")
 
-    def __call__(self, image: Floats) -> dict[str, Floats]:
+    def __call__(self, image: Floats, threads: int = 1) -> dict[str, Floats]:
         """Normalised image (3, H, W) → maps (C, h, w) by layer, and `scores` (M, h, w) of the head.
 
-        Raises RuntimeError.
+        threads: that compute it together. Raises RuntimeError.
         """
-        run = self._net.create_extractor()
+        with self._lock:
+            self._net.opt.num_threads = threads  # which a run keeps from its beginning
+            run = self._net.create_extractor()
         run.input(_INPUT, ncnn.Mat(image))
         found = {}
         for name, blob in self._taken.items():
@@ -244,13 +245,34 @@ class NcnnFeatureMaps:
     def __init__(
         self, state: Mapping[str, Floats], layers: Sequence[str], scaling: Scaling, threads: int
     ) -> None:
-        self._network = NcnnNetwork(state, layers, threads=threads)
+        self._network = NcnnNetwork(state, layers)
         self._scaling = scaling
+        self._threads = Threads(threads)
 
     def __call__(self, pixels: NDArray[np.uint8]) -> dict[str, Floats]:
         """See the class."""
-        found = [self._network(class_maps.normalise(image, self._scaling)) for image in pixels]
+        found = self._threads.map(self._maps, list(pixels))
         return {name: np.stack([maps[name] for maps in found]) for name in found[0]}
+
+    def _maps(self, pixels: NDArray[np.uint8], threads: int) -> dict[str, Floats]:
+        return self._network(class_maps.normalise(pixels, self._scaling), threads)
+
+
+T = TypeVar("T")
+
+
+class Threads:
+    """Some threads that share the images of a batch; a single image has all of them."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._pool = ThreadPoolExecutor(count)
+
+    def map(self, work: Callable[..., T], *batch: Sequence[Any]) -> list[T]:
+        """Return what `work` makes of the items of some sequences and of a number of threads."""
+        count = len(batch[0])
+        each = self._count if count == 1 else 1
+        return list(self._pool.map(work, *batch, [each] * count))
 
 
 @dataclass(frozen=True)
@@ -265,21 +287,21 @@ class _Done:
 
 
 class NcnnSegmenter:
-    """A model in ncnn; see `segmentation.Segmenter`. threads: of one forward pass."""
+    """A model in ncnn; see `segmentation.Segmenter`. threads: that share the images of a batch."""
 
     device = "cpu"
 
     def __init__(self, model: Model, threads: int = 1) -> None:
         self.model = model
         head = Head(model.svm_weights, model.svm_bias)
-        self._network = NcnnNetwork(model.backbone, [DEEPEST], head, threads)
+        self._network = NcnnNetwork(model.backbone, [DEEPEST], head)
+        self._threads = Threads(threads)
         components = np.array(model.spec.components)
         self._members = [np.flatnonzero(components == k) for k in range(components.max() + 1)]
 
     def __call__(self, pixels: NDArray[np.uint8], masks: Sequence[Shape] = ()) -> Segmentation:
         """Segment and describe images, see `segmentation.Segmenter`."""
-        sizes: Sequence[Shape | None] = masks or [None] * len(pixels)
-        found = [self._segment(image, size) for image, size in zip(pixels, sizes, strict=True)]
+        found = self._threads.map(self._segment, list(pixels), masks or [None] * len(pixels))
         columns: dict[str, Any] = {
             key: np.stack([one[key] for one in found]) for key in found[0] if key != "mask"
         }
@@ -289,17 +311,19 @@ class NcnnSegmenter:
         """See `segmentation.Segmenter`; a CPU has done all when this returns."""
         return _Done(self(pixels, masks))
 
-    def score(self, pixels: NDArray[np.uint8]) -> tuple[Floats, Floats]:
+    def score(self, pixels: NDArray[np.uint8], threads: int = 1) -> tuple[Floats, Floats]:
         """Return conv5_3 (512, h, w) and class scores (K, h', w') of an image (H, W, 3) uint8.
 
         A class scores as its best component, on the grid of the finest tap.
         """
-        maps = self._network(class_maps.normalise(pixels, self.model.spec.scaling))
+        maps = self._network(class_maps.normalise(pixels, self.model.spec.scaling), threads)
         best = [maps[_SCORES][members].max(axis=0) for members in self._members]
         return maps[DEEPEST], np.stack(best)
 
-    def _segment(self, pixels: NDArray[np.uint8], size: Shape | None) -> dict[str, Any]:
-        deepest, scores = self.score(pixels)
+    def _segment(
+        self, pixels: NDArray[np.uint8], size: Shape | None, threads: int
+    ) -> dict[str, Any]:
+        deepest, scores = self.score(pixels, threads)
         labels = class_maps.class_map(scores, deepest.shape[1:])
         counts, means = class_maps.class_means(deepest, labels, len(scores))
         feature = deepest.mean(axis=(1, 2))

@@ -1,8 +1,8 @@
 """How the model is laid out on the Ray cluster: its engine, actors and threads.
 
-Measured with benchmarks/throughput.py: n ncnn networks of one thread each do more than one network
-of n threads, whose small maps leave threads idle; torch does the same either way, and then one
-actor takes less memory.
+Measured with benchmarks/throughput.py: threads that take whole images do as much as actors of one
+thread each, and share the weights. But Python's own part of an image, a few hundredths, is done by
+one thread at a time; so an actor has a handful of them.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,10 @@ from segrec_batch.pipeline.nodes import Resources, work_nodes
 
 T = TypeVar("T")
 
-_WORTH = 2**22  # pixels that repay the start of one more actor: some seconds of a core
+_THREADS = 8  # of an actor, at most
+_WORTH = 2**25  # pixels that repay the start of one more actor: some seconds of its cores
 _NETWORK = 450 * 2**20  # bytes of an actor: Python, its libraries and the weights, transformed
-_PER_PIXEL = 2_560  # bytes of its maps and workspace
+_PER_PIXEL = 2_560  # bytes of each thread's maps and workspace
 _PART_ROWS = 4_096
 _PART_ROWS_PER_CORE = 64
 _ROUND = 65_536  # images per GPU or per 8 cores that one Ray Data execution takes
@@ -94,15 +95,14 @@ def place_model(
 
 
 def _spread(where: Resources, work: Work, memory: float) -> Resources:
-    """One actor a core in place of one a node, as far as memory and work allow."""
+    """Several actors a node in place of one, as far as cores and work go; threads that fit."""
     nodes, cores = where.actors, where.threads or 1
-    fit = int(memory // (_NETWORK + _PER_PIXEL * work.pixels))
-    actors = max(min(cores, fit, work.total // (_WORTH * nodes)), 1)
-    if actors == 1:
-        return where
+    actors = max(min(-(-cores // _THREADS), work.total // (_WORTH * nodes)), 1)
+    fit = int((memory / actors - _NETWORK) // (_PER_PIXEL * work.pixels))
+    threads = max(min(cores // actors, fit), 1)
     # less than what one actor a node leaves free; other CPUs than those of tasks, see `nodes`
-    share = round(0.99 * where.cpus / actors, 3)
-    return replace(where, actors=nodes * actors, cpus=share, threads=cores // actors)
+    share = where.cpus if actors == 1 else round(0.99 * where.cpus / actors, 3)
+    return replace(where, actors=nodes * actors, cpus=share, threads=threads)
 
 
 def _least_memory() -> float:

@@ -25,7 +25,7 @@ from segrec_batch.pipeline.tally import Occupancy, charge
 Row = dict[str, Any]
 
 _log = logging.getLogger(__name__)
-_AT_ONCE_ON_CPU = 4
+_AT_ONCE_IN_TORCH = 4
 _WITHOUT_PIXELS = pa.schema([field for field in SEGMENTED if field.name != "pixels"])
 
 
@@ -46,8 +46,9 @@ class SegmentBatch:
         names, device = describer.on_device(spec), self.segmenter.device
         self.descriptors = describer.load(model, names, device, engine.precision)
         self.keeps_pixels = describer.read_pixels(describer.on_host(spec))
-        # pictures; on a GPU as many as it holds. Few are as fast on a CPU, and take less memory.
-        self.at_once = _AT_ONCE_ON_CPU if device == "cpu" else None
+        # images; on a GPU as many as it holds. On a CPU few are as fast in torch, and take less
+        # memory; ncnn shares them out among its threads
+        self.at_once = _AT_ONCE_IN_TORCH if (engine.engine, device) == ("torch", "cpu") else None
         self._last: Shape | None = None
         self._before_another_shape = give_back if device == "cpu" else lambda: None
         self._device = threading.Lock()
