@@ -241,5 +241,7 @@ def test_scores_take_any_size_on_any_device(
     found = resize(scores.to(device), size)
     assert found.device.type == device
     assert found.shape == (2, 3, *size)
-    wanted = F.interpolate(scores, size, mode="bilinear", align_corners=False, antialias=True)
+    # channels-last: PyTorch 2.15 resizes others to a single column wrongly on CPUs
+    last = scores.contiguous(memory_format=torch.channels_last)
+    wanted = F.interpolate(last, size, mode="bilinear", align_corners=False, antialias=True)
     torch.testing.assert_close(found.cpu(), wanted, rtol=1e-4, atol=1e-5)

@@ -158,6 +158,17 @@ def test_sampling_repeats_with_its_seed(tmp_path: Path) -> None:
     assert not np.array_equal(first.features, other.features)
 
 
+@pytest.mark.parametrize("workers", [2, 5])
+def test_workers_change_nothing(workers: int, tmp_path: Path) -> None:
+    items = _images(tmp_path, [[0, 8], [2, 0], [8, 2, 7], [0, 2]])
+    sampling = Sampling(20, ("crop",), 2)
+    alone = _sampled(items, sampling)
+    shared = sample_images(items, CLASSES, TAPS, SHAPES, _maps, sampling, iter, None, workers)
+    for name in ("features", "values", "weights", "groups", "images", "variants"):
+        np.testing.assert_array_equal(getattr(alone, name), getattr(shared, name))
+    assert torch.equal(alone.centre, shared.centre)
+
+
 def test_each_kind_and_copy_adds_a_variant(tmp_path: Path) -> None:
     items = _images(tmp_path, [[0, 8, 2]])
     sampling = Sampling(10, KINDS, 2)

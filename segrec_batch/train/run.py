@@ -14,6 +14,7 @@ from torch import Tensor
 from segrec_batch import console
 from segrec_batch.decode import Shape, shapes_of_size
 from segrec_batch.errors import InputError
+from segrec_batch.host import usable_cores
 from segrec_batch.model import describe
 from segrec_batch.model.architecture import Tap
 from segrec_batch.model.backbone import Weights
@@ -76,7 +77,11 @@ class Trainer:
         every = (tap for candidate in settings.candidates for tap in candidate.taps)
         self.taps = tuple(dict.fromkeys(every))
         scaling = Scaling(settings.minmax, weights.mean, weights.std)
-        self._maps = load_feature_maps(weights.arrays, self.taps, settings.engine, scaling)
+        # ncnn: a thread for each image; torch: all threads on one
+        self._workers, threads = (
+            (usable_cores(), 1) if settings.engine.engine == "ncnn" else (1, None)
+        )
+        self._maps = load_feature_maps(weights.arrays, self.taps, settings.engine, scaling, threads)
         self._check_groups()
         self.samples = self._sample(extra or {})
         self._check_classes()
@@ -116,6 +121,7 @@ class Trainer:
             replace(wanted, positions=positions),
             lambda items: console.track(items, "backbone"),
             {number: replace(plan, positions=positions) for number, plan in special.items()},
+            self._workers,
         )
 
     def _check_groups(self) -> None:

@@ -1,6 +1,8 @@
 """Training positions: which cells of the feature maps the SVM sees, and their features."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +77,16 @@ class Sampling:
         return 1 + len(self.kinds) * self.copies
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """Sampled positions of one variant of an image, and its mean feature (1, 512)."""
+
+    features: NDArray[np.float16]
+    values: NDArray[np.int16]
+    weights: NDArray[np.float64]
+    pooled: Tensor
+
+
 def sample_images(
     images: Sequence[LabelledImage],
     classes: Classes,
@@ -84,10 +96,12 @@ def sample_images(
     sampling: Sampling,
     track: Callable[[Sequence[LabelledImage]], Iterator[LabelledImage]],
     special: Mapping[int, Sampling] | None = None,
+    workers: int = 1,
 ) -> Samples:
     """Run the backbone over all images and their variants once and keep sampled positions.
 
-    `special`: another sampling for some of the images, by number.
+    special: another sampling for some of the images, by number. workers: threads that take an image
+    each; the result does not depend on them.
     """
     plans = [(special or {}).get(number, sampling) for number in range(len(images))]
     rows = sum(plan.variants * plan.positions for plan in plans)
@@ -96,22 +110,26 @@ def sample_images(
     values, weights, groups, pooled = [], [], [], []
     owners, variants = [], []
     filled = 0
-    for index, item in enumerate(track(images)):
+
+    def draw(index: int) -> list[_Drawn]:
         plan = plans[index]
         rng = np.random.default_rng([plan.seed, index])
-        for variant, (image, labels) in enumerate(_variants(item, classes, plan, rng)):
-            maps = feature_maps(fit(image, shapes)[None])
-            pooled.append(describe.global_mean(maps[DEEPEST]))
-            grid = _finest(maps, taps)
-            value, cells, weight = draw_cells(cell_labels(labels, grid), plan.positions, rng)
-            read = cell_features(maps, taps, cells, grid)
-            features[filled : filled + len(cells)] = read.half().cpu().numpy()
-            filled += len(cells)
-            values.append(value)
-            weights.append(weight)
-            groups.append(np.full(len(value), item.group, object))
-            owners.append(np.full(len(value), index))
-            variants.append(np.full(len(value), variant))
+        return [
+            _draw_positions(image, labels, taps, shapes, feature_maps, plan.positions, rng)
+            for image, labels in _variants(images[index], classes, plan, rng)
+        ]
+
+    for index, drawn in enumerate(_in_order(draw, track(images), workers)):
+        for variant, found in enumerate(drawn):
+            count = len(found.values)
+            features[filled : filled + count] = found.features
+            filled += count
+            values.append(found.values)
+            weights.append(found.weights)
+            pooled.append(found.pooled)
+            groups.append(np.full(count, images[index].group, object))
+            owners.append(np.full(count, index))
+            variants.append(np.full(count, variant))
     return Samples(
         features[:filled],
         np.concatenate(values),
@@ -121,6 +139,36 @@ def sample_images(
         np.concatenate(owners),
         np.concatenate(variants),
     )
+
+
+def _in_order(
+    work: Callable[[int], list[_Drawn]], items: Iterator[LabelledImage], workers: int
+) -> Iterator[list[_Drawn]]:
+    """Yield what `work` makes of the number of each item; a few are under way in threads."""
+    running: deque[Future[list[_Drawn]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for number, _ in enumerate(items):
+            running.append(pool.submit(work, number))
+            if len(running) > workers:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+
+def _draw_positions(
+    image: Image.Image,
+    labels: NDArray[np.int16],
+    taps: Sequence[Tap],
+    shapes: Sequence[Shape],
+    feature_maps: Callable[[NDArray[np.uint8]], Mapping[str, Tensor]],
+    positions: int,
+    rng: np.random.Generator,
+) -> _Drawn:
+    maps = feature_maps(fit(image, shapes)[None])
+    grid = _finest(maps, taps)
+    values, cells, weights = draw_cells(cell_labels(labels, grid), positions, rng)
+    features = cell_features(maps, taps, cells, grid).half().cpu().numpy()
+    return _Drawn(features, values, weights, describe.global_mean(maps[DEEPEST]))
 
 
 def _variants(
