@@ -93,7 +93,7 @@ def _end(head: subprocess.Popen[bytes]) -> None:
     """It waits 30 s for children that heed no SIGTERM: those are killed, by their own pids."""
     children = psutil.Process(head.pid).children(recursive=True)
     head.send_signal(signal.SIGTERM)
-    for child in psutil.wait_procs(children, timeout=5)[1]:
+    for child in psutil.wait_procs(children, timeout=1)[1]:
         with suppress(psutil.NoSuchProcess):
             child.kill()
     head.wait(60)

@@ -230,7 +230,7 @@ def committed(scenario: str, stage: Stage, index: str) -> set[str]:
         files = staging.staged_files(index, model_id)[0]
         tables = [read_file(index, f)["uri"].to_pylist() for f in files if f.table == "images"]
         return {uri for uris in tables for uri in uris}
-    first = runs(str(stage.folder / "first")) if scenario == "changes" else set()
+    first = runs(str(stage.folder / "reference-fresh")) if scenario == "changes" else set()
     return {uri for run, uri in published(index) if run not in first}
 
 
@@ -250,14 +250,13 @@ def arguments_of(scenario: str, stage: Stage, index: Path) -> tuple[Any, ...]:
 
 def prepare(scenario: str, stage: Stage, index: Path) -> tuple[Any, ...]:
     """Pictures and index as they are before the scenario's run; what that run is given."""
+    if scenario != "fresh":
+        reference("fresh", stage)  # its index is what this run changes
     pictures = stage.folder / "pictures"  # always there, since URIs are part of the rows
     shutil.rmtree(pictures, ignore_errors=True)
     shutil.copytree(stage.folder / "before", pictures)
     if scenario != "fresh":
-        first = stage.folder / "first"
-        if not first.exists():
-            stage.run(first, pictures, counts=stage.folder / "counts")
-        shutil.copytree(first, index)
+        shutil.copytree(stage.folder / "reference-fresh", index)
         shutil.rmtree(pictures)
         shutil.copytree(stage.folder / "after", pictures)
     return arguments_of(scenario, stage, index)

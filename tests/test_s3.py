@@ -50,15 +50,15 @@ def bucket(s3: dict[str, str]) -> str:
 
 def test_thousands_of_keys_come_page_by_page(s3: dict[str, str]) -> None:
     bucket = new_bucket()
-    contents = {f"{bucket}/images/{i % 7}/{i:05}.jpg": b"%d" % i for i in range(5_000)}
+    contents = {f"{bucket}/images/{i % 7}/{i:05}.jpg": b"%d" % i for i in range(2_000)}
     put(contents)
     put({f"{bucket}/images/notes.txt": b"", f"{bucket}/images2/b.jpg": b""})
     with FaultyProxy(s3["AWS_ENDPOINT_URL"]) as proxy, environment(**proxy.env):
         assert set(listed(f"{bucket}/images/")) == set(contents)
-        assert proxy.requests == {"GET": 6}
+        assert proxy.requests == {"GET": 3}
         uris = list(contents)[:500]
         assert storage.read_many(uris, [9] * 500) == [contents[uri] for uri in uris]
-        assert proxy.requests == {"GET": 506}
+        assert proxy.requests == {"GET": 503}
         found = {uri for uri, _, _ in storage.find_files(f"{bucket}/images", ".jpg")}
         assert found == set(contents)
         storage.delete([*uris, *(f"{bucket}/images/not-there-{i}.jpg" for i in range(600))])
