@@ -78,8 +78,7 @@ def ncnn_float32(state: State, threads: int) -> Network:
     """Build the package's network."""
     from segrec_batch.model.ncnn_engine import NcnnNetwork
 
-    network = NcnnNetwork(state, TAPS)
-    return lambda image: network(image, threads)
+    return NcnnNetwork(state, TAPS, threads=threads)
 
 
 # MNN

@@ -53,11 +53,12 @@ def _measure_ncnn(case: Case) -> Measured:
     """All threads on one image, against a thread an image, in one network or in networks."""
     state, images = load_model(case.model).backbone, _images(case, CORES)
     scaled = [normalise(image, case.spec.scaling) for image in images]
+    wide = NcnnNetwork(state, [DEEPEST], threads=CORES)
     one, *others = (NcnnNetwork(state, [DEEPEST]) for _ in range(CORES))
     shared = [lambda x=x: one(x) for x in scaled]
     apart = [lambda n=n, x=x: n(x) for n, x in zip((one, *others), scaled, strict=True)]
     return {
-        f"{CORES} threads an image": _rate_in_turn([lambda: one(scaled[0], CORES)]),
+        f"{CORES} threads an image": _rate_in_turn([lambda: wide(scaled[0])]),
         "a thread an image": _rate_in_turn(shared),
         "a thread an image, a network each": _rate_in_turn(apart),
     }

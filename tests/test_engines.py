@@ -179,13 +179,15 @@ def test_maps_of_ncnn_are_those_of_torch(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_change_no_bit(threads: int) -> None:
     image = np.random.default_rng(0).standard_normal((3, 64, 96)).astype(np.float32)
-    network = NcnnNetwork(random_weights().arrays, ["conv5_3"])
-    one, other = (network(image, t)["conv5_3"] for t in (1, threads))
+    arrays = random_weights().arrays
+    networks = (NcnnNetwork(arrays, ["conv5_3"], threads=t) for t in (1, threads))
+    one, other = (network(image)["conv5_3"] for network in networks)
     np.testing.assert_array_equal(one, other)
 
 
 def test_results_of_ncnn_do_not_depend_on_the_batch() -> None:
-    segmenter, pixels = load_segmenter(tiny_model(), EngineChoice(*NCNN), 3), smooth_batch(4)
+    segmenter = load_segmenter(tiny_model(), EngineChoice(*NCNN), 3, batches=True)
+    pixels = smooth_batch(4)
     together = segmenter(pixels, [(70, 100)] * 4)
     for i in range(4):
         alone = segmenter(pixels[i : i + 1], [(70, 100)])

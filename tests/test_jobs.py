@@ -1,7 +1,6 @@
 """The jobs as a user runs them: commands in a shell, exit codes, files."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -150,7 +149,7 @@ def test_trained_weights_beat_random_ones_on_street_scenes(tmp_path: Path) -> No
     classes.write_text('{"car": [8], "person": [9], "tree": [5], "ignore": [11]}')
     quality = {}
     model, report = tmp_path / "model", tmp_path / "report"
-    for weights in ("random:0", DATA / "vgg16_features_fp16.pth"):
+    for weights in ("random:0", DATA / "vgg16_imagenet_fp16.pth"):
         folders = lambda s: ["--images", tmp_path / s / "images", "--masks", tmp_path / s / "masks"]  # noqa: E731
         run(
             "jobs/train.py", *folders("train"), "--classes", classes, "--output", model,
@@ -161,10 +160,6 @@ def test_trained_weights_beat_random_ones_on_street_scenes(tmp_path: Path) -> No
             "--model", model, "--report", report,
         )  # fmt: skip
         quality[str(weights)] = segrec_figures(report)["iou", "pixels", "mean"]
-    random, distilled = quality.values()
-    assert distilled > random + 0.1
-    assert distilled > 0.4
-    rough = job("benchmarks/precision.py", "--model", model, "--images", tmp_path / "val/images")
-    same = re.search(r"the same class: (\d+\.\d+)%", rough.stdout)
-    assert same
-    assert float(same[1]) >= 99.5, "of cells in bfloat16 as in float32, with trained weights"
+    random, trained = quality.values()
+    assert trained > random + 0.1
+    assert trained > 0.4

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,9 +71,15 @@ def download(enum: Any, what: str) -> dict[str, Tensor]:
 
     Raises ModelError.
     """
+    cached = Path(torch.hub.get_dir(), "checkpoints", enum.url.rpartition("/")[2])
+    was_cached = cached.exists()
     try:
         return dict(enum.get_state_dict(progress=True, check_hash=True))
-    except (OSError, RuntimeError) as error:  # no network, or another file than expected
+    except Exception as error:  # no network, another file than expected, a damaged one
+        if was_cached:  # torch reads it as it is
+            raise ModelError(
+                f"the {what} weights in {cached} cannot be read ({error}); delete that file"
+            ) from error
         raise ModelError(
             f"the {what} weights could not be downloaded ({error}); download {enum.url} "
             "elsewhere and give its path"

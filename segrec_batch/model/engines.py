@@ -194,15 +194,19 @@ def random_arrays() -> dict[str, NDArray[np.float32]]:
     return arrays
 
 
-def load_segmenter(model: Model, choice: EngineChoice, threads: int | None = None) -> Segmenter:
+def load_segmenter(
+    model: Model, choice: EngineChoice, threads: int | None = None, batches: bool = False
+) -> Segmenter:
     """Load a model into an engine.
 
-    threads: that a CPU gives it; all usable cores if None. Raises DeviceError.
+    threads: that a CPU gives it; all usable cores if None. batches: whether it will be called with
+    many images at a time, of which ncnn then gives each thread some. Raises DeviceError.
     """
     if choice.engine == "ncnn":
-        from segrec_batch.model.ncnn_engine import NcnnSegmenter
+        from segrec_batch.model.ncnn_engine import NcnnSegmenter, Threads
 
-        return NcnnSegmenter(model, threads or usable_cores())
+        count = threads or usable_cores()
+        return NcnnSegmenter(model, Threads(images=count) if batches else Threads(each=count))
     import torch
 
     from segrec_batch.model.torch_engine import TorchSegmenter
@@ -230,9 +234,9 @@ def load_feature_maps(
     scaling = scaling or Scaling()
     layers = list(dict.fromkeys([*(tap.layer for tap in taps), DEEPEST]))
     if choice.engine == "ncnn":
-        from segrec_batch.model.ncnn_engine import NcnnFeatureMaps
+        from segrec_batch.model.ncnn_engine import NcnnFeatureMaps, Threads
 
-        return NcnnFeatureMaps(state, layers, scaling, threads or usable_cores())
+        return NcnnFeatureMaps(state, layers, scaling, Threads(threads or usable_cores()))
     import torch
 
     from segrec_batch.model.torch_engine import FeatureMaps, Normalise, as_tensors

@@ -7,7 +7,6 @@ process share the weights.
 """
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -121,11 +120,16 @@ class NcnnNetwork:
     """VGG-16's convolutions up to the deepest of `layers`, and a head, as one ncnn network.
 
     state: weights of `features` by name, float32. layers: whose maps are returned, after the ReLU.
-    Several threads may call it at a time. Raises RuntimeError if ncnn cannot build it.
+    threads: that compute one image together. Images may be given to it by several threads at a
+    time. Raises RuntimeError if ncnn cannot build it.
     """
 
     def __init__(
-        self, state: Mapping[str, Floats], layers: Sequence[str], head: Head | None = None
+        self,
+        state: Mapping[str, Floats],
+        layers: Sequence[str],
+        head: Head | None = None,
+        threads: int = 1,
     ) -> None:
         graph = _Graph()
         graph.add("Input", _INPUT, [])
@@ -135,8 +139,8 @@ class NcnnNetwork:
             _add_head(graph, head)
             kept.append(_SCORES)
         self._taken = {name: graph.taken(name) for name in kept}
-        self._lock = threading.Lock()
         self._net = ncnn.Net()
+        self._net.opt.num_threads = threads  # its Winograd layers keep what it is when they load
         self._net.opt.use_vulkan_compute = False
         # ncnn would compute in half precision where a processor has it
         for option in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
@@ -156,14 +160,12 @@ class NcnnNetwork:
         if failed:
             raise RuntimeError(f"ncnn cannot build the network (code {failed})")
 
-    def __call__(self, image: Floats, threads: int = 1) -> dict[str, Floats]:
+    def __call__(self, image: Floats) -> dict[str, Floats]:
         """Normalised image (3, H, W) → maps (C, h, w) by layer, and `scores` (M, h, w) of the head.
 
-        threads: that compute it together. Raises RuntimeError.
+        Raises RuntimeError.
         """
-        with self._lock:
-            self._net.opt.num_threads = threads  # which a run keeps from its beginning
-            run = self._net.create_extractor()
+        run = self._net.create_extractor()
         run.input(_INPUT, ncnn.Mat(image))
         found = {}
         for name, blob in self._taken.items():
@@ -243,36 +245,39 @@ class NcnnFeatureMaps:
     """Scaling and backbone: uint8 (B, H, W, 3) of one shape → {layer: (B, C, h, w)}."""
 
     def __init__(
-        self, state: Mapping[str, Floats], layers: Sequence[str], scaling: Scaling, threads: int
+        self,
+        state: Mapping[str, Floats],
+        layers: Sequence[str],
+        scaling: Scaling,
+        threads: "Threads",
     ) -> None:
-        self._network = NcnnNetwork(state, layers)
+        self._network = NcnnNetwork(state, layers, threads=threads.each)
         self._scaling = scaling
-        self._threads = Threads(threads)
+        self._threads = threads
 
     def __call__(self, pixels: NDArray[np.uint8]) -> dict[str, Floats]:
         """See the class."""
         found = self._threads.map(self._maps, list(pixels))
         return {name: np.stack([maps[name] for maps in found]) for name in found[0]}
 
-    def _maps(self, pixels: NDArray[np.uint8], threads: int) -> dict[str, Floats]:
-        return self._network(class_maps.normalise(pixels, self._scaling), threads)
+    def _maps(self, pixels: NDArray[np.uint8]) -> dict[str, Floats]:
+        return self._network(class_maps.normalise(pixels, self._scaling))
 
 
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
 class Threads:
-    """Some threads that share the images of a batch; a single image has all of them."""
+    """How many threads compute an image together, and how many images are computed at a time."""
 
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._pool = ThreadPoolExecutor(count)
+    each: int = 1
+    images: int = 1
 
     def map(self, work: Callable[..., T], *batch: Sequence[Any]) -> list[T]:
-        """Return what `work` makes of the items of some sequences and of a number of threads."""
-        count = len(batch[0])
-        each = self._count if count == 1 else 1
-        return list(self._pool.map(work, *batch, [each] * count))
+        """Return what `work` makes of the items of some sequences."""
+        with ThreadPoolExecutor(self.images) as pool:
+            return list(pool.map(work, *batch))
 
 
 @dataclass(frozen=True)
@@ -287,15 +292,15 @@ class _Done:
 
 
 class NcnnSegmenter:
-    """A model in ncnn; see `segmentation.Segmenter`. threads: that share the images of a batch."""
+    """A model in ncnn; see `segmentation.Segmenter`."""
 
     device = "cpu"
 
-    def __init__(self, model: Model, threads: int = 1) -> None:
+    def __init__(self, model: Model, threads: Threads = Threads()) -> None:
         self.model = model
         head = Head(model.svm_weights, model.svm_bias)
-        self._network = NcnnNetwork(model.backbone, [DEEPEST], head)
-        self._threads = Threads(threads)
+        self._network = NcnnNetwork(model.backbone, [DEEPEST], head, threads.each)
+        self._threads = threads
         components = np.array(model.spec.components)
         self._members = [np.flatnonzero(components == k) for k in range(components.max() + 1)]
 
@@ -311,19 +316,17 @@ class NcnnSegmenter:
         """See `segmentation.Segmenter`; a CPU has done all when this returns."""
         return _Done(self(pixels, masks))
 
-    def score(self, pixels: NDArray[np.uint8], threads: int = 1) -> tuple[Floats, Floats]:
+    def score(self, pixels: NDArray[np.uint8]) -> tuple[Floats, Floats]:
         """Return conv5_3 (512, h, w) and class scores (K, h', w') of an image (H, W, 3) uint8.
 
         A class scores as its best component, on the grid of the finest tap.
         """
-        maps = self._network(class_maps.normalise(pixels, self.model.spec.scaling), threads)
+        maps = self._network(class_maps.normalise(pixels, self.model.spec.scaling))
         best = [maps[_SCORES][members].max(axis=0) for members in self._members]
         return maps[DEEPEST], np.stack(best)
 
-    def _segment(
-        self, pixels: NDArray[np.uint8], size: Shape | None, threads: int
-    ) -> dict[str, Any]:
-        deepest, scores = self.score(pixels, threads)
+    def _segment(self, pixels: NDArray[np.uint8], size: Shape | None) -> dict[str, Any]:
+        deepest, scores = self.score(pixels)
         labels = class_maps.class_map(scores, deepest.shape[1:])
         counts, means = class_maps.class_means(deepest, labels, len(scores))
         feature = deepest.mean(axis=(1, 2))

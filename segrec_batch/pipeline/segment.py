@@ -42,7 +42,7 @@ class SegmentBatch:
             keep_memory()
         bundle = load_model(model)
         spec = bundle.spec
-        self.segmenter = load_segmenter(bundle, engine, threads)
+        self.segmenter = load_segmenter(bundle, engine, threads, batches=True)
         names, device = describer.on_device(spec), self.segmenter.device
         self.descriptors = describer.load(model, names, device, engine.precision)
         self.keeps_pixels = describer.read_pixels(describer.on_host(spec))
