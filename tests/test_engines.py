@@ -176,6 +176,14 @@ def test_maps_of_ncnn_are_those_of_torch(shape: tuple[int, int]) -> None:
         np.testing.assert_allclose(found[name], wanted, rtol=0, atol=1e-4 * float(wanted.max()))
 
 
+def test_network_for_few_images_computes_the_same() -> None:
+    image = np.random.default_rng(0).standard_normal((3, 64, 96)).astype(np.float32)
+    arrays = random_weights().arrays
+    networks = (NcnnNetwork(arrays, ["conv5_3"], few=few) for few in (False, True))
+    many, few = (network(image)["conv5_3"] for network in networks)
+    np.testing.assert_allclose(few, many, rtol=0, atol=1e-5 * float(many.max()))
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_change_no_bit(threads: int) -> None:
     image = np.random.default_rng(0).standard_normal((3, 64, 96)).astype(np.float32)

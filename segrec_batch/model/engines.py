@@ -195,18 +195,23 @@ def random_arrays() -> dict[str, NDArray[np.float32]]:
 
 
 def load_segmenter(
-    model: Model, choice: EngineChoice, threads: int | None = None, batches: bool = False
+    model: Model,
+    choice: EngineChoice,
+    threads: int | None = None,
+    batches: bool = False,
+    few: bool = False,
 ) -> Segmenter:
     """Load a model into an engine.
 
     threads: that a CPU gives it; all usable cores if None. batches: whether it will be called with
-    many images at a time, of which ncnn then gives each thread some. Raises DeviceError.
+    many images at a time, of which ncnn then gives each thread some. few: whether for so few images
+    that what loads faster is better than what runs faster. Raises DeviceError.
     """
     if choice.engine == "ncnn":
         from segrec_batch.model.ncnn_engine import NcnnSegmenter, Threads
 
         count = threads or usable_cores()
-        return NcnnSegmenter(model, Threads(images=count) if batches else Threads(each=count))
+        return NcnnSegmenter(model, Threads(images=count) if batches else Threads(count), few)
     import torch
 
     from segrec_batch.model.torch_engine import TorchSegmenter

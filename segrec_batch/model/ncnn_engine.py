@@ -121,7 +121,8 @@ class NcnnNetwork:
 
     state: weights of `features` by name, float32. layers: whose maps are returned, after the ReLU.
     threads: that compute one image together. Images may be given to it by several threads at a
-    time. Raises RuntimeError if ncnn cannot build it.
+    time. few: whether it is for a few images only, so that it pays to transform weights less, by
+    Winograd's F(2×2) in place of F(4×4). Raises RuntimeError if ncnn cannot build it.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class NcnnNetwork:
         layers: Sequence[str],
         head: Head | None = None,
         threads: int = 1,
+        few: bool = False,
     ) -> None:
         graph = _Graph()
         graph.add("Input", _INPUT, [])
@@ -141,6 +143,7 @@ class NcnnNetwork:
         self._taken = {name: graph.taken(name) for name in kept}
         self._net = ncnn.Net()
         self._net.opt.num_threads = threads  # its Winograd layers keep what it is when they load
+        self._net.opt.use_winograd43_convolution = not few
         self._net.opt.use_vulkan_compute = False
         # ncnn would compute in half precision where a processor has it
         for option in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
@@ -292,14 +295,14 @@ class _Done:
 
 
 class NcnnSegmenter:
-    """A model in ncnn; see `segmentation.Segmenter`."""
+    """A model in ncnn; see `segmentation.Segmenter`. few: see `NcnnNetwork`."""
 
     device = "cpu"
 
-    def __init__(self, model: Model, threads: Threads = Threads()) -> None:
+    def __init__(self, model: Model, threads: Threads = Threads(), few: bool = False) -> None:
         self.model = model
         head = Head(model.svm_weights, model.svm_bias)
-        self._network = NcnnNetwork(model.backbone, [DEEPEST], head, threads.each)
+        self._network = NcnnNetwork(model.backbone, [DEEPEST], head, threads.each, few)
         self._threads = threads
         components = np.array(model.spec.components)
         self._members = [np.flatnonzero(components == k) for k in range(components.max() + 1)]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from threadpoolctl import threadpool_limits
 
 from segrec_batch.decode import Shape, mask_shape
 from segrec_batch.errors import DeviceError
@@ -40,6 +41,8 @@ class SegmentBatch:
         device = engine.device
         if device == "cpu":
             keep_memory()
+        if engine.engine == "ncnn":  # whose threads take images of their own
+            threadpool_limits(1, user_api="blas")
         bundle = load_model(model)
         spec = bundle.spec
         self.segmenter = load_segmenter(bundle, engine, threads, batches=True)

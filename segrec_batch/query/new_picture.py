@@ -31,7 +31,7 @@ def look(
         picture = decode(content, spec.shapes)
     except PictureError as error:
         raise InputError(f"{name}: {error.reason}") from error
-    segmenter = load_segmenter(load_model(database.model_uri), engine)
+    segmenter = load_segmenter(load_model(database.model_uri), engine, few=True)
     found = segmenter(picture.pixels[None], [mask_shape(picture.height, picture.width)])
     counts = found.counts[0]
     shares = dict(zip(spec.all_classes, (counts / counts.sum()).tolist(), strict=True))
