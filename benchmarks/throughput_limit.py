@@ -19,7 +19,6 @@ from segrec_batch.model.architecture import DEEPEST
 from segrec_batch.model.bundle import load_model
 from segrec_batch.model.class_maps import normalise
 from segrec_batch.model.device import full_float32
-from segrec_batch.model.ncnn_engine import NcnnNetwork
 from segrec_batch.model.torch_engine import Normalise, as_tensors
 from segrec_batch.storage import read_many
 
@@ -51,6 +50,8 @@ Measured = dict[str, tuple[float, float]]  # images/s and CPU seconds per image,
 
 def _measure_ncnn(case: Case) -> Measured:
     """All threads on one image, against a thread an image, in one network or in networks."""
+    from segrec_batch.model.ncnn_engine import NcnnNetwork  # a machine with a GPU may lack it
+
     state, images = load_model(case.model).backbone, _images(case, CORES)
     scaled = [normalise(image, case.spec.scaling) for image in images]
     wide = NcnnNetwork(state, [DEEPEST], threads=CORES)

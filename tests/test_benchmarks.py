@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from segrec_batch.model.backbone import LAYERS, Backbone, load_weights
+from segrec_batch.model.architecture import LAYERS
+from segrec_batch.model.backbone import Backbone, load_weights
 from tests.commands import exit_code
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = "benchmarks/throughput.py"
-PROGRAMS = (PROGRAM, "benchmarks/gpu.py", "benchmarks/engines.py")
+PROGRAMS = (PROGRAM, *(f"benchmarks/{name}.py" for name in ("cold", "gpu", "engines")))
 # what a machine that is there for its GPU may lack
-ABSENT = ("ray", "duckdb", "deltalake", "s3fs", "aiohttp", "botocore", "cv2", "skimage")
+ABSENT = ("ray", "duckdb", "deltalake", "s3fs", "aiohttp", "botocore", "cv2", "skimage", "ncnn")
 
 
 def without(folder: Path) -> dict[str, str]:

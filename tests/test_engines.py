@@ -98,6 +98,18 @@ def test_auto_goes_without_an_engine_that_is_not_installed(monkeypatch: pytest.M
         choose_engine("ncnn")
 
 
+def test_auto_goes_without_an_engine_that_does_not_load(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(engines, "read_processor", lambda: ZEN3)
+    monkeypatch.delitem(sys.modules, "ncnn", raising=False)
+    (tmp_path / "ncnn.py").write_text('raise ImportError("GLIBC_2.99 not found")')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert missing_engine("ncnn") == "the package ncnn cannot be imported: GLIBC_2.99 not found"
+    choice = choose_engine()
+    assert (choice.engine, choice.precision) == TORCH
+
+
 def test_emulated_bfloat16_is_done_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "read_processor", lambda: ZEN3)
     for engine in ("auto", "torch"):

@@ -7,6 +7,7 @@ come from different engines, within the tolerances of docs/segmentation.md.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -64,6 +65,11 @@ def missing_engine(name: str) -> str | None:
         return f"there is no engine {name}; there are {', '.join(ENGINES)}"
     if find_spec(name) is None:
         return f"the package {name} is not installed; install it with: pip install {name}"
+    if name == "ncnn":  # torch takes seconds to import
+        try:
+            import_module(name)
+        except ImportError as error:
+            return f"the package {name} cannot be imported: {error}"
     return None
 
 
