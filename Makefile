@@ -17,7 +17,7 @@ demo: .venv/ready
 	$(BIN)/segrec scenes --output $(DEMO)/scenes --count $(SCENES)
 	$(BIN)/python jobs/train.py --images $(DEMO)/scenes/images --masks $(DEMO)/scenes/masks \
 	    --classes $(DEMO)/scenes/classes.json --output $(DEMO)/model \
-	    --backbone-weights "$$(cat $(DEMO)/weights)" --input-size 224
+	    --backbone-weights "$$(cat $(DEMO)/weights)" --input-size 224 --positions 400 --C 1
 	$(BIN)/python jobs/index.py --images $(DEMO)/scenes/images --model $(DEMO)/model \
 	    --index $(DEMO)/index
 	@echo; echo "How much of each class is there, over the images that have any?"

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import ray
 
 from segrec_batch.errors import ClusterError, SegrecError
+from segrec_batch.host import usable_cores
 
 _ADDED = "\nFailed to apply UDF"  # by Ray Data, to the text of an error: how it retries
 _ANSWER = 10.0  # seconds for a cluster to take a connection
@@ -39,6 +40,8 @@ def _join(address: str) -> None:
             socket.create_connection((host.strip("[]"), int(port)), _ANSWER).close()
         ray.init(
             address=address,
+            # Ray itself counts cores that a container's quota or CPU affinity takes away
+            num_cpus=usable_cores() if address == "local" else None,
             log_to_driver=False,
             logging_level=logging.WARNING,
             include_dashboard=False,

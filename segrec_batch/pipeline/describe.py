@@ -31,7 +31,7 @@ _SLICE = 128  # pictures whose pixels are in memory at once
 class Job:
     """Images `start` to `stop` of a part, in the order of its file, and with what to describe them.
 
-    retry: whether those that could not be read are tried again.
+    precision: of networks. retry: whether those that could not be read are tried again.
     """
 
     index: str
@@ -40,6 +40,7 @@ class Job:
     bundle: str
     spec: ModelSpec
     device: str
+    precision: str
     run_id: str
     retry: bool
 
@@ -72,11 +73,16 @@ def lacking(snapshot: Snapshot) -> dict[str, int]:
 
 
 def describe(
-    snapshot: Snapshot, parts: Sequence[str], device: str, run_id: str, retry: bool
+    snapshot: Snapshot,
+    parts: Sequence[str],
+    device: str,
+    precision: str,
+    run_id: str,
+    retry: bool,
 ) -> Iterator[tuple[str, Added]]:
     """Describe what images of some parts lack, on the cluster; the part, and what was added."""
     files = by_part(snapshot.all_files)
-    shared = snapshot.model_uri, snapshot.spec, device, run_id, retry
+    shared = snapshot.model_uri, snapshot.spec, device, precision, run_id, retry
     jobs = (
         Job(snapshot.index, files[part], start, *shared)
         for part in parts
@@ -108,7 +114,7 @@ def describe_images(job: Job) -> Added:
     moved = contents["images", None][0]
     regions = {str(name): rows[0] for (table, name), rows in contents.items() if table == "regions"}
     names = tuple(d.name for d in job.spec.descriptors if not have[d.id].issuperset(ids))
-    loaded, vectors = load(job.bundle, names, job.device), 0
+    loaded, vectors = load(job.bundle, names, job.device, job.precision), 0
     for start in range(0, moved.num_rows, _SLICE):
         rows = stored_rows(moved.slice(start, _SLICE), regions, job.spec)
         _describe(rows, loaded, have, job)

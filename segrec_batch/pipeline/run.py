@@ -12,6 +12,7 @@ from segrec_batch import storage
 from segrec_batch.console import ProgressMeter
 from segrec_batch.errors import IndexStateError, InputError, SegrecError
 from segrec_batch.messages import bind, say
+from segrec_batch.model import engines
 from segrec_batch.model.spec import ModelSpec, read_spec
 from segrec_batch.options import report_engine
 from segrec_batch.pipeline import chain, cluster, nodes
@@ -213,10 +214,11 @@ def _describe(publisher: Publisher, execution: Execution, retry: bool) -> None:
     clock = time.monotonic()
     say(f"descriptors: {', '.join(d.name for d in base.spec.descriptors)}")
     device = _device(base, execution)
+    precision = engines.choose_engine(execution.engine, execution.precision, device).precision
     total = sum(missing.values())
     meter = ProgressMeter("vectors added", total)
     with meter if total else nullcontext(), _kept(publisher):
-        for part, added in describe(base, parts, device, account.run_id, retry):
+        for part, added in describe(base, parts, device, precision, account.run_id, retry):
             meter.advance(publisher.move(part, added))
             publisher.publish_every(execution.commit_seconds)
     publisher.publish_described()
