@@ -60,7 +60,7 @@ class Sleeper:
 
 @dataclass(frozen=True)
 class Slept:
-    """A `Launched` that is complete."""
+    """A `PendingSegmentation` that is complete."""
 
     found: Segmentation
 

@@ -270,22 +270,24 @@ class NcnnFeatureMaps:
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
 class Threads:
-    """How many threads compute an image together, and how many images are computed at a time."""
+    """Threads for images: `each` compute an image together, and `images` are computed at a time.
 
-    each: int = 1
-    images: int = 1
+    Batches that are given to it at the same time share them, so that none idles at a batch's end.
+    """
+
+    def __init__(self, each: int = 1, images: int = 1) -> None:
+        self.each = each
+        self._pool = ThreadPoolExecutor(images, "ncnn")
 
     def map(self, work: Callable[..., T], *batch: Sequence[Any]) -> list[T]:
         """Return what `work` makes of the items of some sequences."""
-        with ThreadPoolExecutor(self.images) as pool:
-            return list(pool.map(work, *batch))
+        return list(self._pool.map(work, *batch))
 
 
 @dataclass(frozen=True)
-class _Done:
-    """A `Launched` that is complete."""
+class _FinishedWork:
+    """A `PendingSegmentation` that is complete."""
 
     found: Segmentation
 
@@ -299,7 +301,7 @@ class NcnnSegmenter:
 
     device = "cpu"
 
-    def __init__(self, model: Model, threads: Threads = Threads(), few: bool = False) -> None:
+    def __init__(self, model: Model, threads: Threads, few: bool = False) -> None:
         self.model = model
         head = Head(model.svm_weights, model.svm_bias)
         self._network = NcnnNetwork(model.backbone, [DEEPEST], head, threads.each, few)
@@ -315,9 +317,9 @@ class NcnnSegmenter:
         }
         return Segmentation(**columns, masks=[one["mask"] for one in found] if masks else [])
 
-    def launch(self, pixels: NDArray[np.uint8], masks: Sequence[Shape] = ()) -> _Done:
+    def launch(self, pixels: NDArray[np.uint8], masks: Sequence[Shape] = ()) -> _FinishedWork:
         """See `segmentation.Segmenter`; a CPU has done all when this returns."""
-        return _Done(self(pixels, masks))
+        return _FinishedWork(self(pixels, masks))
 
     def score(self, pixels: NDArray[np.uint8]) -> tuple[Floats, Floats]:
         """Return conv5_3 (512, h, w) and class scores (K, h', w') of an image (H, W, 3) uint8.

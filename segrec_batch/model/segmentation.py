@@ -33,7 +33,7 @@ class Segmentation:
     masks: list[NDArray[np.uint8]]
 
 
-class Launched(Protocol):
+class PendingSegmentation(Protocol):
     """Work that an engine was given; a GPU may still be at it."""
 
     def result(self) -> Segmentation:
@@ -52,7 +52,7 @@ class Segmenter(Protocol):
         masks: the sizes (height, width) of their masks, for each image or for none.
         """
 
-    def launch(self, pixels: NDArray[np.uint8], masks: Sequence[Shape] = ()) -> Launched:
+    def launch(self, pixels: NDArray[np.uint8], masks: Sequence[Shape] = ()) -> PendingSegmentation:
         """Start what a call does; more can be launched before the result is taken.
 
         Raises RuntimeError where the device lacks memory, see `allocation.lacks_memory`.

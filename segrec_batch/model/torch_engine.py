@@ -26,8 +26,8 @@ _AT_ONCE = 2**24  # scores that are resized to masks together: 64 MiB
 
 
 @dataclass(frozen=True)
-class _Launched:
-    """A `Launched` on a device."""
+class _DeviceWork:
+    """A `PendingSegmentation` on a device."""
 
     _found: Segmentation
     _download: Download
@@ -63,7 +63,7 @@ class TorchSegmenter(nn.Module):
         return self.launch(pixels, masks).result()
 
     @torch.inference_mode()
-    def launch(self, pixels: NDArray[np.uint8], masks: Sequence[Shape] = ()) -> _Launched:
+    def launch(self, pixels: NDArray[np.uint8], masks: Sequence[Shape] = ()) -> _DeviceWork:
         """Start what a call does, see `segmentation.Segmenter`."""
         maps = self.maps(pixels)
         deepest = maps[DEEPEST]
@@ -83,7 +83,7 @@ class TorchSegmenter(nn.Module):
             sign_bits=host(sign_bits).numpy(),
             masks=[mask for maps in class_maps(scores, masks) for mask in host(maps).numpy()],
         )
-        return _Launched(found, host)
+        return _DeviceWork(found, host)
 
 
 def as_tensors(arrays: Mapping[K, NDArray[Any]]) -> dict[K, Tensor]:

@@ -7,6 +7,7 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from typing import Any
 
@@ -54,7 +55,10 @@ class SegmentBatch:
         self.at_once = _AT_ONCE_IN_TORCH if (engine.engine, device) == ("torch", "cpu") else None
         self._last: Shape | None = None
         self._before_another_shape = give_back if device == "cpu" else lambda: None
-        self._device = threading.Lock()
+        # ncnn's threads are busiest if they may turn to the next batch
+        self._device: AbstractContextManager[Any] = (
+            nullcontext() if engine.engine == "ncnn" else threading.Lock()
+        )
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
         """DECODED rows → SEGMENTED rows; pictures of one shape go through the model together.

@@ -78,7 +78,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _PositionSample:
     """Sampled positions of one variant of an image, and its mean feature (1, 512)."""
 
     features: NDArray[np.float16]
@@ -111,7 +111,7 @@ def sample_images(
     owners, variants = [], []
     filled = 0
 
-    def draw(index: int) -> list[_Drawn]:
+    def draw(index: int) -> list[_PositionSample]:
         plan = plans[index]
         rng = np.random.default_rng([plan.seed, index])
         return [
@@ -142,10 +142,10 @@ def sample_images(
 
 
 def _in_order(
-    work: Callable[[int], list[_Drawn]], items: Iterator[LabelledImage], workers: int
-) -> Iterator[list[_Drawn]]:
+    work: Callable[[int], list[_PositionSample]], items: Iterator[LabelledImage], workers: int
+) -> Iterator[list[_PositionSample]]:
     """Yield what `work` makes of the number of each item; a few are under way in threads."""
-    running: deque[Future[list[_Drawn]]] = deque()
+    running: deque[Future[list[_PositionSample]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for number, _ in enumerate(items):
             running.append(pool.submit(work, number))
@@ -163,12 +163,12 @@ def _draw_positions(
     feature_maps: Callable[[NDArray[np.uint8]], Mapping[str, Tensor]],
     positions: int,
     rng: np.random.Generator,
-) -> _Drawn:
+) -> _PositionSample:
     maps = feature_maps(fit(image, shapes)[None])
     grid = _finest(maps, taps)
     values, cells, weights = draw_cells(cell_labels(labels, grid), positions, rng)
     features = cell_features(maps, taps, cells, grid).half().cpu().numpy()
-    return _Drawn(features, values, weights, describe.global_mean(maps[DEEPEST]))
+    return _PositionSample(features, values, weights, describe.global_mean(maps[DEEPEST]))
 
 
 def _variants(
