@@ -1,7 +1,6 @@
 """Which engine runs the model, and that engines agree within the stated tolerances."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from segrec_batch.decode import fit, shapes_of_size
+from segrec_batch.decode import fit
 from segrec_batch.errors import EngineError
 from segrec_batch.host import Processor
 from segrec_batch.model import class_maps, describe, engines
 from segrec_batch.model.architecture import Tap
 from segrec_batch.model.backbone import load_weights
+from segrec_batch.model.bundle import Model
 from segrec_batch.model.engines import (
     LONG,
     Candidate,
@@ -317,29 +317,36 @@ def test_engines_agree_on_random_weights(candidate: Candidate) -> None:
     assert pearson >= 0.999
 
 
+@pytest.fixture(scope="module")
+def street_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Trained weights, default layers, default input size, fitted on 46 real street scenes."""
+    folder = tmp_path_factory.mktemp("streets")
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir()
+        for source in sorted((DATA / "camvid/train" / kind).iterdir())[::8]:
+            (folder / kind / source.name).symlink_to(source)
+    classes = folder / "classes.json"
+    classes.write_text('{"car": [8], "person": [9], "tree": [5], "ignore": [11]}')
+    images = pair(str(folder / "images"), str(folder / "masks"))
+    settings = Settings(c=(1.0,), sampling=Sampling(positions=600))
+    weights = load_weights(str(DATA / "vgg16_imagenet_fp16.pth"))
+    return train(images, load_classes(str(classes)), weights, settings)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the reference data next to the checkout")
 @pytest.mark.parametrize("candidate", [NCNN, ROUGH], ids=" ".join)
-def test_engines_are_within_tolerance_on_real_images(candidate: Candidate, tmp_path: Path) -> None:
-    """Trained weights, default layers, default input size; see docs/segmentation.md."""
-    for kind in ("images", "masks"):
-        (tmp_path / kind).mkdir()
-        for source in sorted((DATA / "camvid/train" / kind).iterdir())[::26]:
-            (tmp_path / kind / source.name).symlink_to(source)
-    classes = tmp_path / "classes.json"
-    classes.write_text('{"car": [8], "person": [9], "tree": [5], "ignore": [11]}')
-    images = pair(str(tmp_path / "images"), str(tmp_path / "masks"))
-    settings = Settings(c=(1.0,), shapes=shapes_of_size(224), sampling=Sampling(positions=300))
-    weights = load_weights(str(DATA / "vgg16_imagenet_fp16.pth"))
-    model = train(images, load_classes(str(classes)), weights, settings)
-    model = replace(model, spec=replace(model.spec, shapes=shapes_of_size(624)))
-    exact, other = (load_segmenter(model, EngineChoice(*c)) for c in (TORCH, candidate))
-    cells = [
+def test_engines_are_within_tolerance_on_real_images(
+    candidate: Candidate, street_model: Model
+) -> None:
+    """See docs/segmentation.md; benchmarks/precision.py takes more images."""
+    exact, other = (load_segmenter(street_model, EngineChoice(*c)) for c in (TORCH, candidate))
+    found = [
         agree(exact(pixels), other(pixels))
         for path in sorted((DATA / "camvid/val/images").iterdir())[::25]
-        for pixels in [fit(Image.open(path), model.spec.shapes)[None]]
+        for pixels in [fit(Image.open(path), street_model.spec.shapes)[None]]
     ]
-    same, shifts, pearsons = zip(*cells, strict=True)
+    same, shifts, pearsons = zip(*found, strict=True)
     assert np.mean(same) >= 0.999
     assert max(shifts) <= 0.002
     assert min(pearsons) >= 0.9999
