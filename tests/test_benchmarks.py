@@ -178,5 +178,6 @@ def test_the_stages_run_without_ray(scenes: Path, model_dir: str, tmp_path: Path
         env=without(tmp_path),
         check=True,
     )
-    (run,) = json.loads(report.read_text())["runs"].values()
+    (found,) = json.loads(report.read_text())
+    (run,) = found["runs"].values()
     assert run["whole"][0] > 0  # two runs, of two and of four pictures, which count them

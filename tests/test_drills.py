@@ -65,6 +65,7 @@ def test_a_bundle_of_another_format_is_named(tmp_path: Path) -> None:
     text = (folder / "model.json").read_text()
     (folder / "model.json").write_text(text.replace(f'"format": {FORMAT}', '"format": 1'))
     with pytest.raises(
-        ModelError, match=f"{folder}: this version reads bundles of format {FORMAT}"
+        ModelError,
+        match=f"{folder}: the bundle has format 1, this version reads format {FORMAT}: train the",
     ):
         read_spec(str(folder))

@@ -153,7 +153,7 @@ def test_trained_weights_beat_random_ones_on_street_scenes(tmp_path: Path) -> No
         folders = lambda s: ["--images", tmp_path / s / "images", "--masks", tmp_path / s / "masks"]  # noqa: E731
         run(
             "jobs/train.py", *folders("train"), "--classes", classes, "--output", model,
-            "--backbone-weights", weights, "--input-size", 160, "--C", 1, "--positions", 300,
+            "--backbone-weights", weights, "--input-size", 224, "--C", 1, "--positions", 300,
         )  # fmt: skip
         run(
             "jobs/evaluate.py", "segmentation", *folders("val"), "--classes", classes,
