@@ -17,7 +17,6 @@ The exit code is 1 if a part failed; a missed goal is no failure.
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ from isolated import Outcome, Part, run_part
 
 from segrec_batch import messages
 from segrec_batch.errors import DeviceError
+from segrec_batch.host import usable_cores
 
 EXAMPLES = """\
 examples:
@@ -87,7 +87,7 @@ def main(a: argparse.Namespace) -> None:
     """Run the benchmark. Exits with 1 if a part failed."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="segrec-gpu-", dir=a.workdir) as folder:
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores()
         case = GpuCase(folder, a.device, cores, SMALL if a.small else Sizes())
         outcomes = run_parts(case, set(a.only), a.seconds)
         show(case, outcomes)

@@ -37,6 +37,7 @@ from mixed import BROKEN, write_pictures
 from segrec_batch import console, messages
 from segrec_batch.decode import shapes_of_size
 from segrec_batch.errors import SegrecError
+from segrec_batch.host import usable_cores
 from segrec_batch.model.architecture import Tap
 from segrec_batch.model.backbone import load_weights
 from segrec_batch.model.bundle import Model
@@ -213,7 +214,7 @@ def model(a: argparse.Namespace) -> None:
     shapes = {"square": [(a.size, a.size)], "all": list(shapes_of_size(a.size))}
     for text, classes, name in product(a.engines, a.classes, shapes):
         engine, _, precision = text.partition(":")
-        threads = 1 if engine == "ncnn" else 2  # as the indexing job lays them out
+        threads = min(usable_cores(), 8)  # as the indexing job lays them out
         with tempfile.TemporaryDirectory() as folder:
             random_model(a.size, classes).save(folder)
             context = multiprocessing.get_context("spawn")

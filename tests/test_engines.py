@@ -1,6 +1,10 @@
 """Which engine runs the model, and that engines agree within the stated tolerances."""
 
 import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from segrec_batch.decode import fit
@@ -33,7 +38,7 @@ from segrec_batch.model.head import LinearHead, resize
 from segrec_batch.model.ncnn_engine import Head, NcnnNetwork
 from segrec_batch.model.segmentation import Segmentation
 from segrec_batch.train.labelled import load_classes, pair
-from segrec_batch.train.run import Settings, train
+from segrec_batch.train.run import Settings, Trainer, train
 from segrec_batch.train.sample import Sampling
 from tests.builders import quick, random_backbone, random_weights, smooth_batch, tiny_model
 from tests.commands import exit_code
@@ -164,6 +169,53 @@ def test_rates_are_measured(candidate: Candidate) -> None:
     assert measure_rate(*candidate, shape=(32, 32), seconds=0.05) > 0
 
 
+def test_rate_counts_the_work_of_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = ThreadPoolExecutor(1)
+
+    def burn(_: object) -> None:
+        end = time.thread_time() + 0.05
+        while time.thread_time() < end:
+            pass
+
+    def load(*_: object, **__: object) -> Callable[[object], object]:
+        return lambda batch: list(pool.map(burn, batch))
+
+    monkeypatch.setattr(engines, "load_feature_maps", load)
+    assert 10 < measure_rate("ncnn", "float32", seconds=0.2) < 21
+
+
+def test_measuring_leaves_torch_its_threads() -> None:
+    before = torch.get_num_threads()
+    measure_rate("torch", "float32", threads=before + 1, shape=(32, 32), seconds=0.01)
+    assert torch.get_num_threads() == before
+
+
+def test_training_runs_images_at_the_same_time(
+    scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two calls of the network wait for one another; one after the other, they would give up."""
+    barrier, call = threading.Barrier(2, timeout=30), NcnnNetwork.__call__
+    first = iter([True, True])
+
+    def wait(self: NcnnNetwork, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        if next(first, False):
+            barrier.wait()
+        return call(self, image)
+
+    monkeypatch.setattr(NcnnNetwork, "__call__", wait)
+    monkeypatch.setattr("segrec_batch.train.run.usable_cores", lambda: 2)
+    images = pair(str(scenes / "images"), str(scenes / "masks"))
+    settings = Settings(
+        layers=("conv5_3",),
+        c=(1.0,),
+        shapes=((64, 64),),
+        sampling=Sampling(positions=20),
+        engine=EngineChoice(*NCNN),
+    )
+    Trainer(images, load_classes(str(scenes / "classes.json")), random_weights(), settings)
+    assert not barrier.broken
+
+
 def test_unknown_engine_ends_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--images", "i", "--model", "m", "--index", "x", "--engine", "tensorrt"]
     assert exit_code("jobs/index.py", *given) == 2
@@ -228,7 +280,10 @@ def test_results_of_ncnn_do_not_depend_on_the_batch() -> None:
     ids=" ".join,
 )
 @pytest.mark.parametrize("members", [2, 5])
-def test_head_of_ncnn_decides_as_that_of_torch(taps: tuple[str, ...], members: int) -> None:
+@pytest.mark.parametrize("shape", [(80, 112), (16, 64), (64, 16)])
+def test_head_of_ncnn_decides_as_that_of_torch(
+    taps: tuple[str, ...], members: int, shape: tuple[int, int]
+) -> None:
     rng = np.random.default_rng(0)
     parsed = [Tap.parse(text) for text in taps]
     weights = {
@@ -236,7 +291,7 @@ def test_head_of_ncnn_decides_as_that_of_torch(taps: tuple[str, ...], members: i
         for tap in parsed
     }
     bias = rng.standard_normal(members).astype(np.float32)
-    image = rng.standard_normal((3, 80, 112)).astype(np.float32)
+    image = rng.standard_normal((3, *shape)).astype(np.float32)
     network = NcnnNetwork(random_weights().arrays, ["conv5_3"], Head(weights, bias))
     found = network(image)
     layers = tuple(dict.fromkeys([*(tap.layer for tap in parsed), "conv5_3"]))

@@ -25,6 +25,7 @@ DOORS = {
     "matplotlib": "evaluate",
     "cv2": "operators",
     "skimage": "operators",
+    "ncnn": "model",
 }
 REPORTS = ("segmentation", "retrieval", "drift", "compare")
 LEVELS = [  # each may import from its own and from those before it

@@ -28,7 +28,7 @@ def give_back() -> None:
         trim(0)
 
 
-def lacks_memory(error: RuntimeError) -> bool:
+def lacks_memory(error: Exception) -> bool:
     """Whether an error says that a device has too little memory; engines have only words for it."""
     said = ("out of memory", "ALLOC_FAILED", "unable to find an engine")  # an engine of cuDNN
-    return any(text in str(error) for text in said)
+    return isinstance(error, MemoryError) or any(text in str(error) for text in said)

@@ -142,7 +142,7 @@ def _convolutions(state: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]
         if not isinstance(value, Tensor) or value.shape != like.shape:
             shape = f"has shape {tuple(value.shape)}" if isinstance(value, Tensor) else "is missing"
             raise ModelError(f"{origin} is not VGG-16: {prefix}{name} {shape}")
-        found[name] = value.float().contiguous()
+        found[name] = value.detach().float().contiguous()
     return found
 
 

@@ -1,7 +1,7 @@
 """Class maps and features of one image in NumPy, for engines that do without torch.
 
-The same arithmetic as `head.resize`, `segmenter.class_maps` and `describe` have in torch, which is
-the oracle of the tests.
+The same arithmetic as `head.resize`, `torch_engine.class_maps` and `describe` have in torch, which
+is the oracle of the tests.
 """
 
 from functools import lru_cache
@@ -17,7 +17,7 @@ SIGN_WORDS = 8  # of 64 bits: one bit per channel of the deepest layer
 Floats = NDArray[np.float32]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def resize_weights(own: int, new: int) -> Floats:
     """Return the matrix (new, own) that resizes one axis bilinearly; a smaller size averages.
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-SIGN_WORDS = 8  # of 64 bits: one bit per channel of the deepest layer
+from segrec_batch.model.class_maps import SIGN_WORDS
 
 
 def class_means(maps: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:

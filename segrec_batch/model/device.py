@@ -20,6 +20,8 @@ def resolve_device(name: str) -> str:
             f"device {name} asked for, but torch sees no GPU; say --device cpu or auto"
         )
     try:
+        if torch.device(name).type == "cpu":  # also cpu:0
+            return "cpu"
         torch.ones(1, device=name).add(1).item()  # a GPU may be too old for this PyTorch
     except (RuntimeError, AssertionError) as error:
         raise DeviceError(f"device {name} is not available: {error}") from error

@@ -4,8 +4,10 @@ Engine and precision are how a run goes about its work, not what a model is: row
 come from different engines, within the tolerances of docs/segmentation.md.
 """
 
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -31,16 +33,22 @@ EMULATED_COST = 9
 LONG = 2**25
 """Pixels from which on a run repays a calibration: about a minute of two cores with AVX2."""
 _BATCH = 4  # images that torch runs together on a CPU
+_AMPERE = (8, 0)  # compute capability of the first GPUs that compute in bfloat16
+PER_PIXEL = 2_560  # bytes of the maps and workspace of an image in ncnn, for each of its pixels
 
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """An engine, its precision (float32 or bfloat16), its device, and why they were chosen."""
+    """An engine, its precision (float32 or bfloat16), its device, and why they were chosen.
+
+    emulated_on: the processor that has to emulate the precision; empty if it is native.
+    """
 
     engine: str
     precision: str
     device: str = "cpu"
     reason: str = ""
+    emulated_on: str = ""
 
     def __str__(self) -> str:
         return f"{self.engine}, {self.precision}, on {self.device}"
@@ -48,14 +56,12 @@ class EngineChoice:
     @property
     def warning(self) -> str | None:
         """A sentence on arithmetic that this processor has to emulate."""
-        if self.device != "cpu" or self.precision == "float32":
-            return None
-        processor = read_processor()
-        if processor.has_native_bf16:
+        if not self.emulated_on:
             return None
         return (
-            f"{processor.name} has no bfloat16 instructions and emulates them: about "
-            f"{EMULATED_COST} times slower than --precision float32"
+            f"{self.emulated_on} has no bfloat16 instructions and emulates them: about "
+            f"{EMULATED_COST} times slower than torch in float32, and 20 times slower than ncnn; "
+            "say --precision float32"
         )
 
 
@@ -97,9 +103,9 @@ def choose_engine(
     check_names(engine, precision)
     if device != "cpu":
         return _choose_for_gpu(engine, precision, device)
-    found = matching(engine, precision, read_processor())
-    if not found:  # bfloat16 was asked for and has to be emulated
-        return EngineChoice("torch", precision, device, "as asked for")
+    found = match_candidates(engine, precision, read_processor())
+    if not found:
+        return choose_emulated(read_processor().name)
     if "auto" not in (engine, precision):
         return EngineChoice(*found[0], device, "as asked for")
     if len(found) == 1 or work < LONG:
@@ -107,13 +113,18 @@ def choose_engine(
     return choose_fastest([measure_candidates(found)], device)
 
 
-def matching(engine: str, precision: str, processor: Processor) -> list[Candidate]:
+def match_candidates(engine: str, precision: str, processor: Processor) -> list[Candidate]:
     """Return those of `candidates` that have the engine and precision asked for, or `auto`."""
     return [
         candidate
         for candidate in candidates(processor)
         if engine in ("auto", candidate[0]) and precision in ("auto", candidate[1])
     ]
+
+
+def choose_emulated(processor: str) -> EngineChoice:
+    """Return torch in bfloat16, as asked for, on a processor that has to emulate it."""
+    return EngineChoice("torch", "bfloat16", "cpu", "as asked for", processor)
 
 
 def check_names(engine: str, precision: str) -> None:
@@ -130,9 +141,26 @@ def check_names(engine: str, precision: str) -> None:
 
 def _choose_for_gpu(engine: str, precision: str, device: str) -> EngineChoice:
     if engine == "ncnn":
-        raise EngineError(f"--engine ncnn runs on CPUs; say --engine torch for device {device}")
-    chosen = "bfloat16" if precision == "auto" else precision
-    return EngineChoice("torch", chosen, device, "tensor cores, sums in float32")
+        raise EngineError(
+            f"--engine ncnn runs on CPUs; say --engine torch for device {device}, or --device cpu"
+        )
+    gpu = _gpu_without_bf16(device)
+    if precision == "auto":
+        if gpu:
+            return EngineChoice("torch", "float32", device, f"{gpu} has no bfloat16 arithmetic")
+        return EngineChoice("torch", "bfloat16", device, "tensor cores, sums in float32")
+    emulated = gpu if precision == "bfloat16" else ""
+    return EngineChoice("torch", precision, device, "as asked for", emulated)
+
+
+def _gpu_without_bf16(device: str) -> str:
+    """Return the name of a GPU that is older than Ampere; empty if it is not, or not here."""
+    torch = sys.modules.get("torch")  # who asks for a GPU of this machine has imported it
+    if torch is None or not torch.cuda.is_available():
+        return ""
+    if torch.cuda.get_device_capability(device) >= _AMPERE:
+        return ""
+    return str(torch.cuda.get_device_name(device))
 
 
 def explain(processor: Processor) -> str:
@@ -174,10 +202,17 @@ def measure_rate(
     Takes about `seconds`, after one forward pass to warm up; the fastest pass counts. Of a single
     thread it is CPU seconds that count, which other work on the machine does not change much.
     """
-    run = load_feature_maps(random_arrays(), (), EngineChoice(engine, precision), threads=threads)
-    rng = np.random.default_rng(0)
-    batch = rng.integers(0, 256, (_BATCH if engine == "torch" else 1, *shape, 3), np.uint8)
-    clock = time.thread_time if threads == 1 else time.perf_counter
+    with _kept_threads(engine):
+        choice = EngineChoice(engine, precision)
+        run = load_feature_maps(random_arrays(), (), choice, threads=threads)
+        return _measure_rate(run, _BATCH if engine == "torch" else 1, threads, shape, seconds)
+
+
+def _measure_rate(
+    run: "FeatureMaps", images: int, threads: int, shape: Shape, seconds: float
+) -> float:
+    batch = np.random.default_rng(0).integers(0, 256, (images, *shape, 3), np.uint8)
+    clock = time.process_time if threads == 1 else time.perf_counter
     run(batch)
     end = time.perf_counter() + seconds
     passes: list[float] = []
@@ -185,7 +220,22 @@ def measure_rate(
         start = clock()
         run(batch)
         passes.append(clock() - start)
-    return len(batch) / min(passes)
+    return images / max(min(passes), 1e-6)
+
+
+@contextmanager
+def _kept_threads(engine: str) -> Iterator[None]:
+    """Leave torch with as many threads after a block as it had before."""
+    if engine != "torch":
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def random_arrays() -> dict[str, NDArray[np.float32]]:
@@ -237,17 +287,19 @@ def load_feature_maps(
     choice: EngineChoice,
     scaling: Scaling | None = None,
     threads: int | None = None,
+    images: int = 1,
 ) -> FeatureMaps:
     """Load the backbone alone into an engine: the maps of the taps' layers and of conv5_3.
 
-    state: weights of `features` by name. threads: see `load_segmenter`.
+    state: weights of `features` by name. threads: that compute an image together; all usable cores
+    if None. images: that ncnn computes at a time.
     """
     scaling = scaling or Scaling()
     layers = list(dict.fromkeys([*(tap.layer for tap in taps), DEEPEST]))
     if choice.engine == "ncnn":
         from segrec_batch.model.ncnn_engine import NcnnFeatureMaps, Threads
 
-        return NcnnFeatureMaps(state, layers, scaling, Threads(threads or usable_cores()))
+        return NcnnFeatureMaps(state, layers, scaling, Threads(threads or usable_cores(), images))
     import torch
 
     from segrec_batch.model.torch_engine import FeatureMaps, Normalise, as_tensors

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segrec_batch.decode import Shape
+from segrec_batch.errors import EngineError
 from segrec_batch.model import class_maps
 from segrec_batch.model.architecture import DEEPEST, LAYERS, Tap
 from segrec_batch.model.bundle import Model
@@ -92,7 +93,7 @@ class _Graph:
                     blobs += len(copies)
         return "\n".join([str(_MAGIC), f"{len(lines)} {blobs}", *lines]) + "\n"
 
-    def taken(self, blob: str) -> str:
+    def output_name(self, blob: str) -> str:
         """Return the name under which a blob is taken out: its last copy, if it has readers."""
         readers = sum(inputs.count(blob) for _, _, inputs, _, _ in self._layers)
         return _copy(blob, readers) if readers else blob
@@ -122,7 +123,7 @@ class NcnnNetwork:
     state: weights of `features` by name, float32. layers: whose maps are returned, after the ReLU.
     threads: that compute one image together. Images may be given to it by several threads at a
     time. few: whether it is for a few images only, so that it pays to transform weights less, by
-    Winograd's F(2×2) in place of F(4×4). Raises RuntimeError if ncnn cannot build it.
+    Winograd's F(2×2) in place of F(4×4). Raises EngineError if ncnn cannot build it.
     """
 
     def __init__(
@@ -140,13 +141,19 @@ class NcnnNetwork:
         if head:
             _add_head(graph, head)
             kept.append(_SCORES)
-        self._taken = {name: graph.taken(name) for name in kept}
+        self._outputs = {name: graph.output_name(name) for name in kept}
         self._net = ncnn.Net()
         self._net.opt.num_threads = threads  # its Winograd layers keep what it is when they load
         self._net.opt.use_winograd43_convolution = not few
         self._net.opt.use_vulkan_compute = False
         # ncnn would compute in half precision where a processor has it
-        for option in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
+        for option in (
+            "fp16_packed",
+            "fp16_storage",
+            "fp16_arithmetic",
+            "bf16_packed",
+            "bf16_storage",
+        ):
             setattr(self._net.opt, f"use_{option}", False)
         self._load(graph, kept)
 
@@ -161,7 +168,7 @@ class NcnnNetwork:
         finally:
             os.close(memory)
         if failed:
-            raise RuntimeError(f"ncnn cannot build the network (code {failed})")
+            raise EngineError(f"ncnn cannot build the network (code {failed}); say --engine torch")
 
     def __call__(self, image: Floats) -> dict[str, Floats]:
         """Normalised image (3, H, W) → maps (C, h, w) by layer, and `scores` (M, h, w) of the head.
@@ -171,7 +178,7 @@ class NcnnNetwork:
         run = self._net.create_extractor()
         run.input(_INPUT, ncnn.Mat(image))
         found = {}
-        for name, blob in self._taken.items():
+        for name, blob in self._outputs.items():
             code, mat = run.extract(blob)
             if code:
                 why = "out of memory" if code == _NO_MEMORY else f"failed with code {code}"

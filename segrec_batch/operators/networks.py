@@ -96,7 +96,7 @@ def _needed(architecture: Architecture, state: Mapping[str, Any], origin: str) -
         if not isinstance(value, Tensor) or value.shape != like.shape:
             shape = f"has shape {tuple(value.shape)}" if isinstance(value, Tensor) else "is missing"
             raise ModelError(f"{origin} is not torchvision's {architecture.name}: {name} {shape}")
-        found[name] = value.float().contiguous()
+        found[name] = value.detach().float().contiguous()
     return found
 
 

@@ -1,4 +1,4 @@
-"""How the model is laid out on the Ray cluster: its engine, actors and threads.
+"""Placement of the model on the Ray cluster: its engine, actors and threads.
 
 Measured with benchmarks/throughput.py: threads that take whole images do as much as actors of one
 thread each, and share the weights. But Python's own part of an image, a few hundredths, is done by
@@ -12,7 +12,8 @@ from typing import TypeVar
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from segrec_batch.host import read_processor
+from segrec_batch.errors import EngineError
+from segrec_batch.host import read_processor, usable_memory
 from segrec_batch.model import engines
 from segrec_batch.model.engines import Candidate, EngineChoice
 from segrec_batch.model.spec import ModelSpec
@@ -24,7 +25,6 @@ T = TypeVar("T")
 _THREADS = 8  # of an actor, at most
 _WORTH = 2**25  # pixels that repay the start of one more actor: some seconds of its cores
 _NETWORK = 450 * 2**20  # bytes of an actor: Python, its libraries and the weights, transformed
-_PER_PIXEL = 2_560  # bytes of each thread's maps and workspace
 _PART_ROWS = 4_096
 _PART_ROWS_PER_CORE = 64
 _ROUND = 65_536  # images per GPU or per 8 cores that one Ray Data execution takes
@@ -32,7 +32,7 @@ _ROUND = 65_536  # images per GPU or per 8 cores that one Ray Data execution tak
 
 @dataclass(frozen=True)
 class Work:
-    """What a run has to do: `images` of at most `pixels` pixels each, as the model sees them."""
+    """The size of a run: `images` of at most `pixels` pixels each, as the model sees them."""
 
     images: int
     pixels: int
@@ -50,7 +50,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how the model runs. batch_size: images decoded and segmented together."""
+    """Actors, engine and batches of a run. batch_size: images decoded and segmented together."""
 
     where: Resources
     engine: EngineChoice
@@ -95,10 +95,10 @@ def place_model(
 
 
 def _spread(where: Resources, work: Work, memory: float) -> Resources:
-    """Several actors a node in place of one, as far as cores and work go; threads that fit."""
+    """Return several actors a node in place of one, as far as cores and work go."""
     nodes, cores = where.actors, where.threads or 1
     actors = max(min(-(-cores // _THREADS), work.total // (_WORTH * nodes)), 1)
-    fit = int((memory / actors - _NETWORK) // (_PER_PIXEL * work.pixels))
+    fit = int((memory / actors - _NETWORK) // (engines.PER_PIXEL * work.pixels))
     threads = max(min(cores // actors, fit), 1)
     # less than what one actor a node leaves free; other CPUs than those of tasks, see `nodes`
     share = where.cpus if actors == 1 else round(0.99 * where.cpus / actors, 3)
@@ -106,34 +106,44 @@ def _spread(where: Resources, work: Work, memory: float) -> Resources:
 
 
 def _least_memory() -> float:
-    return min((node["Resources"].get("memory", 0.0) for node in work_nodes()), default=0.0)
+    """Return the bytes that Ray has on the smallest node; those of this one if none says."""
+    found = [node["Resources"]["memory"] for node in work_nodes() if "memory" in node["Resources"]]
+    return min(found, default=float(usable_memory()))
 
 
 def choose_engine(engine: str, precision: str, where: Resources, work: Work) -> EngineChoice:
     """Choose engine and precision for the nodes that the model runs on.
 
     See `engines.choose_engine`; a processor that would have to emulate decides for all. Raises
-    EngineError.
+    EngineError, also if a node lacks the engine.
     """
-    if where.device == "cuda" or "auto" not in (engine, precision):
-        return engines.choose_engine(engine, precision, where.device)
-    engines.check_names(engine, precision)
     nodes = [node["NodeID"] for node in work_nodes()]
     alone = nodes == [ray.get_runtime_context().get_node_id()]
-    if alone and work.total < engines.LONG:
+    is_clear = work.total < engines.LONG or "auto" not in (engine, precision)
+    if where.device == "cuda" or (alone and is_clear):
         return engines.choose_engine(engine, precision, where.device)
-    found = _ask(nodes, _matching, engine, precision)
-    common = [c for c in found[0] if all(c in others for others in found)]
-    if not common:  # bfloat16 was asked for, and a node has to emulate it
-        return engines.choose_engine("torch", precision, where.device)
+    found = _ask(nodes, _match_candidates, engine, precision)
+    if emulating := [processor for processor, candidates in found if not candidates]:
+        return engines.choose_emulated(emulating[0])
+    common = [c for c in found[0][1] if all(c in others for _, others in found)]
+    if not common:
+        raise EngineError(
+            "the nodes of the cluster have no engine and precision in common: "
+            + "; ".join(f"{processor}: {candidates}" for processor, candidates in found)
+        )
+    if "auto" not in (engine, precision):
+        return EngineChoice(*common[0], where.device, "as asked for")
     if len(common) == 1 or work.total < engines.LONG:
         reason = f"by the features of the processors of {len(nodes)} nodes"
         return EngineChoice(*common[0], where.device, reason)
     return engines.choose_fastest(_ask(nodes, engines.measure_candidates, common))
 
 
-def _matching(engine: str, precision: str) -> list[Candidate]:
-    return engines.matching(engine, precision, read_processor())
+def _match_candidates(engine: str, precision: str) -> tuple[str, list[Candidate]]:
+    """Return this node's processor, and what it has of what was asked for."""
+    engines.check_names(engine, precision)
+    processor = read_processor()
+    return processor.name, engines.match_candidates(engine, precision, processor)
 
 
 def _ask(nodes: list[str], function: Callable[..., T], *arguments: object) -> list[T]:

@@ -12,7 +12,6 @@ from segrec_batch import storage
 from segrec_batch.console import ProgressMeter
 from segrec_batch.errors import IndexStateError, InputError, SegrecError
 from segrec_batch.messages import bind, say
-from segrec_batch.model import engines
 from segrec_batch.model.spec import ModelSpec, read_spec
 from segrec_batch.options import report_engine
 from segrec_batch.pipeline import chain, cluster, nodes
@@ -214,7 +213,7 @@ def _describe(publisher: Publisher, execution: Execution, retry: bool) -> None:
     clock = time.monotonic()
     say(f"descriptors: {', '.join(d.name for d in base.spec.descriptors)}")
     device = _device(base, execution)
-    precision = engines.choose_engine(execution.engine, execution.precision, device).precision
+    precision = _precision(account, device, execution)
     total = sum(missing.values())
     meter = ProgressMeter("vectors added", total)
     with meter if total else nullcontext(), _kept(publisher):
@@ -223,6 +222,15 @@ def _describe(publisher: Publisher, execution: Execution, retry: bool) -> None:
             publisher.publish_every(execution.commit_seconds)
     publisher.publish_described()
     account.seconds["describe"] = time.monotonic() - clock
+
+
+def _precision(account: Account, device: str, execution: Execution) -> str:
+    """Return that of the run's model, or what it would be if it was not run."""
+    if account.engine:
+        return account.engine.precision
+    where = replace(execution.resources(), device=device)
+    engine = choose_engine(execution.engine, execution.precision, where, Work(0, 0))
+    return engine.precision
 
 
 def _device(base: Snapshot, execution: Execution) -> str:

@@ -55,9 +55,10 @@ class SegmentBatch:
         self.at_once = _AT_ONCE_IN_TORCH if (engine.engine, device) == ("torch", "cpu") else None
         self._last: Shape | None = None
         self._before_another_shape = give_back if device == "cpu" else lambda: None
+        self._device = threading.Lock()
         # ncnn's threads are busiest if they may turn to the next batch
-        self._device: AbstractContextManager[Any] = (
-            nullcontext() if engine.engine == "ncnn" else threading.Lock()
+        self._alone: AbstractContextManager[Any] = (
+            nullcontext() if engine.engine == "ncnn" else self._device
         )
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
@@ -92,7 +93,7 @@ class SegmentBatch:
             try:
                 self._segment_batch(shape, batch)
                 done += len(batch)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not lacks_memory(error):
                     raise
                 self._halve(len(batch), error)
@@ -100,7 +101,7 @@ class SegmentBatch:
     def _segment_batch(self, shape: Shape, rows: Sequence[Row]) -> None:
         pixels = [np.frombuffer(row["pixels"], np.uint8).reshape(*shape, 3) for row in rows]
         batch = np.stack(pixels)
-        with self._device:
+        with self._alone:
             launched = self.segmenter.launch(batch, [row["mask_shape"] for row in rows])
         found = launched.result()
         for i, row in enumerate(rows):
@@ -111,10 +112,10 @@ class SegmentBatch:
     def _halve(self, size: int, error: Exception) -> None:
         if size == 1:
             raise DeviceError(
-                f"the device has too little memory for one picture ({error}); free it of other "
+                f"the device has too little memory for one image ({error}); free it of other "
                 "programs, or train a model with a smaller --input-size"
             ) from error
-        self.at_once = size // 2
+        self.at_once = min(self.at_once or size, size // 2)
         traceback.clear_frames(error.__traceback__)  # which hold what it was at
         if self.segmenter.device != "cpu":
             import torch

@@ -14,12 +14,12 @@ from torch import Tensor
 from segrec_batch import console
 from segrec_batch.decode import Shape, shapes_of_size
 from segrec_batch.errors import InputError
-from segrec_batch.host import usable_cores
+from segrec_batch.host import usable_cores, usable_memory
 from segrec_batch.model import describe
 from segrec_batch.model.architecture import Tap
 from segrec_batch.model.backbone import Weights
 from segrec_batch.model.bundle import Array, Model
-from segrec_batch.model.engines import EngineChoice, choose_engine, load_feature_maps
+from segrec_batch.model.engines import PER_PIXEL, EngineChoice, choose_engine, load_feature_maps
 from segrec_batch.model.spec import ModelSpec, Scaling
 from segrec_batch.train.labelled import Classes, LabelledImage, fingerprint
 from segrec_batch.train.sample import Samples, Sampling, sample_images
@@ -77,11 +77,12 @@ class Trainer:
         every = (tap for candidate in settings.candidates for tap in candidate.taps)
         self.taps = tuple(dict.fromkeys(every))
         scaling = Scaling(settings.minmax, weights.mean, weights.std)
-        # ncnn: a thread for each image; torch: all threads on one
-        self._workers, threads = (
-            (usable_cores(), 1) if settings.engine.engine == "ncnn" else (1, None)
+        # ncnn: a thread for each image, as far as memory goes; torch: all threads on one
+        self._workers = _count_workers(settings) if settings.engine.engine == "ncnn" else 1
+        threads = max(usable_cores() // self._workers, 1)
+        self._maps = load_feature_maps(
+            weights.arrays, self.taps, settings.engine, scaling, threads, self._workers
         )
-        self._maps = load_feature_maps(weights.arrays, self.taps, settings.engine, scaling, threads)
         self._check_groups()
         self.samples = self._sample(extra or {})
         self._check_classes()
@@ -195,6 +196,13 @@ class Trainer:
         )
         tensors = _head_tensors(taps, svm.weights, bias, self.samples.centre)
         return Model(spec, tensors, self.weights.arrays)
+
+
+def _count_workers(settings: Settings) -> int:
+    """Return how many images may be in ncnn at a time: half of the memory is for them."""
+    pixels = max(height * width for height, width in settings.shapes)
+    fit = usable_memory() // 2 // (PER_PIXEL * pixels)
+    return max(min(usable_cores(), fit), 1)
 
 
 def train(
