@@ -48,7 +48,10 @@ def _join(address: str) -> None:
         )
     except (OSError, OverflowError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         if address == "local":
-            raise ClusterError(f"Ray cannot be started on this machine: {error}") from error
+            raise ClusterError(
+                f"Ray cannot be started on this machine: {error}; `segrec doctor` says what is "
+                "missing here"
+            ) from error
         raise ClusterError(
             f"the Ray cluster of RAY_ADDRESS={address} cannot be joined: {error}; give HOST:PORT "
             "of its head (and RAY_AUTH_MODE=token with RAY_AUTH_TOKEN, if it wants one), or unset "
