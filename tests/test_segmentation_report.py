@@ -45,7 +45,7 @@ TRAINING = Training(
 
 def settings(folder: Path, **other: object) -> Settings:
     images, masks, classes = (str(folder / p) for p in ("images", "masks", "classes.json"))
-    given = {"weights": "random:0", "training": TRAINING, "device": "cpu", **other}
+    given = {"weights": "random:0", "training": TRAINING, **other}
     return Settings(images, masks, classes, **given)  # type: ignore[arg-type]
 
 
