@@ -205,3 +205,11 @@ def test_what_runs_is_locked_to_the_versions_that_are_tested() -> None:
     assert pins[0].items() < pins[1].items()
     assert {"ray", "torch", "duckdb", "hatchling"} <= pins[0].keys()
     assert not {"pytest", "moto", "mypy"} & pins[0].keys()
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("*.md"), *ROOT.glob("*/*.md")], ids=lambda p: p.name)
+def test_documents_have_no_placeholders(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert [
+        line for line in lines if re.fullmatch(r"[A-Z]{4,}|.*\b(TODO|TBD|FIXME)\b.*", line)
+    ] == []
