@@ -78,6 +78,7 @@ class Timed(SegmentBatch):
         # a GPU of these tests is only a number
         SegmentBatch.__init__(self, model, EngineChoice("ncnn", "float32"), threads)
         self.asked_for = engine.device
+        self._alone = self._device  # what sleeps stands for a device: a batch at a time
         self.segmenter: Any = Sleeper(len(self.segmenter.model.spec.all_classes), self.seconds)
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
