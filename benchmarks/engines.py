@@ -1,4 +1,4 @@
-"""How fast engines run VGG-16's 13 convolutions on the CPU, next to PyTorch in float32.
+"""Compare engines on VGG-16's 13 convolutions on the CPU with PyTorch in float32.
 
     torch-float32    PyTorch, channels-last: the reference of times and maps
     torch-bfloat16   the same in bfloat16; left out where the processor has no instructions for it
@@ -69,7 +69,7 @@ class EngineCase:
 
     @property
     def compares(self) -> bool:
-        """Whether maps are compared with the reference's."""
+        """True if maps are compared with those of the reference."""
         return (self.threads, self.processes) == (1, 1)
 
 
@@ -77,7 +77,7 @@ class EngineCase:
 
 
 class _Process:
-    """What a process has from its pool: the barrier of all processes."""
+    """State of a process of the pool: the barrier of all processes."""
 
     barrier: Any
 

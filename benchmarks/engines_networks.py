@@ -5,38 +5,20 @@ network: a normalised image (3, H, W) float32 → its maps (C, h, w) float32 by 
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segrec_batch.model.architecture import LAYERS
+
 Floats = NDArray[np.float32]
 State = Mapping[str, Floats]
 Network = Callable[[Floats], Mapping[str, Floats]]
 
 TAPS = ("conv3_3", "conv4_3", "conv5_3")
-_CONVOLUTIONS = (2, 2, 3, 3, 3)  # of each block; a max pooling is between two blocks
-
-
-def layers() -> Iterator[tuple[str, str]]:
-    """Yield kind and name of the layers in order: convolutions with their ReLU, poolings."""
-    for block, count in enumerate(_CONVOLUTIONS, 1):
-        yield from (("conv", f"conv{block}_{i}") for i in range(1, count + 1))
-        if block < len(_CONVOLUTIONS):
-            yield "pool", f"pool{block}"
-
-
-def weights(state: State) -> dict[str, tuple[Floats, Floats]]:
-    """Return weights (C, C', 3, 3) and biases (C,) by name of the convolution."""
-    names = (name for kind, name in layers() if kind == "conv")
-    numbers = sorted({int(key.split(".")[0]) for key in state})
-    return {
-        name: (state[f"{number}.weight"], state[f"{number}.bias"])
-        for name, number in zip(names, numbers, strict=True)
-    }
-
 
 # torch
 
@@ -116,21 +98,21 @@ def mnn_float32(state: State, threads: int) -> Network:
 
 def _describe_in_onnx(state: State) -> bytes:
     """Return the network as an ONNX model: protobuf messages, whose field numbers are ONNX's."""
-    parameters = weights(state)
-    graph, blob = _field(2, "vgg"), "image"
-    for kind, name in layers():
-        if kind == "pool":
-            graph += _node("MaxPool", [blob], name, kernel_shape=(2, 2), strides=(2, 2))
-        else:
-            weight, bias = parameters[name]
-            graph += _tensor(f"{name}.weight", weight) + _tensor(f"{name}.bias", bias)
-            inputs = [blob, f"{name}.weight", f"{name}.bias"]
-            graph += _node("Conv", inputs, f"{name}.sum", kernel_shape=(3, 3), pads=(1, 1, 1, 1))
-            graph += _node("Relu", [f"{name}.sum"], name)
+    graph, blob, stride = _field(2, "vgg"), "image", 1
+    for name, layer in LAYERS.items():
+        if layer.stride > stride:
+            pool, stride = f"pool{layer.stride}", layer.stride
+            graph += _node("MaxPool", [blob], pool, kernel_shape=(2, 2), strides=(2, 2))
+            blob = pool
+        graph += _tensor(f"{name}.weight", state[layer.weight])
+        graph += _tensor(f"{name}.bias", state[layer.bias])
+        inputs = [blob, f"{name}.weight", f"{name}.bias"]
+        graph += _node("Conv", inputs, f"{name}.sum", kernel_shape=(3, 3), pads=(1, 1, 1, 1))
+        graph += _node("Relu", [f"{name}.sum"], name)
         blob = name
     graph += _value(11, "image", 3)
     for tap in TAPS:
-        graph += _value(12, tap, len(parameters[tap][1]))
+        graph += _value(12, tap, LAYERS[tap].channels)
     version, opset = 8, _field(1, "") + _field(2, 13)
     return _field(1, version) + _field(7, graph) + _field(8, opset)
 

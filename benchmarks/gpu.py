@@ -1,4 +1,4 @@
-"""What one GPU does: the tests that need it, the bare network, decoding, the whole job; no Ray.
+"""Measure one GPU: the tests that need it, the bare network, decoding, the whole job; no Ray.
 
     tests      the tests that are marked gpu
     peak       a product of two bf16 matrices, the ceiling of the shares below

@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured.
+    """Sizes of what is measured.
 
     shapes: (height, width) of the images that the model sees; the goals are about the first.
     batches: images. seconds: the least that is timed for one rate. matrix: side of the matrices.
@@ -44,7 +44,7 @@ class GpuCase:
 
     @property
     def is_cuda(self) -> bool:
-        """Whether the device is a GPU."""
+        """True if the device is a GPU."""
         return self.device.startswith("cuda")
 
     @property

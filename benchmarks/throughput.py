@@ -30,7 +30,7 @@ from watched import Watched, watch
 
 from segrec_batch import console, messages
 from segrec_batch.host import read_processor
-from segrec_batch.model.engines import EngineChoice, choose_engine
+from segrec_batch.model.engines import EngineChoice, choose_engine, find_device
 from segrec_batch.options import add_engine_options
 
 EXAMPLES = """\
@@ -193,7 +193,7 @@ def main(a: argparse.Namespace) -> None:
     """Run the benchmark."""
     reports = []
     with tempfile.TemporaryDirectory(prefix="segrec-throughput-", dir=a.workdir) as name:
-        device = _device(a.device)
+        device = find_device(a.device)
         # measured, not guessed: the ratios are about what a long run would take
         choice = choose_engine(a.engine, a.precision, device, work=math.inf)
         for number, size in enumerate([None] if a.model else a.input_size):
@@ -227,15 +227,6 @@ def _prepare(
         model = watch("throughput_case:drawn_model", (folder, size)).result
     peers = a.batch_size if choice.device == "cuda" else min(PEERS_BATCH, a.batch_size)
     return Case(str(folder), tuple(sources), model, choice, a.batch_size, peers, a.peers_threads)
-
-
-def _device(name: str) -> str:
-    """cpu or cuda; does not import torch where that is said."""
-    if name == "cpu":
-        return name
-    from segrec_batch.model.device import resolve_device
-
-    return resolve_device(name)
 
 
 def parse_arguments() -> argparse.Namespace:

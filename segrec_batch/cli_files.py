@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from segrec_batch import console, messages, storage
 from segrec_batch.errors import InputError
-from segrec_batch.model.engines import choose_engine
+from segrec_batch.model.engines import choose_engine, find_device
 from segrec_batch.options import add_engine_options
 
 if TYPE_CHECKING:
@@ -84,22 +84,13 @@ def asked_image(
     """The image that these arguments name. Raises InputError."""
     if a.image is not None:
         content = _read(a.image)
-        engine = choose_engine(a.engine, a.precision, _device(a.device))
+        engine = choose_engine(a.engine, a.precision, find_device(a.device))
         if engine.warning:
             messages.say(engine.warning, "warning")
         return recommender.new_picture(a.image, content, criteria, engine)
     if a.image_id is not None:
         return recommender.indexed_image("image_id", a.image_id)
     return recommender.indexed_image("uri", storage.absolute(a.uri))
-
-
-def _device(name: str) -> str:
-    """Return a device that exists. Raises DeviceError."""
-    if name == "cpu":
-        return name
-    from segrec_batch.model.device import resolve_device  # imports torch, which takes seconds
-
-    return resolve_device(name)
 
 
 def _read(image: str) -> bytes:

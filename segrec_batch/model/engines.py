@@ -113,6 +113,18 @@ def choose_engine(
     return choose_fastest([measure_candidates(found)], device)
 
 
+def find_device(name: str) -> str:
+    """Return a device that exists, see `device.resolve_device`; `cpu` needs no torch for that.
+
+    Raises DeviceError.
+    """
+    if name == "cpu":
+        return name
+    from segrec_batch.model.device import resolve_device  # imports torch, which takes seconds
+
+    return resolve_device(name)
+
+
 def match_candidates(engine: str, precision: str, processor: Processor) -> list[Candidate]:
     """Return those of `candidates` that have the engine and precision asked for, or `auto`."""
     return [
