@@ -70,8 +70,8 @@ def main(a: argparse.Namespace) -> None:
     if model.spec.notice:
         messages.say(model.spec.notice, "warning")
     title = f"bundle {model.bundle_id} of model {model.model_id}"
-    print(console.table(title, ("descriptor", "values"), rows), end="")
-    print(
+    console.show(console.table(title, ("descriptor", "values"), rows))
+    console.show_line(
         f"written to {storage.absolute(a.output)}; this computes only what is missing:\n"
         f"python jobs/index.py --images IMAGES --model {a.output} --index {a.index}"
     )

@@ -380,7 +380,7 @@ def _write(report: Report, folder: str) -> None:
         messages.say(f"not run: {method}: {reason}")
     shown = report.headline
     console.show(console.table(shown.caption, shown.header, shown.texts(interval=False)))
-    print(f"written to {storage.join(storage.absolute(folder), 'report.html')}")
+    console.show_line(f"written to {storage.join(storage.absolute(folder), 'report.html')}")
 
 
 if __name__ == "__main__":

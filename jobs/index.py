@@ -101,7 +101,7 @@ def main(a: argparse.Namespace) -> None:
     request = Request(a.images, tuple(a.include), tuple(a.exclude), a.limit, a.retry_failed)
     if a.dry_run:
         for line in dry_run(request, a.model, a.index, a.drop_descriptors):
-            print(line)
+            console.show_line(*line.split("\t", 1))
         return
     execution = Execution(
         a.device, a.batch_size, a.commit_seconds, a.gpus, a.wait, a.engine, a.precision
@@ -114,8 +114,8 @@ def main(a: argparse.Namespace) -> None:
         figures = {"index": snapshot.index, "version": version, "rows": rows}
         messages.say("run ended", event="ended", **account.summary(), **figures)
         return
-    print(report(account), end="\n\n")
-    print(
+    console.show(f"{report(account)}\n\n")
+    console.show_line(
         f"{snapshot.index}: version {version}, {rows['images']:,} images, "
         f"{rows['regions']:,} regions, {rows['descriptors']:,} vectors, "
         f"{rows['failures']:,} failures, model {snapshot.model_id}"

@@ -68,7 +68,9 @@ def run_compact(a: argparse.Namespace) -> None:
     before = open_snapshot(a.index)
     after = compact(before, a.part_rows or PART_ROWS)
     counts = [sum(1 for _ in snapshot.all_files) for snapshot in (before, after)]
-    print(f"{a.index}: version {after.version}, {counts[0]:,} files became {counts[1]:,}")
+    console.show_line(
+        f"{a.index}: version {after.version}, {counts[0]:,} files became {counts[1]:,}"
+    )
 
 
 def run_vacuum(a: argparse.Namespace) -> None:
@@ -78,9 +80,12 @@ def run_vacuum(a: argparse.Namespace) -> None:
     retention = dt.timedelta(hours=a.retention_hours)
     doomed = vacuum(a.index, retention, a.dry_run, a.force)
     if a.dry_run:
-        print("\n".join(uri for uri, _ in doomed))
+        for uri, _ in doomed:
+            console.show_line(uri)
     verb = "would be deleted" if a.dry_run else "deleted"
-    print(f"{len(doomed):,} files, {sum(size for _, size in doomed) / 1e6:,.1f} MB, {verb}")
+    console.show_line(
+        f"{len(doomed):,} files, {sum(size for _, size in doomed) / 1e6:,.1f} MB, {verb}"
+    )
 
 
 def run_purge(a: argparse.Namespace) -> None:
@@ -93,7 +98,9 @@ def run_purge(a: argparse.Namespace) -> None:
     done = purge(a.index, [storage.absolute(uri) for uri in uris], a.grace_seconds)
     for uri in done.unknown:
         messages.say(f"not in any file: {uri}")
-    print(f"{len(done.found):,} sources purged, {done.files:,} files; version {done.version}")
+    console.show_line(
+        f"{len(done.found):,} sources purged, {done.files:,} files; version {done.version}"
+    )
     messages.say("sources that are still below --images would be indexed again by the next run")
 
 
@@ -112,10 +119,12 @@ def run_verify(a: argparse.Namespace) -> None:
     snapshot = open_snapshot(a.index, a.version)
     problems = verify(snapshot)
     for problem in problems:
-        print(problem)
+        console.show_line(problem)
     if problems:
         raise IndexStateError(f"{a.index}: version {snapshot.version}, {len(problems)} problems")
-    print(f"{a.index}: version {snapshot.version} is well, {snapshot.rows('images'):,} images")
+    console.show_line(
+        f"{a.index}: version {snapshot.version} is well, {snapshot.rows('images'):,} images"
+    )
 
 
 def run_rollback(a: argparse.Namespace) -> None:
@@ -123,7 +132,7 @@ def run_rollback(a: argparse.Namespace) -> None:
     from segrec_batch.maintain.versions import rollback
 
     after = rollback(a.index, a.to)
-    print(f"{a.index}: version {after.version} is as version {a.to} was")
+    console.show_line(f"{a.index}: version {after.version} is as version {a.to} was")
 
 
 def run_history(a: argparse.Namespace) -> None:
@@ -135,7 +144,7 @@ def run_history(a: argparse.Namespace) -> None:
         for entry in history(a.index)
     ]
     header = ("version", "time (UTC)", "run", "indexed", "failed", "gone", "listed")
-    print(console.table(a.index, header, rows), end="")
+    console.show(console.table(a.index, header, rows))
 
 
 def _told(info: Mapping[str, Any] | None) -> tuple[str, ...]:

@@ -136,7 +136,7 @@ def main(a: argparse.Namespace) -> None:
         "recommendations": counts["recommendations"],
     }
     rows = [[name, f"{count:,}"] for name, count in figures.items()]
-    print(console.table(a.output, ("recommendations", ""), rows), end="")
+    console.show(console.table(a.output, ("recommendations", ""), rows))
 
 
 if __name__ == "__main__":

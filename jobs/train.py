@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from segrec_batch import messages, storage
+from segrec_batch import console, messages, storage
 from segrec_batch.model.backbone import load_weights
 from segrec_batch.options import report_engine
 from segrec_batch.train.arguments import (
@@ -57,7 +57,7 @@ def main(a: argparse.Namespace) -> None:
     model.save(a.output)
     if model.spec.notice:
         messages.say(model.spec.notice, "warning")
-    print(f"model {model.model_id} written to {storage.absolute(a.output)}")
+    console.show_line(f"model {model.model_id} written to {storage.absolute(a.output)}")
 
 
 if __name__ == "__main__":

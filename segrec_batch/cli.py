@@ -219,7 +219,7 @@ def run_duckdb(a: argparse.Namespace) -> None:
     from segrec_batch.query.cache import refresh_cache
 
     done = refresh_cache(a.index, a.file, rebuild=a.rebuild)
-    print(
+    console.show_line(
         f"{a.file}: version {done.version}, {done.rows:,} rows; "
         f"{done.added:,} added, {done.removed:,} removed"
     )
@@ -231,7 +231,7 @@ def run_scenes(a: argparse.Namespace) -> None:
 
     with console.ProgressMeter("scenes", a.count) as meter:
         write_scenes(a.output, a.count, a.seed, progress=lambda n: meter.advance(n - meter.done))
-    print(f"{a.count} scenes in {a.output}: images/, masks/, classes.json")
+    console.show_line(f"{a.count} scenes in {a.output}: images/, masks/, classes.json")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,6 +22,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from segrec_batch.encoding import escape_text
 from segrec_batch.messages import say, writes_json
 
 T = TypeVar("T")
@@ -145,13 +146,15 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> s
     grid = Table(box=box.SIMPLE_HEAD)
     for i, name in enumerate(header):
         figures = all(_is_figure(row[i]) for row in rows)
-        grid.add_column(escape(name), justify="right" if figures else "left", no_wrap=True)
+        grid.add_column(_markup(name), justify="right" if figures else "left", no_wrap=True)
     for row in rows:
-        grid.add_row(*map(escape, row))
+        grid.add_row(*map(_markup, row))
     console = Console(width=10_000, no_color=True, highlight=False)
     with console.capture() as captured:
         console.print(grid)
-    lines = [title] * bool(title)  # not rich's title, which it folds to the width of the columns
+    lines = [escape_text(title)] * bool(
+        title
+    )  # not rich's title, which it folds to the width of the columns
     lines += [line.rstrip() for line in captured.get().splitlines()]
     return "\n".join(lines) + "\n"
 
@@ -167,8 +170,17 @@ def share_bar(share: float, width: int = 8) -> str:
     return bar[:width].ljust(width)
 
 
+def _markup(text: str) -> str:
+    return escape(escape_text(text))
+
+
+def show_line(*texts: str) -> None:
+    """One line of a result on stdout: texts with a tab between, unsafe characters escaped."""
+    show("\t".join(map(escape_text, texts)) + "\n")
+
+
 def show(text: str) -> None:
-    """A result on stdout; where its encoding lacks a character, `#` for a block, else `?`."""
+    """An encoded result on stdout; where stdout lacks a character, `#` for a block, else `?`."""
     encoding = sys.stdout.encoding or "utf-8"
     try:
         text.encode(encoding)

@@ -1,11 +1,11 @@
 """What a store's clients raise, told apart and put into words that hold no credentials."""
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from segrec_batch.encoding import redact
 from segrec_batch.errors import StorageError
 
 
@@ -27,12 +27,7 @@ def store_errors(uri: str, but: type[OSError] | tuple[()] = FileNotFoundError) -
 
 def describe(error: BaseException) -> str:
     """An error in one line, without credentials: its type and what the store said."""
-    text = f"{type(error).__name__}: {said(error)}"
-    text = re.sub(r"//[^/@\s]*@", "//", text)  # http://user:password@host
-    for variable in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        if secret := os.environ.get(variable):
-            text = text.replace(secret, f"${variable}")
-    return text
+    return redact(f"{type(error).__name__}: {said(error)}")
 
 
 def said(error: BaseException) -> str:

@@ -7,7 +7,7 @@ figures of the event.
 
 import argparse
 import datetime as dt
-import json
+import errno
 import logging
 import os
 import sys
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from segrec_batch import encoding
 from segrec_batch.errors import SegrecError
 
 
@@ -49,35 +50,64 @@ def bind(**fields: Any) -> None:
 
 def say(text: str, level: str = "info", event: str = "message", **figures: Any) -> None:
     """One message on stderr. In text a warning or an error says so, and figures are left out."""
-    line = text if level == "info" else f"{level}: {text}"
+    line = encoding.escape_message(text if level == "info" else f"{level}: {text}")
     if _Format.json:
         now = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
-        entry = {"time": now, "level": level, "event": event, "message": text}
-        line = json.dumps({**entry, **_Format.bound, **figures}, ensure_ascii=False, default=str)
+        entry = {"time": now, "level": level, "event": event, "message": encoding.redact(text)}
+        line = encoding.encode_json({**entry, **_Format.bound, **figures})
     print(f"{line}\n", end="", file=sys.stderr, flush=True)  # in one piece: threads speak, too
 
 
 def run_command(command: Callable[[], None], log_format: str = "text") -> int:
-    """Run a command; its exit code is 0, 1 for an error that has a message, 130 for Ctrl-C.
+    """Run a command and return its exit code.
 
-    In JSON an error that nobody foresaw is a message, too, with the `traceback`.
+    It is 0, 1 for an error, 130 for Ctrl-C, 141 if nobody reads the output any more, as with
+    `| head`. An error ends in one message. Of one that is not a SegrecError the traceback is in the
+    JSON, and on stderr if the environment has SEGREC_TRACEBACK.
     """
     with _formatted(log_format):
         try:
             command()
+            sys.stdout.flush()
         except SegrecError as error:
             say(str(error), "error", "failed", error=type(error).__name__)
             return 1
         except KeyboardInterrupt:
             say("interrupted", event="interrupted")
             return 130
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at exit
+            return 141
         except Exception as error:
-            if not _Format.json:
-                raise
-            text = f"{type(error).__name__}: {error}"
-            say(text, "error", "failed", error=type(error).__name__, traceback=_trace(error))
+            trace = encoding.redact(_trace(error))
+            say(_unforeseen(error), "error", "failed", error=type(error).__name__, traceback=trace)
+            if _TRACEBACK in os.environ and not _Format.json:
+                print(trace, file=sys.stderr)
             return 1
     return 0
+
+
+def _unforeseen(error: Exception) -> str:
+    """Return what an error that is not a SegrecError means, in one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return f"memory ran out ({text or 'MemoryError'}): free some, or give the command less work"
+    if isinstance(error, FileNotFoundError) and error.filename is None:  # of os.getcwd()
+        return "the current directory does not exist any more: change to one that does"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"the operating system refuses: {text}{_HINTS.get(error.errno, '')}"
+    return (
+        f"{type(error).__name__}: {text}; this is a fault of segrec_batch: please report it, with "
+        f"what {_TRACEBACK}=1 prints"
+    )
+
+
+_TRACEBACK = "SEGREC_TRACEBACK"
+_HINTS = {
+    errno.EFBIG: "; `ulimit -f` bounds the size of files",
+    errno.EMFILE: "; `ulimit -n` bounds how many files are open",
+    errno.ENOSPC: "; TMPDIR names the folder of temporary files",
+}
 
 
 def adopt(*loggers: str) -> None:

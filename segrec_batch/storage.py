@@ -20,6 +20,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from segrec_batch.encoding import has_credentials, redact
 from segrec_batch.errors import InputError, StorageError
 from segrec_batch.faults import code_of, describe, said, store_errors
 
@@ -49,8 +50,16 @@ _OBJECT_CODES = {"", "AccessDenied", "403", "InvalidObjectState", "NoSuchKey", "
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of `uri` and the path of `uri` in it (absolute for local files)."""
+    """The file system of `uri` and the path of `uri` in it (absolute for local files).
+
+    Raises InputError for a URI that holds credentials, or whose scheme is unknown.
+    """
     protocol, separator, _ = uri.partition("://")
+    if separator and has_credentials(uri) and "/" not in protocol:
+        raise InputError(
+            f"{redact(uri)}: credentials do not belong in a URI; set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        )
     # not url_to_fs() for these: it takes :: in a name for a chain of file systems
     if not separator or "/" in protocol or protocol in LocalFileSystem.protocol:
         fs = fsspec.filesystem("file")

@@ -29,7 +29,7 @@ DOORS = {
 }
 REPORTS = ("segmentation", "retrieval", "drift", "compare")
 LEVELS = [  # each may import from its own and from those before it
-    {"errors", "faults", "messages"},
+    {"encoding", "errors", "faults", "messages"},
     {"storage", "sandbox", "console", "decode", "host", "listing", "scenes"},
     {"model"},
     {"train", "store", "operators", "options"},

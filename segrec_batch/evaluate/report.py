@@ -18,9 +18,10 @@ from typing import Any, cast
 import jsonschema
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import PackageLoader, Template
 
 from segrec_batch import __version__, storage
+from segrec_batch.encoding import html_environment
 from segrec_batch.errors import InputError
 from segrec_batch.evaluate.items import Gallery, Plot, Section, Table, Text, figure
 from segrec_batch.evaluate.measures import Estimate
@@ -234,13 +235,7 @@ _KINDS = {"text": Text, "table": Table, "plot": Plot, "gallery": Gallery}
 
 @cache
 def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("segrec_batch", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = html_environment(PackageLoader("segrec_batch", ""))
     environment.filters["figure"] = figure
     environment.filters["own_ids"] = own_ids
     environment.tests["estimate"] = lambda cell: isinstance(cell, Estimate)

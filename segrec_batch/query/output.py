@@ -1,8 +1,6 @@
 """Rows as a table for people, as CSV, JSON or Parquet for programs."""
 
-import csv
 import io
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segrec_batch import console
+from segrec_batch.encoding import encode_csv, encode_json, escape_text
 from segrec_batch.errors import InputError
 
 _WIDEST = 120  # characters of a cell of a table; the other formats keep all
@@ -33,11 +32,9 @@ def formatted(
     rows = list(zip(*values, strict=True))
     if kind == "json":
         named = [dict(zip(names, row, strict=True)) for row in rows]
-        return (json.dumps(named, indent=2, default=str) + "\n").encode()
+        return f"{encode_json(named, indent=2)}\n".encode()
     if kind == "csv":
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([names, *rows])
-        return text.getvalue().encode()
+        return encode_csv([names, *rows]).encode()
     return console.table(title, names, [[_cell(v) for v in row] for row in rows]).encode()
 
 
@@ -53,5 +50,5 @@ def _cell(value: object) -> str:
         return "NULL"
     if isinstance(value, float):
         return f"{value:.4g}"
-    text = f"<{len(value)} bytes>" if isinstance(value, bytes) else str(value)
+    text = f"<{len(value)} bytes>" if isinstance(value, bytes) else escape_text(str(value))
     return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"

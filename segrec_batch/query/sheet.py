@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import FileSystemLoader, Template
 
+from segrec_batch.encoding import html_environment
 from segrec_batch.query.card import (
     EVERYTHING,
     NO_RESULTS,
@@ -85,13 +86,7 @@ def render_sheet(
 
 @cache
 def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = html_environment(FileSystemLoader(Path(__file__).parent))
     environment.filters["csp_hash"] = _csp_hash
     return environment.get_template("sheet.html.j2")
 

@@ -153,7 +153,7 @@ class Trainer:
         ]
         header = ("layers, C", *self.classes.names, "mean")
         title = "IoU on held-out groups (cross-validation)"
-        print(console.table(title, header, rows), end="")
+        console.show(console.table(title, header, rows))
         return judged
 
     def best(self) -> Model:

@@ -1,0 +1,157 @@
+"""Encode text for the places where it is shown: a terminal or log, JSON, CSV, HTML.
+
+Names of files, reasons of failures and texts of errors come from outside. Written as they are,
+their control characters drive a terminal, their line breaks forge lines of a log, their
+bidirectional marks show another name than the one that is there (CVE-2021-42574), a spreadsheet
+runs what begins with `=`, and a URI may hold credentials. There is one encoder for each kind of
+output, and everything that is written passes through it.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jinja2
+
+# Cc, Zl and Zp of Unicode; the marks that change the direction of text; invisible characters except
+# the joiners that Persian and emoji need; tags; surrogates, which no file can hold as UTF-8.
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+    "\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
+_ESCAPES = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+_FORMULA = ("=", "+", "-", "@")  # at the beginning of a cell, to spreadsheets
+
+# SCHEME://USER:PASSWORD@; a secret key of S3 may contain a slash; s3://arn:… names an access point
+_CREDENTIALS = re.compile(
+    r"\b(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?:(?!arn:)[^\s/@:]*:)?[^\s/@]*@"
+)
+_S3_CREDENTIALS = re.compile(r"\b(?P<scheme>s3a?|gs|gcs|az|abfss?)://(?!arn:)[^\s/@:]*:[^\s@]*@")
+
+
+def escape_text(text: str) -> str:
+    r"""Return text for one line of a terminal or log: what is unsafe as in a Python literal.
+
+    >>> print(escape_text("café\n\x1b[2J \u202egpj.exe"))
+    café\n\x1b[2J \u202egpj.exe
+    """
+    return _UNSAFE.sub(_escape, text)
+
+
+def escape_message(text: str) -> str:
+    r"""Return a message for a log: as `escape_text`, without credentials, over several lines.
+
+    Lines after the first are indented, so that none of them looks like a message of its own.
+
+    >>> print(escape_message("SQL: syntax error\nLINE 1 of s3://KEY:SECRET@bucket"))
+    SQL: syntax error
+      LINE 1 of s3://…@bucket
+    """
+    return "\n  ".join(escape_text(line) for line in redact(text).split("\n"))
+
+
+def redact(text: str) -> str:
+    """Return text without the credentials of URIs and of the environment.
+
+    >>> redact("https://user:password@host/x and s3://bucket/a@b")
+    'https://…@host/x and s3://bucket/a@b'
+    """
+    for pattern in (_S3_CREDENTIALS, _CREDENTIALS):
+        text = pattern.sub(r"\g<scheme>://…@", text)
+    for variable in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN"):
+        if secret := os.environ.get(variable):
+            text = text.replace(secret, f"${variable}")
+    return text
+
+
+def has_credentials(uri: str) -> bool:
+    """Return whether a URI holds credentials.
+
+    >>> [has_credentials(u) for u in ("s3://KEY:a/b@bucket", "s3://bucket/a@b", "s3://arn:a:b/c@d")]
+    [True, False, False]
+    """
+    return any(pattern.search(uri) for pattern in (_S3_CREDENTIALS, _CREDENTIALS))
+
+
+def encode_json(value: Any, indent: int | None = None) -> str:
+    r"""Return a value as JSON that a terminal may show, too; NaN and infinities become null.
+
+    What JSON lacks, such as dates, becomes a string.
+
+    >>> encode_json({"é": "\u202e", "x": float("nan")})
+    '{"é": "\\u202e", "x": null}'
+    """
+    text = json.dumps(
+        _finite(value), indent=indent, ensure_ascii=False, allow_nan=False, default=str
+    )
+    # json.dumps has escaped below U+0020; line breaks of `indent` are its own
+    return _UNSAFE.sub(_escape_json, text)
+
+
+def encode_csv(rows: Iterable[Sequence[Any]]) -> str:
+    r"""Return rows as CSV; texts as `escape_text`, and such as a spreadsheet would run quoted by '.
+
+    >>> encode_csv([["uri", "n"], ["=HYPERLINK(1)", -1]])
+    "uri,n\n'=HYPERLINK(1),-1\n"
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    return out.getvalue()
+
+
+def html_environment(loader: "jinja2.BaseLoader") -> "jinja2.Environment":
+    """Return an environment of Jinja whose templates escape what they show."""
+    import jinja2  # only pages need it
+
+    return jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalize,
+    )
+
+
+def _escape(found: re.Match[str]) -> str:
+    character = found[0]
+    if character in _ESCAPES:
+        return _ESCAPES[character]
+    code = ord(character)
+    for letter, digits in (("x", 2), ("u", 4)):
+        if code < 16**digits:
+            return f"\\{letter}{code:0{digits}x}"
+    return f"\\U{code:08x}"
+
+
+def _escape_json(found: re.Match[str]) -> str:
+    return found[0] if found[0] == "\n" else json.dumps(found[0])[1:-1]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _cell(value: Any) -> Any:
+    if value is None or isinstance(value, int | float):
+        return value
+    text = escape_text(str(value))
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _finalize(value: Any) -> Any:
+    plain = isinstance(value, str) and not hasattr(value, "__html__")
+    return "\n".join(map(escape_text, value.split("\n"))) if plain else value
