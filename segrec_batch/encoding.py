@@ -51,7 +51,7 @@ def escape_message(text: str) -> str:
 
     >>> print(escape_message("SQL: syntax error\nLINE 1 of s3://KEY:SECRET@bucket"))
     SQL: syntax error
-      LINE 1 of s3://…@bucket
+      LINE 1 of s3://bucket
     """
     return "\n  ".join(escape_text(line) for line in redact(text).split("\n"))
 
@@ -60,10 +60,10 @@ def redact(text: str) -> str:
     """Return text without the credentials of URIs and of the environment.
 
     >>> redact("https://user:password@host/x and s3://bucket/a@b")
-    'https://…@host/x and s3://bucket/a@b'
+    'https://host/x and s3://bucket/a@b'
     """
     for pattern in (_S3_CREDENTIALS, _CREDENTIALS):
-        text = pattern.sub(r"\g<scheme>://…@", text)
+        text = pattern.sub(r"\g<scheme>://", text)
     for variable in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN"):
         if secret := os.environ.get(variable):
             text = text.replace(secret, f"${variable}")
