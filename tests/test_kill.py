@@ -30,6 +30,7 @@ from segrec_batch.store import staging
 from segrec_batch.store.files import read_file
 from segrec_batch.store.schema import TABLES
 from tests.builders import smooth_pixels, tiny_model
+from tests.processes import victims
 
 pytestmark = pytest.mark.slow
 
@@ -177,23 +178,6 @@ class Reader(threading.Thread):
                 self.wrong.append(row)
 
 
-def victims(stage: Stage, kind: str) -> list[psutil.Process]:
-    """Processes of the cluster of a kind; sandboxes are their workers' children."""
-    raylets = [n.all_processes["raylet"][0].process.pid for n in stage.nodes]
-    workers = [p for pid in raylets for p in psutil.Process(pid).children()]
-    if kind == "decoder":
-        workers = [
-            c for p in workers for c in p.children() if "segrec_batch.sandbox" in c.cmdline()
-        ]
-    marks = {"actor": "SegmentBatch", "task worker": "ray::MapBatches", "decoder": "sandbox"}
-    actor = kind == "actor"
-    return [
-        p for p in workers
-        if marks[kind] in (line := " ".join(p.cmdline()))
-        and (("MapWorker" in line or "Counted" in line) == actor or kind == "decoder")
-    ]  # fmt: skip
-
-
 def kill_one(stage: Stage, kind: str, dice: random.Random) -> None:
     if kind == "raylet":
         node = stage.nodes.pop(dice.randrange(len(stage.nodes)))
@@ -201,7 +185,7 @@ def kill_one(stage: Stage, kind: str, dice: random.Random) -> None:
         stage.nodes.append(stage.cluster.add_node(num_cpus=1))
         return
     try:
-        found = victims(stage, kind)
+        found = victims(stage.nodes, kind)
         if found:
             dice.choice(found).kill()
     except psutil.NoSuchProcess:
