@@ -5,9 +5,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from segrec_batch import console, messages
+from segrec_batch.limits import parse_limit
 from segrec_batch.options import add_engine_options
 
 if TYPE_CHECKING:  # it imports Ray, which --help need not wait for
+    from collections.abc import Mapping
+
     from segrec_batch.pipeline.account import Account
 
 EXAMPLES = """\
@@ -29,8 +32,12 @@ Run it again at any time, also after a crash: it does only what is missing. Of d
 jobs/describe.py has switched on in the model, too, only those are computed that the index lacks.
 Credentials and endpoint of an object store come from the AWS_* environment; Ray from RAY_ADDRESS,
 or it is started on this machine. A glob's * stands for any characters, / among them.
-Exit code 0: every listed picture is indexed, or recorded in `failures`. 1: the job itself failed;
-the index is as its last commit left it.
+What cannot be read is tried again by every run; the row that it has in the index stays until then,
+and the view `stale` names it. Without an extension, a file is recognised by its content.
+
+Exit code 0: every listed picture is indexed, or recorded in `failures`. 1: more sources could not
+be read than --max-read-failures (all that could be is published), or the job itself failed: the
+index is as its last commit left it.
 """
 
 
@@ -52,6 +59,21 @@ def parse_arguments() -> argparse.Namespace:
         help="process at most N pictures in this run, and no others",
     )
     add("--retry-failed", action="store_true", help="try pictures again that failed before")
+    add(
+        "--max-read-failures",
+        type=parse_limit,
+        metavar="LIMIT",
+        help="exit with 1, after all is published, if more of what was to be read could not be: a "
+        "share like 1%% or a count (default: 1%%; of images that --rebuild would lose: none)",
+    )
+    add(
+        "--max-gone",
+        type=parse_limit,
+        default="50%",
+        metavar="LIMIT",
+        help="stop before anything is done if more of the index's sources are gone from URI: a "
+        "share or a count (default: 50%%)",
+    )
     add("--rebuild", action="store_true", help="index everything anew, also with another model")
     add("--drop-descriptors", action="store_true", help="allow a model with fewer descriptors")
     add("--dry-run", action="store_true", help="print what would be done, and do nothing")
@@ -95,10 +117,18 @@ def parse_arguments() -> argparse.Namespace:
 
 def main(a: argparse.Namespace) -> None:
     """Run the job."""
-    from segrec_batch.pipeline.plan import Request  # imports Ray, which --help need not wait for
+    from segrec_batch.pipeline.plan import MOST_UNREAD, Request  # imports Ray: --help is quick
     from segrec_batch.pipeline.run import Execution, dry_run, index_pictures
 
-    request = Request(a.images, tuple(a.include), tuple(a.exclude), a.limit, a.retry_failed)
+    request = Request(
+        a.images,
+        tuple(a.include),
+        tuple(a.exclude),
+        a.limit,
+        a.retry_failed,
+        a.max_gone,
+        a.max_read_failures,
+    )
     if a.dry_run:
         for line in dry_run(request, a.model, a.index, a.drop_descriptors):
             console.show_line(*line.split("\t", 1))
@@ -113,44 +143,54 @@ def main(a: argparse.Namespace) -> None:
     if messages.writes_json():
         figures = {"index": snapshot.index, "version": version, "rows": rows}
         messages.say("run ended", event="ended", **account.summary(), **figures)
-        return
-    console.show(f"{report(account)}\n\n")
-    console.show_line(
-        f"{snapshot.index}: version {version}, {rows['images']:,} images, "
-        f"{rows['regions']:,} regions, {rows['descriptors']:,} vectors, "
-        f"{rows['failures']:,} failures, model {snapshot.model_id}"
-    )
+    else:
+        console.show(f"{report(account)}\n\n")
+        console.show_line(
+            f"{snapshot.index}: version {version}, {rows['images']:,} images, "
+            f"{rows['regions']:,} regions, {rows['descriptors']:,} vectors, "
+            f"{rows['failures']:,} failures, model {snapshot.model_id}"
+        )
+    account.check_read_failures(a.max_read_failures or MOST_UNREAD)
 
 
 def report(account: "Account") -> str:
     """What became of the pictures, what it cost, and why some failed, as tables."""
-    from segrec_batch.pipeline.tally import most_frequent
-
     tables = [console.table(f"run {account.run_id}", ("pictures", ""), counts(account))]
     if account.processed:
         tables.append(console.table("", ("stage", "time", "share", "images/s"), stages(account)))
         tables.append(console.table("", ("all stages", ""), overall(account)))
-    if account.failed:
-        reasons = most_frequent(account.reasons).items()
-        rows = [[f"{pictures:,}", reason] for reason, pictures in reasons]
-        tables.append(console.table("", ("failed", "because"), rows))
+    if account.failed or account.stale:
+        tables.append(console.table("", ("failed", "because"), frequencies(account.reasons)))
+    if account.left_out:
+        tables.append(console.table("", ("left out", "files"), frequencies(account.left_out)))
     return "\n\n".join(text.strip("\n") for text in tables)
 
 
+def frequencies(counts: "Mapping[str, int]") -> list[list[str]]:
+    """The most frequent of some counts, most frequent first."""
+    from segrec_batch.pipeline.tally import most_frequent
+
+    return [[f"{n:,}", name] for name, n in most_frequent(counts).items()]
+
+
 def counts(account: "Account") -> list[list[str]]:
-    """What became of the pictures that were listed."""
+    """What became of the files that were found."""
     figures = {
+        "files found": account.found,
+        "  of these, left out": account.left_out.total(),
+        "  of these, excluded": account.excluded,
         "listed": account.listed,
         "indexed": account.indexed,
         "  of these, copied from equal bytes": account.copied,
         "unchanged": account.unchanged,
         "failed": account.failed,
+        "stale (not readable now, their rows stay)": account.stale,
         "skipped (failed before)": account.skipped,
         "skipped (beyond --limit)": account.postponed,
         "gone": account.gone,
         "vectors added to indexed pictures": account.described,
     }
-    always = ("listed", "indexed", "failed")
+    always = ("files found", "listed", "indexed", "failed")
     return [[name, f"{n:,}"] for name, n in figures.items() if n or name in always]
 
 

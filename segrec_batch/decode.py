@@ -24,7 +24,7 @@ STRIDE = 16  # of the deepest convolution layers; sides of shapes are multiples 
 _ASPECTS = (1.0, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2.0, 3.0)  # long side : short side
 
 # not all that Pillow knows: some of its plug-ins start other programs
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
 Shape = tuple[int, int]  # height, width
 

@@ -7,6 +7,7 @@ SegrecError                what every command catches, prints and turns into exi
 │   └── AccountingError    images were lost or counted twice: nothing is published
 ├── StorageError           a store does not answer, or refuses: the network, credentials,
 │                          throttling; try again later
+├── SourceError            more sources cannot be read, or are gone, than the run accepts
 ├── ClusterError           Ray cannot be joined, gave the run up, or it hangs
 ├── DriftError             an index changed more than its thresholds allow
 ├── DeviceError            a device was asked for and is not there
@@ -40,6 +41,10 @@ class StorageError(SegrecError):
     """A store does not answer, or refuses: the network, credentials, throttling: try later."""
 
 
+class SourceError(SegrecError):
+    """More sources cannot be read, or are gone, than the caller accepts."""
+
+
 class ClusterError(SegrecError):
     """The Ray cluster cannot go on with the run."""
 
@@ -57,7 +62,10 @@ class EngineError(SegrecError):
 
 
 class PictureError(Exception):
-    """One picture cannot be indexed: `stage` (read, decode, segment) and `reason`."""
+    """One picture cannot be indexed: `stage` (name, read, decode, segment) and `reason`.
+
+    Of these `read` says nothing of the picture: it may be there, and as it was.
+    """
 
     def __init__(self, stage: str, reason: str) -> None:
         super().__init__(f"{stage}: {reason}")

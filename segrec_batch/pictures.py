@@ -28,6 +28,9 @@ Row = dict[str, Any]
 
 UNDEFINED = "the descriptor is not defined for this picture"
 """The reason of a row of `descriptors` that trying again would not change."""
+CHANGED = "the picture is not the one that was indexed"
+READ = "read: "
+"""How the reasons of rows of `descriptors` begin whose pictures could not be read."""
 
 
 def assemble(rows: Sequence[Row], classes: int, pixels: bool) -> Pictures:
@@ -94,11 +97,16 @@ def read_pixels(rows: Sequence[Row], shapes: Sequence[Shape]) -> None:
             row["reason"] = f"{error.stage}: {error.reason}"
 
 
+def is_unread(reason: str | None) -> bool:
+    """Return whether a reason says nothing of the picture, so that the next run tries again."""
+    return bool(reason and reason.startswith(READ) and reason != f"{READ}{CHANGED}")
+
+
 def _decoded(row: Row, content: bytes | OSError, shapes: Sequence[Shape]) -> NDArray[np.uint8]:
     if isinstance(content, OSError):
         raise PictureError("read", f"{type(content).__name__}: {content}")
     if hashlib.blake2b(content, digest_size=16).hexdigest() != row["content_hash"]:
-        raise PictureError("read", "the picture is not the one that was indexed")
+        raise PictureError("read", CHANGED)
     return sandbox.shared().decode(content, shapes).pixels
 
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from segrec_batch import listing
 from segrec_batch.errors import InputError
-from segrec_batch.listing import EXTENSIONS, SOURCES, iter_pictures, list_pictures
-from tests.builders import ODD_NAMES
+from segrec_batch.listing import SOURCES, FileCounts, iter_pictures, list_pictures
+from segrec_batch.recognise import EXTENSIONS, JPEG_EXTENSIONS
+from tests.builders import ODD_NAMES, encoded, smooth_pixels
 
 NOBODY = 65534
 
@@ -89,7 +90,7 @@ def test_the_table_is_sorted(tmp_path: Path) -> None:
 
 def test_no_pictures_says_what_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
-    with pytest.raises(InputError, match=r"no pictures found \(1 other files; looked for bmp, "):
+    with pytest.raises(InputError, match=r"found \(1 other files: .txt 1; looked for avif, bmp"):
         list_pictures(str(tmp_path))
     with pytest.raises(InputError, match="no pictures found"):
         next(iter_pictures(str(tmp_path / "nowhere")))
@@ -118,8 +119,15 @@ def test_any_name_is_listed_once(
     names = {f"{stem}.{extension}" for stem in stems} | {"always.jpg"}
     for name in names:
         (folder / name).touch()
-    expected = {str(folder / n) for n in names if extension != "txt" or n == "always.jpg"}
-    assert set(listed(folder)) == expected
+    expected = {
+        str(folder / n)
+        for n in names
+        if (extension != "txt" and not n.startswith("._")) or n == "always.jpg"
+    }
+    counts = FileCounts()
+    found = [b["uri"].to_pylist() for b in iter_pictures(str(folder), counts)]
+    assert sorted(uri for uris in found for uri in uris) == sorted(expected)
+    assert counts.found == len(names) == len(expected) + counts.left_out.total()
 
 
 def test_names_that_are_not_utf8_are_shown_escaped(tmp_path: Path) -> None:
@@ -233,6 +241,53 @@ def test_files_that_vanish_meanwhile_are_left_out(
         if str(path) != kept and not kept.startswith(f"{path}/"):
             path.rmdir() if path.is_dir() else path.unlink()
     assert list(batches) == []
+
+
+def test_a_folder_that_vanishes_while_it_is_listed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "images"
+    root.mkdir()
+    for i in range(3):
+        (root / f"{i}.jpg").touch()
+    monkeypatch.setattr(listing, "BATCH_ROWS", 1)
+    batches = iter_pictures(str(root))
+    next(batches)
+    root.rename(tmp_path / "away")
+    with pytest.raises(InputError, match="cannot be listed: FileNotFoundError"):
+        list(batches)
+
+
+def test_every_file_is_listed_or_counted_by_its_kind(tmp_path: Path) -> None:
+    left_out = {
+        ".heic": ["a.heic", "B.HEIC"], ".txt": ["notes.txt"], "._*": ["._a.jpg", "._folder"],
+        "Thumbs.db": ["Thumbs.db", "thumbs.db"], ".DS_Store": [".DS_Store"], "*~": ["a.jpg~"],
+        ".*": [".a.jpg.Xa3b2c", ".nfs000000000001"], ".part": ["a.jpg.part"],
+        "no extension": ["LICENSE", "empty", "scan.2018", "nothing", "pipe"],
+    }  # fmt: skip
+    for name in (name for names in left_out.values() for name in names):
+        (tmp_path / name).write_bytes(b"Mary had a little lamb, and BM was her name")
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "nothing").unlink()
+    (tmp_path / "nothing").symlink_to("nowhere")
+    (tmp_path / "pipe").unlink()
+    os.mkfifo(tmp_path / "pipe")
+    images = {f"a.{e}" for e in JPEG_EXTENSIONS} | {"b.JFIF", "0f3a9c", "scan.2019", "c.avif"}
+    for name in images:
+        (tmp_path / name).write_bytes(encoded(smooth_pixels(8, 8), "JPEG"))
+    counts = FileCounts()
+    found = pa.Table.from_batches(iter_pictures(str(tmp_path), counts), SOURCES)
+    assert {Path(uri).name for uri in found["uri"].to_pylist()} == images
+    assert dict(counts.left_out) == {kind: len(names) for kind, names in left_out.items()}
+    assert counts.found == len(list(tmp_path.iterdir()))
+
+
+def test_kinds_are_bounded() -> None:
+    counts = FileCounts()
+    for i in range(3000):
+        counts.leave_out(f".x{i}")
+    assert len(counts.left_out) <= 1001
+    assert counts.left_out.total() == 3000
 
 
 def test_batches_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ Rows stay as they are; old files stay where they are, for readers of older snaps
 takes them away.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from segrec_batch.console import ProgressMeter
@@ -45,10 +45,20 @@ def _merge(job: tuple[str, list[DataFile]]) -> list[DataFile]:
 
 
 def _groups(snapshot: Snapshot, part_rows: int) -> Iterator[Sequence[list[DataFile]]]:
-    """Small parts, put together to at most `part_rows` sources; at least two in a group."""
+    """Small parts, put together to at most `part_rows` sources; at least two in a group.
+
+    Parts of failures stay apart from the others: merged, they would be two parts again.
+    """
+    parts = by_part(snapshot.all_files).values()
+    for alone in (False, True):
+        alike = (p for p in parts if all(f.table == "failures" for f in p) == alone)
+        yield from _grouped(alike, part_rows)
+
+
+def _grouped(parts: Iterable[list[DataFile]], part_rows: int) -> Iterator[Sequence[list[DataFile]]]:
     group: list[list[DataFile]] = []
     size = 0
-    for part in by_part(snapshot.all_files).values():
+    for part in parts:
         rows = _sources(part)
         if rows > part_rows // 2:
             continue

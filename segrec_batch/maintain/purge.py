@@ -128,7 +128,8 @@ def _held(job: Job) -> list[str]:
 
 
 def _rewrite(job: Job) -> list[DataFile]:
-    return rewrite_part(*job)
+    index, files, ids = job
+    return rewrite_part(index, files, ids, ids)
 
 
 def _pairs(

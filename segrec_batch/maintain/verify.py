@@ -43,9 +43,14 @@ _LENGTHS = {
 Problem = str
 Job = tuple[str, list[DataFile], ModelSpec, str]
 
+# a source that could not be read keeps the row that it has in `images`: such a pair, and no other
 _TWICE = """
-SELECT uri FROM (SELECT uri FROM images UNION ALL SELECT uri FROM failures)
-GROUP BY uri HAVING count(*) > 1 ORDER BY uri LIMIT 10
+SELECT uri FROM (
+    SELECT uri FROM images GROUP BY uri HAVING count(*) > 1
+    UNION SELECT uri FROM failures GROUP BY uri HAVING count(*) > 1
+    UNION SELECT uri FROM failures SEMI JOIN images USING (uri) WHERE stage <> 'read'
+)
+ORDER BY uri LIMIT 10
 """
 
 
@@ -55,7 +60,8 @@ def verify(snapshot: Snapshot) -> list[Problem]:
     Sizes, row counts, statistics and schemas against the log; in `images`: ids, coverages against
     class maps, masks, norms; in `regions`: that they are those of the part's images, cells, norms,
     and that the features of an image's regions average to its own; in `descriptors`: that they are
-    of the part's images and of the model, vectors of one length; sources that are there twice.
+    of the part's images and of the model, vectors of one length; sources that are there twice, but
+    for those that have a row in `images` and could not be read since.
     """
     index, spec, model_id = snapshot.index, snapshot.spec, snapshot.model_id
     parts = by_part(snapshot.all_files)

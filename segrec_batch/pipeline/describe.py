@@ -6,19 +6,21 @@ was indexed, keeps its row; in place of a vector it gets the reason.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from segrec_batch.model.spec import ModelSpec
-from segrec_batch.pictures import UNDEFINED, Row, read_pixels, stored_rows
+from segrec_batch.pictures import READ, UNDEFINED, Row, is_unread, read_pixels, stored_rows
 from segrec_batch.pipeline.rows import descriptor_rows
 from segrec_batch.pipeline.tasks import each
+from segrec_batch.query.database import open_database, reading
+from segrec_batch.query.views import PART, select
 from segrec_batch.store.files import DataFile, by_part, read_column, read_some
 from segrec_batch.store.index import Snapshot
-from segrec_batch.store.parts import write_part
+from segrec_batch.store.parts import Rows, write_part
 
 if TYPE_CHECKING:
     from segrec_batch.describer import Loaded  # torch
@@ -31,7 +33,8 @@ _SLICE = 128  # pictures whose pixels are in memory at once
 class Job:
     """Images `start` to `stop` of a part, in the order of its file, and with what to describe them.
 
-    precision: of networks. retry: whether those that could not be read are tried again.
+    precision: of networks. retry: whether those that were read and have no vector are tried again,
+    too.
     """
 
     index: str
@@ -53,12 +56,15 @@ class Job:
 @dataclass(frozen=True)
 class Added:
     """files: a new part. image_ids: the images in it, which leave the old one. vectors: how many
-    there are that were not there before.
+    there are that were not there before. read: how many pictures were to be read; unread: of these,
+    how many could not be.
     """
 
     files: list[DataFile]
     image_ids: list[str]
     vectors: int
+    read: int = 0
+    unread: int = 0
 
 
 def lacking(snapshot: Snapshot) -> dict[str, int]:
@@ -72,6 +78,21 @@ def lacking(snapshot: Snapshot) -> dict[str, int]:
     return missing
 
 
+def unread_parts(snapshot: Snapshot) -> set[str]:
+    """Return the parts with images that could not be read when they were to be described."""
+    known = {d.id for d in snapshot.spec.descriptors}
+    files = tuple(f for f in snapshot.files["descriptors"] if f.partition in known)
+    scan = select(
+        replace(snapshot, files={**snapshot.files, "descriptors": files}), "descriptors", PART
+    )
+    if scan is None:
+        return set()
+    sql = f"SELECT DISTINCT part, reason FROM ({scan}) WHERE starts_with(reason, '{READ}')"  # noqa: S608
+    with reading(snapshot), open_database(":memory:", [snapshot]) as connection:
+        rows = connection.execute(sql).fetchall()
+    return {part for part, reason in rows if is_unread(reason)}
+
+
 def describe(
     snapshot: Snapshot,
     parts: Sequence[str],
@@ -81,7 +102,7 @@ def describe(
     retry: bool,
 ) -> Iterator[tuple[str, Added]]:
     """Describe what images of some parts lack, on the cluster; the part, and what was added."""
-    files = by_part(snapshot.all_files)
+    files = by_part(f for f in snapshot.all_files if f.table != "failures")
     shared = snapshot.model_uri, snapshot.spec, device, precision, run_id, retry
     jobs = (
         Job(snapshot.index, files[part], start, *shared)
@@ -99,61 +120,79 @@ def describe_images(job: Job) -> Added:
 
     (images,) = (f for f in job.files if f.table == "images")
     ids: list[str] = read_column(job.index, images, "image_id").to_pylist()
+    ids = ids[job.start : job.start + _STEP]
     have = {d.id: _described(job, d.id) for d in job.spec.descriptors}
-    ids = [
-        i
-        for i in ids[job.start : job.start + _STEP]
-        if not all(i in done for done in have.values())
-    ]
+    ids = [i for i in ids if not all(i in done.final for done in have.values())]
     if not ids:
         return Added([], [], 0)
-    contents = {
-        (f.table, f.partition): [_kept(read_some(job.index, f, ids), have.get(str(f.partition)))]
-        for f in job.files
-    }
-    moved = contents["images", None][0]
-    regions = {str(name): rows[0] for (table, name), rows in contents.items() if table == "regions"}
-    names = tuple(d.name for d in job.spec.descriptors if not have[d.id].issuperset(ids))
-    loaded, vectors = load(job.bundle, names, job.device, job.precision), 0
+    old = {(f.table, f.partition): read_some(job.index, f, ids) for f in job.files}
+    moved = old["images", None]
+    regions = {str(name): rows for (table, name), rows in old.items() if table == "regions"}
+    names = tuple(d.name for d in job.spec.descriptors if not have[d.id].final.issuperset(ids))
+    loaded = load(job.bundle, names, job.device, job.precision)
+    fresh: list[Rows] = []
+    leaving: list[str] = []  # their old part
+    read = unread = 0
     for start in range(0, moved.num_rows, _SLICE):
         rows = stored_rows(moved.slice(start, _SLICE), regions, job.spec)
-        _describe(rows, loaded, have, job)
-        for table, name, found in descriptor_rows(rows):
-            contents.setdefault((table, name), []).append(found)
-            vectors += found.num_rows
+        read += _describe(rows, loaded, have, job)
+        unread += sum(_is_unread(row) for row in rows)
+        # what has a row for each descriptor and is no better off stays where it is
+        better = [
+            row
+            for row in rows
+            if not all(row["image_id"] in done.there for done in have.values())
+            or not all(is_unread(entry["reason"]) for entry in row["described"])
+        ]
+        leaving += [row["image_id"] for row in better]
+        fresh += descriptor_rows(better)
+    contents: dict[tuple[str, str | None], list[pa.Table]] = {}
+    for (table, name), rows_of_table in old.items():
+        kept = set(leaving)
+        if table == "descriptors":
+            kept &= have[name].final if name in have else set()
+        kept_rows = pc.is_in(rows_of_table["image_id"], pa.array(kept, pa.string()))
+        contents[table, name] = [rows_of_table.filter(kept_rows)]
+    for table, name, found in fresh:
+        contents.setdefault((table, name), []).append(found)
     files = write_part(job.index, ((*key, pa.concat_tables(c)) for key, c in contents.items()))
-    return Added(files, moved["image_id"].to_pylist(), vectors)
+    vectors = sum(found.num_rows for _, _, found in fresh)
+    return Added(files, leaving, vectors, read, unread)
 
 
-def _described(job: Job, descriptor: str) -> set[str]:
-    """The images of a part that need not be described by a descriptor."""
-    found: set[str] = set()
+@dataclass(frozen=True)
+class KnownRows:
+    """image_ids of a part that have rows of a descriptor: all of them, and those that stay."""
+
+    there: set[str]
+    final: set[str]
+
+
+def _is_unread(row: Row) -> bool:
+    return any(is_unread(entry["reason"]) for entry in row["described"])
+
+
+def _described(job: Job, descriptor: str) -> KnownRows:
+    """The images of a part that have rows of a descriptor."""
+    found = KnownRows(set(), set())
     for file in job.files:
         if file.table == "descriptors" and file.partition == descriptor:
             ids, reasons = (read_column(job.index, file, n) for n in ("image_id", "reason"))
-            if job.retry:
-                final = pc.or_(
-                    pc.is_null(reasons), pc.fill_null(pc.equal(reasons, UNDEFINED), False)
-                )
-                ids = ids.filter(final)
-            found.update(ids.to_pylist())
+            for image_id, reason in zip(ids.to_pylist(), reasons.to_pylist(), strict=True):
+                found.there.add(image_id)
+                again = reason not in (None, UNDEFINED) if job.retry else is_unread(reason)
+                if not again:
+                    found.final.add(image_id)
     return found
 
 
-def _kept(rows: pa.Table, done: set[str] | None) -> pa.Table:
-    """Of a descriptor the rows that are not made anew, `done`; of other tables all."""
-    if done is None:
-        return rows
-    return rows.filter(pc.is_in(rows["image_id"], pa.array(done, pa.string())))
-
-
 def _describe(
-    rows: Sequence[Row], loaded: "Sequence[Loaded]", have: Mapping[str, set[str]], job: Job
-) -> None:
-    """Add to `described` of rows what they lack."""
+    rows: Sequence[Row], loaded: "Sequence[Loaded]", have: Mapping[str, KnownRows], job: Job
+) -> int:
+    """Add to `described` of rows what they lack; how many pictures were to be read for that."""
     for row in rows:
         row.update(shape=None, reason=None, described=[], run_id=job.run_id)
-    wanted = [[row for row in rows if row["image_id"] not in have[d.id]] for d in loaded]
+    wanted = [[row for row in rows if row["image_id"] not in have[d.id].final] for d in loaded]
     seen = {
         row["image_id"]: row
         for descriptor, lacking in zip(loaded, wanted, strict=True)
@@ -163,3 +202,4 @@ def _describe(
     read_pixels(list(seen.values()), job.spec.shapes)
     for descriptor, lacking in zip(loaded, wanted, strict=True):
         descriptor(lacking)
+    return len(seen)

@@ -16,7 +16,7 @@ from segrec_batch.pipeline.tally import MOST, OTHERS, STAGES, Cost
 
 COUNTERS = {  # what is counted, and its label
     "segrec_images_total": ("Pictures that are done.", "outcome"),
-    "segrec_failures_total": ("Pictures that failed.", "reason"),
+    "segrec_failures_total": ("Pictures that failed or are stale.", "reason"),
     "segrec_stage_seconds_total": ("Seconds of stages and of waiting for them.", "stage"),
     "segrec_read_bytes_total": ("Bytes of pictures that were read.", None),
     "segrec_written_bytes_total": ("Bytes of new files of the index.", None),
@@ -56,11 +56,14 @@ class Metrics:
             yield
         self._set()
 
-    def taken(self, indexed: int, copied: int, reasons: Mapping[str, int], cost: Cost) -> None:
-        """Pictures are done: computed, copied, failed for reasons."""
-        failed = sum(reasons.values())
-        self._todo -= indexed + copied + failed
-        for outcome, n in {"indexed": indexed, "copied": copied, "failed": failed}.items():
+    def taken(
+        self, indexed: int, copied: int, stale: int, reasons: Mapping[str, int], cost: Cost
+    ) -> None:
+        """Pictures are done: computed, copied, failed for reasons, of these some stale."""
+        failed = sum(reasons.values()) - stale
+        outcomes = {"indexed": indexed, "copied": copied, "failed": failed, "stale": stale}
+        self._todo -= sum(outcomes.values())
+        for outcome, n in outcomes.items():
             self._count("segrec_images_total", n, outcome)
         for label, n in reasons.items():
             self._count("segrec_failures_total", n, self._bounded(label))

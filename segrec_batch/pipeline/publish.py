@@ -11,6 +11,7 @@ from segrec_batch.errors import AccountingError
 from segrec_batch.pipeline.account import Account
 from segrec_batch.pipeline.describe import Added
 from segrec_batch.pipeline.metrics import Metrics
+from segrec_batch.pipeline.plan import Leaving
 from segrec_batch.pipeline.tally import total
 from segrec_batch.pipeline.tasks import each
 from segrec_batch.store.files import DataFile, by_part, count_rows
@@ -19,6 +20,8 @@ from segrec_batch.store.parts import rewrite_part
 
 Commit = Callable[[Snapshot, Sequence[DataFile], Sequence[DataFile], Mapping[str, Any]], Snapshot]
 Change = tuple[list[DataFile], list[DataFile]]  # files to remove, files to add
+Ids = dict[str, list[str]]  # image_ids whose rows leave, by table: `images` or `failures`
+Job = tuple[str, list[DataFile], Ids, str]  # index, files of a part, what leaves it, its name
 
 
 class Publisher:
@@ -37,32 +40,37 @@ class Publisher:
         self._pending = pending
         self._last = time.monotonic()
         self._files: list[DataFile] = []
-        self._replaced: dict[str, list[str]] = {}  # image_ids by part
-        self._renamed: dict[str, str] = {}  # parts that this run has written again
+        self._leaving: dict[str, Ids] = {}  # by part
+        self._renamed: dict[tuple[str, str], str] = {}  # parts, by table, that were written again
 
     def take(self, receipts: pa.Table) -> int:
         """Receipts of parts in place; returns how many sources they are about."""
         account, files = self.account, []
         reasons: Counter[str] = Counter()
-        copied, costs = 0, []
+        copied, stale, costs = 0, 0, []
         for row in receipts.to_pylist():
             for old in row.pop("replaced") or ():
-                self._replaced.setdefault(old["part"], []).append(old["image_id"])
+                self._drop_later(old["part"], old["table"], [old["image_id"]])
             for reason in row.pop("reasons") or ():
                 reasons[reason["label"]] += reason["pictures"]
             copied += row.pop("copied") or 0
+            stale += row.pop("stale") or 0
             costs.append(row.pop("cost"))
             files.append(DataFile(**row))
         self._add(files)
         indexed, cost = count_rows(files, "images"), total(costs)
-        failed = count_rows(files, "failures")
+        failed = count_rows(files, "failures") - stale
         account.indexed += indexed
         account.copied += copied
         account.failed += failed
+        account.stale += stale
         account.reasons += reasons
         account.cost = total([account.cost, cost])
-        self.metrics.taken(indexed - copied, copied, reasons, cost)
-        return indexed + failed
+        self.metrics.taken(indexed - copied, copied, stale, reasons, cost)
+        return indexed + failed + stale
+
+    def _drop_later(self, part: str, table: str, image_ids: list[str]) -> None:
+        self._leaving.setdefault(part, {}).setdefault(table, []).extend(image_ids)
 
     def _add(self, files: Sequence[DataFile]) -> None:
         self._files += files
@@ -74,8 +82,10 @@ class Publisher:
         """Images of a part that are in a new one, with vectors; returns how many were added."""
         self._add(added.files)
         if added.image_ids:
-            self._replaced.setdefault(part, []).extend(added.image_ids)
+            self._drop_later(part, "images", added.image_ids)
         self.account.described += added.vectors
+        self.account.reread += added.read
+        self.account.unread += added.unread
         return added.vectors
 
     def publish_every(self, seconds: float) -> None:
@@ -86,9 +96,9 @@ class Publisher:
     def publish(self) -> None:
         """Commit what has been taken since the last commit."""
         if self._files or self._pending:
-            self._publish(self._replaced.items())
+            self._publish(self._leaving.items())
 
-    def publish_last(self, gone: Iterable[tuple[str, list[str]]]) -> None:
+    def publish_last(self, gone: Iterable[Leaving]) -> None:
         """Commit the rest, rows of sources that are gone taken out, if the books are right.
 
         Raises AccountingError; nothing is then published.
@@ -100,17 +110,18 @@ class Publisher:
 
         Raises AccountingError; nothing is then published.
         """
-        self._publish(self._replaced.items(), self.account.check_descriptors)
+        self._publish(self._leaving.items(), self.account.check_descriptors)
 
-    def _with_gone(self, gone: Iterable[tuple[str, list[str]]]) -> Iterator[tuple[str, list[str]]]:
-        replaced = dict(self._replaced)
-        for part, image_ids in gone:
-            yield part, [*replaced.pop(part, ()), *image_ids]
-        yield from replaced.items()
+    def _with_gone(self, gone: Iterable[Leaving]) -> Iterator[Leaving]:
+        leaving = dict(self._leaving)
+        for part, ids in gone:
+            others = leaving.pop(part, {})
+            yield part, {t: [*others.get(t, ()), *ids.get(t, ())] for t in {*ids, *others}}
+        yield from leaving.items()
 
     def _publish(
         self,
-        dropped: Iterable[tuple[str, list[str]]],
+        dropped: Iterable[Leaving],
         check: Callable[[Snapshot], None] | None = None,
     ) -> None:
         remove, add = self._drop(dropped)
@@ -124,32 +135,47 @@ class Publisher:
                 self.current, add, remove, {"segrec": self.account.summary()}
             )
             self.metrics.committed()
-        self._files, self._replaced, self._pending = [], {}, False
+        self._files, self._leaving, self._pending = [], {}, False
         self._last = time.monotonic()
 
-    def _drop(self, dropped: Iterable[tuple[str, list[str]]]) -> Change:
-        """Write parts again without some image_ids."""
+    def _drop(self, dropped: Iterable[Leaving]) -> Change:
+        """Write parts again without some rows."""
         remove: list[DataFile] = []
         add: list[DataFile] = []
-        parts = by_part(self.current.all_files)
-        jobs = (
-            (self.current.index, parts.get(self._renamed.get(part, part), []), image_ids, part)
-            for part, image_ids in dropped
-        )
-        for (_, files, image_ids, part), left in each(_rewrite, jobs):
-            went = sum(count_rows(files, t) - count_rows(left, t) for t in ("images", "failures"))
-            if went != len(image_ids):
-                raise AccountingError(
-                    f"{len(image_ids)} old rows were to leave part {part}, but {went} did; "
-                    "nothing of this is published; check the index with jobs/maintain.py verify"
-                )
+        for (_, files, ids, part), left in each(_rewrite, self._jobs(dropped)):
+            for table, image_ids in ids.items():
+                went = count_rows(files, table) - count_rows(left, table)
+                if went != len(image_ids):
+                    raise AccountingError(
+                        f"{len(image_ids)} old rows were to leave part {part}, but {went} did; "
+                        "nothing of this is published; check the index with jobs/maintain.py verify"
+                    )
             remove += files
             add += left
-            if left:
-                self._renamed[part] = left[0].part
+            for file in left:
+                self._renamed[part, _table(file)] = file.part
         return remove, add
 
+    def _jobs(self, dropped: Iterable[Leaving]) -> Iterator[Job]:
+        """Parts as they are called now, with what leaves them.
 
-def _rewrite(job: tuple[str, list[DataFile], list[str], str]) -> list[DataFile]:
-    index, files, image_ids, _ = job
-    return rewrite_part(index, files, image_ids)
+        A part that has rows of both tables, of an index of old, is written again as two.
+        """
+        parts = by_part(self.current.all_files)
+        for part, ids in dropped:
+            now: dict[str, Ids] = {}
+            for table, image_ids in ids.items():
+                now.setdefault(self._renamed.get((part, table), part), {})[table] = image_ids
+            for name, leaving in now.items():
+                both = {"images": [], "failures": [], **leaving}
+                yield self.current.index, parts.get(name, []), both, part
+
+
+def _table(file: DataFile) -> str:
+    """That of the two by which a file's rows are counted."""
+    return "failures" if file.table == "failures" else "images"
+
+
+def _rewrite(job: Job) -> list[DataFile]:
+    index, files, ids, _ = job
+    return rewrite_part(index, files, ids["images"], ids["failures"])

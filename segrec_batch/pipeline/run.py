@@ -6,20 +6,21 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from segrec_batch import storage
 from segrec_batch.console import ProgressMeter
-from segrec_batch.errors import IndexStateError, InputError, SegrecError
+from segrec_batch.errors import IndexStateError, SegrecError, SourceError
 from segrec_batch.messages import bind, say
 from segrec_batch.model.spec import ModelSpec, read_spec
 from segrec_batch.options import report_engine
 from segrec_batch.pipeline import chain, cluster, nodes
 from segrec_batch.pipeline.account import Account
-from segrec_batch.pipeline.describe import describe, lacking
+from segrec_batch.pipeline.describe import describe, lacking, unread_parts
 from segrec_batch.pipeline.placement import Placement, Work, choose_engine, place_model
 from segrec_batch.pipeline.plan import Plan, Request
 from segrec_batch.pipeline.publish import Publisher
+from segrec_batch.pipeline.rebuild import finish, refuse_to_lose, stage
 from segrec_batch.store import index as store
 from segrec_batch.store import staging
 from segrec_batch.store.index import Snapshot
@@ -64,7 +65,8 @@ def index_pictures(
     Descriptors that the bundle has and the index lacks are computed; those of the index that the
     bundle lacks are an error without `drop_descriptors`. A rebuild is invisible to readers until it
     is complete, and goes on where it was interrupted. Raises SegrecError; the index then is as the
-    last commit left it.
+    last commit left it. Whether too many sources could not be read says the account,
+    `check_read_failures`.
     """
     request = replace(request, images=storage.absolute(request.images))
     index = storage.absolute(index)
@@ -81,7 +83,9 @@ def index_pictures(
     if base.spec.notice:
         say(base.spec.notice, "warning")
     with Plan(request, base, published if rebuild else None) as plan:
-        _refuse_to_lose(plan, request, published)
+        refuse_to_lose(plan, request, published)
+        if error := _gone_error(plan, request, index):
+            raise error
         account = Account.open(_run_id(), plan)
         bind(run_id=account.run_id)
         account.seconds["list and plan"] = time.monotonic() - clock
@@ -91,7 +95,7 @@ def index_pictures(
         changed = base.bundle_id != published.bundle_id and not rebuild
         if changed:
             _load(model).save(base.model_uri)
-        publisher = Publisher(base, account, _stage if rebuild else store.commit, pending=changed)
+        publisher = Publisher(base, account, stage if rebuild else store.commit, pending=changed)
         with cluster.joined() if _has_work(plan, base, request) else nullcontext():
             if not plan.nothing_to_do:
                 _run(plan, publisher, execution)
@@ -100,7 +104,7 @@ def index_pictures(
         publisher.publish()
         after = publisher.current
     if rebuild:
-        after = _finish(published, after, account)
+        after = finish(published, after, account, request)
     return account, after
 
 
@@ -116,6 +120,8 @@ def dry_run(
         for status, uri in plan.lines():
             yield f"{status}\t{uri.encode('unicode_escape').decode()}"
         say(f"{Account.open('dry run', plan)}; nothing was done")
+        if error := _gone_error(plan, request, index):
+            say(f"a run would stop: {error}", "warning")
     missing = sum(lacking(store.adopt(snapshot, spec)).values())
     if missing:
         say(f"{missing:,} vectors of images that stay would be added")
@@ -156,18 +162,20 @@ def _refuse_to_drop(published: Snapshot, spec: ModelSpec, drop: bool) -> None:
         )
 
 
-def _refuse_to_lose(plan: Plan, request: Request, published: Snapshot) -> None:
-    """A rebuild replaces everything, so it must have been asked for everything."""
-    if plan.left_out:
-        raise InputError(
-            f"--rebuild replaces all of {published.index}, but {plan.left_out:,} of its pictures "
-            f"are not below {request.images} or excluded; name a folder that holds them all"
-        )
+def _gone_error(plan: Plan, request: Request, index: str) -> SourceError | None:
+    """That a listing lacks more of the index's sources than the request accepts."""
+    if not request.max_gone.is_exceeded(plan.lost, plan.known):
+        return None
+    return SourceError(
+        f"{plan.lost:,} of {plan.known:,} sources that {index} has below {request.images} are "
+        f"gone: more than --max-gone {request.max_gone}. Nothing is changed; if the folder is "
+        "complete, go on with --max-gone 100%, else mend it (is it mounted?) and run again"
+    )
 
 
 def _has_work(plan: Plan, base: Snapshot, request: Request) -> bool:
     again = request.retry_failed and base.spec.descriptors
-    return not plan.nothing_to_do or bool(again or lacking(base))
+    return not plan.nothing_to_do or bool(again or lacking(base) or unread_parts(base))
 
 
 def _run(plan: Plan, publisher: Publisher, execution: Execution) -> None:
@@ -206,8 +214,8 @@ def _place_model(work: Work, execution: Execution) -> Placement:
 def _describe(publisher: Publisher, execution: Execution, retry: bool) -> None:
     """Add the vectors that images lack, now that the index is as the sources are."""
     base, account = publisher.current, publisher.account
-    missing = lacking(base)
-    parts = sorted({f.part for f in base.files["images"]}) if retry else list(missing)
+    missing, unread = lacking(base), unread_parts(base)
+    parts = sorted({f.part for f in base.files["images"]} if retry else missing.keys() | unread)
     if not parts or not base.spec.descriptors:
         return
     clock = time.monotonic()
@@ -273,17 +281,3 @@ def _keep_what_is_done(publisher: Publisher, error: BaseException) -> None:
     done, name = publisher.account.processed, type(error).__name__
     text = f"stopped by {name}; {done:,} pictures were done; run again to go on"
     say(text, event="stopped", done=done, error=name)
-
-
-def _stage(base: Snapshot, add: Any, remove: Any, info: Any) -> Snapshot:
-    return staging.stage(base, add, remove)
-
-
-def _finish(published: Snapshot, staged: Snapshot, account: Account) -> Snapshot:
-    """Put a rebuild in place of the published snapshot, if it is complete."""
-    if account.postponed:
-        say(f"{account.postponed:,} pictures are left; run again with --rebuild to go on")
-        return published
-    after = store.replace(published, staged, {"segrec": {**account.summary(), "rebuild": True}})
-    staging.discard(published.index, staged.bundle_id)
-    return after

@@ -33,8 +33,16 @@ COST = pa.struct(  # seconds of stages, and in which the model waited between ca
 REASONS = pa.list_(  # why pictures failed, by label
     pa.struct([_required("label", pa.string()), _required("pictures", pa.int64())])
 )
-# old_part: where the rows are that this source has in the index already
-MANIFEST = pa.schema([*SOURCES, pa.field("old_part", pa.string()), pa.field("donor", DONOR)])
+# old_part, failed_part: where the rows are that this source has in the index already, in `images`
+# and what belongs to it, and in `failures`
+MANIFEST = pa.schema(
+    [
+        *SOURCES,
+        pa.field("old_part", pa.string()),
+        pa.field("failed_part", pa.string()),
+        pa.field("donor", DONOR),
+    ]
+)
 
 _KNOWN = [
     *(field for field in MANIFEST if field.name != "problem"),
@@ -74,7 +82,10 @@ SEGMENTED = pa.schema(
         pa.field("described", DESCRIBED),
     ]
 )
-RECEIPTS = pa.schema(  # of a written part; from `replaced` on in the first of its rows only
+# of written parts; from `replaced` on in the first of the rows only. replaced: rows that leave, by
+# the table (`images` stands for all that belongs to it) and part; stale: sources that were not read
+# and keep their rows
+RECEIPTS = pa.schema(
     [
         pa.field("table", pa.string()),
         pa.field("path", pa.string()),
@@ -84,11 +95,10 @@ RECEIPTS = pa.schema(  # of a written part; from `replaced` on in the first of i
         pa.field("stats", pa.string()),
         pa.field(
             "replaced",
-            pa.list_(
-                pa.struct([_required("image_id", pa.string()), _required("part", pa.string())])
-            ),
+            pa.list_(pa.struct([_required(n, pa.string()) for n in ("image_id", "table", "part")])),
         ),
         pa.field("copied", pa.int64()),
+        pa.field("stale", pa.int64()),
         pa.field("cost", COST),
         pa.field("reasons", REASONS),
     ]

@@ -14,6 +14,7 @@ import pyarrow as pa
 from segrec_batch import sandbox, storage
 from segrec_batch.decode import Shape
 from segrec_batch.errors import PictureError
+from segrec_batch.listing import NAME_PROBLEMS
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.pipeline.rows import copied_rows, descriptor_rows, failure_rows, picture_rows
 from segrec_batch.pipeline.schema import DECODED, RECEIPTS, SEGMENTED
@@ -80,11 +81,14 @@ def _read(rows: Sequence[Row], read: _Reading) -> Iterator[tuple[Row, bytes | OS
 
 def _decoded(row: Row, content: bytes | OSError | str | None, shapes: Sequence[Shape]) -> Row:
     if content is None:
-        raise PictureError("read", f"{row['source_size']} bytes are more than {MAX_BYTES}")
+        raise PictureError("decode", f"{row['source_size']} bytes are more than {MAX_BYTES}")
     if isinstance(content, str):
-        raise PictureError("read", content)
+        raise PictureError("name" if content in NAME_PROBLEMS else "read", content)
     if isinstance(content, OSError):
         raise PictureError("read", f"{type(content).__name__}: {content}")
+    if len(content) < row["source_size"]:  # cut off, or being written
+        reason = f"shorter than listed: {len(content)} bytes of {row['source_size']}"
+        raise PictureError("read", reason)
     content_hash = hashlib.blake2b(content, digest_size=16).hexdigest()
     donor = row["donor"]
     if donor and donor["content_hash"] == content_hash:
@@ -118,17 +122,22 @@ def describe_batch(segmented: pa.Table, model: str, spec: ModelSpec) -> pa.Table
 def write_batch(
     segmented: pa.Table, index: str, spec: ModelSpec, model_id: str, run_id: str
 ) -> pa.Table:
-    """SEGMENTED rows → one part, in place; returns the RECEIPTS of its files."""
+    """SEGMENTED rows → one part, and one of failures, in place; the RECEIPTS of their files.
+
+    A source that could not be read keeps the row of `images` that it has: it says nothing of that.
+    """
     watch = Stopwatch()
     contents: dict[tuple[str, str | None], list[pa.Table]] = {}
     copied: list[Row] = []
-    replaced = []
+    replaced: list[Row] = []
+    stale = 0
     for start in range(0, segmented.num_rows, _SLICE):
         rows: list[Row] = segmented.slice(start, _SLICE).to_pylist()
         for row in rows:
             row.update(image_id=image_id(row["uri"]), run_id=run_id, model_id=model_id)
-            if row["old_part"]:
-                replaced.append({"image_id": row["image_id"], "part": row["old_part"]})
+            keeps = row["stage"] == "read" and row["old_part"] is not None
+            stale += keeps
+            replaced += _leaving(row, keeps)
         copied += [row for row in rows if row["donor"]]
         _gather(contents, _rows_of(rows, spec))
     _gather(contents, copied_rows(copied, index, spec))
@@ -137,11 +146,20 @@ def write_batch(
     receipts: list[Row] = [dict(vars(file)) for file in files]
     receipts[0].update(
         copied=len(copied),
+        stale=stale,
         replaced=replaced,
         reasons=reasons(failed),
         cost=total(segmented["cost"].to_pylist()),
     )
     return charge(pa.Table.from_pylist(receipts, RECEIPTS), write=watch.lap())
+
+
+def _leaving(row: Row, keeps: bool) -> Iterator[Row]:
+    """The rows of a source that leave the index, once it has others."""
+    parts = {"images": None if keeps else row["old_part"], "failures": row["failed_part"]}
+    for table, part in parts.items():
+        if part is not None:
+            yield {"image_id": row["image_id"], "table": table, "part": part}
 
 
 def _rows_of(rows: Sequence[Row], spec: ModelSpec) -> Iterator[Rows]:

@@ -19,6 +19,8 @@ from segrec_batch.pipeline.schema import COST
 STAGES = ("read", "decode", "segment", "describe", "write")
 MOST = 10  # reasons that are told apart
 OTHERS = "others"
+READ = "read: "
+"""How labels of failures of the stage `read` begin: of those that say nothing of the image."""
 
 _WIDTH = 60  # characters of a reason
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")

@@ -217,7 +217,7 @@ def _z_order(classes: Sequence[str]) -> str:
 
 def _recipe() -> str:
     """What a cache is made by: another version of the SQL or of the layout makes another cache."""
-    names = ("functions", "recommend", "feedback", "comments")
+    names = ("functions", "stale", "recommend", "feedback", "comments")
     texts = [schema_file(f"{name}.sql") for name in names]
     return hashlib.sha256("".join([*texts, str(ROW_GROUP), __version__]).encode()).hexdigest()
 

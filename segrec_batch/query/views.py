@@ -32,8 +32,8 @@ def create_views(connection: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> N
 
 
 def complete(connection: duckdb.DuckDBPyConnection, classes: Sequence[str]) -> None:
-    """What stands on the views of any database: table macros and comments."""
-    for name in ("recommend.sql", "feedback.sql"):
+    """What stands on the views of any database: more views, table macros and comments."""
+    for name in ("stale.sql", "recommend.sql", "feedback.sql"):
         connection.execute(schema_file(name))
     connection.execute(schema_file("comments.sql"))
     for name in classes:

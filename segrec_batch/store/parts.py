@@ -17,25 +17,47 @@ Rows = tuple[str, str | None, pa.Table]  # table, partition, rows
 
 
 def write_part(index: str, contents: Iterable[Rows]) -> list[DataFile]:
-    """Write one part; contents without rows are left out. At most one of them is held at a time."""
-    part = new_part()
+    """Write one part; contents without rows are left out. At most one of them is held at a time.
+
+    Rows of `failures` make a part of their own: they come and go without those of other tables.
+    """
+    part, failed = new_part(), new_part()
     return [
-        write_file(index, part, table, _sorted(table, rows), partition)
+        write_file(
+            index,
+            failed if table == "failures" else part,
+            table,
+            _sorted(table, rows),
+            partition,
+        )
         for table, partition, rows in contents
         if rows.num_rows
     ]
 
 
-def rewrite_part(index: str, files: Sequence[DataFile], dropped: Sequence[str]) -> list[DataFile]:
-    """Write a part again without the rows of some image_ids, under a new name."""
-    ids = pa.array(dropped, pa.string())
+def rewrite_part(
+    index: str, files: Sequence[DataFile], dropped: Sequence[str], mended: Sequence[str] = ()
+) -> list[DataFile]:
+    """Write a part again without the rows of some image_ids, under a new name.
+
+    Args:
+        index: The index.
+        files: All files of the part.
+        dropped: image_ids whose rows leave all tables but `failures`.
+        mended: image_ids whose rows leave `failures`.
+    """
+    ids = {failed: pa.array(mended if failed else dropped, pa.string()) for failed in (True, False)}
     return write_part(
-        index, ((f.table, f.partition, _without(read_file(index, f), ids)) for f in files)
+        index,
+        (
+            (f.table, f.partition, _without(read_file(index, f), ids[f.table == "failures"]))
+            for f in files
+        ),
     )
 
 
 def merge_parts(index: str, files: Iterable[DataFile]) -> list[DataFile]:
-    """Write the files of several parts again as one part."""
+    """Write the files of several parts again as one part, see `write_part`."""
     alike: dict[tuple[str, str | None], list[DataFile]] = {}
     for file in files:
         alike.setdefault((file.table, file.partition), []).append(file)

@@ -1,0 +1,169 @@
+"""The SQL that compares a listing with the rows of an index: tables of a plan's database.
+
+A source of the index has a row in `images`, one in `failures`, or both: then it is *stale*. The
+last time it could not be read, and the row in `images` is of the time before that.
+"""
+
+TABLES = """
+CREATE TABLE listed (
+    uri VARCHAR, source_size BIGINT, source_etag VARCHAR, problem VARCHAR, named BOOLEAN
+);
+CREATE TABLE old_failures (
+    image_id VARCHAR, uri VARCHAR, source_size BIGINT, source_etag VARCHAR, stage VARCHAR,
+    failed_at TIMESTAMPTZ, part VARCHAR
+);
+CREATE TABLE old (
+    image_id VARCHAR, uri VARCHAR, source_size BIGINT, source_etag VARCHAR, content_hash VARCHAR,
+    part VARCHAR, stage VARCHAR, failed_size BIGINT, failed_etag VARCHAR, failed_at TIMESTAMPTZ,
+    failed_part VARCHAR
+);
+CREATE TABLE unlike (uri VARCHAR);
+"""
+
+COLUMNS = {  # that are read of the tables of an index, beside the part
+    "images": "image_id, uri, source_size, source_etag, content_hash",
+    "failures": "image_id, uri, source_size, source_etag, stage, failed_at",
+}
+
+_FAILED = """stage, f.source_size AS failed_size, f.source_etag AS failed_etag, failed_at,
+       f.part AS failed_part"""
+
+OLD_IMAGES = f"""
+INSERT INTO old BY NAME
+SELECT i.*, {_FAILED} FROM ({{rows}}) AS i LEFT JOIN old_failures AS f USING (uri)
+"""  # noqa: S608
+
+OLD_FAILURES = f"""
+INSERT INTO old BY NAME
+SELECT f.image_id, f.uri, {_FAILED} FROM old_failures AS f ANTI JOIN old USING (uri)
+"""  # noqa: S608
+
+# by the globs of a request, of a path below the listed folder
+_EXCLUDED = """(
+    (len($include::VARCHAR[]) > 0
+     AND len(list_filter($include::VARCHAR[], lambda pattern: path GLOB pattern)) = 0)
+    OR len(list_filter($exclude::VARCHAR[], lambda pattern: path GLOB pattern)) > 0
+)"""
+
+# files whose names do not tell and of which the index does not know more
+UNSURE = f"""
+WITH unnamed AS (
+    SELECT *, uri[length($below) + 1:] AS path FROM listed WHERE NOT named
+)
+SELECT unnamed.uri, unnamed.source_size, problem
+FROM unnamed LEFT JOIN old USING (uri)
+WHERE NOT {_EXCLUDED} AND (old.uri IS NULL OR (old.part IS NULL AND stage = 'read'))
+"""  # noqa: S608
+
+NOT_LISTED = "DELETE FROM listed WHERE uri IN (FROM unlike)"
+
+# outside: not below the folder that was listed, or not there and left out by the globs
+STATUS = f"""
+CREATE TABLE plan AS
+WITH joined AS (
+    SELECT
+        coalesce(listed.uri, old.uri) AS uri,
+        coalesce(listed.uri, old.uri)[length($below) + 1:] AS path,
+        listed.source_size, listed.source_etag, problem,
+        old.image_id, old.content_hash, old.part, old.stage, old.failed_at, old.failed_part,
+        listed.uri IS NULL AS missing,
+        listed.source_size <> coalesce(failed_size, old.source_size)
+            OR listed.source_etag <> coalesce(failed_etag, old.source_etag) AS differs
+    FROM listed FULL JOIN old ON listed.uri = old.uri
+)
+SELECT
+    * EXCLUDE (path, missing, differs),
+    CASE
+        WHEN missing AND (NOT starts_with(uri, $below) OR {_EXCLUDED}) THEN 'outside'
+        WHEN {_EXCLUDED} THEN 'excluded'
+        WHEN missing THEN 'gone'
+        WHEN image_id IS NULL THEN 'new'
+        WHEN differs THEN 'changed'
+        WHEN stage IS NULL THEN 'unchanged'
+        WHEN stage = 'read' OR $retry_failed THEN 'retried'
+        ELSE 'skipped'
+    END AS status
+FROM joined
+"""  # noqa: S608
+
+# A changed source may still have the bytes it had; a new one those of an image that it was moved or
+# copied from, which then has the same size and ETag or time. The bytes decide when they are read.
+# Rows and donors go by rowid: LIMIT, row_number() and arg_min() of a struct ran out of memory where
+# sorting, joining and min() go to disk. What is retried comes last, what was tried first before the
+# others: so a limit does not stop at what can never be read.
+WORK = """
+CREATE TABLE work AS
+WITH todo AS (
+    FROM plan WHERE status IN ('new', 'changed', 'retried')
+), donors AS (
+    SELECT source_size, source_etag, 'new' AS status, min(rowid) AS place
+    FROM old SEMI JOIN (FROM todo WHERE status = 'new') USING (source_size, source_etag)
+    WHERE content_hash IS NOT NULL
+    GROUP BY ALL
+)
+SELECT
+    todo.uri, todo.source_size, todo.source_etag, problem, todo.part AS old_part, todo.failed_part,
+    CASE
+        WHEN todo.content_hash IS NOT NULL THEN {
+            'image_id': todo.image_id, 'content_hash': todo.content_hash, 'part': todo.part
+        }
+        WHEN place IS NOT NULL THEN {
+            'image_id': old.image_id, 'content_hash': old.content_hash, 'part': old.part
+        }
+    END AS donor,
+    status
+FROM todo
+LEFT JOIN donors USING (source_size, source_etag, status)
+LEFT JOIN old ON old.rowid = place
+ORDER BY if(status = 'retried', todo.failed_at, NULL) NULLS FIRST, todo.part NULLS FIRST, todo.uri
+"""
+
+COUNTS = """
+SELECT status, count(*) AS n FROM plan GROUP BY status
+"""
+
+# sources of the work that the index has rows of; and the rows that leave if all can be read
+LEAVING = """
+WITH leaving AS (
+    SELECT uri, old_part, failed_part, true AS again FROM work
+    UNION ALL SELECT uri, part, failed_part, false FROM plan WHERE status = 'gone'
+)
+SELECT
+    count(*) FILTER (again) AS todo,
+    count(*) FILTER (again AND (old_part IS NOT NULL OR failed_part IS NOT NULL)) AS replaced,
+    count(old_part) AS images,
+    count(failed_part) AS failures
+FROM leaving
+"""
+
+# what is listed or indexed twice would be there twice after the join; and a source may be in both
+# tables of the index only where it could not be read
+TWICE = """
+SELECT
+    (SELECT count(*) FROM plan WHERE source_size IS NOT NULL) - (SELECT count(*) FROM listed)
+    + (SELECT count(*) FROM plan WHERE part IS NOT NULL AND stage <> 'read')
+"""
+
+GONE = """
+FROM (
+    SELECT part, 'images' AS kind, image_id FROM plan WHERE status = 'gone' AND part IS NOT NULL
+    UNION ALL
+    SELECT failed_part, 'failures', image_id FROM plan
+    WHERE status = 'gone' AND failed_part IS NOT NULL
+)
+ORDER BY part
+"""
+
+# of a snapshot that is to be replaced as a whole: outside of the request, below it, and gone there
+SUPERSEDED = f"""
+WITH published AS (
+    SELECT uri, uri[length($below) + 1:] AS path FROM (SELECT DISTINCT uri FROM {{rows}})
+), judged AS (
+    SELECT uri, NOT starts_with(uri, $below) OR {_EXCLUDED} AS outside FROM published
+)
+SELECT
+    count(*) FILTER (outside) AS outside,
+    count(*) FILTER (NOT outside) AS known,
+    count(*) FILTER (NOT outside AND listed.uri IS NULL) AS gone
+FROM judged LEFT JOIN listed USING (uri)
+"""  # noqa: S608
