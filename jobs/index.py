@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from segrec_batch import console, messages
 from segrec_batch.options import add_engine_options
+from segrec_batch.places import check_places
 
 if TYPE_CHECKING:  # it imports Ray, which --help need not wait for
     from segrec_batch.pipeline.account import Account
@@ -98,6 +99,10 @@ def main(a: argparse.Namespace) -> None:
     from segrec_batch.pipeline.plan import Request  # imports Ray, which --help need not wait for
     from segrec_batch.pipeline.run import Execution, dry_run, index_pictures
 
+    check_places(
+        {"--index": None if a.dry_run else a.index},
+        {"--images": a.images, "--model": a.model, "--index": a.index},
+    )
     request = Request(a.images, tuple(a.include), tuple(a.exclude), a.limit, a.retry_failed)
     if a.dry_run:
         for line in dry_run(request, a.model, a.index, a.drop_descriptors):

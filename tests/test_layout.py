@@ -30,8 +30,9 @@ DOORS = {
 REPORTS = ("segmentation", "retrieval", "drift", "compare")
 LEVELS = [  # each may import from its own and from those before it
     {"errors", "faults", "messages"},
-    {"storage", "sandbox", "console", "decode", "host", "listing", "scenes"},
+    {"storage", "scratch", "sandbox", "console", "decode", "host", "listing", "scenes"},
     {"model"},
+    {"places"},
     {"train", "store", "operators", "options"},
     {"descriptors", "pictures", "describer"},
     {"query"},

@@ -114,7 +114,8 @@ def purge(index: str, uris: Collection[str], grace_seconds: float) -> Purged:
 def _own_files(index: str) -> list[DataFile]:
     """Return the files in place that are the index's own; say how many others there are."""
     known = named_files(index)
-    own, strangers = [], []
+    own: list[DataFile] = []
+    strangers: list[DataFile] = []
     for table in TABLES:
         for file, _ in files_in_place(index, table):
             is_ours = (table, file.path) in known or is_part_file(index, file)

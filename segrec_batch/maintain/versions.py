@@ -65,7 +65,8 @@ def vacuum(
     for bundle in set(rebuilds) - abandoned:
         keep |= {(f.table, f.path) for f in staging.staged_files(index, bundle)[0]}
         models.add(bundle)
-    doomed, strangers = [], []
+    doomed: list[Found] = []
+    strangers: list[Found] = []
     for is_ours, file in (
         *_data_files(index, keep, cutoff),
         *_bundle_files(index, models, log.names(index).bundles | set(rebuilds), cutoff),

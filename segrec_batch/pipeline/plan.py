@@ -19,9 +19,9 @@ from segrec_batch.console import ProgressMeter
 from segrec_batch.errors import IndexStateError, InputError
 from segrec_batch.listing import iter_pictures
 from segrec_batch.pipeline.schema import MANIFEST
-from segrec_batch.pipeline.scratch import scratch_folder
 from segrec_batch.query.database import open_database, query, reading
 from segrec_batch.query.views import select_with_part
+from segrec_batch.scratch import scratch_folder
 from segrec_batch.store.index import Snapshot
 
 _MEMORY = "4GB"  # of DuckDB, which goes to disk beyond it

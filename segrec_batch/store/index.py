@@ -206,11 +206,12 @@ def read_log(index: str, version: int | None = None) -> Log:
     """
     with delta.errors(index, version):
         images = delta.open_table(index, "images", version)
-        named = {t: images.transaction_version(t) for t in _COMPANIONS}
+        names = {t: images.transaction_version(t) for t in _COMPANIONS}
+        named = {t: v for t, v in names.items() if v is not None}
         key = images.transaction_version(log.MODEL)
         files = {"images": delta.files("images", images)}
         delta.check(index, "images", images, files["images"])
-        if key is None or None in named.values():
+        if key is None or len(named) < len(names):
             raise IndexStateError(f"{index}: made by another version of segrec_batch; index anew")
         newest = {}
         for name, wanted in named.items():
