@@ -40,8 +40,8 @@ def parse_arguments() -> argparse.Namespace:
     vacuum.add_argument(
         "--force",
         action="store_true",
-        help="allow less than an hour, and tables that "
-        "are ahead of the newest snapshot: no job runs, no log entry is lost",
+        help="allow less than an hour, and tables that are ahead of the newest snapshot: for when "
+        "no job is running and no log entry is lost",
     )
     vacuum.set_defaults(run=run_vacuum)
     purge = commands.add_parser("purge", help="remove sources from every retained version")

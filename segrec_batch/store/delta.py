@@ -34,7 +34,8 @@ By these `check` knows an entry of the log that is cut short: delta-rs takes its
 _DAMAGE = (  # what delta-rs says of a log that lacks files, or has some that are cut short
     "gap",
     "Invalid Checkpoint",
-    "No table metadata or protocol",
+    "No table metadata",
+    "No protocol",
     "Json error",
     "Corrupt footer",
     "Parquet error",

@@ -190,9 +190,8 @@ class Log:
         )
         cause = "a run was interrupted, or the newest entry of images/_delta_log was lost"
         if self.meant > newest + 1:
-            cause = (
-                f"entries {newest + 1} to {self.meant - 1} or more of images/_delta_log are lost"
-            )
+            lost = f"{newest + 1} to {self.meant - 1}"
+            cause = f"entries {lost} of images/_delta_log are lost, maybe more"
         return (
             f"{index}: {tables}: {cause}; if entries are lost, put them back (bucket versions, "
             "backup), else run jobs/index.py again, which mends it from the sources"
