@@ -304,7 +304,7 @@ def test_overwriting_recommendations_deletes_only_recommendations(tmp_path: Path
     theirs = [
         put(tmp_path / "data" / "class=car" / "part-000001.parquet"),
         put(tmp_path / "data" / "request.json", b'{"mine": 1}'),
-        put(tmp_path / "data" / "_SUCCESS"),
+        put(tmp_path / "data" / "_SUCCESS", b"{}"),
     ]
     with pytest.raises(InputError, match="another request"):
         Output(str(tmp_path / "data"), "car").begin(request, overwrite=True)

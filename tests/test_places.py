@@ -56,9 +56,8 @@ def test_what_is_read_from_the_project_is_said_in_one_line(
     given = {"--images": "data", "--classes": "classes.json", "--weights": "imagenet", "-x": None}
     check_places({"--output": "s3://bucket/model"}, {**given, "--masks": "s3://bucket/masks"})
     (told,) = capsys.readouterr().err.splitlines()
-    assert told.startswith(
-        f"--images, --classes: read from the project that was uploaded to Ray, {project},"
-    )
+    assert told.startswith("--images, --classes: read from the project that was uploaded to Ray")
+    assert str(project) in told
     check_places({}, {"--masks": "s3://bucket/masks"})
     assert capsys.readouterr().err == ""
 
@@ -66,7 +65,7 @@ def test_what_is_read_from_the_project_is_said_in_one_line(
 INDEX = "--index", "/index"
 COMMANDS: list[tuple[str, tuple[str, ...], str]] = [
     ("jobs/index.py", ("--images", "data", "--model", "/model"), "--index"),
-    ("jobs/train.py", ("--images", "data", "--masks", "data", "--classes", "classes.json"), "--output"),
+    ("jobs/train.py", ("--images", "data", "--masks", "data", "--classes", "x"), "--output"),
     ("jobs/describe.py", (*INDEX, "--add", "hog"), "--output"),
     ("jobs/recommend.py", INDEX, "--output"),
     ("jobs/evaluate.py", ("retrieval", *INDEX, "--labels", "folder"), "--report"),
@@ -90,13 +89,11 @@ def test_every_job_refuses_a_relative_output(
     assert sorted(project.rglob("*")) == before
 
 
-@pytest.mark.parametrize(
-    "command", [("compact",), ("vacuum",), ("purge", "--uri", "x"), ("rollback", "--to", "1")]
-)
+@pytest.mark.parametrize("command", ["compact", "vacuum", "purge --uri x", "rollback --to 1"])
 def test_maintenance_of_an_index_in_the_project_is_refused(
-    project: Path, command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    project: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert exit_code("jobs/maintain.py", "--index", "mine", *command) == 1
+    assert exit_code("jobs/maintain.py", "--index", "mine", *command.split()) == 1
     assert "error: --index mine lies in the project" in capsys.readouterr().err
 
 
