@@ -4,6 +4,8 @@ WEIGHTS ?= auto
 SCENES ?= 240
 BIN := .venv/bin
 DEMO := demo
+MARK := .made-by-make-demo
+FOREIGN = echo "$(DEMO) was not made by this: move it away, or name another folder, DEMO=…" >&2
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -11,8 +13,10 @@ SHELL := bash
 .PHONY: demo test slow lint lock clean
 
 demo: .venv/ready
-	rm -rf $(DEMO)
-	mkdir $(DEMO)
+	@test ! -e "$(DEMO)" || test -f "$(DEMO)/$(MARK)" || { $(FOREIGN); exit 1; }
+	rm -rf "$(DEMO)"
+	mkdir "$(DEMO)"
+	touch "$(DEMO)/$(MARK)"
 	$(BIN)/python examples/demo_weights.py "$(WEIGHTS)" > $(DEMO)/weights
 	$(BIN)/segrec scenes --output $(DEMO)/scenes --count $(SCENES)
 	$(BIN)/python jobs/train.py --images $(DEMO)/scenes/images --masks $(DEMO)/scenes/masks \
@@ -69,4 +73,5 @@ COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-vers
     --generate-hashes --no-emit-index-url --no-header --upgrade
 
 clean:
-	rm -rf .venv $(DEMO)
+	@test ! -e "$(DEMO)" || test -f "$(DEMO)/$(MARK)" || { $(FOREIGN); exit 1; }
+	rm -rf .venv "$(DEMO)"

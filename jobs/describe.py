@@ -5,6 +5,7 @@ import sys
 
 from segrec_batch import console, messages, storage
 from segrec_batch.descriptors import summaries
+from segrec_batch.places import check_bundle_place, check_places
 
 EXAMPLES = """\
 examples:
@@ -60,6 +61,8 @@ def main(a: argparse.Namespace) -> None:
     from segrec_batch.pipeline.samples import IndexSamples
     from segrec_batch.store.index import open_snapshot
 
+    check_places({"--output": a.output}, {"--index": a.index, "--model": a.model})
+    check_bundle_place(a.output)
     additions = [describing.parse_addition(text) for text in a.add]
     snapshot = open_snapshot(storage.absolute(a.index))
     describing.check_output(snapshot, a.output)

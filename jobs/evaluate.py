@@ -12,7 +12,7 @@ from segrec_batch.evaluate.drift.figures import judge as judge_drift
 from segrec_batch.evaluate.drift.limits import Limits
 from segrec_batch.evaluate.drift.report import Settings as Drift
 from segrec_batch.evaluate.drift.report import drift_report
-from segrec_batch.evaluate.report import Report
+from segrec_batch.evaluate.report import Report, check_report_place
 from segrec_batch.evaluate.retrieval.masks import Masks
 from segrec_batch.evaluate.retrieval.measures import judge as judge_retrieval
 from segrec_batch.evaluate.retrieval.methods import ALWAYS
@@ -26,6 +26,7 @@ from segrec_batch.evaluate.segmentation.rivals import RIVALS, RivalSettings
 from segrec_batch.evaluate.segmentation.run import segmentation_report
 from segrec_batch.evaluate.segmentation.study import Settings as Segmentation
 from segrec_batch.options import report_engine
+from segrec_batch.places import check_places
 from segrec_batch.query.methods import OF_VECTORS
 from segrec_batch.train.arguments import (
     add_training_arguments,
@@ -383,6 +384,21 @@ def _write(report: Report, folder: str) -> None:
     console.show_line(f"written to {storage.join(storage.absolute(folder), 'report.html')}")
 
 
+_INPUTS = (
+    "images", "masks", "classes", "model", "test_images", "test_masks", "backbone_weights",
+    "mask_rcnn_weights", "index", "pairs", "golden",
+)  # fmt: skip
+
+
+def main(a: argparse.Namespace) -> None:
+    """Run a command."""
+    inputs = {f"--{name.replace('_', '-')}": vars(a).get(name) for name in _INPUTS}
+    inputs |= dict(zip(vars(a).get("reports", ()), vars(a).get("reports", ()), strict=True))
+    check_places({"--report": a.report}, inputs)
+    check_report_place(a.report)
+    a.run(a)
+
+
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(messages.run_command(lambda: arguments.run(arguments)))
+    sys.exit(messages.run_command(lambda: main(arguments)))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from segrec_batch import console, messages
 from segrec_batch.limits import parse_limit
 from segrec_batch.options import add_engine_options
+from segrec_batch.places import check_places
 
 if TYPE_CHECKING:  # it imports Ray, which --help need not wait for
     from collections.abc import Mapping
@@ -120,6 +121,10 @@ def main(a: argparse.Namespace) -> None:
     from segrec_batch.pipeline.plan import MOST_UNREAD, Request  # imports Ray: --help is quick
     from segrec_batch.pipeline.run import Execution, dry_run, index_pictures
 
+    check_places(
+        {"--index": None if a.dry_run else a.index},
+        {"--images": a.images, "--model": a.model, "--index": a.index},
+    )
     request = Request(
         a.images,
         tuple(a.include),

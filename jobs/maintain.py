@@ -8,6 +8,7 @@ from typing import Any
 
 from segrec_batch import console, messages, storage
 from segrec_batch.errors import IndexStateError, InputError
+from segrec_batch.places import check_places
 
 EXAMPLES = """\
 examples:
@@ -36,7 +37,12 @@ def parse_arguments() -> argparse.Namespace:
     vacuum = commands.add_parser("vacuum", help="delete files that only old versions need")
     vacuum.add_argument("--retention-hours", type=float, default=168.0, metavar="H")
     vacuum.add_argument("--dry-run", action="store_true", help="only print what would be deleted")
-    vacuum.add_argument("--force", action="store_true", help="allow less than an hour")
+    vacuum.add_argument(
+        "--force",
+        action="store_true",
+        help="allow less than an hour, and tables that are ahead of the newest snapshot: for when "
+        "no job is running and no log entry is lost",
+    )
     vacuum.set_defaults(run=run_vacuum)
     purge = commands.add_parser("purge", help="remove sources from every retained version")
     purge.add_argument("--uri", nargs="+", default=[], metavar="URI")
@@ -159,6 +165,11 @@ def _told(info: Mapping[str, Any] | None) -> tuple[str, ...]:
 
 def main(a: argparse.Namespace) -> None:
     """Run a command."""
+    reads = a.run in (run_history, run_verify)
+    check_places(
+        {} if reads else {"--index": a.index},
+        {"--index": a.index, "--uri-file": vars(a).get("uri_file")},
+    )
     a.index = storage.absolute(a.index)
     a.run(a)
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from segrec_batch import console, messages
+from segrec_batch.places import check_places
 
 EXAMPLES = """\
 examples:
@@ -116,6 +117,7 @@ def main(a: argparse.Namespace) -> None:
     from segrec_batch.neighbours.run import Execution, recommend_all
     from segrec_batch.query.recommend import Criteria
 
+    check_places({"--output": a.output}, {"--index": a.index, "--queries": a.queries})
     request = Request(Criteria(a.cls, tuple(a.coverage), a.k), a.queries)
     choice = Choice(a.k, not a.keep_copies, a.near_duplicates, a.diversity, a.pool)
     execution = Execution(a.device, int(a.memory * GIB))

@@ -6,6 +6,7 @@ import sys
 from segrec_batch import console, messages, storage
 from segrec_batch.model.backbone import load_weights
 from segrec_batch.options import report_engine
+from segrec_batch.places import check_bundle_place, check_places
 from segrec_batch.train.arguments import (
     add_training_arguments,
     training_engine,
@@ -45,6 +46,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main(a: argparse.Namespace) -> None:
     """Run the job."""
+    inputs = ("images", "masks", "classes", "backbone_weights")
+    check_places({"--output": a.output}, {f"--{n.replace('_', '-')}": vars(a)[n] for n in inputs})
+    check_bundle_place(a.output)
     classes = load_classes(a.classes)
     images = pair(a.images, a.masks, a.groups)
     engine = training_engine(a, len(images))

@@ -16,6 +16,7 @@ from segrec_batch.cli_files import (
     put,
 )
 from segrec_batch.errors import InputError
+from segrec_batch.places import check_places
 
 if TYPE_CHECKING:
     from segrec_batch.query.criteria import Criteria
@@ -218,6 +219,7 @@ def run_duckdb(a: argparse.Namespace) -> None:
     """`segrec duckdb`."""
     from segrec_batch.query.cache import refresh_cache
 
+    check_places({"FILE": a.file}, {"--index": a.index})
     done = refresh_cache(a.index, a.file, rebuild=a.rebuild)
     console.show_line(
         f"{a.file}: version {done.version}, {done.rows:,} rows; "
@@ -229,6 +231,7 @@ def run_scenes(a: argparse.Namespace) -> None:
     """`segrec scenes`."""
     from segrec_batch.scenes import write_scenes
 
+    check_places({"--output": a.output})
     with console.ProgressMeter("scenes", a.count) as meter:
         write_scenes(a.output, a.count, a.seed, progress=lambda n: meter.advance(n - meter.done))
     console.show_line(f"{a.count} scenes in {a.output}: images/, masks/, classes.json")

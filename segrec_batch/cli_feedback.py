@@ -14,6 +14,7 @@ from segrec_batch.cli_files import (
     put,
 )
 from segrec_batch.errors import IndexStateError, InputError
+from segrec_batch.places import check_places
 
 if TYPE_CHECKING:
     from segrec_batch.feedback.session import Session
@@ -121,12 +122,15 @@ def run_start(a: argparse.Namespace) -> None:
     """`segrec feedback start`."""
     from segrec_batch.feedback.refine import Weights
     from segrec_batch.feedback.rounds import start
-    from segrec_batch.feedback.session import write
+    from segrec_batch.feedback.session import read, write
     from segrec_batch.query.database import open_index
     from segrec_batch.query.recommend import Recommender
 
-    if not a.overwrite and _taken(a.session):
-        raise InputError(f"{a.session} is there already; go on with mark, or say --overwrite")
+    check_places({"--session": a.session}, {"--index": a.index})
+    if _taken(a.session):
+        if not a.overwrite:
+            raise InputError(f"{a.session} is there already; go on with mark, or say --overwrite")
+        read(a.session)  # else it is not ours to replace
     criteria = given_criteria(a)
     recommender = Recommender(open_index(a.index, a.version))
     session = start(

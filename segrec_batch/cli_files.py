@@ -9,6 +9,7 @@ from segrec_batch import console, messages, storage
 from segrec_batch.errors import InputError
 from segrec_batch.model.engines import choose_engine, find_device
 from segrec_batch.options import add_engine_options
+from segrec_batch.places import check_places
 
 if TYPE_CHECKING:
     from segrec_batch.model.spec import ModelSpec
@@ -123,6 +124,7 @@ def contact_sheet(
 def put(content: bytes, output: str | None, kind: str) -> None:
     """An answer into a file, or on stdout. Raises InputError for bytes on a terminal."""
     if output is not None:
+        check_places({"--output": output})
         storage.write_bytes(output, content)
         messages.say(f"written to {storage.absolute(output)}")
     elif kind in _BINARY and sys.stdout.isatty():

@@ -10,8 +10,10 @@ it says nothing about the file.
 """
 
 import os
+import re
+import stat
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -44,6 +46,8 @@ _S3FS_TRIES = 2  # each of them makes the attempts above, and s3fs nests two of 
 _READ_TRIES = 3  # of an object whose content was cut off
 _PART = 16 * 2**20  # bytes; objects of two parts and more are uploaded in parts
 _PAGE = 1000  # keys in one request: the limit of S3
+
+_DRAFT = re.compile(r"\.segrec-[0-9a-f]{32}\.tmp")
 
 # error codes that speak of one object, not of the store or of the whole bucket
 _OBJECT_CODES = {"", "AccessDenied", "403", "InvalidObjectState", "NoSuchKey", "404"}
@@ -239,7 +243,7 @@ def _write_local(path: Path, data: bytes) -> None:
         path.write_bytes(data)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".segrec-{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
             file.write(data)
@@ -249,6 +253,11 @@ def _write_local(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def is_draft(uri: str) -> bool:
+    """Whether a file is one that `write_bytes` was writing, or still is, by its name."""
+    return bool(_DRAFT.fullmatch(name(uri)))
 
 
 def delete(uris: Sequence[str]) -> None:
@@ -279,15 +288,22 @@ def _delete_objects(fs: fsspec.AbstractFileSystem, paths: Sequence[str]) -> None
                 raise StorageError(f"{uri}: not deleted: {error.get('Code')}")
 
 
-def find_files(uri: str, suffix: str = "") -> Iterator[tuple[str, int, float]]:
-    """URI, size in bytes and time of last change (seconds since 1970) of the files anywhere below
-    a folder whose names end in `suffix`; nothing if there is no such folder. Links to folders are
-    not followed. Raises StorageError.
+def find_files(uri: str, suffix: str = "", links: bool = False) -> Iterator[tuple[str, int, float]]:
+    """Yield URI, size in bytes and time of last change (seconds since 1970) of the files below a
+    folder.
+
+    Args:
+        suffix: what their names end in.
+        links: whether symbolic links are listed, too: a link to a file with the size and time of
+            that file. Links to folders are never followed. Without `links` only regular files are
+            listed, so that whoever deletes what is listed deletes nothing that lies elsewhere.
+
+    Yields nothing if there is no such folder. Raises StorageError.
     """
     fs, path = filesystem(uri)
     with suppress(FileNotFoundError), store_errors(uri):
         if is_local(fs):
-            found = _local_files(path)
+            found = _local_files(path, links)
         elif is_s3(fs):
             found = _objects(fs, path)
         else:
@@ -298,16 +314,48 @@ def find_files(uri: str, suffix: str = "") -> Iterator[tuple[str, int, float]]:
                 yield to_uri(fs, file), size, modified
 
 
-def _local_files(path: str) -> Iterator[tuple[str, int, float]]:
+def _local_files(path: str, links: bool) -> Iterator[tuple[str, int, float]]:
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
             raise error
 
-    for folder, _, names in os.walk(path, onerror=refuse):
-        for file in (os.path.join(folder, name) for name in names):  # noqa: PTH118
+    for folder, folders, names in os.walk(path, onerror=refuse):
+        linked = [n for n in folders if os.path.islink(os.path.join(folder, n))] if links else []  # noqa: PTH114, PTH118
+        for file in (os.path.join(folder, name) for name in (*names, *linked)):  # noqa: PTH118
             with suppress(FileNotFoundError):
-                state = os.stat(file)  # noqa: PTH116
-                yield file, state.st_size, state.st_mtime
+                state = _state(file) if links else os.lstat(file)
+                if links or stat.S_ISREG(state.st_mode):
+                    yield file, state.st_size, state.st_mtime
+
+
+def _state(path: str) -> os.stat_result:
+    """Of what a link leads to; of the link itself if it leads nowhere."""
+    try:
+        return os.stat(path)  # noqa: PTH116
+    except OSError:
+        return os.lstat(path)
+
+
+def is_link(uri: str) -> bool:
+    """Whether a URI is that of a symbolic link, which only the local disk has."""
+    fs, path = filesystem(uri)
+    return is_local(fs) and os.path.islink(path)  # noqa: PTH114
+
+
+def refuse_strangers(uri: str, is_ours: Callable[[str], bool], kind: str, way_out: str) -> None:
+    """Raise InputError if a folder holds any file that the caller would not have written itself.
+
+    Args:
+        uri: the folder; it need not exist.
+        is_ours: whether a path below the folder is one that the caller writes.
+        kind: what the folder should be if it is not empty, such as "an index".
+        way_out: what the user can do.
+    """
+    folder = absolute(uri)
+    for found, *_ in find_files(folder, links=True):
+        path = found.removeprefix(folder).lstrip("/")
+        if not is_ours(path) and not is_draft(path):
+            raise InputError(f"{uri} is neither empty nor {kind}: it holds {path}; {way_out}")
 
 
 def _objects(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[tuple[str, int, float]]:

@@ -1,5 +1,6 @@
 """The query cache: the rows and answers of the index, in one file."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -229,10 +230,29 @@ def test_a_killed_refresh_leaves_the_old_cache(index: str, tmp_path: Path) -> No
     done = subprocess.run([sys.executable, "-c", code], check=False)
     assert done.returncode == -signal.SIGKILL
     assert path.read_bytes() == before
-    assert list(tmp_path.glob("*.tmp"))
+    (left,) = (p for p in tmp_path.iterdir() if p != path)
+    assert list(left.glob("draft*"))
+    os.utime(left, (1e9, 1e9))
+    mine = [tmp_path / f"{path.name}.1.tmp", tmp_path / f"{path.name}.notes.tmp.wal"]
+    mine += [tmp_path / f".{path.name}.notes.segrec", tmp_path / f".{path.name}.abcd1234.segrec"]
+    for other in mine:
+        other.write_text("mine")
     refresh_cache(index, str(path), rebuild=True)
-    assert not list(tmp_path.glob("*.tmp*"))
+    assert sorted(tmp_path.iterdir()) == sorted([path, *mine])
     check_equal(str(path), index)
+
+
+def test_a_file_that_is_no_query_cache_is_never_replaced(index: str, tmp_path: Path) -> None:
+    text, other = tmp_path / "notes.txt", tmp_path / "other.duckdb"
+    text.write_text("mine")
+    with duckdb.connect(str(other)) as con:
+        con.sql("CREATE TABLE precious AS SELECT 42 AS answer")
+    for path in (text, other):
+        before = path.read_bytes()
+        for rebuild in (False, True):
+            with pytest.raises(InputError, match="not a query cache"):
+                refresh_cache(index, str(path), rebuild=rebuild)
+        assert path.read_bytes() == before
 
 
 def test_an_empty_index_has_a_cache(model: Model, tmp_path: Path) -> None:

@@ -436,3 +436,6 @@ def test_a_walk_through_the_command(
     write(replace(session, shown=[*session.before(2).shown, *other[::-1]]), kept[1])
     assert "round 2 is not what it was" in run("replay", code=1)
     assert "round 0" in run(*begin, "--overwrite")
+    Path(kept[1]).write_bytes(b"someone's file")
+    run(*begin, "--overwrite", code=1)
+    assert Path(kept[1]).read_bytes() == b"someone's file"

@@ -30,8 +30,20 @@ DOORS = {
 REPORTS = ("segmentation", "retrieval", "drift", "compare")
 LEVELS = [  # each may import from its own and from those before it
     {"encoding", "errors", "faults", "messages"},
-    {"storage", "sandbox", "console", "decode", "host", "limits", "listing", "recognise", "scenes"},
+    {
+        "storage",
+        "scratch",
+        "sandbox",
+        "console",
+        "decode",
+        "host",
+        "limits",
+        "listing",
+        "recognise",
+        "scenes",
+    },
     {"model"},
+    {"places"},
     {"train", "store", "operators", "options"},
     {"descriptors", "pictures", "describer"},
     {"query"},

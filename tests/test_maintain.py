@@ -286,7 +286,7 @@ def test_vacuum_keeps_the_versions_of_its_retention_whole(index: str, retained: 
     young = copy_of_a_part(index)
     age(index, 10 * HOUR)
     old = copy_of_a_part(index)
-    torn = Path(index, "images", ".1.tmp")
+    torn = Path(index, "images", f".segrec-{new_part()}.tmp")
     torn.touch()
     for path in (torn, *(file.uri(index) for file in old)):
         os.utime(path, (1e9, 1e9))
@@ -379,7 +379,7 @@ def test_purged_rows_leave_every_version_and_the_disk(index: str, chosen: slice)
     gone = sources(index)[chosen]
     before = less(index, gone)
     copy_of_a_part(index)
-    torn = Path(index, "images", ".1.tmp")
+    torn = Path(index, "images", f".segrec-{new_part()}.tmp")
     torn.write_bytes(f"PAR1...{image_id(gone[0])}".encode())
     done = purge(index, [*gone, "/nowhere.jpg"], 0)
     assert (set(done.found), done.unknown) == (set(gone), ("/nowhere.jpg",))

@@ -20,9 +20,9 @@ from segrec_batch.model.engines import choose_engine, load_segmenter
 from segrec_batch.pipeline.plan import Request
 from segrec_batch.pipeline.run import Execution, index_pictures
 from segrec_batch.pipeline.schema import MANIFEST
-from segrec_batch.pipeline.scratch import scratch_folder
 from segrec_batch.pipeline.segment import SegmentBatch
 from segrec_batch.pipeline.stages import MAX_BYTES, decode_batch, write_batch
+from segrec_batch.scratch import scratch_folder
 from segrec_batch.store import index as store
 from segrec_batch.store.encode import image_id
 from tests.builders import uris
@@ -158,7 +158,7 @@ def test_folders_of_dead_processes_go_and_those_of_live_ones_stay(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     code = """
 import os
-from segrec_batch.pipeline.scratch import scratch_folder
+from segrec_batch.scratch import scratch_folder
 with scratch_folder("segrec-test-") as folder:
     (folder / "large").touch()
     print(folder, flush=True)

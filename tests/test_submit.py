@@ -58,9 +58,7 @@ def test_the_index_job_runs_unchanged_from_an_uploaded_folder(
     head: Head, bundle: str, tmp_path: Path
 ) -> None:
     """As the README has it: with the project for --working-dir, here less what is not code."""
-    project = tmp_path / "project"
-    for name in ("jobs", "segrec_batch", "schemas"):
-        shutil.copytree(ROOT / name, project / name)
+    project = copy_project(tmp_path)
     images, index = write_pictures(tmp_path / "images", 8), tmp_path / "index"
     submit = ["job", "submit", "--log-color", "false", "--working-dir", project, "--"]
     done = head.ray(*submit, "python", "jobs/index.py", *arguments(images, bundle, index))
@@ -76,6 +74,32 @@ def test_the_index_job_runs_unchanged_from_an_uploaded_folder(
         assert re.search(f"^.*{line}$", log, re.MULTILINE), log
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", log), "bars and colours have no place in logs"
     assert "Traceback" not in log
+
+
+def copy_project(folder: Path) -> Path:
+    project = folder / "project"
+    for name in ("jobs", "segrec_batch", "schemas"):
+        shutil.copytree(ROOT / name, project / name)
+    return project
+
+
+@pytest.mark.slow
+def test_an_uploaded_folder_is_read_but_not_written_to(
+    head: Head, bundle: str, tmp_path: Path
+) -> None:
+    project = copy_project(tmp_path)
+    write_pictures(project / "images", 2)
+    submit = ["job", "submit", "--log-color", "false", "--working-dir", project, "--"]
+    job = [*submit, "python", "jobs/index.py", "--images", "images", "--model", bundle, "--index"]
+    refused = head.ray(*job, "index")
+    assert refused.returncode == 1, refused.stdout
+    told = r"error: --index index lies in the project that was uploaded to Ray.* s3:// URI$"
+    assert re.search(told, refused.stdout, re.M), refused.stdout
+    assert "Traceback" not in refused.stdout
+    done = head.ray(*job, tmp_path / "index")
+    assert done.returncode == 0, done.stdout
+    assert re.search("^--images: read from the project .*working_dir_files", done.stdout, re.M)
+    assert open_snapshot(str(tmp_path / "index")).rows("images") == 2
 
 
 @pytest.mark.slow

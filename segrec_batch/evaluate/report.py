@@ -29,6 +29,7 @@ from segrec_batch.query.views import schema_file
 
 FORMAT = 1
 METRICS, COUNTS = "metrics.json", "counts.parquet"
+FIGURES_FILE, PAGE = "metrics.parquet", "report.html"
 
 
 @dataclass(frozen=True)
@@ -106,16 +107,19 @@ class Report:
         return metrics
 
     def write(self, folder: str) -> None:
-        """Put the four files into a folder, the page last."""
+        """Put the four files into a folder, the page last. Raises InputError for a file of one of
+        these names that is no report's.
+        """
+        check_report_place(folder)
         metrics = self.metrics()
         check_metrics(metrics)
         text = json.dumps(metrics, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
         page = _template().render(report=self)
         for name, content in (
             (COUNTS, parquet(self.counts)),
-            ("metrics.parquet", parquet(_figures(metrics))),
+            (FIGURES_FILE, parquet(_figures(metrics))),
             (METRICS, text.encode()),
-            ("report.html", page.encode(errors="backslashreplace")),
+            (PAGE, page.encode(errors="backslashreplace")),
         ):
             storage.write_bytes(storage.join(folder, name), content)
 
@@ -192,6 +196,25 @@ def check_metrics(metrics: object) -> None:
         jsonschema.validate(metrics, json.loads(schema_file("metrics.schema.json")))
     except jsonschema.ValidationError as error:
         raise InputError(f"{error.json_path}: {error.message}") from error
+
+
+def check_report_place(folder: str) -> None:
+    """Raise InputError for a folder that has files of a report's names, but is no report."""
+    root = storage.absolute(folder)
+    paths = {uri.removeprefix(f"{root}/") for uri, *_ in storage.find_files(root, links=True)}
+    taken = sorted(paths & {COUNTS, FIGURES_FILE, METRICS, PAGE})
+    if taken and not _is_report(root):
+        raise InputError(
+            f"{folder} holds {taken[0]}, but no report of this program; give another --report"
+        )
+
+
+def _is_report(folder: str) -> bool:
+    try:
+        metrics = json.loads(storage.read_bytes(storage.join(folder, METRICS)))
+    except (OSError, ValueError):
+        return False
+    return isinstance(metrics, dict) and {"provenance", "measures"} <= metrics.keys()
 
 
 def read_metrics(uri: str) -> dict[str, Any]:

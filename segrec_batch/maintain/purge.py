@@ -1,12 +1,13 @@
 """Deletion requests: rows of given sources leave every retained version, and the disk.
 
-Every file in place is looked at, published or not, of any age. Parts that hold such rows are
+Every file of the index is looked at, published or not, of any age. Parts that hold such rows are
 written again without them; the newest snapshot gets them in one commit, older versions by a table
-of replacements; then the old files are deleted. After a crash in between, run it again.
+of replacements; then the old files are deleted. After a crash in between, run it again. Files that
+are not the index's own (see `versions.vacuum`) are neither searched nor changed; a message says so.
 """
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -15,7 +16,8 @@ import pyarrow.compute as pc
 
 from segrec_batch import storage
 from segrec_batch.console import ProgressMeter
-from segrec_batch.errors import InputError
+from segrec_batch.errors import IndexStateError, InputError
+from segrec_batch.maintain.versions import named_files
 from segrec_batch.messages import say
 from segrec_batch.pipeline import cluster
 from segrec_batch.pipeline.tasks import each
@@ -25,10 +27,11 @@ from segrec_batch.store.files import (
     DataFile,
     by_part,
     files_in_place,
+    is_part_file,
     read_column,
     unfinished_files,
 )
-from segrec_batch.store.index import commit, open_snapshot
+from segrec_batch.store.index import Snapshot, commit, open_snapshot
 from segrec_batch.store.parts import rewrite_part
 from segrec_batch.store.purged import read_replacements, write_replacements
 from segrec_batch.store.schema import TABLES
@@ -50,15 +53,16 @@ Job = tuple[str, list[DataFile], list[str]]
 def purge(index: str, uris: Collection[str], grace_seconds: float) -> Purged:
     """Remove all rows of sources. Old files stay for `grace_seconds`, for queries that are running.
 
-    Raises InputError if no file holds any of the URIs, IndexStateError if a job publishes
-    meanwhile or a rebuild is not finished.
+    Raises InputError if no file holds any of the URIs or a rebuild is not finished, IndexStateError
+    if a job publishes meanwhile, or files of the newest snapshot are not in the index's folder.
     """
     if staging.rebuilds(index):
         raise InputError(f"{index}: a rebuild is not finished; finish it, then purge")
     ids = {image_id(uri): uri for uri in uris}
     _delete_unfinished(index, ids)
     snapshot = open_snapshot(index)
-    parts = by_part(file for table in TABLES for file, _ in files_in_place(index, table))
+    parts = by_part(_own_files(index))
+    _refuse_if_elsewhere(snapshot, parts)
     with cluster.joined():
         jobs: list[Job] = [(index, files, list(ids)) for files in parts.values()]
         hits = {}
@@ -105,6 +109,34 @@ def purge(index: str, uris: Collection[str], grace_seconds: float) -> Purged:
         files=len(doomed),
         version=snapshot.version,
     )
+
+
+def _own_files(index: str) -> list[DataFile]:
+    """Return the files in place that are the index's own; say how many others there are."""
+    known = named_files(index)
+    own: list[DataFile] = []
+    strangers: list[DataFile] = []
+    for table in TABLES:
+        for file, _ in files_in_place(index, table):
+            is_ours = (table, file.path) in known or is_part_file(index, file)
+            (own if is_ours else strangers).append(file)
+    if strangers:
+        say(
+            f"{len(strangers):,} files are not the index's own and were not searched, e.g. "
+            f"{strangers[0].uri(index)}",
+            "warning",
+        )
+    return own
+
+
+def _refuse_if_elsewhere(snapshot: Snapshot, parts: Mapping[str, Sequence[DataFile]]) -> None:
+    there = {(f.table, f.path) for files in parts.values() for f in files}
+    missing = [f for f in snapshot.all_files if (f.table, f.path) not in there]
+    if missing:
+        raise IndexStateError(
+            f"{missing[0].uri(snapshot.index)} is gone, or lies behind a symbolic link, where "
+            "nothing is purged: put the file itself there, then purge"
+        )
 
 
 def _delete_unfinished(index: str, ids: Iterable[str]) -> None:

@@ -61,7 +61,8 @@ def verify(snapshot: Snapshot) -> list[Problem]:
     class maps, masks, norms; in `regions`: that they are those of the part's images, cells, norms,
     and that the features of an image's regions average to its own; in `descriptors`: that they are
     of the part's images and of the model, vectors of one length; sources that are there twice, but
-    for those that have a row in `images` and could not be read since.
+    for those that have a row in `images` and could not be read since; tables that are ahead of the
+    newest snapshot.
     """
     index, spec, model_id = snapshot.index, snapshot.spec, snapshot.model_id
     parts = by_part(snapshot.all_files)
@@ -74,7 +75,7 @@ def verify(snapshot: Snapshot) -> list[Problem]:
     if not problems:  # else the files may not even be readable
         twice = query(open_files(snapshot).connection, _TWICE)["uri"].to_pylist()
         problems += [f"{uri}: there more than once" for uri in twice]
-    return sorted(problems)
+    return sorted([*problems, *filter(None, [snapshot.problem])])
 
 
 def check_part(job: Job) -> list[Problem]:

@@ -124,6 +124,10 @@ class ModelSpec:
             raise ModelError(f"model.json is not a segrec model: {error}") from error
 
 
+BUNDLE_FILE = r"model\.json|(head|backbone|descriptor-[\w-]+)\.safetensors"
+"""A pattern of the names of the files of a bundle."""
+
+
 def _random(weights: object) -> bool:
     return str(weights).startswith("random:")
 

@@ -9,6 +9,7 @@ The class of whole images is NULL, which a folder spells class=__HIVE_DEFAULT_PA
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,8 @@ from segrec_batch.errors import InputError
 
 _REQUEST, _SUCCESS, _UNANSWERED = "request.json", "_SUCCESS", "unanswered.parquet"
 _OF_SNAPSHOT = {"version", "model_id", "queries"}  # what may differ between snapshots of an index
-_UNFINISHED = ".tmp"  # what a killed process was writing, on local disk
+_CLASS = re.compile(r"class=\w+")
+_PART = re.compile(_CLASS.pattern + r"/part-(\d{6,})\.parquet")
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 _RECEIPT = b"segrec"  # the key of a receipt in the metadata of a part
 
@@ -52,7 +54,7 @@ class Output:
 
     def begin(self, request: Mapping[str, Any], overwrite: bool) -> None:
         """Take the folder for a request, or go on with it. Raises InputError if it is another's."""
-        if overwrite:
+        if overwrite and (self._read(_REQUEST) or {}).keys() >= _OF_SNAPSHOT:
             self._clear()
         asked = self._read(_REQUEST)
         if asked is None:
@@ -63,18 +65,13 @@ class Output:
 
     def _clear(self) -> None:
         """Delete what a job wrote, `_SUCCESS` first and the request last."""
-        files = [uri for uri in self._files() if uri.endswith((".parquet", _UNFINISHED))]
-        for uris in ([self._at(_SUCCESS)], files, [self._at(_REQUEST)]):
+        for uris in ([self._at(_SUCCESS)], list(self._files()), [self._at(_REQUEST)]):
             storage.delete(uris)
 
     def _refuse_strangers(self) -> None:
-        found = (uri for uri, *_ in storage.find_files(self.uri))
-        stranger = next((uri for uri in found if not uri.endswith(_UNFINISHED)), None)
-        if stranger:
-            raise InputError(
-                f"{self.uri} is no output of this job, but holds files, e.g. {stranger}; "
-                "give another --output"
-            )
+        storage.refuse_strangers(
+            self.uri, lambda _: False, "an output of this job", "give another --output"
+        )
 
     def _difference(self, asked: Mapping[str, Any], request: Mapping[str, Any]) -> str:
         state = "complete" if self.success() else "unfinished"
@@ -89,16 +86,19 @@ class Output:
         return f"holds {state} recommendations of another request ({told}); {way_out}"
 
     def _files(self) -> Iterator[str]:
-        """Parts of any class, and the unanswered queries."""
+        """Parts of any class, the unanswered queries, and what was being written of these."""
         for uri, *_ in storage.find_files(self.uri):
             path = uri.removeprefix(f"{self.uri}/")
-            if path == _UNANSWERED or path.startswith("class="):
+            folder = path.rpartition("/")[0]
+            draft = storage.is_draft(path) and (not folder or _CLASS.fullmatch(folder))
+            if path == _UNANSWERED or _PART.fullmatch(path) or draft:
                 yield uri
 
     def finished_parts(self) -> set[int]:
         """Numbers of the parts in place."""
-        found = storage.find_files(self._parts, ".parquet")
-        return {int(storage.stem(uri).removeprefix("part-")) for uri, *_ in found}
+        found = storage.find_files(self._parts, ".parquet", links=True)
+        paths = (uri.removeprefix(f"{self.uri}/") for uri, *_ in found)
+        return {int(match[1]) for path in paths if (match := _PART.fullmatch(path))}
 
     def success(self) -> dict[str, Any] | None:
         """The counts of complete recommendations."""
@@ -119,6 +119,8 @@ class Output:
             return None
         except (OSError, ValueError) as error:
             raise InputError(f"{self._at(name)}: {error}") from error
+        if not isinstance(content, dict):
+            raise InputError(f"{self._at(name)} is no file of this job; give another --output")
         return content
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:

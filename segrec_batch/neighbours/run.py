@@ -16,8 +16,8 @@ from segrec_batch.neighbours.output import Output, Receipt, read_receipt, write_
 from segrec_batch.neighbours.plan import NOTHING_LEFT, Plan, Request
 from segrec_batch.neighbours.search import Block, Candidates, Search, Steps, steps
 from segrec_batch.pipeline import cluster, nodes
-from segrec_batch.pipeline.scratch import scratch_folder
 from segrec_batch.pipeline.tasks import Shared, each
+from segrec_batch.scratch import scratch_folder
 from segrec_batch.store.index import Snapshot, open_snapshot
 
 FORMAT = 1  # of the output; another one is another request

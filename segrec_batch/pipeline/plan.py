@@ -21,10 +21,10 @@ from segrec_batch.limits import Limit, parse_limit
 from segrec_batch.listing import NO_EXTENSION, FileCounts, iter_files, nothing_found
 from segrec_batch.pipeline import comparison
 from segrec_batch.pipeline.schema import MANIFEST
-from segrec_batch.pipeline.scratch import scratch_folder
 from segrec_batch.query.database import open_database, query, reading
 from segrec_batch.query.views import select_with_part
 from segrec_batch.recognise import find_images
+from segrec_batch.scratch import scratch_folder
 from segrec_batch.store.index import Snapshot
 
 MOST_GONE = parse_limit("50%")

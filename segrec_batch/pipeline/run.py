@@ -95,7 +95,8 @@ def index_pictures(
         changed = base.bundle_id != published.bundle_id and not rebuild
         if changed:
             _load(model).save(base.model_uri)
-        publisher = Publisher(base, account, stage if rebuild else store.commit, pending=changed)
+        pending = changed or bool(published.ahead and not rebuild)  # which a commit mends
+        publisher = Publisher(base, account, stage if rebuild else store.commit, pending)
         with cluster.joined() if _has_work(plan, base, request) else nullcontext():
             if not plan.nothing_to_do:
                 _run(plan, publisher, execution)
@@ -142,6 +143,7 @@ def _snapshot(index: str, exists: bool, model: str) -> Snapshot:
     """The newest snapshot of an index, which must belong to the model; or what it will begin as."""
     spec, model_id = read_spec(model)
     if not exists:
+        store.check_place(index)
         return store.empty_snapshot(index, model_id, spec)
     snapshot = store.open_snapshot(index)
     if snapshot.model_id != model_id:

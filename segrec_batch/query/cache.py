@@ -7,12 +7,10 @@ filter on coverage reads little else.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from glob import escape
 from pathlib import Path
 
 import duckdb
@@ -23,6 +21,7 @@ from segrec_batch.errors import IndexStateError, InputError, StorageError
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.query.database import is_cache, open_cache, open_database
 from segrec_batch.query.views import PART, complete, quoted, schema_file, select
+from segrec_batch.scratch import scratch_folder
 from segrec_batch.store.files import by_part
 from segrec_batch.store.index import Snapshot, open_snapshot, with_changes
 from segrec_batch.store.schema import (
@@ -104,18 +103,15 @@ def _held(path: str, snapshot: Snapshot, rebuild: bool) -> tuple[set[str], int |
 
 @contextmanager
 def _replacing(path: str) -> Iterator[str]:
-    """A file to write, which takes the place of another when it is complete."""
+    """A file to write, which takes the place of another when it is complete.
+
+    It lies in a folder of its own beside the other: nothing else there is ever deleted.
+    """
     target = Path(path)
-    for left in target.parent.glob(f"{escape(target.name)}.*.tmp*"):  # by a process that was killed
-        if not Path("/proc", left.name.removeprefix(f"{target.name}.").split(".")[0]).exists():
-            left.unlink(missing_ok=True)
-    draft = f"{path}.{os.getpid()}.tmp"
-    try:
-        yield draft
-        Path(draft).replace(target)
-    finally:
-        Path(draft).unlink(missing_ok=True)
-        Path(f"{draft}.wal").unlink(missing_ok=True)
+    with scratch_folder(f".{target.name}.", target.parent) as folder:
+        draft = folder / "draft.duckdb"
+        yield str(draft)
+        draft.replace(target)
 
 
 def _write(path: str, snapshot: Snapshot, new: set[str], gone: set[str]) -> int:

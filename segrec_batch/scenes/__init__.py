@@ -14,6 +14,7 @@ never depends on another one.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from segrec_batch import storage
 from segrec_batch.scenes.backdrop import cast_shadows, paint_far, paint_ground, roughen, sky
 from segrec_batch.scenes.buildings import house_depth, paint_house, paint_prop
 from segrec_batch.scenes.cars import Car, car_shadow, paint_car
@@ -32,6 +34,8 @@ from segrec_batch.scenes.staging import Thing, choose_subject, choose_things, ch
 from segrec_batch.scenes.trees import TREE, Tree, paint_tree, tree_shadow
 
 __all__ = ["CLASSES", "Scene", "render_scene", "write_scenes"]
+
+_FILES = re.compile(r"classes\.json|(images|masks)/(place_\d+)/\2_\d{4,}\.(jpg|png)")
 
 CLASSES = {"car": [1], "person": [2], "tree": [3], "ignore": [255]}
 
@@ -71,8 +75,14 @@ def write_scenes(
 
     The files are `images/place_03/place_03_0007.jpg`, `masks/place_03/place_03_0007.png` (8-bit
     grey, the labels of `Scene.mask`) and `classes.json`. `progress` is told the number written so
-    far after each scene.
+    far after each scene. Raises InputError for a folder that holds anything else.
     """
+    storage.refuse_strangers(
+        str(output),
+        lambda path: bool(_FILES.fullmatch(path)),
+        "a folder of scenes",
+        "give a new or empty folder as --output",
+    )
     output.mkdir(parents=True, exist_ok=True)
     (output / "classes.json").write_text(json.dumps(CLASSES, indent=2) + "\n")
     for number in range(count):

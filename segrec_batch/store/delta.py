@@ -26,6 +26,21 @@ from segrec_batch.store.schema import PARTITION
 
 __all__ = ["CommitFailedError"]
 
+VERSION, FILES = "version", "files"
+"""Transaction identifiers of every commit: its own version, and how many files the table then has.
+
+By these `check` knows an entry of the log that is cut short: delta-rs takes its lines for all."""
+
+_DAMAGE = (  # what delta-rs says of a log that lacks files, or has some that are cut short
+    "gap",
+    "Invalid Checkpoint",
+    "No table metadata",
+    "No protocol",
+    "Json error",
+    "Corrupt footer",
+    "Parquet error",
+)
+
 _S3_OPTIONS = {
     # finds profiles and roles beside the environment, and heeds AWS_EC2_METADATA_DISABLED, also
     # where there is an endpoint; without it only s3fs does
@@ -72,15 +87,56 @@ def create(index: str, table: str, schema: pa.Schema, names: Mapping[str, int]) 
                 name=table,
                 description=f"segrec_batch index: {table}",
                 storage_options=options,
-                commit_properties=CommitProperties(app_transactions=_transactions(names)),
+                commit_properties=CommitProperties(
+                    app_transactions=_transactions(names, 0, files=0)
+                ),
             )
         )
 
 
 def open_table(index: str, table: str, version: int | None = None) -> DeltaTable:
-    """A version of a table, or the newest. It stays as it was when the table is written."""
+    """A version of a table, or the newest. It stays as it was when the table is written.
+
+    Raises IndexStateError if the newest version cannot be told, for its log is damaged.
+    """
     uri, options = _location(index, table)
-    return whole(lambda: DeltaTable(uri, version, storage_options=options))
+    try:
+        return whole(lambda: DeltaTable(uri, version, storage_options=options))
+    except DeltaError as error:
+        said = faults.describe(error)
+        if version is not None or not any(text in said for text in _DAMAGE):
+            raise
+        raise IndexStateError(_damaged(index, table, said)) from error
+
+
+def _damaged(index: str, table: str, said: str) -> str:
+    way_out = "put back what is missing (bucket versions, backup)"
+    if "_last_checkpoint hint" in said:
+        way_out += "; or delete _last_checkpoint there, if no entry is missing"
+    return f"{index}: the log in {table}/_delta_log is damaged: {way_out} ({said[:300]})"
+
+
+def check(index: str, name: str, table: DeltaTable, found: Sequence[DataFile]) -> None:
+    """Raise IndexStateError if the log is not whole up to the version of an open table.
+
+    Tables that were last written before commits had these identifiers are taken as they are.
+    """
+    version, stated = table.version(), table.transaction_version(VERSION)
+    if stated is None:
+        return
+    if stated != version or table.transaction_version(FILES) != len(found):
+        entry = f"{name}/_delta_log/{version:020}.json"
+        raise IndexStateError(
+            f"{index}: {entry} or an entry before it is empty, cut short or not this program's: "
+            "put it back (bucket versions, backup); or, if it is the newest, delete it and run "
+            "jobs/index.py again"
+        )
+
+
+def committed_at(table: DeltaTable) -> float:
+    """When the version of an open table was committed, in seconds since 1970."""
+    (last,) = whole(lambda: table.history(1))
+    return float(last.get("timestamp", 0)) / 1000
 
 
 def history(index: str, table: str) -> list[dict[str, Any]]:
@@ -122,14 +178,25 @@ def _known(statistics: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in statistics.items() if isinstance(v, str | int | float)}
 
 
-def bring_to(index: str, table: str, wanted: Sequence[DataFile]) -> int:
-    """Commit what makes a table's newest version the wanted one; the version that then is."""
+def bring_to(
+    index: str,
+    table: str,
+    wanted: Sequence[DataFile],
+    names: Mapping[str, int] | None = None,
+    always: bool = False,
+) -> int:
+    """Commit what makes a table's newest version the wanted one; the version that then is.
+
+    `names` are transaction identifiers of the commit; with `always` there is one in any case.
+    Raises CommitFailedError if another commit came first.
+    """
     latest = open_table(index, table)
     actions = _actions(latest, table, wanted)
-    if not actions:
+    if not actions and not always:
         return latest.version()
     after = latest.version() + 1
-    with commit(lambda: open_table(index, table, after)) as properties:
+    named = _transactions(names or {}, after, len(wanted))
+    with commit(lambda: open_table(index, table, after), names=named) as properties:
         whole(lambda: _write(latest, actions, _partition_by(table), properties))
     return after
 
@@ -148,7 +215,7 @@ def publish(
     """
     changed = images.schema() != Schema.from_arrow(schema)
     after = images.version() + 1
-    named = _transactions(names)
+    named = _transactions(names, after, len(wanted))
     with commit(lambda: open_table(index, "images", after), info, named) as properties:
         if changed:
             whole(lambda: _overwrite(images, wanted, schema, properties))
@@ -238,8 +305,9 @@ def _overwrite(
     )
 
 
-def _transactions(names: Mapping[str, int]) -> list[Transaction]:
-    return [Transaction(name, version) for name, version in names.items()]
+def _transactions(names: Mapping[str, int], version: int, files: int) -> list[Transaction]:
+    """Return the transaction identifiers of a commit; its own version comes last in its entry."""
+    return [Transaction(k, v) for k, v in {**names, FILES: files, VERSION: version}.items()]
 
 
 def _partition_by(table: str) -> list[str]:

@@ -6,6 +6,7 @@ what is dropped, merged or verified is a part.
 """
 
 import json
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from segrec_batch import storage
 from segrec_batch.store.schema import PARTITION, TABLES
 
 ROW_GROUP = 2048  # rows; DuckDB skips whole row groups only
+
+_PART = re.compile(r"[0-9a-f]{32}")
+_OWNER = b"segrec.part"  # in a file's own metadata: the table and part that it is of
 
 
 @dataclass(frozen=True)
@@ -110,10 +114,12 @@ def write_file(
     """Write rows, without the partition column, as a part's file of a table of the index.
 
     On local disk uncompressed, which reads fastest; on object stores zstd, with the bytes of
-    vectors split, which is a quarter smaller.
+    vectors split, which is a quarter smaller. The file names its table and part, by which
+    `is_part_file` knows it.
     """
     path = path_in_part(table, part, partition)
     sink = pa.BufferOutputStream()
+    rows = rows.replace_schema_metadata({_OWNER: _owner(table, part)})
     encoding = _encoding(index, rows.schema)
     pq.write_table(rows, sink, row_group_size=ROW_GROUP, write_page_checksum=True, **encoding)
     data = sink.getvalue()
@@ -135,29 +141,66 @@ def _encoding(index: str, schema: pa.Schema) -> dict[str, Any]:
 
 
 def files_in_place(index: str, table: str) -> Iterator[tuple[DataFile, float]]:
-    """All files that lie in a table's folder, published or not, and when they were written.
+    """Yield the Parquet files in a table's folder, whoever wrote them, and when they were written.
 
     Rows and statistics are not looked up. Time in seconds since 1970.
     """
-    folder = storage.join(index, table)
-    for uri, size, written in storage.find_files(folder, ".parquet"):
-        path = uri.removeprefix(f"{folder}/")
-        if path.startswith("_delta_log/"):
-            continue
-        parent, _, _ = path.rpartition("/")
-        partition = parent.partition("=")[2] or None
-        yield DataFile(table, path, size, 0, partition, ""), written
+    for path, size, written in files_below(index, table):
+        if path.endswith(".parquet"):
+            yield file_at(table, path, size), written
 
 
 def unfinished_files(index: str) -> Iterator[tuple[str, int, float]]:
-    """URI, size and time of files that a process was writing when it was killed, or still is.
+    """Yield URI, size and time of files that a process was writing when it was killed, or still is.
 
     On local disk only: object stores show whole objects.
     """
-    for folder in (storage.join(index, table) for table in TABLES):
-        for uri, size, written in storage.find_files(folder, ".tmp"):
-            if not uri.startswith(f"{folder}/_delta_log/"):
-                yield uri, size, written
+    for table in TABLES:
+        for path, size, written in files_below(index, table):
+            if storage.is_draft(path):
+                yield storage.join(index, table, path), size, written
+
+
+def files_below(index: str, folder: str) -> Iterator[tuple[str, int, float]]:
+    """Yield path, size and time of the files in a folder of the index, less those of a Delta log.
+
+    What lies behind a symbolic link is left out, also if the folder itself is one.
+    """
+    uri = storage.join(index, folder)
+    if storage.is_link(uri):
+        return
+    for file, size, written in storage.find_files(uri):
+        path = file.removeprefix(f"{uri}/")
+        if not path.startswith("_delta_log/"):
+            yield path, size, written
+
+
+def file_at(table: str, path: str, size: int) -> DataFile:
+    """Return the file at a path below a table's folder; rows and statistics are not looked up."""
+    parent, _, _ = path.rpartition("/")
+    return DataFile(table, path, size, 0, parent.partition("=")[2] or None, "")
+
+
+def is_part_file(index: str, file: DataFile) -> bool:
+    """Whether a file says of itself that it is the file of that table and part.
+
+    So are known the parts of runs that died before they committed, which no log names. A file that
+    someone else has put there does not say so, whatever its name is.
+    """
+    expected = path_in_part(file.table, file.part, file.partition)
+    if not _PART.fullmatch(file.part) or file.path != expected:
+        return False
+    fs, path = storage.filesystem(file.uri(index))
+    try:
+        with fs.open(path) as source:
+            metadata = pq.read_metadata(source).metadata or {}
+    except (FileNotFoundError, PermissionError, pa.ArrowException):
+        return False
+    return bool(metadata.get(_OWNER) == _owner(file.table, file.part))
+
+
+def _owner(table: str, part: str) -> bytes:
+    return f"{table}/{part}".encode()
 
 
 def statistics(rows: pa.Table) -> str:

@@ -9,18 +9,27 @@ half a commit or two models. Commits go failures, descriptors, regions, images: 
 the last one is invisible. A run that dies in between leaves versions that no snapshot names; the
 next commit starts from the published files. Of two runs that publish at once the second fails: both
 move the same transaction identifiers.
+
+`failures` has a commit of its own for each one of `images`. So if the newest entry of the log of
+`images` is lost, `failures` is ahead of what the snapshot before names, as it is after a run that
+died in between. Nothing tells the two apart for certain unless `failures` was committed for a
+version of `images` that is more than one ahead; so readers are warned of both, nothing is deleted
+meanwhile, and the next run of the indexing job mends both: it commits what the sources have.
 """
 
 import datetime as dt
+import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, Any
 
 from segrec_batch import storage
 from segrec_batch.errors import IndexStateError
-from segrec_batch.model.spec import ModelSpec, bundle_id, read_spec
-from segrec_batch.store import delta
+from segrec_batch.messages import say
+from segrec_batch.model.spec import BUNDLE_FILE, ModelSpec, bundle_id, read_spec
+from segrec_batch.store import delta, log
 from segrec_batch.store.files import DataFile, count_rows
 from segrec_batch.store.purged import read_replacements
 from segrec_batch.store.schema import TABLES, schemas
@@ -29,21 +38,30 @@ if TYPE_CHECKING:
     from segrec_batch.model.bundle import Model  # torch
 
 _COMPANIONS = tuple(t for t in TABLES if t != "images")
-_MODEL = "model"  # the transaction identifier that names a snapshot's bundle
-_64_BITS = 2**64 - 1
+_FOR = "images"  # the transaction identifier of the others: the version of `images` they are for
+COMMIT_SECONDS = 60.0  # a commit that takes longer than that is taken for one that was stopped
+_UNFINISHED = re.compile(
+    rf"models/[0-9a-f]{{16}}/({BUNDLE_FILE})|({'|'.join(TABLES)})/_delta_log/[\w.-]+"
+)
 
 Files = Mapping[str, tuple[DataFile, ...]]
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One consistent state of an index: table versions and the files in them."""
+    """One consistent state of an index: table versions and the files in them.
+
+    ahead: of the newest snapshot, the tables that have been at a later version for longer than a
+    commit takes, and that version; see `problem`.
+    """
 
     index: str
     versions: Mapping[str, int]
     files: Files
     model_id: str
     spec: ModelSpec
+    ahead: Mapping[str, int] = field(default_factory=dict, compare=False)
+    problem: str = field(default="", compare=False)
 
     @property
     def version(self) -> int:
@@ -95,13 +113,29 @@ def exists(index: str) -> bool:
 
 
 def create(index: str, model: "Model") -> Snapshot:
-    """Make an empty index for a model; what an earlier attempt left unfinished is completed."""
+    """Make an empty index for a model; what an earlier attempt left unfinished is completed.
+
+    Raises InputError for a folder that holds anything else.
+    """
+    if not exists(index):
+        check_place(index)
     model.save(model_uri(index, model.bundle_id))
     names = _names(dict.fromkeys(_COMPANIONS, 0), model.bundle_id)
     with delta.errors(index):
         for table, schema in schemas(model.spec.classes).items():
             delta.create(index, table, schema, names)
     return open_snapshot(index)
+
+
+def check_place(index: str) -> None:
+    """Raise InputError for a folder that is neither empty nor left by an unfinished `create`."""
+    storage.refuse_strangers(
+        index,
+        lambda path: bool(_UNFINISHED.fullmatch(path)),
+        "an index",
+        "give a new or empty folder as --index; of an index whose images/_delta_log is lost, put "
+        "that back (bucket versions, backup)",
+    )
 
 
 def empty_snapshot(index: str, model_id: str, spec: ModelSpec) -> Snapshot:
@@ -114,37 +148,106 @@ def open_snapshot(index: str, version: int | None = None) -> Snapshot:
     """The newest snapshot, or that of a version. Raises IndexStateError, StorageError.
 
     Of an older version, files that a purge has rewritten are given as they are now; it is an error
-    if vacuum has taken any of them, or the model.
+    if vacuum has taken any of them, or the model. Warns, once in a process, if the newest one may
+    not be what was published last.
     """
-    versions, files, bundle = read_log(index, version)
+    found = read_log(index, version)
     if version is not None:
-        _check_in_place(index, version, files, bundle)
-    spec, model_id = read_spec(model_uri(index, bundle))
-    return Snapshot(index, versions, files, model_id, spec)
+        _check_in_place(index, version, found.files, found.bundle)
+    spec, model_id = read_spec(model_uri(index, found.bundle))
+    ahead = found.ahead if found.age > COMMIT_SECONDS else {}
+    problem = found.problem(index) if ahead else ""
+    if problem and problem not in _warned:
+        _warned.add(problem)
+        say(problem, "warning", event="ahead", index=index, ahead=ahead)
+    return Snapshot(index, found.versions, found.files, model_id, spec, ahead, problem)
 
 
-def read_log(index: str, version: int | None = None) -> tuple[dict[str, int], Files, str]:
+_warned: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Log:
     """What the log says of a snapshot: versions, files and bundle_id, be they still there or not.
 
-    Raises IndexStateError, StorageError.
+    ahead: of the newest snapshot, tables that are at a later version, and that version. meant: the
+    latest version of `images` that these were committed for. age: seconds since, without sign.
+    """
+
+    versions: Mapping[str, int]
+    files: Files
+    bundle: str
+    ahead: Mapping[str, int]
+    meant: int
+    age: float
+
+    def problem(self, index: str) -> str:
+        """What it means that tables are ahead, and what to do."""
+        newest = self.versions["images"]
+        tables = ", ".join(
+            f"{t} is at version {v}, the snapshot names {self.versions[t]}"
+            for t, v in self.ahead.items()
+        )
+        cause = "a run was interrupted, or the newest entry of images/_delta_log was lost"
+        if self.meant > newest + 1:
+            lost = f"{newest + 1} to {self.meant - 1}"
+            cause = f"entries {lost} of images/_delta_log are lost, maybe more"
+        return (
+            f"{index}: {tables}: {cause}; if entries are lost, put them back (bucket versions, "
+            "backup), else run jobs/index.py again, which mends it from the sources"
+        )
+
+
+def read_log(index: str, version: int | None = None) -> Log:
+    """Return what the log says of the newest snapshot or of a version.
+
+    Raises IndexStateError, also for a log that lacks entries or has damaged ones; StorageError.
     """
     with delta.errors(index, version):
         images = delta.open_table(index, "images", version)
-        named = {t: images.transaction_version(t) for t in _COMPANIONS}
-        key = images.transaction_version(_MODEL)
-        if key is None or None in named.values():
+        names = {t: images.transaction_version(t) for t in _COMPANIONS}
+        named = {t: v for t, v in names.items() if v is not None}
+        key = images.transaction_version(log.MODEL)
+        files = {"images": delta.files("images", images)}
+        delta.check(index, "images", images, files["images"])
+        if key is None or len(named) < len(names):
             raise IndexStateError(f"{index}: made by another version of segrec_batch; index anew")
-        tables = {"images": images}
-        tables.update({t: delta.open_table(index, t, v) for t, v in named.items()})
-        files: Files = {t: delta.files(t, table) for t, table in tables.items()}
-    if version is not None:
-        files = _as_purged(index, files)
-    return {t: table.version() for t, table in tables.items()}, files, f"{key & _64_BITS:016x}"
+        newest = {}
+        for name, wanted in named.items():
+            # of the newest snapshot as it is now, which costs no more
+            table = delta.open_table(index, name, None if version is None else wanted)
+            if table.version() < wanted:
+                raise IndexStateError(_behind(index, name, table.version(), wanted))
+            if table.version() > wanted:
+                newest[name] = table
+                table = delta.open_table(index, name, wanted)
+            files[name] = delta.files(name, table)
+            delta.check(index, name, table, files[name])
+            if (table.transaction_version(_FOR) or 0) > images.version():
+                raise IndexStateError(_behind(index, name, wanted - 1, wanted))
+        times = [delta.committed_at(table) for table in newest.values()]
+        meant = [table.transaction_version(_FOR) or 0 for table in newest.values()]
+    return Log(
+        versions={**named, "images": images.version()},
+        files=files if version is None else _as_purged(index, files),
+        bundle=log.bundle_of(key),
+        ahead={t: table.version() for t, table in newest.items()},
+        meant=max(meant, default=0),
+        age=abs(time.time() - max(times, default=0.0)),
+    )
+
+
+def _behind(index: str, table: str, version: int, wanted: int) -> str:
+    return (
+        f"{index}: {table} is at version {version}, the snapshot names {wanted}: the newest "
+        f"entries of {table}/_delta_log are lost; put them back (bucket versions, backup), or "
+        "go back to a version before them with jobs/maintain.py rollback"
+    )
 
 
 def _names(versions: Mapping[str, int], bundle: str) -> dict[str, int]:
     """What a commit of `images` names: versions, and the bundle_id as a signed 64-bit integer."""
-    return {**versions, _MODEL: int.from_bytes(bytes.fromhex(bundle), signed=True)}
+    return {**versions, log.MODEL: int.from_bytes(bytes.fromhex(bundle), signed=True)}
 
 
 def _as_purged(index: str, files: Files) -> Files:
@@ -158,7 +261,7 @@ def _check_in_place(index: str, version: int, files: Files, bundle: str) -> None
     wanted = [f.uri(index) for members in files.values() for f in members]
     wanted.append(storage.join(model_uri(index, bundle), "model.json"))
     folders = [*(storage.join(index, t) for t in TABLES), model_uri(index, bundle)]
-    there = {uri for folder in folders for uri, *_ in storage.find_files(folder)}
+    there = {uri for folder in folders for uri, *_ in storage.find_files(folder, links=True)}
     missing = [uri for uri in wanted if uri not in there]
     if missing:
         raise IndexStateError(
@@ -210,7 +313,9 @@ def replace(base: Snapshot, wanted: Snapshot, info: Mapping[str, Any] | None = N
     """Publish the files and the model of `wanted` as the successor of `base`; see `commit`."""
     try:
         with delta.errors(base.index):
-            versions = {t: delta.bring_to(base.index, t, wanted.files[t]) for t in _COMPANIONS}
+            if delta.open_table(base.index, "images").version() != base.version:
+                raise IndexStateError(_overtaken(base))  # before it leaves anything ahead
+            versions = {t: _bring(base, t, wanted.files[t]) for t in _COMPANIONS}
             images = delta.open_table(base.index, "images")
             if images.version() != base.version:
                 raise IndexStateError(_overtaken(base))
@@ -222,6 +327,11 @@ def replace(base: Snapshot, wanted: Snapshot, info: Mapping[str, Any] | None = N
     return open_snapshot(base.index)
 
 
+def _bring(base: Snapshot, table: str, wanted: Sequence[DataFile]) -> int:
+    names = {_FOR: base.version + 1}
+    return delta.bring_to(base.index, table, wanted, names, always=table == _COMPANIONS[0])
+
+
 def _overtaken(base: Snapshot) -> str:
     return (
         f"{base.index}: another run has published since version {base.version}, on which this one "
@@ -229,15 +339,15 @@ def _overtaken(base: Snapshot) -> str:
     )
 
 
+def newest_version(index: str) -> int:
+    """The version of the newest snapshot. Raises IndexStateError."""
+    with delta.errors(index):
+        return delta.open_table(index, "images").version()
+
+
 def history(index: str) -> list[Commit]:
     """The snapshots that the log remembers, newest first. Raises IndexStateError."""
-    with delta.errors(index):
-        entries = delta.history(index, "images")
-    return [
-        Commit(
-            version=entry["version"],
-            time=dt.datetime.fromtimestamp(entry["timestamp"] / 1000, dt.UTC),
-            info=entry,
-        )
-        for entry in entries
-    ]
+    newest = newest_version(index)
+    # not delta-rs's history: that counts entries, and gives wrong versions where one is lost
+    found = {v: log.commit_info(a) for v, a in log.read_entries(index, "images").items()}
+    return [Commit(v, log.commit_time(i), i) for v, i in found.items() if v <= newest]

@@ -5,7 +5,7 @@ cannot be changed. So the rewritten file has another name, a table of replacemen
 the index, and whoever opens an older version looks there.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,11 +46,15 @@ def write_replacements(
 def read_replacements(index: str) -> Replacements:
     """By table and path of a file that a purge took away: what it became, after all purges."""
     found: dict[tuple[str, str], DataFile | None] = {}
-    for uri, *_ in sorted(storage.find_files(storage.join(index, _FOLDER), ".parquet")):
+    for uri, *_ in sorted(_tables(index)):
         for row in pq.read_table(pa.BufferReader(storage.read_bytes(uri))).to_pylist():
             key = (row["table"], row.pop("old_path"))
             found[key] = DataFile(**row) if row["path"] else None
     return {key: _last(found, new) for key, new in found.items()}
+
+
+def _tables(index: str) -> Iterator[tuple[str, int, float]]:
+    return storage.find_files(storage.join(index, _FOLDER), ".parquet", links=True)
 
 
 def _last(found: Replacements, file: DataFile | None) -> DataFile | None:

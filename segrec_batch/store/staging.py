@@ -6,6 +6,7 @@ publication puts them in place of the old ones in one commit.
 """
 
 import datetime as dt
+import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from segrec_batch.model.bundle import Model  # torch
 
 _FOLDER = "rebuild"
+_ENTRY = re.compile(r"([0-9a-f]{16})/_delta_log/\d{20}\.json")
+_LOG_FILE = re.compile(r"_delta_log/(\d{20}\.(json|crc|checkpoint\.parquet)|_last_checkpoint)")
+_DATA_FILE = re.compile(r"part-\d{5}-[0-9a-f-]{36}-c\d{3}(\.\w+)?\.parquet")  # of delta-rs
 _NAMES = [f.name for f in fields(DataFile)]
 _SCHEMA = pa.schema(
     [
@@ -34,8 +38,15 @@ _SCHEMA = pa.schema(
 def open_staging(base: Snapshot, model: "Model") -> Snapshot:
     """What is staged of a rebuild of `base` with a model: a snapshot without versions of its own.
 
-    Files that are published already, by a rebuild that died right after, do not count.
+    Files that are published already, by a rebuild that died right after, do not count. Raises
+    InputError for a folder of the rebuild that holds anything else.
     """
+    storage.refuse_strangers(
+        storage.join(base.index, _table(model.bundle_id)),
+        lambda path: bool(_DATA_FILE.fullmatch(path) or path.startswith("_delta_log/")),
+        "what a rebuild has staged",
+        "move that elsewhere",
+    )
     model.save(model_uri(base.index, model.bundle_id))
     staged, version = staged_files(base.index, model.bundle_id)
     published = {(f.table, f.path) for f in base.all_files}
@@ -82,11 +93,18 @@ def staged_files(index: str, bundle: str) -> tuple[list[DataFile], int]:
     return files, version
 
 
+def named_files(index: str, bundle: str) -> set[tuple[str, str]]:
+    """Table and path of all files that were ever staged for a bundle."""
+    with delta.errors(index):
+        rows, _ = delta.read(index, _table(bundle))
+    return {(r["table"], r["path"]) for r in rows.to_pylist()} if rows is not None else set()
+
+
 def rebuilds(index: str) -> list[str]:
     """The bundles for which something is staged."""
     prefix = storage.join(index, _FOLDER) + "/"
-    found = storage.find_files(prefix, ".json")
-    return sorted({uri.removeprefix(prefix).split("/")[0] for uri, *_ in found})
+    found = (uri.removeprefix(prefix) for uri, *_ in storage.find_files(prefix, ".json"))
+    return sorted({match[1] for path in found if (match := _ENTRY.fullmatch(path))})
 
 
 def last_staged(index: str, bundle: str) -> dt.datetime:
@@ -98,7 +116,19 @@ def last_staged(index: str, bundle: str) -> dt.datetime:
 
 def discard(index: str, bundle: str) -> None:
     """Forget what is staged for a bundle; the files themselves are left to vacuum."""
-    storage.delete([uri for uri, *_ in storage.find_files(storage.join(index, _table(bundle)))])
+    folder = storage.join(index, _table(bundle))
+    paths = [uri.removeprefix(f"{folder}/") for uri, *_ in storage.find_files(folder)]
+    # the newest entry first: whenever this is stopped, what is left is a state of before
+    entries = sorted(filter(_LOG_FILE.fullmatch, paths), key=_from_last)
+    data = filter(_DATA_FILE.fullmatch, paths)
+    storage.delete([storage.join(folder, path) for path in entries])
+    storage.delete([storage.join(folder, path) for path in data])
+
+
+def _from_last(path: str) -> tuple[bool, int]:
+    """The order in which files of a log can go: first the pointer, then from the last version."""
+    version = storage.name(path).split(".")[0]
+    return version.isdigit(), -int(version) if version.isdigit() else 0
 
 
 def _table(bundle: str) -> str:

@@ -20,8 +20,8 @@ from segrec_batch.evaluate.drift.snapshots import Pair
 from segrec_batch.evaluate.drift.told import Told
 from segrec_batch.evaluate.report import Provenance, Report
 from segrec_batch.messages import say
-from segrec_batch.pipeline.scratch import scratch_folder
 from segrec_batch.query.database import open_files
+from segrec_batch.scratch import scratch_folder
 from segrec_batch.store.index import Snapshot, history, open_snapshot
 from segrec_batch.store.schema import coverage_column
 
