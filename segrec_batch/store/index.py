@@ -18,12 +18,13 @@ from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, Any
 
 from segrec_batch import storage
-from segrec_batch.errors import IndexStateError
+from segrec_batch.errors import IndexStateError, ModelError
 from segrec_batch.model.spec import ModelSpec, bundle_id, read_spec
 from segrec_batch.store import delta
 from segrec_batch.store.files import DataFile, count_rows
 from segrec_batch.store.purged import read_replacements
 from segrec_batch.store.schema import TABLES, schemas
+from segrec_batch.strict_json import shorten
 
 if TYPE_CHECKING:
     from segrec_batch.model.bundle import Model  # torch
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _COMPANIONS = tuple(t for t in TABLES if t != "images")
 _MODEL = "model"  # the transaction identifier that names a snapshot's bundle
 _64_BITS = 2**64 - 1
+_VERSIONS = 2**53
 
 Files = Mapping[str, tuple[DataFile, ...]]
 
@@ -116,11 +118,26 @@ def open_snapshot(index: str, version: int | None = None) -> Snapshot:
     Of an older version, files that a purge has rewritten are given as they are now; it is an error
     if vacuum has taken any of them, or the model.
     """
-    versions, files, bundle = read_log(index, version)
+    versions, files, bundle, classes = _read_log(index, version)
     if version is not None:
         _check_in_place(index, version, files, bundle)
     spec, model_id = read_spec(model_uri(index, bundle))
+    if bundle_id(model_id, spec) != bundle:
+        raise IndexStateError(
+            f"{model_uri(index, bundle)}: holds another bundle, {bundle_id(model_id, spec)}"
+        )
+    _check_classes(index, files, classes, spec)
     return Snapshot(index, versions, files, model_id, spec)
+
+
+def _check_classes(index: str, files: Files, classes: Sequence[str], spec: ModelSpec) -> None:
+    """The names in the log become SQL and folders; they have to be those of the model."""
+    strange = {f.partition for f in files["regions"]}.difference(spec.all_classes)
+    if tuple(classes) != spec.classes or strange:
+        raise IndexStateError(
+            f"{index}: is of the classes {shorten(', '.join(classes))}, its model of "
+            f"{shorten(', '.join(spec.classes))}; put the model of the index back, or index anew"
+        )
 
 
 def read_log(index: str, version: int | None = None) -> tuple[dict[str, int], Files, str]:
@@ -128,18 +145,42 @@ def read_log(index: str, version: int | None = None) -> tuple[dict[str, int], Fi
 
     Raises IndexStateError, StorageError.
     """
+    return _read_log(index, version)[:3]
+
+
+def _read_log(
+    index: str, version: int | None
+) -> tuple[dict[str, int], Files, str, tuple[str, ...]]:
+    """The same, and the foreground classes that `images` has columns of."""
+    try:
+        return _parse_log(index, version)
+    except (ValueError, KeyError, TypeError, OverflowError, ModelError) as error:
+        raise IndexStateError(
+            f"{index}: its log is damaged, or not of segrec_batch: {error}; take the index from "
+            "its backup, or index anew"
+        ) from error
+
+
+def _parse_log(
+    index: str, version: int | None
+) -> tuple[dict[str, int], Files, str, tuple[str, ...]]:
     with delta.errors(index, version):
         images = delta.open_table(index, "images", version)
-        named = {t: images.transaction_version(t) for t in _COMPANIONS}
+        stated = {t: images.transaction_version(t) for t in _COMPANIONS}
+        named = {t: v for t, v in stated.items() if v is not None}
         key = images.transaction_version(_MODEL)
-        if key is None or None in named.values():
+        if key is None or len(named) < len(stated):
             raise IndexStateError(f"{index}: made by another version of segrec_batch; index anew")
+        if not all(0 <= v < _VERSIONS for v in named.values()):
+            raise ValueError(f"there is no version {max(named.values(), key=abs)}")
         tables = {"images": images}
         tables.update({t: delta.open_table(index, t, v) for t, v in named.items()})
+        classes = {t: delta.check_table(t, table) for t, table in tables.items()}["images"]
         files: Files = {t: delta.files(t, table) for t, table in tables.items()}
     if version is not None:
         files = _as_purged(index, files)
-    return {t: table.version() for t, table in tables.items()}, files, f"{key & _64_BITS:016x}"
+    found = {t: table.version() for t, table in tables.items()}
+    return found, files, f"{key & _64_BITS:016x}", classes
 
 
 def _names(versions: Mapping[str, int], bundle: str) -> dict[str, int]:
@@ -231,13 +272,16 @@ def _overtaken(base: Snapshot) -> str:
 
 def history(index: str) -> list[Commit]:
     """The snapshots that the log remembers, newest first. Raises IndexStateError."""
-    with delta.errors(index):
-        entries = delta.history(index, "images")
-    return [
-        Commit(
-            version=entry["version"],
-            time=dt.datetime.fromtimestamp(entry["timestamp"] / 1000, dt.UTC),
-            info=entry,
-        )
-        for entry in entries
-    ]
+    try:
+        with delta.errors(index):
+            entries = delta.history(index, "images")
+        return [
+            Commit(
+                version=entry["version"],
+                time=dt.datetime.fromtimestamp(entry["timestamp"] / 1000, dt.UTC),
+                info=entry,
+            )
+            for entry in entries
+        ]
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise IndexStateError(f"{index}: its log is damaged: {error}") from error

@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from segrec_batch import storage
 from segrec_batch.errors import IndexStateError
+from segrec_batch.model.spec import is_bundle_id
 from segrec_batch.store import delta
-from segrec_batch.store.files import DataFile
+from segrec_batch.store.files import DataFile, described_file
 from segrec_batch.store.index import Snapshot, empty_snapshot, model_uri, with_changes
 
 if TYPE_CHECKING:
@@ -68,17 +69,22 @@ def stage(staged: Snapshot, add: Sequence[DataFile], remove: Sequence[DataFile] 
 
 def staged_files(index: str, bundle: str) -> tuple[list[DataFile], int]:
     """The files staged for a bundle, and the version of that state (-1: nothing)."""
-    with delta.errors(index):
-        rows, version = delta.read(index, _table(bundle))
-    if rows is None:
-        return [], version
-    entries = rows.to_pylist()
-    removed = {(entry["table"], entry["path"]) for entry in entries if not entry["staged"]}
-    files = [
-        DataFile(**{name: row[name] for name in _NAMES})
-        for row in entries
-        if (row["table"], row["path"]) not in removed
-    ]
+    try:
+        with delta.errors(index):
+            rows, version = delta.read(index, _table(bundle), _SCHEMA)
+        if rows is None:
+            return [], version
+        entries = rows.to_pylist()
+        removed = {(entry["table"], entry["path"]) for entry in entries if not entry["staged"]}
+        files = [
+            described_file(**{name: row[name] for name in _NAMES})
+            for row in entries
+            if (row["table"], row["path"]) not in removed
+        ]
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise IndexStateError(
+            f"{storage.join(index, _table(bundle))}: not what a rebuild has staged: {error}"
+        ) from error
     return files, version
 
 
@@ -86,7 +92,8 @@ def rebuilds(index: str) -> list[str]:
     """The bundles for which something is staged."""
     prefix = storage.join(index, _FOLDER) + "/"
     found = storage.find_files(prefix, ".json")
-    return sorted({uri.removeprefix(prefix).split("/")[0] for uri, *_ in found})
+    names = {uri.removeprefix(prefix).split("/")[0] for uri, *_ in found}
+    return sorted(filter(is_bundle_id, names))
 
 
 def last_staged(index: str, bundle: str) -> dt.datetime:
