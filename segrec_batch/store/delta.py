@@ -88,7 +88,14 @@ def create(index: str, table: str, schema: pa.Schema, names: Mapping[str, int]) 
 def open_table(index: str, table: str, version: int | None = None) -> DeltaTable:
     """A version of a table, or the newest. It stays as it was when the table is written."""
     uri, options = _location(index, table)
+    if version is not None and not can_be_version(version):
+        raise DeltaError(f"there is no version {version}")
     return whole(lambda: DeltaTable(uri, version, storage_options=options))
+
+
+def can_be_version(version: int) -> bool:
+    """Whether a table can have a version; delta-rs counts up to any that it is asked for."""
+    return 0 <= version < 2**22
 
 
 def history(index: str, table: str) -> list[dict[str, Any]]:
@@ -160,9 +167,9 @@ def _rows(stream: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def _known(statistics: Mapping[str, Any]) -> dict[str, Any]:
+def _known(statistics: Mapping[str, Any] | None) -> dict[str, Any]:
     """The columns that have statistics: plain values."""
-    return {k: v for k, v in statistics.items() if isinstance(v, str | int | float)}
+    return {k: v for k, v in (statistics or {}).items() if isinstance(v, str | int | float)}
 
 
 def bring_to(index: str, table: str, wanted: Sequence[DataFile]) -> int:

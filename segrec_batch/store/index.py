@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 _COMPANIONS = tuple(t for t in TABLES if t != "images")
 _MODEL = "model"  # the transaction identifier that names a snapshot's bundle
 _64_BITS = 2**64 - 1
-_VERSIONS = 2**53
 
 Files = Mapping[str, tuple[DataFile, ...]]
 
@@ -171,7 +170,7 @@ def _parse_log(
         key = images.transaction_version(_MODEL)
         if key is None or len(named) < len(stated):
             raise IndexStateError(f"{index}: made by another version of segrec_batch; index anew")
-        if not all(0 <= v < _VERSIONS for v in named.values()):
+        if not all(map(delta.can_be_version, named.values())):
             raise ValueError(f"there is no version {max(named.values(), key=abs)}")
         tables = {"images": images}
         tables.update({t: delta.open_table(index, t, v) for t, v in named.items()})
