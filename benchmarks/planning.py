@@ -52,7 +52,16 @@ examples:
   # as if there were 40 times as many sources
   python benchmarks/planning.py --memory 100MB
 """
-SPEC = ModelSpec(("car", "person", "tree"), (), (), (), (), (), "none", "")
+SPEC = ModelSpec(
+    ("car", "person", "tree"),
+    ("conv5_3",),
+    (0, 1, 2, 3),
+    ((64, 64),),
+    (0.0,) * 3,
+    (1.0,) * 3,
+    "none",
+    "0" * 64,
+)
 CONSTANTS = {pa.string(): "text", pa.binary(): b"", pa.int32(): 1, pa.float32(): 0.5}
 FOLDER_FILES = 1000
 

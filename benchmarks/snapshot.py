@@ -33,7 +33,16 @@ examples:
   python benchmarks/snapshot.py
   python benchmarks/snapshot.py --parts 100 1000 10000
 """
-SPEC = ModelSpec(("car", "person", "tree"), (), (), (), (), (), "none", "")
+SPEC = ModelSpec(
+    ("car", "person", "tree"),
+    ("conv5_3",),
+    (0, 1, 2, 3),
+    ((64, 64),),
+    (0.0,) * 3,
+    (1.0,) * 3,
+    "none",
+    "0" * 64,
+)
 COMMIT_PARTS = 100
 
 

@@ -9,12 +9,13 @@ throttles, it does not know the credentials) is a StorageError, after retries of
 it says nothing about the file.
 """
 
+import errno
 import os
 import re
 import stat
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -124,11 +125,24 @@ def stem(uri: str) -> str:
     return PurePosixPath(uri).stem
 
 
-def read_bytes(uri: str) -> bytes:
-    """The content of one file. Raises OSError if the file cannot be read, StorageError if the store
-    fails.
+def read_bytes(uri: str, limit: int | None = None) -> bytes:
+    """The content of one file. Raises OSError if the file cannot be read or has more than `limit`
+    bytes, StorageError if the store fails.
     """
-    return _or_raise(read_many([uri])[0])
+    if limit is None:
+        return _or_raise(read_many([uri])[0])
+    return _or_raise(read_bounded([uri], limit)[0])
+
+
+def read_bounded(uris: Sequence[str], limit: int) -> list[Content]:
+    """As `read_many`, but a file of more than `limit` bytes gives an OSError: no more are read."""
+    contents = read_many(uris, [limit + 1] * len(uris))
+    return [
+        OSError(errno.EFBIG, f"more than {limit:,} bytes")
+        if isinstance(content, bytes) and len(content) > limit
+        else content
+        for content in contents
+    ]
 
 
 def read_range(uri: str, start: int, stop: int) -> bytes:
@@ -136,11 +150,24 @@ def read_range(uri: str, start: int, stop: int) -> bytes:
     return _or_raise(_fetch(filesystem(uri)[0], [uri], [start], [stop])[0])
 
 
+@contextmanager
+def opened(uri: str) -> Iterator[Any]:
+    """One file, open to be read here and there. Raises as `read_bytes` does."""
+    fs, path = filesystem(uri)
+    if is_local(fs):
+        with open(path, "rb", opener=_open_regular) as file:
+            yield file
+        return
+    with fs.open(path) as file:
+        yield file
+
+
 def read_many(uris: Sequence[str], sizes: Sequence[int] | None = None) -> list[Content]:
     """The contents of files of one file system, concurrently where it is remote.
 
     At most `sizes` bytes of each are read, all without. A file that cannot be read gives its error:
     on local disk any OSError, in a store that it is not there or is not for this user to read.
+    What is no regular file, such as a pipe or a device, is not waited for: it gives an OSError.
     Raises StorageError for everything else.
     """
     if not uris:
@@ -161,10 +188,24 @@ def _or_raise(content: Content) -> bytes:
 
 def _read_local(uri: str, size: int) -> Content:
     try:
-        with open(filesystem(uri)[1], "rb") as file:  # noqa: PTH123
+        with open(filesystem(uri)[1], "rb", opener=_open_regular) as file:
             return file.read(size)
     except OSError as error:
         return error
+    except ValueError as error:  # a NUL in the name
+        return OSError(errno.EINVAL, str(error))
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Open a regular file, or a link to one; of a pipe not even the open waits."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise OSError(errno.EINVAL, "not a regular file", path)
 
 
 def _fetch(

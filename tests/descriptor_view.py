@@ -39,5 +39,5 @@ def with_descriptors(
     database.connection.register("given", table)
     database.connection.execute("CREATE OR REPLACE TABLE described AS FROM given")
     database.connection.execute("CREATE OR REPLACE VIEW descriptors AS FROM described")
-    specs = tuple(DescriptorSpec(name, {}, "") for name in vectors)
+    specs = tuple(DescriptorSpec(name, {}, "0" * 64) for name in vectors)
     return replace(database, spec=replace(database.spec, descriptors=specs))

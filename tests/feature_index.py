@@ -16,7 +16,16 @@ from segrec_batch.store.index import Snapshot
 from segrec_batch.store.parts import write_part
 from segrec_batch.store.schema import images_schema, regions_schema
 
-SPEC = ModelSpec(("car", "person"), (), (), (), (), (), "none", "")
+SPEC = ModelSpec(
+    ("car", "person"),
+    ("conv5_3",),
+    (0, 1, 2),
+    ((64, 64),),
+    (0.0,) * 3,
+    (1.0,) * 3,
+    "none",
+    "0" * 64,
+)
 _CONSTANTS = {
     pa.string(): "text", pa.binary(): b"", pa.int32(): 1, pa.int64(): 1, pa.float32(): 0.5,
     pa.timestamp("us", tz="UTC"): 0,

@@ -41,6 +41,7 @@ LEVELS = [  # each may import from its own and from those before it
         "listing",
         "recognise",
         "scenes",
+        "strict_json",
     },
     {"model"},
     {"places"},

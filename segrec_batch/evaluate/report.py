@@ -26,10 +26,13 @@ from segrec_batch.errors import InputError
 from segrec_batch.evaluate.items import Gallery, Plot, Section, Table, Text, figure
 from segrec_batch.evaluate.measures import Estimate
 from segrec_batch.query.views import schema_file
+from segrec_batch.store.parquet import read_parquet
+from segrec_batch.strict_json import read_json
 
 FORMAT = 1
 METRICS, COUNTS = "metrics.json", "counts.parquet"
 FIGURES_FILE, PAGE = "metrics.parquet", "report.html"
+_METRICS_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -221,7 +224,7 @@ def read_metrics(uri: str) -> dict[str, Any]:
     """A `metrics.json`, or that of a report's folder. Raises InputError."""
     uri = uri if uri.endswith(".json") else storage.join(uri, METRICS)
     try:
-        metrics = json.loads(storage.read_bytes(uri))
+        metrics = read_json(uri, _METRICS_BYTES)
         check_metrics(metrics)
     except (OSError, ValueError, InputError) as error:
         raise InputError(f"{uri}: not the metrics of a report: {error}") from error
@@ -233,14 +236,19 @@ def read_counts(uri: str) -> pa.Table | None:
 
     Raises InputError.
     """
-    folder = (uri.rpartition("/")[0] or ".") if uri.endswith(".json") else uri
-    uri = storage.join(folder, COUNTS)
+    uri = counts_uri(uri)
     try:
-        return pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+        return read_parquet(storage.read_bytes(uri))
     except FileNotFoundError:
         return None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{uri}: not readable: {error}") from error
+
+
+def counts_uri(uri: str) -> str:
+    """Where the counts beside a `metrics.json`, or of a report's folder, are."""
+    folder = (uri.rpartition("/")[0] or ".") if uri.endswith(".json") else uri
+    return storage.join(folder, COUNTS)
 
 
 def own_ids(svg: str, number: int) -> str:

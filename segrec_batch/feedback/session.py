@@ -7,6 +7,7 @@ go on. DuckDB reads it as any Parquet file. What identifies the session is JSON 
 import base64
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -16,13 +17,18 @@ import pyarrow.parquet as pq
 
 from segrec_batch import storage
 from segrec_batch.errors import InputError
-from segrec_batch.feedback.refine import RELEVANT, STANDARD, Weights
+from segrec_batch.feedback.about import check_about
+from segrec_batch.feedback.refine import MARKS, RELEVANT, STANDARD, WAYS, Weights
 from segrec_batch.query.card import Card
 from segrec_batch.query.criteria import Criteria
 from segrec_batch.query.recommend import QueryImage
+from segrec_batch.store.parquet import read_parquet
+from segrec_batch.strict_json import parse_json, shorten
 
 FORMAT = 1
 KEY = b"segrec_batch.feedback"
+_BYTES = 2**28  # of a file
+_SCHEMES = ("file", "s3", "s3a")  # of the index that a session names
 
 ROUNDS = pa.schema(
     [
@@ -129,14 +135,29 @@ def write(session: Session, uri: str) -> None:
 def read(uri: str) -> Session:
     """A session from its file. Raises InputError."""
     try:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
-        about = json.loads((table.schema.metadata or {})[KEY])
-        if about.pop("format") != FORMAT:
+        table = read_parquet(storage.read_bytes(uri, _BYTES))
+        about = parse_json((table.schema.metadata or {})[KEY], _BYTES)
+        if not isinstance(about, dict) or about.get("format") != FORMAT:
             raise InputError(f"{uri} is of another version of segrec_batch")
-        rows = [Shown(**row) for row in table.select(ROUNDS.names).to_pylist()]
-        return _session(about, rows)
-    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        check_about(about)
+        return _session(about, _parse_rounds(table))
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{uri} is no session of `segrec feedback`: {error}") from error
+
+
+def _parse_rounds(table: pa.Table) -> list[Shown]:
+    """The rows of a session that somebody else may have made. Raises ValueError."""
+    if not table.schema.equals(ROUNDS):
+        raise ValueError("its columns are others")
+    rows = [Shown(**row) for row in table.to_pylist()]
+    if not rows or {row.round for row in rows} != set(range(max(r.round for r in rows) + 1)):
+        raise ValueError("its rounds are not numbered from 0")
+    for row in rows:
+        if row.by not in ("query", *WAYS) or row.rank < 1:
+            raise ValueError(f"round {row.round} is ranked by {shorten(row.by)}")
+        if row.mark not in (None, *MARKS) or not math.isfinite(row.score or 0):
+            raise ValueError(f"mark {row.mark} or score {row.score} of round {row.round}")
+    return rows
 
 
 def _about(session: Session) -> dict[str, Any]:
@@ -166,15 +187,19 @@ def _picture(asked: QueryImage) -> dict[str, Any]:
 
 def _session(about: Mapping[str, Any], rows: Sequence[Shown]) -> Session:
     asked = about["query"]
+    index = about["index"]
+    scheme, separator, _ = index.partition("://")
+    if separator and "/" not in scheme and scheme not in _SCHEMES:
+        raise ValueError(f"index {shorten(index)} is neither a folder nor in s3://")
     if "image_id" in asked:
         found: str | QueryImage = asked["image_id"]
     else:
-        mask = base64.b64decode(asked["mask"])
+        mask = base64.b64decode(asked["mask"], validate=True)
         card = Card(asked["uri"], None, mask, asked["coverage"], None)
         found = QueryImage(card, None, asked["seen"])
     criteria = {**about["criteria"], "coverage": tuple(about["criteria"]["coverage"])}
     return Session(
-        index=about["index"],
+        index=index,
         version=about["version"],
         model_id=about["model_id"],
         query=found,

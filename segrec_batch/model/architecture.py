@@ -1,5 +1,6 @@
 """The layers of VGG-16 and the taps of the SVM by name; needs neither torch nor weights."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -48,6 +49,7 @@ def _layers() -> dict[str, Layer]:
 
 
 LAYERS: Mapping[str, Layer] = _layers()
+_ODD = re.compile(r"[0-9]{0,2}[13579]")
 DEEPEST = "conv5_3"
 
 
@@ -65,9 +67,12 @@ class Tap:
         """Return the tap of a name. Raises ModelError for what is not `LAYER` or `LAYER@ODD`."""
         layer, at, window = text.partition("@")
         if layer not in LAYERS:
-            raise ModelError(f"{text}: no such layer; VGG-16 has {', '.join(LAYERS)}")
-        if at and not (window.isdecimal() and int(window) % 2 == 1):
-            raise ModelError(f"{text}: the window behind @ must be an odd number of cells")
+            raise ModelError(f"{text[:80]}: no such layer; VGG-16 has {', '.join(LAYERS)}")
+        if at and not _ODD.fullmatch(window):
+            raise ModelError(
+                f"{text[:80]}: the window behind @ must be an odd number of cells, of 3 digits "
+                "at most"
+            )
         return cls(layer, int(window) if at else 1)
 
     def __str__(self) -> str:

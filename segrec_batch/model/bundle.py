@@ -8,6 +8,7 @@ bundle is identified by `bundle_id`, which names its descriptors, too; an index 
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,10 +21,16 @@ from safetensors.numpy import load, save
 
 from segrec_batch import storage
 from segrec_batch.errors import ModelError
-from segrec_batch.model.architecture import Tap
+from segrec_batch.model.architecture import DEEPEST, LAYERS, Tap
 from segrec_batch.model.spec import DescriptorSpec, ModelSpec, bundle_id, read_spec
+from segrec_batch.strict_json import parse_json, shorten
 
 Array = NDArray[Any]
+Shapes = Mapping[str, tuple[int, ...]]
+
+_HEADER = 2**20  # bytes of a safetensors header; those of this project have at most some 10,000
+_DESCRIPTOR = 2**31  # bytes of a descriptor's tensors; AlexNet's are 228 million
+_VALUES = {"F32": 4, "F64": 8, "I32": 4, "I64": 8, "U8": 1}  # bytes of a value, by type
 
 
 def fingerprint(tensors: Mapping[str, Array]) -> str:
@@ -119,12 +126,10 @@ class Model:
 def load_model(uri: str) -> Model:
     """Read a bundle and check it against its own fingerprints. Raises ModelError."""
     spec, stated_id = read_spec(uri)
-    try:
-        head = load(storage.read_bytes(storage.join(uri, "head.safetensors")))
-        backbone = load(storage.read_bytes(storage.join(uri, "backbone.safetensors")))
-        descriptors = {d.name: load_descriptor(uri, d) for d in spec.descriptors}
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{uri}: the bundle is not complete: {error}") from error
+    head = _load_tensors(storage.join(uri, "head.safetensors"), head_shapes(spec))
+    _check_complete(head, head_shapes(spec), uri)
+    backbone = _load_tensors(storage.join(uri, "backbone.safetensors"), BACKBONE_SHAPES)
+    descriptors = {d.name: load_descriptor(uri, d) for d in spec.descriptors}
     model = Model(spec, head, backbone, descriptors)
     if fingerprint(backbone) != spec.weights_fingerprint or model.model_id != stated_id:
         raise ModelError(_OTHER.format(uri))
@@ -135,13 +140,81 @@ def load_descriptor(uri: str, descriptor: DescriptorSpec) -> dict[str, Array]:
     """The tensors of a descriptor of a bundle. Raises ModelError."""
     if descriptor.fingerprint == fingerprint({}):
         return {}
-    try:
-        found = load(storage.read_bytes(_descriptor_uri(uri, descriptor.name)))
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{uri}: the bundle is not complete: {error}") from error
+    found = _load_tensors(_descriptor_uri(uri, descriptor.name))
     if fingerprint(found) != descriptor.fingerprint:
         raise ModelError(_OTHER.format(uri))
     return found
+
+
+BACKBONE_SHAPES: Shapes = {
+    name: shape
+    for layer in LAYERS.values()
+    for name, shape in (
+        (layer.weight, (layer.channels, layer.inputs, 3, 3)),
+        (layer.bias, (layer.channels,)),
+    )
+}
+"""The tensors of a backbone: of VGG-16's convolution layers."""
+
+
+def head_shapes(spec: ModelSpec) -> Shapes:
+    """The tensors of a head, see `Model`."""
+    components, width = len(spec.components), LAYERS[DEEPEST].channels
+    taps = [Tap.parse(text) for text in spec.taps]
+    return {
+        **{f"svm.{tap}": (components, tap.source.channels) for tap in taps},
+        "svm.bias": (components,),
+        "sign_bits.centre": (width,),
+        "sign_bits.rotation": (width, width),
+    }
+
+
+def check_backbone(backbone: Mapping[str, Array]) -> None:
+    """Raise ModelError if a layer is missing that an engine needs."""
+    _check_complete(backbone, BACKBONE_SHAPES, "the backbone")
+
+
+def _check_complete(tensors: Mapping[str, Array], shapes: Shapes, what: str) -> None:
+    missing = [name for name in shapes if name not in tensors]
+    if missing:
+        raise ModelError(f"{what}: the bundle is not complete: {missing[0]} is missing")
+
+
+def _load_tensors(uri: str, shapes: Shapes | None = None) -> dict[str, Array]:
+    """The tensors of a file: float32 of these names and shapes, or any that a descriptor may have.
+
+    Raises ModelError; before a byte of a tensor is taken in, if its header says what cannot be.
+    """
+    values = sum(math.prod(shape) for shape in shapes.values()) * _VALUES["F32"] if shapes else None
+    try:
+        content = storage.read_bytes(uri, (_DESCRIPTOR if values is None else values) + _HEADER)
+        _check_header(content, shapes)
+        return load(content)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"{uri}: the bundle is not complete: {error}") from error
+
+
+def _check_header(content: bytes, shapes: Shapes | None) -> None:
+    """Raise ValueError for a header that is damaged, or names tensors that cannot be."""
+    length = int.from_bytes(content[:8], "little")
+    if len(content) < 8 or length > min(_HEADER, len(content) - 8):
+        raise ValueError("its header is cut off or too long")
+    header = parse_json(content[8 : 8 + length], _HEADER)
+    if not isinstance(header, dict):
+        raise ValueError("its header names no tensors")
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        kind, shape = (entry.get(key) if isinstance(entry, dict) else None for key in _ENTRY)
+        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"tensor {shorten(name)} has no shape")
+        if kind not in (_VALUES if shapes is None else ("F32",)):
+            raise ValueError(f"tensor {shorten(name)} is of type {shorten(kind)}")
+        if shapes is not None and shapes.get(name) != tuple(shape):
+            wanted = f"not {shapes[name]}" if name in shapes else "but no such tensor belongs here"
+            raise ValueError(f"tensor {shorten(name)} is {shorten(tuple(shape))}, {wanted}")
+
+
+_ENTRY = ("dtype", "shape")
 
 
 def _descriptor_uri(uri: str, name: str) -> str:

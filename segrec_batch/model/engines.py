@@ -20,7 +20,7 @@ from segrec_batch.decode import Shape
 from segrec_batch.errors import EngineError
 from segrec_batch.host import Processor, read_processor, usable_cores
 from segrec_batch.model.architecture import DEEPEST, LAYERS, Tap
-from segrec_batch.model.bundle import Model
+from segrec_batch.model.bundle import Model, check_backbone
 from segrec_batch.model.segmentation import Segmenter
 from segrec_batch.model.spec import Scaling
 
@@ -273,8 +273,9 @@ def load_segmenter(
 
     threads: that a CPU gives it; all usable cores if None. batches: whether it will be called with
     many images at a time, of which ncnn then gives each thread some. few: whether for so few images
-    that what loads faster is better than what runs faster. Raises DeviceError.
+    that what loads faster is better than what runs faster. Raises DeviceError, ModelError.
     """
+    check_backbone(model.backbone)
     if choice.engine == "ncnn":
         from segrec_batch.model.ncnn_engine import NcnnSegmenter, Threads
 

@@ -2,20 +2,29 @@
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from segrec_batch import storage
-from segrec_batch.decode import Shape
+from segrec_batch.decode import MAX_PIXELS, Shape
 from segrec_batch.errors import ModelError
+from segrec_batch.model.architecture import Tap
+from segrec_batch.strict_json import check_values, read_json, shorten
 
 BACKGROUND = "background"
 FORMAT = 3  # of the bundle and of the arithmetic behind it; part of model_id
 COMMON_GRID = 32  # side of the square grid on which masks of any two pictures are compared
 _COLOURS = ("#e6194b", "#4363d8", "#3cb44b", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
-_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
+_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")  # of a class or a descriptor: a column, a folder, a file
+_ID = re.compile(r"[0-9a-f]{16}")
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+_DESCRIPTOR_ID = re.compile(rf"{_NAME.pattern}-[0-9a-f]{{8}}")
+_MOST = 255  # classes, since labels are bytes and 0 is the background; taps, shapes, descriptors
+_COMPONENTS = 2**16
+_ANY = re.compile(r".{0,4096}", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,17 @@ class DescriptorSpec:
     settings: Mapping[str, Any]
     fingerprint: str
 
+    def __post_init__(self) -> None:
+        if not is_name(self.name):
+            raise ModelError(f"descriptors: name {shorten(self.name)}: {_NAMES}")
+        if not isinstance(self.settings, Mapping):
+            raise ModelError(f"settings of descriptor {self.name}: no object")
+        try:
+            check_values(self.settings)
+        except ValueError as error:
+            raise ModelError(f"settings of descriptor {self.name}: {error}") from error
+        _check_text(f"fingerprint of descriptor {self.name}", self.fingerprint, _FINGERPRINT)
+
     @property
     def id(self) -> str:
         """The name and 8 hex digits over all that changes a vector: what its vectors lie under."""
@@ -48,7 +68,7 @@ class DescriptorSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What `model.json` says.
+    """What `model.json` says. There is none that says what cannot be: making one raises ModelError.
 
     classes: names of the foreground classes; class i of a map is classes[i-1], 0 the background.
     taps: layers of the SVM, as `Tap` writes them. components: the class of each SVM.
@@ -69,6 +89,41 @@ class ModelSpec:
     backbone: str = "vgg16"
     descriptors: tuple[DescriptorSpec, ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_sequence("classes", self.classes, str)
+        check_class_names(list(self.classes))
+        _check_sequence("taps", self.taps, str)
+        try:
+            _refuse_doubles("taps", [str(Tap.parse(tap)) for tap in self.taps])
+        except ModelError as error:
+            raise ModelError(f"taps: {str(error).removeprefix('taps: ')}") from error
+        _check_sequence("components", self.components, int, most=_COMPONENTS)
+        if not all(0 <= c <= len(self.classes) for c in self.components):
+            raise ModelError(f"components: each is the number of a class, 0 to {len(self.classes)}")
+        lone = [n for k, n in enumerate(self.classes, start=1) if k not in set(self.components)]
+        if lone:
+            raise ModelError(f"components: class {lone[0]} has none")
+        _check_sequence("shapes", self.shapes, tuple)
+        for shape in self.shapes:
+            _check_sequence("shapes", shape, int)
+            if len(shape) != 2 or min(shape) < 1 or math.prod(shape) > MAX_PIXELS:
+                raise ModelError(f"shapes: {shorten(shape)} is no height and width")
+        for name, numbers in (("mean", self.mean), ("std", self.std)):
+            _check_sequence(name, numbers, int, float)
+            if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+                raise ModelError(f"{name}: {shorten(numbers)} is no number for each RGB channel")
+        if min(self.std) <= 0:
+            raise ModelError(f"std: {shorten(self.std)} is not above 0")
+        _check_text("weights", self.weights, _ANY)
+        _check_text("weights_fingerprint", self.weights_fingerprint, _FINGERPRINT)
+        _check_text("backbone", self.backbone, _NAME)
+        if not isinstance(self.minmax, bool):
+            raise ModelError(f"minmax: {shorten(self.minmax)} is neither true nor false")
+        _check_sequence("descriptors", self.descriptors, DescriptorSpec)
+        _refuse_doubles("descriptors", [d.name for d in self.descriptors])
+        if not isinstance(self.training, Mapping):
+            raise ModelError(f"training: {shorten(self.training)} is no object")
 
     @property
     def scaling(self) -> Scaling:
@@ -100,8 +155,8 @@ class ModelSpec:
         return {c: _COLOURS[i % len(_COLOURS)] for i, c in enumerate(self.classes)}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {"format": FORMAT, **asdict(self)}
+        """Plain JSON values; null where `training` has no number."""
+        return {"format": FORMAT, **asdict(self), "training": _finite(self.training)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ModelSpec":
@@ -113,15 +168,70 @@ class ModelSpec:
                 f"the bundle has format {found}, this version reads format {FORMAT}: train the "
                 "model again with jobs/train.py, and index with it into a new --index"
             )
-        lists = ("classes", "taps", "components", "mean", "std")
         try:
-            for key in lists:
+            for key in ("classes", "taps", "components", "shapes", "mean", "std", "descriptors"):
+                if not isinstance(values[key], list):
+                    raise ModelError(f"{key}: {shorten(values[key])} is no list")
                 values[key] = tuple(values[key])
-            values["shapes"] = tuple((int(h), int(w)) for h, w in values["shapes"])
+            values["shapes"] = tuple(
+                tuple(shape) if isinstance(shape, list) else shape for shape in values["shapes"]
+            )
+            for entry in values["descriptors"]:
+                if not isinstance(entry, dict):
+                    raise ModelError(f"descriptors: {shorten(entry)} is no object")
             values["descriptors"] = tuple(DescriptorSpec(**d) for d in values["descriptors"])
             return cls(**values)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"model.json is not a segrec model: {error}") from error
+        except (KeyError, TypeError) as error:  # fields that are missing or unknown
+            raise ModelError(f"not a segrec model: {error}") from error
+
+
+def is_name(text: object) -> bool:
+    """Whether a text can be the name of a class or a descriptor."""
+    return isinstance(text, str) and bool(_NAME.fullmatch(text))
+
+
+def is_bundle_id(text: object) -> bool:
+    """Whether a text can be a model_id or a bundle_id."""
+    return isinstance(text, str) and bool(_ID.fullmatch(text))
+
+
+def is_descriptor_id(text: object) -> bool:
+    """Whether a text can be a `DescriptorSpec.id`."""
+    return isinstance(text, str) and bool(_DESCRIPTOR_ID.fullmatch(text))
+
+
+def _check_sequence(name: str, values: object, *kinds: type, most: int = _MOST) -> None:
+    """Raise ModelError for what is not a tuple of values of some types; True is no number."""
+    if not isinstance(values, tuple):
+        raise ModelError(f"{name}: {shorten(values)} is no list")
+    if len(values) > most:
+        raise ModelError(f"{name}: {len(values):,} are too many; there may be {most:,}")
+    if not values and name in ("taps", "components", "shapes"):
+        raise ModelError(f"{name}: a model needs at least one")
+    for value in values:
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise ModelError(f"{name}: {shorten(value)} cannot stand there")
+
+
+def _check_text(name: str, value: object, pattern: re.Pattern[str]) -> None:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise ModelError(f"{name}: {shorten(value)} cannot stand there")
+
+
+def _refuse_doubles(name: str, names: Sequence[str]) -> None:
+    """They become columns and folders, in which case does not count everywhere."""
+    lower = [n.lower() for n in names]
+    if len(set(lower)) < len(lower):
+        twice = next(n for n in lower if lower.count(n) > 1)
+        raise ModelError(f"{name}: {shorten(twice)} is there twice")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 BUNDLE_FILE = r"model\.json|(head|backbone|descriptor-[\w-]+)\.safetensors"
@@ -142,26 +252,35 @@ def bundle_id(model_id: str, spec: ModelSpec) -> str:
 
 def read_spec(uri: str) -> tuple[ModelSpec, str]:
     """What `model.json` of a bundle says, and the model_id it states. Raises ModelError."""
+    file = storage.join(uri, "model.json")
     try:
-        values = json.loads(storage.read_bytes(storage.join(uri, "model.json")))
-        stated_id = values.pop("model_id")
+        values = read_json(file)
     except FileNotFoundError as error:
         raise ModelError(f"{uri}: no model.json there; make a model with jobs/train.py") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{uri}: model.json cannot be read: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{file}: not a segrec model")
+    stated_id = values.pop("model_id", None)
     try:
-        return ModelSpec.from_json(values), stated_id
+        spec = ModelSpec.from_json(values)
     except ModelError as error:
-        raise ModelError(f"{uri}: {error}") from error
+        raise ModelError(f"{file}: {error}") from error
+    if not is_bundle_id(stated_id):
+        raise ModelError(f"{file}: model_id {shorten(stated_id)} is not 16 hex digits")
+    return spec, stated_id
 
 
-def check_class_names(names: list[str]) -> None:
+_NAMES = "use 1 to 64 letters, digits and _ only"
+
+
+def check_class_names(names: Sequence[str]) -> None:
     """Class names become column and folder names. Raises ModelError for what could not be one."""
-    if len(names) > 255:  # labels are bytes, 0 the background
-        raise ModelError(f"{len(names)} classes are too many; a model tells up to 255 apart")
+    if len(names) > _MOST:
+        raise ModelError(f"{len(names):,} classes are too many; a model tells up to {_MOST} apart")
     for name in names:
-        if not _NAME.fullmatch(name):
-            raise ModelError(f"class name {name!r}: use 1 to 64 letters, digits and _ only")
+        if not is_name(name):
+            raise ModelError(f"class name {shorten(name)}: {_NAMES}")
     lower = [name.lower() for name in names]
     taken = sorted({n for n in lower if lower.count(n) > 1 or n in (BACKGROUND, "ignore")})
     if taken:

@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 
 from segrec_batch import storage
 from segrec_batch.errors import InputError
+from segrec_batch.store.parquet import open_parquet
+from segrec_batch.strict_json import parse_json, read_json
 
 _REQUEST, _SUCCESS, _UNANSWERED = "request.json", "_SUCCESS", "unanswered.parquet"
 _OF_SNAPSHOT = {"version", "model_id", "queries"}  # what may differ between snapshots of an index
@@ -114,7 +116,7 @@ class Output:
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
-            content: dict[str, Any] = json.loads(storage.read_bytes(self._at(name)))
+            content = read_json(self._at(name))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -139,14 +141,14 @@ def write_part(uri: str, rows: pa.Table, queries: Sequence[str]) -> Receipt:
 
 def read_receipt(uri: str) -> Receipt:
     """The receipt of a part in place. Raises InputError if it is damaged."""
-    fs, path = storage.filesystem(uri)
     try:
-        with fs.open(path) as file:
-            metadata = pq.read_metadata(file)
-        receipt = json.loads(metadata.metadata[_RECEIPT])
-    except (OSError, KeyError, TypeError, pa.ArrowException) as error:
+        with storage.opened(uri) as file:
+            metadata = open_parquet(file).metadata
+        receipt = parse_json((metadata.metadata or {})[_RECEIPT])
+        nothing_left = tuple(map(str, receipt["nothing_left"]))
+        return Receipt(int(receipt["queries"]), metadata.num_rows, nothing_left)
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{uri} is damaged: {error}; delete it and run again") from error
-    return Receipt(receipt["queries"], metadata.num_rows, tuple(receipt["nothing_left"]))
 
 
 def _parquet(rows: pa.Table) -> bytes:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from segrec_batch import storage
 from segrec_batch.errors import InputError, SegrecError
@@ -21,6 +20,7 @@ from segrec_batch.query.criteria import Criteria
 from segrec_batch.query.database import open_files, query, read_only
 from segrec_batch.query.views import quoted
 from segrec_batch.store.index import Snapshot
+from segrec_batch.store.parquet import read_parquet
 
 NOTHING_LEFT = "no candidate is left"
 UNANSWERED = pa.schema(
@@ -176,10 +176,9 @@ _ID = pa.schema([("image_id", pa.string())])
 
 def _read_ids(uri: str) -> pa.Table:
     """The column image_id of a Parquet file. Raises InputError."""
-    fs, path = storage.filesystem(uri)
     try:
-        with fs.open(path) as file:
-            return pq.read_table(file, columns=["image_id"], partitioning=None).select(["image_id"])
+        with storage.opened(uri) as file:
+            return read_parquet(file, ["image_id"])
     except SegrecError:
         raise
     except (OSError, pa.ArrowException, KeyError) as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,9 +21,12 @@ from deltalake.transaction import (
 
 from segrec_batch import faults, storage
 from segrec_batch.errors import IndexStateError, InputError, StorageError
+from segrec_batch.model.spec import BACKGROUND, check_class_names
 from segrec_batch.store.commits import commit, unless, whole
-from segrec_batch.store.files import DataFile
-from segrec_batch.store.schema import PARTITION
+from segrec_batch.store.files import DataFile, described_file
+from segrec_batch.store.parquet import read_parquet
+from segrec_batch.store.schema import PARTITION, coverage_column, schemas
+from segrec_batch.strict_json import shorten
 
 __all__ = ["CommitFailedError"]
 
@@ -60,7 +64,11 @@ def errors(index: str, version: int | None = None) -> Iterator[None]:
         raise
     except (TableNotFoundError, FileNotFoundError) as error:
         raise IndexStateError(f"{index}: no index there; make one with jobs/index.py") from error
-    except DeltaError as error:
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":  # of delta-rs, at logs that cannot be
+            raise IndexStateError(f"{index}: its log is damaged") from error
+        if not isinstance(error, DeltaError):
+            raise
         if version is not None:
             text = f"{index}: version {version} cannot be opened; see jobs/maintain.py history"
             raise IndexStateError(f"{text} ({faults.describe(error)})") from error
@@ -100,6 +108,8 @@ def open_table(index: str, table: str, version: int | None = None) -> DeltaTable
     Raises IndexStateError if the newest version cannot be told, for its log is damaged.
     """
     uri, options = _location(index, table)
+    if version is not None and not can_be_version(version):
+        raise DeltaError(f"there is no version {version}")
     try:
         return whole(lambda: DeltaTable(uri, version, storage_options=options))
     except DeltaError as error:
@@ -139,16 +149,56 @@ def committed_at(table: DeltaTable) -> float:
     return float(last.get("timestamp", 0)) / 1000
 
 
+def can_be_version(version: int) -> bool:
+    """Whether a table can have a version; delta-rs counts up to any that it is asked for."""
+    return 0 <= version < 2**22
+
+
 def history(index: str, table: str) -> list[dict[str, Any]]:
     """What the commits of a table say of themselves, newest first."""
     return whole(open_table(index, table).history)
 
 
+def check_table(name: str, table: DeltaTable) -> tuple[str, ...]:
+    """Hold the protocol and the columns of a table of an index against ours.
+
+    Before anything else is asked of it: Arrow would make extension types of what a log says of
+    columns, and readers that know deletion vectors or mapped columns would see other rows.
+
+    Returns:
+        The foreground classes that the columns of `images` are of.
+
+    Raises:
+        ValueError: It is of another kind than tables of this project.
+    """
+    protocol = table.protocol()
+    if protocol.min_reader_version != 1 or protocol.reader_features:
+        features = ", ".join(protocol.reader_features or ())
+        raise ValueError(
+            f"{name} needs a reader of version {protocol.min_reader_version} ({shorten(features)})"
+        )
+    if table.metadata().partition_columns != _partition_by(name):
+        raise ValueError(f"{name} is not partitioned as it should be")
+    columns = [(field.name, field.metadata) for field in table.schema().fields]
+    if any(metadata for _, metadata in columns):
+        raise ValueError(f"columns of {name} have metadata")
+    prefix = coverage_column("")
+    classes = tuple(
+        column.removeprefix(prefix)
+        for column, _ in columns
+        if name == "images" and column.startswith(prefix) and column != coverage_column(BACKGROUND)
+    )
+    check_class_names(classes)
+    if table.schema() != Schema.from_arrow(schemas(classes)[name]):
+        raise ValueError(f"its columns are not those of {name}")
+    return classes
+
+
 def files(name: str, table: DeltaTable) -> tuple[DataFile, ...]:
-    """The files of an open table."""
+    """The files of an open table. Raises ValueError for any that is not of this project's kind."""
     key = PARTITION.get(name)
     return tuple(
-        DataFile(
+        described_file(
             table=name,
             path=a["path"],
             size=a["size_bytes"],
@@ -173,9 +223,9 @@ def _rows(stream: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def _known(statistics: Mapping[str, Any]) -> dict[str, Any]:
+def _known(statistics: Mapping[str, Any] | None) -> dict[str, Any]:
     """The columns that have statistics: plain values."""
-    return {k: v for k, v in statistics.items() if isinstance(v, str | int | float)}
+    return {k: v for k, v in (statistics or {}).items() if isinstance(v, str | int | float)}
 
 
 def bring_to(
@@ -244,13 +294,27 @@ def append(index: str, table: str, rows: pa.Table, version: int) -> None:
         )
 
 
-def read(index: str, table: str) -> tuple[pa.Table | None, int]:
-    """All rows of such a table and its version; None and -1 if there is none."""
+def read(index: str, table: str, schema: pa.Schema) -> tuple[pa.Table | None, int]:
+    """All rows of such a table and its version; None and -1 if there is none.
+
+    Raises ValueError, pa.ArrowException for a table of another kind.
+    """
     try:
         found = open_table(index, table)
     except TableNotFoundError:
         return None, -1
-    return whole(found.to_pyarrow_table), found.version()
+    if found.schema() != Schema.from_arrow(schema) or found.protocol().reader_features:
+        raise ValueError(f"its columns are not those of {table}")
+    rows = [schema.empty_table()]
+    for action in _rows(whole(found.get_add_actions)):
+        if not _WRITTEN.fullmatch(action["path"]):
+            raise ValueError(f"{shorten(action['path'])} is no path of a file of {table}")
+        content = storage.read_bytes(storage.join(index, table, action["path"]))
+        rows.append(read_parquet(content, schema.names).cast(schema))
+    return pa.concat_tables(rows), found.version()
+
+
+_WRITTEN = re.compile(r"[0-9A-Za-z_.-]{1,200}\.parquet")  # names that delta-rs gives to files
 
 
 def _actions(

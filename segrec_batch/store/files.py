@@ -9,6 +9,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +19,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segrec_batch import storage
-from segrec_batch.store.schema import PARTITION, TABLES
+from segrec_batch.errors import IndexStateError
+from segrec_batch.model.spec import is_descriptor_id, is_name
+from segrec_batch.store.parquet import open_parquet, read_parquet, without_embedded
+from segrec_batch.store.schema import PARTITION, TABLES, check_columns
+from segrec_batch.strict_json import shorten
 
 ROW_GROUP = 2048  # rows; DuckDB skips whole row groups only
+_FILE_NAME = re.compile(r"[0-9A-Za-z_-]{1,128}\.parquet")
+_MOST_BYTES, _MOST_ROWS = 2**44, 2**31  # of a file; a log that says more is wrong
 
 _PART = re.compile(r"[0-9a-f]{32}")
 _OWNER = b"segrec.part"  # in a file's own metadata: the table and part that it is of
@@ -49,6 +56,40 @@ class DataFile:
         return storage.join(index, self.table, self.path)
 
 
+def described_file(
+    table: str,
+    path: object,
+    size: object,
+    rows: object,
+    partition: object,
+    stats: object,
+) -> DataFile:
+    """Return the file that a log or a manifest describes, if it can be one of ours.
+
+    Raises:
+        ValueError: It lies elsewhere than in the folder of its table and partition, or its numbers
+            cannot be.
+    """
+    if table not in TABLES:
+        raise ValueError(f"there is no table {shorten(table)}")
+    known = {"descriptor": is_descriptor_id, "class": is_name}
+    if not known[PARTITION[table]](partition) if table in PARTITION else partition is not None:
+        raise ValueError(f"{table} has no partition {shorten(partition)}")
+    folder = f"{PARTITION[table]}={partition}/" if table in PARTITION else ""
+    if (
+        not isinstance(path, str)
+        or not path.startswith(folder)
+        or not _FILE_NAME.fullmatch(path.removeprefix(folder))
+    ):
+        raise ValueError(f"{shorten(path)} is no path of a file of {table}/{folder}")
+    for name, number, most in (("bytes", size, _MOST_BYTES), ("rows", rows, _MOST_ROWS)):
+        if type(number) is not int or not 0 <= number < most:
+            raise ValueError(f"{shorten(path)} cannot have {shorten(number)} {name}")
+    if not isinstance(stats, str):
+        raise ValueError(f"{shorten(path)} has no statistics")
+    return DataFile(table, path, size, rows, partition, stats)  # type: ignore[arg-type]
+
+
 def count_rows(files: Iterable[DataFile], table: str) -> int:
     """Rows that some files hold of a table."""
     return sum(file.rows for file in files if file.table == table)
@@ -75,13 +116,20 @@ def path_in_part(table: str, part: str, partition: str | None = None) -> str:
 
 def parse_rows(content: bytes) -> pa.Table:
     """The rows that the bytes of a file hold; raises OSError, pa.ArrowException if damaged."""
-    file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-    return file.read()
+    return read_parquet(content)
 
 
 def read_path(index: str, table: str, path: str) -> pa.Table:
-    """The rows of a file, without the partition column."""
-    return parse_rows(storage.read_bytes(storage.join(index, table, path)))
+    """The rows of a file, without the partition column.
+
+    Raises OSError if it cannot be read, IndexStateError if it does not hold rows of the table.
+    """
+    uri = storage.join(index, table, path)
+    content = storage.read_bytes(uri)
+    with _refusal(uri):
+        rows = parse_rows(content)
+        check_columns(table, rows.schema)
+    return rows
 
 
 def read_file(index: str, file: DataFile) -> pa.Table:
@@ -91,21 +139,38 @@ def read_file(index: str, file: DataFile) -> pa.Table:
 
 def read_column(index: str, file: DataFile, column: str) -> pa.ChunkedArray:
     """One column of a file, without reading the others."""
-    fs, path = storage.filesystem(file.uri(index))
-    with fs.open(path) as source:
-        return pq.read_table(source, columns=[column], partitioning=None)[column]
+    uri = file.uri(index)
+    with storage.opened(uri) as source, _refusal(uri):
+        opened = open_parquet(source)
+        check_columns(file.table, opened.schema_arrow)
+        return opened.read(columns=[column])[column]
 
 
 def read_some(index: str, file: DataFile, image_ids: Sequence[str]) -> pa.Table:
     """The rows of some images, without holding the others all at once."""
-    fs, path = storage.filesystem(file.uri(index))
-    with fs.open(path) as source:
-        return pq.read_table(
-            source,
-            filters=pc.field("image_id").isin(pa.array(image_ids, pa.string())),
-            partitioning=None,
-            page_checksum_verification=True,
-        )
+    uri, wanted = file.uri(index), pa.array(image_ids, pa.string())
+    with storage.opened(uri) as source, _refusal(uri):
+        opened = open_parquet(source)
+        check_columns(file.table, opened.schema_arrow)
+        found = [opened.schema_arrow.empty_table()]
+        for group in range(opened.num_row_groups):
+            ids = opened.read_row_group(group, columns=["image_id"])["image_id"]
+            if (kept := pc.is_in(ids, wanted)).to_numpy().any():
+                found.append(opened.read_row_group(group).filter(kept))
+    return without_embedded(pa.concat_tables(found))
+
+
+@contextmanager
+def _refusal(uri: str) -> Iterator[None]:
+    """What Arrow says of a file that is damaged, or not what it should be, as an error of ours."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk or the store
+            raise
+        raise IndexStateError(
+            f"{uri}: {error}; jobs/maintain.py verify names all files that are damaged"
+        ) from error
 
 
 def write_file(

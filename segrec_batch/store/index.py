@@ -26,13 +26,14 @@ from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, Any
 
 from segrec_batch import storage
-from segrec_batch.errors import IndexStateError
+from segrec_batch.errors import IndexStateError, ModelError
 from segrec_batch.messages import say
 from segrec_batch.model.spec import BUNDLE_FILE, ModelSpec, bundle_id, read_spec
 from segrec_batch.store import delta, log
 from segrec_batch.store.files import DataFile, count_rows
 from segrec_batch.store.purged import read_replacements
 from segrec_batch.store.schema import TABLES, schemas
+from segrec_batch.strict_json import shorten
 
 if TYPE_CHECKING:
     from segrec_batch.model.bundle import Model  # torch
@@ -155,6 +156,11 @@ def open_snapshot(index: str, version: int | None = None) -> Snapshot:
     if version is not None:
         _check_in_place(index, version, found.files, found.bundle)
     spec, model_id = read_spec(model_uri(index, found.bundle))
+    if bundle_id(model_id, spec) != found.bundle:
+        raise IndexStateError(
+            f"{model_uri(index, found.bundle)}: holds another bundle, {bundle_id(model_id, spec)}"
+        )
+    _check_classes(index, found.files, found.classes, spec)
     ahead = found.ahead if found.age > COMMIT_SECONDS else {}
     problem = found.problem(index) if ahead else ""
     if problem and problem not in _warned:
@@ -166,17 +172,29 @@ def open_snapshot(index: str, version: int | None = None) -> Snapshot:
 _warned: set[str] = set()
 
 
+def _check_classes(index: str, files: Files, classes: Sequence[str], spec: ModelSpec) -> None:
+    """The names in the log become SQL and folders; they have to be those of the model."""
+    strange = {f.partition for f in files["regions"]}.difference(spec.all_classes)
+    if tuple(classes) != spec.classes or strange:
+        raise IndexStateError(
+            f"{index}: is of the classes {shorten(', '.join(classes))}, its model of "
+            f"{shorten(', '.join(spec.classes))}; put the model of the index back, or index anew"
+        )
+
+
 @dataclass(frozen=True)
 class Log:
     """What the log says of a snapshot: versions, files and bundle_id, be they still there or not.
 
-    ahead: of the newest snapshot, tables that are at a later version, and that version. meant: the
-    latest version of `images` that these were committed for. age: seconds since, without sign.
+    classes: the foreground classes that `images` has columns of. ahead: of the newest snapshot,
+    tables that are at a later version, and that version. meant: the latest version of `images` that
+    these were committed for. age: seconds since, without sign.
     """
 
     versions: Mapping[str, int]
     files: Files
     bundle: str
+    classes: tuple[str, ...]
     ahead: Mapping[str, int]
     meant: int
     age: float
@@ -203,6 +221,16 @@ def read_log(index: str, version: int | None = None) -> Log:
 
     Raises IndexStateError, also for a log that lacks entries or has damaged ones; StorageError.
     """
+    try:
+        return _parse_log(index, version)
+    except (ValueError, KeyError, TypeError, OverflowError, ModelError) as error:
+        raise IndexStateError(
+            f"{index}: its log is damaged, or not of segrec_batch: {error}; take the index from "
+            "its backup, or index anew"
+        ) from error
+
+
+def _parse_log(index: str, version: int | None) -> Log:
     with delta.errors(index, version):
         images = delta.open_table(index, "images", version)
         names = {t: images.transaction_version(t) for t in _COMPANIONS}
@@ -212,6 +240,9 @@ def read_log(index: str, version: int | None = None) -> Log:
         delta.check(index, "images", images, files["images"])
         if key is None or len(named) < len(names):
             raise IndexStateError(f"{index}: made by another version of segrec_batch; index anew")
+        if not all(map(delta.can_be_version, named.values())):
+            raise ValueError(f"there is no version {max(named.values(), key=abs)}")
+        classes = delta.check_table("images", images)
         newest = {}
         for name, wanted in named.items():
             # of the newest snapshot as it is now, which costs no more
@@ -221,6 +252,7 @@ def read_log(index: str, version: int | None = None) -> Log:
             if table.version() > wanted:
                 newest[name] = table
                 table = delta.open_table(index, name, wanted)
+            delta.check_table(name, table)
             files[name] = delta.files(name, table)
             delta.check(index, name, table, files[name])
             if (table.transaction_version(_FOR) or 0) > images.version():
@@ -231,6 +263,7 @@ def read_log(index: str, version: int | None = None) -> Log:
         versions={**named, "images": images.version()},
         files=files if version is None else _as_purged(index, files),
         bundle=log.bundle_of(key),
+        classes=classes,
         ahead={t: table.version() for t, table in newest.items()},
         meant=max(meant, default=0),
         age=abs(time.time() - max(times, default=0.0)),
@@ -349,5 +382,8 @@ def history(index: str) -> list[Commit]:
     """The snapshots that the log remembers, newest first. Raises IndexStateError."""
     newest = newest_version(index)
     # not delta-rs's history: that counts entries, and gives wrong versions where one is lost
-    found = {v: log.commit_info(a) for v, a in log.read_entries(index, "images").items()}
-    return [Commit(v, log.commit_time(i), i) for v, i in found.items() if v <= newest]
+    try:
+        found = {v: log.commit_info(a) for v, a in log.read_entries(index, "images").items()}
+        return [Commit(v, log.commit_time(i), i) for v, i in found.items() if v <= newest]
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise IndexStateError(f"{index}: its log is damaged: {error}") from error

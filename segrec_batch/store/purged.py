@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segrec_batch import storage
-from segrec_batch.store.files import DataFile, new_part
+from segrec_batch.errors import IndexStateError
+from segrec_batch.store.files import DataFile, described_file, new_part
+from segrec_batch.store.parquet import read_parquet
 
 _FOLDER = "purged"
 _SCHEMA = pa.schema(
@@ -47,17 +49,34 @@ def read_replacements(index: str) -> Replacements:
     """By table and path of a file that a purge took away: what it became, after all purges."""
     found: dict[tuple[str, str], DataFile | None] = {}
     for uri, *_ in sorted(_tables(index)):
-        for row in pq.read_table(pa.BufferReader(storage.read_bytes(uri))).to_pylist():
-            key = (row["table"], row.pop("old_path"))
-            found[key] = DataFile(**row) if row["path"] else None
-    return {key: _last(found, new) for key, new in found.items()}
+        content = storage.read_bytes(uri)
+        try:
+            found.update(_parse(content))
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            raise IndexStateError(f"{uri}: not what a purge has written: {error}") from error
+    return {key: _last(index, found, new) for key, new in found.items()}
+
+
+def _parse(content: bytes) -> Iterator[tuple[tuple[str, str], DataFile | None]]:
+    rows = read_parquet(content)
+    if not rows.schema.equals(_SCHEMA):
+        raise ValueError("it has other columns")
+    for row in rows.to_pylist():
+        key = (row["table"], row.pop("old_path"))
+        yield key, described_file(**row) if row["path"] is not None else None
 
 
 def _tables(index: str) -> Iterator[tuple[str, int, float]]:
     return storage.find_files(storage.join(index, _FOLDER), ".parquet", links=True)
 
 
-def _last(found: Replacements, file: DataFile | None) -> DataFile | None:
-    while file is not None and (file.table, file.path) in found:
-        file = found[file.table, file.path]
+def _last(index: str, found: Replacements, file: DataFile | None) -> DataFile | None:
+    seen: set[tuple[str, str]] = set()
+    while file is not None and (key := (file.table, file.path)) in found:
+        if key in seen:
+            raise IndexStateError(
+                f"{storage.join(index, _FOLDER)}: {file.path} took, in the end, its own place"
+            )
+        seen.add(key)
+        file = found[key]
     return file

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from segrec_batch.model.spec import BACKGROUND
+from segrec_batch.errors import ModelError
+from segrec_batch.model.spec import BACKGROUND, check_class_names
+from segrec_batch.strict_json import shorten
 
 TABLES = (
     "failures",
@@ -135,6 +137,41 @@ def failures_schema() -> pa.Schema:
             _required("failed_at", _TIME),
         ]
     )
+
+
+def check_columns(table: str, schema: pa.Schema, partitioned: bool = False) -> tuple[str, ...]:
+    """Hold the columns of a file of a table, or with its partition of the table, against ours.
+
+    Returns:
+        The foreground classes that the columns of `images` are of.
+
+    Raises:
+        pa.ArrowInvalid: Names, types, order or NULLs are not those of the table.
+    """
+    key, prefix = PARTITION.get(table), coverage_column("")
+    found = [name.removeprefix(prefix) for name in schema.names if name.startswith(prefix)]
+    classes = tuple(name for name in found if name != BACKGROUND) if table == "images" else ()
+    try:
+        check_class_names(classes)
+    except ModelError as error:
+        raise pa.ArrowInvalid(str(error)) from error
+    whole = schemas(classes)[table]
+    own = pa.schema([field for field in whole if partitioned or field.name != key])
+    if not schema.equals(own):
+        raise pa.ArrowInvalid(f"its columns are not those of {table}: {_difference(schema, own)}")
+    return classes
+
+
+def _difference(schema: pa.Schema, own: pa.Schema) -> str:
+    for field in own:
+        if field.name not in schema.names:
+            return f"{field.name} is missing"
+        if schema.names.count(field.name) > 1:
+            return f"{field.name} is there twice"
+        if not schema.field(field.name).equals(field):
+            return f"{field.name} is {shorten(str(schema.field(field.name).type))}"
+    strange = [name for name in schema.names if name not in own.names]
+    return f"{shorten(strange[0])} is not among them" if strange else "they are in another order"
 
 
 def schemas(classes: Sequence[str]) -> dict[str, pa.Schema]:

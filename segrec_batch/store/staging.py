@@ -9,14 +9,14 @@ import datetime as dt
 import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from segrec_batch import storage
 from segrec_batch.errors import IndexStateError
 from segrec_batch.store import delta
-from segrec_batch.store.files import DataFile
+from segrec_batch.store.files import DataFile, described_file
 from segrec_batch.store.index import Snapshot, empty_snapshot, model_uri, with_changes
 
 if TYPE_CHECKING:
@@ -78,26 +78,41 @@ def stage(staged: Snapshot, add: Sequence[DataFile], remove: Sequence[DataFile] 
 
 
 def staged_files(index: str, bundle: str) -> tuple[list[DataFile], int]:
-    """The files staged for a bundle, and the version of that state (-1: nothing)."""
-    with delta.errors(index):
-        rows, version = delta.read(index, _table(bundle))
-    if rows is None:
-        return [], version
-    entries = rows.to_pylist()
+    """The files staged for a bundle, and the version of that state (-1: nothing).
+
+    Raises IndexStateError for what no rebuild has staged.
+    """
+    entries, version = _entries(index, bundle)
     removed = {(entry["table"], entry["path"]) for entry in entries if not entry["staged"]}
-    files = [
-        DataFile(**{name: row[name] for name in _NAMES})
-        for row in entries
-        if (row["table"], row["path"]) not in removed
-    ]
+    try:
+        files = [
+            described_file(**{name: entry[name] for name in _NAMES})
+            for entry in entries
+            if (entry["table"], entry["path"]) not in removed
+        ]
+    except (KeyError, ValueError) as error:
+        raise IndexStateError(
+            f"{storage.join(index, _table(bundle))}: not what a rebuild has staged: {error}"
+        ) from error
     return files, version
 
 
 def named_files(index: str, bundle: str) -> set[tuple[str, str]]:
     """Table and path of all files that were ever staged for a bundle."""
-    with delta.errors(index):
-        rows, _ = delta.read(index, _table(bundle))
-    return {(r["table"], r["path"]) for r in rows.to_pylist()} if rows is not None else set()
+    entries = _entries(index, bundle)[0]
+    return {(entry["table"], entry["path"]) for entry in entries}
+
+
+def _entries(index: str, bundle: str) -> tuple[list[dict[str, Any]], int]:
+    """What is staged for a bundle, in no order, and its version. Raises IndexStateError."""
+    try:
+        with delta.errors(index):
+            rows, version = delta.read(index, _table(bundle), _SCHEMA)
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise IndexStateError(
+            f"{storage.join(index, _table(bundle))}: not what a rebuild has staged: {error}"
+        ) from error
+    return rows.to_pylist() if rows is not None else [], version
 
 
 def rebuilds(index: str) -> list[str]:

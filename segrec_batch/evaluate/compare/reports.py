@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from segrec_batch.errors import InputError
 from segrec_batch.evaluate.measures import Estimate, Judged, Key
-from segrec_batch.evaluate.report import Provenance, read_counts, read_metrics
+from segrec_batch.evaluate.report import Provenance, counts_uri, read_counts, read_metrics
 
 Judge = Callable[[pa.Table], list[Judged]]
 
@@ -91,7 +91,12 @@ def _read(name: str, uri: str, judges: Mapping[str, Judge]) -> Compared:
         )
     estimates = map(_estimate, metrics["measures"])
     counts = read_counts(uri)
-    judged = judges[provenance.kind](counts) if counts is not None else None
+    try:
+        judged = judges[provenance.kind](counts) if counts is not None else None
+    except InputError as error:
+        raise InputError(f"{counts_uri(uri)}: {error}") from error
+    except (LookupError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
+        raise InputError(f"{counts_uri(uri)}: not the counts of a report: {error}") from error
     return Compared(name, uri, provenance, {e.key: e for e in estimates}, counts, judged)
 
 

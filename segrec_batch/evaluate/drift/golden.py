@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from segrec_batch import storage
 from segrec_batch.errors import InputError
 from segrec_batch.store.encode import image_id
+from segrec_batch.store.parquet import read_parquet
 
 _ID = re.compile(r"[0-9a-f]{32}")
 
@@ -23,7 +23,7 @@ def read_golden(uri: str) -> list[str]:
     """
     try:
         names = _READERS[storage.name(uri).rpartition(".")[2]](storage.read_bytes(uri))
-    except (OSError, KeyError, ValueError, csv.Error, pa.ArrowException) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error, pa.ArrowException) as error:
         raise InputError(
             f"{uri}: not a .txt with a name a line, nor a .csv or .parquet with a column image_id "
             f"or uri: {error}"
@@ -45,9 +45,8 @@ def _csv(content: bytes) -> list[str]:
 
 
 def _parquet(content: bytes) -> list[str]:
-    file = pq.ParquetFile(io.BytesIO(content))
-    column = _column(file.schema_arrow.names)
-    return [str(v) for v in file.read([column])[column].to_pylist() if v is not None]
+    rows = read_parquet(content)
+    return [str(v) for v in rows[_column(rows.column_names)].to_pylist() if v is not None]
 
 
 def _column(names: Sequence[str]) -> str:

@@ -1,0 +1,101 @@
+"""The one place where Parquet is read by Arrow: nothing in a file is taken for more than data.
+
+A Parquet file can carry an Arrow schema of its own, and that can name extension types. Arrow then
+hands values and metadata to whatever the process has registered for them: Ray, for one, unpickles
+columns of `ray.data.arrow_pickled_object`. So the schema of a file is what Parquet itself says, the
+embedded one is never parsed, and a file that asks for extension types is refused.
+"""
+
+import base64
+import binascii
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_EMBEDDED, _UNREAD = b"ARROW:schema", b"ARROW:unread"  # of one length, so that nothing moves
+_EXTENSION = b"ARROW:extension:name"
+_MAGIC = b"PAR1"
+_TAIL = 8  # bytes: the length of the footer, the magic
+_FOOTER = 2**26  # bytes
+_ROWS = 2**31
+
+
+def open_parquet(source: Any) -> pq.ParquetFile:
+    """Open a Parquet file whose embedded Arrow schema plays no part.
+
+    Args:
+        source: The bytes of a file, or an open file that can seek.
+
+    Raises:
+        pa.ArrowInvalid: The file is damaged, or its Arrow schema has extension types.
+        OSError: It cannot be read.
+    """
+    if isinstance(source, bytes):
+        source = pa.BufferReader(source)
+    footer = _read_footer(source)
+    start = pa.BufferReader(_MAGIC + footer.replace(_EMBEDDED, _UNREAD) + _tail(footer))
+    # without extension types, the Arrow schema that Parquet's own types say is all there is
+    metadata = pq.ParquetFile(start, arrow_extensions_enabled=False).metadata
+    if asks_for_extension_types((metadata.metadata or {}).get(_UNREAD, b"")):
+        raise pa.ArrowInvalid("it has columns of Arrow extension types, which are never read")
+    if not 0 <= metadata.num_rows < _ROWS:
+        raise pa.ArrowInvalid(f"{metadata.num_rows} rows cannot be")
+    source.seek(0)
+    return pq.ParquetFile(
+        source,
+        metadata=metadata,
+        page_checksum_verification=True,
+        arrow_extensions_enabled=False,
+    )
+
+
+def read_parquet(source: Any, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the rows of a Parquet file, see `open_parquet`; of some columns, which it must have.
+
+    Raises also KeyError for a column that is not there.
+    """
+    file = open_parquet(source)
+    for name in columns or ():
+        if name not in file.schema_arrow.names:
+            raise KeyError(name)
+    return without_embedded(file.read(columns=columns))
+
+
+def without_embedded(rows: pa.Table) -> pa.Table:
+    """Return rows without the schema that their file carried."""
+    kept = {k: v for k, v in (rows.schema.metadata or {}).items() if k != _UNREAD}
+    return rows.replace_schema_metadata(kept or None)
+
+
+def asks_for_extension_types(embedded: bytes) -> bool:
+    """Whether an Arrow schema, as Parquet files carry it, has a column of an extension type."""
+    try:
+        return _EXTENSION in base64.b64decode(embedded)
+    except binascii.Error:
+        return False  # Arrow would not understand it either
+
+
+def _read_footer(source: Any) -> bytes:
+    size = source.seek(0, io.SEEK_END)
+    tail = _read(source, size - _TAIL, _TAIL)
+    length = int.from_bytes(tail[:4], "little")
+    if tail[4:] != _MAGIC or length > min(_FOOTER, size - _TAIL - len(_MAGIC)):
+        raise pa.ArrowInvalid("it is no Parquet file, or its end is cut off")
+    return _read(source, size - _TAIL - length, length)
+
+
+def _read(source: Any, start: int, length: int) -> bytes:
+    if start < 0:
+        raise pa.ArrowInvalid("it is too short for a Parquet file")
+    source.seek(start)
+    content = bytes(source.read(length))
+    if len(content) < length:
+        raise pa.ArrowInvalid("it was cut off while it was read")
+    return content
+
+
+def _tail(footer: bytes) -> bytes:
+    return len(footer).to_bytes(4, "little") + _MAGIC

@@ -1,0 +1,71 @@
+"""Documents and bytes that are nearly right, for tests of what reads them."""
+
+import json
+from typing import Any
+
+from hypothesis import strategies as st
+
+_ODD = [
+    None, True, 0, -1, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, "", "x", "../..", "a" * 300, "\x00",
+    "\ud800", "'; --", [], {}, [[]], {"a": 1}, "2026-01-01",
+]  # fmt: skip
+
+
+def json_documents() -> st.SearchStrategy[Any]:
+    """Values of JSON, some levels deep."""
+    numbers = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+    leaves = st.none() | st.booleans() | numbers | st.text()
+
+    def inside(kids: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+        return st.lists(kids, max_size=3) | st.dictionaries(st.text(), kids, max_size=3)
+
+    return st.recursive(leaves, inside, max_leaves=8).filter(lambda value: depth(value) <= 5)
+
+
+def depth(value: object) -> int:
+    """How many arrays and objects are inside each other."""
+    kids = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if kids is None else 1 + max(map(depth, kids), default=0)
+
+
+@st.composite
+def changed_json(draw: st.DrawFn, value: Any) -> Any:
+    """A JSON value of which a part, anywhere, is another one, is left out or is there twice."""
+    if isinstance(value, dict) and value and draw(st.integers(0, 4)):
+        key = draw(st.sampled_from(sorted(value)))
+        if not draw(st.integers(0, 5)):
+            return {k: v for k, v in value.items() if k != key}
+        return {**value, key: draw(changed_json(value[key]))}
+    if isinstance(value, list) and value and draw(st.integers(0, 4)):
+        place = draw(st.integers(0, len(value) - 1))
+        if not draw(st.integers(0, 5)):
+            return [*value, value[place]]
+        return [*value[:place], draw(changed_json(value[place])), *value[place + 1 :]]
+    return draw(st.sampled_from(_ODD))
+
+
+@st.composite
+def changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
+    """Bytes of which some are other ones, are left out or put in."""
+    found = bytearray(content)
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.integers(0, len(found)))
+        match draw(st.integers(0, 3)):
+            case 0:
+                found[place : place + 1] = draw(st.binary(min_size=1, max_size=1))
+            case 1:
+                found[place : place + draw(st.integers(1, 100))] = b""
+            case 2:
+                found[place:place] = draw(st.binary(max_size=20))
+            case _:
+                found = found[:place]
+    return bytes(found)
+
+
+def mutated(document: bytes) -> st.SearchStrategy[bytes]:
+    """A JSON document in bytes, changed as a value or as bytes; or bytes of any kind."""
+    try:
+        values = changed_json(json.loads(document)).map(lambda v: json.dumps(v).encode())
+    except ValueError:
+        return changed_bytes(document) | st.binary(max_size=200)
+    return values | values | changed_bytes(document) | st.binary(max_size=50)
