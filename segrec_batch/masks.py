@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from segrec_batch.decode import MAX_PIXELS
@@ -90,7 +91,7 @@ def _scale(image: Image.Image) -> int:
         return 1
     if isinstance(image, TiffImageFile):
         return _SCALES.get(f"L;{_tag(image, _BITS)}", 1)
-    return _SCALES.get(str(image.tile[0][3]), 1) if image.format == "PNG" else 1
+    return _SCALES.get(str(image.tile[0][3]), 1) if isinstance(image, PngImageFile) else 1
 
 
 def _samples(image: Image.Image, scale: int) -> NDArray[np.integer[Any]]:

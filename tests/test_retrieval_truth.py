@@ -78,6 +78,13 @@ def test_pairs_name_images_by_id_uri_or_its_end(tmp_path: Path) -> None:
     assert truth.details["pairs"] == 3
 
 
+def test_pairs_name_images_however_their_accents_are_stored(tmp_path: Path) -> None:
+    nfc, nfd = "caf\u00e9", "cafe\u0301"
+    (tmp_path / "pairs.csv").write_text(f"query,relevant\nx/{nfc}.jpg,b.jpg\nb.jpg,{nfd}.png\n")
+    listed = images([f"/p/x/{nfd}.jpg", "/p/b.jpg", f"/p/{nfd}.png", f"/p/{nfc}.png"])
+    assert relevant(Pairs(str(tmp_path / "pairs.csv")).find(listed)) == [[1], [2], [], []]
+
+
 def test_pairs_may_give_the_class_of_the_query(tmp_path: Path) -> None:
     truth = pairs(tmp_path, "query,relevant,class\n00,01,cars\n00,03,cars\n05,00,trees\n")
     assert [truth.name(i) for i in (0, 1, 5)] == ["cars", "", "trees"]

@@ -63,7 +63,8 @@ def list_files(uri: str) -> Files:
     kept = [row for row in rows if not storage.name(row["uri"]).startswith("._")]
     if not kept:
         raise InputError(
-            f"{uri}: no pictures found ({len(rows)} files named ._* are macOS's own, not images)"
+            f"{uri}: no images found, only {len(rows):,} files ._* that macOS put there; give the "
+            "folder that has the images"
         )
     problems = {row["uri"]: row["problem"] for row in kept if row["problem"]}
     root = storage.absolute(uri)

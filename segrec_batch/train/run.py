@@ -139,7 +139,10 @@ class Trainer:
 
     def _check_groups(self) -> None:
         if len({item.group for item in self.images}) < 2:
-            raise InputError("cross-validation needs labelled images of at least two groups")
+            raise InputError(
+                "cross-validation needs labelled images of at least two groups: put images of one "
+                "place into one folder or name (--groups folder, prefix or none says which)"
+            )
 
     @property
     def _pixels(self) -> Counter[int]:
@@ -216,7 +219,7 @@ class Trainer:
         if names:
             messages.say(
                 f"too few groups have pixels of {', '.join(names)} for cross-validation to "
-                "judge: the IoU of 0 says nothing of them; label them in pictures of more groups",
+                "judge: an IoU of 0 says nothing of them; label them in images of more groups",
                 "warning",
             )
 
