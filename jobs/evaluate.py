@@ -110,7 +110,12 @@ _COMPARE = "two or more reports of one kind side by side"
 def _segmentation_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--images", required=True, metavar="URI", help="folder of pictures (local or s3://)")
-    add("--masks", required=True, metavar="URI", help="folder of PNG masks with the same stems")
+    add(
+        "--masks",
+        required=True,
+        metavar="URI",
+        help="folder of masks named like the pictures",
+    )
     add("--classes", required=True, metavar="JSON", help="class names and their mask values")
     judged = command.add_mutually_exclusive_group(required=True)
     judged.add_argument("--model", default="", help="model bundle made by jobs/train.py")
@@ -186,7 +191,7 @@ def _retrieval_arguments(command: argparse.ArgumentParser) -> None:
         "dominant class, by label masks",
     )
     add("--pairs", metavar="CSV", help="with csv: columns query,relevant[,class]")
-    add("--masks", metavar="URI", help="with masks: folder of PNG masks with the images' stems")
+    add("--masks", metavar="URI", help="with masks: folder of masks named like the images")
     add("--classes", metavar="JSON", help="with masks: class names and their mask values")
     add(
         "--window",

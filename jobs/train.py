@@ -25,8 +25,11 @@ examples:
       --backbone-weights vgg16.safetensors --layers conv5_3 conv4_3,conv5_3 --C 0.3 1 3 \\
       --augment flip
 
-classes.json maps class names to mask values, void to "ignore"; the rest is background:
+classes.json maps class names to mask values, void to "ignore"; the rest, if any, is background:
   {"car": [8], "person": [9], "tree": [5], "ignore": [11]}
+
+A mask has the path of its image, below --masks, or at least its name, whatever the extension. It is
+a PNG, TIFF or BMP of one channel. Images without a mask are not used, and counted.
 """
 
 
@@ -37,7 +40,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--images", required=True, metavar="URI", help="folder of pictures (local or s3://)")
-    add("--masks", required=True, metavar="URI", help="folder of PNG masks with the same stems")
+    add(
+        "--masks",
+        required=True,
+        metavar="URI",
+        help="folder of masks named like the pictures",
+    )
     add("--classes", required=True, metavar="JSON", help="class names and their mask values")
     add("--output", required=True, metavar="MODEL", help="folder for the model bundle")
     add_training_arguments(parser)

@@ -96,7 +96,7 @@ def test_train_index_evaluate_query(
         ({"--backbone-weights": "/nowhere.pth"}, "cannot be read"),
         ({"--backbone-weights": "random:x"}, "whole number"),
         ({"--layers": "conv9_9"}, "no such layer"),
-        ({"--masks": "IMAGES/place_00"}, "not both"),
+        ({"--masks": "IMAGES/place_00"}, "a mask in JPEG is refused: its lossy compression"),
         ({"--images": "/nowhere"}, "no pictures found"),
     ],
 )
@@ -127,13 +127,16 @@ def test_a_class_without_pixels_is_an_error(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     classes = tmp_path / "classes.json"
-    classes.write_text('{"car": [1], "boat": [77]}')
+    classes.write_text('{"car": [1], "boat": [77, 78]}')
     given = [
         *labelled(scenes)[:4], "--classes", classes, "--output", tmp_path / "m",
         "--backbone-weights", "random:0", "--input-size", 64,
     ]  # fmt: skip
     assert exit_code("jobs/train.py", *map(str, given)) == 1
-    assert "no labelled pixels of: boat" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (
+        "no labelled pixels of: boat [77, 78]; the masks of 24 images have the values 0, 1" in said
+    )
 
 
 @pytest.mark.slow

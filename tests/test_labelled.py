@@ -1,6 +1,7 @@
 """Labelled pictures on disk: the class file, pairs, groups, and masks as they are meant."""
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from segrec_batch.train.labelled import (
     VOID,
     Classes,
     LabelledImage,
+    count_values,
+    describe_unnamed,
     fingerprint,
     load_classes,
     pair,
@@ -41,16 +44,43 @@ def test_a_class_file_names_values_and_what_to_ignore(tmp_path: Path) -> None:
     ["", "{", "[]", "7", "null", "{}", '{"ignore": [1]}', '{"car": 8}', '{"car": [8.0]}',
      '{"car": ["8"]}', '{"car": [true]}', '{"car": [-1]}', '{"car": [32768]}', '{"car": null}',
      '{"car": [[8]]}', '{"car": [8], "tree": [8]}', '{"car": [8], "ignore": [8]}',
-     '{"car": {"8": 1}}'],
+     '{"car": {"8": 1}}', '{"car": [NaN]}', '{"car": [1e400]}', '[["car", [8]]]', "\xff"],
 )  # fmt: skip
 def test_an_unusable_class_file_is_an_input_error(text: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"classes\.json"):
+    with pytest.raises(InputError, match=r"classes\.json: ") as refused:
+        _classes(tmp_path, text)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"car": [8], "tree": [2], "car": [9]}', "'car' stands there 2 times; write all its"),
+        ('{"ignore": [8], "ignore": [2], "car": [9]}', "'ignore' stands there 2 times"),
+        ('{"car": [8, 3, 8]}', "mask value 8 stands 2 times under 'car'"),
+        ('{"car": [8], "tree": [8]}', "mask value 8 stands under 'car' and under 'tree'; give"),
+        ('{"car": [8], "ignore": [8]}', "under 'car' and under 'ignore'"),
+        ('{"car": [true]}', "'car' has True, which is no mask value: write whole numbers from 0"),
+        ('{"car": [65535]}', "'car' has 65535, which is no mask value"),
+        ('{"car": "8"}', r"'car' needs a list of mask values, such as \[8\]"),
+        ('{"car": {"car": 1, "car": 2}}', "'car' needs a list"),
+        ('{"a\\u001b[2J": "8"}', r"'a\\x1b\[2J' needs a list"),
+        ("[" * 100_000, "not a readable JSON file: it is nested too deeply"),
+        ('{"car": ' + "[" * 300 + "]" * 300 + "}", "'car' has .{1,60}, which is no mask value"),
+        ('{"car": [' + "9" * 5000 + "]}", "not a readable JSON file"),
+    ],
+    ids=range(13),
+)
+def test_a_class_file_is_told_what_is_wrong_with_it(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
         _classes(tmp_path, text)
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "x=y", "'; drop", "é", "Ignore", "background", ""])
 def test_unusable_class_names_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError, match=r"classes\.json: "):
         _classes(tmp_path, json.dumps({name: [1]}))
 
 
@@ -84,19 +114,24 @@ def test_images_and_masks_pair_by_stem_in_any_folder(tmp_path: Path) -> None:
     assert [Path(p.mask).stem for p in found] == ["x_1", "x_2", "y"]
 
 
-def test_stems_without_a_partner_are_named(tmp_path: Path) -> None:
-    images = _files(tmp_path / "i", "a.png", "b.png")
-    masks = _files(tmp_path / "m", "b.png", "c.png", "d.png")
-    with pytest.raises(InputError, match=r"3 stems .*: a, c, d"):
-        pair(images, masks)
+def test_what_has_no_partner_is_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = _files(tmp_path / "i", "a.png", "b.png", "more/b.png", "._b.png")
+    masks = _files(tmp_path / "m", "b.png", "c.png", "d.png", "._b.png")
+    assert [Path(item.image).name for item in pair(images, masks)] == ["b.png"]
+    assert capsys.readouterr().err == (
+        f"3 images, 3 masks: 2 without a mask are not used, such as {images}/a.png; "
+        f"2 without an image are not used, such as {masks}/c.png\n"
+    )
+    pair(images, images)
+    assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("where", ["i", "m"])
-def test_a_stem_that_is_there_twice_is_named(where: str, tmp_path: Path) -> None:
-    names = {"i": ["a.png", "b.png"], "m": ["a.png", "b.png"]}
-    names[where].append("more/a.png")
-    images, masks = (_files(tmp_path / k, *names[k]) for k in ("i", "m"))
-    with pytest.raises(InputError, match=rf"/{where}: .* a is there twice"):
+def test_files_that_are_no_files_are_refused(tmp_path: Path) -> None:
+    images, masks = _files(tmp_path / "i", "a.png"), _files(tmp_path / "m", "b.png")
+    os.mkfifo(f"{masks}/a.png")
+    with pytest.raises(InputError, match=r"m/a\.png: not a regular file; remove it"):
         pair(images, masks)
 
 
@@ -152,14 +187,21 @@ def test_ignored_values_are_void_and_others_stay(mode: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("value", [32768, 40_000, 65_535])
 def test_mask_values_over_15_bits_are_refused(value: int, tmp_path: Path) -> None:
     item = _labelled(tmp_path, np.full((6, 8), value, np.uint16))
-    with pytest.raises(InputError):  # and not void, background or an IndexError
+    with pytest.raises(InputError, match=f"has the value {value}; number the labels from 0 to"):
         CLASSES.to_classes(item.load(CLASSES)[1])
 
 
 @pytest.mark.parametrize("shape", [(8, 6), (6, 9), (6, 8, 3), (6, 8, 2), (3, 4)])
 def test_a_mask_of_another_shape_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"one value a pixel"):
+    with pytest.raises(InputError, match=r"m/a\.png.* one value a pixel"):
         _labelled(tmp_path, np.zeros(shape, np.uint8)).load(CLASSES)
+
+
+def test_a_mask_in_jpeg_is_refused_by_name(tmp_path: Path) -> None:
+    item = _labelled(tmp_path, np.zeros((6, 8), np.uint8))
+    Image.fromarray(np.zeros((6, 8), np.uint8)).save(item.mask, "JPEG")  # whatever it is called
+    with pytest.raises(InputError, match=r"m/a\.png: a mask in JPEG is refused: .*; save masks as"):
+        item.load(CLASSES)
 
 
 def test_a_mask_belongs_to_the_upright_image(tmp_path: Path) -> None:
@@ -213,3 +255,35 @@ def test_the_fingerprint_covers_content_and_classes_not_places(tmp_path: Path) -
     assert fingerprint(items, CLASSES) != first
     write_png(Path(items[0].mask), np.ones((6, 8), np.uint8))
     assert fingerprint(items[:1], CLASSES) != first
+
+
+@given(values=st.lists(st.sampled_from([VOID, 0, 1, 2, 8, 300, 32767]), min_size=1, max_size=30))
+@quick
+def test_counts_are_those_of_the_pixels(values: list[int]) -> None:
+    found = count_values(np.array([values], np.int16))
+    assert found == {value: values.count(value) for value in set(values)}
+
+
+@pytest.mark.parametrize(
+    ("pixels", "text"),
+    [
+        ({8: 10, 2: 5, VOID: 7}, None),
+        ({8: 20, 0: 80}, "0 (80.0 % of all pixels)"),
+        (
+            {8: 8655, 7: 310, 255: 40, VOID: 990, 4: 5},
+            "4 (less than 0.1 % of all pixels), 7 (3.1 %), 255 (0.4 %); "
+            'what is void belongs under "ignore"',
+        ),
+        (
+            dict.fromkeys(range(20, 35), 100),
+            "20 (6.7 % of all pixels), "
+            + ", ".join(f"{v} (6.7 %)" for v in range(21, 30))
+            + ', 5 more (33.3 %); what is void belongs under "ignore"',
+        ),
+    ],
+)
+def test_values_without_a_class_are_told_with_their_share(
+    pixels: dict[int, int], text: str | None
+) -> None:
+    found = describe_unnamed(pixels, CLASSES)
+    assert found == (text and f"mask values that no class names count as background: {text}")

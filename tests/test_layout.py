@@ -39,6 +39,7 @@ LEVELS = [  # each may import from its own and from those before it
         "host",
         "limits",
         "listing",
+        "masks",
         "recognise",
         "scenes",
         "strict_json",
@@ -85,6 +86,17 @@ def test_imports_go_downward(path: Path) -> None:
     allowed = set().union(*LEVELS[: level + 1])
     used = {n.split(".")[1] for n in imports(path) if n.startswith("segrec_batch.")}
     assert used - allowed <= {"__version__"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_images_are_opened_in_named_formats_only(path: Path) -> None:
+    """Some of Pillow's plug-ins start other programs: that of EPS runs Ghostscript."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "Image.open",
+            "PIL.Image.open",
+        ):
+            assert "formats" in {keyword.arg for keyword in node.keywords}, node.lineno
 
 
 def test_importing_the_package_stays_light() -> None:

@@ -78,6 +78,13 @@ def test_pairs_name_images_by_id_uri_or_its_end(tmp_path: Path) -> None:
     assert truth.details["pairs"] == 3
 
 
+def test_pairs_name_images_however_their_accents_are_stored(tmp_path: Path) -> None:
+    nfc, nfd = "caf\u00e9", "cafe\u0301"
+    (tmp_path / "pairs.csv").write_text(f"query,relevant\nx/{nfc}.jpg,b.jpg\nb.jpg,{nfd}.png\n")
+    listed = images([f"/p/x/{nfd}.jpg", "/p/b.jpg", f"/p/{nfd}.png", f"/p/{nfc}.png"])
+    assert relevant(Pairs(str(tmp_path / "pairs.csv")).find(listed)) == [[1], [2], [], []]
+
+
 def test_pairs_may_give_the_class_of_the_query(tmp_path: Path) -> None:
     truth = pairs(tmp_path, "query,relevant,class\n00,01,cars\n00,03,cars\n05,00,trees\n")
     assert [truth.name(i) for i in (0, 1, 5)] == ["cars", "", "trees"]
@@ -202,13 +209,26 @@ def test_images_without_masks_may_share_a_name(masks: Masks) -> None:
     assert found.details["without a mask"] == 3
 
 
-def test_two_masks_of_one_stem_are_refused(masks: Masks) -> None:
+def test_two_masks_of_one_name_are_refused_unless_the_path_tells(masks: Masks) -> None:
     write_png(Path(masks.masks) / "more" / "p0.png", np.ones((4, 4), np.uint8))
-    with pytest.raises(InputError, match="two masks have the stem"):
+    with pytest.raises(InputError, match=r"two masks have the name of s3://bucket/p0\.jpg"):
         masks.find(images(LABELLED))
+    found = masks.find(images([*LABELLED, "/a/more/p0.jpg"]))
+    assert dict(found.details)["labelled"] == 6
+
+
+def test_values_without_a_class_are_reported(
+    masks: Masks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = np.full((64, 64), 7, np.uint8)
+    values[:16] = 1
+    write_png(Path(masks.masks) / "p0.png", values)
+    masks.find(images(LABELLED))
+    said = capsys.readouterr().err
+    assert "no class names count as background: 0 (46.2 % of all pixels), 7 (15.0 %);" in said
 
 
 def test_a_mask_of_colours_is_refused(masks: Masks) -> None:
     write_png(Path(masks.masks) / "p0.png", np.ones((4, 4, 3), np.uint8))
-    with pytest.raises(InputError, match="one value a pixel"):
+    with pytest.raises(InputError, match=r"p0\.png: a mask of 3 channels .* one value a pixel"):
         masks.find(images(LABELLED))

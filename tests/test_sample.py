@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from segrec_batch.decode import fit, open_rgb
@@ -180,7 +181,11 @@ def test_each_kind_and_copy_adds_a_variant(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("stripes", "absent"),
-    [([[8, 2], [2, 8]], "background"), ([[8, 0], [0, 8]], "tree"), ([[0], [8, 11]], "tree")],
+    [
+        ([[8, 0], [0, 8]], r"tree \[2\]; the masks of 2 images have the values 0, 8:"),
+        ([[0], [8, 11]], r"tree \[2\]; .* the values 0, 8:"),
+        ([[0, 7], [3]], r"car \[8\], tree \[2\]; .* the values 0, 3, 7:"),
+    ],
 )
 def test_training_names_the_class_that_no_pixel_has(
     stripes: list[list[int]], absent: str, tmp_path: Path
@@ -188,3 +193,30 @@ def test_training_names_the_class_that_no_pixel_has(
     settings = Settings(layers=("conv1_1",), c=(1.0,), shapes=SHAPES, sampling=Sampling(20))
     with pytest.raises(InputError, match=f"no labelled pixels of.*{absent}"):
         train(_images(tmp_path, stripes), CLASSES, random_weights(), settings)
+
+
+def test_training_counts_the_pixels_of_a_class_that_falls_between_the_cells(tmp_path: Path) -> None:
+    items = _images(tmp_path, [[0, 8], [8, 0]])
+    mask = np.array(Image.open(items[1].mask))
+    mask[0, 0] = 2
+    write_png(Path(items[1].mask), mask)
+    settings = Settings(layers=("conv4_3",), c=(1.0,), shapes=SHAPES, sampling=Sampling(20))
+    with pytest.raises(
+        InputError, match=r"too few labelled pixels to learn from: tree \(1\); none"
+    ):
+        train(items, CLASSES, random_weights(), settings)
+
+
+def test_masks_of_void_alone_are_refused(tmp_path: Path) -> None:
+    settings = Settings(layers=("conv1_1",), c=(1.0,), shapes=SHAPES, sampling=Sampling(20))
+    with pytest.raises(InputError, match="no pixel that is labelled"):
+        train(_images(tmp_path, [[11], [11]]), CLASSES, random_weights(), settings)
+
+
+def test_samples_know_the_pixels_of_whole_masks(tmp_path: Path) -> None:
+    items = _images(tmp_path, [[0, 8, 2, 11], [11], [2, 2, 7]])
+    quarter, third = 90 * 30, 90 * 40
+    assert list(_sampled(items, Sampling(20, ("flip",))).pixels) == [
+        {VOID: quarter, 0: quarter, 2: quarter, 8: quarter}, {VOID: 4 * quarter},
+        {2: 2 * third, 7: third},
+    ]  # fmt: skip

@@ -10,6 +10,7 @@ from PIL import Image
 
 from segrec_batch.decode import open_rgb
 from segrec_batch.errors import PictureError
+from segrec_batch.masks import decode_mask
 from segrec_batch.query.card import Card
 
 Size = tuple[int, int]  # width, height
@@ -76,11 +77,10 @@ def _overlay(
     background. None when it is no image of labels.
     """
     try:
-        image = Image.open(BytesIO(mask), formats=("PNG",))
-        labels = np.asarray(image, dtype=np.uint8)
-    except Exception:  # on broken bytes Pillow's readers raise a dozen different types
+        labels = decode_mask(mask)
+    except PictureError:
         return None
-    if image.mode not in ("P", "L", "1"):
+    if labels.dtype != np.uint8:
         return None
     overlay = Image.fromarray(np.where(labels <= len(colours), labels, np.uint8(0)))
     overlay.putpalette(bytes.fromhex("000000" + "".join(colour[1:] for colour in colours)))

@@ -1,31 +1,36 @@
 """Labelled pictures: images paired with masks, the meaning of mask values, and groups."""
 
 import hashlib
-import io
 import json
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segrec_batch import storage
+from segrec_batch import messages, storage
 from segrec_batch.decode import open_rgb
-from segrec_batch.errors import InputError
-from segrec_batch.listing import list_pictures
+from segrec_batch.errors import InputError, ModelError, PictureError
+from segrec_batch.masks import decode_mask
 from segrec_batch.model.spec import check_class_names
+from segrec_batch.train.pairing import describe_lone, list_files, pair_folders
 
 VOID = -1
+MAX_VALUE = 2**15 - 1  # of a mask
+_SHOWN = 10  # values that a message names at most
 
 
 @dataclass(frozen=True)
 class Classes:
     """`classes.json`: the mask values of each foreground class, and those to ignore (void).
 
-    Class i (from 1) is the i-th name; every value that is not listed is background, class 0.
+    Class i (from 1) is the i-th name; every value that is not listed is background, class 0. There
+    need not be any.
     """
 
     values: Mapping[str, tuple[int, ...]]
@@ -54,24 +59,57 @@ class Classes:
 def load_classes(uri: str) -> Classes:
     """Read `{"car": [8], "ignore": [11], …}`. Raises InputError, ModelError for unusable names."""
     try:
-        content = json.loads(storage.read_bytes(uri))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{uri}: not a readable JSON file: {error}") from error
-    if not isinstance(content, dict) or not all(_are_values(v) for v in content.values()):
-        raise InputError(f'{uri}: expected {{"class name": [mask values 0 to 32767], …}}')
-    ignore = tuple(content.pop("ignore", ()))
-    if not content:
-        raise InputError(f"{uri}: names no class")
-    check_class_names(list(content))
-    counts = Counter(value for values in [ignore, *content.values()] for value in values)
-    twice = [value for value, n in counts.items() if n > 1]
-    if twice:
-        raise InputError(f"{uri}: mask values {twice} stand under more than one name")
-    return Classes({name: tuple(values) for name, values in content.items()}, ignore)
+        content = json.loads(storage.read_bytes(uri), object_pairs_hook=_Pairs)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise InputError(f"{uri}: not a readable JSON file: {reason}") from error
+    if not isinstance(content, _Pairs):
+        raise InputError(f'{uri}: expected {{"class name": [mask values 0 to {MAX_VALUE}], …}}')
+    names = [name for name, _ in content]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise InputError(
+                f"{uri}: {name!r} stands there {count} times; write all its values into one list"
+            )
+    for name, values in content:
+        _check_values(uri, name, values)
+    named = dict(content)
+    ignore = tuple(named.pop("ignore", ()))
+    if not named:
+        raise InputError(f'{uri}: names no class; write {{"class name": [mask values], …}}')
+    try:
+        check_class_names(list(named))
+    except ModelError as error:
+        raise ModelError(f"{uri}: {error}") from error
+    owner: dict[int, str] = {}
+    for name, values in content:
+        for value in values:
+            if value in owner:
+                raise InputError(
+                    f"{uri}: mask value {value} stands under {owner[value]!r} and under {name!r}; "
+                    "give it to one of them"
+                )
+            owner[value] = name
+    return Classes({name: tuple(values) for name, values in named.items()}, ignore)
 
 
-def _are_values(values: object) -> bool:
-    return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**15 for v in values)
+class _Pairs(list[tuple[str, Any]]):
+    """The names and values of a JSON object, in order, doubled names as well."""
+
+
+def _check_values(uri: str, name: str, values: object) -> None:
+    """Raise InputError if these are not the mask values of a class."""
+    if not isinstance(values, list) or isinstance(values, _Pairs):
+        raise InputError(f"{uri}: {name!r} needs a list of mask values, such as [8] or [8, 9]")
+    for value in values:
+        if type(value) is not int or not 0 <= value <= MAX_VALUE:
+            raise InputError(
+                f"{uri}: {name!r} has {reprlib.repr(value)}, which is no mask value: write whole "
+                f"numbers from 0 to {MAX_VALUE}"
+            )
+    for value, count in Counter(values).items():
+        if count > 1:
+            raise InputError(f"{uri}: mask value {value} stands {count} times under {name!r}")
 
 
 @dataclass(frozen=True)
@@ -86,54 +124,55 @@ class LabelledImage:
         """The RGB image and its mask values (H, W), void at VOID. Raises InputError."""
         try:
             image, *_ = open_rgb(storage.read_bytes(self.image))
-        except Exception as error:  # decoders raise nearly anything on broken bytes
-            raise InputError(f"{self.image}: {error}") from error
+        except (OSError, PictureError) as error:
+            raise InputError(f"{self.image}: {_reason(error)}") from error
         labels = load_mask(self.mask, classes)
-        if labels.shape != (image.height, image.width):
+        height, width = labels.shape
+        if (width, height) != image.size:
             raise InputError(
-                f"{self.mask} is {labels.shape} (rows, columns[, channels]), but its image is "
-                f"{(image.height, image.width)}: masks are one value a pixel, of the image's size"
+                f"{self.mask} has {width}×{height} pixels, its image {image.width}×{image.height} "
+                f"({self.image}): give it a mask of one value a pixel, of the upright image's size"
             )
         return image, labels
 
 
 def load_mask(uri: str, classes: Classes) -> NDArray[np.int16]:
-    """The values of a mask (H, W[, channels]), void at VOID. Raises InputError."""
+    """Return the values of a mask (H, W), void at VOID. Raises InputError."""
     try:
-        values = np.asarray(Image.open(io.BytesIO(storage.read_bytes(uri))))
-    except Exception as error:  # as above
-        raise InputError(f"{uri}: {error}") from error
-    if values.size and not (values.min() >= 0 and values.max() < 2**15):
-        raise InputError(f"{uri}: mask values must be 0 to 32767")
+        values = decode_mask(storage.read_bytes(uri))
+    except (OSError, PictureError) as error:
+        raise InputError(f"{uri}: {_reason(error)}") from error
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > MAX_VALUE:
+        raise InputError(
+            f"{uri}: the mask has the value {low if low < 0 else high}; number the labels from 0 "
+            f"to {MAX_VALUE}"
+        )
     labels = values.astype(np.int16)
     labels[np.isin(labels, classes.ignore)] = VOID
     return labels
 
 
+def _reason(error: OSError | PictureError) -> str:
+    return error.reason if isinstance(error, PictureError) else str(error)
+
+
 def pair(images: str, masks: str, groups: str = "auto") -> list[LabelledImage]:
-    """Pair images with masks by file stem, sorted. Raises InputError naming what has no partner.
+    """Pair images with masks, see `pair_folders`: sorted by image. What has no partner is not used,
+    and said.
 
     `groups`: `folder` (of the image), `prefix` (its name without the number at the end, as in video
     frames), `none` (each image for itself), or `auto`: the first of these that gives two groups.
+
+    Raises InputError if nothing pairs, or two files could be the partner of one.
     """
-    image_of, mask_of = _by_stem(images), _by_stem(masks)
-    lone = sorted(image_of.keys() ^ mask_of.keys())
-    if lone:
-        raise InputError(
-            f"{len(lone)} stems have an image or a mask, not both: {', '.join(lone[:5])}"
-        )
-    stems = sorted(image_of)
-    group_of = _groups([image_of[s] for s in stems], groups)
-    return [LabelledImage(image_of[s], mask_of[s], g) for s, g in zip(stems, group_of, strict=True)]
-
-
-def _by_stem(uri: str) -> dict[str, str]:
-    uris = list_pictures(uri)["uri"].to_pylist()
-    found = {storage.stem(u): u for u in uris}
-    if len(found) < len(uris):
-        twice = [s for s, n in Counter(map(storage.stem, uris)).items() if n > 1]
-        raise InputError(f"{uri}: file stems must be unique, but {twice[0]} is there twice")
-    return found
+    files = list_files(images), list_files(masks)
+    pairing = pair_folders(*files)
+    if lone := describe_lone(*files, pairing):
+        messages.say(lone)
+    uris = [(files[0].uris[i], files[1].uris[j]) for i, j in pairing.pairs]
+    group_of = _groups([image for image, _ in uris], groups)
+    return [LabelledImage(*both, group) for both, group in zip(uris, group_of, strict=True)]
 
 
 def _groups(uris: Sequence[str], rule: str) -> list[str]:
@@ -155,3 +194,34 @@ def fingerprint(images: Sequence[LabelledImage], classes: Classes) -> str:
             content = hashlib.sha256(storage.read_bytes(uri)).digest()
             digest.update(storage.name(uri).encode() + content)
     return digest.hexdigest()[:16]
+
+
+def count_values(labels: NDArray[np.int16]) -> dict[int, int]:
+    """Return how many pixels of a mask (H, W) have each of its values, VOID among them."""
+    counts = np.zeros(int(labels.max()) + 2, np.int64)
+    for block in np.array_split(labels.ravel(), 1 + labels.size // 2**22):  # a cast takes memory
+        counts += np.bincount(block.astype(np.int32) + 1, minlength=len(counts))
+    return {int(place) - 1: int(counts[place]) for place in np.flatnonzero(counts)}
+
+
+def describe_unnamed(pixels: Mapping[int, int], classes: Classes) -> str | None:
+    """Return a sentence about the mask values that count as background, with their shares of all
+    pixels; None if every value has a class. pixels: numbers by value, see `count_values`.
+    """
+    unnamed = {v: n for v, n in pixels.items() if v != VOID and classes.class_of(v) == 0}
+    if not unnamed:
+        return None
+    total = sum(pixels.values())
+    frequent = sorted(unnamed, key=lambda v: (-unnamed[v], v))
+    shown, rest = sorted(frequent[:_SHOWN]), frequent[_SHOWN:]
+    parts = [f"{value} ({_percent(unnamed[value] / total)} of all pixels)" for value in shown[:1]]
+    parts += [f"{value} ({_percent(unnamed[value] / total)})" for value in shown[1:]]
+    if rest:
+        share = sum(unnamed[value] for value in rest) / total
+        parts.append(f"{len(rest):,} more ({_percent(share)})")
+    advice = "" if set(unnamed) == {0} else '; what is void belongs under "ignore"'
+    return f"mask values that no class names count as background: {', '.join(parts)}{advice}"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}".replace("%", " %") if share >= 0.001 else "less than 0.1 %"

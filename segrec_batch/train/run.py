@@ -1,5 +1,6 @@
 """Training, from labelled pictures to a model bundle in memory."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segrec_batch import console
+from segrec_batch import console, messages
 from segrec_batch.decode import Shape, shapes_of_size
 from segrec_batch.errors import InputError
 from segrec_batch.host import usable_cores, usable_memory
@@ -21,7 +22,13 @@ from segrec_batch.model.backbone import Weights
 from segrec_batch.model.bundle import Array, Model
 from segrec_batch.model.engines import PER_PIXEL, EngineChoice, choose_engine, load_feature_maps
 from segrec_batch.model.spec import ModelSpec, Scaling
-from segrec_batch.train.labelled import Classes, LabelledImage, fingerprint
+from segrec_batch.train.labelled import (
+    VOID,
+    Classes,
+    LabelledImage,
+    describe_unnamed,
+    fingerprint,
+)
 from segrec_batch.train.sample import Samples, Sampling, sample_images
 from segrec_batch.train.tune import (
     Candidate,
@@ -29,10 +36,13 @@ from segrec_batch.train.tune import (
     Validation,
     cross_validate,
     fit_all,
+    judged_classes,
+    split_groups,
 )
 
 DEFAULT_LAYERS = "conv3_3,conv4_3,conv5_3,conv4_3@5,conv5_3@11"
 DEFAULT_SIZE = 624
+_SHOWN = 20  # mask values that a message names at most
 MAX_POSITIONS = 400_000  # in all, which bounds the memory of the fit at about 5 GB
 
 
@@ -86,6 +96,7 @@ class Trainer:
         self._check_groups()
         self.samples = self._sample(extra or {})
         self._check_classes()
+        self._say_background()
         self.components = Components.of(self.samples.values, classes)
 
     def feature_maps(self, pixels: NDArray[np.uint8]) -> dict[str, Tensor]:
@@ -102,7 +113,8 @@ class Trainer:
         samples = self.samples.rows(rows)
         kept, numbers = np.unique(samples.images, return_inverse=True)
         part.images = [self.images[i] for i in kept]
-        part.samples = replace(samples, images=numbers)
+        pixels = [samples.pixels[i] for i in kept]
+        part.samples = replace(samples, images=numbers, pixels=pixels)
         part._check_groups()
         part._check_classes()
         part.components = Components.of(part.samples.values, self.classes)
@@ -127,14 +139,56 @@ class Trainer:
 
     def _check_groups(self) -> None:
         if len({item.group for item in self.images}) < 2:
-            raise InputError("cross-validation needs labelled images of at least two groups")
+            raise InputError(
+                "cross-validation needs labelled images of at least two groups: put images of one "
+                "place into one folder or name (--groups folder, prefix or none says which)"
+            )
+
+    @property
+    def _pixels(self) -> Counter[int]:
+        """Pixels of all masks by value."""
+        return sum((Counter(pixels) for pixels in self.samples.pixels), Counter())
 
     def _check_classes(self) -> None:
-        found = {self.classes.class_of(int(v)) for v in np.unique(self.samples.values)}
-        names = ("background", *self.classes.names)
-        missing = [name for i, name in enumerate(names) if i not in found]
+        """Raise InputError if a class has no position to learn from; the background need not."""
+        pixels = self._pixels
+        if not pixels.keys() - {VOID}:
+            raise InputError("the masks have no pixel that is labelled: all are to be ignored")
+        sampled = {self.classes.class_of(int(v)) for v in np.unique(self.samples.values)}
+        missing = [
+            (name, values, sum(pixels[value] for value in values))
+            for k, (name, values) in enumerate(self.classes.values.items(), start=1)
+            if k not in sampled
+        ]
+        absent = [f"{name} {list(values)}" for name, values, count in missing if not count]
+        if absent:
+            present = ", ".join(str(value) for value in sorted(pixels.keys() - {VOID})[:_SHOWN])
+            raise InputError(
+                f"no labelled pixels of: {', '.join(absent)}; the masks of {len(self.images):,} "
+                f"images have the values {present}: correct the class file, or leave these out"
+            )
         if missing:
-            raise InputError(f"no labelled pixels of: {', '.join(missing)}")
+            few = ", ".join(f"{name} ({count:,})" for name, _, count in missing)
+            raise InputError(
+                f"too few labelled pixels to learn from: {few}; none is at the centre of a cell of "
+                "the feature map: label more, leave the class out, or try a larger --input-size"
+            )
+
+    def _say_background(self) -> None:
+        """Say what counts as background, or that nothing does."""
+        if unnamed := describe_unnamed(self._pixels, self.classes):
+            messages.say(unnamed)
+        found = {self.classes.class_of(int(v)) for v in np.unique(self.samples.values)}
+        if found == {1}:
+            messages.say(
+                f"every labelled pixel is of class {self.classes.names[0]}: there is nothing to "
+                "tell apart, and the model will find this class everywhere",
+                "warning",
+            )
+        elif 0 not in found:
+            messages.say(
+                "no position is background: the model will give every pixel one of the classes"
+            )
 
     @cached_property
     def data(self) -> str:
@@ -154,7 +208,20 @@ class Trainer:
         header = ("layers, C", *self.classes.names, "mean")
         title = "IoU on held-out groups (cross-validation)"
         console.show(console.table(title, header, rows))
+        self._say_unjudged()
         return judged
+
+    def _say_unjudged(self) -> None:
+        """Warn of classes whose figures in the table say nothing."""
+        labels = self.classes.to_classes(self.samples.values).astype(np.int64)
+        judged = judged_classes(labels, split_groups(self.samples.groups))
+        names = [name for k, name in enumerate(self.classes.names, 1) if k not in judged]
+        if names:
+            messages.say(
+                f"too few groups have pixels of {', '.join(names)} for cross-validation to "
+                "judge: an IoU of 0 says nothing of them; label them in images of more groups",
+                "warning",
+            )
 
     def best(self) -> Model:
         """Choose layers, C and offsets by grouped cross-validation, fit on all positions."""
@@ -234,7 +301,12 @@ def _validation_json(validation: Validation, classes: Classes) -> dict[str, Any]
         "layers": ",".join(map(str, validation.candidate.taps)),
         "c": validation.candidate.c,
         "mean_iou": round(validation.mean_iou, 4),
-        "iou": {n: round(float(v), 4) for n, v in zip(names, validation.iou, strict=True)},
+        "iou": {n: _rounded(v) for n, v in zip(names, validation.iou, strict=True)},
         "offsets": {n: float(v) for n, v in zip(names, validation.offsets, strict=True)},
         "accuracy": round(validation.accuracy, 4),
     }
+
+
+def _rounded(value: float) -> float | None:
+    """Return a figure for JSON, which has no NaN: null is what is not defined."""
+    return None if np.isnan(value) else round(float(value), 4)

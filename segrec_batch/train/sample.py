@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from segrec_batch.model import describe
 from segrec_batch.model.architecture import DEEPEST, Tap
 from segrec_batch.model.head import pool
 from segrec_batch.train.augment import augment
-from segrec_batch.train.labelled import VOID, Classes, LabelledImage
+from segrec_batch.train.labelled import VOID, Classes, LabelledImage, count_values
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Samples:
     weights: (n,) float64, how many cells of the maps a position stands for: sums over them estimate
     sums over all cells. groups: (n,) group of the image. centre: (512,) mean centred feature of all
     pictures that were sampled, which parts of the rows keep. images: (n,) int64, number of the
-    image. variants: (n,) int64, 0 for the image itself, then its augmented copies.
+    image. variants: (n,) int64, 0 for the image itself, then its augmented copies. pixels: of the
+    whole mask of each image the number by value, see `count_values`.
     """
 
     features: NDArray[np.float16]
@@ -38,17 +39,18 @@ class Samples:
     centre: Tensor
     images: NDArray[np.int64]
     variants: NDArray[np.int64]
+    pixels: Sequence[Mapping[int, int]] = ()
 
     def rows(self, wanted: NDArray[np.bool_]) -> "Samples":
         """Some of the positions: wanted (n,)."""
-        return Samples(
-            self.features[wanted],
-            self.values[wanted],
-            self.weights[wanted],
-            self.groups[wanted],
-            self.centre,
-            self.images[wanted],
-            self.variants[wanted],
+        return replace(
+            self,
+            features=self.features[wanted],
+            values=self.values[wanted],
+            weights=self.weights[wanted],
+            groups=self.groups[wanted],
+            images=self.images[wanted],
+            variants=self.variants[wanted],
         )
 
     def columns(self, taps: Sequence[Tap], wanted: Sequence[Tap]) -> NDArray[np.float16]:
@@ -79,12 +81,15 @@ class Sampling:
 
 @dataclass(frozen=True)
 class _PositionSample:
-    """Sampled positions of one variant of an image, and its mean feature (1, 512)."""
+    """Sampled positions of one variant of an image, its mean feature (1, 512), and the pixels of
+    its whole mask by value.
+    """
 
     features: NDArray[np.float16]
     values: NDArray[np.int16]
     weights: NDArray[np.float64]
     pooled: Tensor
+    pixels: Mapping[int, int]
 
 
 def sample_images(
@@ -108,7 +113,7 @@ def sample_images(
     width = sum(tap.source.channels for tap in taps)
     features = np.empty((rows, width), np.float16)  # at once: joining parts would take twice that
     values, weights, groups, pooled = [], [], [], []
-    owners, variants = [], []
+    owners, variants, pixels = [], [], []
     filled = 0
 
     def draw(index: int) -> list[_PositionSample]:
@@ -120,6 +125,7 @@ def sample_images(
         ]
 
     for index, drawn in enumerate(_in_order(draw, track(images), workers)):
+        pixels.append(drawn[0].pixels)
         for variant, found in enumerate(drawn):
             count = len(found.values)
             features[filled : filled + count] = found.features
@@ -138,6 +144,7 @@ def sample_images(
         describe.centred_unit(torch.cat(pooled)).mean(dim=0).cpu(),
         np.concatenate(owners),
         np.concatenate(variants),
+        pixels,
     )
 
 
@@ -168,7 +175,8 @@ def _draw_positions(
     grid = _finest(maps, taps)
     values, cells, weights = draw_cells(cell_labels(labels, grid), positions, rng)
     features = cell_features(maps, taps, cells, grid).half().cpu().numpy()
-    return _PositionSample(features, values, weights, describe.global_mean(maps[DEEPEST]))
+    pooled = describe.global_mean(maps[DEEPEST])
+    return _PositionSample(features, values, weights, pooled, count_values(labels))
 
 
 def _variants(

@@ -45,7 +45,9 @@ def forest(
     fitted.fit(x.astype(np.float32), targets)
     owners = np.array(components.classes)[fitted.classes_]
     member = owners[:, None] == np.arange(max(components.classes) + 1)  # (M, K)
-    return lambda features: _log(fitted.predict_proba(features.astype(np.float32)) @ member)
+    return lambda features: components.bar_unseen(
+        _log(fitted.predict_proba(features.astype(np.float32)) @ member)
+    )
 
 
 def neighbours(x: Features, targets: Targets, components: Components, k: int) -> Scorer:
@@ -61,7 +63,7 @@ def neighbours(x: Features, targets: Targets, components: Components, k: int) ->
     def score(features: Features) -> Scores:
         blocks = torch.from_numpy(scaler.transform(features)).split(_BLOCK)
         shares = torch.cat([votes[nearest(block)].mean(dim=1) for block in blocks])
-        return _log(shares.numpy())
+        return components.bar_unseen(_log(shares.numpy()))
 
     return score
 

@@ -14,7 +14,11 @@ from segrec_batch.train.svm import LinearSvm, fit_svm
 
 MAX_FOLDS = 5
 CV_ROWS = 120_000  # positions that cross-validation works on; the final fit takes all
+LOWEST = float(np.finfo(np.float16).min)  # score of what no position was of: it never wins
 _RARE = 50  # mask values of the background with fewer positions share one SVM
+
+
+Fold = tuple[NDArray[np.int64], NDArray[np.int64]]  # row numbers: train, test
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,8 @@ class Components:
     """Which SVMs there are: one per mask value, so that the parts of a mixed class such as the
     background (sky, road, building…) need not fit behind one hyperplane.
 
-    `of_value[v]` is the SVM of mask value v, `classes[m]` the class of SVM m.
+    `of_value[v]` is the SVM of mask value v, `classes[m]` the class of SVM m. If every position has
+    a class, one SVM without a value stands for the background, so that every class has one.
     """
 
     of_value: Mapping[int, int]
@@ -44,6 +49,8 @@ class Components:
                 rare = len(owners)
             of_value[int(value)] = len(owners)
             owners.append(owner)
+        if 0 not in owners:
+            owners.append(0)
         return cls(of_value, tuple(owners))
 
     def targets(self, values: NDArray[np.int16]) -> NDArray[np.int64]:
@@ -52,6 +59,13 @@ class Components:
         for value, component in self.of_value.items():
             table[value] = component
         return table[values]
+
+    def bar_unseen(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return class scores (n, K) in which a class without any mask value never wins."""
+        seen = {self.classes[component] for component in self.of_value.values()}
+        unseen = [k for k in range(scores.shape[1]) if k not in seen]
+        scores[:, unseen] = LOWEST
+        return scores
 
     def class_scores(self, decision: NDArray[np.float32]) -> NDArray[np.float32]:
         """Decision values (n, M) → class scores (n, K): the best SVM of each class."""
@@ -104,13 +118,14 @@ def cross_validate(
     labels = classes.to_classes(values).astype(np.int64)
     targets = components.targets(values)
     folds = split_groups(samples.groups[keep])
+    judged = judged_classes(labels, folds)
     for candidate in candidates:
         x = samples.columns(taps, candidate.taps)[keep]
         scores = np.empty((len(x), max(components.classes) + 1), np.float32)
         for train, test in folds:
             svm = fit_all(x[train], targets[train], len(components.classes), candidate.c, seed)
             scores[test] = components.class_scores(svm.decision(x[test]))
-        offsets = choose_offsets(scores, labels, weights)
+        offsets = choose_offsets(scores, labels, weights, judged)
         confusion = weighted_confusion(scores + offsets, labels, weights)
         accuracy = float(np.trace(confusion) / confusion.sum())
         yield Validation(candidate, iou(confusion), offsets, accuracy)
@@ -122,12 +137,19 @@ def _subset(n: int, seed: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(seed).choice(n, CV_ROWS, replace=False))
 
 
-def split_groups(
-    groups: NDArray[np.object_],
-) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def split_groups(groups: NDArray[np.object_]) -> list[Fold]:
     """Row numbers (train, test) of up to 5 folds; no group stands on both sides."""
     folds = min(MAX_FOLDS, len(set(groups)))
     return list(GroupKFold(folds).split(groups, groups=groups))
+
+
+def judged_classes(labels: NDArray[np.int64], folds: Sequence[Fold]) -> list[int]:
+    """Return the foreground classes that cross-validation can judge: those that two folds or more
+    hold out. The SVMs that are tried on the only fold of a class have not seen it.
+    """
+    held_out = [set(np.unique(labels[test]).tolist()) for _, test in folds]
+    every = set().union(*held_out) - {0}
+    return sorted(k for k in every if sum(k in classes for classes in held_out) > 1)
 
 
 def fit_all(
@@ -141,7 +163,7 @@ def fit_all(
     """`fit_svm` with a place for each of n targets; one that does not occur scores lowest."""
     present, compact = np.unique(targets, return_inverse=True)
     weights = np.zeros((n, x.shape[1]), np.float32)
-    bias = np.full(n, np.finfo(np.float16).min, np.float32)
+    bias = np.full(n, LOWEST, np.float32)
     bias[present] = 0
     if len(present) > 1:
         svm = fit_svm(x, compact, c, seed, loss)
@@ -166,12 +188,16 @@ def iou(confusion: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def choose_offsets(
-    scores: NDArray[np.float32], labels: NDArray[np.int64], weights: NDArray[np.float64]
+    scores: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    classes: Sequence[int] | None = None,
 ) -> NDArray[np.float32]:
     """Offsets (K,) for class scores that maximise the mean IoU of the foreground classes.
 
     Training positions are drawn by class, so the SVMs overrate rare classes: an offset a class is
-    the cheapest cure. Coordinate ascent over a grid that narrows; the background stays at 0.
+    the cheapest cure. Coordinate ascent over a grid that narrows; the background stays at 0, and so
+    do foreground classes that are not among `classes` (default: all are).
     """
     k = scores.shape[1]
     offsets = np.zeros(k, np.float32)
@@ -181,7 +207,7 @@ def choose_offsets(
 
     best = quality(offsets)
     for reach in (2.0, 0.5, 0.125):
-        for i in range(1, k):
+        for i in range(1, k) if classes is None else classes:
             spread = (scores[:, i] - np.delete(scores, i, axis=1).max(axis=1)).std()
             for step in np.linspace(-reach, reach, 17) * spread:
                 trial = offsets.copy()

@@ -1,29 +1,36 @@
 """Ground truth from labelled masks: the class that fills most of a picture, and where it is."""
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segrec_batch import storage
+from segrec_batch import messages
 from segrec_batch.console import track
 from segrec_batch.errors import InputError
 from segrec_batch.evaluate.retrieval.collection import Collection, Ints
 from segrec_batch.evaluate.retrieval.conditions import Window
 from segrec_batch.evaluate.retrieval.truth import Groups, Truth, digest, said
-from segrec_batch.listing import list_pictures
 from segrec_batch.model.spec import COMMON_GRID
 from segrec_batch.store.encode import bitmap_words
-from segrec_batch.train.labelled import VOID, Classes, load_classes, load_mask
+from segrec_batch.train.labelled import (
+    VOID,
+    Classes,
+    count_values,
+    describe_unnamed,
+    load_classes,
+    load_mask,
+)
+from segrec_batch.train.pairing import Files, list_files, pair_indexed
 
 
 @dataclass(frozen=True)
 class Masks:
     """Relevant is what has the same dominant foreground class, if that fills a share of both
     pictures that lies in the window, all by their masks. masks: a folder with a mask for each
-    image, of the same stem. classes: the file that names the mask values.
+    image, see `pair_indexed`. classes: the file that names the mask values.
 
     Shares are of the pixels that are not void; of equal classes the first in the file is dominant.
     An image without a mask, without foreground or outside the window is relevant to nothing, but
@@ -42,23 +49,27 @@ class Masks:
                 f"the window of the labels is {low:g} {high:g}; give 0 <= LOW <= HIGH <= 1"
             )
         classes = load_classes(self.classes)
-        uris = list_pictures(self.masks)["uri"].to_pylist()
-        pairs = _paired(images, uris)
+        files = list_files(self.masks)
+        pairs = pair_indexed(Files("", tuple(images.uris.to_pylist()), {}), files).pairs
         words = np.zeros((len(images), len(classes.names) * COMMON_GRID**2 // 64), np.int64)
         labels = np.full(len(images), -1)
         content = hashlib.sha256(repr(classes).encode())
-        for row, uri in track(pairs, "masks read"):
-            found = classes.to_classes(load_mask(uri, classes))
-            if found.ndim != 2 or not found.size:
-                raise InputError(f"{uri} is {found.shape}: masks are one value a pixel")
+        pixels: Counter[int] = Counter()
+        for row, number in track(pairs, "masks read"):
+            files.check(number)
+            values = load_mask(files.uris[number], classes)
+            pixels.update(count_values(values))
+            found = classes.to_classes(values)
             content.update(images.ids[row].as_py().encode() + found.tobytes())
             words[row] = _bitmaps(found, len(classes.names))
             labels[row] = _dominant(found, classes, self.window)
+        if unnamed := describe_unnamed(pixels, classes):
+            messages.say(unnamed)
         used = {
             "images": len(images),
             "labelled": len(pairs),
             "without a mask": len(images) - len(pairs),
-            "masks without an image": len(uris) - len(pairs),
+            "masks without an image": len(files.uris) - len(pairs),
             "outside the window or without foreground": len(pairs) - int((labels >= 0).sum()),
         }
         return Truth(
@@ -71,26 +82,6 @@ class Masks:
             masks=words,
             details=said(used),
         )
-
-
-def _paired(images: Collection, masks: Sequence[str]) -> list[tuple[int, str]]:
-    """Images and their masks, in order of image_id. Raises InputError for a stem that is not one
-    image's, or not one mask's.
-    """
-    mask_of: dict[str, str] = {}
-    for uri in masks:
-        if mask_of.setdefault(storage.stem(uri), uri) != uri:
-            raise InputError(f"two masks have the stem of {uri}: {mask_of[storage.stem(uri)]}")
-    pairs: dict[str, tuple[int, str]] = {}
-    for row, uri in enumerate(images.uris.to_pylist()):
-        stem = storage.stem(uri)
-        if stem in pairs:
-            raise InputError(
-                f"{mask_of[stem]} is the mask of more than one image of the index: {uri}"
-            )
-        if stem in mask_of:
-            pairs[stem] = row, mask_of[stem]
-    return list(pairs.values())
 
 
 def _bitmaps(found: NDArray[np.int16], count: int) -> Ints:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,7 +22,8 @@ class Pairs:
     """A file with the header query,relevant or query,relevant,class.
 
     A cell names an image by its image_id, its URI, or the last parts of its URI as far as only one
-    image of the index has them (a.jpg, place_00/a.jpg). The class is that of the query.
+    image of the index has them (a.jpg, place_00/a.jpg); accents may be stored in either of
+    Unicode's ways. The class is that of the query.
     """
 
     uri: str
@@ -95,15 +97,19 @@ class _Names:
     """Images by whatever names them."""
 
     def __init__(self, images: Collection) -> None:
-        self._uris = images.uris.to_pylist()
+        uris = images.uris.to_pylist()
+        self._uris = (uris, list(map(_composed, uris)))
         self._ids = {name: i for i, name in enumerate(images.ids.to_pylist())}
-        self._ends: dict[int, dict[str, int]] = {}  # by the number of parts
+        self._ends: dict[tuple[int, bool], dict[str, int]] = {}
 
     def row(self, cell: str, where: str) -> int:
         """The image that a cell names. Raises InputError."""
         if cell in self._ids:
             return self._ids[cell]
-        found = self._with(cell.count("/")).get(cell, -1)
+        slashes = cell.count("/")
+        found = self._with(slashes, composed=False).get(cell, -1)
+        if found == -1:
+            found = self._with(slashes, composed=True).get(_composed(cell), -1)
         if found == _MORE:
             raise InputError(f"{where}: {cell!r} is the end of more than one URI; give more of it")
         if found < 0:
@@ -112,12 +118,17 @@ class _Names:
             )
         return found
 
-    def _with(self, slashes: int) -> dict[str, int]:
+    def _with(self, slashes: int, *, composed: bool) -> dict[str, int]:
         """Images by the last parts of their URIs, with so many slashes between them."""
-        if slashes not in self._ends:
+        if (slashes, composed) not in self._ends:
             ends: dict[str, int] = {}
-            for i, uri in enumerate(self._uris):
+            for i, uri in enumerate(self._uris[composed]):
                 end = "/".join(uri.split("/")[-slashes - 1 :])
                 ends[end] = _MORE if end in ends else i
-            self._ends[slashes] = ends
-        return self._ends[slashes]
+            self._ends[slashes, composed] = ends
+        return self._ends[slashes, composed]
+
+
+def _composed(text: str) -> str:
+    """Return a text with its accents composed (NFC), as few systems but macOS store names."""
+    return unicodedata.normalize("NFC", text)

@@ -1,6 +1,7 @@
 """Judged pictures: one row an image, method and split, from which all figures follow."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from segrec_batch import console, storage
 from segrec_batch.decode import fit
 from segrec_batch.model.segmentation import Segmenter
 from segrec_batch.model.spec import BACKGROUND
-from segrec_batch.train.labelled import VOID, Classes, LabelledImage
+from segrec_batch.train.labelled import VOID, Classes, LabelledImage, count_values
 from segrec_batch.train.methods import ClassMap, Methods
 
 SEGREC = "segrec"
@@ -66,13 +67,22 @@ def count_pixels(truth: NDArray[np.int16], predicted: NDArray[np.uint8], n: int)
 
 
 def judge_pictures(
-    split: str, images: Sequence[LabelledImage], methods: Methods, classes: Classes
+    split: str,
+    images: Sequence[LabelledImage],
+    methods: Methods,
+    classes: Classes,
+    pixels: Counter[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Apply methods to labelled pictures at their original resolution: rows of `SCHEMA`."""
+    """Apply methods to labelled pictures at their original resolution: rows of `SCHEMA`.
+
+    pixels: to which the pixels of the masks are added, by value.
+    """
     n = len(classes.names) + 1
     rows = []
     for item in console.track(images, f"judged ({split})"):
         image, labels = item.load(classes)
+        if pixels is not None:
+            pixels.update(count_values(labels))
         truth = classes.to_classes(labels)
         about = {
             "split": split,

@@ -1,5 +1,6 @@
 """What is fitted on what and judged on what: from settings to counts."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +13,7 @@ from segrec_batch.model.backbone import load_weights
 from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.model.engines import EngineChoice, choose_engine, load_segmenter
 from segrec_batch.train.augment import KINDS
-from segrec_batch.train.labelled import Classes, LabelledImage, pair
+from segrec_batch.train.labelled import Classes, LabelledImage, describe_unnamed, pair
 from segrec_batch.train.methods import Methods, NotRun
 from segrec_batch.train.run import Settings as Training
 from segrec_batch.train.run import Trainer
@@ -95,9 +96,25 @@ class Study:
         """The proposed method as it was judged on a split."""
         return SegrecMethod(load_segmenter(self.models[split], self.engine))
 
-    def judge(self, part: "Part", methods: Methods, classes: Classes) -> None:
-        """Add what methods say of the pictures of a split. Raises NotRun."""
-        self.rows += judge_pictures(part.split, part.judged, methods, classes)
+    def judge_model(self, part: "Part", classes: Classes) -> None:
+        """Add what the proposed method says of the pictures of a split. Says which values of masks
+        that were given apart count as background; a trainer says so of its own.
+        """
+        pixels: Counter[int] = Counter()
+        self.judge(part, self.method(part.split), classes, pixels)
+        unnamed = describe_unnamed(pixels, classes)
+        if part.split == GIVEN and unnamed:
+            messages.say(f"judged pictures: {unnamed}")
+
+    def judge(
+        self,
+        part: "Part",
+        methods: Methods,
+        classes: Classes,
+        pixels: Counter[int] | None = None,
+    ) -> None:
+        """Add what methods say of the pictures of a split, see `judge_pictures`. Raises NotRun."""
+        self.rows += judge_pictures(part.split, part.judged, methods, classes, pixels)
         self.methods.setdefault(part.split, {}).update(methods.settings)
 
 
@@ -124,7 +141,7 @@ def conduct(
         study.models[part.split] = part.model
         if part.split == study.main:
             study.judged = part.judged
-        study.judge(part, study.method(part.split), classes)
+        study.judge_model(part, classes)
         for rival in rivals:
             if rival.every_split or part.split == study.main:
                 _run(rival, part, classes, study)
