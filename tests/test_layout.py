@@ -30,7 +30,7 @@ DOORS = {
 REPORTS = ("segmentation", "retrieval", "drift", "compare")
 LEVELS = [  # each may import from its own and from those before it
     {"errors", "faults", "messages"},
-    {"storage", "sandbox", "console", "decode", "host", "listing", "scenes"},
+    {"storage", "sandbox", "console", "decode", "host", "images", "listing", "scenes"},
     {"model"},
     {"train", "store", "operators", "options"},
     {"descriptors", "pictures", "describer"},
