@@ -14,8 +14,11 @@ either fill order, with or without predictor:
     RGB + alpha                     8 to 64 bits signed;             none, LZW, PackBits, Deflate,
                                     16, 32, 64 bits float            LZMA, Zstandard
     palette, palette + alpha        up to 16 bits                    likewise
-    CMYK                            8, 16 bits unsigned              likewise
+    CMYK                            8 to 16 bits unsigned            likewise
     anything else                   refused by its name
+
+What is Pillow's is read here, too, where the file is a big-endian BigTIFF or the bits of each byte
+are uncompressed and in reverse: Pillow does not open all of these.
 
 Extra samples that are no alpha have no meaning that a reader knows; beside RGB and CMYK, and one
 beside grey, they are left out. Grey with more of them are channels of something: refused.
@@ -59,6 +62,10 @@ def is_pillows(layout: Layout) -> bool:
     """Return whether Pillow reads the layout right."""
     bits, extras = _PILLOWS.get(layout.photometric, ((), ()))
     if layout.kind != "unsigned" or layout.bits not in bits or layout.extras not in extras:
+        return False
+    if layout.is_big_tiff and not layout.is_little_endian:
+        return False
+    if layout.fill_order == 2 and layout.compression == NONE:
         return False
     if layout.is_planar:
         return layout.photometric in (RGB, CMYK) and not layout.extras

@@ -68,6 +68,7 @@ class Layout:
     predictor: int
     fill_order: int
     is_little_endian: bool
+    is_big_tiff: bool
     orientation: int
     colour_map: tuple[int, ...]
     subsampling: tuple[int, ...]
@@ -95,6 +96,8 @@ class Layout:
             name += f", subsampled {'×'.join(map(str, self.subsampling))}"
         if self.compression != 1:
             name += f", {_COMPRESSION.get(self.compression, self.compression)} compression"
+        if self.is_big_tiff:
+            name += ", BigTIFF"
         name += f", predictor {self.predictor}" if self.predictor != 1 else ""
         raise PictureError("decode", f"TIFF of this layout is not supported: {name}")
 
@@ -143,6 +146,7 @@ def read_layout(data: bytes) -> Layout:
         predictor=tags.whole(317, 1),
         fill_order=tags.whole(266, 1),
         is_little_endian=data[:1] == b"I",
+        is_big_tiff=b"+" in data[2:4],
         orientation=tags.whole(274, 1),
         colour_map=tags.values(320, ()),
         subsampling=tags.values(530, (2, 2)),
@@ -172,8 +176,11 @@ class _Tags:
 def _read_tags(data: bytes) -> _Tags:
     try:
         file = io.BytesIO(data)
-        header = file.read(16 if data[2:4] in (b"\x2b\0", b"\0\x2b") else 8)
-        directory = ImageFileDirectory_v2(header)
+        if data[2:4] in (b"+\0", b"\0+"):  # Pillow looks for the mark where little-endian has it
+            header, prefix = b"II+\0" + file.read(16)[4:], data[:2]
+        else:
+            header, prefix = file.read(8), None
+        directory = ImageFileDirectory_v2(header, prefix)
         file.seek(directory.next)
         directory.load(file)
     except (SyntaxError, struct.error, ValueError, OverflowError) as error:
