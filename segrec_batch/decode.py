@@ -7,16 +7,31 @@ depends on the picture.
 
 import io
 import math
+import struct
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageCms,
+    ImageFile,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from segrec_batch.errors import PictureError
+from segrec_batch.images import png, signatures, tiff
+from segrec_batch.images.tiff_layout import Layout, read_layout
 
 MAX_PIXELS = 178_956_970  # Pillow's own bound for decompression bombs
 MASK_SIDE = 1024  # masks keep the picture's size up to this long side
@@ -24,7 +39,19 @@ STRIDE = 16  # of the deepest convolution layers; sides of shapes are multiples 
 _ASPECTS = (1.0, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2.0, 3.0)  # long side : short side
 
 # not all that Pillow knows: some of its plug-ins start other programs
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+_OPENERS = {
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "JPEG": JpegImagePlugin.jpeg_factory,
+    "PNG": PngImagePlugin.PngImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+}
+_ALSO_USED = (
+    ImageCms,
+    MpoImagePlugin,
+)  # by Pillow, which would import them from within the sandbox
 
 Shape = tuple[int, int]  # height, width
 
@@ -77,7 +104,7 @@ def mask_shape(height: int, width: int) -> Shape:
 
 
 def decode(data: bytes, shapes: Sequence[Shape]) -> Picture:
-    """Decode any picture that Pillow reads (see `open_rgb`), resized to the nearest shape."""
+    """Decode an image of any format in use (see `open_rgb`), resized to the nearest shape."""
     image, width, height, format_ = open_rgb(data, shapes)
     return Picture(fit(image, shapes), width, height, format_)
 
@@ -94,55 +121,97 @@ def open_rgb(
 ) -> tuple[Image.Image, int, int, str]:
     """Decode the first frame, upright, as RGB; also the upright source's width, height and format.
 
-    With `shapes`, JPEGs may come at a reduced DCT scale that is still larger than the nearest one.
-    16-bit grey is scaled by 1/257, 32-bit and float grey stretched to its own range, transparency
-    laid on white. Raises PictureError with stage `decode`.
+    Samples of up to 8 bits keep their values; images of more bits are stretched to the range that
+    they use (`images.scaling`). Transparent pixels, and those that are NaN or nodata, are white.
+
+    Args:
+        data: The file.
+        shapes: JPEGs may come at a reduced DCT scale that is still larger than the nearest of them.
+
+    Raises:
+        PictureError: With stage `decode`: the file is no image, is broken, or is of a format,
+            layout, compression or size that is not supported; the reason says which.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of what it can live with: broken EXIF etc.
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                raise PictureError("decode", f"{image.width}×{image.height} pixels are too many")
-            return _open_rgb(image, shapes)
+            return _open_rgb(data, signatures.recognise(data), shapes)
     except PictureError:
         raise
-    except UnidentifiedImageError as error:
-        raise PictureError("decode", "not a picture" if data else "empty file") from error
     except Exception as error:  # decoders raise nearly anything on broken bytes
         raise PictureError("decode", f"{type(error).__name__}: {error}") from error
 
 
 def _open_rgb(
-    image: Image.Image, shapes: Sequence[Shape] | None
+    data: bytes, format_: str, shapes: Sequence[Shape] | None
 ) -> tuple[Image.Image, int, int, str]:
-    orientation = _orientation(image)
-    sideways = orientation >= 5
+    if format_ == "TIFF":
+        return _open_tiff(data, read_layout(data))
+    if format_ == "PNG":
+        data = png.drop_damaged_ancillary(data)
+    image = _open(data, format_)
+    if format_ == "PNG":
+        depth, colour = png.read_depth_and_colour(data)
+        if depth == 16:
+            orientation = _orientation(image)
+            return _described(_upright(png.open_16_bits(data, colour), orientation), format_)
+        png.scale_transparency(image, depth)
+    return _by_pillow(image, _orientation(image), shapes)
+
+
+def _open(data: bytes, format_: str) -> ImageFile.ImageFile:
+    try:
+        image: ImageFile.ImageFile = _OPENERS[format_](io.BytesIO(data), "")
+    except (SyntaxError, IndexError, TypeError, struct.error) as error:  # what plug-ins mean by it
+        raise PictureError("decode", f"broken or truncated {format_}: {error}") from error
+    _check_size(image.width, image.height)
+    return image
+
+
+def _open_tiff(data: bytes, layout: Layout) -> tuple[Image.Image, int, int, str]:
+    _check_size(layout.width, layout.height)
+    layout.check_compression()
+    if tiff.is_pillows(layout):
+        image = _open(data, "TIFF")
+        tiff.correct_palette(image, layout)
+        return _by_pillow(image, 1, None)  # Pillow turns these itself
+    return _described(_upright(tiff.open_here(data, layout), layout.orientation), "TIFF")
+
+
+def _by_pillow(
+    image: Image.Image, orientation: int, shapes: Sequence[Shape] | None
+) -> tuple[Image.Image, int, int, str]:
+    sideways = 5 <= orientation <= 8
     width, height = (image.height, image.width) if sideways else (image.width, image.height)
     if shapes:
         h, w = nearest_shape(shapes, height, width)
         image.draft(None, (h, w) if sideways else (w, h))
+    return to_rgb(_upright(image, orientation)), width, height, image.format or "?"
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise PictureError("decode", f"{width}×{height} pixels are too many")
+
+
+def _described(image: Image.Image, format_: str) -> tuple[Image.Image, int, int, str]:
+    return image, image.width, image.height, format_
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
     turn = _UPRIGHT.get(orientation)
-    upright = image if turn is None else image.transpose(turn)
-    return to_rgb(upright), width, height, image.format or "?"
+    return image if turn is None else image.transpose(turn)
 
 
 def _orientation(image: Image.Image) -> int:
-    if image.format == "TIFF":  # Pillow turns these itself
-        return 1
     try:
-        orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken EXIF does not make a picture unreadable
         return 1
-    return orientation if 1 <= orientation <= 8 else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode → RGB (see `open_rgb`)."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image, np.float32) / 257).round().astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        image = Image.fromarray(_stretch(np.asarray(image)))
+    """Any Pillow mode of 8 bits → RGB, transparency laid on white."""
     if image.has_transparency_data:
         rgba = _in_mode(image, "RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
@@ -152,16 +221,3 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     image.load()
     return image if image.mode == mode else image.convert(mode)  # which copies in any case
-
-
-def _stretch(grey: NDArray[Any]) -> NDArray[np.uint8]:
-    bands = np.array_split(grey.ravel(), 1 + grey.size // 2**22)  # float64 takes much memory
-    low = min(_finite(band).min() for band in bands)
-    high = max(_finite(band).max() for band in bands)
-    scale = 255 / max(high - low, 1e-12)
-    eight = [((_finite(band) - low) * scale + 0.5).astype(np.uint8) for band in bands]
-    return np.concatenate(eight).reshape(grey.shape)
-
-
-def _finite(grey: NDArray[Any]) -> NDArray[np.float64]:
-    return np.nan_to_num(grey.astype(np.float64), posinf=0.0, neginf=0.0)

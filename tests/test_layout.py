@@ -37,6 +37,7 @@ LEVELS = [  # each may import from its own and from those before it
         "console",
         "decode",
         "host",
+        "images",
         "limits",
         "listing",
         "masks",

@@ -1,0 +1,100 @@
+"""What Pillow leaves to its caller of PNG: 16 bits a sample, tRNS, damaged ancillary chunks.
+
+Colour type × bit depth × transparency, and who reads it:
+
+    grey 1, 2, 4, 8; RGB 8; palette 1 to 8     Pillow, with the tRNS value in its units
+    grey 16; RGB 16; grey + alpha 16; RGBA 16  both bytes of each sample, see `_both_bytes`;
+                                               a tRNS colour is compared at 16 bits
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
+
+from segrec_batch.images.scaling import Samples, render_rgb
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+_GREY, _RGB, _GREY_ALPHA, _RGB_ALPHA = 0, 2, 4, 6  # colour types of 16 bits
+_CHANNELS = {_GREY: 1, _RGB: 3, _GREY_ALPHA: 2, _RGB_ALPHA: 4}
+
+
+def drop_damaged_ancillary(data: bytes) -> bytes:
+    """Return a PNG without the ancillary chunks whose checksum is wrong, as libpng does.
+
+    The pixels do not depend on them. Damaged critical chunks stay, for the decoder to refuse.
+    """
+    damaged = [(at, end) for at, end, sound in _chunks(data) if not sound]
+    if not damaged:
+        return data
+    kept, start = [], 0
+    for at, end in damaged:
+        kept.append(data[start:at])
+        start = end
+    return b"".join([*kept, data[start:]])
+
+
+def _chunks(data: bytes) -> Iterator[tuple[int, int, bool]]:
+    """Yield start, end, and whether the checksum is right or is for the decoder to check."""
+    at = len(SIGNATURE)
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if end > len(data) or kind == b"IEND":
+            return
+        ancillary = bool(kind[0] & 0x20)
+        (stored,) = struct.unpack_from(">I", data, end - 4)
+        yield at, end, not ancillary or zlib.crc32(memoryview(data)[at + 4 : end - 4]) == stored
+        at = end
+
+
+def read_depth_and_colour(data: bytes) -> tuple[int, int]:
+    """Return bits a sample and the colour type, from the header."""
+    return data[24], data[25]
+
+
+def scale_transparency(image: Image.Image, depth: int) -> None:
+    """Bring the transparent grey of an image of 2 or 4 bits to the scale of its pixels."""
+    key = image.info.get("transparency")
+    if image.mode == "L" and isinstance(key, int):
+        image.info["transparency"] = (key & (2**depth - 1)) * 255 // (2**depth - 1)
+
+
+def open_16_bits(data: bytes, colour: int) -> Image.Image:
+    """Return a PNG of 16 bits a sample as RGB."""
+    image = PngImagePlugin.PngImageFile(io.BytesIO(data))
+    samples = _samples(image, data, colour)
+    channels = _CHANNELS[colour]
+    colours, alpha, opaque = samples, None, 65535.0
+    if colour in (_GREY_ALPHA, _RGB_ALPHA):
+        colours, alpha = samples[..., : channels - 1], samples[..., channels - 1]
+    elif (key := image.info.get("transparency")) is not None:
+        alpha, opaque = (samples != np.atleast_1d(key)).any(axis=-1), 1.0
+    return render_rgb(Samples(colours, (0, 65535), alpha=alpha, opaque=opaque))
+
+
+def _samples(image: PngImagePlugin.PngImageFile, data: bytes, colour: int) -> NDArray[Any]:
+    """Return the samples of an opened image, uint16 (h, w, channels)."""
+    if colour == _GREY:
+        return np.asarray(image, np.uint16)[..., None]
+    if colour == _GREY_ALPHA:  # a row of it has the bytes and the filters of RGBA of 8 bits
+        return _bytes_of(image, "RGBA", "RGBA").view(">u2")
+    mode = "RGB" if colour == _RGB else "RGBA"
+    high = _bytes_of(image, mode, f"{mode};16B")
+    other = PngImagePlugin.PngImageFile(io.BytesIO(data))
+    low = _bytes_of(other, mode, f"{mode};16L")  # of big-endian samples, this takes the second byte
+    return high.astype(np.uint16) << 8 | low
+
+
+def _bytes_of(image: PngImagePlugin.PngImageFile, mode: str, raw: str) -> NDArray[np.uint8]:
+    """Return what Pillow unpacks when it takes the rows for another layout of the same width."""
+    (tile,) = image.tile
+    image.tile = [tile._replace(args=raw)]
+    image._mode = mode
+    return np.array(image, np.uint8)
