@@ -183,7 +183,7 @@ def victims(stage: Stage, kind: str) -> list[psutil.Process]:
     workers = [p for pid in raylets for p in psutil.Process(pid).children()]
     if kind == "decoder":
         workers = [
-            c for p in workers for c in p.children() if "segrec_batch.sandbox" in c.cmdline()
+            c for p in workers for c in p.children() if "segrec_batch.sandbox_child" in c.cmdline()
         ]
     marks = {"actor": "SegmentBatch", "task worker": "ray::MapBatches", "decoder": "sandbox"}
     actor = kind == "actor"

@@ -30,7 +30,18 @@ DOORS = {
 REPORTS = ("segmentation", "retrieval", "drift", "compare")
 LEVELS = [  # each may import from its own and from those before it
     {"errors", "faults", "messages"},
-    {"storage", "sandbox", "console", "decode", "host", "listing", "scenes"},
+    {
+        "storage",
+        "confinement",
+        "sandbox",
+        "sandbox_child",
+        "sandbox_process",
+        "console",
+        "decode",
+        "host",
+        "listing",
+        "scenes",
+    },
     {"model"},
     {"train", "store", "operators", "options"},
     {"descriptors", "pictures", "describer"},
