@@ -17,7 +17,6 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache
-from math import prod
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -134,18 +133,15 @@ class Sandbox:
 
         return self._call("within", data, {"box": box}, seconds, read)
 
-    def decode_labels(self, data: bytes, seconds: float | None = None) -> NDArray[np.uint8]:
-        """Decode a mask as an index stores it, a PNG with one label a pixel: (h, w).
+    def decode_mask(self, data: bytes, seconds: float | None = None) -> NDArray[np.integer[Any]]:
+        """Decode a mask, one label a pixel: (h, w). For arguments and errors see `decode`."""
 
-        For arguments and errors see `decode`.
-        """
-
-        def read(answer: Answer) -> NDArray[np.uint8]:
+        def read(answer: Answer) -> NDArray[np.integer[Any]]:
             _, pixels = answer
             require(pixels.ndim == 2)
             return pixels
 
-        return self._call("labels", data, {}, seconds, read)
+        return self._call("mask", data, {}, seconds, read)
 
     def close(self) -> None:
         """End the child; it holds nothing worth keeping."""
@@ -179,11 +175,11 @@ class Sandbox:
                 except TimeoutError:
                     self._child = None
                     child.end()
-                    raise PictureError("decode", _took_longer(limit)) from None
+                    raise _LateError(limit) from None
                 except (EOFError, ConnectionError):
                     self._child, status = None, child.end(PATIENCE)
                     if status == -signal.SIGALRM:
-                        raise PictureError("decode", _took_longer(limit)) from None
+                        raise _LateError(limit) from None
                 except BaseException:  # its answer may still come, and is not the next picture's
                     self._child = None
                     child.end()
@@ -226,8 +222,16 @@ def _of_process(_: int) -> Sandbox:
     return sandbox
 
 
-def _took_longer(seconds: float) -> str:
-    return f"took longer than {seconds:g} s"
+def is_late(error: PictureError) -> bool:
+    """Return whether an image was given up for the time it took."""
+    return isinstance(error, _LateError)
+
+
+class _LateError(PictureError):
+    """One image took too long to decode."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("decode", f"took longer than {seconds:g} s")
 
 
 @cache
@@ -243,8 +247,8 @@ def _report(confinement: Confinement) -> None:
 def _picture(answer: Answer) -> Picture:
     facts, pixels = answer
     width, height, format_ = facts.get("width"), facts.get("height"), facts.get("format")
-    require(all(type(side) is int and side > 0 for side in (width, height)))
-    require(prod((width, height)) <= MAX_PIXELS)
+    require(isinstance(width, int) and isinstance(height, int))
+    require(width > 0 and height > 0 and width * height <= MAX_PIXELS)  # type: ignore[operator]
     require(isinstance(format_, str) and format_.isascii() and len(format_) <= 10)
-    require(pixels.ndim == 3 and pixels.shape[2] == 3)
-    return Picture(pixels, width, height, format_)  # type: ignore[arg-type]
+    require(pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3)
+    return Picture(pixels.astype(np.uint8, copy=False), width, height, format_)  # type: ignore[arg-type]

@@ -3,8 +3,8 @@
 It imports all that decoding needs, then confines itself (see `confinement`), then answers requests
 on a socket until its parent closes it. A message is a number of bytes (4, the highest first), so
 many bytes of JSON, then raw bytes. Child → parent: first `Confinement` as an object; then for each
-request `{call, size, seconds, options}` + file → `{shape, width, height, format}` + pixels, or
-`{reason}`.
+request `{call, size, seconds, options}` + file → `{dtype, shape}` + pixels, with `{width, height,
+format}` of an image, or `{reason}`.
 """
 
 import errno
@@ -36,11 +36,12 @@ CPU_SECONDS = 3600  # of a child; the image after that is decoded by the next on
 # Pillow and Python import these when an image needs them, and a confined process cannot
 _LATE_IMPORTS = (
     *(f"PIL.{name}ImagePlugin" for name in ("Bmp", "Gif", "Jpeg", "Mpo", "Png", "Tiff", "WebP")),
+    *("PIL.ImageCms", "PIL.ImageFilter", "PIL.ImagePalette", "copy"),
     *(f"encodings.{name}" for name in ("ascii", "latin_1", "utf_8", "utf_16", "cp437", "idna")),
     "traceback",
 )
 
-Answer = decode.Picture | NDArray[np.uint8]
+Answer = decode.Picture | NDArray[np.integer[Any]]
 
 
 def decode_whole(data: bytes) -> decode.Picture:
@@ -59,7 +60,7 @@ def decode_within(data: bytes, box: tuple[int, int]) -> decode.Picture:
     return decode.Picture(np.asarray(image, np.uint8), width, height, format_)
 
 
-def decode_labels(data: bytes) -> NDArray[np.uint8]:
+def decode_mask(data: bytes) -> NDArray[np.uint8]:
     """Decode a mask as an index stores it: a PNG with one label a pixel, (h, w)."""
     try:
         image = Image.open(io.BytesIO(data), formats=("PNG",))
@@ -82,7 +83,7 @@ def main(descriptor: str, function: str, memory: str) -> None:
         "decode": lambda data, shapes: chosen(data, [tuple(shape) for shape in shapes]),
         "whole": decode_whole,
         "within": decode_within,
-        "labels": decode_labels,
+        "mask": decode_mask,
     }
     for late in _LATE_IMPORTS:
         importlib.import_module(late)
@@ -139,7 +140,7 @@ def _answer(
         facts = {name: getattr(found, name) for name in ("width", "height", "format")}
         found = found.pixels
     pixels = np.ascontiguousarray(found)
-    return {"shape": pixels.shape, **facts}, pixels.data
+    return {"dtype": pixels.dtype.name, "shape": pixels.shape, **facts}, pixels.data
 
 
 if __name__ == "__main__":

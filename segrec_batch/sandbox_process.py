@@ -27,6 +27,7 @@ PATIENCE = 10.0  # seconds, for a child that has hung up to be gone
 START_SECONDS = 120.0  # for a child to import what it needs, from a slow disk
 _LONGEST = 2**16  # bytes of JSON in an answer
 _LONGEST_REASON = 500  # characters
+_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
 _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
@@ -38,7 +39,7 @@ _ENVIRONMENT = {
 # What Python itself may need to start; nothing else of the parent's environment is handed on
 _KEPT = ("LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE")
 
-Answer = tuple[dict[str, Any], NDArray[np.uint8]]
+Answer = tuple[dict[str, Any], NDArray[np.integer[Any]]]
 """Facts and pixels."""
 
 
@@ -107,7 +108,9 @@ class ChildProcess:
         answer = self._message(deadline)
         if "reason" in answer:
             raise PictureError("decode", str(answer["reason"])[:_LONGEST_REASON])
-        pixels = np.empty(_shape(answer.get("shape")), np.uint8)
+        dtype = str(answer.get("dtype"))
+        require(dtype in _DTYPES)
+        pixels = np.empty(_shape(answer.get("shape")), dtype)
         self._receive(pixels.data.cast("B"), deadline)
         return answer, pixels
 

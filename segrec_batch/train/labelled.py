@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segrec_batch import storage
-from segrec_batch.decode import open_rgb
-from segrec_batch.errors import InputError
+from segrec_batch import sandbox, storage
+from segrec_batch.errors import InputError, PictureError
 from segrec_batch.listing import list_pictures
 from segrec_batch.model.spec import check_class_names
 
@@ -85,9 +84,10 @@ class LabelledImage:
     def load(self, classes: Classes) -> tuple[Image.Image, NDArray[np.int16]]:
         """The RGB image and its mask values (H, W), void at VOID. Raises InputError."""
         try:
-            image, *_ = open_rgb(storage.read_bytes(self.image))
-        except Exception as error:  # decoders raise nearly anything on broken bytes
+            picture = sandbox.shared().decode_whole(storage.read_bytes(self.image))
+        except (PictureError, OSError, ValueError) as error:
             raise InputError(f"{self.image}: {error}") from error
+        image = Image.fromarray(picture.pixels)
         labels = load_mask(self.mask, classes)
         if labels.shape != (image.height, image.width):
             raise InputError(
