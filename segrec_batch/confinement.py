@@ -147,7 +147,8 @@ def _reason(error: OSError) -> str:
         errno.ENOSYS: "this kernel is without",
         errno.EOPNOTSUPP: "it is switched off in this kernel",
         errno.EINVAL: "this kernel is without",
-        errno.EPERM: "it may not be used here (the seccomp profile of a container?)",
+        errno.EPERM: "it is forbidden here",  # by the seccomp profile of a container
+        errno.EACCES: "it is forbidden here",
     }
     return known.get(error.errno or 0, error.strerror or str(error))
 

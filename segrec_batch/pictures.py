@@ -7,7 +7,6 @@ the first place.
 """
 
 import hashlib
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -21,7 +20,7 @@ from PIL import Image
 from segrec_batch import sandbox, storage
 from segrec_batch.decode import Shape
 from segrec_batch.descriptors import Pictures
-from segrec_batch.errors import PictureError
+from segrec_batch.errors import IndexStateError, PictureError
 from segrec_batch.model.spec import ModelSpec
 
 Row = dict[str, Any]
@@ -59,7 +58,7 @@ def stored_rows(images: pa.Table, regions: Mapping[str, pa.Table], spec: ModelSp
     """Rows of the table `images` without pixels; `regions` has theirs, by class, and maybe others.
 
     Beside the columns of `images` a row has what the model found, as it was stored. There is at
-    least one.
+    least one. Raises IndexStateError for a mask that cannot be read.
     """
     rows: list[Row] = images.to_pylist()
     blank = np.zeros((len(spec.all_classes), len(rows[0]["feature"])), np.float32)
@@ -71,12 +70,22 @@ def stored_rows(images: pa.Table, regions: Mapping[str, pa.Table], spec: ModelSp
         for region in regions[name].filter(own).select(["image_id", "feature"]).to_pylist():
             found[region["image_id"]][k] = region["feature"]
     for row in rows:
-        mask = np.asarray(Image.open(io.BytesIO(row["mask"])))
+        mask = _stored_mask(row)
         labels = np.frombuffer(row["mask_grid"], np.uint8)
         row["mask"], row["mask_shape"] = mask.tobytes(), mask.shape
         row["counts"] = np.bincount(labels, minlength=len(spec.all_classes))
         row["region_features"] = found[row["image_id"]].ravel()
     return rows
+
+
+def _stored_mask(row: Row) -> NDArray[np.integer[Any]]:
+    try:
+        return sandbox.shared().decode_mask(row["mask"])
+    except PictureError as error:
+        raise IndexStateError(
+            f"the mask of {row['uri']} in the index cannot be read: {error.reason}; "
+            "jobs/maintain.py verify says what else is damaged"
+        ) from error
 
 
 def read_pixels(rows: Sequence[Row], shapes: Sequence[Shape]) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -58,6 +59,7 @@ class ChildProcess:
         self.function = function
         self.confinement = Confinement(None, False)
         self._is_ready = False
+        self._patience = 0.0
         self._socket, other = socket.socketpair()
         arguments = [str(other.fileno()), function, str(memory)]
         with other:
@@ -78,6 +80,7 @@ class ChildProcess:
         """Wait until it is ready. RuntimeError, and its end, when it does not get there."""
         if self._is_ready:
             return
+        self._wait_at_most(START_SECONDS)
         try:
             answer = self._message(time.monotonic() + START_SECONDS)
             self.confinement = Confinement(**{**answer, "gaps": tuple(answer["gaps"])})
@@ -102,9 +105,12 @@ class ChildProcess:
         """
         deadline = time.monotonic() + seconds
         body = json.dumps(request).encode()
-        self._socket.settimeout(seconds)
-        self._socket.sendall(LENGTH.pack(len(body)) + body)
-        self._socket.sendall(data)
+        self._wait_at_most(seconds)
+        try:
+            self._socket.sendall(LENGTH.pack(len(body)) + body)
+            self._socket.sendall(data)
+        except BlockingIOError:
+            raise TimeoutError from None
         answer = self._message(deadline)
         if "reason" in answer:
             raise PictureError("decode", str(answer["reason"])[:_LONGEST_REASON])
@@ -132,14 +138,23 @@ class ChildProcess:
 
     def _receive(self, buffer: memoryview, deadline: float) -> None:
         while buffer:
-            left = deadline - time.monotonic()
-            if left <= 0:
+            if time.monotonic() > deadline:
                 raise TimeoutError
-            self._socket.settimeout(left)
-            count = self._socket.recv_into(buffer)
+            try:
+                count = self._socket.recv_into(buffer, 0, socket.MSG_WAITALL)
+            except BlockingIOError:
+                raise TimeoutError from None
             if not count:
                 raise EOFError
             buffer = buffer[count:]
+
+    def _wait_at_most(self, seconds: float) -> None:
+        """Bound each wait for the child, in the kernel: Python's timeouts cost a call each."""
+        if seconds != self._patience:
+            self._patience = seconds
+            value = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                self._socket.setsockopt(socket.SOL_SOCKET, option, value)
 
     def end(self, patience: float = 0) -> int:
         """Its exit status, as of Popen; killed if it does not exit within `patience` seconds."""

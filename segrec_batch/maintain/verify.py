@@ -1,6 +1,5 @@
 """Verification: every file of a snapshot is read again and held against what is said of it."""
 
-import io
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from PIL import Image
 
-from segrec_batch import storage
+from segrec_batch import sandbox, storage
 from segrec_batch.console import ProgressMeter
 from segrec_batch.decode import mask_shape
+from segrec_batch.errors import PictureError
 from segrec_batch.model.spec import COMMON_GRID, ModelSpec
 from segrec_batch.pipeline import cluster
 from segrec_batch.pipeline.tasks import each
@@ -157,8 +156,8 @@ def _coverages_differ(row: dict[str, Any], spec: ModelSpec) -> bool:
 
 def _mask_differs(row: dict[str, Any], spec: ModelSpec) -> bool:
     try:
-        mask = np.asarray(Image.open(io.BytesIO(row["mask"])))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        mask = sandbox.shared().decode_mask(row["mask"])
+    except PictureError:
         return True
     wanted = mask_shape(row["height"], row["width"])
     return mask.shape != wanted or int(mask.max()) >= len(spec.all_classes)
