@@ -336,3 +336,54 @@ print(sandbox.shared().pid)
     )
     assert found.stderr == ""
     assert _is_gone(int(found.stdout))
+
+
+def _run(code: str, folder: Path) -> str:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder,
+    ).stdout
+
+
+def test_a_child_starts_though_the_current_folder_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    code = f"""
+import os
+os.rmdir(os.getcwd())
+from segrec_batch import sandbox
+from segrec_batch.decode import shapes_of_size
+print(sandbox.shared().decode({GOOD!r}, shapes_of_size(64)).width)
+"""
+    assert _run(code, tmp_path / "gone") == "80\n"
+
+
+def test_a_fork_has_a_sandbox_of_its_own(tmp_path: Path) -> None:
+    code = f"""
+import os
+from segrec_batch import sandbox
+from segrec_batch.decode import shapes_of_size
+def decoder():
+    sandbox.shared().decode({GOOD!r}, shapes_of_size(64))
+    return sandbox.shared().pid
+first = decoder()
+if not os.fork():
+    own = decoder()
+    print(own != first, flush=True)
+    sandbox.shared().close()
+    os._exit(0)
+os.wait()
+print(decoder() == first)
+"""
+    assert _run(code, tmp_path) == "True\nTrue\n"
+
+
+def test_a_child_that_is_started_early_is_ready_when_it_is_needed() -> None:
+    with s.Sandbox() as box:
+        box.start()
+        child = box.pid
+        assert child is not None
+        assert box.decode(GOOD, SHAPES).width == 80
+        assert box.pid == child
