@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from segrec_batch import __version__, cli_doctor, cli_feedback, console, messages
 from segrec_batch.cli_files import (
     INDEX,
+    SHEETS,
     add_criteria,
     asked_image,
     contact_sheet,
     given_criteria,
     put,
+    start_decoder,
 )
 from segrec_batch.errors import InputError
 from segrec_batch.places import check_places
@@ -138,6 +140,7 @@ def _add_scenes(parser: argparse.ArgumentParser) -> None:
 
 def run_query(a: argparse.Namespace) -> None:
     """`segrec query`."""
+    start_decoder(a)
     from segrec_batch.query.database import open_index
     from segrec_batch.query.recommend import Recommender
     from segrec_batch.query.work import last_work, watch
@@ -165,7 +168,7 @@ def _answer(
     from segrec_batch.query.output import formatted
 
     spec = recommender.database.spec
-    if kind in ("html", "png"):
+    if kind in SHEETS:
         from segrec_batch.query.recommend import cards
 
         shown = cards(asked, found, criteria.method)

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 from segrec_batch import console, messages, storage
 from segrec_batch.cli_files import (
     INDEX,
+    SHEETS,
     add_criteria,
     asked_image,
     contact_sheet,
     given_criteria,
     put,
+    start_decoder,
 )
 from segrec_batch.errors import IndexStateError, InputError
 from segrec_batch.places import check_places
@@ -36,7 +38,6 @@ _ABOUT = (
     "Relevance feedback: mark images as relevant, somewhat or not, and be shown others that follow "
     "from all marks so far. A session is one Parquet file; any command goes on with it."
 )
-_SHEETS = ("html", "png")
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -105,7 +106,7 @@ def _add_mark(parser: argparse.ArgumentParser) -> None:
 def _add_show(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--round", type=int, metavar="N", help="which round (default: the last)")
-    add("--format", default="table", choices=("table", "csv", "json", *_SHEETS))
+    add("--format", default="table", choices=("table", "csv", "json", *SHEETS))
     add("--output", metavar="FILE", help="write there, not to stdout")
     _add_place(parser)
 
@@ -120,6 +121,7 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
 
 def run_start(a: argparse.Namespace) -> None:
     """`segrec feedback start`."""
+    start_decoder(a)
     from segrec_batch.feedback.refine import Weights
     from segrec_batch.feedback.rounds import start
     from segrec_batch.feedback.session import read, write
@@ -174,12 +176,13 @@ def _marks(a: argparse.Namespace) -> Mapping[int, float]:
 
 def run_show(a: argparse.Namespace) -> None:
     """`segrec feedback show`."""
+    start_decoder(a)
     from segrec_batch.feedback.rounds import resume
     from segrec_batch.feedback.session import read
 
     session = read(a.session)
     number = session.last if a.round is None else a.round
-    if a.format not in _SHEETS:
+    if a.format not in SHEETS:
         put(_rows(session, number, a.format), a.output, a.format)
         return
     from segrec_batch.feedback.sheet import round_cards

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from segrec_batch.query.recommend import QueryImage, Recommender
 
 INDEX = "folder of the index (local or s3://), or a query cache"
+SHEETS = ("html", "png")
 _BINARY = ("parquet", "png")
 
 
@@ -77,6 +78,15 @@ def given_criteria(a: argparse.Namespace) -> "Criteria":
         distinct_content=not a.keep_copies,
         method=a.method,
     )
+
+
+def start_decoder(a: argparse.Namespace) -> None:
+    """Start the process that decodes, if these arguments need it: it loads beside the rest."""
+    if getattr(a, "image", None) is None and getattr(a, "format", None) not in SHEETS:
+        return
+    from segrec_batch import sandbox
+
+    sandbox.shared().start()
 
 
 def asked_image(

@@ -21,7 +21,6 @@ from segrec_batch import sandbox, storage
 from segrec_batch.decode import Shape
 from segrec_batch.descriptors import Pictures
 from segrec_batch.errors import IndexStateError, PictureError
-from segrec_batch.masks import decode_mask
 from segrec_batch.model.spec import ModelSpec
 
 Row = dict[str, Any]
@@ -82,9 +81,9 @@ def stored_rows(images: pa.Table, regions: Mapping[str, pa.Table], spec: ModelSp
     return rows
 
 
-def _stored_mask(row: Row) -> NDArray[Any]:
+def _stored_mask(row: Row) -> NDArray[np.integer[Any]]:
     try:
-        return decode_mask(row["mask"])
+        return sandbox.shared().decode_mask(row["mask"])
     except PictureError as error:
         raise IndexStateError(
             f"the mask of {row['uri']} in the index cannot be read: {error.reason}; "

@@ -1,55 +1,58 @@
-"""Decoding in a child process that may die: decoders crash, hang or eat memory on some files.
+"""Decoding in a child process that may die and can do nothing else.
 
-Ray retries a task whose worker died, so one such file would never let a run end. The child does
-nothing but decode; the kernel bounds its time and memory, also when its parent is gone, and it ends
-when the socket to its parent closes. This guards against accidents, not against intruders: the
-child may do all that its user may.
-
-On the socket: a line of JSON, then raw bytes. Child → parent: an empty line when it is ready; then
-for each picture `{size, shapes}` + file → `{shape, width, height, format}` + pixels, or
-`{stage, reason}`.
+Decoders crash, hang or eat memory on some files, and an image made for it may take one over. Ray
+retries a task whose worker died, so one such file would never let a run end; and a worker, or who
+looks at a contact sheet, has credentials and a network. The child has neither: a minimal
+environment, no files, no network, no processes (see `confinement`). The kernel bounds its time and
+memory, also when its parent is gone, and it ends when the socket to its parent closes. What it
+answers is checked like any foreign data. `sandbox_process` is this side of the socket to it, and
+`sandbox_child`, with the protocol, the other.
 """
 
 import atexit
 import errno
-import importlib
-import json
+import logging
 import os
-import resource
 import signal
-import socket
-import subprocess
-import sys
 import threading
-import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from segrec_batch.decode import Picture, Shape
+from segrec_batch.confinement import Confinement
+from segrec_batch.decode import MAX_PIXELS, Picture, Shape
 from segrec_batch.errors import PictureError
+from segrec_batch.sandbox_process import (
+    PATIENCE,
+    Answer,
+    ChildProcess,
+    KilledError,
+    NonsenseError,
+    how,
+    require,
+)
 
 PICTURE_SECONDS = 60.0  # of wall time
+INTERACTIVE_SECONDS = 10.0  # the same where somebody waits for it
 PICTURE_MEMORY = 2**32  # bytes of address space; a picture of MAX_PIXELS needs 3.5 GiB at worst
 STARTS = 3  # of a child that something kills before it is ready
-PATIENCE = 10.0  # seconds, for a child that has hung up to be gone
-_ENVIRONMENT = {
-    "OPENBLAS_NUM_THREADS": "1",
-    # glibc: keep small pictures' pages, give back large ones', which Pillow has in blocks of 16 MiB
-    "MALLOC_MMAP_THRESHOLD_": str(2**22),
-    "MALLOC_TRIM_THRESHOLD_": str(2**25),
-}
+_GRACE = 5.0  # seconds beyond the limit of an image, after which its clock is not believed
+
+_log = logging.getLogger(__name__)
+
+_NONSENSE = "decoder crashed (its answer makes no sense)"
+T = TypeVar("T")
 
 
 class Sandbox:
-    """Decodes pictures in a child process: started on first use, and anew after each death.
+    """Decodes images in a child process: started on first use, and anew after each death.
 
-    A picture may take `seconds`, and `memory` bytes beyond what the child has at its start.
-    `function` is what the child calls, "module:name"; it must behave like `decode.decode`.
+    An image may take `seconds`, and `memory` bytes beyond what the child has at its start.
+    `function` is what the child calls in `decode`, "module:name"; it must behave like
+    `decode.decode`.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class Sandbox:
         self.seconds = seconds
         self.memory = memory
         self.function = function
-        self._child: _Child | None = None
+        self._child: ChildProcess | None = None
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -76,39 +79,69 @@ class Sandbox:
         """The child's process id, while there is one."""
         return self._child.process.pid if self._child else None
 
-    def decode(self, data: bytes, shapes: Sequence[Shape]) -> Picture:
-        """As `decode.decode`; PictureError (stage `decode`) also when the child does not survive.
-
-        It is tried in two children: one may have died of something else than this picture.
-        RuntimeError when a child does not even start.
-        """
+    def start(self) -> None:
+        """Start the child and do not wait for it: it imports while the caller does other things."""
         with self._lock:
-            for _ in range(2):
-                child = self._child = self._child or self._start()
-                try:
-                    return child.decode(data, shapes)
-                except PictureError:
-                    raise
-                except (EOFError, ConnectionError):
-                    self._child, status = None, child.end(PATIENCE)
-                except BaseException:  # its answer may still come, and is not the next picture's
-                    self._child = None
-                    child.end()
-                    raise
-        raise PictureError("decode", self._cause(status))
+            self._child = self._child or ChildProcess(self.function, self.memory)
 
-    def _start(self) -> "_Child":
-        for _ in range(STARTS - 1):
-            with suppress(_KilledError):
-                return _Child(self)
-        return _Child(self)
+    def confinement(self) -> Confinement:
+        """Return what the kernel holds of the child. RuntimeError when none starts."""
+        with self._lock:
+            return self._ready().confinement
 
-    def _cause(self, status: int) -> str:
-        if status == -signal.SIGALRM:
-            return f"took longer than {self.seconds:g} s"
-        if status == errno.ENOMEM:
-            return f"needs more than {self.memory / 2**30:g} GiB of memory"
-        return f"decoder crashed ({_how(status)})"
+    def decode(self, data: bytes, shapes: Sequence[Shape], seconds: float | None = None) -> Picture:
+        """Decode as `decode.decode` does; PictureError also when the child does not survive.
+
+        After a crash the image is tried in a second child: the first may have died of something
+        else. After a timeout it is not.
+
+        Args:
+            data: the encoded image.
+            shapes: one of these the pixels will have.
+            seconds: it may take, if not as long as all others.
+
+        Raises:
+            PictureError: of stage `decode`.
+            RuntimeError: a child does not even start.
+        """
+        allowed = {tuple(shape) for shape in shapes}
+
+        def read(answer: Answer) -> Picture:
+            picture = _picture(answer)
+            require(picture.pixels.shape[:2] in allowed)
+            return picture
+
+        return self._call("decode", data, {"shapes": shapes}, seconds, read)
+
+    def decode_whole(self, data: bytes, seconds: float | None = None) -> Picture:
+        """Decode an image with all its pixels. For arguments and errors see `decode`."""
+        return self._call("whole", data, {}, seconds, _picture)
+
+    def decode_within(
+        self, data: bytes, box: tuple[int, int], seconds: float | None = None
+    ) -> Picture:
+        """Decode an image, made smaller to fit a box (width, height) if it is larger.
+
+        For arguments and errors see `decode`.
+        """
+
+        def read(answer: Answer) -> Picture:
+            picture = _picture(answer)
+            height, width = picture.pixels.shape[:2]
+            require(width <= box[0] and height <= box[1])
+            return picture
+
+        return self._call("within", data, {"box": box}, seconds, read)
+
+    def decode_mask(self, data: bytes, seconds: float | None = None) -> NDArray[np.integer[Any]]:
+        """Decode a mask, one label a pixel: (h, w). For arguments and errors see `decode`."""
+
+        def read(answer: Answer) -> NDArray[np.integer[Any]]:
+            _, pixels = answer
+            require(pixels.ndim == 2)
+            return pixels
+
+        return self._call("mask", data, {}, seconds, read)
 
     def close(self) -> None:
         """End the child; it holds nothing worth keeping."""
@@ -117,134 +150,105 @@ class Sandbox:
             if child:
                 child.end()
 
+    def _call(
+        self,
+        call: str,
+        data: bytes,
+        options: dict[str, Any],
+        seconds: float | None,
+        read: Callable[[Answer], T],
+    ) -> T:
+        """What `read` makes of the child's answer to one request. See `decode`."""
+        limit = self.seconds if seconds is None else seconds
+        request = {"call": call, "size": len(data), "seconds": limit, "options": options}
+        with self._lock:
+            for _ in range(2):
+                child = self._ready()
+                try:
+                    return read(child.ask(request, data, limit + _GRACE))
+                except PictureError:
+                    raise
+                except NonsenseError:  # somebody else may have taken it over
+                    self._child = None
+                    child.end()
+                    raise PictureError("decode", _NONSENSE) from None
+                except TimeoutError:
+                    self._child = None
+                    child.end()
+                    raise _LateError(limit) from None
+                except (EOFError, ConnectionError):
+                    self._child, status = None, child.end(PATIENCE)
+                    if status == -signal.SIGALRM:
+                        raise _LateError(limit) from None
+                except BaseException:  # its answer may still come, and is not the next picture's
+                    self._child = None
+                    child.end()
+                    raise
+        raise PictureError("decode", self._cause(status))
 
-@cache
+    def _ready(self) -> ChildProcess:
+        """A child that waits for a request."""
+        for start in range(STARTS):
+            child = self._child = self._child or ChildProcess(self.function, self.memory)
+            try:
+                child.wait()
+                _report(child.confinement)
+            except KilledError:
+                self._child = None
+                if start == STARTS - 1:
+                    raise
+            except BaseException:
+                self._child = None
+                raise
+            else:
+                break
+        return child
+
+    def _cause(self, status: int) -> str:
+        if status == errno.ENOMEM:
+            return f"needs more than {self.memory / 2**30:g} GiB of memory"
+        return f"decoder crashed ({how(status)})"
+
+
 def shared() -> Sandbox:
     """The sandbox of this process, until it ends."""
+    return _of_process(os.getpid())  # a fork must not read its parent's answers
+
+
+@cache
+def _of_process(_: int) -> Sandbox:
     sandbox = Sandbox()
     atexit.register(sandbox.close)
     return sandbox
 
 
-def _how(status: int) -> str:
-    return signal.Signals(-status).name if status < 0 else f"exit code {status}"
+def is_late(error: PictureError) -> bool:
+    """Return whether an image was given up for the time it took."""
+    return isinstance(error, _LateError)
 
 
-class _KilledError(RuntimeError):
-    """Something killed a child before it was ready."""
+class _LateError(PictureError):
+    """One image took too long to decode."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("decode", f"took longer than {seconds:g} s")
 
 
-class _Child:
-    """The parent's side of one child."""
-
-    def __init__(self, sandbox: Sandbox) -> None:
-        arguments = [sandbox.function, str(sandbox.seconds), str(sandbox.memory)]
-        path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)  # Ray extends it
-        self._socket, other = socket.socketpair()
-        self._stream = self._socket.makefile("rb")
-        with other:
-            try:
-                self.process = subprocess.Popen(  # noqa: S603
-                    [sys.executable, "-P", "-m", __name__, str(other.fileno()), *arguments],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    pass_fds=[other.fileno()],
-                    env={**os.environ, "PYTHONPATH": path, **_ENVIRONMENT},
-                )
-            except BaseException:
-                self._disconnect()
-                raise
-        try:
-            self._line()
-        except EOFError as error:
-            status = self.end(PATIENCE)
-            message = f"the decoder process does not start ({sandbox.function}): {_how(status)}"
-            raise (_KilledError if status < 0 else RuntimeError)(message) from error
-        except BaseException:
-            self.end()
-            raise
-
-    def decode(self, data: bytes, shapes: Sequence[Shape]) -> Picture:
-        """One picture there and back; EOFError or ConnectionError when the child dies of it."""
-        request = json.dumps({"size": len(data), "shapes": shapes})
-        self._socket.sendall(request.encode() + b"\n")
-        self._socket.sendall(data)
-        reply = json.loads(self._line())
-        if "reason" in reply:
-            raise PictureError(**reply)
-        pixels = np.empty(reply.pop("shape"), np.uint8)
-        if self._stream.readinto(pixels.data) < pixels.nbytes:
-            raise EOFError
-        return Picture(pixels, **reply)
-
-    def _line(self) -> bytes:
-        line = self._stream.readline()
-        if not line.endswith(b"\n"):
-            raise EOFError
-        return line
-
-    def end(self, patience: float = 0) -> int:
-        """Its exit status, as of Popen; killed if it does not exit within `patience` seconds."""
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(patience)
-        self.process.kill()
-        self._disconnect()
-        return self.process.wait()
-
-    def _disconnect(self) -> None:
-        self._stream.close()
-        self._socket.close()
+@cache
+def _report(confinement: Confinement) -> None:
+    """Log once in a process what the kernel does not hold."""
+    gaps = "; ".join(confinement.gaps)
+    if not confinement.seccomp:
+        _log.warning("the process that decodes is not fully confined: %s (see segrec doctor)", gaps)
+    elif gaps:
+        _log.info("the process that decodes is confined, with %s", gaps)
 
 
-def _serve(descriptor: str, function: str, seconds: str, memory: str) -> None:
-    """The child: decode until the parent closes its side."""
-    module, _, name = function.partition(":")
-    decode = getattr(importlib.import_module(module), name)
-    _restrict(int(memory))
-    with socket.socket(fileno=int(descriptor)) as link, link.makefile("rb") as stream:
-        link.sendall(b"\n")
-        while line := stream.readline():
-            signal.setitimer(signal.ITIMER_REAL, float(seconds))
-            request = json.loads(line)
-            data = stream.read(request["size"])
-            pixels, reply = _reply(decode, data, [tuple(shape) for shape in request["shapes"]])
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            link.sendall(json.dumps(reply).encode() + b"\n")
-            link.sendall(pixels)
-            del data, pixels
-
-
-def _reply(decode: Any, data: bytes, shapes: list[Shape]) -> tuple[memoryview, dict[str, Any]]:
-    try:
-        picture = decode(data, shapes)
-    except PictureError as error:
-        if isinstance(error.__cause__, MemoryError):
-            raise error.__cause__ from None
-        return memoryview(b""), {"stage": error.stage, "reason": error.reason}
-    facts = {name: getattr(picture, name) for name in ("width", "height", "format")}
-    pixels = np.ascontiguousarray(picture.pixels)
-    return pixels.data, {"shape": pixels.shape, **facts}
-
-
-def _restrict(memory: int) -> None:
-    """Quiet, mortal, no more than `memory` bytes larger than now, and first to go if they lack."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the children, too
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the kernel ends the process
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
-    warnings.simplefilter("ignore")
-    with Path(os.devnull).open("w") as nowhere:  # not before: why it does not start is of interest
-        os.dup2(nowhere.fileno(), 2)
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    bound = used + memory if hard == resource.RLIM_INFINITY else min(used + memory, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-if __name__ == "__main__":
-    try:
-        _serve(*sys.argv[1:])
-    except MemoryError:
-        sys.exit(errno.ENOMEM)
+def _picture(answer: Answer) -> Picture:
+    facts, pixels = answer
+    width, height, format_ = facts.get("width"), facts.get("height"), facts.get("format")
+    require(isinstance(width, int) and isinstance(height, int))
+    require(width > 0 and height > 0 and width * height <= MAX_PIXELS)  # type: ignore[operator]
+    require(isinstance(format_, str) and format_.isascii() and len(format_) <= 10)
+    require(pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3)
+    return Picture(pixels.astype(np.uint8, copy=False), width, height, format_)  # type: ignore[arg-type]

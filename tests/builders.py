@@ -148,6 +148,13 @@ def void_variants(
     return variants, replace(classes, ignore=(254, 255))
 
 
+def slow_jpeg(scans: int = 2000) -> bytes:
+    """A small file that takes seconds to decode: many scans of 16 megapixels."""
+    data = encoded(Image.new("RGB", (4000, 4000), "#456"), "JPEG", progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + scan * scans + data[-2:]
+
+
 def png_by_hand(
     width: int, height: int, depth: int = 8, colour: int = 2, raw: bytes = b""
 ) -> bytes:

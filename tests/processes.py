@@ -17,7 +17,9 @@ def victims(nodes: list[Any], kind: str) -> list[psutil.Process]:
     """Return the processes of a kind of VICTIMS; decoders are children of task workers."""
     found = workers(nodes)
     if kind == "decoder":
-        return [c for p in found for c in p.children() if "segrec_batch.sandbox" in c.cmdline()]
+        return [
+            c for p in found for c in p.children() if "segrec_batch.sandbox_child" in c.cmdline()
+        ]
     mark = {"actor": "SegmentBatch", "task worker": "ray::MapBatches"}[kind]
     lines = {p: " ".join(p.cmdline()) for p in found}
     is_actor = {p: "MapWorker" in line or "Counted" in line for p, line in lines.items()}

@@ -17,7 +17,7 @@ from PIL import Image
 from segrec_batch import decode as d
 from segrec_batch.errors import PictureError
 from segrec_batch.sandbox import Sandbox
-from tests.builders import encoded, png_by_hand, smooth_pixels
+from tests.builders import encoded, png_by_hand, slow_jpeg, smooth_pixels
 
 SHAPES = d.shapes_of_size(64)
 MEMORY = 2**28
@@ -144,9 +144,7 @@ def test_a_large_picture_leaves_the_child_small(format_: str) -> None:
 
 @pytest.mark.slow
 def test_a_jpeg_of_very_many_scans_is_stopped() -> None:
-    data = encoded(Image.new("RGB", (4000, 4000), "#456"), "JPEG", progressive=True)
-    scan = data[data.rindex(b"\xff\xda") : -2]
-    bomb = data[:-2] + scan * 2000 + data[-2:]
+    bomb = slow_jpeg()
     assert len(bomb) < 200_000
     with Sandbox(seconds=1) as box:
         assert _reason(box, bomb) == "took longer than 1 s"

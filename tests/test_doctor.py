@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 
 import segrec_batch
 from segrec_batch import cli, host
+from segrec_batch.confinement import Confinement
 from segrec_batch.doctor import facts as doctor_facts
 from segrec_batch.doctor import report as doctor_report
 from segrec_batch.doctor.facts import VARIABLES, EngineRate, Facts, Gpu
@@ -28,6 +29,7 @@ from segrec_batch.doctor.report import Report
 from segrec_batch.host import Cores, Memory, Space, parse_cpuinfo
 from segrec_batch.model import engines
 from segrec_batch.model.engines import EngineChoice
+from segrec_batch.sandbox import Sandbox
 from tests.test_host import GRAVITON_3, ZEN_3, ZEN_4, tree
 
 GIB = 2**30
@@ -35,6 +37,7 @@ NCNN = EngineRate("ncnn", "float32", 4.0, None)
 TORCH = EngineRate("torch", "float32", 2.0, None)
 CHOICE = EngineChoice("ncnn", "float32", "cpu", "by the processor's features")
 H200 = Gpu("cuda:0", "NVIDIA H200", 139 * GIB, "9.0", None)
+UNFILTERED = Confinement(None, False, ("no seccomp: it is forbidden here",))
 LARGE = Facts(
     processor=parse_cpuinfo(ZEN_4, "x86_64"),
     cores=Cores(16, 16, None),
@@ -45,6 +48,7 @@ LARGE = Facts(
     gpus=(),
     gpu_notice="",
     engines=(NCNN, TORCH),
+    decoder=Confinement(7, True),
     environment={},
     versions={"ray": "2.60.0", "ncnn": None},
 )
@@ -147,6 +151,8 @@ def codes(facts: Facts) -> dict[str, str]:
         # Ray takes 0.3 of memory, but at most what there is of shared memory beyond 10 GB
         replace(LARGE, memory=Memory(2**41, 2**41, None)),
         replace(LARGE, cores=Cores(2, 2, None), memory=Memory(8 * GIB, 8 * GIB, None)),
+        # the filter of system calls holds all that Landlock does
+        replace(LARGE, decoder=Confinement(None, True, ("no Landlock: this kernel is without",))),
     ],
 )
 def test_a_machine_with_enough_of_all_has_no_problems(facts: Facts) -> None:
@@ -192,6 +198,8 @@ def test_a_machine_with_enough_of_all_has_no_problems(facts: Facts) -> None:
         ({"gpus": (replace(H200, problem="no kernel image"),)}, "gpu-unusable", "warning"),
         ({"gpus": (replace(H200, compute_capability="7.5"),)}, "gpu-without-bf16", "warning"),
         ({"has_nvidia_driver": True}, "gpu-unseen", "warning"),
+        ({"decoder": None}, "decoder-fails", "error"),
+        ({"decoder": UNFILTERED}, "decoder-unconfined", "warning"),
         ({"environment": {"RAY_ADDRESS": "ray://head:10001"}}, "ray-address", "warning"),
         ({"environment": {"OMP_NUM_THREADS": "4"}}, "omp-threads", "warning"),
         ({"environment": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}, "onednn-capped", "warning"),
@@ -275,6 +283,7 @@ def test_the_tables_show_what_limits_and_what_is_missing() -> None:
         cores=Cores(1, 16, "cgroup"),
         shared_memory=None,
         gpus=(H200,),
+        decoder=UNFILTERED,
         engines=(NCNN, EngineRate("torch", "float32", None, "not installed")),
     )
     text = Report(facts, CHOICE, CHOICE, tuple(find_problems(facts))).to_text()
@@ -284,6 +293,7 @@ def test_the_tables_show_what_limits_and_what_is_missing() -> None:
         "/dev/shm missing",
         "NVIDIA H200, 139 GiB, compute capability 9.0",
         "torch float32 – not installed",
+        "decoder held by limits; no seccomp: it is forbidden here",
         "ncnn missing",
         "auto takes ncnn, float32, on cpu: by the processor's features.",
         "warning: one-core:",
@@ -291,6 +301,18 @@ def test_the_tables_show_what_limits_and_what_is_missing() -> None:
     ):
         assert part in flat
     assert max(map(len, text.splitlines())) <= 110
+
+
+def test_what_holds_the_decoder_is_that_of_a_decoder_here(
+    answer: tuple[dict[str, Any], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Sandbox() as sandbox:
+        assert answer[0]["decoder"] == json.loads(json.dumps(asdict(sandbox.confinement())))
+    text = Report(LARGE, CHOICE, CHOICE, ()).to_text()
+    assert "held by limits, seccomp, Landlock (ABI 7)" in text
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert doctor_facts.read_decoder() is None
+    assert "does not start" in Report(replace(LARGE, decoder=None), CHOICE, CHOICE, ()).to_text()
 
 
 def test_the_tables_say_when_short_and_long_runs_differ() -> None:

@@ -33,7 +33,10 @@ LEVELS = [  # each may import from its own and from those before it
     {
         "storage",
         "scratch",
+        "confinement",
         "sandbox",
+        "sandbox_child",
+        "sandbox_process",
         "console",
         "decode",
         "host",

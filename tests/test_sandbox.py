@@ -21,10 +21,13 @@ from tests.builders import encoded, smooth_pixels
 SHAPES = d.shapes_of_size(64)
 GOOD = encoded(smooth_pixels(48, 80), "PNG")
 POISON = """
-import ctypes, os, re, signal, sys, time, warnings
+import ctypes, mmap, os, re, signal, sys, time, warnings
 from pathlib import Path
 from segrec_batch.decode import decode as real
 from segrec_batch.errors import PictureError
+
+with (Path(__file__).parent / "marks").open("r+b") as file:  # what a child may write to later
+    MARKS = mmap.mmap(file.fileno(), 2)
 
 def decode(data, shapes):
     match data.split(b" "):
@@ -34,9 +37,9 @@ def decode(data, shapes):
             os.abort()
         case [b"killed"]:
             os.kill(os.getpid(), signal.SIGKILL)
-        case [b"killed-once", path, *rest]:
-            if not os.path.exists(path):
-                Path(os.fsdecode(path)).touch()
+        case [b"killed-once", *rest]:
+            MARKS[0] += 1
+            if MARKS[0] == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
             data = b" ".join(rest)
         case [b"exit"]:
@@ -49,8 +52,11 @@ def decode(data, shapes):
             bytearray(2**32)
         case [b"regex"]:  # C code that never looks at Python's signal handlers
             re.match(r"(a+)+$", "a" * 50 + "b")
-        case [b"hang", path]:
-            Path(os.fsdecode(path)).touch()
+        case [b"hang"]:
+            MARKS[1] += 1
+            time.sleep(1000)
+        case [b"stop-the-clock"]:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             time.sleep(1000)
         case [b"noise"]:
             print("out"), print("err", file=sys.stderr), warnings.warn("warning")
@@ -66,6 +72,7 @@ def decode(data, shapes):
 def poison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A module on this process's path, and so on that of its sandboxes."""
     (tmp_path / "poison.py").write_text(POISON)
+    (tmp_path / "marks").write_bytes(bytes(2))
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
 
@@ -74,6 +81,11 @@ def poison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def box(poison: Path) -> Iterator[s.Sandbox]:
     with s.Sandbox(function="poison:decode", memory=2**29) as box:
         yield box
+
+
+def _marks(folder: Path) -> bytes:
+    """How often the poison was told to die once, and to hang."""
+    return (folder / "marks").read_bytes()
 
 
 def _reason(box: s.Sandbox, data: bytes) -> str:
@@ -159,10 +171,30 @@ def test_a_hanging_decoder_is_stopped_though_it_runs_no_python() -> None:
         assert box.decode(GOOD, SHAPES).width == 80
 
 
+def test_an_image_that_took_too_long_is_not_tried_again(poison: Path) -> None:
+    with s.Sandbox(function="poison:decode") as box:
+        box.decode(GOOD, SHAPES)
+        started = time.monotonic()
+        with pytest.raises(PictureError, match=r"took longer than 0\.3 s"):
+            box.decode(b"hang", SHAPES, seconds=0.3)
+        assert time.monotonic() - started < 5
+        assert _marks(poison)[1] == 1
+        assert box.decode(GOOD, SHAPES).width == 80
+
+
+def test_a_child_that_stops_its_own_clock_is_stopped_by_its_parent(
+    poison: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s, "_GRACE", 0.5)
+    with s.Sandbox(function="poison:decode") as box:
+        with pytest.raises(PictureError, match=r"took longer than 0\.3 s"):
+            box.decode(b"stop-the-clock", SHAPES, seconds=0.3)
+        assert box.pid is None
+
+
 def test_a_child_that_something_else_killed_costs_nothing(box: s.Sandbox, tmp_path: Path) -> None:
-    once = b"killed-once " + os.fsencode(tmp_path / "was-here") + b" "
-    assert box.decode(once + GOOD, SHAPES).width == 80
-    assert (tmp_path / "was-here").exists()
+    assert box.decode(b"killed-once " + GOOD, SHAPES).width == 80
+    assert _marks(tmp_path)[0] == 2
     assert box.pid is not None
     os.kill(box.pid, signal.SIGKILL)  # while it waits
     assert box.decode(GOOD, SHAPES).width == 80
@@ -198,13 +230,13 @@ def test_an_interrupted_picture_is_not_mistaken_for_the_next(
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt() -> None:
-        _wait(20, (tmp_path / "hangs").exists)
+        _wait(20, lambda: _marks(tmp_path)[1] == 1)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        box.decode(b"hang " + os.fsencode(tmp_path / "hangs"), SHAPES)
+        box.decode(b"hang", SHAPES)
     thread.join()
     signal.signal(signal.SIGINT, before)
     assert box.decode(GOOD, SHAPES).width == 80
@@ -266,8 +298,7 @@ def test_the_child_is_quiet_and_imports_no_more_than_decoding_needs(
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_child_does_not_outlive_its_parent(poison: Path, busy: bool) -> None:
-    marker = poison / "hangs"
-    then = f"box.decode({b'hang ' + os.fsencode(marker)!r}, SHAPES)" if busy else "time.sleep(1000)"
+    then = "box.decode(b'hang', SHAPES)" if busy else "time.sleep(1000)"
     code = f"""
 import sys, time
 sys.path.insert(0, {str(poison)!r})
@@ -283,7 +314,7 @@ print(box.pid, flush=True)
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         if busy:
-            assert _wait(20, marker.exists)
+            assert _wait(20, lambda: _marks(poison)[1] == 1)
         assert not _is_gone(child)
         parent.kill()
     assert _wait(20, lambda: _is_gone(child))  # the limit is 2 s
@@ -305,3 +336,54 @@ print(sandbox.shared().pid)
     )
     assert found.stderr == ""
     assert _is_gone(int(found.stdout))
+
+
+def _run(code: str, folder: Path) -> str:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder,
+    ).stdout
+
+
+def test_a_child_starts_though_the_current_folder_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    code = f"""
+import os
+os.rmdir(os.getcwd())
+from segrec_batch import sandbox
+from segrec_batch.decode import shapes_of_size
+print(sandbox.shared().decode({GOOD!r}, shapes_of_size(64)).width)
+"""
+    assert _run(code, tmp_path / "gone") == "80\n"
+
+
+def test_a_fork_has_a_sandbox_of_its_own(tmp_path: Path) -> None:
+    code = f"""
+import os
+from segrec_batch import sandbox
+from segrec_batch.decode import shapes_of_size
+def decoder():
+    sandbox.shared().decode({GOOD!r}, shapes_of_size(64))
+    return sandbox.shared().pid
+first = decoder()
+if not os.fork():
+    own = decoder()
+    print(own != first, flush=True)
+    sandbox.shared().close()
+    os._exit(0)
+os.wait()
+print(decoder() == first)
+"""
+    assert _run(code, tmp_path) == "True\nTrue\n"
+
+
+def test_a_child_that_is_started_early_is_ready_when_it_is_needed() -> None:
+    with s.Sandbox() as box:
+        box.start()
+        child = box.pid
+        assert child is not None
+        assert box.decode(GOOD, SHAPES).width == 80
+        assert box.pid == child

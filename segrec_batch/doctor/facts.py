@@ -9,9 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from segrec_batch import __version__, host
+from segrec_batch.confinement import Confinement
 from segrec_batch.errors import DeviceError
 from segrec_batch.host import Cores, Memory, Processor, Space
 from segrec_batch.model import engines
+from segrec_batch.sandbox import Sandbox
 
 INSTRUCTION_SETS = {
     "x86_64": ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16"),
@@ -72,8 +74,9 @@ class EngineRate:
 class Facts:
     """The facts from which the problems of a machine follow.
 
-    `gpu_notice` is what torch says if it sees no GPU. `environment` has those of VARIABLES that
-    are set, `versions` the packages; None stands for one that is not installed.
+    `gpu_notice` is what torch says if it sees no GPU. `decoder` is what the kernel holds of the
+    process that decodes images, None if that does not start. `environment` has those of VARIABLES
+    that are set, `versions` the packages; None stands for one that is not installed.
     """
 
     processor: Processor
@@ -85,6 +88,7 @@ class Facts:
     gpus: tuple[Gpu, ...]
     gpu_notice: str
     engines: tuple[EngineRate, ...]
+    decoder: Confinement | None
     environment: Mapping[str, str]
     versions: Mapping[str, str | None]
 
@@ -112,6 +116,7 @@ def gather_facts(
         gpus,
         notice,
         tuple(rates),
+        read_decoder(),
         {name: os.environ[name] for name in VARIABLES if os.environ.get(name)},
         read_versions(),
     )
@@ -165,6 +170,15 @@ def _gpu(number: int) -> Gpu:
         problem = str(error)
     capability = f"{about.major}.{about.minor}"
     return Gpu(device, about.name, about.total_memory, capability, problem)
+
+
+def read_decoder() -> Confinement | None:
+    """Start a process that decodes, and return what the kernel holds of it; None if it fails."""
+    with Sandbox() as sandbox:
+        try:
+            return sandbox.confinement()
+        except (OSError, RuntimeError):  # what it said is on stderr
+            return None
 
 
 def read_versions() -> dict[str, str | None]:

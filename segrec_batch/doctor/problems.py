@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from segrec_batch.confinement import Confinement
 from segrec_batch.doctor.facts import Facts
 from segrec_batch.host import SHARED_MEMORY
 
@@ -38,6 +39,7 @@ def find_problems(facts: Facts) -> Iterator[Problem]:
     yield from _capacity_problems(facts)
     yield from _engine_problems(facts)
     yield from _gpu_problems(facts)
+    yield from _decoder_problems(facts.decoder)
     yield from _environment_problems(facts.environment)
 
 
@@ -140,6 +142,20 @@ def _gpu_problems(facts: Facts) -> Iterator[Problem]:
             "a torch for the CUDA of this driver, or say --device cpu"
         )
         yield Problem("gpu-unseen", "warning", text)
+
+
+def _decoder_problems(decoder: Confinement | None) -> Iterator[Problem]:
+    if decoder is None:
+        text = "the process that decodes images does not start; what it said stands above"
+        yield Problem("decoder-fails", "error", text)
+    elif not decoder.seccomp:
+        text = (
+            "an image that takes its decoder over can do more here than compute: "
+            f"{'; '.join(decoder.gaps)}. Index images of strangers on Linux 5.13 or newer, x86_64 "
+            "or aarch64, in a container whose profile allows seccomp and Landlock, as the default "
+            "ones of Docker and Kubernetes do"
+        )
+        yield Problem("decoder-unconfined", "warning", text)
 
 
 def _environment_problems(environment: Mapping[str, str]) -> Iterator[Problem]:

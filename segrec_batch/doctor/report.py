@@ -10,6 +10,8 @@ temporary_folder    the same of TMPDIR, else /tmp; null if none can be written t
 gpus                [{device, name, memory, compute_capability, problem}]; problem may be null
 engines             [{engine, precision, images_per_second, reason, fails}]: one thread, 224 × 224;
                     images_per_second is null where reason says why it was not measured
+decoder             what the kernel holds of the process that decodes images: landlock (version of
+                    its ABI, or null), seccomp (true or false), gaps (why not); null: it fails
 auto                short_run, long_run: {engine, precision, device, reason}, or null without any
 environment         {variable: value} of those that change what a run does; RAY_ADDRESS: "set"
 versions            {package: version}, null if it is not installed
@@ -25,6 +27,7 @@ from textwrap import fill
 from typing import Any
 
 from segrec_batch import host
+from segrec_batch.confinement import Confinement
 from segrec_batch.console import table
 from segrec_batch.doctor.facts import INSTRUCTION_SETS, Facts, Gpu, gather_facts
 from segrec_batch.doctor.problems import Problem, find_problems, size
@@ -52,7 +55,15 @@ class Report:
     def to_json(self) -> str:
         """Return the object that this module's docstring describes."""
         facts = asdict(self.facts)
-        keys = ("cores", "memory", "shared_memory", "temporary_folder", "gpus", "engines")
+        keys = (
+            "cores",
+            "memory",
+            "shared_memory",
+            "temporary_folder",
+            "gpus",
+            "engines",
+            "decoder",
+        )
         processor, environment = self.facts.processor, self.facts.environment
         values: dict[str, Any] = {
             "system": platform.platform(),
@@ -63,7 +74,7 @@ class Report:
                 "amx": processor.has_amx,
                 "instruction_sets": _instruction_sets(processor),
             },
-            **{key: facts[key] for key in keys},
+            **{key: facts[key] for key in (*keys, "decoder")},
             "auto": {
                 "short_run": self.short_run and asdict(self.short_run),
                 "long_run": self.long_run and asdict(self.long_run),
@@ -108,6 +119,7 @@ class Report:
         yield "memory", _limited(facts.memory, size)
         yield host.SHARED_MEMORY, _space(facts.shared_memory)
         yield "temporary folder", _space(facts.temporary_folder, named=True)
+        yield "decoder", _confined(facts.decoder)
         yield "GPUs", "; ".join(map(_described, facts.gpus)) or "none that torch sees"
 
     def _lines(self) -> Iterator[str]:
@@ -165,6 +177,14 @@ def _limited(found: Cores | Memory, text: Callable[[int], str]) -> str:
     if found.limit is None:
         return text(found.present)
     return f"{text(found.usable)} usable of {text(found.present)}, limited by {found.limit}"
+
+
+def _confined(decoder: Confinement | None) -> str:
+    if decoder is None:
+        return "does not start"
+    held = ["limits", *["seccomp"] * decoder.seccomp]
+    held += [f"Landlock (ABI {decoder.landlock})"] if decoder.landlock else []
+    return "; ".join([f"held by {', '.join(held)}", *decoder.gaps])
 
 
 def _space(space: Space | None, named: bool = False) -> str:

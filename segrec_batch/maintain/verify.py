@@ -9,11 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from segrec_batch import storage
+from segrec_batch import sandbox, storage
 from segrec_batch.console import ProgressMeter
 from segrec_batch.decode import mask_shape
 from segrec_batch.errors import PictureError
-from segrec_batch.masks import decode_mask
 from segrec_batch.model.spec import COMMON_GRID, ModelSpec
 from segrec_batch.pipeline import cluster
 from segrec_batch.pipeline.tasks import each
@@ -164,7 +163,7 @@ def _coverages_differ(row: dict[str, Any], spec: ModelSpec) -> bool:
 
 def _mask_differs(row: dict[str, Any], spec: ModelSpec) -> bool:
     try:
-        mask = decode_mask(row["mask"])
+        mask = sandbox.shared().decode_mask(row["mask"])
     except PictureError:
         return True
     wanted = mask_shape(row["height"], row["width"])

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from segrec_batch.query.card import EVERYTHING, Card, asked_first, scores
 from segrec_batch.query.lettering import font, shorten
-from segrec_batch.query.thumbnail import Size, Thumbnail, thumbnail
+from segrec_batch.query.thumbnail import Size, Thumbnail
 
 WELL: Size = (304, 228)
 """The part of a card that holds the picture, in pixels, as wide as the card."""
@@ -45,14 +45,19 @@ class Look:
         return WELL[1] + _PAD + _TITLE + len(self.colours) * _ROW + _NAME + _PAD
 
 
-def draw_card(sheet: Image.Image, corner: Size, card: Card, title: str, look: Look) -> None:
-    """Draw a card with its upper left corner there; the one titled Query has a frame."""
+def draw_card(
+    sheet: Image.Image, corner: Size, card: Card, small: Thumbnail, title: str, look: Look
+) -> None:
+    """Draw a card with its upper left corner there; the one titled Query has a frame.
+
+    `small` is its thumbnail, made to fit `WELL`.
+    """
     is_query = title == "Query"
     x, y = corner
     brush = ImageDraw.Draw(sheet)
     right, bottom = x + WELL[0] - 1, y + look.card_height - 1
     brush.rectangle((x, y, right, bottom), fill=CARD)
-    _draw_picture(sheet, corner, thumbnail(card, list(look.colours.values()), WELL))
+    _draw_picture(sheet, corner, small)
     _draw_title(brush, (x + _PAD, y + WELL[1] + _PAD), title, {} if is_query else scores(card))
     top = y + WELL[1] + _PAD + _TITLE
     _draw_rows(brush, (x + _PAD, top), card, look, marked=not is_query)
@@ -72,10 +77,11 @@ def _draw_picture(sheet: Image.Image, corner: Size, small: Thumbnail) -> None:
         sheet.paste(shown, (x + (WELL[0] - shown.width) // 2, y + (WELL[1] - shown.height) // 2))
     if small.missing:
         middle = (x + WELL[0] // 2, y + WELL[1] - 22)
-        left, top, right, bottom = brush.textbbox(middle, small.missing, font(12), "mm")
+        text = shorten(small.missing, font(12), _ROOM)
+        left, top, right, bottom = brush.textbbox(middle, text, font(12), "mm")
         label = (left - 9, top - 6, right + 9, bottom + 6)
         brush.rectangle(label, fill=CARD, outline=LINE)
-        brush.text(middle, small.missing, SOFT, font(12), "mm")
+        brush.text(middle, text, SOFT, font(12), "mm")
 
 
 def _blended(small: Thumbnail) -> Image.Image:

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segrec_batch.decode import Picture, decode, mask_shape
+from segrec_batch import sandbox
+from segrec_batch.decode import Picture, mask_shape
 from segrec_batch.errors import InputError, PictureError
 from segrec_batch.model.bundle import load_model
 from segrec_batch.model.engines import EngineChoice, load_segmenter
@@ -28,7 +29,7 @@ def look(
     spec = database.spec
     criteria.check(spec)
     try:
-        picture = decode(content, spec.shapes)
+        picture = sandbox.shared().decode(content, spec.shapes, sandbox.INTERACTIVE_SECONDS)
     except PictureError as error:
         raise InputError(f"{name}: {error.reason}") from error
     segmenter = load_segmenter(load_model(database.model_uri), engine, few=True)

@@ -26,7 +26,7 @@ from segrec_batch.query.card import (
     scores,
     shown_window,
 )
-from segrec_batch.query.thumbnail import data_uri, thumbnail
+from segrec_batch.query.thumbnail import ThumbnailMaker, data_uri
 
 LONG_SIDE = 480
 """The longest side of a thumbnail, in pixels."""
@@ -66,13 +66,16 @@ def render_sheet(
     mask is its i-th key. ``caption`` says how the ranking came about and ``notice`` warns, both in
     plain words. The class ``asked`` about comes first and stands out, with the ``window`` of σ in
     [0, 1] that was asked for; a class without a colour, like the background, does not. Where a
-    picture or a mask cannot be decoded, or is larger than an index takes, the card says so and
-    shows the rest. Raises ValueError for a colour that is not ``#rrggbb``.
+    picture or a mask cannot be decoded, takes too long (see `ThumbnailMaker`), or is larger than an
+    index takes, the card says so and shows the rest.
+
+    Raises ValueError for a colour that is not ``#rrggbb``.
     """
     check_colours(classes)
+    maker = ThumbnailMaker(list(classes.values()), (LONG_SIDE, LONG_SIDE))
     return _template().render(
-        query=_view(query, "Query", classes),
-        results=[_view(card, f"Rank {i}", classes) for i, card in enumerate(results, start=1)],
+        query=_view(query, "Query", classes, maker),
+        results=[_view(card, f"Rank {i}", classes, maker) for i, card in enumerate(results, 1)],
         classes=classes,
         labels=asked_first(classes, asked),
         asked=asked,
@@ -96,9 +99,9 @@ def _csp_hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def _view(card: Card, name: str, classes: Mapping[str, str]) -> _View:
+def _view(card: Card, name: str, classes: Mapping[str, str], maker: ThumbnailMaker) -> _View:
     coverage = {label: card.coverage.get(label, 0.0) for label in classes}
-    small = thumbnail(card, list(classes.values()), (LONG_SIDE, LONG_SIDE))
+    small = maker.make(card)
     return _View(
         name=name,
         description=_description(coverage),

@@ -12,7 +12,7 @@ from segrec_batch.errors import InputError
 from segrec_batch.query.card import EVERYTHING, Card, check_colours, shown_window
 from segrec_batch.query.card_png import WELL, Look, draw_card
 from segrec_batch.query.header_png import PAGE, header
-from segrec_batch.query.thumbnail import Size
+from segrec_batch.query.thumbnail import Size, ThumbnailMaker
 
 MOST_CARDS = 500
 
@@ -67,14 +67,14 @@ def render_png(
     if len(cards) > MOST_CARDS:
         raise InputError(f"{len(cards)} cards are too many for a PNG ({MOST_CARDS}); use html")
     look = Look(classes, query.coverage, asked, shown_window(asked, window, classes))
-    grid = Grid(len(cards))
+    grid, maker = Grid(len(cards)), ThumbnailMaker(list(classes.values()), WELL)
     top = header(grid.width, look, len(results), caption, notice)
     sheet = _page(grid.width, top.height + grid.height(look.card_height))
     sheet.paste(top, (MARGIN, MARGIN))
     for i, card in enumerate(cards):
         x, y = grid.corner(i, look.card_height)
         corner = (x + MARGIN, y + MARGIN + top.height)
-        draw_card(sheet, corner, card, f"Rank {i}" if i else "Query", look)
+        draw_card(sheet, corner, card, maker.make(card), f"Rank {i}" if i else "Query", look)
     buffer = BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()

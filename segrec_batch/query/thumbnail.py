@@ -1,19 +1,27 @@
 """Small pictures of large ones, and their masks in the colours of the classes."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from segrec_batch.decode import open_rgb
+from segrec_batch import sandbox
 from segrec_batch.errors import PictureError
-from segrec_batch.masks import decode_mask
 from segrec_batch.query.card import Card
 
 Size = tuple[int, int]  # width, height
+Labels = NDArray[np.integer[Any]]
+T = TypeVar("T")
+
+MOST_LATE = 3
+"""Images of a sheet that may take longer than they should before all others get less time."""
+_SHORT_SECONDS = 1.0  # for each of these
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,8 @@ class Thumbnail:
     """RGB, upright, no larger than the box it was made for."""
     overlay: Image.Image | None
     """Palette image of the picture's size: 0 = background, i = the i-th class in its colour."""
+    late: str | None = None
+    """Why a part was given up, if that was for the time it took."""
 
     @property
     def size(self) -> Size:
@@ -36,17 +46,62 @@ class Thumbnail:
         """What cannot be shown, in words."""
         parts = {"picture": self.picture, "mask": self.overlay}
         lost = " and ".join(name for name, part in parts.items() if part is None)
-        return f"{lost} not readable" if lost else None
+        if lost:
+            return f"{lost} not readable{f' ({self.late})' if self.late else ''}"
+        return None
 
 
-def thumbnail(card: Card, colours: Sequence[str], box: Size) -> Thumbnail:
-    """The picture of a card and its mask, to fit a box in pixels; smaller pictures keep their size.
+class ThumbnailMaker:
+    """Makes the thumbnails of one sheet, in the sandbox of this process.
 
-    ``colours`` are ``#rrggbb``, one a class. One picture is decoded at a time, a JPEG at the
-    coarsest scale that is enough.
+    An image may take `INTERACTIVE_SECONDS`, and a second each after `MOST_LATE` have taken longer:
+    a sheet of images that are made to take long is not there for hours.
     """
-    picture = _picture(card.picture, box)
-    return Thumbnail(picture, _overlay(card.mask, colours, box, picture.size if picture else None))
+
+    def __init__(self, colours: Sequence[str], box: Size) -> None:
+        """`colours`: ``#rrggbb``, one a class. `box`: width and height in pixels at most."""
+        self.colours = colours
+        self.box = box
+        self._late = 0
+
+    def make(self, card: Card) -> Thumbnail:
+        """Return the picture of a card and its mask; smaller pictures keep their size.
+
+        One picture is decoded at a time, a JPEG at the coarsest scale that is enough.
+        """
+        picture, late = self._picture(card.picture)
+        labels, also_late = self._tried(sandbox.shared().decode_mask, card.mask)
+        size = picture.size if picture else None
+        return Thumbnail(picture, self._overlay(labels, size), late or also_late)
+
+    def _picture(self, data: bytes | None) -> tuple[Image.Image | None, str | None]:
+        if data is None:
+            return None, None
+        found, late = self._tried(partial(sandbox.shared().decode_within, box=self.box), data)
+        return (Image.fromarray(found.pixels) if found else None), late
+
+    def _tried(self, decode: Callable[..., T], data: bytes) -> tuple[T | None, str | None]:
+        """What is decoded, or None, and the reason if that took too long."""
+        seconds = sandbox.INTERACTIVE_SECONDS if self._late < MOST_LATE else _SHORT_SECONDS
+        try:
+            return decode(data, seconds=seconds), None
+        except PictureError as error:
+            if not sandbox.is_late(error):
+                return None, None
+            self._late += 1
+            return None, error.reason
+
+    def _overlay(self, labels: Labels | None, size: Size | None) -> Image.Image | None:
+        """The mask at `size`, or as large as the box allows; None when it is no image of labels.
+
+        Labels beyond the classes count as background.
+        """
+        if labels is None or labels.dtype != np.uint8:
+            return None
+        overlay = Image.fromarray(np.where(labels <= len(self.colours), labels, np.uint8(0)))
+        overlay.putpalette(bytes.fromhex("000000" + "".join(c[1:] for c in self.colours)))
+        wanted = size or _largest(overlay.size, self.box)
+        return overlay.resize(wanted, Image.Resampling.NEAREST)
 
 
 def data_uri(image: Image.Image | None, kind: str, **options: object) -> str | None:
@@ -56,35 +111,6 @@ def data_uri(image: Image.Image | None, kind: str, **options: object) -> str | N
     buffer = BytesIO()
     image.save(buffer, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _picture(data: bytes | None, box: Size) -> Image.Image | None:
-    if data is None:
-        return None
-    width, height = box
-    try:
-        image, *_ = open_rgb(data, [(2 * height, 2 * width)])
-    except PictureError:
-        return None
-    image.thumbnail(box)
-    return image
-
-
-def _overlay(
-    mask: bytes, colours: Sequence[str], box: Size, size: Size | None
-) -> Image.Image | None:
-    """The mask at `size`, or as large as the box allows. Labels beyond the classes count as
-    background. None when it is no image of labels.
-    """
-    try:
-        labels = decode_mask(mask)
-    except PictureError:
-        return None
-    if labels.dtype != np.uint8:
-        return None
-    overlay = Image.fromarray(np.where(labels <= len(colours), labels, np.uint8(0)))
-    overlay.putpalette(bytes.fromhex("000000" + "".join(colour[1:] for colour in colours)))
-    return overlay.resize(size or _largest(overlay.size, box), Image.Resampling.NEAREST)
 
 
 def _largest(size: Size, box: Size) -> Size:

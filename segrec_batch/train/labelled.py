@@ -13,10 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segrec_batch import messages, storage
-from segrec_batch.decode import open_rgb
+from segrec_batch import messages, sandbox, storage
 from segrec_batch.errors import InputError, ModelError, PictureError
-from segrec_batch.masks import decode_mask
 from segrec_batch.model.spec import check_class_names
 from segrec_batch.train.pairing import describe_lone, list_files, pair_folders
 
@@ -123,9 +121,10 @@ class LabelledImage:
     def load(self, classes: Classes) -> tuple[Image.Image, NDArray[np.int16]]:
         """The RGB image and its mask values (H, W), void at VOID. Raises InputError."""
         try:
-            image, *_ = open_rgb(storage.read_bytes(self.image))
+            picture = sandbox.shared().decode_whole(storage.read_bytes(self.image))
         except (OSError, PictureError) as error:
             raise InputError(f"{self.image}: {_reason(error)}") from error
+        image = Image.fromarray(picture.pixels)
         labels = load_mask(self.mask, classes)
         height, width = labels.shape
         if (width, height) != image.size:
@@ -139,7 +138,7 @@ class LabelledImage:
 def load_mask(uri: str, classes: Classes) -> NDArray[np.int16]:
     """Return the values of a mask (H, W), void at VOID. Raises InputError."""
     try:
-        values = decode_mask(storage.read_bytes(uri))
+        values = sandbox.shared().decode_mask(storage.read_bytes(uri))
     except (OSError, PictureError) as error:
         raise InputError(f"{uri}: {_reason(error)}") from error
     low, high = int(values.min()), int(values.max())

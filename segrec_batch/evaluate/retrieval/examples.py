@@ -12,7 +12,7 @@ from segrec_batch.evaluate.retrieval.conditions import NONE
 from segrec_batch.evaluate.retrieval.measures import average_precision
 from segrec_batch.evaluate.retrieval.rankings import rankings, taking_part
 from segrec_batch.query.card import Card
-from segrec_batch.query.thumbnail import thumbnail
+from segrec_batch.query.thumbnail import ThumbnailMaker
 
 SHOWN = 8
 _BOX = 240, 240  # pixels
@@ -56,9 +56,10 @@ def best_and_worst(ap: Mapping[str, float], n: int = 3) -> tuple[list[str], list
 def galleries(examples: Sequence[Example]) -> list[Gallery]:
     """One for each method: the query, then the results, those that are relevant marked."""
     methods = dict.fromkeys(e.method for e in examples)
+    maker = ThumbnailMaker((), _BOX)
     caption = "{}: queries and what they found, by average precision"
     return [
-        Gallery(caption.format(m), [_strip(e) for e in _by_ap(examples) if e.method == m])
+        Gallery(caption.format(m), [_strip(e, maker) for e in _by_ap(examples) if e.method == m])
         for m in methods
     ]
 
@@ -67,14 +68,14 @@ def _by_ap(examples: Sequence[Example]) -> list[Example]:
     return sorted(examples, key=lambda e: (-e.ap, e.query))
 
 
-def _strip(example: Example) -> tuple[str, list[Picture]]:
+def _strip(example: Example, maker: ThumbnailMaker) -> tuple[str, list[Picture]]:
     results = example.results[:SHOWN]
     uris = [example.query, *(uri for uri, *_ in results)]
     cards = [
         Card(uri, data if isinstance(data, bytes) else None, b"", {}, None)
         for uri, data in zip(uris, storage.read_many(uris), strict=True)
     ]
-    pictures = [thumbnail(card, (), _BOX).picture for card in cards]
+    pictures = [maker.make(card).picture for card in cards]
     labels = ["query", *(f"{i} · {score:.3f}" for i, (*_, score) in enumerate(results, start=1))]
     marks = ["", *("good" if relevant else "bad" for _, relevant, _ in results)]
     shown = [Picture(*p[:2], mark=p[2]) for p in zip(pictures, labels, marks, strict=True)]
