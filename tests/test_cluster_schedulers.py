@@ -105,6 +105,41 @@ def test_systemd_would_complain(change: tuple[str, str], complaint: str, tmp_pat
     assert complaint in verified(tmp_path / "units", change)
 
 
+def exposure(unit: Path) -> float:
+    """What systemd makes of the sandbox of a service, from 0 to 10."""
+    found = run("systemd-analyze", "security", "--offline=true", "--no-pager", unit).stdout
+    (level,) = re.findall(r"Overall exposure level for \S+: (\d+\.\d+)", found)
+    return float(level)
+
+
+def test_the_service_is_confined(tmp_path: Path) -> None:
+    unit = UNITS / "segrec-nightly.service"
+    assert exposure(unit) <= 2.0  # the bound of the house is 4.0
+    bare = re.sub(
+        r"^(Protect|Private|Restrict|SystemCall|Capab).*\n", "", unit.read_text(), flags=re.M
+    )
+    assert exposure(written(tmp_path / unit.name, bare)) > 4.0
+
+
+def test_the_service_has_the_folder_of_the_lock_to_itself() -> None:
+    service = (UNITS / "segrec-nightly.service").read_text()
+    assert "\nRuntimeDirectory=segrec\nRuntimeDirectoryMode=0700\n" in service
+    assert "RUNTIME_DIRECTORY" in (CLUSTER / "nightly.sh").read_text()
+
+
+def test_shell_and_systemd_read_the_environment_alike(tmp_path: Path) -> None:
+    """Both take what needs no quotes as it stands, and '…' without its quotes."""
+    lines = (CLUSTER / "nightly.env").read_text().splitlines()
+    settings = [line for line in lines if line and not line.startswith("#")]
+    assert [line for line in settings if not re.fullmatch(r"\w+=[\w:/.,=-]*", line)] == []
+    file = written(tmp_path / "env", "\n".join([*lines, "SEGREC_NAME='a b; $(touch x)'"]))
+    show = subprocess.run(
+        ["bash", "-c", 'set -a; . "$0"; env -0', file], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert {*settings, "SEGREC_NAME=a b; $(touch x)"} <= set(show.stdout.split("\0"))
+    assert not (tmp_path / "x").exists()
+
+
 def test_the_timer_is_of_the_same_hour_as_the_table() -> None:
     (when,) = re.findall(r"OnCalendar=(.*)", (UNITS / "segrec-nightly.timer").read_text())
     found = run("systemd-analyze", "calendar", "--base-time=2026-11-22 12:00 UTC", when)
