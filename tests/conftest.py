@@ -73,7 +73,6 @@ def ray_cluster() -> Iterator[None]:
         patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", AuthenticationTokenLoader.instance().get_raw_token())
-        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # or 127.0.0.1 is taken for another
         yield
 
 

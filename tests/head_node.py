@@ -84,7 +84,7 @@ def head_node(**more: str) -> Iterator[Head]:
 
 def _environment() -> dict[str, str]:
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
         environment.pop(name, None)  # RAY_ADDRESS goes before --address
     environment["PATH"] = f"{BIN}:{environment['PATH']}"
     return environment

@@ -132,7 +132,7 @@ def test_nobody_else_enters_the_folder_of_ray(ray_cluster: None) -> None:
 
 def python(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run Python in a process of its own, with nothing of the tests' Ray in its environment."""
-    mine = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+    mine = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
     clean = {name: value for name, value in os.environ.items() if name not in mine}
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],

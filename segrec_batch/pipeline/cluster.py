@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import ray
@@ -11,7 +11,7 @@ from ray.util.client import ray as client
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segrec_batch.errors import ClusterError, SegrecError
-from segrec_batch.pipeline.own_ray import OPTIONS, own_ray, ray_constant
+from segrec_batch.pipeline.own_ray import OPTIONS, is_own, on_loopback, own_ray, ray_constant
 
 _ADDED = "\nFailed to apply UDF"  # by Ray Data, to the text of an error: how it retries
 _ANSWER = 10.0  # seconds for a cluster to take a connection
@@ -56,9 +56,13 @@ def _cluster_at(address: str) -> Iterator[None]:
     host, _, port = address.rpartition(":")
     if "://" in address:
         raise ClusterError(f"RAY_ADDRESS={address}: no address of this kind is supported; {_USE}")
+    local: AbstractContextManager[None] = nullcontext()
     if port.isdigit() and "/" not in host:  # Ray itself would try for minutes
         socket.create_connection((host.strip("[]"), int(port)), _ANSWER).close()
-    ray.init(address=address, **OPTIONS)
+        if is_own(host, int(port)):
+            local = on_loopback()
+    with local:
+        ray.init(address=address, **OPTIONS)
     try:
         yield
     finally:

@@ -1,18 +1,21 @@
 """A Ray of a run's own on this machine: nobody else can reach it, and it ends with the run."""
 
+import errno
 import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private import ray_constants
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray._private.services import resolve_ip_for_localhost
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from segrec_batch.errors import ClusterError
 from segrec_batch.host import usable_cores
@@ -49,7 +52,7 @@ def own_ray() -> Iterator[Path]:
 
 def _start(folder: Path) -> None:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    with _environment(**token), ray_constant("ENABLE_RAY_CLUSTER", False):  # so 127.0.0.1
+    with _environment(**token), on_loopback():
         read_authentication()
         ray.init(
             address="local",
@@ -63,10 +66,28 @@ def _start(folder: Path) -> None:
         )
 
 
+def is_own(host: str, port: int) -> bool:
+    """Whether a Ray at this address is one of this module, which listens on loopback alone.
+
+    In place of 127.0.0.1 Ray itself takes the address that other machines know this one by, and
+    would try for a minute to reach it there.
+    """
+    outside = resolve_ip_for_localhost(host)
+    if outside == host:
+        return False
+    with socket.socket(socket.AF_INET6 if ":" in outside else socket.AF_INET) as probe:
+        return probe.connect_ex((outside, port)) == errno.ECONNREFUSED
+
+
 def read_authentication() -> None:
     """Have Ray take mode and token from the environment again, which it does only once."""
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+def on_loopback() -> AbstractContextManager[None]:
+    """Have Ray take 127.0.0.1 for the address of this machine, as it does on Windows."""
+    return ray_constant("ENABLE_RAY_CLUSTER", False)
 
 
 @contextmanager
