@@ -10,7 +10,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
 .DELETE_ON_ERROR:
-.PHONY: demo test slow lint lock clean
+.PHONY: demo test slow lint lock sbom clean
 
 demo: .venv/ready
 	@test ! -e "$(DEMO)" || test -f "$(DEMO)/$(MARK)" || { $(FOREIGN); exit 1; }
@@ -71,6 +71,11 @@ lock: .venv/ready
 
 COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
     --generate-hashes --no-emit-index-url --no-header --upgrade
+
+# What the image installs, with versions and hashes, as CycloneDX.
+sbom: .venv/ready
+	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+	    --output-file sbom.json requirements.lock
 
 clean:
 	@test ! -e "$(DEMO)" || test -f "$(DEMO)/$(MARK)" || { $(FOREIGN); exit 1; }

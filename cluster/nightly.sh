@@ -26,7 +26,8 @@
 #   SEGREC_DEVICE       auto, cpu or cuda (auto)
 #   SEGREC_GPUS         on how many GPUs, also such as an autoscaler is still to start (all there are)
 #   SEGREC_NAME         first part of the submission ids, one for each index on a cluster (segrec)
-#   SEGREC_LOCK         lock file (/tmp/segrec-nightly-UID-NAME.lock, or in TMPDIR)
+#   SEGREC_LOCK         lock file (nightly-NAME.lock in RUNTIME_DIRECTORY, XDG_RUNTIME_DIR or, without
+#                       these, XDG_STATE_HOME/segrec, that is ~/.local/state/segrec)
 #   RAY_AUTH_MODE       disabled or token (disabled)
 #   RAY_AUTH_TOKEN      the cluster's token, with RAY_AUTH_MODE=token
 # Needs ray and python on the PATH, both here and on the head. Credentials and endpoint of an object
@@ -35,6 +36,7 @@
 set -uo pipefail
 
 readonly BUSY=75 RETRY_SECONDS=5 TRIES=24
+readonly ELSEWHERE="have SEGREC_LOCK name a lock file elsewhere"
 readonly AUTH="RAY_AUTH_MODE=token needs RAY_AUTH_TOKEN, the token of the cluster"
 
 say() { TZ=UTC printf '%(%FT%TZ)T nightly: %s\n' -1 "$*" >&2; }
@@ -66,10 +68,34 @@ settings() {
     done
 }
 
+# Prints the folder of the lock: one where no other user can open files, so none can hold the lock.
+lock_folder() {
+    local folder=${RUNTIME_DIRECTORY:-${XDG_RUNTIME_DIR:-}} state=${XDG_STATE_HOME:-}
+    folder=${folder%%:*}
+    if [[ -z $folder ]]; then
+        [[ -n $state || -n ${HOME:-} ]] || fail "no RUNTIME_DIRECTORY, XDG_RUNTIME_DIR or HOME; $ELSEWHERE"
+        folder=${state:-$HOME/.local/state}/segrec
+        (umask 077 && mkdir --parents "$folder") || fail "$folder cannot be made; $ELSEWHERE"
+    fi
+    [[ -d $folder && -O $folder && ! -L $folder ]] ||
+        fail "$folder is not a folder of the user $UID; $ELSEWHERE"
+    [[ -z $(find "$folder" -maxdepth 0 -perm /077) ]] ||
+        fail "$folder is open to other users: chmod 700 it, or $ELSEWHERE"
+    echo "$folder"
+}
+
 # Held by this shell and by what it starts: also after a SIGKILL of it, as long as its job is followed.
 lock() {
-    local file=${SEGREC_LOCK:-${TMPDIR:-/tmp}/segrec-nightly-$UID-$name.lock} code=0
-    exec 9>"$file" || fail "$file cannot be written; SEGREC_LOCK names another"
+    local file=${SEGREC_LOCK:-} mask code=0
+    [[ -n $file ]] || file=$(lock_folder)/nightly-$name.lock || exit 1
+    [[ ! -L $file ]] || fail "$file is a link; remove it, or $ELSEWHERE"
+    mask=$(umask)
+    umask 077
+    exec 9<>"$file" || fail "$file cannot be written; $ELSEWHERE" # truncates nothing
+    umask "$mask"
+    [[ -f /dev/fd/9 && -O /dev/fd/9 && ! -L $file && $file -ef /dev/fd/9 ]] ||
+        fail "$file is not a file of the user $UID; remove it, or $ELSEWHERE"
+    chmod 600 /dev/fd/9
     flock --nonblock --conflict-exit-code "$BUSY" 9 || code=$?
     ((code != BUSY)) || busy "another run holds $file"
     ((code == 0)) || fail "$file cannot be locked"

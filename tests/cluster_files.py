@@ -15,6 +15,8 @@ FILLED_IN = {
     "<BUCKET>": "streets",
     "<IMAGE>": "streets/segrec:1",
     "<REGION>": "us-west-2",
+    "<GROUP>": "sg-0123456789abcdef0",
+    "<DIGEST>": "0a" * 32,
     "<AMI>": "ami-04681a1dbd79675a5",  # one that moto knows
 }
 

@@ -65,11 +65,14 @@ def model_dir(model: Model, tmp_path_factory: pytest.TempPathFactory) -> str:
 def ray_cluster() -> Iterator[None]:
     """One Ray for the whole session; jobs use it, in this process and in processes of their own."""
     import ray
+    from ray._raylet import AuthenticationTokenLoader
 
     from segrec_batch.pipeline import cluster
 
     with cluster.joined(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", AuthenticationTokenLoader.instance().get_raw_token())
         yield
 
 

@@ -84,7 +84,8 @@ def head_node(**more: str) -> Iterator[Head]:
 
 def _environment() -> dict[str, str]:
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    environment.pop("RAY_ADDRESS", None)  # it goes before --address
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
+        environment.pop(name, None)  # RAY_ADDRESS goes before --address
     environment["PATH"] = f"{BIN}:{environment['PATH']}"
     return environment
 

@@ -30,6 +30,15 @@ def groups(document: Document) -> list[Document]:
     return [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
 
 
+def pods(document: Document) -> dict[str, Document]:
+    """Pod templates of a RayCluster, RayJob or RayCronJob: head, groups by name, submitter."""
+    head, *workers = groups(document)
+    found = {"head": head["template"], **{g["groupName"]: g["template"] for g in workers}}
+    if job := job_spec(document):
+        found["submitter"] = job["submitterPodTemplate"]
+    return found
+
+
 def complaints(document: Document) -> list[str]:
     """Broken rules of KubeRay 1.6's validation, and of this project."""
     job = job_spec(document)

@@ -20,7 +20,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.tags import TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
 from tests.autoscaler import started_by_v1, started_by_v2
-from tests.cluster_files import Document, broken, load
+from tests.cluster_files import FILLED_IN, Document, broken, load
 
 AWS = load("aws.yaml")
 REGION = AWS["provider"]["region"]
@@ -120,6 +120,18 @@ def ec2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[boto3.client]:
         yield boto3.client("ec2", region_name=REGION)
 
 
+@pytest.fixture(scope="module")
+def config(ec2: boto3.client) -> Document:
+    """The file with a security group that is there, as the README has users make it."""
+    (vpc,) = ec2.describe_vpcs()["Vpcs"]
+    made = ec2.create_security_group(
+        GroupName="segrec-ray", Description="nodes of segrec", VpcId=vpc["VpcId"]
+    )
+    text = json.dumps(AWS).replace(FILLED_IN["<GROUP>"], made["GroupId"])
+    with_group: Document = json.loads(text)
+    return with_group
+
+
 def launch(config: Document, name: str) -> Document:
     """Start a node of one type as Ray does; what EC2 then says about it."""
     provider = AWSNodeProvider(config["provider"], config["cluster_name"])
@@ -133,17 +145,49 @@ def launch(config: Document, name: str) -> Document:
     return instance
 
 
-def test_ec2_starts_a_node_of_each_type(ec2: boto3.client) -> None:
-    config = bootstrap_aws(checked(AWS))
-    for name, node_type in AWS["available_node_types"].items():
-        instance = launch(config, name)
+def test_ec2_starts_a_node_of_each_type(ec2: boto3.client, config: Document) -> None:
+    ready = bootstrap_aws(checked(config))
+    for name, node_type in config["available_node_types"].items():
+        instance = launch(ready, name)
+        wanted = node_type["node_config"]["SecurityGroupIds"]
+        assert [group["GroupId"] for group in instance["SecurityGroups"]] == wanted
         assert instance["InstanceType"] == node_type["node_config"]["InstanceType"]
         assert instance.get("InstanceLifecycle") == ("spot" if name.endswith("-spot") else None)
         assert "instance-profile/segrec-ray" in instance["IamInstanceProfile"]["Arn"]
 
 
-def test_ec2_refuses_a_node_with_a_typo(ec2: boto3.client) -> None:
-    wrong = broken(AWS, "available_node_types/head/node_config/InstanceTyp", "m7i.2xlarge")
+def test_nobody_gets_in_by_ssh_that_the_user_did_not_let_in(
+    ec2: boto3.client, config: Document
+) -> None:
+    """Ray makes a group that is open to the world, if it is left to make one."""
+
+    def open_to_the_world() -> set[str]:
+        return {
+            group["GroupName"]
+            for group in ec2.describe_security_groups()["SecurityGroups"]
+            for rule in group["IpPermissions"]
+            if {"CidrIp": "0.0.0.0/0"} in rule["IpRanges"]
+        }
+
+    bootstrap_aws(checked(config))
+    assert open_to_the_world() == set()
+    bare = copy.deepcopy(config)
+    for node_type in bare["available_node_types"].values():
+        del node_type["node_config"]["SecurityGroupIds"]
+    bootstrap_aws(checked(bare))
+    assert open_to_the_world() == {"ray-autoscaler-segrec"}
+
+
+def test_nodes_give_keys_only_to_who_asks_on_them() -> None:
+    """The metadata service in its second version, one hop away, and disks encrypted."""
+    for node_type in AWS["available_node_types"].values():
+        node = node_type["node_config"]
+        assert node["MetadataOptions"] == {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
+        assert [disk["Ebs"]["Encrypted"] for disk in node["BlockDeviceMappings"]] == [True]
+
+
+def test_ec2_refuses_a_node_with_a_typo(ec2: boto3.client, config: Document) -> None:
+    wrong = broken(config, "available_node_types/head/node_config/InstanceTyp", "m7i.2xlarge")
     with pytest.raises(botocore.exceptions.ParamValidationError):
         launch(bootstrap_aws(checked(wrong)), "head")
 

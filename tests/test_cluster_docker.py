@@ -16,7 +16,7 @@ IGNORED = (CLUSTER / "Dockerfile.dockerignore").read_text()
 TEXTS = {str(p.relative_to(CLUSTER)): p.read_text() for p in CLUSTER.rglob("*") if p.is_file()}
 MODE = "RAY_AUTH_MODE"
 SECRETS = re.compile(
-    r"\bAKIA[0-9A-Z]{16}\b|-----BEGIN|\b[0-9a-f]{40,}\b"
+    r"\bAKIA[0-9A-Z]{16}\b|-----BEGIN|(?<!sha256:)\b[0-9a-f]{40,}\b"
     r"|(?:SECRET\w*|TOKEN|PASSWORD|auth_token)[\"']?\s*[:=]\s*[\"']?[\w+/=-]{8,}"
 )
 INSTALLS = re.compile(r"\b(?:pip|uv|conda|apt(?:-get)?|curl|wget|aria2c|git)\b[^&;|\n]*")
@@ -41,6 +41,8 @@ def complaints(dockerfile: str, ignored: str = IGNORED) -> list[str]:
     environment = {e for name, words in steps if name == "ENV" for e in words}
     holds = {
         "base": base_fits(next(words[0] for name, words in steps if name == "ARG")),
+        "stages": [w[0] for name, w in steps if name == "FROM"] == ["scratch", "${BASE}"],
+        "digest": "*@sha256:*" in next(" ".join(words) for name, words in steps if name == "RUN"),
         "user": [words for name, words in steps if name == "USER"][-1:] == [["1000"]],
         "environment": {f"{MODE}=token", "RAY_USAGE_STATS_ENABLED=0"} <= environment,
         "copies": copied(steps) == {line[1:] for line in ignored.split() if line[0] == "!"},
@@ -55,11 +57,12 @@ def complaints(dockerfile: str, ignored: str = IGNORED) -> list[str]:
 
 
 def base_fits(argument: str) -> bool:
-    """Ray's image of the locked Ray, for Python 3.11, with the CUDA of torch's wheels."""
+    """Ray's image of the locked Ray, for Python 3.11, torch's CUDA, by digest."""
     cuda = locked("cuda-toolkit").split(".")[0]
-    return (
-        re.fullmatch(rf"BASE=rayproject/ray:{locked('ray')}-py311-cu{cuda}\d", argument) is not None
+    image = (
+        rf"BASE=rayproject/ray:{locked('ray')}-py311-cu{cuda}\d@sha256:(<DIGEST>|[0-9a-f]{{64}})"
     )
+    return re.fullmatch(image, argument) is not None
 
 
 def copied(steps: list[tuple[str, list[str]]]) -> set[str]:
@@ -88,6 +91,10 @@ def test_the_image_is_what_it_should_be() -> None:
     [
         (f"ray:{locked('ray')}", "ray:2.59.0", "base"),
         ("-cu130", "-cu128", "base"),
+        ("@sha256:<DIGEST>", "", "base"),
+        ("@sha256:<DIGEST>", "@sha256:12ab", "base"),
+        ("FROM ${BASE}", "FROM rayproject/ray:2.60.0", "stages"),
+        ("*@sha256:*)", "*)", "digest"),
         ("USER 1000", "USER root", "user"),
         (f"{MODE}=token", f"{MODE}=disabled", "environment"),
         ("COPY --chown=1000 jobs jobs", "", "copies"),
@@ -98,6 +105,17 @@ def test_the_image_is_what_it_should_be() -> None:
 def test_another_image_is_found(old: str, new: str, what: str) -> None:
     assert old in DOCKERFILE
     assert complaints(DOCKERFILE.replace(old, new)) == [what]
+
+
+@pytest.mark.parametrize(
+    ("base", "code"),
+    [("ray:1@sha256:" + "0a" * 32, 0), ("rayproject/ray:2.60.0-py311-cu130", 1), ("ray", 1)],
+)
+def test_a_build_from_a_base_without_digest_ends(base: str, code: int) -> None:
+    """`--build-arg BASE=…` may name another; the placeholder itself is no reference to Docker."""
+    (check,) = re.findall(r"^RUN (case \$\{BASE\}.*)$", DOCKERFILE, re.MULTILINE)
+    done = subprocess.run(["sh", "-c", check], env={"BASE": base}, capture_output=True, text=True)
+    assert (done.returncode, bool(done.stdout)) == (code, bool(code))
 
 
 def absent(dockerfile: str) -> list[str]:
@@ -158,8 +176,8 @@ def test_ray_runs_nowhere_without_a_mode_of_authentication() -> None:
 
 def test_the_readme_names_every_file_and_placeholder() -> None:
     readme = TEXTS["README.md"]
-    yaml = [text for name, text in TEXTS.items() if name.endswith(".yaml")]
-    used = {found for text in yaml for found in PLACEHOLDER.findall(text)}
+    files = [text for name, text in TEXTS.items() if name.endswith((".yaml", "Dockerfile"))]
+    used = {found for text in files for found in PLACEHOLDER.findall(text)}
     assert used == set(FILLED_IN) == set(re.findall(r"^\| `(<\w+>)`", readme, re.MULTILINE))
     for name in TEXTS.keys() - {"README.md"}:
         folder, _, file = name.rpartition("/")
@@ -169,7 +187,10 @@ def test_the_readme_names_every_file_and_placeholder() -> None:
 @pytest.mark.parametrize(
     ("document", "patterns"),
     [
-        ("cluster/README.md", ["cluster/aws.yaml", "cluster/k8s/*.yaml", "cluster/*.json"]),
+        (
+            "cluster/README.md",
+            ["cluster/aws.yaml", "cluster/k8s/*.yaml", "cluster/*.json", "cluster/Dockerfile"],
+        ),
         ("docs/operations.md", ["policy.json"]),
     ],
 )

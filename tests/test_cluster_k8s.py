@@ -1,5 +1,9 @@
 """cluster/k8s/: Kubernetes' own schemas accept every file, and the files fit together."""
 
+import copy
+import json
+from collections.abc import Iterator
+
 import kubernetes_validate
 import pytest
 from croniter import croniter
@@ -11,11 +15,15 @@ CLUSTERS = {name: load(f"k8s/{name}.yaml") for name in ("raycluster", "rayjob", 
 CRONJOB, CONFIG = load("k8s/cronjob.yaml"), load("k8s/config.yaml")
 CRON_SPEC = "spec/jobTemplate/spec"
 KUBERNETES = "1.33"
+POLICY = load("k8s/networkpolicy.yaml")
 PODS = {
-    f"{name}-{i}": group["template"]
+    f"{name}-{pod}": template
     for name, document in CLUSTERS.items()
-    for i, group in enumerate(kuberay.groups(document))
+    for pod, template in kuberay.pods(document).items()
 }
+ALL_PODS = {**PODS, "cronjob": CRONJOB["spec"]["jobTemplate"]["spec"]["template"]}
+SCALER = CLUSTERS["raycluster"]["spec"]["autoscalerOptions"]
+TOKEN_FOLDER = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105
 
 
 def check_pod(template: Document) -> None:
@@ -40,10 +48,10 @@ def test_pods_are_valid(name: str) -> None:
 )
 def test_a_broken_pod_is_found(path: str, value: object) -> None:
     with pytest.raises(kubernetes_validate.ValidationError):
-        check_pod(broken(PODS["rayjob-0"], path, value))
+        check_pod(broken(PODS["rayjob-head"], path, value))
 
 
-@pytest.mark.parametrize("document", [CRONJOB, CONFIG], ids=lambda d: d["kind"])
+@pytest.mark.parametrize("document", [CRONJOB, CONFIG, POLICY], ids=lambda d: d["kind"])
 def test_kubernetes_accepts_its_own_kinds(document: Document) -> None:
     kubernetes_validate.validate(document, KUBERNETES, strict=True)
 
@@ -54,6 +62,7 @@ def test_kubernetes_accepts_its_own_kinds(document: Document) -> None:
         ("spec/concurencyPolicy", "Forbid"),
         (f"{CRON_SPEC}/backoffLimit", "none"),
         (f"{CRON_SPEC}/template/spec/containers/0/env/0/valu", "x"),
+        (f"{CRON_SPEC}/template/spec/containers/0/securityContext/readOnlyRootFileSystem", True),
     ],
 )
 def test_a_broken_cronjob_is_found(path: str, value: object) -> None:
@@ -103,8 +112,11 @@ def test_a_cronjob_against_the_rules_is_found(path: str, value: object) -> None:
 
 def test_copies_are_equal() -> None:
     assert kuberay.job_spec(CLUSTERS["raycronjob"]) == CLUSTERS["rayjob"]["spec"]
-    stays, once = (kuberay.cluster_spec(CLUSTERS[n]) for n in ("raycluster", "rayjob"))
-    assert stays["headGroupSpec"] == once["headGroupSpec"]
+    clusters = copy.deepcopy(CLUSTERS)
+    stays, once = (kuberay.cluster_spec(clusters[n]) for n in ("raycluster", "rayjob"))
+    token, without = stays["headGroupSpec"]["template"]["spec"]["volumes"].pop(), stays
+    assert token["name"] == "kubernetes-token"  # for the autoscaler, which a RayJob has not
+    assert without["headGroupSpec"] == once["headGroupSpec"]
     assert [g["template"] for g in stays["workerGroupSpecs"]][:1] == [
         g["template"] for g in once["workerGroupSpecs"]
     ]
@@ -132,10 +144,129 @@ def test_every_reference_between_the_files_holds() -> None:
 
 
 def test_shared_memory_is_part_of_the_memory_of_its_pod() -> None:
-    for pod in PODS.values():
-        (container,), (volume,) = pod["spec"]["containers"], pod["spec"]["volumes"]
-        assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/dev/shm"}]
+    for name, pod in PODS.items():
+        if name.endswith("-submitter"):  # no node of Ray
+            continue
+        (container,), volume = pod["spec"]["containers"], pod["spec"]["volumes"][0]
+        assert container["volumeMounts"][0] == {"name": volume["name"], "mountPath": "/dev/shm"}
         limit, size = container["resources"]["limits"]["memory"], volume["emptyDir"]["sizeLimit"]
         assert container["resources"]["requests"]["memory"] == limit
         # Ray's object store takes 30 % of the memory, and goes to disk where /dev/shm is smaller
         assert 0.3 <= int(size.removesuffix("Gi")) / int(limit.removesuffix("Gi")) < 0.5
+
+
+def open_doors(template: Document) -> Iterator[str]:
+    """What a pod might do and need not."""
+    pod = template["spec"]
+    own = pod.get("securityContext", {})
+    if pod.get("automountServiceAccountToken") is not False:
+        yield "it gets a token of Kubernetes"
+    if own.get("runAsNonRoot") is not True or (own.get("runAsUser"), own.get("runAsGroup")) != (
+        1000,
+        100,
+    ):
+        yield "not the user of the image"
+    if own.get("seccompProfile") != {"type": "RuntimeDefault"}:
+        yield "every system call"
+    if {"hostNetwork", "hostPID", "hostIPC"} & pod.keys():
+        yield "the host's namespaces"
+    if any("hostPath" in volume for volume in pod.get("volumes", ())):
+        yield "the host's files"
+    for container in (*pod["containers"], *pod.get("initContainers", ())):
+        yield from open_container(container)
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        if "sizeLimit" not in volumes[mounts["/tmp"]].get("emptyDir", {}):
+            yield "/tmp without a bound"
+        if TOKEN_FOLDER in mounts:
+            yield "a token of Kubernetes beside the jobs"
+
+
+def open_container(container: Document) -> Iterator[str]:
+    """What a container might do and need not."""
+    closed = {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    if container.get("securityContext") != closed:
+        yield "securityContext of a container"
+    resources = container.get("resources", {})
+    if not {"cpu", "memory"} <= resources.get("limits", {}).keys() & resources["requests"].keys():
+        yield "no bound of CPU and memory"
+    if "/tmp" not in [mount["mountPath"] for mount in container.get("volumeMounts", ())]:
+        yield "nowhere to write"
+
+
+@pytest.mark.parametrize("name", ALL_PODS)
+def test_pods_may_do_no_more_than_they_need(name: str) -> None:
+    assert list(open_doors(ALL_PODS[name])) == []
+
+
+def test_every_kind_of_pod_is_among_them() -> None:
+    assert {"rayjob-submitter", "raycronjob-submitter", "raycluster-decode"} <= ALL_PODS.keys()
+    text = json.dumps([*CLUSTERS.values(), CRONJOB])
+    assert text.count('"containers"') == len(ALL_PODS)
+
+
+@pytest.mark.parametrize("name", ["raycluster-head", "rayjob-submitter", "cronjob"])
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("automountServiceAccountToken", True),
+        ("securityContext/runAsNonRoot", False),
+        ("securityContext/runAsGroup", 0),
+        ("securityContext/seccompProfile/type", "Unconfined"),
+        ("hostNetwork", True),
+        ("volumes/0", {"name": "tmp", "hostPath": {"path": "/"}}),
+        ("containers/0/securityContext/allowPrivilegeEscalation", True),
+        ("containers/0/securityContext/readOnlyRootFilesystem", False),
+        ("containers/0/securityContext/capabilities", {"drop": ["ALL"], "add": ["SYS_ADMIN"]}),
+        ("containers/0/securityContext/privileged", True),
+        ("containers/0/resources/limits", {"memory": "1Gi"}),
+    ],
+)
+def test_a_pod_that_may_do_more_is_found(name: str, path: str, value: object) -> None:
+    assert list(open_doors(broken(ALL_PODS[name], f"spec/{path}", value)))
+
+
+def test_only_the_autoscaler_may_ask_kubernetes() -> None:
+    assert list(open_container(SCALER)) == []
+    head = ALL_PODS["raycluster-head"]["spec"]
+    (mount,) = [m for m in SCALER["volumeMounts"] if m["mountPath"] == TOKEN_FOLDER]
+    (volume,) = [v for v in head["volumes"] if v["name"] == mount["name"]]
+    paths = [
+        item["path"]
+        for source in volume["projected"]["sources"]
+        for s in source.values()
+        for item in s.get("items", [s])
+    ]
+    assert (sorted(paths), mount["readOnly"]) == (["ca.crt", "namespace", "token"], True)
+    assert {m["name"] for m in SCALER["volumeMounts"]} <= {v["name"] for v in head["volumes"]}
+    assert "kubernetes-token" not in json.dumps(head["containers"])
+
+
+def test_the_policy_is_of_every_pod_and_lets_in_only_its_own() -> None:
+    spec = POLICY["spec"]
+    ours = spec["podSelector"]["matchLabels"]
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    for name, template in ALL_PODS.items():
+        assert ours.items() <= template["metadata"]["labels"].items(), name
+    everything = [rule for rule in spec["ingress"] if "ports" not in rule]
+    assert everything == [{"from": [{"podSelector": {"matchLabels": ours}}]}]
+    assert all("podSelector" in peer for rule in spec["ingress"] for peer in rule["from"])
+    ports = {p["port"] for rule in spec["ingress"] for p in rule.get("ports", ())}
+    assert ports == {8080, 8265}
+    assert [rule for rule in spec["egress"] if "ports" not in rule] == [
+        {"to": [{"podSelector": {"matchLabels": ours}}]}
+    ]
+    (outside,) = [rule for rule in spec["egress"] if "ipBlock" in rule["to"][0]]
+    assert {p["port"] for p in outside["ports"]} == {443, 6443}
+    assert outside["to"][0]["ipBlock"]["except"] == ["169.254.0.0/16"]
+
+
+def test_what_is_written_beside_the_volumes_goes_to_tmp() -> None:
+    """The root file system is read-only."""
+    settings = CONFIG["data"]
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME"):
+        assert settings[name].startswith("/tmp/")

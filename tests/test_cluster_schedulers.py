@@ -19,13 +19,18 @@ HOME = "/opt/segrec_batch"  # where the files say that the project is
 ENTRY = re.compile(r"^((?:\S+ +){4}\S+) +(set -a; .*)$", re.MULTILINE)
 
 
-def run(*command: object) -> subprocess.CompletedProcess[str]:
-    """A checker; where it is missing, skip, but in CI fail."""
-    name = str(command[0])
+def found_program(name: str) -> str:
+    """The path of a program; where it is missing, skip, but in CI fail."""
     program = shutil.which(name, path=f"{BIN}:{os.environ['PATH']}")
     if program is None:
         missing = f"{name} is not installed"
         pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
+    return program
+
+
+def run(*command: object) -> subprocess.CompletedProcess[str]:
+    """A checker, to its end."""
+    program = found_program(str(command[0]))
     return subprocess.run(
         [program, *map(str, command[1:])], capture_output=True, text=True, timeout=60
     )
@@ -103,6 +108,41 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
 )
 def test_systemd_would_complain(change: tuple[str, str], complaint: str, tmp_path: Path) -> None:
     assert complaint in verified(tmp_path / "units", change)
+
+
+def exposure(unit: Path) -> float:
+    """What systemd makes of the sandbox of a service, from 0 to 10."""
+    found = run("systemd-analyze", "security", "--offline=true", "--no-pager", unit).stdout
+    (level,) = re.findall(r"Overall exposure level for \S+: (\d+\.\d+)", found)
+    return float(level)
+
+
+def test_the_service_is_confined(tmp_path: Path) -> None:
+    unit = UNITS / "segrec-nightly.service"
+    assert exposure(unit) <= 2.0  # the bound of the house is 4.0
+    bare = re.sub(
+        r"^(Protect|Private|Restrict|SystemCall|Capab).*\n", "", unit.read_text(), flags=re.M
+    )
+    assert exposure(written(tmp_path / unit.name, bare)) > 4.0
+
+
+def test_the_service_has_the_folder_of_the_lock_to_itself() -> None:
+    service = (UNITS / "segrec-nightly.service").read_text()
+    assert "\nRuntimeDirectory=segrec\nRuntimeDirectoryMode=0700\n" in service
+    assert "RUNTIME_DIRECTORY" in (CLUSTER / "nightly.sh").read_text()
+
+
+def test_shell_and_systemd_read_the_environment_alike(tmp_path: Path) -> None:
+    """Both take what needs no quotes as it stands, and '…' without its quotes."""
+    lines = (CLUSTER / "nightly.env").read_text().splitlines()
+    settings = [line for line in lines if line and not line.startswith("#")]
+    assert [line for line in settings if not re.fullmatch(r"\w+=[\w:/.,=-]*", line)] == []
+    file = written(tmp_path / "env", "\n".join([*lines, "SEGREC_NAME='a b; $(touch x)'"]))
+    show = subprocess.run(
+        ["bash", "-c", 'set -a; . "$0"; env -0', file], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert {*settings, "SEGREC_NAME=a b; $(touch x)"} <= set(show.stdout.split("\0"))
+    assert not (tmp_path / "x").exists()
 
 
 def test_the_timer_is_of_the_same_hour_as_the_table() -> None:

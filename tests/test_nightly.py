@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -75,6 +76,75 @@ def test_two_runs_on_a_host_are_one_too_many(tmp_path: Path) -> None:
         done = nightly(**NOWHERE, SEGREC_LOCK=lock.name)
     assert done.returncode == BUSY
     assert f"another run holds {lock.name}; nothing was done" in done.stderr
+
+
+FREE = "no list of jobs"  # the step after the lock
+
+
+@pytest.mark.parametrize(
+    ("variable", "lock"),
+    [
+        ("RUNTIME_DIRECTORY", "nightly-segrec.lock"),
+        ("XDG_RUNTIME_DIR", "nightly-segrec.lock"),
+        ("XDG_STATE_HOME", "segrec/nightly-segrec.lock"),
+        ("HOME", ".local/state/segrec/nightly-segrec.lock"),
+    ],
+)
+def test_the_lock_lies_where_no_other_user_can_hold_it(
+    variable: str, lock: str, tmp_path: Path
+) -> None:
+    done = nightly(**NOWHERE, **{variable: str(tmp_path)}, TMPDIR="/nowhere")
+    assert FREE in done.stderr
+    found = tmp_path / lock
+    assert stat.S_IMODE(found.stat().st_mode) == 0o600
+    assert stat.S_IMODE(found.parent.stat().st_mode) == 0o700
+    with found.open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = nightly(**NOWHERE, **{variable: str(tmp_path)})
+    assert (done.returncode, f"another run holds {found}" in done.stderr) == (BUSY, True)
+
+
+def test_without_a_home_it_asks_for_the_lock() -> None:
+    done = nightly(**NOWHERE)
+    assert "no RUNTIME_DIRECTORY, XDG_RUNTIME_DIR or HOME; have SEGREC_LOCK name" in done.stderr
+    assert FREE not in done.stderr
+
+
+def test_a_folder_that_others_can_enter_holds_no_lock(tmp_path: Path) -> None:
+    folder = tmp_path / "open"
+    folder.mkdir(mode=0o755)
+    done = nightly(**NOWHERE, RUNTIME_DIRECTORY=str(folder))
+    assert f"{folder} is open to other users: chmod 700 it" in done.stderr
+    (tmp_path / "link").symlink_to(tmp_path)
+    done = nightly(**NOWHERE, RUNTIME_DIRECTORY=str(tmp_path / "link"))
+    assert f"link is not a folder of the user {os.getuid()}" in done.stderr
+    assert list(folder.iterdir()) == []
+
+
+def test_a_lock_of_another_kind_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    notes, link, pipe = tmp_path / "notes", tmp_path / "link", tmp_path / "pipe"
+    notes.write_text("dear")
+    link.symlink_to(notes)
+    os.mkfifo(pipe)
+    for lock, told in (
+        (link, "link is a link"),
+        (pipe, f"pipe is not a file of the user {os.getuid()}"),
+        (tmp_path, f"{tmp_path} cannot be written"),
+    ):
+        done = nightly(**NOWHERE, SEGREC_LOCK=str(lock))
+        assert (done.returncode, told in done.stderr) == (1, True), done.stderr
+        assert FREE not in done.stderr
+    assert FREE in nightly(**NOWHERE, SEGREC_LOCK=str(notes)).stderr
+    assert notes.read_text() == "dear"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="another user's file is made by root")
+def test_a_lock_of_another_user_is_refused(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    lock.touch()
+    os.chown(lock, 12345, 12345)
+    done = nightly(**NOWHERE, SEGREC_LOCK=str(lock))
+    assert f"lock is not a file of the user {os.getuid()}" in done.stderr
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ _STORE_SHARE, _STORE_FLOOR = 0.3, 10**10
 _FULL = 0.95  # share of a disk beyond which Ray writes nothing there
 _LITTLE = 2 * _GIB  # of a disk: the temporary files of one run
 _SOCKET_PATH = 107  # bytes, the longest that Linux allows
-_RAY_SOCKET = "/ray/session_2026-11-28_16-46-21_102401_1234567/sockets/plasma_store"
+_RAY_SOCKET = "/ray-8c3h4r5s/r/session_2026-11-28_16-46-21_102401_1234567/sockets/plasma_store"
 # Peak memory of a run on one machine, docs/operations.md: driver, an actor, any other worker
 _DRIVER, _ACTOR, _WORKER = int(0.9 * _GIB), int(2.8 * _GIB), int(0.3 * _GIB)
 _WITH_BF16 = 8.0  # compute capability of the first GPUs that compute in bfloat16
@@ -159,7 +159,13 @@ def _decoder_problems(decoder: Confinement | None) -> Iterator[Problem]:
 
 
 def _environment_problems(environment: Mapping[str, str]) -> Iterator[Problem]:
-    if "RAY_ADDRESS" in environment:
+    if "://" in environment.get("RAY_ADDRESS", ""):
+        text = (
+            "RAY_ADDRESS is one of Ray Client or of a web server, which runs do not join: set it "
+            "to HOST:PORT of the head (port 6379, not 10001), or use `ray job submit`"
+        )
+        yield Problem("ray-client", "error", text)
+    elif "RAY_ADDRESS" in environment:
         text = (
             "RAY_ADDRESS is set: runs join that cluster, while these facts are of this machine "
             "only. Run `segrec doctor` on its nodes, or unset it to run here"

@@ -1,18 +1,24 @@
 """The Ray cluster, joined for the time of a block, and its errors as our own."""
 
-import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from pathlib import Path
 
 import ray
+from ray.util.client import ray as client
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segrec_batch.errors import ClusterError, SegrecError
-from segrec_batch.host import usable_cores
+from segrec_batch.pipeline.own_ray import OPTIONS, is_own, on_loopback, own_ray, ray_constant
 
 _ADDED = "\nFailed to apply UDF"  # by Ray Data, to the text of an error: how it retries
 _ANSWER = 10.0  # seconds for a cluster to take a connection
+_WORKER_START = 300.0  # seconds for a first worker on each node
+_ENVIRONMENT_START = 1800.0  # the same where the job has an environment to set up before
+_USE = "give HOST:PORT of its head (6379, not 10001), or submit the job: ray job submit"
+_NOT_JOINED = (OSError, OverflowError, RuntimeError, ValueError, ray.exceptions.RayError)
 
 
 @contextmanager
@@ -21,42 +27,100 @@ def joined() -> Iterator[None]:
 
     Left to itself, Ray would join one that another program has started on this machine, and go
     down with it. A cluster that this process has joined already is used, and left as it is.
-    Raises ClusterError if it cannot be joined, or runs another version of Ray.
+
+    Raises:
+        ClusterError: it cannot be joined, runs another version of Ray, or a node of it starts no
+            worker. Left to itself, Ray tries to start workers for ever.
     """
+    if client.is_connected():
+        raise ClusterError(f"Ray Client (ray://) is not supported: {_USE}")
     if ray.is_initialized():
         yield
         return
-    _join(os.environ.get("RAY_ADDRESS") or "local")
+    address = os.environ.get("RAY_ADDRESS")
+    cluster = _cluster_at(address) if address else own_ray()
+    with ExitStack() as stack:
+        try:
+            # as `uv run` has Ray do it, workers would get the driver's folder, uploaded, and an
+            # environment made anew; they are to take the packages of their machine
+            with ray_constant("RAY_ENABLE_UV_RUN_RUNTIME_ENV", False):
+                logs = stack.enter_context(cluster)
+        except _NOT_JOINED as error:
+            raise ClusterError(_explain(address, error)) from error
+        _await_workers(logs)
+        yield
+
+
+@contextmanager
+def _cluster_at(address: str) -> Iterator[None]:
+    host, _, port = address.rpartition(":")
+    if "://" in address:
+        raise ClusterError(f"RAY_ADDRESS={address}: no address of this kind is supported; {_USE}")
+    local: AbstractContextManager[None] = nullcontext()
+    if port.isdigit() and "/" not in host:  # Ray itself would try for minutes
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER).close()
+        if is_own(host, int(port)):
+            local = on_loopback()
+    with local:
+        ray.init(address=address, **OPTIONS)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _join(address: str) -> None:
-    try:
-        host, _, port = address.removeprefix("ray://").rpartition(":")
-        if port.isdigit() and "/" not in host:  # Ray itself would try for minutes
-            socket.create_connection((host.strip("[]"), int(port)), _ANSWER).close()
-        ray.init(
-            address=address,
-            # Ray itself counts cores that a container's quota or CPU affinity takes away
-            num_cpus=usable_cores() if address == "local" else None,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            include_dashboard=False,
+def _explain(address: str | None, error: Exception) -> str:
+    if not address:
+        return (
+            f"Ray cannot be started on this machine: {error}; `segrec doctor` says what is "
+            "missing here"
         )
-    except (OSError, OverflowError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        if address == "local":
-            raise ClusterError(
-                f"Ray cannot be started on this machine: {error}; `segrec doctor` says what is "
-                "missing here"
-            ) from error
-        raise ClusterError(
-            f"the Ray cluster of RAY_ADDRESS={address} cannot be joined: {error}; give HOST:PORT "
-            "of its head (and RAY_AUTH_MODE=token with RAY_AUTH_TOKEN, if it wants one), or unset "
-            "RAY_ADDRESS to run on this machine alone"
-        ) from error
+    return (
+        f"the Ray cluster of RAY_ADDRESS={address} cannot be joined: {error}; give HOST:PORT "
+        "of its head (and RAY_AUTH_MODE=token with RAY_AUTH_TOKEN, if it wants one), or unset "
+        "RAY_ADDRESS to run on this machine alone"
+    )
+
+
+def _await_workers(logs: Path | None) -> None:
+    """Wait until each node has started a worker; of a Ray of our own, `logs` is where it logs.
+
+    A node that goes meanwhile does not count. Raises ClusterError.
+    """
+    probe = ray.remote(num_cpus=0, max_retries=0)(_answer)
+    nodes = {
+        probe.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(): node["NodeManagerAddress"]
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    has_environment = bool(ray.get_runtime_context().runtime_env)
+    seconds = _ENVIRONMENT_START if has_environment else _WORKER_START
+    _, silent = ray.wait(list(nodes), num_returns=len(nodes), timeout=seconds, fetch_local=False)
+    if not silent:
+        return
+    where = "this machine" if logs else "node " + ", ".join(sorted({nodes[ref] for ref in silent}))
+    raise ClusterError(
+        f"Ray has started no worker on {where} within {seconds:,.0f} s{_last_words(logs)}; look "
+        f"into {logs or 'the logs of that node (`ray logs`)'} for why: a full disk, too little "
+        "memory, another Python or packages that are missing there"
+    )
+
+
+def _answer() -> None:
+    """Show that there is a worker."""
+
+
+def _last_words(logs: Path | None) -> str:
+    """Return what workers said last on stderr before they ended, on one line."""
+    if logs is None:
+        return ""
+    with suppress(OSError):
+        lines = (logs / "raylet.err").read_text(errors="replace").split("\n")
+        said = [line.strip() for line in lines if line.strip()]
+        return f" ({said[-1]:.200})" if said else ""
+    return ""
 
 
 @contextmanager
