@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from synthetic import (
@@ -26,8 +27,9 @@ from synthetic import (
 )
 from threadpoolctl import threadpool_limits
 
-from segrec_batch.query.database import open_cache, open_index
-from segrec_batch.query.work import Work, last_work, watch
+from segrec_batch.query.connection import Access
+from segrec_batch.query.database import open_index
+from segrec_batch.query.work import WATCHED, Work, last_work
 from segrec_batch.store.encode import image_id
 from segrec_batch.store.schema import FEATURE_LENGTH
 
@@ -142,13 +144,18 @@ class Lance:
         return search.limit(K).select(["row", "_distance"]).to_arrow()["row"].to_pylist()
 
 
+def _watch(connection: Any) -> None:
+    for name, value in WATCHED.items():
+        connection.execute(f"SET {name} = '{value}'")
+
+
 class Parquet:
     """DuckDB over one Parquet file of regions that lie in no order, and the macro `pearson`."""
 
     def __init__(self, questions: Questions) -> None:
         self._asked = questions
         # any index brings the macro
-        self._connection = open_index(questions.case.cache).connection
+        self._connection = open_index(questions.case.cache, access=Access.OPEN).connection
         self._connection.execute(f"SET threads = {CORES}")
 
     def ask(self, query: int, window: Window) -> list[int]:
@@ -162,7 +169,7 @@ class Parquet:
 
     def work(self, query: int, window: Window) -> Work:
         """What that reads."""
-        watch(self._connection)
+        _watch(self._connection)
         self._connection.execute(  # ORDER BY … LIMIT would read the files twice
             f"SELECT sum(pearson(feature, $query::FLOAT[])) {_FROM_FILE}",
             self._values(query, window),
@@ -179,7 +186,8 @@ class Segrec:
 
     def __init__(self, questions: Questions, cache: bool) -> None:
         case, self._asked = questions.case, questions
-        database = open_cache(case.cache) if cache else open_index(case.index, 1)
+        source, version = (case.cache, None) if cache else (case.index, 1)
+        database = open_index(source, version, Access.OPEN)
         self._connection = database.connection
         self._connection.execute(f"SET threads = {CORES}")
 
@@ -216,7 +224,7 @@ class Segrec:
 
     def work(self, query: int, window: Window) -> Work:
         """What `by_vector` reads."""
-        watch(self._connection)
+        _watch(self._connection)
         self.by_vector(query, window)
         return last_work(self._connection)
 

@@ -120,6 +120,13 @@ def _add_sql(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=TEXT",
         help="the value of $NAME in the SQL",
     )
+    add(
+        "--timeout",
+        type=float,
+        default=600,
+        metavar="S",
+        help="give up after so many seconds (default: 600)",
+    )
     add("sql", help='e.g. "SELECT class, count(*) FROM regions GROUP BY class"')
     parser.set_defaults(run=run_sql)
 
@@ -143,12 +150,11 @@ def run_query(a: argparse.Namespace) -> None:
     start_decoder(a)
     from segrec_batch.query.database import open_index
     from segrec_batch.query.recommend import Recommender
-    from segrec_batch.query.work import last_work, watch
+    from segrec_batch.query.work import WATCHED, last_work
 
     criteria = replace(given_criteria(a), penalise=a.penalise, rerank=a.rerank, depth=a.depth)
-    recommender = Recommender(open_index(a.index, a.version))
-    if a.explain:
-        watch(recommender.database.connection)
+    settings = WATCHED if a.explain else {}
+    recommender = Recommender(open_index(a.index, a.version, settings=settings))
     asked = asked_image(a, recommender, criteria)
     found = recommender.recommend(asked, criteria)
     if a.explain:
@@ -195,16 +201,19 @@ def _bar(share: float) -> str:
 
 def run_sql(a: argparse.Namespace) -> None:
     """`segrec sql`."""
-    from segrec_batch.query.database import open_index, query, read_only
+    from segrec_batch.query.connection import Access
+    from segrec_batch.query.database import open_index
+    from segrec_batch.query.guard import Limits, ask, last_resort
     from segrec_batch.query.output import formatted
-    from segrec_batch.query.work import last_work, watch
+    from segrec_batch.query.work import WATCHED, last_work
 
+    if a.timeout <= 0:
+        raise InputError(f"--timeout {a.timeout:g}: give seconds above 0")
     parameters = dict(_parameter(text) for text in a.parameters)
-    database = open_index(a.index, a.version)
-    if a.explain:
-        watch(database.connection)
-    database.lock()
-    found = query(database.connection, read_only(a.sql), parameters)
+    settings = WATCHED if a.explain else {}
+    database = open_index(a.index, a.version, Access.SEALED, settings)
+    with last_resort(a.timeout + 10):
+        found = ask(database, a.sql, parameters, Limits(seconds=a.timeout))
     if a.explain:
         messages.say(str(last_work(database.connection)))
     title = f"{found.num_rows} rows"

@@ -19,7 +19,9 @@ import segrec_batch
 from segrec_batch import cli
 from segrec_batch.model.bundle import Model
 from segrec_batch.query.cache import refresh_cache
-from segrec_batch.query.database import Database, open_index, query, read_only
+from segrec_batch.query.connection import Access
+from segrec_batch.query.database import Database, open_index
+from segrec_batch.query.guard import ask
 from segrec_batch.store import index as store
 from tests.builders import tiny_model
 from tests.streets import CHANGED, GONE, NIGHTS, write_streets
@@ -46,7 +48,7 @@ RECIPES = {sql.splitlines()[0].removeprefix("-- "): sql for sql in blocks(COOKBO
 
 @dataclass(frozen=True)
 class Source:
-    """An index and its query cache, both locked, and its rows as deltalake reads them."""
+    """An index and its query cache, both sealed, and its rows as deltalake reads them."""
 
     index: Database
     cache: Database
@@ -56,7 +58,7 @@ class Source:
     def answers(self, sql: str) -> tuple[Rows, Rows]:
         """Of the index and of the cache."""
         named = {name: value for name, value in self.values.items() if f"${name}" in sql}
-        found = [query(d.connection, read_only(sql), named) for d in (self.index, self.cache)]
+        found = [ask(database, sql, named) for database in (self.index, self.cache)]
         return found[0].to_pylist(), found[1].to_pylist()
 
     def answer(self, title: str) -> Rows:
@@ -78,9 +80,8 @@ def source(index: str, since: str, folder: Path) -> Iterator[Source]:
     trees = [r for r in tables["regions"] if r["class"] == "tree" and 0.2 <= r["coverage"] <= 0.6]
     asked = min(trees, key=lambda r: (r["image_id"] not in cars, r["image_id"]))
     values = {"image_id": asked["image_id"], "uri": asked["uri"], "since": since, "name": "car"}
-    of_index, of_cache = open_index(index), open_index(str(folder / "cache.duckdb"))
-    of_index.lock()
-    of_cache.lock()
+    of_index = open_index(index, access=Access.SEALED)
+    of_cache = open_index(str(folder / "cache.duckdb"), access=Access.SEALED)
     with of_index.connection, of_cache.connection:
         yield Source(of_index, of_cache, tables, values)
 
@@ -132,7 +133,8 @@ def test_every_query_says_the_same_on_an_index_and_on_its_query_cache(
     sql = QUERIES[name]
     if "'INDEX/" in sql:
         sql = sql.replace("INDEX", asked.index.index.replace("'", "''"))
-        assert query(asked.index.connection, read_only(sql)).num_rows > 20
+        with segrec_batch.connect(asked.index.index, locked=False) as connection:
+            assert len(connection.sql(sql).fetchall()) > 20
         return
     of_index, of_cache = asked.answers(sql)
     assert_same(in_an_order(sql, of_index), in_an_order(sql, of_cache))
@@ -355,6 +357,6 @@ def test_columns_of_other_classes_have_comments_too(other_classes: Any) -> None:
     assert other_classes.sql(UNEXPLAINED).fetchall() == []
     found = other_classes.sql(
         "SELECT comment FROM duckdb_columns() WHERE table_name = 'images' AND schema_name = 'main' "
-        "AND column_name = 'coverage_class_2'"
+        "AND column_name = 'coverage_class_2' AND database_name = current_database()"
     ).fetchall()
     assert found == [("Share of the picture, 0 to 1, that class_2 fills (σ)",)]

@@ -178,7 +178,8 @@ def random_part(index: str, rng: np.random.Generator, n: int) -> list[DataFile]:
 
 def groups_read(index: str, version: int, table: str, column: str) -> tuple[int, int]:
     """How many row groups DuckDB reads for a narrow window of a column, and of how many."""
-    profile, connection = Path(index, "profile.json"), segrec_batch.connect(index, version)
+    profile = Path(index, "profile.json")
+    connection = segrec_batch.connect(index, version, locked=False)
     connection.execute("PRAGMA enable_profiling = 'json'")
     connection.execute(f"PRAGMA profiling_output = '{profile}'")
     connection.sql(

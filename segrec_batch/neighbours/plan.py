@@ -16,8 +16,10 @@ from segrec_batch import storage
 from segrec_batch.errors import InputError, SegrecError
 from segrec_batch.neighbours.search import Block
 from segrec_batch.query.batches import batches, run
+from segrec_batch.query.connection import Settings
 from segrec_batch.query.criteria import Criteria
-from segrec_batch.query.database import open_files, query, read_only
+from segrec_batch.query.database import open_files, open_twin, query
+from segrec_batch.query.guard import check_query
 from segrec_batch.query.views import quoted
 from segrec_batch.store.index import Snapshot
 from segrec_batch.store.parquet import read_parquet
@@ -86,11 +88,13 @@ class Plan:
 
     def __init__(self, snapshot: Snapshot, request: Request, folder: Path) -> None:
         self.request = request
-        self._connection = open_files(snapshot).connection
-        spill = str(folder / "spill")
-        run(self._connection, f"SET memory_limit = '{_MEMORY}'")
-        run(self._connection, f"SET temp_directory = {quoted(spill)}")
-        run(self._connection, "SET preserve_insertion_order = false")  # it would cost memory
+        settings: Settings = {
+            "memory_limit": _MEMORY,
+            "temp_directory": str(folder / "spill"),
+            "preserve_insertion_order": False,  # it would cost memory
+        }
+        self._database = open_files(snapshot, settings=settings)
+        self._connection = self._database.connection
         self._ask(request.queries)
 
     def _ask(self, queries: str | None) -> None:
@@ -99,7 +103,9 @@ class Plan:
             self._connection.register("asked_file", _read_ids(queries))
             source = "asked_file"
         elif queries is not None:
-            source = f"({read_only(queries).strip().rstrip(';')})"
+            with open_twin(self._database) as twin:
+                check_query(twin, queries)
+            source = f"({queries.strip().rstrip(';')}\n)"
         sql = f"SELECT DISTINCT image_id::VARCHAR AS image_id FROM {source}"  # noqa: S608
         run(self._connection, f"CREATE TEMP TABLE asked AS {sql} WHERE image_id IS NOT NULL")
 

@@ -19,18 +19,21 @@ from segrec_batch import __version__, storage
 from segrec_batch.console import ProgressMeter
 from segrec_batch.errors import IndexStateError, InputError, StorageError
 from segrec_batch.model.spec import ModelSpec
-from segrec_batch.query.database import is_cache, open_cache, open_database
-from segrec_batch.query.views import PART, complete, quoted, schema_file, select
+from segrec_batch.query.database import CACHE, is_cache, open_cache, open_database
+from segrec_batch.query.layout import (
+    SNAPSHOT,
+    catalogue,
+    columns_of,
+    create_cache_views,
+    create_snapshot_table,
+    create_tables,
+    expected_catalogue,
+)
+from segrec_batch.query.views import PART, identifier, quoted, schema_file, select
 from segrec_batch.scratch import scratch_folder
 from segrec_batch.store.files import by_part
 from segrec_batch.store.index import Snapshot, open_snapshot, with_changes
-from segrec_batch.store.schema import (
-    FEATURE_LENGTH,
-    SIGN_WORDS,
-    TABLES,
-    coverage_column,
-    schemas,
-)
+from segrec_batch.store.schema import TABLES, coverage_column
 
 ROW_GROUP = 8192
 """Rows of a row group: a filter on coverage skips whole ones only."""
@@ -93,10 +96,13 @@ def _held(path: str, snapshot: Snapshot, rebuild: bool) -> tuple[set[str], int |
                 f"{path} has rows of model {cache.model_id}, the index now of "
                 f"{snapshot.model_id}: say --rebuild"
             )
-        if connection.execute("SELECT recipe FROM segrec.snapshot").fetchall() != [(_recipe(),)]:
+        made_by = connection.execute(f"SELECT recipe FROM {CACHE}.segrec.{SNAPSHOT}").fetchall()  # noqa: S608
+        if made_by != [(_recipe(),)]:
             return set(), None
         if cache.bundle_id != snapshot.bundle_id:  # vectors of other descriptors
             return set(), None
+        if catalogue(connection, CACHE) != expected_catalogue(snapshot.spec):
+            return set(), None  # views or macros of somebody else's, which _write would use
         selects = " UNION ".join(f"SELECT part FROM segrec.{table}" for table in TABLES)  # noqa: S608
         return {part for (part,) in connection.execute(selects).fetchall()}, cache.version
 
@@ -141,17 +147,9 @@ def _write(path: str, snapshot: Snapshot, new: set[str], gone: set[str]) -> int:
 
 
 def _create(connection: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
-    spec = snapshot.spec
-    connection.execute("CREATE SCHEMA segrec")
-    connection.execute(schema_file("functions.sql"))
-    for table, schema in schemas(spec.classes).items():
-        connection.register("model_of_rows", schema.empty_table())
-        columns = f"{_columns(table, spec)}, NULL::VARCHAR AS part"
-        connection.execute(f"CREATE TABLE segrec.{table} AS SELECT {columns} FROM model_of_rows")  # noqa: S608
-        names = ", ".join(f't."{name}"' for name in schema.names)
-        connection.execute(f"CREATE VIEW {table} AS SELECT {names} FROM segrec.{table} AS t")  # noqa: S608
-    connection.unregister("model_of_rows")
-    complete(connection, spec.classes)
+    create_snapshot_table(connection, "cache")
+    create_tables(connection, "cache", snapshot.spec)
+    create_cache_views(connection, snapshot.spec)
 
 
 def _delete(connection: duckdb.DuckDBPyConnection, table: str, parts: set[str]) -> int:
@@ -164,33 +162,11 @@ def _insert(connection: duckdb.DuckDBPyConnection, snapshot: Snapshot, table: st
     scan = select(snapshot, table, PART)
     if scan is None:
         return
+    connection.execute(f"DELETE FROM segrec.{SNAPSHOT}")  # noqa: S608
     connection.execute(
-        f"INSERT INTO segrec.{table} BY NAME SELECT {_columns(table, snapshot.spec)}, part "  # noqa: S608
+        f"INSERT INTO segrec.{table} BY NAME SELECT {columns_of(table, snapshot.spec)}, part "  # noqa: S608
         f"FROM ({scan}) ORDER BY {_order(table, snapshot.spec)}, image_id"
     )
-
-
-def _columns(table: str, spec: ModelSpec) -> str:
-    derived = _derived(table, spec)
-    names = schemas(spec.classes)[table].names
-    kept = [f'"{name}"' for name in names if name not in derived]
-    return ", ".join([*kept, *(f"{sql} AS {name}" for name, sql in derived.items())])
-
-
-def _derived(table: str, spec: ModelSpec) -> dict[str, str]:
-    """Columns of a cache that the files do not have so."""
-    if table not in ("images", "regions"):
-        return {}
-    # a row of an array can be read without its neighbours; macros take both kinds
-    found = {
-        "feature": f"feature::FLOAT[{FEATURE_LENGTH}]",
-        "feature_error": "feature_error(feature, inv_norm)",
-    }
-    if table == "images":
-        names = ", ".join(coverage_column(name) for name in spec.all_classes)
-        found["coverages"] = f"[{names}]"
-        found |= {f"sign_{i}": f"sign_bits[{i}]" for i in range(1, SIGN_WORDS + 1)}
-    return found
 
 
 def _order(table: str, spec: ModelSpec) -> str:
@@ -201,7 +177,7 @@ def _order(table: str, spec: ModelSpec) -> str:
 
 def _z_order(classes: Sequence[str]) -> str:
     """SQL for the position along the curve of `encode.z_order`."""
-    names = [coverage_column(name) for name in classes[: 63 // _Z_BITS]]
+    names = [identifier(coverage_column(name)) for name in classes[: 63 // _Z_BITS]]
     top = 2**_Z_BITS - 1
     bits = [
         f"(least(floor({name} * {top + 1})::BIGINT, {top}) >> {bit} & 1)"
@@ -219,9 +195,9 @@ def _recipe() -> str:
 
 
 def _name(connection: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
+    connection.execute(f"DELETE FROM segrec.{SNAPSHOT}")  # noqa: S608
     connection.execute(
-        "CREATE OR REPLACE TABLE segrec.snapshot AS SELECT $index AS index, $version AS version, "
-        "$model_id AS model_id, $spec AS spec, $recipe AS recipe",
+        f"INSERT INTO segrec.{SNAPSHOT} VALUES ($index, $version, $model_id, $spec, $recipe)",  # noqa: S608
         {
             "index": snapshot.index,
             "version": snapshot.version,

@@ -1,4 +1,6 @@
-"""Files of snapshots in a remote store as a file system for DuckDB.
+"""Files of snapshots as a file system for DuckDB that knows these files only and cannot write.
+
+Those of a remote index are always read through it, those of a local one where SQL of others is run.
 
 DuckDB asks for a file's name, size and time each time that it plans a query, some hundred times for
 a query that uses macros and views. Files of an index never change, and the log knows them. So
@@ -6,6 +8,9 @@ nothing is asked of the store here but the bytes, and those once for each read o
 """
 
 import datetime as dt
+import io
+import os
+import stat
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,10 +54,62 @@ class SnapshotFiles(AbstractFileSystem):  # type: ignore[misc]
         """The same time always."""
         return _WRITTEN
 
-    def _open(self, path: str, mode: str = "rb", **_: Any) -> "_File":
-        return _File(self, path, mode, cache_type="none")
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> "_File | _LocalFile":
+        name = self._strip_protocol(path)
+        if mode != "rb":
+            raise PermissionError(f"{name}: files of an index are read only")
+        if name not in self._files:
+            raise FileNotFoundError(f"{name}: no file of this snapshot")
+        uri = self._files[name].uri(self.index)
+        if storage.is_remote(self.index):
+            return _File(self, name, mode, cache_type="none")
+        return _LocalFile(uri)
 
 
 class _File(AbstractBufferedFile):  # type: ignore[misc]
     def _fetch_range(self, start: int, end: int) -> bytes:
         return storage.read_range(storage.join(self.fs.index, self.path), start, end)
+
+
+class _LocalFile(io.RawIOBase):
+    """A regular file of the local disk, to read, without a buffer of its own."""
+
+    def __init__(self, path: str) -> None:
+        # O_NONBLOCK: a pipe in the place of a file would wait for a writer
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        state = os.fstat(self._descriptor)
+        self._position, self.size = 0, state.st_size
+        if not stat.S_ISREG(state.st_mode):
+            self.close()
+            raise FileNotFoundError(f"{path}: not a regular file")
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return the bytes from here on, fewer at the end of the file."""
+        wanted = self.size - self._position if size < 0 else size
+        content = os.pread(self._descriptor, max(wanted, 0), self._position)
+        self._position += len(content)
+        return content
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Go to a place; returns it."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        """Return the place of the next byte."""
+        return self._position
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if not self.closed:
+            os.close(self._descriptor)
+        super().close()

@@ -17,10 +17,17 @@ PART = "parse_filename(filename, true) AS part"
 """The column that names the part of a row."""
 
 
-def create_views(connection: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
-    """The views of all tables, and the macros. Raises duckdb.IOException."""
+def create_views(
+    connection: duckdb.DuckDBPyConnection, snapshot: Snapshot, named: bool | None = None
+) -> None:
+    """The views of all tables, and the macros. Raises duckdb.IOException.
+
+    Args:
+        named: whether the files are read by their names in `SnapshotFiles`, also of a local index;
+            those of a remote one always are.
+    """
     for table, schema in schemas(snapshot.spec.classes).items():
-        scan = select(snapshot, table)
+        scan = select(snapshot, table, named=named)
         if scan is None:
             scan = f"FROM nothing_in_{table}"
             nothing = pa.RecordBatchReader.from_batches(schema, [])
@@ -38,11 +45,11 @@ def complete(connection: duckdb.DuckDBPyConnection, classes: Sequence[str]) -> N
     connection.execute(schema_file("comments.sql"))
     for name in classes:
         text = f"Share of the picture, 0 to 1, that {name} fills (σ)"
-        column = f"images.{coverage_column(name)}"
+        column = f"images.{identifier(coverage_column(name))}"
         connection.execute(f"COMMENT ON COLUMN {column} IS {quoted(text)}")
 
 
-def select(snapshot: Snapshot, table: str, *extra: str) -> str | None:
+def select(snapshot: Snapshot, table: str, *extra: str, named: bool | None = None) -> str | None:
     """SQL for the rows of a table, with extra columns; None if the table has no files."""
     schema = schemas(snapshot.spec.classes)[table]
     groups: dict[str | None, list[DataFile]] = {}
@@ -51,7 +58,7 @@ def select(snapshot: Snapshot, table: str, *extra: str) -> str | None:
     names = {d.id: d.name for d in snapshot.spec.descriptors}
     scans = [
         f"SELECT {', '.join([*_columns(table, schema, names.get(part or '', part)), *extra])} "  # noqa: S608
-        f"FROM {_read(snapshot, files)}"
+        f"FROM {_read(snapshot, files, named)}"
         for part, files in groups.items()
     ]
     return " UNION ALL ".join(scans) or None
@@ -76,22 +83,40 @@ def schema_file(name: str) -> str:
 
 
 def quoted(value: str) -> str:
-    """A text as SQL."""
+    """Return SQL for a text."""
     return "'" + value.replace("'", "''") + "'"
+
+
+def identifier(name: str) -> str:
+    """Return SQL for the name of a column, a table or a database."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def names_of(file: DataFile, index: str) -> list[str]:
+    """Return what a local file is called on the way to DuckDB: as a pattern, and as a path."""
+    path = file.uri(index)
+    return sorted({path, _escaped(path)})
 
 
 def _columns(table: str, schema: pa.Schema, part: str | None) -> list[str]:
     key = PARTITION.get(table)
-    return [f'{quoted(str(part))} AS "{n}"' if n == key else f'"{n}"' for n in schema.names]
+    return [
+        f"{quoted(str(part))} AS {identifier(n)}" if n == key else identifier(n)
+        for n in schema.names
+    ]
 
 
-def _read(snapshot: Snapshot, files: Sequence[DataFile]) -> str:
+def _read(snapshot: Snapshot, files: Sequence[DataFile], named: bool | None = None) -> str:
     """A scan of files, all of them named: a pattern could match more than the snapshot."""
-    if storage.is_remote(snapshot.index):
+    if named or storage.is_remote(snapshot.index):
         uris = [SnapshotFiles.uri(file) for file in files]
     else:
-        uris = [_MAGIC.sub(r"[\1]", file.uri(snapshot.index)) for file in files]
+        uris = [_escaped(file.uri(snapshot.index)) for file in files]
     return f"read_parquet([{', '.join(map(quoted, uris))}])"
+
+
+def _escaped(path: str) -> str:
+    return _MAGIC.sub(r"[\1]", path)
 
 
 _MAGIC = re.compile(r"([*?\[])")  # DuckDB takes each name for a pattern

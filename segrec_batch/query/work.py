@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import duckdb
 
+from segrec_batch.query.connection import Settings
+
 
 @dataclass(frozen=True)
 class Work:
@@ -24,13 +26,12 @@ class Work:
         )
 
 
-def watch(connection: duckdb.DuckDBPyConnection) -> None:
-    """Count, from now on; before `Database.lock`."""
-    connection.execute("SET enable_profiling = 'no_output'")
+WATCHED: Settings = {"enable_profiling": "no_output"}
+"""With these settings a connection counts, for `last_work`."""
 
 
 def last_work(connection: duckdb.DuckDBPyConnection) -> Work:
-    """Of the last query on a watched connection."""
+    """Return what the last query read, on a connection with the settings WATCHED."""
     found = json.loads(connection.get_profiling_information())
     totals = found["query"]
     return Work(

@@ -1,0 +1,389 @@
+"""SQL of others: what it may be, decided by an allow-list before it runs, and what it may take.
+
+A statement is looked at twice. As it is parsed: one SELECT, of kinds of nodes and of functions that
+are on the list, so that nothing else is even bound. And as it is bound, on a *twin* of the database
+that has its views and macros over tables without rows and can reach no file: kinds of operators and
+functions on the list, after all macros, views and aliases are put in. What is not known is refused,
+also what a newer DuckDB brings.
+"""
+
+import json
+import os
+import resource
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from segrec_batch.errors import InputError
+from segrec_batch.query.connection import one_line
+from segrec_batch.query.database import Database, open_twin
+from segrec_batch.query.views import quoted, schema_file
+
+
+def _set(names: str, prefix: str = "") -> frozenset[str]:
+    return frozenset(prefix + name for name in names.split())
+
+
+TABLE_FUNCTIONS = _set(
+    """
+    range generate_series unnest repeat_row json_each json_tree
+    duckdb_columns duckdb_functions duckdb_tables duckdb_types duckdb_views
+    """
+)
+"""Those that SQL of others may use; of other functions see `allowed_functions`."""
+KINDS = "SELECT, FROM, WITH, VALUES, DESCRIBE or SUMMARIZE"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What SQL of others may take: seconds until its answer is there, and bytes of the answer."""
+
+    seconds: float = 600
+    answer_bytes: int = 4 * 2**30
+
+
+def ask(
+    database: Database,
+    sql: str,
+    parameters: Mapping[str, str] | None = None,
+    limits: Limits | None = None,
+) -> pa.Table:
+    """Return the answer to SQL of others, on a database that is opened as SEALED.
+
+    Raises InputError for SQL that is no query of the rows, is wrong, or takes too much.
+    """
+    parameters, limits = parameters or {}, limits or Limits()
+    with time_limit(database.connection, limits.seconds):
+        with open_twin(database) as twin, memory_limit(_PLAN_BYTES):
+            check_query(twin, sql, parameters)
+        try:
+            found = database.connection.sql(sql, params=dict(parameters) or None)
+            return _collect(found.to_arrow_reader(_ROWS), limits.answer_bytes)
+        except duckdb.InterruptException:
+            raise
+        except (duckdb.Error, pa.ArrowException) as error:
+            raise InputError(f"SQL: {_told(error)}") from error
+
+
+_ROWS = 2**15  # of a batch
+_PLAN_BYTES = 2 * 2**30
+
+
+def _collect(reader: pa.RecordBatchReader, most: int) -> pa.Table:
+    batches, size = [], 0
+    for batch in reader:
+        batches.append(batch)
+        size += batch.nbytes
+        if size > most:
+            raise InputError(
+                f"SQL: the answer is larger than {most / 2**30:.3g} GiB: ask for fewer columns, or "
+                "rows (LIMIT)"
+            )
+    return pa.Table.from_batches(batches, reader.schema)
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return "it needs more memory than it may take: ask for fewer rows or columns at once"
+    return one_line(error)
+
+
+@contextmanager
+def time_limit(connection: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]:
+    """Interrupt what a connection runs after some seconds. Raises InputError then."""
+    done, late = threading.Event(), threading.Event()
+
+    def interrupt() -> None:
+        if done.wait(seconds):
+            return
+        late.set()
+        while not done.wait(0.2):  # again: DuckDB forgets it when it begins to execute
+            connection.interrupt()
+
+    watch = threading.Thread(target=interrupt, daemon=True)
+    watch.start()
+    try:
+        yield
+        if late.is_set():
+            raise _too_late(seconds)
+    except duckdb.Error as error:
+        raise (_too_late(seconds) if late.is_set() else error) from error
+    finally:
+        done.set()
+        watch.join()
+
+
+def _too_late(seconds: float) -> InputError:
+    return InputError(
+        f"SQL: no answer after {seconds:g} s; say --timeout for more, or ask for less"
+    )
+
+
+@contextmanager
+def memory_limit(size: int) -> Iterator[None]:
+    """Let this process take so many bytes more, where the system counts them (Linux): plans are no
+    part of what DuckDB's `memory_limit` is about.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    statm = Path("/proc/self/statm")
+    if soft == resource.RLIM_INFINITY and statm.exists():
+        now = int(statm.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@contextmanager
+def last_resort(seconds: float) -> Iterator[None]:
+    """End the process, with exit code 1 and a message, if the block takes longer.
+
+    For commands: DuckDB cannot be interrupted while it plans, and a short text can have a plan
+    without end.
+    """
+    done = threading.Event()
+
+    def end() -> None:
+        if not done.wait(seconds):
+            text = (
+                f"error: SQL: given up after {seconds:g} s, as it cannot be planned; ask for less\n"
+            )
+            os.write(sys.stderr.fileno(), text.encode())
+            os._exit(1)
+
+    watch = threading.Thread(target=end, daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watch.join()
+
+
+def check_query(
+    twin: duckdb.DuckDBPyConnection, sql: str, parameters: Mapping[str, str] | None = None
+) -> None:
+    """Raise InputError for SQL that is not one query of the rows, by functions on the list."""
+    tree = _parsed(twin, sql)
+    macros = _macros(twin)
+    names = _check_parsed(tree["statements"], macros)
+    _check_nesting(tree["statements"], macros)
+    given = parameters or {}
+    for name in sorted(names ^ given.keys()):
+        raise InputError(
+            f"SQL: -p {name}=TEXT is missing"
+            if name in names
+            else f"SQL: it has no ${name}, for which there is a value"
+        )
+    text = _with_values(sql, tree, given)
+    _check_bound(_as_json(twin, "json_serialize_plan", text)["plans"])
+
+
+def _parsed(twin: duckdb.DuckDBPyConnection, sql: str) -> Any:
+    """The tree of a text that is one statement of a kind that only reads."""
+    if len(sql.encode(errors="replace")) > _LONGEST:
+        raise InputError(f"SQL: a query may have {_LONGEST:,} bytes; this one has more")
+    try:
+        statements = twin.extract_statements(sql)
+    except (duckdb.Error, UnicodeError) as error:
+        raise InputError(f"SQL: {one_line(error)}") from error
+    if [s.type for s in statements] != [duckdb.StatementType.SELECT]:
+        raise InputError(f"SQL: give one query: {KINDS}")
+    return _as_json(twin, "json_serialize_sql", sql)
+
+
+_LONGEST = 2**20
+
+
+def _as_json(twin: duckdb.DuckDBPyConnection, function: str, sql: str) -> Any:
+    call = f"SELECT {function}($sql::VARCHAR, skip_null := true, skip_empty := true)"
+    try:
+        ((text,),) = twin.execute(call, {"sql": sql}).fetchall()
+        tree = json.loads(text)
+    except duckdb.Error as error:
+        raise InputError(f"SQL: {_told(error)}") from error
+    except RecursionError as error:
+        raise InputError("SQL: it is nested too deeply") from error
+    except MemoryError as error:
+        raise InputError("SQL: its plan is too large: ask for less at once") from error
+    if tree["error"]:
+        kind = str(tree.get("error_type", "")).capitalize()
+        if kind == "Not implemented":  # no SELECT, or of parts that cannot be looked at
+            raise InputError(f"SQL: give one query: {KINDS} ({tree['error_message']})")
+        raise InputError(f"SQL: {kind} Error: {' '.join(tree['error_message'].split())}")
+    return tree
+
+
+@cache
+def allowed_functions() -> frozenset[str]:
+    """Return the functions of DuckDB, beside table functions, that SQL of others may use."""
+    lines = schema_file("sql_functions.txt").splitlines()
+    return frozenset(n.lower() for line in lines if not line.startswith("# ") for n in line.split())
+
+
+def _macros(twin: duckdb.DuckDBPyConnection) -> frozenset[str]:
+    """The macros of this package."""
+    found = twin.execute("SELECT function_name FROM duckdb_functions() WHERE NOT internal")
+    return frozenset(name.lower() for (name,) in found.fetchall())
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """All objects of a tree, outer ones before those in them."""
+    left = [tree]
+    while left:
+        node = left.pop()
+        if isinstance(node, dict):
+            yield node
+            left += node.values()
+        elif isinstance(node, list):
+            left += node
+
+
+def _check_parsed(tree: Any, macros: frozenset[str]) -> set[str]:
+    """Raise InputError for a tree with a node or a function that is not on the list; return the
+    names of its parameters.
+    """
+    names: set[str] = set()
+    tables: set[int] = set()  # calls in the place of a table; they come after what they stand in
+    for node in _nodes(tree):
+        kind, expression = node.get("type"), node.get("class")
+        if expression is None and isinstance(kind, str) and kind not in _PARSED:
+            raise InputError(f"SQL: give one query: {KINDS}; this one has {_words(kind)} in it")
+        if expression is not None and expression not in _EXPRESSIONS:
+            raise InputError(f"SQL: {_words(expression)} is not allowed in a query")
+        path = node.get("qualified_name", {}).get("path", [])
+        if kind == "BASE_TABLE":
+            if path[:-1] not in ([], ["main"], ["segrec"]):
+                raise InputError(f"SQL: there is no table {'.'.join(path)} in an index")
+        elif len(path) > 1:
+            raise InputError(
+                f"SQL: {'.'.join(path)} is not allowed: write {path[-1]} without what it is of, or "
+                "within, as in upper(uri)"
+            )
+        name = node.get("function_name")
+        tabular = id(node) in tables
+        if kind == "TABLE_FUNCTION":
+            tables.add(id(node["function"]))
+        if name is not None and name.lower() not in macros | (
+            TABLE_FUNCTIONS if tabular else allowed_functions()
+        ):
+            raise InputError(_refused(name))
+        if expression == "PARAMETER":
+            names.add(node["identifier"])
+    return names
+
+
+def _check_nesting(tree: Any, macros: frozenset[str]) -> None:
+    """Raise InputError for macros in arguments of macros in …: each repeats its arguments."""
+    left = [(tree, 0)]
+    while left:
+        node, depth = left.pop()
+        if isinstance(node, dict):
+            depth += node.get("function_name", "").lower() in macros
+            if depth > _DEEPEST:
+                raise InputError(
+                    f"SQL: {node['function_name']} is nested in more than {_DEEPEST} calls of "
+                    "recommend, pearson and the like: compute a part in a WITH"
+                )
+            left += ((inner, depth) for inner in node.values())
+        elif isinstance(node, list):
+            left += ((inner, depth) for inner in node)
+
+
+_DEEPEST = 2
+
+
+def _refused(name: str) -> str:
+    return (
+        f"SQL: the function {name} is not allowed; docs/sql.md says which are, and connect() is "
+        "for programs of your own"
+    )
+
+
+def _words(kind: str) -> str:
+    return kind.removesuffix("_QUERY_NODE").removesuffix("_NODE").replace("_", " ")
+
+
+def _with_values(sql: str, tree: Any, parameters: Mapping[str, str]) -> str:
+    """The text with values in the places of its parameters: plans with parameters have no JSON."""
+    text = sql.encode()
+    nodes = [n for n in _nodes(tree["statements"]) if n.get("class") == "PARAMETER"]
+    for node in sorted(nodes, key=lambda n: n["query_location"], reverse=True):
+        start = node["query_location"]
+        end = start + node["query_location_length"]
+        if text[start:end] != b"$" + node["identifier"].encode():
+            raise InputError(f"SQL: write the parameter as ${node['identifier']}")
+        value = f"CAST({quoted(parameters[node['identifier']])} AS VARCHAR)"
+        text = text[:start] + value.encode() + text[end:]
+    return text.decode()
+
+
+def _check_bound(tree: Any) -> None:
+    """Raise InputError for a plan with an operator or a function that is not on the list."""
+    for node in _nodes(tree):
+        kind = node.get("type")
+        if isinstance(kind, str) and kind.startswith("LOGICAL_") and kind not in _OPERATORS:
+            raise InputError(f"SQL: {_words(kind.removeprefix('LOGICAL_'))} is not allowed")
+        expression = node.get("expression_class")
+        if expression is not None and expression not in _BOUND:
+            raise InputError(f"SQL: {_words(expression.removeprefix('BOUND_'))} is not allowed")
+        if "qname" in node:
+            *place, name = node["qname"]["path"]
+            allowed = TABLE_FUNCTIONS if kind == "LOGICAL_GET" else allowed_functions()
+            known = name.lower() in allowed or name in _INSIDE
+            if place not in ([], ["system", "main"]) or not known:
+                raise InputError(_refused(name))
+
+
+_INSIDE = frozenset(  # what DuckDB makes of other syntax, of its macros and of SUMMARIZE
+    (
+        "__cast",
+        "__between",
+        "IS DISTINCT FROM",
+        "IS NOT DISTINCT FROM",
+        "seq_scan",
+        "list_aggr",
+        "list_aggregate",
+        "unpivot_list",
+        "in_search_path",
+    )
+)
+_PARSED = _set(
+    """
+    SELECT_NODE SET_OPERATION_NODE CTE_NODE RECURSIVE_CTE_NODE
+    BASE_TABLE SUBQUERY JOIN TABLE_FUNCTION EXPRESSION_LIST EMPTY PIVOT SHOW_REF
+    LIMIT_MODIFIER LIMIT_PERCENT_MODIFIER ORDER_MODIFIER DISTINCT_MODIFIER
+    ORDER_DEFAULT ASCENDING DESCENDING
+    """
+)
+_EXPRESSIONS = _set(
+    """
+    BETWEEN CASE CAST COLLATE COLUMN_REF COMPARISON CONJUNCTION CONSTANT FUNCTION LAMBDA LAMBDA_REF
+    OPERATOR PARAMETER POSITIONAL_REFERENCE STAR SUBQUERY TYPE WINDOW
+    """
+)
+_OPERATORS = _set(
+    """
+    AGGREGATE_AND_GROUP_BY ANY_JOIN ASOF_JOIN CHUNK_GET COMPARISON_JOIN CROSS_PRODUCT CTE_REF
+    DELIM_GET DELIM_JOIN DEPENDENT_JOIN DISTINCT DUMMY_SCAN EMPTY_RESULT EXCEPT EXPRESSION_GET
+    FILTER GET INTERSECT JOIN LIMIT MATERIALIZED_CTE ORDER_BY PIVOT POSITIONAL_JOIN PROJECTION
+    RECURSIVE_CTE SAMPLE TOP_N UNION UNNEST WINDOW
+    """,
+    "LOGICAL_",
+)
+_BOUND = _set(
+    """
+    AGGREGATE BETWEEN CASE CAST COMPARISON CONJUNCTION CONSTANT FUNCTION LAMBDA LAMBDA_REF OPERATOR
+    REF UNNEST WINDOW
+    """,
+    "BOUND_",
+)
