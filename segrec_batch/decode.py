@@ -48,6 +48,7 @@ _OPENERS = {
     "TIFF": TiffImagePlugin.TiffImageFile,
     "WEBP": WebPImagePlugin.WebPImageFile,
 }
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # libavif fails where it cannot start threads: the sandbox
 _ALSO_USED = (
     ImageCms,
     MpoImagePlugin,

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from segrec_batch import storage
+from segrec_batch.images.signatures import find_format
 
 JPEG_EXTENSIONS = frozenset({"jpg", "jpeg", "jpe", "jfif", "jfi", "jif", "pjpeg", "pjp"})
 EXTENSIONS = JPEG_EXTENSIONS | {"avif", "bmp", "gif", "png", "tif", "tiff", "webp"}
@@ -15,19 +16,7 @@ HEAD = 32
 
 _AT_ONCE = 1024  # files; a remote store is asked for 128 of them at a time
 
-# the signatures of the formats that decode.py reads, as in the formats' specifications
-_SIGNATURES = (
-    b"\xff\xd8\xff",  # JPEG
-    b"\x89PNG\r\n\x1a\n",
-    b"GIF87a",
-    b"GIF89a",
-    b"II*\0",  # TIFF
-    b"MM\0*",
-    b"II+\0",  # BigTIFF
-    b"MM\0+",
-)
 _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}  # bytes of the second header
-_AVIF_BRANDS = {b"avif", b"avis"}
 
 
 def is_image(head: bytes) -> bool:
@@ -36,15 +25,10 @@ def is_image(head: bytes) -> bool:
     >>> is_image(b"GIF89a..."), is_image(b"BMW and other cars of this street in 32 bytes")
     (True, False)
     """
-    if head.startswith(_SIGNATURES):
-        return True
-    if head[:4] == b"RIFF":
-        return head[8:12] == b"WEBP"
-    if head[4:8] == b"ftyp":
-        return head[8:12] in _AVIF_BRANDS
+    if find_format(head) != "BMP":
+        return find_format(head) is not None
     # two letters are not enough; of the BMP header four bytes are reserved, and 0
-    second = int.from_bytes(head[14:18], "little")
-    return head[:2] == b"BM" and head[6:10] == bytes(4) and second in _BMP_HEADERS
+    return head[6:10] == bytes(4) and int.from_bytes(head[14:18], "little") in _BMP_HEADERS
 
 
 def find_images(uris: Sequence[str], sizes: Sequence[int]) -> list[bool]:

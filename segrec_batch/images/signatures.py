@@ -2,7 +2,7 @@
 
 from segrec_batch.errors import PictureError
 
-READ = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+READ = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """Formats that are read."""
 
 _SIGNATURES = {
@@ -41,11 +41,20 @@ _UNREAD = {
     b"PF\n": "PFM",
     b"Pf\n": "PFM",
 }  # fmt: skip
-_UNREAD_BRANDS = {
+_BRANDS = {
     b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"heim": "HEIC",
     b"heis": "HEIC", b"hevc": "HEIC", b"hevx": "HEIC", b"mif1": "HEIF", b"msf1": "HEIF",
 }  # fmt: skip
 """Brands of ISO base media files, at byte 8."""
+
+
+def find_format(head: bytes) -> str | None:
+    """Return the format, one of `READ`, that the first 12 bytes of a file are of."""
+    if head[:4] == b"RIFF":
+        return "WEBP" if head[8:12] == b"WEBP" else None
+    if head[4:8] == b"ftyp":
+        return "AVIF" if _BRANDS.get(head[8:12]) == "AVIF" else None
+    return next((name for start, name in _SIGNATURES.items() if head.startswith(start)), None)
 
 
 def recognise(data: bytes) -> str:
@@ -56,11 +65,8 @@ def recognise(data: bytes) -> str:
     """
     if not data:
         raise PictureError("decode", "empty file")
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    for signature, name in _SIGNATURES.items():
-        if data.startswith(signature):
-            return name
+    if name := find_format(data):
+        return name
     if unread := _unread(data):
         raise PictureError(
             "decode", f"{unread} is not supported: convert it to one of {', '.join(READ)}"
@@ -70,7 +76,7 @@ def recognise(data: bytes) -> str:
 
 def _unread(data: bytes) -> str | None:
     if data[4:8] == b"ftyp":
-        return _UNREAD_BRANDS.get(data[8:12])
+        return _BRANDS.get(data[8:12])
     if data[128:132] == b"DICM":
         return "DICOM"
     return next((name for start, name in _UNREAD.items() if data.startswith(start)), None)
