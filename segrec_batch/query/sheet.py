@@ -66,7 +66,8 @@ def render_sheet(
     plain words. The class ``asked`` about comes first and stands out, with the ``window`` of σ in
     [0, 1] that was asked for; a class without a colour, like the background, does not. Where a
     picture or a mask cannot be decoded, takes too long (see `ThumbnailMaker`), or is larger than an
-    index takes, the card says so and shows the rest. Raises ValueError for a colour that is not ``#rrggbb``.
+    index takes, the card says so and shows the rest. Raises ValueError for a colour that is not
+    ``#rrggbb``.
     """
     check_colours(classes)
     maker = ThumbnailMaker(list(classes.values()), (LONG_SIDE, LONG_SIDE))
