@@ -13,6 +13,7 @@ from segrec_batch.query.card import Card
 from segrec_batch.query.card_png import ACCENT, MASK_OPACITY, WELL, WELL_COLOUR, Look, draw_card
 from segrec_batch.query.header_png import NOTICE, header
 from segrec_batch.query.sheet_png import GAP, MARGIN, MOST_CARDS, Grid, render_png
+from segrec_batch.query.thumbnail import ThumbnailMaker
 from tests.cards import CLASSES, card, mask, picture
 
 
@@ -158,7 +159,9 @@ def test_long_texts_and_odd_names_stay_on_the_sheet() -> None:
 def test_the_longest_rank_and_scores_keep_apart() -> None:
     look = Look(CLASSES, {})
     sheet = Image.new("RGB", (WELL[0], look.card_height))
-    draw_card(sheet, (0, 0), card(score=None, mask_iou=0.444), f"Rank {MOST_CARDS}", look)
+    shown = card(score=None, mask_iou=0.444)
+    small = ThumbnailMaker(list(CLASSES.values()), WELL).make(shown)
+    draw_card(sheet, (0, 0), shown, small, f"Rank {MOST_CARDS}", look)
     title = np.asarray(sheet)[WELL[1] + 5 : WELL[1] + 30, 14:-14]
     ink = np.flatnonzero((title != 255).any(axis=(0, 2)))
     assert ink[0] < 5
