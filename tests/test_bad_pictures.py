@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -88,12 +89,12 @@ def test_frames_after_the_first_cost_nothing(fresh: Sandbox, format_: str) -> No
     assert _peak(fresh) < RESIDENT
 
 
-def _tiff(side: int, tiles: int, compression: int) -> bytes:
+def _tiff(side: int, tiles: int, compression: int, bits: int = 8) -> bytes:
     """A grey TIFF of side² pixels that claims a number of tiles, 1 x 1 or 16 x 16, and has none."""
     tile = 16 if side % 16 == 0 else 1
     long, short = 4, 3
     fields = [
-        (256, long, 1, side), (257, long, 1, side), (258, short, 1, 8),
+        (256, long, 1, side), (257, long, 1, side), (258, short, 1, bits),
         (259, short, 1, compression), (262, short, 1, 1), (277, short, 1, 1),
         (322, long, 1, tile), (323, long, 1, tile), (324, long, tiles, 8), (325, long, tiles, 8),
     ]  # fmt: skip
@@ -101,14 +102,26 @@ def _tiff(side: int, tiles: int, compression: int) -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, len(fields)) + directory + bytes(1000)
 
 
+@pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("compression", [1, 5, 8])
 @pytest.mark.parametrize(("side", "tiles"), [(13_008, 2**31), (13_008, 813**2), (9_999, 9_999**2)])
 def test_tiles_that_are_not_there_are_not_allocated(
-    fresh: Sandbox, side: int, tiles: int, compression: int
+    fresh: Sandbox, side: int, tiles: int, compression: int, bits: int
 ) -> None:
-    reason = _reason(fresh, _tiff(side, tiles, compression))
-    assert reason == "not a picture" or "decoder error" in reason
+    reason = _reason(fresh, _tiff(side, tiles, compression, bits))
+    assert "decoder error" in reason or "truncated TIFF" in reason
     assert _peak(fresh) < RESIDENT
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_deflate", "zstd", "lzma"])
+def test_strips_that_unfold_to_more_than_there_is_memory_say_so(
+    box: Sandbox, compression: str
+) -> None:
+    image = Image.fromarray(np.zeros((9_000, 9_000), np.uint16))
+    data = encoded(image, "TIFF", compression=compression, tiffinfo={278: 9_000})
+    assert len(data) < 600_000
+    assert _reason(box, data) == "needs more than 0.25 GiB of memory"
+    assert box.decode(encoded(smooth_pixels(48, 80), "PNG"), SHAPES).width == 80
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])

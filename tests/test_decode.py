@@ -1,17 +1,24 @@
 """Pictures of every kind become upright RGB of a known shape."""
 
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from segrec_batch import decode as d
-from tests.builders import encoded, png_by_hand, quick, smooth_pixels
+from segrec_batch.errors import PictureError
+from tests.builders import encoded, quick, smooth_pixels
 
 SHAPES = d.shapes_of_size(64)
 EXACT, LOSSY = 1.01, 4.0  # greatest, or for lossy formats mean, difference of a value from 0 to 255
+FAULTS = Path(__file__).parents[2] / "shared" / "faults"
+needs_faults = pytest.mark.skipif(not FAULTS.is_dir(), reason="the inputs are not here")
 sizes = st.integers(1, 5000)
 
 
@@ -47,7 +54,8 @@ def _picture(mode: str) -> tuple[Image.Image, NDArray[np.float64]]:
         return Image.fromarray(cmyk, "CMYK"), ink
     if mode in ("I;16", "I;16B"):
         kind = ">u2" if mode == "I;16B" else "<u2"
-        return Image.fromarray(wide.astype(kind)), np.dstack([rgb[..., 2]] * 3).astype(np.float64)
+        stretched = (wide - wide.min()) / np.ptp(wide) * 255
+        return Image.fromarray(wide.astype(kind)), np.dstack([stretched] * 3)
     if mode in ("I", "F"):
         values = wide * 1000 - 7 if mode == "I" else wide / 1e6 - 0.01
         stretched = (values - values.min()) / np.ptp(values) * 255
@@ -75,13 +83,6 @@ def test_every_format_and_mode_becomes_rgb(format_: str, mode: str) -> None:
     assert (found.mode, width, height, name) == ("RGB", 48, 32, format_)
     difference = np.abs(np.asarray(found, np.float64) - expected)
     assert (difference.mean() < LOSSY) if format_ == "JPEG" else (difference.max() < EXACT)
-
-
-def test_sixteen_bits_a_channel_become_eight() -> None:
-    values = np.random.default_rng(0).integers(0, 2**16, (8, 12, 3))
-    raw = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    found, *_ = d.open_rgb(png_by_hand(12, 8, depth=16, raw=raw))
-    assert np.abs(np.asarray(found, np.float64) - values / 257).max() < EXACT
 
 
 def test_a_transparent_colour_of_an_rgb_picture_is_white() -> None:
@@ -201,3 +202,70 @@ def test_masks_keep_size_and_aspect_up_to_1024(height: int, width: int) -> None:
         assert max(h, w) == 1024
         assert abs(h - max(1, height * scale)) <= 0.5 + 1e-9
         assert abs(w - max(1, width * scale)) <= 0.5 + 1e-9
+
+
+def _fault(name: str) -> NDArray[np.float64]:
+    image, *_ = d.open_rgb((FAULTS / name).read_bytes())
+    return np.asarray(image, np.float64)
+
+
+def _levels(name: str) -> int:
+    return len(np.unique(_fault(name)))
+
+
+@needs_faults
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [
+        ("miniswhite16.tif", "miniswhite8.tif"), ("miniswhiteF.tif", "miniswhite8.tif"),
+        ("thermal_u16.tif", "thermal_i32.tif"), ("g16_8bit.png", "thermal_i32.tif"),
+        ("g16_10bit.png", "thermal_i32.tif"), ("g16_12bit.png", "thermal_i32.tif"),
+        ("g12.tif", "thermal_i32.tif"), ("u32.tif", "thermal_i32.tif"),
+        ("i8.tif", "thermal_i32.tif"), ("i16neg.tif", "thermal_i32.tif"),
+        ("float16.tif", "float64.tif"),
+    ],
+)  # fmt: skip
+def test_the_same_scene_is_read_the_same_from_every_type(name: str, like: str) -> None:
+    assert np.corrcoef(_fault(name).ravel(), _fault(like).ravel())[0, 1] > 0.9999
+    assert (_levels(name), _fault(name).min(), _fault(name).max()) == (254, 0, 255)
+
+
+@needs_faults
+@pytest.mark.parametrize("name", ["nan_border", "nodata9999", "nodata_min"])
+def test_what_has_no_value_is_white_and_costs_no_contrast(name: str) -> None:
+    found, plain = _fault(f"float_{name}.tif"), _fault("float_plain.tif")
+    inner = np.s_[12:-12, 12:-12]
+    assert np.corrcoef(found[inner].ravel(), plain[inner].ravel())[0, 1] > 0.9999
+    assert _levels(f"float_{name}.tif") > 250
+    with pytest.raises(PictureError, match="no pixel has a value"):
+        _fault("float_allnan.tif")
+
+
+@needs_faults
+def test_transparent_colours_of_sixteen_bits_are_white() -> None:
+    for name in ("rgb16_trns.png", "g16_trns.png"):
+        by_cv2 = cv2.imread(str(FAULTS / name), cv2.IMREAD_UNCHANGED)
+        grey = name == "g16_trns.png"
+        raw = np.asarray(Image.open(FAULTS / name)) if grey else by_cv2
+        key = Image.open(FAULTS / name).info["transparency"]
+        hidden = raw == key if grey else by_cv2[..., 3] == 0
+        assert hidden.any()
+        assert (_fault(name)[hidden] == 255).all()
+        assert (_fault(name)[~hidden] < 255).any()
+
+
+@needs_faults
+def test_other_layouts_are_read_or_named() -> None:
+    rgb = tifffile.imread(FAULTS / "rgb_float.tif").astype(np.float64)
+    expected = (rgb - rgb.min()) / np.ptp(rgb) * 255
+    assert np.abs(_fault("rgb_float.tif") - expected).max() < EXACT
+    grey, alpha = tifffile.imread(FAULTS / "la16.tif").astype(np.float64).transpose(2, 0, 1) / 65535
+    seen = grey[alpha > 0]
+    laid = (grey - seen.min()) / np.ptp(seen) * alpha + 1 - alpha
+    assert np.abs(_fault("la16.tif")[..., 0] - 255 * laid).max() < EXACT
+    by_cv2 = cv2.imread(str(FAULTS / "png_bad_anc_crc.png"), cv2.IMREAD_COLOR_RGB)
+    np.testing.assert_array_equal(_fault("png_bad_anc_crc.png"), by_cv2)
+    with pytest.raises(PictureError) as caught:
+        _fault("multi6_u16.tif")
+    named = "TIFF of this layout is not supported: grey, 6 samples of 16-bit unsigned, planar"
+    assert caught.value.reason == named

@@ -139,7 +139,7 @@ def test_a_damaged_ancillary_chunk_does_not_cost_the_pixels(kind: bytes) -> None
         np.testing.assert_array_equal(found, pixels)
 
 
-@pytest.mark.parametrize("kind", [b"IHDR", b"PLTE", b"IDAT"])
+@pytest.mark.parametrize("kind", [b"IHDR", b"PLTE"])
 def test_a_damaged_critical_chunk_is_refused_as_broken(kind: bytes) -> None:
     samples = _samples(3, 8)
     data = bytearray(_png(samples, 8, 3, _chunk(b"PLTE", bytes(768))))

@@ -20,7 +20,7 @@ from PIL import Image
 
 from segrec_batch.errors import PictureError
 
-NODATA_MAGNITUDE = 3.4e38
+NODATA_MAGNITUDE = 3.39e38
 """Floats of this size are nodata without a tag: programs write float32's greatest for it."""
 
 _BAND = 2**19  # samples at once: float64 takes much memory
