@@ -36,7 +36,7 @@ class Account:
     these, those that have new rows. described: vectors that indexed images lacked. reasons: of the
     failed ones, by label (tally.py). cost: COST, of the indexed and the failed, each counted once
     however often Ray ran it. bytes_written: of new parts. seconds: of the driver, by what it did.
-    engine: what ran the model; None if it was not run.
+    engine: what ran the model; None if it was not run. images_root: what was listed.
     """
 
     run_id: str
@@ -59,6 +59,7 @@ class Account:
     cost: Cost = field(default_factory=lambda: total(()))
     seconds: dict[str, float] = field(default_factory=dict)
     engine: EngineChoice | None = None
+    images_root: str = ""
 
     @classmethod
     def open(cls, run_id: str, plan: Plan) -> "Account":

@@ -83,6 +83,8 @@ def index_pictures(
     with Plan(request, base, published if rebuild else None) as plan:
         _refuse_to_lose(plan, request, published)
         account = Account.open(_run_id(), plan)
+        root = request.images or "/"
+        account.images_root = root.encode(errors="backslashreplace").decode()
         bind(run_id=account.run_id)
         account.seconds["list and plan"] = time.monotonic() - clock
         say(str(account), event="planned", listed=account.listed, todo=plan.todo)
