@@ -8,9 +8,11 @@ from segrec_batch import console, messages, storage
 from segrec_batch.cli_files import (
     INDEX,
     add_criteria,
+    add_images_root,
     asked_image,
     contact_sheet,
     given_criteria,
+    known_roots,
     put,
 )
 from segrec_batch.errors import IndexStateError, InputError
@@ -106,6 +108,7 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
     add("--round", type=int, metavar="N", help="which round (default: the last)")
     add("--format", default="table", choices=("table", "csv", "json", *_SHEETS))
     add("--output", metavar="FILE", help="write there, not to stdout")
+    add_images_root(parser)
     _add_place(parser)
 
 
@@ -181,7 +184,8 @@ def run_show(a: argparse.Namespace) -> None:
     from segrec_batch.feedback.sheet import round_cards
 
     recommender = resume(session, a.index)
-    cards, caption = round_cards(recommender, session, number), session.caption(number)
+    roots = known_roots(recommender, a.images_roots)
+    cards, caption = round_cards(recommender, session, number, roots), session.caption(number)
     spec = recommender.database.spec
     put(contact_sheet(a.format, cards, spec, session.criteria, caption), a.output, a.format)
 

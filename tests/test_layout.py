@@ -30,7 +30,17 @@ DOORS = {
 REPORTS = ("segmentation", "retrieval", "drift", "compare")
 LEVELS = [  # each may import from its own and from those before it
     {"errors", "faults", "messages"},
-    {"storage", "strict_json", "sandbox", "console", "decode", "host", "listing", "scenes"},
+    {
+        "storage",
+        "strict_json",
+        "roots",
+        "sandbox",
+        "console",
+        "decode",
+        "host",
+        "listing",
+        "scenes",
+    },
     {"model"},
     {"train", "store", "operators", "options"},
     {"descriptors", "pictures", "describer"},

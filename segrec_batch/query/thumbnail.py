@@ -23,6 +23,8 @@ class Thumbnail:
     """RGB, upright, no larger than the box it was made for."""
     overlay: Image.Image | None
     """Palette image of the picture's size: 0 = background, i = the i-th class in its colour."""
+    is_withheld: bool = False
+    """Whether the source of the picture was not fetched."""
 
     @property
     def size(self) -> Size:
@@ -34,8 +36,11 @@ class Thumbnail:
     def missing(self) -> str | None:
         """What cannot be shown, in words."""
         parts = {"picture": self.picture, "mask": self.overlay}
+        if self.is_withheld:
+            del parts["picture"]
         lost = " and ".join(name for name, part in parts.items() if part is None)
-        return f"{lost} not readable" if lost else None
+        texts = ["picture not fetched"] if self.is_withheld else []
+        return ", ".join([*texts, *([f"{lost} not readable"] if lost else [])]) or None
 
 
 def thumbnail(card: Card, colours: Sequence[str], box: Size) -> Thumbnail:
@@ -45,7 +50,8 @@ def thumbnail(card: Card, colours: Sequence[str], box: Size) -> Thumbnail:
     coarsest scale that is enough.
     """
     picture = _picture(card.picture, box)
-    return Thumbnail(picture, _overlay(card.mask, colours, box, picture.size if picture else None))
+    overlay = _overlay(card.mask, colours, box, picture.size if picture else None)
+    return Thumbnail(picture, overlay, card.is_withheld)
 
 
 def data_uri(image: Image.Image | None, kind: str, **options: object) -> str | None:

@@ -138,6 +138,11 @@ def check_table(name: str, table: DeltaTable) -> tuple[str, ...]:
     return classes
 
 
+def last_commit(table: DeltaTable) -> dict[str, Any]:
+    """What the commit of an open table's version says of itself."""
+    return next(iter(whole(lambda: table.history(1))), {})
+
+
 def files(name: str, table: DeltaTable) -> tuple[DataFile, ...]:
     """The files of an open table. Raises ValueError for any that is not of this project's kind."""
     key = PARTITION.get(name)
