@@ -242,6 +242,15 @@ def _retrieval_arguments(command: argparse.ArgumentParser) -> None:
         f"(default: {Retrieval.feedback_rounds})",
     )
     add("--seed", type=int, default=0, help="of the draw and the bootstrap (default: 0)")
+    add(
+        "--images-root",
+        dest="images_roots",
+        action="append",
+        default=[],
+        metavar="URI",
+        help="show images below this folder only; may be given several times (default: the folders "
+        "that the index says it was made from)",
+    )
 
 
 def retrieval(a: argparse.Namespace) -> None:
@@ -256,6 +265,7 @@ def retrieval(a: argparse.Namespace) -> None:
         seed=a.seed,
         version=a.version,
         feedback_rounds=a.feedback_rounds,
+        images_roots=tuple(a.images_roots),
     )
     _write(retrieval_report(asked), a.report)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,11 @@ from segrec_batch.cli_files import (
     INDEX,
     SHEETS,
     add_criteria,
+    add_images_root,
     asked_image,
     contact_sheet,
     given_criteria,
+    known_roots,
     put,
     start_decoder,
 )
@@ -100,6 +103,7 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
         help="html and png are contact sheets (default: table)",
     )
     add("--output", metavar="FILE", help="write there, not to stdout")
+    add_images_root(parser)
     add("--explain", action="store_true", help="say how much the query read")
     parser.set_defaults(run=run_query)
 
@@ -161,7 +165,7 @@ def run_query(a: argparse.Namespace) -> None:
         messages.say(str(last_work(recommender.database.connection)))
     if recommender.database.spec.notice:
         messages.say(recommender.database.spec.notice, "warning")
-    put(_answer(a.format, recommender, asked, found, criteria), a.output, a.format)
+    put(_answer(a.format, recommender, asked, found, criteria, a.images_roots), a.output, a.format)
 
 
 def _answer(
@@ -170,6 +174,7 @@ def _answer(
     asked: "QueryImage",
     found: "list[Recommendation]",
     criteria: "Criteria",
+    roots: Sequence[str],
 ) -> bytes:
     from segrec_batch.query.output import formatted
 
@@ -177,7 +182,7 @@ def _answer(
     if kind in SHEETS:
         from segrec_batch.query.recommend import cards
 
-        shown = cards(asked, found, criteria.method)
+        shown = cards(asked, found, criteria.method, known_roots(recommender, roots))
         return contact_sheet(kind, shown, spec, criteria, str(criteria))
     sigma, share = ("σ {}", _bar) if kind == "table" else ("coverage_{}", float)
     score = "pearson" if criteria.method == "pearson" else "score"

@@ -9,9 +9,11 @@ from segrec_batch.cli_files import (
     INDEX,
     SHEETS,
     add_criteria,
+    add_images_root,
     asked_image,
     contact_sheet,
     given_criteria,
+    known_roots,
     put,
     start_decoder,
 )
@@ -108,6 +110,7 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
     add("--round", type=int, metavar="N", help="which round (default: the last)")
     add("--format", default="table", choices=("table", "csv", "json", *SHEETS))
     add("--output", metavar="FILE", help="write there, not to stdout")
+    add_images_root(parser)
     _add_place(parser)
 
 
@@ -188,7 +191,8 @@ def run_show(a: argparse.Namespace) -> None:
     from segrec_batch.feedback.sheet import round_cards
 
     recommender = resume(session, a.index)
-    cards, caption = round_cards(recommender, session, number), session.caption(number)
+    roots = known_roots(recommender, a.images_roots)
+    cards, caption = round_cards(recommender, session, number, roots), session.caption(number)
     spec = recommender.database.spec
     put(contact_sheet(a.format, cards, spec, session.criteria, caption), a.output, a.format)
 

@@ -10,12 +10,14 @@ from segrec_batch.errors import InputError
 from segrec_batch.model.engines import choose_engine, find_device
 from segrec_batch.options import add_engine_options
 from segrec_batch.places import check_places
+from segrec_batch.roots import MAX_IMAGE_BYTES
 
 if TYPE_CHECKING:
     from segrec_batch.model.spec import ModelSpec
     from segrec_batch.query.card import Card
     from segrec_batch.query.criteria import Criteria
     from segrec_batch.query.recommend import QueryImage, Recommender
+    from segrec_batch.roots import ImageRoots
 
 INDEX = "folder of the index (local or s3://), or a query cache"
 SHEETS = ("html", "png")
@@ -65,6 +67,26 @@ def add_criteria(parser: argparse.ArgumentParser) -> None:
     add_engine_options(parser)
 
 
+def add_images_root(parser: argparse.ArgumentParser) -> None:
+    """The argument that says which images may be fetched for a contact sheet."""
+    parser.add_argument(
+        "--images-root",
+        dest="images_roots",
+        action="append",
+        default=[],
+        metavar="URI",
+        help="for contact sheets, fetch images below this folder only; may be given several times "
+        "(default: the folders that the index says it was made from)",
+    )
+
+
+def known_roots(recommender: "Recommender", named: Sequence[str]) -> "ImageRoots":
+    """The roots that a user names, or those of the index. Raises InputError."""
+    from segrec_batch.store.index import choose_roots
+
+    return choose_roots(recommender.database.index, named)
+
+
 def given_criteria(a: argparse.Namespace) -> "Criteria":
     """What these arguments ask for."""
     from segrec_batch.query.criteria import Criteria
@@ -106,9 +128,14 @@ def asked_image(
 
 def _read(image: str) -> bytes:
     try:
-        return sys.stdin.buffer.read() if image == "-" else storage.read_bytes(image)
+        if image != "-":
+            return storage.read_bytes(image, MAX_IMAGE_BYTES)
+        content = sys.stdin.buffer.read(MAX_IMAGE_BYTES + 1)
     except OSError as error:
         raise InputError(f"{image} cannot be read: {error}") from error
+    if len(content) > MAX_IMAGE_BYTES:
+        raise InputError(f"stdin has more than {MAX_IMAGE_BYTES:,} bytes: no image is as large")
+    return content
 
 
 def contact_sheet(
@@ -118,6 +145,13 @@ def contact_sheet(
     from segrec_batch.query.sheet import render_sheet
     from segrec_batch.query.sheet_png import render_png
 
+    withheld = [card for card in cards if card.is_withheld]
+    if withheld:
+        messages.say(
+            f"{len(withheld)} of {len(cards)} images are not fetched, e.g. {withheld[0].name}: it "
+            "lies below no folder that the index was made from; --images-root URI names others",
+            "warning",
+        )
     query, *results = cards
     page = (render_png if kind == "png" else render_sheet)(
         query,

@@ -45,6 +45,7 @@ LEVELS = [  # each may import from its own and from those before it
         "listing",
         "masks",
         "recognise",
+        "roots",
         "scenes",
         "strict_json",
     },

@@ -20,6 +20,7 @@ from segrec_batch.evaluate.retrieval.examples import Example, average_precisions
 from segrec_batch.evaluate.retrieval.latency import Latency
 from segrec_batch.evaluate.retrieval.measures import judge
 from segrec_batch.evaluate.retrieval.report import render
+from segrec_batch.roots import ImageRoots
 from tests.cards import picture
 from tests.retrieval_counts import counts_table
 
@@ -45,7 +46,8 @@ def examples(folder: Path) -> list[Example]:
     uri = str(folder / "a.jpg")
     Path(uri).write_bytes(picture(900, 600))
     results = [(uri, True, 0.91), (str(folder / "gone.jpg"), False, 0.5)]
-    return [Example(uri, "car", ap, "image Pearson", results) for ap in (0.2, 0.75)]
+    roots = ImageRoots((str(folder),))
+    return [Example(uri, "car", ap, "image Pearson", results, roots) for ap in (0.2, 0.75)]
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,11 @@ _CLASSES = 256
 
 
 def _object(**fields: Schema) -> Schema:
-    return {
-        "type": "object",
-        "properties": fields,
-        "required": list(fields),
-        "additionalProperties": False,
-    }
+    return {**_some(**fields), "required": list(fields)}
+
+
+def _some(**fields: Schema) -> Schema:
+    return {"type": "object", "properties": fields, "additionalProperties": False}
 
 
 def _number(low: float | None = None, high: float | None = None) -> Schema:
@@ -52,7 +51,7 @@ _NEW_IMAGE = _object(
     uri=_TEXT,
     mask={"type": "string"},
     coverage=_by_class(_SHARE),
-    seen=_object(
+    seen=_some(
         query=_list(_number()),
         coverages=_list(_SHARE, _CLASSES),
         masks=_by_class(_list(_count(-(2**63), 2**63 - 1))),

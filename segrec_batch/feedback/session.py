@@ -195,6 +195,8 @@ def _session(about: Mapping[str, Any], rows: Sequence[Shown]) -> Session:
         found: str | QueryImage = asked["image_id"]
     else:
         mask = base64.b64decode(asked["mask"], validate=True)
+        if "query" not in asked["seen"]:
+            raise ValueError("query.seen: there is no vector")
         card = Card(asked["uri"], None, mask, asked["coverage"], None)
         found = QueryImage(card, None, asked["seen"])
     criteria = {**about["criteria"], "coverage": tuple(about["criteria"]["coverage"])}

@@ -7,10 +7,13 @@ from segrec_batch.feedback.vectors import linear
 from segrec_batch.query.card import Card
 from segrec_batch.query.database import query
 from segrec_batch.query.recommend import Recommendation, Recommender, cards
+from segrec_batch.roots import ImageRoots
 from segrec_batch.store.schema import coverage_column
 
 
-def round_cards(recommender: Recommender, session: Session, number: int) -> list[Card]:
+def round_cards(
+    recommender: Recommender, session: Session, number: int, roots: ImageRoots
+) -> list[Card]:
     """The query and the images of a round, with their pictures where they can be read."""
     rows = session.round(number)
     spec = recommender.database.spec
@@ -40,4 +43,4 @@ def round_cards(recommender: Recommender, session: Session, number: int) -> list
     method = session.criteria.method
     if rows[0].by == SVM:
         method = linear(method)
-    return cards(asked_with(recommender, session), found, method)
+    return cards(asked_with(recommender, session), found, method, roots)

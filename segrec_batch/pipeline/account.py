@@ -43,7 +43,7 @@ class Account:
     lacked; reread, unread: images that were read again for that, and that could not be. reasons: of
     the failed and the stale ones, by label (tally.py). cost: COST, of all that are processed, each
     counted once however often Ray ran it. bytes_written: of new parts. seconds: of the driver, by
-    what it did. engine: what ran the model; None if it was not run.
+    what it did. engine: what ran the model; None if it was not run. images_root: what was listed.
     """
 
     run_id: str
@@ -74,6 +74,7 @@ class Account:
     cost: Cost = field(default_factory=lambda: total(()))
     seconds: dict[str, float] = field(default_factory=dict)
     engine: EngineChoice | None = None
+    images_root: str = ""
 
     @classmethod
     def open(cls, run_id: str, plan: Plan) -> "Account":

@@ -87,6 +87,8 @@ def index_pictures(
         if error := _gone_error(plan, request, index):
             raise error
         account = Account.open(_run_id(), plan)
+        root = request.images or "/"
+        account.images_root = root.encode(errors="backslashreplace").decode()
         bind(run_id=account.run_id)
         account.seconds["list and plan"] = time.monotonic() - clock
         say(str(account), event="planned", listed=account.listed, todo=plan.todo)

@@ -19,10 +19,11 @@ from segrec_batch.model.spec import ModelSpec
 from segrec_batch.pipeline.rows import copied_rows, descriptor_rows, failure_rows, picture_rows
 from segrec_batch.pipeline.schema import DECODED, RECEIPTS, SEGMENTED
 from segrec_batch.pipeline.tally import Stopwatch, charge, reasons, total
+from segrec_batch.roots import MAX_IMAGE_BYTES
 from segrec_batch.store.encode import image_id
 from segrec_batch.store.parts import Rows, write_part
 
-MAX_BYTES = 2**28  # of an encoded picture, and of those that are read at once
+MAX_BYTES = MAX_IMAGE_BYTES  # of an encoded picture, and of those that are read at once
 _SLICE = 128  # rows that are Python objects at once: a mask takes a megabyte
 
 Row = dict[str, Any]

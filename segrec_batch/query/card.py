@@ -31,6 +31,8 @@ class Card:
     """Intersection over union of its mask with that of the query, in [0, 1]; None: not said."""
     measure: str = "Pearson"
     """The name of the measure."""
+    is_withheld: bool = False
+    """Whether the source was not fetched, since it lies below no root of its index."""
 
     @property
     def name(self) -> str:

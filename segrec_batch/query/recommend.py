@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from segrec_batch import storage
 from segrec_batch.errors import InputError
 from segrec_batch.model.engines import EngineChoice, choose_engine
 from segrec_batch.query.card import Card
@@ -12,6 +11,7 @@ from segrec_batch.query.criteria import Criteria
 from segrec_batch.query.database import Database, query
 from segrec_batch.query.methods import Method
 from segrec_batch.query.new_picture import look
+from segrec_batch.roots import ImageRoots, OutsideRootsError, fetch_images
 from segrec_batch.store.schema import coverage_column
 
 
@@ -129,10 +129,12 @@ class Recommender:
 _KINDS = {"coverages": "::FLOAT[]", "masks": "::MAP(VARCHAR, BIGINT[])"}
 
 
-def cards(asked: QueryImage, found: Sequence[Recommendation], method: str) -> list[Card]:
+def cards(
+    asked: QueryImage, found: Sequence[Recommendation], method: str, roots: ImageRoots
+) -> list[Card]:
     """The query, then the recommendations, as they stand on a contact sheet, with their pictures.
 
-    A picture that cannot be read (any more) is None.
+    A picture that cannot be read (any more), or does not lie below the roots, is None.
     """
     shown = Method.of(method)
     answer = [
@@ -140,7 +142,11 @@ def cards(asked: QueryImage, found: Sequence[Recommendation], method: str) -> li
         for r in found
     ]
     bare = [card for card in (asked.card, *answer) if card.picture is None]
-    contents = storage.read_many([card.uri for card in bare])
-    pictures = [None if isinstance(content, Exception) else content for content in contents]
-    full = [replace(card, picture=found) for card, found in zip(bare, pictures, strict=True)]
+    contents = fetch_images([card.uri for card in bare], roots)
+    full = [
+        replace(card, picture=content)
+        if isinstance(content, bytes)
+        else replace(card, is_withheld=isinstance(content, OutsideRootsError))
+        for card, content in zip(bare, contents, strict=True)
+    ]
     return full if asked.card.picture is None else [asked.card, *full]

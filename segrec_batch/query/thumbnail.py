@@ -34,6 +34,8 @@ class Thumbnail:
     """Palette image of the picture's size: 0 = background, i = the i-th class in its colour."""
     late: str | None = None
     """Why a part was given up, if that was for the time it took."""
+    is_withheld: bool = False
+    """Whether the source of the picture was not fetched."""
 
     @property
     def size(self) -> Size:
@@ -45,10 +47,13 @@ class Thumbnail:
     def missing(self) -> str | None:
         """What cannot be shown, in words."""
         parts = {"picture": self.picture, "mask": self.overlay}
+        if self.is_withheld:
+            del parts["picture"]
         lost = " and ".join(name for name, part in parts.items() if part is None)
+        texts = ["picture not fetched"] if self.is_withheld else []
         if lost:
-            return f"{lost} not readable{f' ({self.late})' if self.late else ''}"
-        return None
+            texts.append(f"{lost} not readable{f' ({self.late})' if self.late else ''}")
+        return ", ".join(texts) or None
 
 
 class ThumbnailMaker:
@@ -72,7 +77,8 @@ class ThumbnailMaker:
         picture, late = self._picture(card.picture)
         labels, also_late = self._tried(sandbox.shared().decode_mask, card.mask)
         size = picture.size if picture else None
-        return Thumbnail(picture, self._overlay(labels, size), late or also_late)
+        overlay = self._overlay(labels, size)
+        return Thumbnail(picture, overlay, late or also_late, card.is_withheld)
 
     def _picture(self, data: bytes | None) -> tuple[Image.Image | None, str | None]:
         if data is None:

@@ -145,8 +145,7 @@ def check(index: str, name: str, table: DeltaTable, found: Sequence[DataFile]) -
 
 def committed_at(table: DeltaTable) -> float:
     """When the version of an open table was committed, in seconds since 1970."""
-    (last,) = whole(lambda: table.history(1))
-    return float(last.get("timestamp", 0)) / 1000
+    return float(last_commit(table).get("timestamp", 0)) / 1000
 
 
 def can_be_version(version: int) -> bool:
@@ -192,6 +191,11 @@ def check_table(name: str, table: DeltaTable) -> tuple[str, ...]:
     if table.schema() != Schema.from_arrow(schemas(classes)[name]):
         raise ValueError(f"its columns are not those of {name}")
     return classes
+
+
+def last_commit(table: DeltaTable) -> dict[str, Any]:
+    """What the commit of an open table's version says of itself."""
+    return next(iter(whole(lambda: table.history(1))), {})
 
 
 def files(name: str, table: DeltaTable) -> tuple[DataFile, ...]:

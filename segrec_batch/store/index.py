@@ -26,9 +26,10 @@ from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, Any
 
 from segrec_batch import storage
-from segrec_batch.errors import IndexStateError, ModelError
+from segrec_batch.errors import IndexStateError, ModelError, StorageError
 from segrec_batch.messages import say
 from segrec_batch.model.spec import BUNDLE_FILE, ModelSpec, bundle_id, read_spec
+from segrec_batch.roots import ImageRoots, parse_roots, scheme_of
 from segrec_batch.store import delta, log
 from segrec_batch.store.files import DataFile, count_rows
 from segrec_batch.store.purged import read_replacements
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _COMPANIONS = tuple(t for t in TABLES if t != "images")
 _FOR = "images"  # the transaction identifier of the others: the version of `images` they are for
 COMMIT_SECONDS = 60.0  # a commit that takes longer than that is taken for one that was stopped
+_ROOTS = "image_roots"  # the key of a commit's information
 _UNFINISHED = re.compile(
     rf"models/[0-9a-f]{{16}}/({BUNDLE_FILE})|({'|'.join(TABLES)})/_delta_log/[\w.-]+"
 )
@@ -354,7 +356,8 @@ def replace(base: Snapshot, wanted: Snapshot, info: Mapping[str, Any] | None = N
                 raise IndexStateError(_overtaken(base))
             schema = schemas(wanted.spec.classes)["images"]
             names = _names(versions, wanted.bundle_id)
-            delta.publish(base.index, images, wanted.files["images"], schema, names, info or {})
+            told = _with_roots(base.index, images, info or {})
+            delta.publish(base.index, images, wanted.files["images"], schema, names, told)
     except delta.CommitFailedError as error:
         raise IndexStateError(_overtaken(base)) from error
     return open_snapshot(base.index)
@@ -376,6 +379,37 @@ def newest_version(index: str) -> int:
     """The version of the newest snapshot. Raises IndexStateError."""
     with delta.errors(index):
         return delta.open_table(index, "images").version()
+
+
+def choose_roots(index: str, named: Sequence[str] = ()) -> ImageRoots:
+    """The roots below which images of an index may be fetched: those named, else its own.
+
+    An index of before roots were kept, or one that a query cache was made of and that is gone, has
+    none. Raises InputError for an empty name, IndexStateError for roots that nobody indexes from.
+    """
+    if named:
+        return ImageRoots.of(named)
+    try:
+        if scheme_of(index) in ("file", "s3") and exists(index):
+            with delta.errors(index):
+                return _roots_of(index, delta.open_table(index, "images"))
+    except StorageError:
+        pass
+    return ImageRoots(())
+
+
+def _roots_of(index: str, images: Any) -> ImageRoots:
+    """What the newest commit of `images` says, which says all that was said before."""
+    try:
+        return parse_roots(delta.last_commit(images).get(_ROOTS, []))
+    except ValueError as error:
+        raise IndexStateError(f"{index}: its log is damaged: {error}") from error
+
+
+def _with_roots(index: str, images: Any, info: Mapping[str, Any]) -> dict[str, Any]:
+    """Information of a commit on `images` with all roots so far and that of its own run."""
+    run = info.get("segrec", {}).get("images_root")
+    return {**info, _ROOTS: [*_roots_of(index, images).extended(run and [run]).uris]}
 
 
 def history(index: str) -> list[Commit]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from segrec_batch import storage
 from segrec_batch.errors import InputError
 from segrec_batch.evaluate.items import Gallery, Picture
 from segrec_batch.evaluate.retrieval.conditions import NONE
@@ -13,6 +12,7 @@ from segrec_batch.evaluate.retrieval.measures import average_precision
 from segrec_batch.evaluate.retrieval.rankings import rankings, taking_part
 from segrec_batch.query.card import Card
 from segrec_batch.query.thumbnail import ThumbnailMaker
+from segrec_batch.roots import ImageRoots, fetch_images
 
 SHOWN = 8
 _BOX = 240, 240  # pixels
@@ -21,7 +21,7 @@ _BOX = 240, 240  # pixels
 @dataclass(frozen=True)
 class Example:
     """A query without a filter: its URI, class and average precision, and what a method found first
-    for it, each with URI, whether it is relevant, and score.
+    for it, each with URI, whether it is relevant, and score. roots: below which images are fetched.
     """
 
     query: str
@@ -29,6 +29,7 @@ class Example:
     ap: float
     method: str
     results: Sequence[tuple[str, bool, float]]
+    roots: ImageRoots
 
 
 def average_precisions(counts: pa.Table, method: str) -> dict[str, float]:
@@ -73,7 +74,7 @@ def _strip(example: Example, maker: ThumbnailMaker) -> tuple[str, list[Picture]]
     uris = [example.query, *(uri for uri, *_ in results)]
     cards = [
         Card(uri, data if isinstance(data, bytes) else None, b"", {}, None)
-        for uri, data in zip(uris, storage.read_many(uris), strict=True)
+        for uri, data in zip(uris, fetch_images(uris, example.roots), strict=True)
     ]
     pictures = [maker.make(card).picture for card in cards]
     labels = ["query", *(f"{i} · {score:.3f}" for i, (*_, score) in enumerate(results, start=1))]

@@ -22,6 +22,8 @@ from segrec_batch.evaluate.retrieval.measures import LEVELS, interpolated_precis
 from segrec_batch.evaluate.retrieval.rankings import Floats
 from segrec_batch.evaluate.retrieval.run import Retrieval, Run, first, retrieve
 from segrec_batch.evaluate.retrieval.significance import Comparison, compare
+from segrec_batch.messages import say
+from segrec_batch.store.index import choose_roots
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -58,6 +60,9 @@ def _examples(run: Run) -> list[Example]:
     ids = [query for some in best_and_worst(ap) for query in some]
     found = first(run, method, ids, SHOWN)
     rows = run.images.rows(pa.array(ids, pa.string()))
+    roots = choose_roots(run.index, run.asked.images_roots)
+    if not roots.uris:
+        say(f"{run.index} does not say what it was made from: --images-root URI shows images")
     return [
         Example(
             run.images.uris[int(row)].as_py(),
@@ -65,6 +70,7 @@ def _examples(run: Run) -> list[Example]:
             ap[query],
             method,
             [(hit.uri, hit.relevant, hit.score) for hit in found[query]],
+            roots,
         )
         for query, row in zip(ids, rows, strict=True)
     ]

@@ -38,7 +38,7 @@ class Retrieval:
     """What to judge. index: or a query cache. truth: what is relevant to what. methods: see
     `methods`; `all` stands for those of the index. windows, epsilons: filters, see `Setting`.
     queries: at most so many, drawn with `seed`. feedback_rounds: how often simulated users mark
-    images, 0 for not at all.
+    images, 0 for not at all. images_roots: see `choose_roots`.
     """
 
     index: str
@@ -50,6 +50,7 @@ class Retrieval:
     seed: int = 0
     version: int | None = None
     feedback_rounds: int = feedback.ROUNDS
+    images_roots: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
