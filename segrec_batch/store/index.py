@@ -41,7 +41,7 @@ _COMPANIONS = tuple(t for t in TABLES if t != "images")
 _FOR = "images"  # the transaction identifier of the others: the version of `images` they are for
 COMMIT_SECONDS = 60.0  # a commit that takes longer than that is taken for one that was stopped
 _UNFINISHED = re.compile(
-    rf"models/[0-9a-f]{{16}}/({BUNDLE_FILE})|({'|'.join(TABLES)})/_delta_log/[\w.-]+"
+    rf"models/[0-9a-f]{{16}}/({BUNDLE_FILE})|({'|'.join(TABLES)})/_delta_log/[\w.#-]+"
 )
 
 Files = Mapping[str, tuple[DataFile, ...]]
