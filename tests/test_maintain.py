@@ -392,6 +392,38 @@ def test_purged_rows_leave_every_version_and_the_disk(index: str, chosen: slice)
         purge(index, gone, 0)
 
 
+def test_a_purge_touches_no_file_that_is_not_the_indexs(
+    index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not even one that holds such rows, or text like theirs; but all that is its own."""
+    uri = sources(index)[0]
+    file = next(f for f in store.open_snapshot(index).files["images"]
+                if uri in read_file(index, f)["uri"].to_pylist())  # fmt: skip
+    mine = [
+        Path(shutil.copy(file.uri(index), Path(index, "images", "copy.parquet"))),
+        Path(shutil.copy(file.uri(index), Path(index, "images", f"{new_part()}.parquet"))),
+        Path(index, "images", ".notes.tmp"),
+    ]
+    mine[2].write_text(image_id(uri))
+    kept = [path.read_bytes() for path in mine]
+    before = less(index, [uri])
+    assert purge(index, [uri], 0).found == (uri,)
+    assert "2 files are not the index's own and were not searched" in capsys.readouterr().err
+    assert [path.read_bytes() for path in mine] == kept
+    assert {Path(path) for path in holding(index, image_id(uri))} == set(mine)
+    for version, rows in before.items():
+        assert contents(index, version) == rows
+
+
+def test_a_purge_of_files_behind_a_link_is_refused(index: str, tmp_path: Path) -> None:
+    uri, before = sources(index)[0], contents(index)
+    shutil.move(Path(index, "regions"), tmp_path / "elsewhere")
+    Path(index, "regions").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(IndexStateError, match="lies behind a symbolic link"):
+        purge(index, [uri], 0)
+    assert contents(index) == before
+
+
 def test_a_source_that_only_older_versions_have_is_purged_without_a_commit(
     made: Path, index: str
 ) -> None:

@@ -22,7 +22,7 @@ from jinja2 import PackageLoader, Template
 
 from segrec_batch import __version__, storage
 from segrec_batch.encoding import html_environment
-from segrec_batch.errors import InputError
+from segrec_batch.errors import InputError, StorageError
 from segrec_batch.evaluate.items import Gallery, Plot, Section, Table, Text, figure
 from segrec_batch.evaluate.measures import Estimate
 from segrec_batch.query.views import schema_file
@@ -202,9 +202,15 @@ def check_metrics(metrics: object) -> None:
 
 
 def check_report_place(folder: str) -> None:
-    """Raise InputError for a folder that has files of a report's names, but is no report."""
+    """Raise InputError for a folder that has files of a report's names, but is no report.
+
+    A bucket that one may write to, but not list, as the nightly run's reports, is not looked at.
+    """
     root = storage.absolute(folder)
-    paths = {uri.removeprefix(f"{root}/") for uri, *_ in storage.find_files(root, links=True)}
+    try:
+        paths = {uri.removeprefix(f"{root}/") for uri, *_ in storage.find_files(root, links=True)}
+    except StorageError:
+        return
     taken = sorted(paths & {COUNTS, FIGURES_FILE, METRICS, PAGE})
     if taken and not _is_report(root):
         raise InputError(

@@ -56,6 +56,7 @@ def purge(index: str, uris: Collection[str], grace_seconds: float) -> Purged:
     Raises InputError if no file holds any of the URIs or a rebuild is not finished, IndexStateError
     if a job publishes meanwhile, or files of the newest snapshot are not in the index's folder.
     """
+    index = storage.absolute(index)
     if staging.rebuilds(index):
         raise InputError(f"{index}: a rebuild is not finished; finish it, then purge")
     ids = {image_id(uri): uri for uri in uris}

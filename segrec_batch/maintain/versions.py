@@ -54,6 +54,7 @@ def vacuum(
         raise InputError(
             "less than one hour may take files from a job that is running: say --force if none is"
         )
+    index = storage.absolute(index)
     newest = read_log(index) if force else _settled(index)
     cutoff = dt.datetime.now(dt.UTC) - retention
     keep, models = set(), set()

@@ -44,7 +44,7 @@ _FOR = "images"  # the transaction identifier of the others: the version of `ima
 COMMIT_SECONDS = 60.0  # a commit that takes longer than that is taken for one that was stopped
 _ROOTS = "image_roots"  # the key of a commit's information
 _UNFINISHED = re.compile(
-    rf"models/[0-9a-f]{{16}}/({BUNDLE_FILE})|({'|'.join(TABLES)})/_delta_log/[\w.-]+"
+    rf"models/[0-9a-f]{{16}}/({BUNDLE_FILE})|({'|'.join(TABLES)})/_delta_log/[\w.#-]+"
 )
 
 Files = Mapping[str, tuple[DataFile, ...]]

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
 _FOLDER = "rebuild"
 _ENTRY = re.compile(r"([0-9a-f]{16})/_delta_log/\d{20}\.json")
-_LOG_FILE = re.compile(r"_delta_log/(\d{20}\.(json|crc|checkpoint\.parquet)|_last_checkpoint)")
-_DATA_FILE = re.compile(r"part-\d{5}-[0-9a-f-]{36}-c\d{3}(\.\w+)?\.parquet")  # of delta-rs
+# as delta-rs names files; what it was writing when it was killed has # and a number behind
+_LOG_FILE = re.compile(
+    r"_delta_log/(\d{20}\.(json|crc|checkpoint\.parquet)|_last_checkpoint|_commit_\S+\.tmp)(#\d+)?"
+)
+_DATA_FILE = re.compile(r"part-\d{5}-[0-9a-f-]{36}-c\d{3}(\.\w+)?\.parquet(#\d+)?")
 _NAMES = [f.name for f in fields(DataFile)]
 _SCHEMA = pa.schema(
     [
