@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from pathlib import Path
 
 import ray
-from ray.util.client import ray as client
+import ray.util.client
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segrec_batch.errors import ClusterError, SegrecError
@@ -32,7 +32,7 @@ def joined() -> Iterator[None]:
         ClusterError: it cannot be joined, runs another version of Ray, or a node of it starts no
             worker. Left to itself, Ray tries to start workers for ever.
     """
-    if client.is_connected():
+    if ray.util.client.ray.is_connected():
         raise ClusterError(f"Ray Client (ray://) is not supported: {_USE}")
     if ray.is_initialized():
         yield
