@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,7 @@ def test_an_empty_folder_and_an_unfinished_index_are_taken(small: Model, tmp_pat
     for gone in ("images", "regions"):
         shutil.rmtree(index / gone)
     put(Path(store.model_uri(str(index), small.bundle_id), f".segrec-{new_part()}.tmp"))
+    put(index / "regions" / "_delta_log" / f"{0:020}.json#1")  # of a killed process
     assert store.create(str(index), small).version == 0
 
 
@@ -241,6 +243,8 @@ def test_a_rebuild_keeps_out_of_files_that_are_not_its_own(index: str, small: Mo
     with pytest.raises(InputError, match=r"it holds notes\.txt"):
         staging.open_staging(base, small)
     notes.unlink()
+    put(folder / f"part-00000-{uuid.uuid4()}-c000.snappy.parquet#1")  # of a killed process
+    put(folder / "_delta_log" / f"_commit_{uuid.uuid4()}.json.tmp#1")
     staging.stage(staging.open_staging(base, small), [failure_file(index, "a")])
     mine = [put(folder / "notes.parquet"), put(folder / "_delta_log" / "notes.json")]
     assert staging.rebuilds(index) == [small.bundle_id]
