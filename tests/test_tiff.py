@@ -211,6 +211,18 @@ def test_compressions_and_predictors_of_libtiff_are_undone(
     assert _differ(_read(data), _stretched(values)) < EXACT
 
 
+@pytest.mark.parametrize("compression", [1, 32773])
+def test_a_predictor_of_what_has_none_is_ignored_as_libtiff_does(compression: int) -> None:
+    values = _of_type(BLOB[..., 0], "u2")
+    strip = values.astype("<u2").tobytes()
+    if compression == 32773:  # runs of literal bytes
+        strip = b"".join(b"\x7f" + strip[i : i + 128] for i in range(0, len(strip), 128))
+    data = tiff_by_hand(_tags(16, 1, compression=compression) | {317: [2]}, [strip])
+    by_cv2 = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(by_cv2, values)
+    assert _differ(_read(data), _stretched(values)) < EXACT
+
+
 def test_what_opencv_compresses_is_read() -> None:
     values = _of_type(BLOB, "u2")
     data = cv2.imencode(".tif", values[..., ::-1])[1].tobytes()
