@@ -41,6 +41,7 @@ _UNREAD_COMPRESSION = {
 }  # fmt: skip
 
 
+_COREL_ALPHA = 999  # Corel Draw 10 wrote this for an alpha
 _PREDICTED = (5, 8, 32946, 34925, 50000)  # compressions with a predictor; others ignore its tag
 
 
@@ -195,7 +196,7 @@ def _extras(photometric: int, samples: int, kinds: tuple[int, ...]) -> tuple[int
     surplus = max(0, samples - _COLOURS.get(photometric, samples))
     if photometric == RGB and surplus == 1 and not kinds:
         return (UNASSOCIATED,)  # what writers without the tag mean by a fourth sample
-    kinds = kinds[:surplus]
+    kinds = tuple(UNASSOCIATED if kind == _COREL_ALPHA else kind for kind in kinds[:surplus])
     return kinds + (UNSPECIFIED,) * (surplus - len(kinds))
 
 
