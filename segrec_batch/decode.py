@@ -164,7 +164,8 @@ def _open(data: bytes, format_: str) -> ImageFile.ImageFile:
     try:
         image: ImageFile.ImageFile = _OPENERS[format_](io.BytesIO(data), "")
     except (SyntaxError, IndexError, TypeError, struct.error) as error:  # what plug-ins mean by it
-        raise PictureError("decode", f"broken or truncated {format_}: {error}") from error
+        kind = f"broken, truncated or unknown kind of {format_}"
+        raise PictureError("decode", f"{kind}: {error}") from error
     _check_size(image.width, image.height)
     return image
 

@@ -73,20 +73,33 @@ def test_formats_that_are_not_read_are_named(start: bytes, name: str) -> None:
     assert _failure(start + bytes(200)) == f"{name} is not supported: {convert}"
 
 
+def test_a_jpeg_of_twelve_bits_is_named() -> None:
+    data = bytearray(encoded(smooth_pixels(16, 16), "JPEG"))
+    data[data.index(b"\xff\xc0") + 4] = 12
+    kind = "broken, truncated or unknown kind of JPEG"
+    assert _failure(bytes(data)) == f"{kind}: cannot handle 12-bit layers"
+
+
 def test_a_film_is_no_picture() -> None:
     assert _failure(b"\0\0\0 ftypisom" + bytes(200)) == "not a picture"
 
 
 def _layout(bits: int, samples: int = 1, photometric: int = 1, **tags: int) -> bytes:
     """A TIFF of 8 x 8 zeros."""
-    names = {"kind": 339, "planar": 284, "predictor": 317, "compression": 259, "orientation": 274}
+    names = {"planar": 284, "predictor": 317, "compression": 259}
     strips = [bytes(8 * 8 * samples * bits // 8)]
     if tags.get("planar") == 2:
         strips = [bytes(8 * 8 * bits // 8)] * samples
-    own = {256: [8], 257: [8], 258: [bits] * samples, 262: [photometric], 277: [samples], 278: [8]}
+    own: dict[int, list[int]] = {
+        256: [8],
+        257: [8],
+        258: [bits] * samples,
+        262: [photometric],
+        277: [samples],
+        278: [8],
+    }
     if "kind" in tags:
-        tags_ = {339: [tags.pop("kind")] * samples}
-        own |= tags_
+        own[339] = [tags.pop("kind")] * samples
     return tiff_by_hand(own | {names[name]: [value] for name, value in tags.items()}, strips)
 
 
@@ -107,7 +120,10 @@ def _layout(bits: int, samples: int = 1, photometric: int = 1, **tags: int) -> b
         (_layout(16, 1, 3), "palette, 1 sample of 16-bit unsigned"),  # without a colour map
         (_layout(32, 4, 5, kind=3), "CMYK, 4 samples of 32-bit float"),
         (_layout(12, 1, compression=7), "grey, 1 sample of 12-bit unsigned, JPEG compression"),
-        (_layout(16, 1, predictor=3), "grey, 1 sample of 16-bit unsigned, predictor 3"),
+        (
+            _layout(16, 1, predictor=3, compression=5),
+            "grey, 1 sample of 16-bit unsigned, LZW compression, predictor 3",
+        ),
         (_layout(8, 1, 12345), "12345, 1 sample of 8-bit unsigned"),
     ],
 )

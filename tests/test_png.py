@@ -150,3 +150,10 @@ def test_a_damaged_critical_chunk_is_refused_as_broken(kind: bytes) -> None:
         d.open_rgb(bytes(data))
     assert "broken" in caught.value.reason
     assert "not a picture" not in caught.value.reason
+
+
+def test_a_header_that_is_not_first_is_refused() -> None:
+    data = encoded(smooth_pixels(H, W), "PNG")
+    with pytest.raises(PictureError) as caught:
+        d.open_rgb(SIGNATURE + _chunk(b"tEXt", b"a\0b") + data[len(SIGNATURE) :])
+    assert caught.value.reason == "broken PNG: the header is not the first chunk"

@@ -211,6 +211,18 @@ def test_compressions_and_predictors_of_libtiff_are_undone(
     assert _differ(_read(data), _stretched(values)) < EXACT
 
 
+@pytest.mark.parametrize("compression", [1, 32773])
+def test_a_predictor_of_what_has_none_is_ignored_as_libtiff_does(compression: int) -> None:
+    values = _of_type(BLOB[..., 0], "u2")
+    strip = values.astype("<u2").tobytes()
+    if compression == 32773:  # runs of literal bytes
+        strip = b"".join(b"\x7f" + strip[i : i + 128] for i in range(0, len(strip), 128))
+    data = tiff_by_hand(_tags(16, 1, compression=compression) | {317: [2]}, [strip])
+    by_cv2 = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(by_cv2, values)
+    assert _differ(_read(data), _stretched(values)) < EXACT
+
+
 def test_what_opencv_compresses_is_read() -> None:
     values = _of_type(BLOB, "u2")
     data = cv2.imencode(".tif", values[..., ::-1])[1].tobytes()
@@ -278,3 +290,65 @@ def test_strips_that_gdal_left_out_are_nodata(compression: int) -> None:
     assert (found[20:] == 0).all()  # no tag says what stands for no value: 0
     data = tiff_by_hand(tags | {273: [at + 12, 0], 42113: "0\0"}, [strip, b""])
     assert (_read(data)[20:] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        ("f4", "-9999\0", -9999), ("f4", "-9999.0 \0", -9999), ("f8", "-3.4e38\0", -3.4e38),
+        ("f4", "-3.4028234663852886e+38\0", np.finfo("f4").min), ("f4", "nan\0", np.nan),
+        ("f4", "0.1\0", 0.1), ("u2", "65535\0", 65535), ("u2", "0\0", 0),
+        ("i2", "-32768\0", -32768),
+        ("u8", "18446744073709551615\0", 2**64 - 1), ("u4", "1e3\0", 1000),
+    ],
+)  # fmt: skip
+def test_what_gdal_calls_nodata_is_white_and_does_not_count(
+    kind: str, text: str, value: float
+) -> None:
+    values = (BLOB[..., 0] * 20 + 290).astype(kind)
+    values[:, :9] = value
+    data = _write(values, photometric="minisblack", extratags=[(42113, "s", 0, text, True)])
+    assert tifffile.TiffFile(io.BytesIO(data)).pages[0].tags[42113].value.strip("\0 ") in text
+    expected = _stretched(values, np.broadcast_to(np.arange(W) >= 9, (H, W)))
+    found = _read(data)
+    assert (found[:, :9] == 255).all()
+    assert _differ(found[:, 9:], expected[:, 9:]) < EXACT
+
+
+@pytest.mark.parametrize("text", ["\0", "none\0", "70000\0", "-1\0", "0.5\0", "1 2\0", "1e999\0"])
+def test_nodata_that_no_sample_can_have_is_none(text: str) -> None:
+    values = _of_type(BLOB[..., 0], "u2")
+    data = _write(values, photometric="minisblack", extratags=[(42113, "s", 0, text, True)])
+    assert _differ(_read(data), _stretched(values)) < EXACT
+
+
+def test_bits_in_reverse_are_turned_before_they_are_inflated_as_libtiff_does() -> None:
+    values = _of_type(BLOB[..., 0], "u2")
+    strip = zlib.compress(values.astype("<u2").tobytes())
+    strip = bytes(int(f"{byte:08b}"[::-1], 2) for byte in strip)
+    data = tiff_by_hand(_tags(16, 1, compression=8, fill=2), [strip])
+    by_cv2 = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(by_cv2, values)
+    assert _differ(_read(data), _stretched(values)) < EXACT
+
+
+def test_more_extra_samples_beside_rgb_are_left_out() -> None:
+    values = np.dstack([smooth_pixels(H, W), smooth_pixels(H, W, seed=1)])
+    for kind, planar in product(("u1", "u2"), ("contig", "separate")):
+        stored = values.astype(kind) * (1 if kind == "u1" else 257)
+        if planar == "separate":
+            stored = np.ascontiguousarray(stored.transpose(2, 0, 1))
+        extras = ["unspecified", "unspecified", "unspecified"]
+        data = _write(stored, photometric="rgb", planarconfig=planar, extrasamples=extras)
+        expected = values[..., :3] if kind == "u1" else _stretched(values[..., :3])
+        assert _differ(_read(data), expected) < EXACT
+
+
+def test_a_fourth_sample_beside_rgb_without_a_tag_is_alpha() -> None:
+    values = np.dstack([BLOB, ALPHA])
+    for bits in (8, 16):
+        samples = np.rint(values * (2**bits - 1)).astype(f"<u{bits // 8}")
+        found = _read(tiff_by_hand(_tags(bits, 2, 4), [samples.tobytes()]))
+        assert (found[:4] == 255).all()
+        found = _read(tiff_by_hand(_tags(bits, 2, 4, extra=999), [samples.tobytes()]))
+        assert (found[:4] == 255).all()

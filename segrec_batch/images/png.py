@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
+from segrec_batch.errors import PictureError
 from segrec_batch.images.scaling import Samples, render_rgb
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -55,7 +56,13 @@ def _chunks(data: bytes) -> Iterator[tuple[int, int, bool]]:
 
 
 def read_depth_and_colour(data: bytes) -> tuple[int, int]:
-    """Return bits a sample and the colour type, from the header."""
+    """Return bits a sample and the colour type, from the header, which is the first chunk.
+
+    Raises:
+        PictureError: It is not: Pillow reads on, but the format says no, and so do others.
+    """
+    if data[12:16] != b"IHDR":
+        raise PictureError("decode", "broken PNG: the header is not the first chunk")
     return data[24], data[25]
 
 

@@ -5,7 +5,7 @@ either fill order, with or without predictor:
 
     grey, black or white is zero    1, 2, 4, 8 bits unsigned         Pillow
     RGB                             8 bits unsigned                  Pillow
-    RGB + 1 extra sample            8 bits unsigned, chunky          Pillow
+    grey or RGB + 1 extra sample    8 bits unsigned, chunky          Pillow
     palette                         1, 2, 4, 8 bits                  Pillow
     CMYK                            8 bits unsigned                  Pillow
     CIE L*a*b*, YCbCr               8 bits unsigned, chunky, and     Pillow
@@ -46,22 +46,25 @@ from segrec_batch.images.tiff_layout import (
 )
 from segrec_batch.images.tiff_segments import COMPRESSIONS, NONE, can_read_samples, read_samples
 
-_PILLOWS = {  # of unsigned samples: photometric → bits, kinds of extra samples
-    WHITE_IS_ZERO: ((1, 2, 4, 8), ((),)),
-    BLACK_IS_ZERO: ((1, 2, 4, 8), ((),)),
-    RGB: ((8,), ((), (UNSPECIFIED,), (UNASSOCIATED,), (ASSOCIATED,))),
-    PALETTE: ((1, 2, 4, 8), ((),)),
-    CMYK: ((8,), ((),)),
-    YCBCR: ((8,), ((),)),
-    CIELAB: ((8,), ((),)),
+_NONE: tuple[tuple[int, ...], ...] = ((),)
+_OTHER = ((), (UNSPECIFIED,), (UNASSOCIATED,))
+# of unsigned samples: photometric → bits → kinds of extra samples
+_PILLOWS: dict[int, dict[int, tuple[tuple[int, ...], ...]]] = {
+    WHITE_IS_ZERO: {1: _NONE, 2: _NONE, 4: _NONE, 8: _NONE},
+    BLACK_IS_ZERO: {1: _NONE, 2: _NONE, 4: _NONE, 8: _OTHER},
+    RGB: {8: (*_OTHER, (ASSOCIATED,))},
+    PALETTE: {1: _NONE, 2: _NONE, 4: _NONE, 8: _NONE},
+    CMYK: {8: _NONE},
+    YCBCR: {8: _NONE},
+    CIELAB: {8: _NONE},
 }
 _BAND = 2**20
 
 
 def is_pillows(layout: Layout) -> bool:
     """Return whether Pillow reads the layout right."""
-    bits, extras = _PILLOWS.get(layout.photometric, ((), ()))
-    if layout.kind != "unsigned" or layout.bits not in bits or layout.extras not in extras:
+    extras = _PILLOWS.get(layout.photometric, {}).get(layout.bits, ())
+    if layout.kind != "unsigned" or layout.extras not in extras:
         return False
     if layout.is_big_tiff and not layout.is_little_endian:
         return False

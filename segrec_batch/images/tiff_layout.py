@@ -41,6 +41,10 @@ _UNREAD_COMPRESSION = {
 }  # fmt: skip
 
 
+_COREL_ALPHA = 999  # Corel Draw 10 wrote this for an alpha
+_PREDICTED = (5, 8, 32946, 34925, 50000)  # compressions with a predictor; others ignore its tag
+
+
 @dataclass(frozen=True)
 class Layout:
     """What the tags say.
@@ -143,7 +147,7 @@ def read_layout(data: bytes) -> Layout:
         offsets=tags.values(324 if is_tiled else 273, ()),
         sizes=tags.values(325 if is_tiled else 279, ()),
         compression=tags.whole(259, 1),
-        predictor=tags.whole(317, 1),
+        predictor=tags.whole(317, 1) if tags.whole(259, 1) in _PREDICTED else 1,
         fill_order=tags.whole(266, 1),
         is_little_endian=data[:1] == b"I",
         is_big_tiff=b"+" in data[2:4],
@@ -192,7 +196,7 @@ def _extras(photometric: int, samples: int, kinds: tuple[int, ...]) -> tuple[int
     surplus = max(0, samples - _COLOURS.get(photometric, samples))
     if photometric == RGB and surplus == 1 and not kinds:
         return (UNASSOCIATED,)  # what writers without the tag mean by a fourth sample
-    kinds = kinds[:surplus]
+    kinds = tuple(UNASSOCIATED if kind == _COREL_ALPHA else kind for kind in kinds[:surplus])
     return kinds + (UNSPECIFIED,) * (surplus - len(kinds))
 
 
