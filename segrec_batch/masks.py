@@ -63,6 +63,10 @@ def decode_mask(data: bytes) -> NDArray[np.integer[Any]]:
             with Image.open(io.BytesIO(data), formats=_RECOGNISED) as image:
                 scale = _scale(image)
                 _check_layout(image)
+                if image.format == "PNG":
+                    _check_sums(data)
+                image.load()
+                _check_upright(image)
                 return _samples(image, scale)
     except PictureError:
         raise
@@ -73,7 +77,8 @@ def decode_mask(data: bytes) -> NDArray[np.integer[Any]]:
     except UnidentifiedImageError as error:
         raise _refusal(_unidentified(data)) from error
     except Exception as error:  # decoders raise nearly anything on broken bytes
-        raise PictureError("decode", f"{type(error).__name__}: {error}") from error
+        reason = f"damaged ({type(error).__name__}: {error})"
+        raise _refusal(reason, "make the file again") from error
 
 
 def _unidentified(data: bytes) -> str:
@@ -123,8 +128,12 @@ def _check_layout(image: Image.Image) -> None:
         raise _refusal("a mask of several frames or pages is refused", "save one, as PNG")
     if isinstance(image, TiffImageFile):
         _check_tiff(image)
-    elif image.format == "PNG" and _orientation(image) != 1:
-        raise _refusal("a mask with an orientation (EXIF) is refused", "turn its pixels upright")
+
+
+def _check_sums(data: bytes) -> None:
+    """Raise SyntaxError for a PNG with a checksum that is not right; loading it looks at few."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        image.verify()
 
 
 def _check_tiff(image: TiffImageFile) -> None:
@@ -147,7 +156,7 @@ def _check_tiff(image: TiffImageFile) -> None:
             f"{sample_format}, {bits} bits{', big-endian' if swapped else ''}"
         )
     if _tag(image, _ORIENTATION) != 1:
-        raise _refusal("a mask with an orientation (TIFF) is refused", "turn its pixels upright")
+        raise _turned("TIFF")
 
 
 def _tag(image: TiffImageFile, number: int, default: int = 1) -> int:
@@ -156,11 +165,21 @@ def _tag(image: TiffImageFile, number: int, default: int = 1) -> int:
     return int(value[0] if isinstance(value, tuple) else value)
 
 
-def _orientation(image: Image.Image) -> int:
+def _check_upright(image: Image.Image) -> None:
+    """Raise PictureError for a PNG, which has been loaded, that is to be turned before it is shown.
+
+    Other formats of masks have no EXIF, or have been checked by their header.
+    """
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # broken EXIF says nothing
-        return 1
+        return
+    if image.format == "PNG" and orientation != 1:
+        raise _turned("EXIF")
+
+
+def _turned(where: str) -> PictureError:
+    return _refusal(f"a mask with an orientation ({where}) is refused", "turn its pixels upright")
 
 
 def _check_palette(image: Image.Image) -> None:

@@ -262,8 +262,18 @@ def test_a_header_that_promises_too_much_costs_no_memory(monkeypatch: pytest.Mon
     _same(encoded(GREY, "PNG"), np.asarray(GREY))
 
 
-@pytest.mark.parametrize("format_", FORMATS)
-def test_damaged_masks_are_read_or_refused(format_: str) -> None:
+def test_a_damaged_png_is_never_read_as_other_labels() -> None:
+    whole = encoded(GREY, "PNG")
+    for at in range(len(whole)):
+        for flip in (0x01, 0x55, 0xFF):
+            data = bytearray(whole)
+            data[at] ^= flip
+            with suppress(PictureError):
+                np.testing.assert_array_equal(decode_mask(bytes(data)), GREY, f"byte {at}")
+
+
+@pytest.mark.parametrize("format_", ["BMP", "TIFF"])
+def test_other_damaged_masks_are_read_or_refused(format_: str) -> None:
     whole = encoded(GREY, format_)
     for at in range(len(whole)):
         for flip in (0x01, 0x80, 0xFF):
@@ -271,3 +281,18 @@ def test_damaged_masks_are_read_or_refused(format_: str) -> None:
             data[at] ^= flip
             with suppress(PictureError):
                 assert decode_mask(bytes(data)).ndim == 2
+
+
+@pytest.mark.parametrize(
+    ("format_", "options"),
+    [
+        ("PNG", {}),
+        ("BMP", {}),
+        *(("TIFF", {"compression": name}) for name in ("raw", "tiff_lzw", "packbits", "zstd")),
+    ],
+)
+def test_half_a_mask_is_never_read_as_one(format_: str, options: dict[str, str]) -> None:
+    whole = encoded(GREY, format_, **options)
+    for length in range(len(whole)):
+        with suppress(PictureError):
+            np.testing.assert_array_equal(decode_mask(whole[:length]), GREY, f"{length} bytes")
