@@ -2,12 +2,15 @@
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import ray
 import ray.util.client
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segrec_batch.errors import ClusterError, SegrecError
@@ -61,12 +64,28 @@ def _cluster_at(address: str) -> Iterator[None]:
         socket.create_connection((host.strip("[]"), int(port)), _ANSWER).close()
         if is_own(host, int(port)):
             local = on_loopback()
+        elif not GcsClient(address=address).get_all_job_info(timeout=_ANSWER):
+            _send_scout(address)
     with local:
         ray.init(address=address, **OPTIONS)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _send_scout(address: str) -> None:
+    """Join a cluster that nobody has joined before from another process, and leave it again.
+
+    The first that joins is kept waiting for the first worker, in a call that nothing can interrupt.
+    Raises ClusterError if there is none.
+    """
+    command = [sys.executable, "-c", "import sys, ray; ray.init(sys.argv[1])", address]
+    environment = {**os.environ, "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    try:  # what else may be wrong will be said of the process that comes after it
+        subprocess.run(command, env=environment, capture_output=True, timeout=_WORKER_START)  # noqa: S603
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError(_no_worker("the node that was joined", _WORKER_START, None)) from error
 
 
 def _explain(address: str | None, error: Exception) -> str:
@@ -101,7 +120,11 @@ def _await_workers(logs: Path | None) -> None:
     if not silent:
         return
     where = "this machine" if logs else "node " + ", ".join(sorted({nodes[ref] for ref in silent}))
-    raise ClusterError(
+    raise ClusterError(_no_worker(where, seconds, logs))
+
+
+def _no_worker(where: str, seconds: float, logs: Path | None) -> str:
+    return (
         f"Ray has started no worker on {where} within {seconds:,.0f} s{_last_words(logs)}; look "
         f"into {logs or 'the logs of that node (`ray logs`)'} for why: a full disk, too little "
         "memory, another Python or packages that are missing there"
