@@ -8,6 +8,7 @@ SegrecError                what every command catches, prints and turns into exi
 ├── StorageError           a store does not answer, or refuses: the network, credentials,
 │                          throttling; try again later
 ├── ClusterError           Ray cannot be joined, gave the run up, or it hangs
+├── DecoderError           the process that decodes images does not start on this machine
 ├── DriftError             an index changed more than its thresholds allow
 ├── DeviceError            a device was asked for and is not there
 └── EngineError            an engine or a precision was asked for that does not exist here
@@ -42,6 +43,10 @@ class StorageError(SegrecError):
 
 class ClusterError(SegrecError):
     """The Ray cluster cannot go on with the run."""
+
+
+class DecoderError(SegrecError):
+    """The process that decodes images does not start."""
 
 
 class DriftError(SegrecError):

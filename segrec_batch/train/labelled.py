@@ -84,7 +84,9 @@ class LabelledImage:
     def load(self, classes: Classes) -> tuple[Image.Image, NDArray[np.int16]]:
         """The RGB image and its mask values (H, W), void at VOID. Raises InputError."""
         try:
-            picture = sandbox.shared().decode_whole(storage.read_bytes(self.image))
+            content = storage.read_bytes(self.image)
+            with sandbox.borrowed() as decoder:  # several threads load
+                picture = decoder.decode_whole(content)
         except (PictureError, OSError, ValueError) as error:
             raise InputError(f"{self.image}: {error}") from error
         image = Image.fromarray(picture.pixels)
