@@ -9,6 +9,7 @@ SegrecError                what every command catches, prints and turns into exi
 │                          throttling; try again later
 ├── SourceError            more sources cannot be read, or are gone, than the run accepts
 ├── ClusterError           Ray cannot be joined, gave the run up, or it hangs
+├── DecoderError           the process that decodes images does not start on this machine
 ├── DriftError             an index changed more than its thresholds allow
 ├── DeviceError            a device was asked for and is not there
 └── EngineError            an engine or a precision was asked for that does not exist here
@@ -47,6 +48,10 @@ class SourceError(SegrecError):
 
 class ClusterError(SegrecError):
     """The Ray cluster cannot go on with the run."""
+
+
+class DecoderError(SegrecError):
+    """The process that decodes images does not start."""
 
 
 class DriftError(SegrecError):

@@ -15,7 +15,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Self, TypeVar
 
@@ -85,7 +86,7 @@ class Sandbox:
             self._child = self._child or ChildProcess(self.function, self.memory)
 
     def confinement(self) -> Confinement:
-        """Return what the kernel holds of the child. RuntimeError when none starts."""
+        """Return what the kernel holds of the child. DecoderError when none starts."""
         with self._lock:
             return self._ready().confinement
 
@@ -102,7 +103,7 @@ class Sandbox:
 
         Raises:
             PictureError: of stage `decode`.
-            RuntimeError: a child does not even start.
+            DecoderError: a child does not even start.
         """
         allowed = {tuple(shape) for shape in shapes}
 
@@ -212,11 +213,36 @@ class Sandbox:
 
 def shared() -> Sandbox:
     """The sandbox of this process, until it ends."""
-    return _of_process(os.getpid())  # a fork must not read its parent's answers
+    return _of_process(os.getpid())[0]  # a fork must not read its parent's answers
+
+
+_borrowing = threading.Lock()
+_taken: set[Sandbox] = set()
+
+
+@contextmanager
+def borrowed() -> Iterator[Sandbox]:
+    """A sandbox of this process that no other thread has borrowed; a new one if all are taken."""
+    everyone = _of_process(os.getpid())
+    with _borrowing:
+        free = next((box for box in everyone if box not in _taken), None)
+        if free is None:
+            free = _make()
+            everyone.append(free)
+        _taken.add(free)
+    try:
+        yield free
+    finally:
+        with _borrowing:
+            _taken.discard(free)
 
 
 @cache
-def _of_process(_: int) -> Sandbox:
+def _of_process(_: int) -> list[Sandbox]:
+    return [_make()]
+
+
+def _make() -> Sandbox:
     sandbox = Sandbox()
     atexit.register(sandbox.close)
     return sandbox

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from segrec_batch.confinement import Confinement
 from segrec_batch.decode import MAX_PIXELS
-from segrec_batch.errors import PictureError
+from segrec_batch.errors import DecoderError, PictureError
 from segrec_batch.sandbox_child import LENGTH
 
 PATIENCE = 10.0  # seconds, for a child that has hung up to be gone
@@ -48,7 +48,7 @@ class NonsenseError(Exception):
     """A child answers what none of its functions gives."""
 
 
-class KilledError(RuntimeError):
+class KilledError(DecoderError):
     """Something killed a child before it was ready."""
 
 
@@ -72,12 +72,15 @@ class ChildProcess:
                     cwd="/",
                     env=_environment(),
                 )
+            except OSError as error:
+                self._socket.close()
+                raise DecoderError(f"the decoder process cannot be started: {error}") from error
             except BaseException:
                 self._socket.close()
                 raise
 
     def wait(self) -> None:
-        """Wait until it is ready. RuntimeError, and its end, when it does not get there."""
+        """Wait until it is ready. DecoderError, and its end, when it does not get there."""
         if self._is_ready:
             return
         self._wait_at_most(START_SECONDS)
@@ -87,11 +90,11 @@ class ChildProcess:
         except (EOFError, ConnectionError, NonsenseError) as error:
             status = self.end(PATIENCE)
             message = f"the decoder process does not start ({self.function}): {how(status)}"
-            raise (KilledError if status < 0 else RuntimeError)(message) from error
+            raise (KilledError if status < 0 else DecoderError)(message) from error
         except TimeoutError as error:
             self.end()
             message = f"the decoder process does not start within {START_SECONDS:g} s"
-            raise RuntimeError(message) from error
+            raise DecoderError(message) from error
         except BaseException:
             self.end()
             raise

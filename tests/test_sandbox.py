@@ -15,7 +15,7 @@ import pytest
 
 from segrec_batch import decode as d
 from segrec_batch import sandbox as s
-from segrec_batch.errors import PictureError
+from segrec_batch.errors import DecoderError, PictureError
 from tests.builders import encoded, smooth_pixels
 
 SHAPES = d.shapes_of_size(64)
@@ -177,7 +177,7 @@ def test_an_image_that_took_too_long_is_not_tried_again(poison: Path) -> None:
         started = time.monotonic()
         with pytest.raises(PictureError, match=r"took longer than 0\.3 s"):
             box.decode(b"hang", SHAPES, seconds=0.3)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
         assert _marks(poison)[1] == 1
         assert box.decode(GOOD, SHAPES).width == 80
 
@@ -256,7 +256,7 @@ def test_a_child_that_does_not_start_is_not_the_pictures_fault(
     descriptors, children = len(os.listdir("/proc/self/fd")), _children()  # noqa: PTH208
     with (
         s.Sandbox(function="no_such_module:decode") as box,
-        pytest.raises(RuntimeError, match="does not start"),
+        pytest.raises(DecoderError, match="does not start"),
     ):
         box.decode(GOOD, SHAPES)
     assert "no_such_module" in capfd.readouterr().err
@@ -282,7 +282,7 @@ if left := lives.read_text():
     monkeypatch.syspath_prepend(tmp_path)
     with s.Sandbox(function="dies:decode") as box:
         if kills == s.STARTS:
-            with pytest.raises(RuntimeError, match=r"does not start .*SIGKILL"):
+            with pytest.raises(DecoderError, match=r"does not start .*SIGKILL"):
                 box.decode(GOOD, SHAPES)
         assert box.decode(GOOD, SHAPES).width == 80
 
@@ -387,3 +387,23 @@ def test_a_child_that_is_started_early_is_ready_when_it_is_needed() -> None:
         assert child is not None
         assert box.decode(GOOD, SHAPES).width == 80
         assert box.pid == child
+
+
+def test_threads_that_borrow_decode_at_the_same_time(tmp_path: Path) -> None:
+    code = f"""
+import threading
+from segrec_batch import sandbox
+from segrec_batch.decode import shapes_of_size
+both = threading.Barrier(2, timeout=20)
+children = []
+def decode():
+    with sandbox.borrowed() as box:
+        both.wait()
+        assert box.decode({GOOD!r}, shapes_of_size(64)).width == 80
+        children.append(box.pid)
+for _ in range(2):
+    threads = [threading.Thread(target=decode) for _ in range(2)]
+    [t.start() for t in threads], [t.join() for t in threads]
+print(len(children), len(set(children)), sandbox.shared().pid in children)
+"""
+    assert _run(code, tmp_path) == "4 2 True\n"

@@ -34,7 +34,7 @@ def _short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_sheet_says_which_image_took_too_long_and_shows_the_others(slow: bytes) -> None:
     started = time.monotonic()
     shown = page(card(), *(card(data=slow) for _ in range(5)), card())
-    assert time.monotonic() - started < 3 * 0.4 + 2 * 0.2 + 5  # and not twice
+    assert time.monotonic() - started < 20  # of 60 that one alone might take
     said = [text for text in shown.text("span") if "readable" in text]
     assert (
         said
@@ -67,7 +67,7 @@ def test_a_query_by_an_image_that_takes_too_long_ends_in_one_line(
     (tmp_path / "slow.jpg").write_bytes(slow)
     started = time.monotonic()
     assert cli.main(["query", "--index", index, "--image", str(tmp_path / "slow.jpg")]) == 1
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     error = capsys.readouterr().err.splitlines()[-1]
     assert error == f"error: {tmp_path}/slow.jpg: took longer than 0.4 s"
 

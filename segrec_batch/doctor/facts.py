@@ -10,7 +10,7 @@ from pathlib import Path
 
 from segrec_batch import __version__, host
 from segrec_batch.confinement import Confinement
-from segrec_batch.errors import DeviceError
+from segrec_batch.errors import DecoderError, DeviceError
 from segrec_batch.host import Cores, Memory, Processor, Space
 from segrec_batch.model import engines
 from segrec_batch.sandbox import Sandbox
@@ -177,7 +177,7 @@ def read_decoder() -> Confinement | None:
     with Sandbox() as sandbox:
         try:
             return sandbox.confinement()
-        except (OSError, RuntimeError):  # what it said is on stderr
+        except DecoderError:  # what it said is on stderr
             return None
 
 

@@ -12,7 +12,7 @@ from functools import partial
 import pyarrow as pa
 import ray.data
 
-from segrec_batch import messages
+from segrec_batch import messages, sandbox
 from segrec_batch.errors import ClusterError
 from segrec_batch.pipeline.cluster import ray_errors
 from segrec_batch.pipeline.placement import Placement
@@ -35,6 +35,7 @@ def process(
 
     Goes in rounds, so that neither the driver nor Ray holds more than the rows of one.
     """
+    sandbox.shared().confinement()  # logs here, where it is seen, what the kernel does not hold
     context = ray.data.DataContext.get_current()
     # longer than it takes to give up every picture of a batch
     context.execution_no_progress_timeout_s = 300 + 2 * PICTURE_SECONDS * placement.batch_size

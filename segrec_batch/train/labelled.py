@@ -121,7 +121,9 @@ class LabelledImage:
     def load(self, classes: Classes) -> tuple[Image.Image, NDArray[np.int16]]:
         """The RGB image and its mask values (H, W), void at VOID. Raises InputError."""
         try:
-            picture = sandbox.shared().decode_whole(storage.read_bytes(self.image))
+            content = storage.read_bytes(self.image)
+            with sandbox.borrowed() as decoder:  # several threads load
+                picture = decoder.decode_whole(content)
         except (OSError, PictureError) as error:
             raise InputError(f"{self.image}: {_reason(error)}") from error
         image = Image.fromarray(picture.pixels)
@@ -138,7 +140,9 @@ class LabelledImage:
 def load_mask(uri: str, classes: Classes) -> NDArray[np.int16]:
     """Return the values of a mask (H, W), void at VOID. Raises InputError."""
     try:
-        values = sandbox.shared().decode_mask(storage.read_bytes(uri))
+        content = storage.read_bytes(uri)
+        with sandbox.borrowed() as decoder:
+            values = decoder.decode_mask(content)
     except (OSError, PictureError) as error:
         raise InputError(f"{uri}: {_reason(error)}") from error
     low, high = int(values.min()), int(values.max())
