@@ -217,7 +217,7 @@ def run_sql(a: argparse.Namespace) -> None:
     parameters = dict(_parameter(text) for text in a.parameters)
     settings = WATCHED if a.explain else {}
     database = open_index(a.index, a.version, Access.SEALED, settings)
-    with last_resort(a.timeout + 10):
+    with last_resort(a.timeout + min(a.timeout, 10)):
         found = ask(database, a.sql, parameters, Limits(seconds=a.timeout))
     if a.explain:
         messages.say(str(last_work(database.connection)))

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -19,6 +20,8 @@ from segrec_batch.model.bundle import Model
 from segrec_batch.pipeline.plan import Request
 from segrec_batch.pipeline.run import Execution, index_pictures
 from segrec_batch.query.cache import refresh_cache
+from segrec_batch.query.connection import Access
+from segrec_batch.query.database import open_cache
 from segrec_batch.store import encode
 
 TABLES = ("images", "regions", "failures")
@@ -115,10 +118,11 @@ assert not any(name.startswith("segrec") for name in sys.modules)
 
 def test_rows_lie_as_filters_on_coverage_like_them(cache: str) -> None:
     con = segrec_batch.connect(cache)
-    found = con.sql("SELECT class, coverage FROM segrec.regions ORDER BY rowid").fetchall()
+    regions = "SELECT class, coverage FROM cache.segrec.regions ORDER BY rowid"
+    found = con.sql(regions).fetchall()
     assert found == sorted(found)
     images = con.sql(
-        "SELECT image_id, coverages FROM segrec.images ORDER BY rowid"
+        "SELECT image_id, coverages FROM cache.segrec.images ORDER BY rowid"
     ).to_arrow_table()
     by_id = images.sort_by("image_id")
     order = encode.z_order(np.array(by_id["coverages"].to_pylist(), np.float32))
@@ -279,3 +283,124 @@ def test_the_command_makes_a_cache_that_the_others_take(
     assert answers[0] == answers[1]
     assert cli.main(["sql", "--index", path, "--version", "99", "SELECT 1"]) == 1
     assert "query cache of version" in capsys.readouterr().err
+
+
+SECRET = "sesame-0815"  # noqa: S105 - what no answer may hold
+
+
+@pytest.fixture
+def hostile(cache: str, tmp_path: Path) -> Iterator[tuple[Path, duckdb.DuckDBPyConnection]]:
+    """A copy of the cache, open to its maker, beside a file with a secret."""
+    (tmp_path / "secret.txt").write_text(SECRET)
+    path = tmp_path / "hostile.duckdb"
+    shutil.copyfile(cache, path)
+    with duckdb.connect(str(path)) as connection:
+        yield path, connection
+
+
+OBJECTS = """
+CREATE OR REPLACE VIEW images AS SELECT content AS image_id FROM read_text('{0}/secret.txt');
+CREATE OR REPLACE VIEW regions AS SELECT * FROM query('FROM read_text(''{0}/secret.txt'')');
+CREATE OR REPLACE MACRO pearson(a, b) AS (SELECT content FROM read_text('{0}/secret.txt'));
+CREATE OR REPLACE MACRO len(a) AS (SELECT content FROM read_text('{0}/secret.txt'));
+CREATE OR REPLACE MACRO feature_error(a, b) AS (SELECT size FROM read_text('{0}/secret.txt'));
+CREATE OR REPLACE MACRO recommend(query, k := 10) AS TABLE FROM read_text('{0}/secret.txt');
+CREATE TYPE main.FLOATS AS VARCHAR;
+CREATE SCHEMA system2;
+"""
+
+
+def test_views_and_macros_of_a_cache_are_not_used(
+    hostile: tuple[Path, duckdb.DuckDBPyConnection], index: str, tmp_path: Path
+) -> None:
+    path, maker = hostile
+    maker.execute(OBJECTS.format(tmp_path))
+    maker.close()
+    check_equal(str(path), index)
+    sql = (
+        "SELECT pearson([1, 2, 3], [3, 2, 1]), len([1]), "
+        "(SELECT count(*) FROM recommend((SELECT min(image_id) FROM images)))"
+    )
+    for access in (Access.LOCKED, Access.SEALED):
+        with open_cache(str(path), access).connection as connection:
+            assert connection.sql(sql).fetchall() == [(-1.0, 1, 10)]
+            for name in ("cache.main.images", "cache.main.regions", "cache.main.recommend('x')"):
+                with pytest.raises(duckdb.Error, match="disabled"):
+                    connection.sql(f"FROM {name}").fetchall()
+    before = refresh_cache(index, str(tmp_path / "own.duckdb")).rows
+    assert refresh_cache(index, str(path)).added == before  # made anew, not added to
+    with duckdb.connect(str(path)) as connection:
+        assert SECRET not in str(connection.sql("FROM images").fetchall())
+        assert connection.sql("SELECT pearson([1, 2, 3], [3, 2, 1])").fetchall() == [(-1.0,)]
+
+
+TABLES_OF_OTHERS = {
+    "a view": "ALTER TABLE segrec.{1} RENAME TO kept; "
+    "CREATE VIEW segrec.{1} AS FROM read_text('{0}/secret.txt')",
+    "another type": "ALTER TABLE segrec.{1} ALTER uri TYPE BLOB",
+    "a generated column": "CREATE TABLE segrec.kept AS FROM segrec.{1}; DROP TABLE segrec.{1}; "
+    "CREATE TABLE segrec.{1} (uri VARCHAR AS (concat('a', 'b')), image_id VARCHAR)",
+    "a default": "ALTER TABLE segrec.{1} ALTER uri SET DEFAULT 'x'",
+    "another column": "ALTER TABLE segrec.{1} ADD COLUMN more VARCHAR",
+    "a column less": "ALTER TABLE segrec.{1} DROP COLUMN part",
+    "no table": "DROP TABLE segrec.{1}",
+}
+
+
+@pytest.mark.parametrize("table", ["images", "failures"])
+@pytest.mark.parametrize("change", TABLES_OF_OTHERS)
+def test_a_cache_with_other_tables_is_refused(
+    hostile: tuple[Path, duckdb.DuckDBPyConnection], tmp_path: Path, change: str, table: str
+) -> None:
+    path, maker = hostile
+    maker.execute(TABLES_OF_OTHERS[change].format(tmp_path, table))
+    maker.close()
+    check_refused(path, "made by another version of segrec_batch, or is damaged")
+
+
+IDENTITIES = {
+    "its view": "DROP TABLE segrec.snapshot; CREATE VIEW segrec.snapshot AS SELECT 'x' AS index, "
+    "0 AS version, 'x' AS model_id, content AS spec, '' AS recipe FROM read_text('{0}/secret.txt')",
+    "no row": "DELETE FROM segrec.snapshot",
+    "two rows": "INSERT INTO segrec.snapshot FROM segrec.snapshot",
+    "version": "UPDATE segrec.snapshot SET version = -1",
+    "model_id": "UPDATE segrec.snapshot SET model_id = '../../x'",
+    "a web address": "UPDATE segrec.snapshot SET index = 'http://127.0.0.1:9/index'",
+    "a chain": "UPDATE segrec.snapshot SET index = 's3://x::http://127.0.0.1:9/index'",
+    "a relative path": "UPDATE segrec.snapshot SET index = 'index'",
+    "control characters": "UPDATE segrec.snapshot SET index = '/x' || chr(27) || '[2J'",
+    "a long path": "UPDATE segrec.snapshot SET index = '/' || repeat('x', 5000)",
+    "a large spec": "UPDATE segrec.snapshot SET spec = repeat('x', 20000000)",
+    "no spec": "UPDATE segrec.snapshot SET spec = NULL",
+    "nested": "UPDATE segrec.snapshot SET spec = repeat('[', 100000)",
+    "a number": "UPDATE segrec.snapshot SET spec = '1'",
+    "a class": "UPDATE segrec.snapshot SET spec = replace(spec, '\"tree\"', "
+    '\'"x\\" FLOAT); DROP VIEW images; --"\')',
+    "classes": "UPDATE segrec.snapshot SET spec = replace(spec, '\"tree\"', '\"car\"')",
+}
+
+
+@pytest.mark.parametrize("change", IDENTITIES)
+def test_a_cache_that_says_something_odd_of_itself_is_refused(
+    hostile: tuple[Path, duckdb.DuckDBPyConnection], tmp_path: Path, change: str
+) -> None:
+    path, maker = hostile
+    maker.execute(IDENTITIES[change].format(tmp_path))
+    maker.close()
+    check_refused(path, r"segrec duckdb")
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 4096, b"\0" * 65536])
+def test_a_file_that_is_no_database_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.duckdb"
+    path.write_bytes(content)
+    check_refused(path, "not a query cache")
+    assert path.read_bytes() == content
+
+
+def check_refused(path: Path, message: str) -> None:
+    for access in Access:
+        with pytest.raises(InputError, match=message) as refusal:
+            open_cache(str(path), access)
+        assert "\n" not in str(refusal.value)
+        assert SECRET not in str(refusal.value)

@@ -7,6 +7,7 @@ from segrec_batch.feedback.vectors import linear
 from segrec_batch.query.card import Card
 from segrec_batch.query.database import query
 from segrec_batch.query.recommend import Recommendation, Recommender, cards
+from segrec_batch.query.views import identifier
 from segrec_batch.roots import ImageRoots
 from segrec_batch.store.schema import coverage_column
 
@@ -19,7 +20,7 @@ def round_cards(
     spec = recommender.database.spec
     columns = [coverage_column(name) for name in spec.all_classes]
     sql = (
-        f"SELECT image_id, mask, {', '.join(columns)} FROM images "  # noqa: S608
+        f"SELECT image_id, mask, {', '.join(map(identifier, columns))} FROM images "  # noqa: S608
         "WHERE image_id IN (SELECT unnest($ids))"
     )
     ids = {"ids": [row.image_id for row in rows]}

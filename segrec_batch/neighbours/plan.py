@@ -18,8 +18,8 @@ from segrec_batch.neighbours.search import Block
 from segrec_batch.query.batches import batches, run
 from segrec_batch.query.connection import Settings
 from segrec_batch.query.criteria import Criteria
-from segrec_batch.query.database import open_files, open_twin, query
-from segrec_batch.query.guard import check_query
+from segrec_batch.query.database import open_files, query
+from segrec_batch.query.guard import QueryGuard
 from segrec_batch.query.views import quoted
 from segrec_batch.store.index import Snapshot
 from segrec_batch.store.parquet import read_parquet
@@ -103,8 +103,8 @@ class Plan:
             self._connection.register("asked_file", _read_ids(queries))
             source = "asked_file"
         elif queries is not None:
-            with open_twin(self._database) as twin:
-                check_query(twin, queries)
+            with QueryGuard(self._database) as guard:
+                guard.check(queries)
             source = f"({queries.strip().rstrip(';')}\n)"
         sql = f"SELECT DISTINCT image_id::VARCHAR AS image_id FROM {source}"  # noqa: S608
         run(self._connection, f"CREATE TEMP TABLE asked AS {sql} WHERE image_id IS NOT NULL")

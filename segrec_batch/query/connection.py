@@ -9,6 +9,7 @@ from enum import Enum
 import duckdb
 
 from segrec_batch.errors import InputError
+from segrec_batch.host import usable_memory
 
 Settings = Mapping[str, str | int | bool]
 """Options of DuckDB by name, e.g. `{"threads": 4, "memory_limit": "8GB"}`."""
@@ -65,6 +66,7 @@ def restrict(
     given = connection.sql("SELECT current_setting('temp_directory')").fetchall()
     if access is Access.SEALED:
         connection.execute("SET temp_directory = ''")
+        _limit_memory(connection, usable_memory() // 2)
     elif given == [(_DEFAULT_SPILL,)]:
         _spill_privately(connection)
     connection.execute("SET allowed_paths = $files", {"files": list(files)})
@@ -92,6 +94,19 @@ def one_line(error: Exception) -> str:
 
 _Connection = duckdb.DuckDBPyConnection
 _DEFAULT_SPILL = ".tmp"  # of a database in memory: in the working directory, which SQL could read
+
+
+def _limit_memory(connection: "_Connection", most: int) -> None:
+    """Let a connection take at most so many bytes, or fewer as it is set already."""
+    before = connection.execute("SELECT current_setting('memory_limit')").fetchall()
+    connection.execute(f"SET memory_limit = '{most}B'")
+    after = connection.execute("SELECT current_setting('memory_limit')").fetchall()
+    ((lower,),) = connection.execute(
+        "SELECT parse_formatted_bytes($before) < parse_formatted_bytes($after)",
+        {"before": before[0][0], "after": after[0][0]},
+    ).fetchall()
+    if lower:
+        connection.execute("SET memory_limit = $before", {"before": before[0][0]})
 
 
 def _spill_privately(connection: "_Connection") -> None:

@@ -176,7 +176,7 @@ def open_cache(
         layout.create_tables(connection, _EXPECTED, model)
         if not found.items() >= layout.definitions(connection, _EXPECTED).items():
             raise ModelError("its tables have other columns")
-    except (duckdb.Error, ModelError, ValueError, RecursionError) as error:
+    except (duckdb.Error, ModelError, ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f"{path} was made by another version of segrec_batch, or is damaged: "
             f"{one_line(error)}; delete it and make it anew with segrec duckdb"

@@ -17,12 +17,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
 from segrec_batch.errors import InputError
+from segrec_batch.host import usable_memory
 from segrec_batch.query.connection import one_line
 from segrec_batch.query.database import Database, open_twin
 from segrec_batch.query.views import quoted, schema_file
@@ -61,15 +63,16 @@ def ask(
     Raises InputError for SQL that is no query of the rows, is wrong, or takes too much.
     """
     parameters, limits = parameters or {}, limits or Limits()
-    with time_limit(database.connection, limits.seconds):
-        with open_twin(database) as twin, memory_limit(_PLAN_BYTES):
-            check_query(twin, sql, parameters)
+    memory = usable_memory() * 3 // 4
+    with memory_limit(memory), time_limit(database.connection, limits.seconds):
+        with QueryGuard(database) as guard:
+            guard.check(sql, parameters)
         try:
             found = database.connection.sql(sql, params=dict(parameters) or None)
             return _collect(found.to_arrow_reader(_ROWS), limits.answer_bytes)
         except duckdb.InterruptException:
             raise
-        except (duckdb.Error, pa.ArrowException) as error:
+        except (duckdb.Error, pa.ArrowException, MemoryError) as error:
             raise InputError(f"SQL: {_told(error)}") from error
 
 
@@ -91,7 +94,7 @@ def _collect(reader: pa.RecordBatchReader, most: int) -> pa.Table:
 
 
 def _told(error: Exception) -> str:
-    if isinstance(error, duckdb.OutOfMemoryException):
+    if isinstance(error, duckdb.OutOfMemoryException | MemoryError):
         return "it needs more memory than it may take: ask for fewer rows or columns at once"
     return one_line(error)
 
@@ -129,14 +132,15 @@ def _too_late(seconds: float) -> InputError:
 
 @contextmanager
 def memory_limit(size: int) -> Iterator[None]:
-    """Let this process take so many bytes more, where the system counts them (Linux): plans are no
-    part of what DuckDB's `memory_limit` is about.
+    """Let this process take so many bytes more, where the system counts them (Linux): plans and
+    long texts are no part of what DuckDB's `memory_limit` is about.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     statm = Path("/proc/self/statm")
-    if soft == resource.RLIM_INFINITY and statm.exists():
-        now = int(statm.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (now + size, hard))
+    if statm.exists():
+        most = int(statm.read_text().split()[0]) * resource.getpagesize() + size
+        least = [most, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
+        resource.setrlimit(resource.RLIMIT_AS, (min(least), hard))
     try:
         yield
     finally:
@@ -169,36 +173,60 @@ def last_resort(seconds: float) -> Iterator[None]:
         watch.join()
 
 
-def check_query(
-    twin: duckdb.DuckDBPyConnection, sql: str, parameters: Mapping[str, str] | None = None
-) -> None:
-    """Raise InputError for SQL that is not one query of the rows, by functions on the list."""
-    tree = _parsed(twin, sql)
-    macros = _macros(twin)
-    names = _check_parsed(tree["statements"], macros)
-    _check_nesting(tree["statements"], macros)
-    given = parameters or {}
-    for name in sorted(names ^ given.keys()):
-        raise InputError(
-            f"SQL: -p {name}=TEXT is missing"
-            if name in names
-            else f"SQL: it has no ${name}, for which there is a value"
+class QueryGuard:
+    """Tells queries of the rows of a database from everything else. Use as a context manager."""
+
+    def __init__(self, database: Database) -> None:
+        self._twin = open_twin(database)
+        found = self._twin.execute(
+            "SELECT function_name FROM duckdb_functions() "
+            "WHERE NOT internal AND function_type IN ('macro', 'table_macro')"
         )
-    text = _with_values(sql, tree, given)
-    _check_bound(_as_json(twin, "json_serialize_plan", text)["plans"])
+        self._macros = frozenset(name.lower() for (name,) in found.fetchall())
+
+    def check(self, sql: str, parameters: Mapping[str, str] | None = None) -> None:
+        """Raise InputError for SQL that is not one query of the rows, by functions on the list."""
+        with memory_limit(_PLAN_BYTES):
+            tree = _parsed(self._twin, sql)
+            names = _check_parsed(tree, self._macros)
+            _check_nesting(tree, self._macros)
+            given = parameters or {}
+            for name in sorted(names ^ given.keys()):
+                raise InputError(
+                    f"SQL: -p {name}=TEXT is missing"
+                    if name in names
+                    else f"SQL: it has no ${name}, for which there is a value"
+                )
+            text = _with_values(sql, tree, given)
+            _check_bound(_as_json(self._twin, "json_serialize_plan", text)["plans"])
+
+    def __enter__(self) -> "QueryGuard":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._twin.close()
 
 
 def _parsed(twin: duckdb.DuckDBPyConnection, sql: str) -> Any:
     """The tree of a text that is one statement of a kind that only reads."""
-    if len(sql.encode(errors="replace")) > _LONGEST:
-        raise InputError(f"SQL: a query may have {_LONGEST:,} bytes; this one has more")
+    try:
+        size = len(sql.encode())
+    except UnicodeError as error:
+        raise InputError("SQL: it is no text in UTF-8") from error
+    if size > _LONGEST:
+        raise InputError(f"SQL: a query may have {_LONGEST:,} bytes; this one has {size:,}")
     try:
         statements = twin.extract_statements(sql)
-    except (duckdb.Error, UnicodeError) as error:
+    except duckdb.Error as error:
         raise InputError(f"SQL: {one_line(error)}") from error
     if [s.type for s in statements] != [duckdb.StatementType.SELECT]:
         raise InputError(f"SQL: give one query: {KINDS}")
-    return _as_json(twin, "json_serialize_sql", sql)
+    return _as_json(twin, "json_serialize_sql", sql)["statements"]
 
 
 _LONGEST = 2**20
@@ -228,12 +256,6 @@ def allowed_functions() -> frozenset[str]:
     """Return the functions of DuckDB, beside table functions, that SQL of others may use."""
     lines = schema_file("sql_functions.txt").splitlines()
     return frozenset(n.lower() for line in lines if not line.startswith("# ") for n in line.split())
-
-
-def _macros(twin: duckdb.DuckDBPyConnection) -> frozenset[str]:
-    """The macros of this package."""
-    found = twin.execute("SELECT function_name FROM duckdb_functions() WHERE NOT internal")
-    return frozenset(name.lower() for (name,) in found.fetchall())
 
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
@@ -316,7 +338,7 @@ def _words(kind: str) -> str:
 def _with_values(sql: str, tree: Any, parameters: Mapping[str, str]) -> str:
     """The text with values in the places of its parameters: plans with parameters have no JSON."""
     text = sql.encode()
-    nodes = [n for n in _nodes(tree["statements"]) if n.get("class") == "PARAMETER"]
+    nodes = [n for n in _nodes(tree) if n.get("class") == "PARAMETER"]
     for node in sorted(nodes, key=lambda n: n["query_location"], reverse=True):
         start = node["query_location"]
         end = start + node["query_location_length"]

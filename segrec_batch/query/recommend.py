@@ -11,6 +11,7 @@ from segrec_batch.query.criteria import Criteria
 from segrec_batch.query.database import Database, query
 from segrec_batch.query.methods import Method
 from segrec_batch.query.new_picture import look
+from segrec_batch.query.views import identifier
 from segrec_batch.roots import ImageRoots, OutsideRootsError, fetch_images
 from segrec_batch.store.schema import coverage_column
 
@@ -51,7 +52,7 @@ class Recommender:
 
     def indexed_image(self, column: str, value: str) -> QueryImage:
         """The image of the index whose `image_id` or `uri` has a value. Raises InputError."""
-        shown = f"image_id, uri, mask, {', '.join(self._coverages)}"
+        shown = f"image_id, uri, mask, {self._shown}"
         rows = self._rows(shown, "images", {column: value})
         if not rows:
             failed = self._rows("stage, reason", "failures", {column: value})
@@ -82,7 +83,7 @@ class Recommender:
         kind = "FLOAT[]" if asked.seen else "VARCHAR"
         rows = query(
             self.database.connection,
-            f"SELECT r.*, i.mask, {', '.join(self._coverages)} "  # noqa: S608
+            f"SELECT r.*, i.mask, {self._shown} "  # noqa: S608
             f"FROM recommend($query::{kind}, {', '.join(named)}) AS r "
             "JOIN images AS i USING (image_id) ORDER BY r.rank",
             values,
@@ -116,6 +117,10 @@ class Recommender:
         connection = self.database.connection
         rows: list[dict[str, Any]] = query(connection, sql, list(where.values())).to_pylist()
         return rows
+
+    @property
+    def _shown(self) -> str:
+        return ", ".join(map(identifier, self._coverages))
 
     @property
     def _coverages(self) -> list[str]:

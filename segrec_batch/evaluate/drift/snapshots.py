@@ -14,7 +14,7 @@ from segrec_batch.evaluate.drift.counts import COUNTS, as_counts
 from segrec_batch.evaluate.drift.coverage import BINS
 from segrec_batch.query.batches import run
 from segrec_batch.query.database import open_database, query
-from segrec_batch.query.views import quoted, schema_file, select
+from segrec_batch.query.views import identifier, quoted, schema_file, select
 from segrec_batch.store.index import Snapshot
 from segrec_batch.store.schema import coverage_column, schemas
 
@@ -147,8 +147,10 @@ class Pair:
         """COUNTS rows: for each fate, side, class and bin, how many images, and the sum of σ."""
         if not self.classes:
             return COUNTS.empty_table()
-        columns = ", ".join(f'"{coverage_column(c)}" AS "{c}"' for c in self.classes)
-        classes = ", ".join(f'"{c}"' for c in self.classes)
+        columns = ", ".join(
+            f"{identifier(coverage_column(c))} AS {identifier(c)}" for c in self.classes
+        )
+        classes = ", ".join(map(identifier, self.classes))
         sql = _COVERAGE.format(columns=columns, classes=classes, bins=BINS)
         return self._counted("coverage", sql)
 
@@ -173,13 +175,16 @@ class Pair:
         class how much its σ grew. Of two models, new_feature and distance are NULL.
         """
         shares = [coverage_column(c) for c in self.classes]
-        told = ", ".join(f'"{c}"' for c in (*_TOLD, *shares))
+        told = ", ".join(map(identifier, (*_TOLD, *shares)))
         for side in ("before", "after"):
             self._run(
                 f"CREATE OR REPLACE TEMP VIEW {side}_golden AS SELECT {told} FROM {side}_images "  # noqa: S608
                 f"UNION ALL SELECT {told} FROM common_images"
             )
-        changes = ", ".join(f'a."{s}"::DOUBLE - b."{s}" AS "{s}"' for s in shares) or "NULL AS none"
+        changes = (
+            ", ".join(f"a.{s}::DOUBLE - b.{s} AS {s}" for s in map(identifier, shares))
+            or "NULL AS none"
+        )
         features = _FEATURES if self.same_model else _NO_FEATURES
         return query(self._connection, _JUDGED.format(features=features, changes=changes))
 

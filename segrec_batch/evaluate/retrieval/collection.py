@@ -15,6 +15,7 @@ from segrec_batch.errors import InputError
 from segrec_batch.model.spec import BACKGROUND, COMMON_GRID
 from segrec_batch.query.batches import batches
 from segrec_batch.query.database import Database, query
+from segrec_batch.query.views import identifier
 from segrec_batch.store.schema import coverage_column
 
 Ints = NDArray[np.int64]
@@ -108,7 +109,7 @@ def load(database: Database, parts: Names[str], descriptors: Names[str] = ()) ->
     InputError if it is empty.
     """
     spec = database.spec
-    coverages = ", ".join(f'"{coverage_column(name)}"' for name in spec.all_classes)
+    coverages = ", ".join(identifier(coverage_column(name)) for name in spec.all_classes)
     images = query(
         database.connection,
         f"SELECT image_id, uri, content_hash, {coverages} FROM images ORDER BY image_id",  # noqa: S608
@@ -141,7 +142,7 @@ def _vectors(
 ) -> NDArray[T]:
     """A list column of `images` as (n, C)."""
     values = np.empty((len(ids), 0), kind)
-    sql = f"SELECT image_id, {column} FROM images"  # noqa: S608
+    sql = f"SELECT image_id, {identifier(column)} FROM images"  # noqa: S608
     for rows, vectors in _lists(database, sql, {}, ids) if wanted else ():
         if not values.shape[1]:
             values = np.empty((len(ids), vectors.shape[1]), kind)
