@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 from measured import Growth, check, measure
 
 from segrec_batch import console, messages
-from segrec_batch.listing import BATCH_ROWS, SOURCES, iter_pictures
+from segrec_batch.listing import BATCH_ROWS, LISTED, FileCounts, iter_files, iter_pictures
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.store.encode import image_id
 from segrec_batch.store.index import Snapshot, empty_snapshot, with_changes
@@ -88,8 +88,8 @@ def make(case: Case) -> Case:
         for i in range(start, min(start + FOLDER_FILES, case.count)):
             (folder / f"picture-{i:09}.jpg").touch()
     files = []
-    with pq.ParquetWriter(case.listing, SOURCES) as writer:
-        for batch in iter_pictures(case.images):
+    with pq.ParquetWriter(case.listing, LISTED) as writer:
+        for batch in iter_files(case.images, FileCounts()):
             writer.write_batch(batch)
             files += write_part(case.empty.index, [("images", None, images_of(batch))])
     case.index = with_changes(case.empty, files)
@@ -140,7 +140,7 @@ def planner(case: Case) -> "Callable[[Snapshot], Plan]":
     from segrec_batch.pipeline import plan
 
     vars(plan)["_MEMORY"] = case.memory or vars(plan)["_MEMORY"]
-    vars(plan)["iter_pictures"] = lambda _: pq.ParquetFile(case.listing).iter_batches()
+    vars(plan)["iter_files"] = lambda *_: pq.ParquetFile(case.listing).iter_batches()
     return partial(plan.Plan, plan.Request(case.images))
 
 

@@ -47,7 +47,12 @@ UNREADABLE = {
     "nowhere.jpg": "broken link",
     "pipe.jpg": "not a regular file",
     "vanishes.jpg": "FileNotFoundError",
-    "not \\xff UTF-8.jpg": "file name is not UTF-8",
+}
+MISNAMED = {"not \\xff UTF-8.jpg": "file name is not UTF-8"}
+WANTED = {
+    "name": MISNAMED,
+    "read": UNREADABLE,
+    "decode": {name: reason for name, (_, reason) in BAD.items()},
 }
 
 
@@ -91,7 +96,7 @@ def rows(indexed: Indexed, sql: str) -> list[tuple[Any, ...]]:
 
 
 def test_every_one_is_accounted_for(indexed: Indexed) -> None:
-    good, bad = len(ODD_NAMES) + len(FINE), len(BAD) + len(UNREADABLE)
+    good, bad = len(ODD_NAMES) + len(FINE), sum(map(len, WANTED.values()))
     assert (indexed.account.indexed, indexed.account.failed) == (good, bad)
     assert indexed.account.listed == good + bad
 
@@ -101,24 +106,27 @@ def test_odd_names_come_out_as_they_went_in(indexed: Indexed) -> None:
     assert found == {f"{indexed.folder}/{name}" for name in (*ODD_NAMES, *FINE)}
 
 
-@pytest.mark.parametrize("stage", ["read", "decode"])
+@pytest.mark.parametrize("stage", WANTED)
 def test_what_is_bad_fails_with_a_reason(indexed: Indexed, stage: str) -> None:
     found = rows(indexed, f"SELECT uri, reason FROM failures WHERE stage = '{stage}'")
     reasons = {uri.removeprefix(f"{indexed.folder}/"): reason for uri, reason in found}
-    wanted = UNREADABLE if stage == "read" else {name: reason for name, (_, reason) in BAD.items()}
+    wanted = WANTED[stage]
     assert reasons.keys() == wanted.keys()
     for name, reason in wanted.items():
         assert reason in reasons[name]
         assert reasons[name]
 
 
-def test_the_index_is_well_and_running_again_does_nothing(indexed: Indexed, model_dir: str) -> None:
+def test_the_index_is_well_and_running_again_tries_only_what_was_not_read(
+    indexed: Indexed, model_dir: str
+) -> None:
     assert verify(indexed.snapshot) == []
     again, snapshot = index_pictures(
         Request(str(indexed.folder)), model_dir, indexed.snapshot.index, Execution("cpu")
     )
     assert (again.unchanged, again.gone) == (indexed.account.indexed, 1)  # what vanished
-    assert again.skipped == indexed.account.failed - 1
+    assert again.skipped == len(BAD) + len(MISNAMED)
+    assert again.retried == again.failed == len(UNREADABLE) - 1
     assert snapshot.rows("images") == indexed.snapshot.rows("images")
 
 

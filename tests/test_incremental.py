@@ -351,7 +351,9 @@ def test_an_old_row_that_is_not_where_the_plan_saw_it_stops_publication(
     _, before = run()
     sorted(pictures.iterdir())[0].unlink()
     part = before.files["images"][0].part
-    monkeypatch.setattr("segrec_batch.pipeline.plan.Plan.gone", lambda _: iter([(part, ["x"])]))
+    monkeypatch.setattr(
+        "segrec_batch.pipeline.plan.Plan.gone", lambda _: iter([(part, {"images": ["x"]})])
+    )
     with pytest.raises(AccountingError, match="old rows were to leave"):
         run()
     monkeypatch.setattr("segrec_batch.pipeline.plan.Plan.gone", lambda _: iter(()))

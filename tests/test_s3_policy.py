@@ -12,6 +12,7 @@ import pytest
 from moto.iam.exceptions import MalformedPolicyDocument
 from moto.iam.policy_validation import IAMPolicyDocumentValidator
 
+import segrec_batch
 from segrec_batch import storage
 from segrec_batch.errors import StorageError
 from tests.builders import encoded, smooth_pixels, tiny_model
@@ -200,6 +201,40 @@ def test_all_else_is_refused(bench: Bench) -> None:
     ):
         assert f"error: {bench.bucket}/" in said
         assert "AccessDenied" in said
+
+
+@pytest.mark.slow
+def test_a_policy_that_hides_the_images_costs_no_row(bench: Bench) -> None:
+    name, index = bench.bucket.removeprefix("s3://"), f"{bench.bucket}/index/hidden"
+    images = [f"{bench.bucket}/images/hidden{i}.jpg" for i in range(2)]
+
+    def rows(sql: str) -> list[tuple[str, ...]]:
+        with segrec_batch.connect(index) as connection:
+            return connection.sql(sql).fetchall()
+
+    contents = "SELECT uri, content_hash FROM images WHERE uri LIKE '%hidden_.jpg' ORDER BY uri"
+    put({uri: picture(20 + i) for i, uri in enumerate(images)})
+    bench.index(name="index/hidden")
+    before = rows(contents)
+    put({uri: picture(30 + i) for i, uri in enumerate(images)})
+    policy = copy.deepcopy(load(NIGHTLY))
+    readable = policy["Statement"][1]["Resource"]
+    readable[:] = [resource for resource in readable if "/images/" not in resource]
+    assert len(readable) == 1
+    try:
+        set_policy(bench.bucket, {f"nightly-{name}": policy})
+        said = bench.index(name="index/hidden", expect=1)
+        assert "2 of 2 sources could not be read, most often PermissionError" in said
+        assert rows(contents) == before
+        assert [uri for (uri,) in rows("SELECT uri FROM stale ORDER BY uri")] == images
+    finally:
+        users = {f"nightly-{name}": load(NIGHTLY), f"reader-{name}": load(READ)}
+        set_policy(bench.bucket, users)
+    bench.index(name="index/hidden")
+    assert rows("FROM failures") == []
+    after = rows(contents)
+    assert [uri for uri, _ in after] == images
+    assert not set(after) & set(before)
 
 
 @pytest.mark.slow

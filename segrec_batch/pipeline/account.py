@@ -191,8 +191,8 @@ class Account:
             expected, rows = before.rows(table) - old + left, after.rows(table)
             if rows != expected:
                 raise AccountingError(
-                    f"{before.rows(table)} rows of {table}, less {old} and with {left} more, are "
-                    f"{expected}, but there would be {rows}: {_NOT_PUBLISHED}"
+                    f"{before.rows(table)} rows of {table}, less {old} and with {left} more, do "
+                    f"not add up to the {rows} that there would be: {_NOT_PUBLISHED}"
                 )
 
     def check_sources(self) -> None:

@@ -7,10 +7,11 @@ import pyarrow as pa
 
 COUNTS = pa.schema(
     [
-        # images, failures, coverage: of all; golden: a figure of one golden image
+        # images, failures, coverage: of all; stale: images that are failures, too; golden: a figure
+        # of one golden image
         pa.field("what", pa.string(), nullable=False),
         # images, coverage: new, gone, changed, unchanged. failures: new, still, mended (indexed
-        # now), gone. golden: the figure
+        # now), gone. stale: stale. golden: the figure
         pa.field("name", pa.string(), nullable=False),
         pa.field("side", pa.string(), nullable=False),  # before, after; images: empty
         pa.field("class", pa.string(), nullable=False),

@@ -47,7 +47,8 @@ def _totals(counts: pa.Table) -> Iterator[Estimate]:
     mended = fates(counts, "failures", "before")
     before, after = images.total() - images["new"], images.total() - images["gone"]
     failed = failures.total()
-    yield _share("drift_failures", failures["new"], after + failed)
+    listed = after + failed - fates(counts, "stale", "after").total()  # which are both
+    yield _share("drift_failures", failures["new"], listed)
     yield _share("drift_gone", images["gone"], before)
     numbers = {"before": before, "after": after}
     numbers |= {name: images[name] for name in ("new", "gone", "changed", "unchanged")}

@@ -62,7 +62,7 @@ def drift_report(settings: Settings) -> Report:
             if asked and not found:
                 raise InputError(f"{settings.golden}: none of its images is in both snapshots")
             golden = pair.golden()
-            counts = [pair.images(), pair.failures(), pair.coverage()]
+            counts = [pair.images(), pair.failures(), pair.stale(), pair.coverage()]
         finally:
             pair.close()
     say(f"{found:,} golden images; recommendations for each, before and after")

@@ -60,6 +60,12 @@ FROM told LEFT JOIN (SELECT stage, reason, reason AS found FROM common_reasons) 
     USING (stage, reason)
 GROUP BY ALL ORDER BY ALL
 """
+_STALE = """
+SELECT 'after' AS side, count(*) AS count
+FROM (SELECT image_id FROM after_failures UNION ALL SELECT image_id FROM common_failures)
+SEMI JOIN (SELECT image_id FROM after_images UNION ALL SELECT image_id FROM common_images)
+    USING (image_id)
+"""
 _COVERAGE = """
 WITH seen AS (
     SELECT 'before' AS side, fate, {columns} FROM before_images JOIN fates USING (image_id)
@@ -142,6 +148,10 @@ class Pair:
         """COUNTS rows: how many failures of a stage and reason there were and are."""
         sql = _FAILURES.format(reasons=REASONS, others=quoted(OTHERS))
         return self._counted("failures", sql)
+
+    def stale(self) -> pa.Table:
+        """COUNTS row: how many images could not be read since, so that they are failures, too."""
+        return self._counted("stale", f"SELECT 'stale' AS name, * FROM ({_STALE})")  # noqa: S608
 
     def coverage(self) -> pa.Table:
         """COUNTS rows: for each fate, side, class and bin, how many images, and the sum of σ."""
