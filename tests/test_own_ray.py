@@ -198,9 +198,9 @@ sys.exit(messages.run_command(run))
 
 
 def test_under_uv_run_nothing_is_uploaded(ray_cluster: None, tmp_path: Path) -> None:
-    """A shell by the name of uv is what Ray takes for it."""
+    """A shell by the name of uv is what Ray takes for it; as a worker it ends, lest it fork on."""
     (tmp_path / "uv").symlink_to(shutil.which("bash") or "")
-    again = '[ -z "$INSIDE" ] || exit 9; export INSIDE=1'  # a worker that is started so would fork on
+    again = '[ -z "$INSIDE" ] || exit 9; export INSIDE=1'
     (tmp_path / "run").write_text(f'{again}\n"{sys.executable}" -c "$CODE"; exit $?\n')
     done = subprocess.run(
         [tmp_path / "uv", "run"], cwd=tmp_path, capture_output=True, text=True, timeout=100,
