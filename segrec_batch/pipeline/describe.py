@@ -16,6 +16,7 @@ from segrec_batch.model.spec import ModelSpec
 from segrec_batch.pictures import UNDEFINED, Row, read_pixels, stored_rows
 from segrec_batch.pipeline.rows import descriptor_rows
 from segrec_batch.pipeline.tasks import each
+from segrec_batch.roots import ImageRoots
 from segrec_batch.store.files import DataFile, by_part, read_column, read_some
 from segrec_batch.store.index import Snapshot
 from segrec_batch.store.parts import write_part
@@ -31,7 +32,8 @@ _SLICE = 128  # pictures whose pixels are in memory at once
 class Job:
     """Images `start` to `stop` of a part, in the order of its file, and with what to describe them.
 
-    precision: of networks. retry: whether those that could not be read are tried again.
+    precision: of networks. retry: whether those that could not be read are tried again. roots:
+    below which pictures are read.
     """
 
     index: str
@@ -43,6 +45,7 @@ class Job:
     precision: str
     run_id: str
     retry: bool
+    roots: ImageRoots
 
     @property
     def part(self) -> str:
@@ -79,10 +82,11 @@ def describe(
     precision: str,
     run_id: str,
     retry: bool,
+    roots: ImageRoots,
 ) -> Iterator[tuple[str, Added]]:
     """Describe what images of some parts lack, on the cluster; the part, and what was added."""
     files = by_part(snapshot.all_files)
-    shared = snapshot.model_uri, snapshot.spec, device, precision, run_id, retry
+    shared = snapshot.model_uri, snapshot.spec, device, precision, run_id, retry, roots
     jobs = (
         Job(snapshot.index, files[part], start, *shared)
         for part in parts
@@ -160,6 +164,6 @@ def _describe(
         for row in lacking
         if descriptor.descriptor.reads_pixels
     }
-    read_pixels(list(seen.values()), job.spec.shapes)
+    read_pixels(list(seen.values()), job.spec.shapes, job.roots)
     for descriptor, lacking in zip(loaded, wanted, strict=True):
         descriptor(lacking)
