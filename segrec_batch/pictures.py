@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segrec_batch import sandbox
-from segrec_batch.decode import Shape
+from segrec_batch.decode import Shape, mask_shape
 from segrec_batch.descriptors import Pictures
-from segrec_batch.errors import PictureError
+from segrec_batch.errors import IndexStateError, PictureError
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.roots import ImageRoots, OutsideRootsError, fetch_images
 
@@ -72,12 +72,26 @@ def stored_rows(images: pa.Table, regions: Mapping[str, pa.Table], spec: ModelSp
         for region in regions[name].filter(own).select(["image_id", "feature"]).to_pylist():
             found[region["image_id"]][k] = region["feature"]
     for row in rows:
-        mask = np.asarray(Image.open(io.BytesIO(row["mask"])))
+        mask = _stored_mask(row)
         labels = np.frombuffer(row["mask_grid"], np.uint8)
         row["mask"], row["mask_shape"] = mask.tobytes(), mask.shape
         row["counts"] = np.bincount(labels, minlength=len(spec.all_classes))
         row["region_features"] = found[row["image_id"]].ravel()
     return rows
+
+
+def _stored_mask(row: Row) -> NDArray[np.uint8]:
+    """The class map of an image at its stored size. Raises IndexStateError if there is none."""
+    try:
+        image = Image.open(io.BytesIO(row["mask"]), formats=("PNG",))
+        if (image.height, image.width) != mask_shape(row["height"], row["width"]):
+            raise ValueError(f"{image.width} × {image.height} pixels")
+        return np.asarray(image, np.uint8)
+    except Exception as error:  # on broken bytes Pillow's readers raise a dozen different types
+        raise IndexStateError(
+            f"{row['uri']}: its mask in the index is damaged ({error}); jobs/maintain.py verify "
+            "names all that is"
+        ) from error
 
 
 def read_pixels(rows: Sequence[Row], shapes: Sequence[Shape], roots: ImageRoots) -> None:

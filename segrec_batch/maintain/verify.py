@@ -119,7 +119,8 @@ def _values(stats: dict[str, Any]) -> object:
     """Statistics with numbers as float32, in which they were counted."""
     ends = [stats[key] for key in ("minValues", "maxValues")]
     return stats["numRecords"], [
-        {name: float(np.float32(value)) for name, value in end.items()} for end in ends
+        {n: v if isinstance(v, str) else float(np.float32(v)) for n, v in end.items()}
+        for end in ends
     ]
 
 
@@ -157,7 +158,7 @@ def _coverages_differ(row: dict[str, Any], spec: ModelSpec) -> bool:
 
 def _mask_differs(row: dict[str, Any], spec: ModelSpec) -> bool:
     try:
-        mask = np.asarray(Image.open(io.BytesIO(row["mask"])))
+        mask = np.asarray(Image.open(io.BytesIO(row["mask"]), formats=("PNG",)))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return True
     wanted = mask_shape(row["height"], row["width"])

@@ -16,7 +16,7 @@ from segrec_batch import storage
 from segrec_batch.errors import IndexStateError
 from segrec_batch.model.spec import is_bundle_id
 from segrec_batch.store import delta
-from segrec_batch.store.files import DataFile, described_file
+from segrec_batch.store.files import DataFile, check_statistics, described_file
 from segrec_batch.store.index import Snapshot, empty_snapshot, model_uri, with_changes
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ def staged_files(index: str, bundle: str) -> tuple[list[DataFile], int]:
             for row in entries
             if (row["table"], row["path"]) not in removed
         ]
+        for file in files:
+            check_statistics(file.stats)
     except (pa.ArrowException, KeyError, ValueError) as error:
         raise IndexStateError(
             f"{storage.join(index, _table(bundle))}: not what a rebuild has staged: {error}"
