@@ -49,6 +49,15 @@ def parse_arguments() -> argparse.Namespace:
         metavar="N",
         help="pictures at most that a descriptor which learns from pictures reads (default: 1000)",
     )
+    add(
+        "--images-root",
+        dest="images_roots",
+        action="append",
+        default=[],
+        metavar="URI",
+        help="read pictures below this folder only; may be given several times (default: the "
+        "folders that the index says it was made from)",
+    )
     parsed = parser.parse_args()
     if not parsed.add and not parsed.drop:
         parser.error("nothing to do: give --add or --drop")
@@ -67,7 +76,8 @@ def main(a: argparse.Namespace) -> None:
     snapshot = open_snapshot(storage.absolute(a.index))
     describing.check_output(snapshot, a.output)
     model = describing.model_of(snapshot, a.model)
-    model = describing.described(model, additions, a.drop, IndexSamples(snapshot, a.samples))
+    samples = IndexSamples(snapshot, a.samples, a.images_roots)
+    model = describing.described(model, additions, a.drop, samples)
     rows = [[name, str(length)] for name, length in describing.lengths(model).items()]
     model.save(a.output)
     if model.spec.notice:

@@ -10,6 +10,7 @@ import numpy as np
 
 from segrec_batch import descriptors
 from segrec_batch.descriptors import Described, Descriptor, Parameters
+from segrec_batch.errors import ModelError
 from segrec_batch.model.bundle import load_descriptor
 from segrec_batch.model.spec import DescriptorSpec, ModelSpec, read_spec
 from segrec_batch.pictures import UNDEFINED, Row, assemble, by_shape
@@ -91,7 +92,11 @@ def load(
         if d.name in names:
             kind = _kind(d.name)
             more = {"precision": precision} if kind.on_device else {}
-            descriptor = kind(_parameters(bundle, d), classes, device, **more)
+            parameters = _parameters(bundle, d)
+            try:
+                descriptor = kind(parameters, classes, device, **more)
+            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                raise ModelError(f"{bundle}: descriptor {d.name}: {error!r}") from error
             loaded.append(Loaded(d.id, descriptor, classes))
     return loaded
 

@@ -17,11 +17,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
-from segrec_batch import sandbox, storage
-from segrec_batch.decode import Shape
+from segrec_batch import sandbox
+from segrec_batch.decode import Shape, mask_shape
 from segrec_batch.descriptors import Pictures
 from segrec_batch.errors import IndexStateError, PictureError
 from segrec_batch.model.spec import ModelSpec
+from segrec_batch.roots import ImageRoots, OutsideRootsError, fetch_images
 
 Row = dict[str, Any]
 
@@ -82,22 +83,27 @@ def stored_rows(images: pa.Table, regions: Mapping[str, pa.Table], spec: ModelSp
 
 
 def _stored_mask(row: Row) -> NDArray[np.integer[Any]]:
+    """The class map of an image at its stored size. Raises IndexStateError if there is none."""
     try:
-        return sandbox.shared().decode_mask(row["mask"])
+        labels = sandbox.shared().decode_mask(row["mask"])
+        if labels.shape != mask_shape(row["height"], row["width"]):
+            raise PictureError("decode", f"{labels.shape[1]} × {labels.shape[0]} pixels")
     except PictureError as error:
         raise IndexStateError(
-            f"the mask of {row['uri']} in the index cannot be read: {error.reason}; "
-            "jobs/maintain.py verify says what else is damaged"
+            f"{row['uri']}: its mask in the index is damaged ({error.reason}); jobs/maintain.py "
+            "verify names all that is"
         ) from error
+    return labels
 
 
-def read_pixels(rows: Sequence[Row], shapes: Sequence[Shape]) -> None:
+def read_pixels(rows: Sequence[Row], shapes: Sequence[Shape], roots: ImageRoots) -> None:
     """Read and decode the pictures of stored rows: `shape` and `pixels`, or None and a `reason`.
 
-    Raises StorageError if the store does not answer.
+    Those that do not lie below the roots are not read. Raises StorageError if the store does not
+    answer.
     """
-    uris, sizes = [row["uri"] for row in rows], [row["source_size"] for row in rows]
-    for row, content in zip(rows, storage.read_many(uris, sizes), strict=True):
+    contents = fetch_images([row["uri"] for row in rows], roots)
+    for row, content in zip(rows, contents, strict=True):
         row.update(shape=None, pixels=None, reason=None)
         try:
             picture = _decoded(row, content, shapes)
@@ -112,6 +118,8 @@ def is_unread(reason: str | None) -> bool:
 
 
 def _decoded(row: Row, content: bytes | OSError, shapes: Sequence[Shape]) -> NDArray[np.uint8]:
+    if isinstance(content, OutsideRootsError):
+        raise PictureError("read", str(content))
     if isinstance(content, OSError):
         raise PictureError("read", f"{type(content).__name__}: {content}")
     if hashlib.blake2b(content, digest_size=16).hexdigest() != row["content_hash"]:

@@ -1,5 +1,6 @@
 """Images of an index are fetched from below the folders that it was made from, and as files."""
 
+import hashlib
 import os
 import threading
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +28,7 @@ from segrec_batch.roots import (
 from segrec_batch.store import delta
 from segrec_batch.store import index as store
 from tests.builders import encoded, smooth_pixels
-from tests.feature_index import image_files, write_index
+from tests.feature_index import SPEC, image_files, write_index
 
 FEATURES = np.random.default_rng(0).random((8, 512), np.float32)
 
@@ -178,6 +180,35 @@ def test_cards_say_what_was_not_fetched(tmp_path: Path) -> None:
     assert not asked
     assert [card.picture for card in shown] == [b"a", None, None, None]
     assert [card.is_withheld for card in shown] == [False, False, True, True]
+
+
+def test_what_is_described_later_is_read_from_below_the_roots(tmp_path: Path) -> None:
+    from segrec_batch.pictures import read_pixels
+
+    content = encoded(smooth_pixels(32, 32), "PNG")
+    (tmp_path / "a.png").write_bytes(content)
+    content_hash = hashlib.blake2b(content, digest_size=16).hexdigest()
+    with server() as (http, asked):
+        uris = [str(tmp_path / "a.png"), f"{http}/a.png", "/dev/zero", str(tmp_path / "b.png")]
+        rows = [{"uri": uri, "content_hash": content_hash} for uri in uris]
+        read_pixels(rows, [(32, 32)], ImageRoots((str(tmp_path),)))
+    assert not asked
+    assert rows[0]["shape"] == (32, 32)
+    outside = "read: it lies below no folder that the index was made from"
+    assert [row["reason"] for row in rows[:3]] == [None, outside, outside]
+    assert str(rows[3]["reason"]).startswith("read: FileNotFoundError")
+
+
+@pytest.mark.parametrize("mask", [b"", b"%!PS-Adobe-3.0 EPSF-3.0", b"\x89PNG\r\n\x1a\n", "size"])
+def test_a_stored_mask_that_is_none_is_refused(mask: bytes | str) -> None:
+    from segrec_batch.pictures import stored_rows
+
+    if isinstance(mask, str):
+        mask = encoded(np.zeros((4, 4), np.uint8), "PNG")
+    image = {"image_id": "a", "uri": "/a.png", "mask": mask, "mask_grid": b"\0"}
+    images = pa.Table.from_pylist([{**image, "width": 8, "height": 8, "feature": [0.5]}])
+    with pytest.raises(IndexStateError, match=r"/a\.png: its mask in the index is damaged"):
+        stored_rows(images, {}, SPEC)
 
 
 def test_a_sheet_of_an_index_without_roots_names_the_option(

@@ -125,7 +125,8 @@ def _values(stats: dict[str, Any]) -> object:
     """Statistics with numbers as float32, in which they were counted."""
     ends = [stats[key] for key in ("minValues", "maxValues")]
     return stats["numRecords"], [
-        {name: float(np.float32(value)) for name, value in end.items()} for end in ends
+        {n: v if isinstance(v, str) else float(np.float32(v)) for n, v in end.items()}
+        for end in ends
     ]
 
 

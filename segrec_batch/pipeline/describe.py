@@ -18,6 +18,7 @@ from segrec_batch.pipeline.rows import descriptor_rows
 from segrec_batch.pipeline.tasks import each
 from segrec_batch.query.database import open_database, reading
 from segrec_batch.query.views import PART, select
+from segrec_batch.roots import ImageRoots
 from segrec_batch.store.files import DataFile, by_part, read_column, read_some
 from segrec_batch.store.index import Snapshot
 from segrec_batch.store.parts import Rows, write_part
@@ -34,7 +35,7 @@ class Job:
     """Images `start` to `stop` of a part, in the order of its file, and with what to describe them.
 
     precision: of networks. retry: whether those that were read and have no vector are tried again,
-    too.
+    too. roots: below which pictures are read.
     """
 
     index: str
@@ -46,6 +47,7 @@ class Job:
     precision: str
     run_id: str
     retry: bool
+    roots: ImageRoots
 
     @property
     def part(self) -> str:
@@ -100,10 +102,11 @@ def describe(
     precision: str,
     run_id: str,
     retry: bool,
+    roots: ImageRoots,
 ) -> Iterator[tuple[str, Added]]:
     """Describe what images of some parts lack, on the cluster; the part, and what was added."""
     files = by_part(f for f in snapshot.all_files if f.table != "failures")
-    shared = snapshot.model_uri, snapshot.spec, device, precision, run_id, retry
+    shared = snapshot.model_uri, snapshot.spec, device, precision, run_id, retry, roots
     jobs = (
         Job(snapshot.index, files[part], start, *shared)
         for part in parts
@@ -199,7 +202,7 @@ def _describe(
         for row in lacking
         if descriptor.descriptor.reads_pixels
     }
-    read_pixels(list(seen.values()), job.spec.shapes)
+    read_pixels(list(seen.values()), job.spec.shapes, job.roots)
     for descriptor, lacking in zip(loaded, wanted, strict=True):
         descriptor(lacking)
     return len(seen)

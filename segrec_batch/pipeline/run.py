@@ -228,8 +228,9 @@ def _describe(publisher: Publisher, execution: Execution, retry: bool) -> None:
     precision = _precision(account, device, execution)
     total = sum(missing.values())
     meter = ProgressMeter("vectors added", total)
+    roots = store.choose_roots(base.index).extended([account.images_root])
     with meter if total else nullcontext(), _kept(publisher):
-        for part, added in describe(base, parts, device, precision, account.run_id, retry):
+        for part, added in describe(base, parts, device, precision, account.run_id, retry, roots):
             meter.advance(publisher.move(part, added))
             publisher.publish_every(execution.commit_seconds)
     publisher.publish_described()

@@ -18,7 +18,7 @@ from segrec_batch.pipeline import cluster, moments
 from segrec_batch.pipeline.tasks import each
 from segrec_batch.query.batches import batches
 from segrec_batch.query.database import Database, open_files, query
-from segrec_batch.store.index import Snapshot
+from segrec_batch.store.index import Snapshot, choose_roots
 
 _GROUPS = 128  # of files that one task reads; a task's result takes 2 MiB
 _AT_ONCE = 64  # pictures that are read together
@@ -39,14 +39,15 @@ SELECT uri, feature FROM images SEMI JOIN drawn USING (image_id) ORDER BY {_ORDE
 class IndexSamples:
     """The images of a snapshot as `descriptors.Samples`; it gives at most `most` pictures.
 
-    InputError if the snapshot has no images.
+    roots: below which these are read, see `choose_roots`. InputError if the snapshot has no images.
     """
 
-    def __init__(self, snapshot: Snapshot, most: int) -> None:
+    def __init__(self, snapshot: Snapshot, most: int, roots: Sequence[str] = ()) -> None:
         if not snapshot.rows("images"):
             raise InputError(f"{snapshot.index} has no images to learn from")
         self._snapshot = snapshot
         self._most = most
+        self._roots = choose_roots(snapshot.index, roots)
 
     @property
     def classes(self) -> Sequence[str]:
@@ -82,13 +83,15 @@ class IndexSamples:
         with ProgressMeter("pictures to learn from", count) as meter:
             for images, regions in self._drawn(count):
                 rows = stored_rows(images, regions, spec)
-                read_pixels(rows, spec.shapes)
+                read_pixels(rows, spec.shapes, self._roots)
                 lost += [f"{row['uri']}: {row['reason']}" for row in rows if not row["shape"]]
                 for alike in by_shape(rows, _BATCH):
                     yield assemble(alike, len(spec.all_classes), pixels=True)
                 meter.advance(len(rows))
         if len(lost) == count:
-            raise InputError(f"none of {count:,} pictures can be read any more, e.g. {lost[0]}")
+            hint = "" if self._roots.uris else "; --images-root URI names where they lie"
+            text = f"none of {count:,} pictures can be read any more, e.g. {lost[0]}{hint}"
+            raise InputError(text)
         if lost:
             say(
                 f"{len(lost):,} of {count:,} pictures to learn from cannot be read any more and "

@@ -23,7 +23,7 @@ from segrec_batch.errors import IndexStateError
 from segrec_batch.model.spec import is_descriptor_id, is_name
 from segrec_batch.store.parquet import open_parquet, read_parquet, without_embedded
 from segrec_batch.store.schema import PARTITION, TABLES, check_columns
-from segrec_batch.strict_json import shorten
+from segrec_batch.strict_json import parse_json, shorten
 
 ROW_GROUP = 2048  # rows; DuckDB skips whole row groups only
 _FILE_NAME = re.compile(r"[0-9A-Za-z_-]{1,128}\.parquet")
@@ -88,6 +88,15 @@ def described_file(
     if not isinstance(stats, str):
         raise ValueError(f"{shorten(path)} has no statistics")
     return DataFile(table, path, size, rows, partition, stats)  # type: ignore[arg-type]
+
+
+def check_statistics(stats: str) -> None:
+    """Raise ValueError for statistics of another shape than those of `statistics`."""
+    found = parse_json(stats.encode())
+    for key in ("minValues", "maxValues", "nullCount"):
+        ends = found.get(key) if isinstance(found, dict) else None
+        if not isinstance(ends, dict) or not all(type(v) in (int, float) for v in ends.values()):
+            raise ValueError(f"statistics {shorten(stats)}")
 
 
 def count_rows(files: Iterable[DataFile], table: str) -> int:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from segrec_batch import storage
 from segrec_batch.errors import IndexStateError
-from segrec_batch.store.files import DataFile, described_file, new_part
+from segrec_batch.store.files import DataFile, check_statistics, described_file, new_part
 from segrec_batch.store.parquet import read_parquet
 
 _FOLDER = "purged"
@@ -63,7 +63,10 @@ def _parse(content: bytes) -> Iterator[tuple[tuple[str, str], DataFile | None]]:
         raise ValueError("it has other columns")
     for row in rows.to_pylist():
         key = (row["table"], row.pop("old_path"))
-        yield key, described_file(**row) if row["path"] is not None else None
+        new = described_file(**row) if row["path"] is not None else None
+        if new:
+            check_statistics(new.stats)
+        yield key, new
 
 
 def _tables(index: str) -> Iterator[tuple[str, int, float]]:

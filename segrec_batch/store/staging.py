@@ -16,7 +16,7 @@ import pyarrow as pa
 from segrec_batch import storage
 from segrec_batch.errors import IndexStateError
 from segrec_batch.store import delta
-from segrec_batch.store.files import DataFile, described_file
+from segrec_batch.store.files import DataFile, check_statistics, described_file
 from segrec_batch.store.index import Snapshot, empty_snapshot, model_uri, with_changes
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ def staged_files(index: str, bundle: str) -> tuple[list[DataFile], int]:
             for entry in entries
             if (entry["table"], entry["path"]) not in removed
         ]
+        for file in files:
+            check_statistics(file.stats)
     except (KeyError, ValueError) as error:
         raise IndexStateError(
             f"{storage.join(index, _table(bundle))}: not what a rebuild has staged: {error}"

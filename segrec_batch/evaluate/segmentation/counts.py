@@ -15,6 +15,7 @@ from segrec_batch import console, storage
 from segrec_batch.decode import fit
 from segrec_batch.model.segmentation import Segmenter
 from segrec_batch.model.spec import BACKGROUND
+from segrec_batch.strict_json import parse_json
 from segrec_batch.train.labelled import VOID, Classes, LabelledImage, count_values
 from segrec_batch.train.methods import ClassMap, Methods
 
@@ -105,7 +106,7 @@ def counts_table(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> p
 
 def class_names(counts: pa.Table) -> list[str]:
     """The names of the K classes, background first."""
-    return [str(name) for name in json.loads(counts.schema.metadata[b"classes"])]
+    return [str(name) for name in parse_json((counts.schema.metadata or {})[b"classes"])]
 
 
 @dataclass(frozen=True)
