@@ -209,7 +209,7 @@ def test_a_policy_that_hides_the_images_costs_no_row(bench: Bench) -> None:
     images = [f"{bench.bucket}/images/hidden{i}.jpg" for i in range(2)]
 
     def rows(sql: str) -> list[tuple[str, ...]]:
-        with segrec_batch.connect(index) as connection:
+        with bench.as_(bench.nightly), segrec_batch.connect(index) as connection:
             return connection.sql(sql).fetchall()
 
     contents = "SELECT uri, content_hash FROM images WHERE uri LIKE '%hidden_.jpg' ORDER BY uri"
