@@ -123,7 +123,7 @@ def _answer(
     if isinstance(found, decode.Picture):
         facts = {name: getattr(found, name) for name in ("width", "height", "format")}
         found = found.pixels
-    pixels = np.ascontiguousarray(found)
+    pixels = np.ascontiguousarray(found, found.dtype.newbyteorder("="))
     return {"dtype": pixels.dtype.name, "shape": pixels.shape, **facts}, pixels.data
 
 

@@ -5,12 +5,13 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from segrec_batch import decode as d
 from segrec_batch import sandbox as s
-from segrec_batch import sandbox_process
+from segrec_batch import sandbox_child, sandbox_process
 from segrec_batch.errors import PictureError
 from tests.builders import encoded, smooth_pixels
 
@@ -339,3 +340,10 @@ def test_every_format_comes_out_as_without_a_sandbox() -> None:
     with s.Sandbox() as box:
         for name, data in _files().items():
             assert _outcome(box.decode, data) == _outcome(d.decode, data), name
+
+
+def test_samples_arrive_in_the_byte_order_of_the_machine() -> None:
+    big = np.array([[1, 258]], ">u2")
+    facts, pixels = sandbox_child._answer(lambda _: big, b"", {})
+    assert facts == {"dtype": "uint16", "shape": (1, 2)}
+    assert np.frombuffer(pixels, np.uint16).tolist() == [1, 258]
