@@ -200,8 +200,9 @@ sys.exit(messages.run_command(run))
 def test_under_uv_run_nothing_is_uploaded(ray_cluster: None, tmp_path: Path) -> None:
     """A shell by the name of uv is what Ray takes for it; as a worker it ends, lest it fork on."""
     (tmp_path / "uv").symlink_to(shutil.which("bash") or "")
-    again = '[ -z "$INSIDE" ] || exit 9; export INSIDE=1'
-    (tmp_path / "run").write_text(f'{again}\n"{sys.executable}" -c "$CODE"; exit $?\n')
+    once = tmp_path / "once"  # or each worker would start the driver, should Ray start it by this
+    run = f'[ ! -e "{once}" ] || exit 1; touch "{once}"; "{sys.executable}" -c "$CODE"; exit $?\n'
+    (tmp_path / "run").write_text(run)
     done = subprocess.run(
         [tmp_path / "uv", "run"], cwd=tmp_path, capture_output=True, text=True, timeout=100,
         env={**os.environ, "CODE": UNDER_UV, "PYTHONPATH": str(ROOT)},
