@@ -10,7 +10,6 @@ also what a newer DuckDB brings.
 import json
 import os
 import resource
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -117,8 +116,10 @@ def time_limit(connection: duckdb.DuckDBPyConnection, seconds: float) -> Iterato
         yield
         if late.is_set():
             raise _too_late(seconds)
-    except duckdb.Error as error:
-        raise (_too_late(seconds) if late.is_set() else error) from error
+    except duckdb.InterruptException as error:
+        if late.is_set():
+            raise _too_late(seconds) from error
+        raise
     finally:
         done.set()
         watch.join()
@@ -161,7 +162,7 @@ def last_resort(seconds: float) -> Iterator[None]:
             text = (
                 f"error: SQL: given up after {seconds:g} s, as it cannot be planned; ask for less\n"
             )
-            os.write(sys.stderr.fileno(), text.encode())
+            os.write(2, text.encode())
             os._exit(1)
 
     watch = threading.Thread(target=end, daemon=True)
