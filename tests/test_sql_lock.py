@@ -20,17 +20,12 @@ import segrec_batch
 from segrec_batch import cli, storage
 from segrec_batch.errors import InputError
 from segrec_batch.model.bundle import Model
+from segrec_batch.query.allowed import TABLE_FUNCTIONS, allowed_functions
 from segrec_batch.query.cache import refresh_cache
 from segrec_batch.query.connection import Access
 from segrec_batch.query.database import Database, open_index
-from segrec_batch.query.guard import (
-    TABLE_FUNCTIONS,
-    Limits,
-    QueryGuard,
-    allowed_functions,
-    ask,
-    memory_limit,
-)
+from segrec_batch.query.guard import QueryGuard, ask
+from segrec_batch.query.limits import Limits, memory_limit
 from tests.s3 import new_bucket, put
 from tests.streets import picture, write_streets
 
