@@ -208,7 +208,8 @@ def run_sql(a: argparse.Namespace) -> None:
     """`segrec sql`."""
     from segrec_batch.query.connection import Access
     from segrec_batch.query.database import open_index
-    from segrec_batch.query.guard import Limits, ask, last_resort
+    from segrec_batch.query.guard import ask
+    from segrec_batch.query.limits import Limits, last_resort
     from segrec_batch.query.output import formatted
     from segrec_batch.query.work import WATCHED, last_work
 

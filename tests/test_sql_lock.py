@@ -13,22 +13,19 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import segrec_batch
 from segrec_batch import cli, storage
 from segrec_batch.errors import InputError
 from segrec_batch.model.bundle import Model
+from segrec_batch.query.allowed import TABLE_FUNCTIONS, allowed_functions
 from segrec_batch.query.cache import refresh_cache
 from segrec_batch.query.connection import Access
 from segrec_batch.query.database import Database, open_index
-from segrec_batch.query.guard import (
-    TABLE_FUNCTIONS,
-    Limits,
-    QueryGuard,
-    allowed_functions,
-    ask,
-    memory_limit,
-)
+from segrec_batch.query.guard import QueryGuard, ask
+from segrec_batch.query.limits import Limits, memory_limit
 from tests.s3 import new_bucket, put
 from tests.streets import picture, write_streets
 
@@ -463,7 +460,7 @@ def test_no_function_of_duckdb_reads_writes_or_changes_anything(
     files, statements, ran = local.seen(), calls(local), 0
     assert len(statements) > 1000
     database = open_index(local.index, access=Access.SEALED)
-    settings = settings_of(database.connection)
+    before = settings_of(database.connection)
     with database.connection as connection, QueryGuard(database) as guard:
         for sql, allowed in statements.items():
             try:
@@ -477,7 +474,7 @@ def test_no_function_of_duckdb_reads_writes_or_changes_anything(
             except duckdb.Error as error:
                 rows = str(error)
             assert SECRET not in rows, sql
-        assert settings_of(connection) == settings
+        assert settings_of(connection) == before
     assert ran > 500
     assert local.seen() == files
 
@@ -501,6 +498,49 @@ def test_of_the_allowed_functions_only_chance_has_effects() -> None:
         ).fetchall()
     effects = {name for (name,) in found} & (allowed_functions() | TABLE_FUNCTIONS)
     assert effects == {"error", "gen_random_uuid", "random", "uuid", "uuidv4", "uuidv7"}
+
+
+TOKENS = """
+SELECT FROM WITH x AS ( ) , ; . :: [ ] { } ' " $ $x ? * = -- /* */ 1 'a' images regions uri segrec
+cache main COPY TO read_text('/etc/passwd') query('FROM images') UNION ALL CASE WHEN DESCRIBE
+SUMMARIZE PIVOT ON USING lambda x: x MATERIALIZED RECURSIVE LATERAL SAMPLE QUALIFY recommend('x')
+pearson([1],[2]) getenv('HOME') COLUMNS('.*') WINDOW OVER \x00 é \ud800
+"""
+QUERIES = [
+    "SELECT count ( * ) FROM images WHERE uri = $x",
+    "WITH a AS ( FROM regions ) SELECT class , max ( coverage ) FROM a GROUP BY class",
+    "FROM recommend ( 'x' , k := 3 ) AS r JOIN images AS i USING ( image_id ) ORDER BY rank",
+    "SELECT list_transform ( [ 1 , 2 ] , lambda v : v + 1 ) , uri [ 1 ] FROM images LIMIT 3",
+]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    words=st.sampled_from(QUERIES).map(str.split),
+    places=st.lists(st.integers(0, 30), max_size=4),
+    more=st.lists(st.sampled_from(TOKENS.split()) | st.text(max_size=5), min_size=4, max_size=4),
+)
+def test_any_text_is_a_query_of_the_rows_or_refused(
+    guard: QueryGuard, words: list[str], places: list[int], more: list[str]
+) -> None:
+    for place, word in zip(places, more, strict=False):
+        words[place:place] = [word]
+    text = " ".join(words)
+    refused = ""
+    try:
+        guard.check(text, {"x": "text"} if "$x" in words else {})
+    except InputError as error:
+        refused = str(error)
+    assert "\n" not in refused
+    statements = [] if refused else duckdb.extract_statements(text)
+    assert [s.type for s in statements] == [duckdb.StatementType.SELECT] * (not refused)
+
+
+@pytest.fixture(scope="module")
+def guard(home: Path) -> Iterator[QueryGuard]:
+    database = open_index(str(home / "it's.duckdb"), access=Access.SEALED)
+    with database.connection, QueryGuard(database) as made:
+        yield made
 
 
 ENDLESS = "SELECT count(*) FROM range(10000000000) AS a, range(10000000000) AS b"

@@ -8,15 +8,7 @@ also what a newer DuckDB brings.
 """
 
 import json
-import os
-import resource
-import sys
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -25,31 +17,13 @@ import pyarrow as pa
 
 from segrec_batch.errors import InputError
 from segrec_batch.host import usable_memory
+from segrec_batch.query import allowed
 from segrec_batch.query.connection import one_line
 from segrec_batch.query.database import Database, open_twin
-from segrec_batch.query.views import quoted, schema_file
+from segrec_batch.query.limits import Limits, memory_limit, time_limit
+from segrec_batch.query.views import quoted
 
-
-def _set(names: str, prefix: str = "") -> frozenset[str]:
-    return frozenset(prefix + name for name in names.split())
-
-
-TABLE_FUNCTIONS = _set(
-    """
-    range generate_series unnest repeat_row json_each json_tree
-    duckdb_columns duckdb_functions duckdb_tables duckdb_types duckdb_views
-    """
-)
-"""Those that SQL of others may use; of other functions see `allowed_functions`."""
 KINDS = "SELECT, FROM, WITH, VALUES, DESCRIBE or SUMMARIZE"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What SQL of others may take: seconds until its answer is there, and bytes of the answer."""
-
-    seconds: float = 600
-    answer_bytes: int = 4 * 2**30
 
 
 def ask(
@@ -97,80 +71,6 @@ def _told(error: Exception) -> str:
     if isinstance(error, duckdb.OutOfMemoryException | MemoryError):
         return "it needs more memory than it may take: ask for fewer rows or columns at once"
     return one_line(error)
-
-
-@contextmanager
-def time_limit(connection: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]:
-    """Interrupt what a connection runs after some seconds. Raises InputError then."""
-    done, late = threading.Event(), threading.Event()
-
-    def interrupt() -> None:
-        if done.wait(seconds):
-            return
-        late.set()
-        while not done.wait(0.2):  # again: DuckDB forgets it when it begins to execute
-            connection.interrupt()
-
-    watch = threading.Thread(target=interrupt, daemon=True)
-    watch.start()
-    try:
-        yield
-        if late.is_set():
-            raise _too_late(seconds)
-    except duckdb.Error as error:
-        raise (_too_late(seconds) if late.is_set() else error) from error
-    finally:
-        done.set()
-        watch.join()
-
-
-def _too_late(seconds: float) -> InputError:
-    return InputError(
-        f"SQL: no answer after {seconds:g} s; say --timeout for more, or ask for less"
-    )
-
-
-@contextmanager
-def memory_limit(size: int) -> Iterator[None]:
-    """Let this process take so many bytes more, where the system counts them (Linux): plans and
-    long texts are no part of what DuckDB's `memory_limit` is about.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        most = int(statm.read_text().split()[0]) * resource.getpagesize() + size
-        least = [most, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
-        resource.setrlimit(resource.RLIMIT_AS, (min(least), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-@contextmanager
-def last_resort(seconds: float) -> Iterator[None]:
-    """End the process, with exit code 1 and a message, if the block takes longer.
-
-    For commands: DuckDB cannot be interrupted while it plans, and a short text can have a plan
-    without end.
-    """
-    done = threading.Event()
-
-    def end() -> None:
-        if not done.wait(seconds):
-            text = (
-                f"error: SQL: given up after {seconds:g} s, as it cannot be planned; ask for less\n"
-            )
-            os.write(sys.stderr.fileno(), text.encode())
-            os._exit(1)
-
-    watch = threading.Thread(target=end, daemon=True)
-    watch.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watch.join()
 
 
 class QueryGuard:
@@ -251,13 +151,6 @@ def _as_json(twin: duckdb.DuckDBPyConnection, function: str, sql: str) -> Any:
     return tree
 
 
-@cache
-def allowed_functions() -> frozenset[str]:
-    """Return the functions of DuckDB, beside table functions, that SQL of others may use."""
-    lines = schema_file("sql_functions.txt").splitlines()
-    return frozenset(n.lower() for line in lines if not line.startswith("# ") for n in line.split())
-
-
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
     """All objects of a tree, outer ones before those in them."""
     left = [tree]
@@ -278,9 +171,9 @@ def _check_parsed(tree: Any, macros: frozenset[str]) -> set[str]:
     tables: set[int] = set()  # calls in the place of a table; they come after what they stand in
     for node in _nodes(tree):
         kind, expression = node.get("type"), node.get("class")
-        if expression is None and isinstance(kind, str) and kind not in _PARSED:
+        if expression is None and isinstance(kind, str) and kind not in allowed.PARSED:
             raise InputError(f"SQL: give one query: {KINDS}; this one has {_words(kind)} in it")
-        if expression is not None and expression not in _EXPRESSIONS:
+        if expression is not None and expression not in allowed.EXPRESSIONS:
             raise InputError(f"SQL: {_words(expression)} is not allowed in a query")
         path = node.get("qualified_name", {}).get("path", [])
         if kind == "BASE_TABLE":
@@ -292,12 +185,10 @@ def _check_parsed(tree: Any, macros: frozenset[str]) -> set[str]:
                 "within, as in upper(uri)"
             )
         name = node.get("function_name")
-        tabular = id(node) in tables
         if kind == "TABLE_FUNCTION":
             tables.add(id(node["function"]))
-        if name is not None and name.lower() not in macros | (
-            TABLE_FUNCTIONS if tabular else allowed_functions()
-        ):
+        known = macros | allowed.functions(tabular=id(node) in tables)
+        if name is not None and name.lower() not in known:
             raise InputError(_refused(name))
         if expression == "PARAMETER":
             names.add(node["identifier"])
@@ -353,59 +244,14 @@ def _check_bound(tree: Any) -> None:
     """Raise InputError for a plan with an operator or a function that is not on the list."""
     for node in _nodes(tree):
         kind = node.get("type")
-        if isinstance(kind, str) and kind.startswith("LOGICAL_") and kind not in _OPERATORS:
+        if isinstance(kind, str) and kind.startswith("LOGICAL_") and kind not in allowed.OPERATORS:
             raise InputError(f"SQL: {_words(kind.removeprefix('LOGICAL_'))} is not allowed")
         expression = node.get("expression_class")
-        if expression is not None and expression not in _BOUND:
+        if expression is not None and expression not in allowed.BOUND:
             raise InputError(f"SQL: {_words(expression.removeprefix('BOUND_'))} is not allowed")
         if "qname" in node:
             *place, name = node["qname"]["path"]
-            allowed = TABLE_FUNCTIONS if kind == "LOGICAL_GET" else allowed_functions()
-            known = name.lower() in allowed or name in _INSIDE
+            listed = allowed.functions(tabular=kind == "LOGICAL_GET")
+            known = name.lower() in listed or name in allowed.INSIDE
             if place not in ([], ["system", "main"]) or not known:
                 raise InputError(_refused(name))
-
-
-_INSIDE = frozenset(  # what DuckDB makes of other syntax, of its macros and of SUMMARIZE
-    (
-        "__cast",
-        "__between",
-        "IS DISTINCT FROM",
-        "IS NOT DISTINCT FROM",
-        "seq_scan",
-        "list_aggr",
-        "list_aggregate",
-        "unpivot_list",
-        "in_search_path",
-    )
-)
-_PARSED = _set(
-    """
-    SELECT_NODE SET_OPERATION_NODE CTE_NODE RECURSIVE_CTE_NODE
-    BASE_TABLE SUBQUERY JOIN TABLE_FUNCTION EXPRESSION_LIST EMPTY PIVOT SHOW_REF
-    LIMIT_MODIFIER LIMIT_PERCENT_MODIFIER ORDER_MODIFIER DISTINCT_MODIFIER
-    ORDER_DEFAULT ASCENDING DESCENDING
-    """
-)
-_EXPRESSIONS = _set(
-    """
-    BETWEEN CASE CAST COLLATE COLUMN_REF COMPARISON CONJUNCTION CONSTANT FUNCTION LAMBDA LAMBDA_REF
-    OPERATOR PARAMETER POSITIONAL_REFERENCE STAR SUBQUERY TYPE WINDOW
-    """
-)
-_OPERATORS = _set(
-    """
-    AGGREGATE_AND_GROUP_BY ANY_JOIN ASOF_JOIN CHUNK_GET COMPARISON_JOIN CROSS_PRODUCT CTE_REF
-    DELIM_GET DELIM_JOIN DEPENDENT_JOIN DISTINCT DUMMY_SCAN EMPTY_RESULT EXCEPT EXPRESSION_GET
-    FILTER GET INTERSECT JOIN LIMIT MATERIALIZED_CTE ORDER_BY PIVOT POSITIONAL_JOIN PROJECTION
-    RECURSIVE_CTE SAMPLE TOP_N UNION UNNEST WINDOW
-    """,
-    "LOGICAL_",
-)
-_BOUND = _set(
-    """
-    AGGREGATE BETWEEN CASE CAST COMPARISON CONJUNCTION CONSTANT FUNCTION LAMBDA LAMBDA_REF OPERATOR
-    REF UNNEST WINDOW
-    """,
-    "BOUND_",
-)
