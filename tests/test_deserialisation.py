@@ -55,7 +55,7 @@ def test_parquet_is_read_in_one_place(path: Path) -> None:
 def test_weights_that_would_run_are_refused(how: str, tmp_path: Path) -> None:
     canary, path = tmp_path / "canary", tmp_path / "weights.pth"
     if how == "pickle":
-        path.write_bytes(pickle.dumps(Payload(canary)))
+        path.write_bytes(pickle.dumps(Payload(canary), 2))  # as torch does
     else:
         torch.save({"0.weight": Payload(canary)}, path)
     with pytest.raises(ModelError, match="is not a state dict"):
