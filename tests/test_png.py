@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from segrec_batch import decode as d
 from segrec_batch.errors import PictureError
@@ -157,3 +158,22 @@ def test_a_header_that_is_not_first_is_refused() -> None:
     with pytest.raises(PictureError) as caught:
         d.open_rgb(SIGNATURE + _chunk(b"tEXt", b"a\0b") + data[len(SIGNATURE) :])
     assert caught.value.reason == "broken PNG: the header is not the first chunk"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "I;16"])
+def test_a_damaged_file_is_read_right_or_refused(mode: str) -> None:
+    """Cut off at any length, and with a bit turned anywhere: never other pixels."""
+    top = 65536 if mode == "I;16" else 256
+    shape = (9, 11, 3) if mode == "RGB" else (9, 11)
+    pixels = np.random.default_rng(0).integers(0, top, shape, np.uint16 if top > 256 else np.uint8)
+    data = encoded(Image.fromarray(pixels), "PNG")
+    wanted = np.asarray(d.open_rgb(data)[0])
+    damaged = [data[:n] for n in range(len(data))]
+    damaged += [data[:i] + bytes([data[i] ^ 32]) + data[i + 1 :] for i in range(len(data))]
+    refused = 0
+    for content in damaged:
+        try:
+            np.testing.assert_array_equal(d.open_rgb(content)[0], wanted)
+        except PictureError:
+            refused += 1
+    assert refused > len(damaged) - 40  # what comes after the last pixel may be anything

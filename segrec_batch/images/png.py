@@ -29,30 +29,41 @@ _CHANNELS = {_GREY: 1, _RGB: 3, _GREY_ALPHA: 2, _RGB_ALPHA: 4}
 def drop_damaged_ancillary(data: bytes) -> bytes:
     """Return a PNG without the ancillary chunks whose checksum is wrong, as libpng does.
 
-    The pixels do not depend on them. Damaged critical chunks stay, for the decoder to refuse.
+    The pixels do not depend on them. Pillow itself checks neither the last checksum of the pixels
+    nor, where it looks for EXIF in a damaged file, any of them, and gives black pixels then.
+
+    Raises:
+        PictureError: A critical chunk is cut short, or its checksum is wrong.
     """
-    damaged = [(at, end) for at, end, sound in _chunks(data) if not sound]
-    if not damaged:
-        return data
     kept, start = [], 0
-    for at, end in damaged:
+    for at, end, kind in _chunks(data):
+        if _is_sound(data, at, end):
+            continue
+        if not kind[0] & 0x20:
+            name = kind.decode("ascii", "backslashreplace")
+            raise PictureError("decode", f"broken or truncated PNG: the chunk {name} is damaged")
         kept.append(data[start:at])
         start = end
-    return b"".join([*kept, data[start:]])
+    return b"".join([*kept, data[start:]]) if kept else data
 
 
-def _chunks(data: bytes) -> Iterator[tuple[int, int, bool]]:
-    """Yield start, end, and whether the checksum is right or is for the decoder to check."""
+def _chunks(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Yield start, end and type of each chunk before IEND; the end may lie beyond the data."""
     at = len(SIGNATURE)
-    while at + 12 <= len(data):
+    while at + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
-        end = at + 12 + length
-        if end > len(data) or kind == b"IEND":
+        if kind == b"IEND":
             return
-        ancillary = bool(kind[0] & 0x20)
-        (stored,) = struct.unpack_from(">I", data, end - 4)
-        yield at, end, not ancillary or zlib.crc32(memoryview(data)[at + 4 : end - 4]) == stored
-        at = end
+        yield at, at + 12 + length, kind
+        at += 12 + length
+
+
+def _is_sound(data: bytes, at: int, end: int) -> bool:
+    """Return whether a chunk is there whole and has the checksum that it states."""
+    if end > len(data):
+        return False
+    (stored,) = struct.unpack_from(">I", data, end - 4)
+    return zlib.crc32(memoryview(data)[at + 4 : end - 4]) == stored
 
 
 def read_depth_and_colour(data: bytes) -> tuple[int, int]:
