@@ -253,7 +253,7 @@ def _of_table(index: str, table: str) -> DataFile:
 
 def test_purges_that_go_in_a_circle_end(index: str) -> None:
     a = _of_table(index, "images")
-    b = DataFile("images", f"{PART}.parquet", 1, 1, None, "{}")
+    b = DataFile("images", f"{PART}.parquet", 1, 1, None, a.stats)
     purged.write_replacements(index, [(a, b), (b, a)])
     with pytest.raises(IndexStateError, match="its own place"):
         store.open_snapshot(index, 1)
