@@ -543,7 +543,7 @@ def guard(home: Path) -> Iterator[QueryGuard]:
         yield made
 
 
-ENDLESS = "SELECT count(*) FROM range(10000000000) AS a, range(10000000000) AS b"
+ENDLESS = "SELECT sum(a.range * b.range) FROM range(100000000000) AS a, range(100000) AS b"
 UNPLANNABLE = "SELECT 1 AS x0" + "".join(f", x{i} + x{i} AS x{i + 1}" for i in range(60))
 
 
@@ -560,7 +560,7 @@ UNPLANNABLE = "SELECT 1 AS x0" + "".join(f", x{i} + x{i} AS x{i + 1}" for i in r
     ids=["time", "answer", "memory", "text", "brackets", "subqueries"],
 )
 def test_sql_takes_no_more_than_its_limits(home: Path, sql: str, message: str) -> None:
-    settings = {"memory_limit": "100MB"}
+    settings = {"memory_limit": "100MB"} if "list(" in sql else {}
     database = open_index(str(home / "it's.duckdb"), access=Access.SEALED, settings=settings)
     limits = Limits(seconds=0.2 if sql == ENDLESS else 60, answer_bytes=2**20)
     with database.connection, pytest.raises(InputError, match=f"\\ASQL: .*({message})"):
