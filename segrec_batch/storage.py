@@ -60,15 +60,15 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     Raises InputError for a URI that holds credentials, or whose scheme is unknown.
     """
     protocol, separator, _ = uri.partition("://")
-    if separator and has_credentials(uri) and "/" not in protocol:
-        raise InputError(
-            f"{redact(uri)}: credentials do not belong in a URI; set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        )
     # not url_to_fs() for these: it takes :: in a name for a chain of file systems
     if not separator or "/" in protocol or protocol in LocalFileSystem.protocol:
         fs = fsspec.filesystem("file")
         return fs, os.path.abspath(fs._strip_protocol(uri))  # noqa: PTH100 - resolve() would follow links
+    if has_credentials(uri):
+        raise InputError(
+            f"{redact(uri)}: credentials do not belong in a URI; set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        )
     if protocol in ("s3", "s3a"):
         fs = fsspec.filesystem("s3", **_S3_OPTIONS)
         fs.retries = _S3FS_TRIES

@@ -40,7 +40,7 @@ def _failure(data: bytes) -> str:
     [
         ("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {}), ("GIF", {}),
         ("WEBP", {"lossless": True}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}),
-        ("BMP", {}),
+        ("BMP", {}), ("AVIF", {}),
     ],
 )  # fmt: skip
 def test_a_truncated_picture_is_refused(
@@ -61,7 +61,7 @@ def test_what_is_no_picture_is_named_so() -> None:
 @pytest.mark.parametrize(
     ("start", "name"),
     [
-        (b"\0\0\0 ftypheic\0\0\0\0", "HEIC"), (b"\0\0\0 ftypavif\0\0\0\0", "AVIF"),
+        (b"\0\0\0 ftypheic\0\0\0\0", "HEIC"),
         (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"), (b"\xff\x0a", "JPEG XL"),
         (b"8BPS\0\1", "Photoshop"),
         (b"%!PS-Adobe-3.0 EPSF-3.0", "PostScript"), (b"P5\n40 30\n65535\n", "netpbm"),
@@ -69,7 +69,7 @@ def test_what_is_no_picture_is_named_so() -> None:
     ],
 )  # fmt: skip
 def test_formats_that_are_not_read_are_named(start: bytes, name: str) -> None:
-    convert = "convert it to one of BMP, GIF, JPEG, PNG, TIFF, WEBP"
+    convert = "convert it to one of AVIF, BMP, GIF, JPEG, PNG, TIFF, WEBP"
     assert _failure(start + bytes(200)) == f"{name} is not supported: {convert}"
 
 

@@ -11,6 +11,7 @@ import pytest
 from deltalake import DeltaTable
 
 from segrec_batch.errors import IndexStateError
+from segrec_batch.limits import parse_limit
 from segrec_batch.maintain import versions
 from segrec_batch.maintain.verify import verify
 from segrec_batch.maintain.versions import rollback, vacuum
@@ -185,7 +186,7 @@ def test_the_next_run_mends_it_also_where_there_is_nothing_to_do(
     write_png(tmp_path / "pictures" / "a.png", smooth_pixels(48, 64))
 
     def run() -> store.Snapshot:
-        request = Request(str(tmp_path / "pictures"))
+        request = Request(str(tmp_path / "pictures"), max_gone=parse_limit("100%"))
         return index_pictures(request, model, str(index), Execution("cpu"))[1]
 
     first = run()

@@ -155,14 +155,14 @@ def test_a_part_is_known_by_what_it_says_of_itself(index: str) -> None:
 
 def test_logs_name_files_of_entries_and_of_checkpoints(index: str) -> None:
     snapshot = store.open_snapshot(index)
-    spaced = write_file(index, new_part(), "regions", pa.table({"coverage": [0.5]}), "a b")
-    after = store.commit(snapshot, [spaced])
-    store.commit(after, [], [spaced])
+    odd = write_file(index, new_part(), "regions", pa.table({"coverage": [0.5]}), "class_1")
+    after = store.commit(snapshot, [odd])
+    store.commit(after, [], [odd])
     DeltaTable(f"{index}/regions").create_checkpoint()
     for entry in Path(index, "regions", "_delta_log").glob("*.json"):
         if not entry.name.startswith("0" * 20):
             entry.unlink()
-    assert ("regions", spaced.path) in log.names(index).files, "named by the checkpoint alone"
+    assert ("regions", odd.path) in log.names(index).files, "named by the checkpoint alone"
     (one,) = store.read_log(index, 1).files["failures"]
     assert ("failures", one.path) in named_files(index)
     assert log.names(index).bundles == {snapshot.bundle_id}

@@ -167,7 +167,9 @@ def test_macos_own_files_are_none_of_ours(tmp_path_factory: pytest.TempPathFacto
         (folder / name).write_bytes(b"")
     assert list_files(str(folder)).uris == (str(folder / "a.png"),)
     (folder / "a.png").unlink()
-    with pytest.raises(InputError, match=r"no images found, only 2 files \._\*"):
+    with pytest.raises(
+        InputError, match=r"no pictures found \(5 other files: \._\* 3, Thumbs.db 1, .DS_Store 1;"
+    ):
         list_files(str(folder))
 
 

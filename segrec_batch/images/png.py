@@ -62,7 +62,7 @@ def _is_sound(data: bytes, at: int, end: int) -> bool:
     """Return whether a chunk is there whole and has the checksum that it states."""
     if end > len(data):
         return False
-    (stored,) = struct.unpack_from(">I", data, end - 4)
+    stored = int.from_bytes(data[end - 4 : end])
     return zlib.crc32(memoryview(data)[at + 4 : end - 4]) == stored
 
 

@@ -267,7 +267,7 @@ def is_part_file(index: str, file: DataFile) -> bool:
     fs, path = storage.filesystem(file.uri(index))
     try:
         with fs.open(path) as source:
-            metadata = pq.read_metadata(source).metadata or {}
+            metadata = open_parquet(source).metadata.metadata or {}
     except (FileNotFoundError, PermissionError, pa.ArrowException):
         return False
     return bool(metadata.get(_OWNER) == _owner(file.table, file.part))

@@ -176,10 +176,11 @@ _warned: set[str] = set()
 
 def _check_classes(index: str, files: Files, classes: Sequence[str], spec: ModelSpec) -> None:
     """The names in the log become SQL and folders; they have to be those of the model."""
-    strange = {f.partition for f in files["regions"]}.difference(spec.all_classes)
+    strange = {str(f.partition) for f in files["regions"]}.difference(spec.all_classes)
     if tuple(classes) != spec.classes or strange:
+        found = [*classes, *sorted(strange.difference(classes))]
         raise IndexStateError(
-            f"{index}: is of the classes {shorten(', '.join(classes))}, its model of "
+            f"{index}: is of the classes {shorten(', '.join(found))}, its model of "
             f"{shorten(', '.join(spec.classes))}; put the model of the index back, or index anew"
         )
 

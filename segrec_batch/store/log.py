@@ -13,10 +13,10 @@ from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from segrec_batch import storage
 from segrec_batch.errors import IndexStateError
+from segrec_batch.store.parquet import open_parquet
 from segrec_batch.store.schema import TABLES
 
 MODEL = "model"  # the transaction identifier of `images` that names a snapshot's bundle
@@ -111,8 +111,8 @@ def _checkpoints(index: str, table: str) -> list[Action]:
             continue
         columns = ["add.path", "remove.path", "txn.appId", "txn.version"]
         try:
-            file = pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri)))
-            found += file.read(columns=columns).to_pylist()
+            rows = open_parquet(storage.read_bytes(uri)).read(columns=columns)
+            found += rows.to_pylist()
         except (OSError, pa.ArrowException) as error:
             text = f"{uri} cannot be read ({error}); put it back (bucket versions, backup)"
             raise IndexStateError(text) from error

@@ -56,20 +56,12 @@ class Pairing:
 
 
 def list_files(uri: str) -> Files:
-    """List the image files under `uri`, without the `._*` files that macOS puts beside files of its
-    own. Raises InputError if there are none.
-    """
+    """List the image files under `uri`. Raises InputError if there are none."""
     rows = list_pictures(uri).to_pylist()
-    kept = [row for row in rows if not storage.name(row["uri"]).startswith("._")]
-    if not kept:
-        raise InputError(
-            f"{uri}: no images found, only {len(rows):,} files ._* that macOS put there; give the "
-            "folder that has the images"
-        )
-    problems = {row["uri"]: row["problem"] for row in kept if row["problem"]}
+    problems = {row["uri"]: row["problem"] for row in rows if row["problem"]}
     root = storage.absolute(uri)
-    root = "/".join(root.split("/")[:-1]) if kept[0]["uri"] == root else root
-    return Files(root, tuple(row["uri"] for row in kept), problems)
+    root = "/".join(root.split("/")[:-1]) if rows[0]["uri"] == root else root
+    return Files(root, tuple(row["uri"] for row in rows), problems)
 
 
 def pair_folders(images: Files, masks: Files) -> Pairing:
