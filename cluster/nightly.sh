@@ -25,6 +25,8 @@
 #   SEGREC_WORKING_DIR  folder of the project on this host, uploaded in place of SEGREC_HOME
 #   SEGREC_DEVICE       auto, cpu or cuda (auto)
 #   SEGREC_GPUS         on how many GPUs, also such as an autoscaler is still to start (all there are)
+#   SEGREC_MAX_READ_FAILURES, SEGREC_MAX_GONE
+#                       how many pictures may be unreadable or gone, a share or a count (1%, 50%)
 #   SEGREC_NAME         first part of the submission ids, one for each index on a cluster (segrec)
 #   SEGREC_LOCK         lock file (nightly-NAME.lock in RUNTIME_DIRECTORY, XDG_RUNTIME_DIR or, without
 #                       these, XDG_STATE_HOME/segrec, that is ~/.local/state/segrec)
@@ -206,10 +208,12 @@ stop() {
 }
 
 run_index() {
-    local gpus=()
-    [[ -z ${SEGREC_GPUS:-} ]] || gpus=(--gpus "$SEGREC_GPUS")
+    local options=()
+    [[ -z ${SEGREC_GPUS:-} ]] || options+=(--gpus "$SEGREC_GPUS")
+    [[ -z ${SEGREC_MAX_READ_FAILURES:-} ]] || options+=(--max-read-failures "$SEGREC_MAX_READ_FAILURES")
+    [[ -z ${SEGREC_MAX_GONE:-} ]] || options+=(--max-gone "$SEGREC_MAX_GONE")
     run_step index index.py --images "$SEGREC_IMAGES" --model "$SEGREC_MODEL" \
-        --index "$SEGREC_INDEX" --device "${SEGREC_DEVICE:-auto}" "${gpus[@]}"
+        --index "$SEGREC_INDEX" --device "${SEGREC_DEVICE:-auto}" "${options[@]}"
 }
 
 check_drift() {

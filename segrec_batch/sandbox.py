@@ -185,7 +185,9 @@ class Sandbox:
                     self._child = None
                     child.end()
                     raise
-        raise PictureError("decode", self._cause(status))
+        # the kernel kills, first of all these, where memory runs out: it says nothing of the image
+        stage = "read" if status == -signal.SIGKILL else "decode"
+        raise PictureError(stage, self._cause(status))
 
     def _ready(self) -> ChildProcess:
         """A child that waits for a request."""
@@ -206,6 +208,8 @@ class Sandbox:
         return child
 
     def _cause(self, status: int) -> str:
+        if status == -signal.SIGKILL:
+            return "decoder was killed twice; does this machine lack memory?"
         if status == errno.ENOMEM:
             return f"needs more than {self.memory / 2**30:g} GiB of memory"
         return f"decoder crashed ({how(status)})"

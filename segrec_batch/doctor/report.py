@@ -18,7 +18,6 @@ versions            {package: version}, null if it is not installed
 problems            [{code, level, message}]; level: warning, or error: no run can work here
 """
 
-import json
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -29,6 +28,7 @@ from typing import Any
 from segrec_batch import host
 from segrec_batch.confinement import Confinement
 from segrec_batch.console import table
+from segrec_batch.encoding import encode_json
 from segrec_batch.doctor.facts import INSTRUCTION_SETS, Facts, Gpu, gather_facts
 from segrec_batch.doctor.problems import Problem, find_problems, size
 from segrec_batch.host import Cores, Memory, Processor, Space
@@ -86,7 +86,7 @@ class Report:
             "versions": facts["versions"],
             "problems": [asdict(problem) for problem in self.problems],
         }
-        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        return encode_json(values, indent=2) + "\n"
 
     def to_text(self) -> str:
         """Return the report as tables, and one line for each problem."""

@@ -121,7 +121,7 @@ def dry_run(
     _refuse_to_drop(snapshot, spec, drop_descriptors)
     with Plan(request, snapshot) as plan:
         for status, uri in plan.lines():
-            yield f"{status}\t{uri.encode('unicode_escape').decode()}"
+            yield f"{status}\t{uri}"
         say(f"{Account.open('dry run', plan)}; nothing was done")
         if error := _gone_error(plan, request, index):
             say(f"a run would stop: {error}", "warning")
