@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from ray.cluster_utils import Cluster
 import segrec_batch
 from segrec_batch import console
 from segrec_batch.maintain.verify import verify
+from segrec_batch.pipeline import cluster
 from segrec_batch.store import index as store
 from tests.builders import smooth_pixels, tiny_model
 from tests.processes import victims
@@ -83,6 +85,7 @@ class Stage:
     folder: Path
     is_disk_small: bool
     context: Any = field(default_factory=lambda: multiprocessing.get_context("forkserver"))
+    drivers: list["Driver"] = field(default_factory=list)
     expected: dict[int | str, dict[str, dict[Any, dict[str, Any]]]] = field(default_factory=dict)
     run_seconds: float = 5.0
 
@@ -107,13 +110,15 @@ class Stage:
         fixed = {"--device": "cpu", "--engine": "ncnn", "--batch-size": 2, "--commit-seconds": 0.3}
         return [str(x) for pair in (given | fixed).items() for x in pair]
 
-    def start(self, program: str = "jobs/index.py", *arguments: str) -> Any:
-        """Start a job in a process of its own, forked from one that has the imports."""
-        process = self.context.Process(
-            target=run_job, args=(program, arguments or self.arguments(), str(self.log))
-        )
-        process.start()
-        return process
+    def start(self, program: str = "jobs/index.py", *arguments: str) -> "Driver":
+        """Start a job in a process of its own, one that has no job at the moment if there is."""
+        self.drivers = [driver for driver in self.drivers if driver.process.is_alive()]
+        driver = next((driver for driver in self.drivers if driver.exitcode is not None), None)
+        if driver is None:
+            driver = Driver(self.context)
+            self.drivers.append(driver)
+        driver.start(program, [*(arguments or self.arguments())], str(self.log))
+        return driver
 
     @property
     def log(self) -> Path:
@@ -125,13 +130,54 @@ class Stage:
         return finish(self.start())
 
 
-def run_job(program: str, arguments: list[str], log: str) -> None:
-    """Run a job as `python PROGRAM ARGUMENTS`: the target of a process."""
-    with open(log, "ab", buffering=0) as file:  # noqa: PTH123
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.argv = [program, *arguments]
-    runpy.run_path(str(ROOT / program), run_name="__main__")
+class Driver:
+    """A process that runs jobs one after the other, so that Ray may keep its workers in between."""
+
+    def __init__(self, context: Any) -> None:
+        self.link, other = context.Pipe()
+        self.process = context.Process(target=run_jobs, args=(other,), daemon=True)
+        self.process.start()
+        self._code: int | None = 0
+
+    def start(self, program: str, arguments: list[str], log: str) -> None:
+        """Start a job as `python PROGRAM ARGUMENTS`."""
+        self._code = None
+        self.link.send((program, arguments, log))
+
+    @property
+    def exitcode(self) -> int | None:
+        """The exit code of the job, None while it runs; that of the process if it was killed."""
+        if self._code is None and self.link.poll():
+            with suppress(EOFError, ConnectionError):
+                self._code = self.link.recv()
+        if self._code is None:
+            self._code = self.process.exitcode
+        return self._code
+
+    def join(self, seconds: float) -> None:
+        """Wait for the job, so many seconds at most."""
+        end = time.monotonic() + seconds
+        while self.exitcode is None and time.monotonic() < end:
+            wait([self.link, self.process.sentinel], end - time.monotonic())
+
+    def kill(self) -> None:
+        """Kill the process, and the job with it."""
+        self.process.kill()
+
+
+def run_jobs(link: Any) -> None:
+    """Run the jobs that come over a link: the target of the process of a `Driver`."""
+    with cluster.joined():
+        while True:
+            program, arguments, log = link.recv()
+            with open(log, "ab", buffering=0) as file:  # noqa: PTH123
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            sys.argv = [program, *arguments]
+            try:
+                runpy.run_path(str(ROOT / program), run_name="__main__")
+            except SystemExit as end:
+                link.send(int(end.code or 0))
 
 
 def finish(process: Any) -> int:
@@ -139,7 +185,6 @@ def finish(process: Any) -> int:
     process.join(JOB_SECONDS)
     if process.exitcode is None:
         process.kill()
-        process.join()
         raise ChaosError(f"a job did not end within {JOB_SECONDS} s")
     return int(process.exitcode)
 
@@ -153,18 +198,21 @@ def open_stage(folder: Path) -> Iterator[Stage]:
     (folder / "disk").mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder / "disk")]
     is_small = subprocess.run(mount, capture_output=True, check=False).returncode == 0
-    cluster = Cluster(
+    ray_cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
     )
-    os.environ["RAY_ADDRESS"] = cluster.address
+    os.environ["RAY_ADDRESS"] = ray_cluster.address
+    stage = Stage(ray_cluster, [ray_cluster.add_node(num_cpus=2)], folder, is_small)
     try:
-        stage = Stage(cluster, [cluster.add_node(num_cpus=2)], folder, is_small)
-        stage.context.set_forkserver_preload(["segrec_batch.pipeline.run", "pyarrow.parquet"])
-        for content in VERSIONS:
-            record_reference(stage, content)
-        yield stage
+        stage.context.set_forkserver_preload(["__main__", "segrec_batch.pipeline.run"])
+        with cluster.joined():
+            for content in VERSIONS:
+                record_reference(stage, content)
+            yield stage
     finally:
-        cluster.shutdown()
+        for driver in stage.drivers:
+            driver.kill()
+        ray_cluster.shutdown()
         if is_small:
             subprocess.run(["umount", "--lazy", str(folder / "disk")], check=True)
 
@@ -176,7 +224,8 @@ def record_reference(stage: Stage, content: int | str) -> None:
     code = stage.run()
     if code:
         raise ChaosError(f"the undisturbed run of {content!r} ended with {code}: {tail(stage)}")
-    stage.run_seconds = time.monotonic() - started
+    if content == 1:  # the process from which jobs are forked is there, and images are to be done
+        stage.run_seconds = time.monotonic() - started
     stage.expected[content] = read_rows(str(stage.index))
     if content == 0:
         shutil.copytree(stage.index, stage.template)
@@ -304,13 +353,11 @@ def mutate(stage: Stage, state: State, dice: random.Random) -> None:
         write_image(there / name, state[name])
 
 
-Fault = Callable[[Stage, random.Random, Any], bool]  # disturbs a running job; whether it could
+Fault = Callable[[Stage, random.Random, Any], bool]  # disturbs a job; whether it could
 
 
 def kill_driver(stage: Stage, dice: random.Random, job: Any) -> bool:
     """Kill the job."""
-    if job.exitcode is not None:
-        return False
     job.kill()
     return True
 
@@ -332,13 +379,13 @@ def kill_raylet(stage: Stage, dice: random.Random, job: Any) -> bool:
     """Replace the node on which the job works."""
     stage.cluster.remove_node(stage.nodes.pop(), allow_graceful=False)
     stage.nodes.append(stage.cluster.add_node(num_cpus=2))
-    return job.exitcode is None
+    return True
 
 
 def hide_images(stage: Stage, dice: random.Random, job: Any) -> bool:
     """Take the folder of images away, until the step ends."""
     stage.images.rename(stage.folder / "away")
-    return job.exitcode is None
+    return True
 
 
 def fill_disk(stage: Stage, dice: random.Random, job: Any) -> bool:
@@ -347,7 +394,7 @@ def fill_disk(stage: Stage, dice: random.Random, job: Any) -> bool:
     with suppress(OSError), (stage.folder / "disk" / "filler").open("wb", buffering=0) as file:
         while file.write(block) == len(block):
             pass
-    return job.exitcode is None
+    return True
 
 
 def start_second_writer(stage: Stage, dice: random.Random, job: Any) -> bool:
@@ -359,9 +406,8 @@ def start_second_writer(stage: Stage, dice: random.Random, job: Any) -> bool:
             ["jobs/maintain.py", "--index", str(stage.index), "vacuum"],
         )
     )
-    running = job.exitcode is None
     finish(stage.start(program, *arguments))
-    return running
+    return True
 
 
 def spoil_reads(stage: Stage, dice: random.Random, job: Any) -> bool:
@@ -371,7 +417,7 @@ def spoil_reads(stage: Stage, dice: random.Random, job: Any) -> bool:
             (stage.folder / "spoilt").mkdir(exist_ok=True)
             path.rename(stage.folder / "spoilt" / path.name)
             path.symlink_to("no such file")
-    return job.exitcode is None
+    return True
 
 
 FAULTS: Mapping[str, Fault] = {
@@ -403,14 +449,15 @@ def mend(stage: Stage) -> None:
 
 def disturb(stage: Stage, name: str, dice: random.Random) -> tuple[bool, int]:
     """Start the job and disturb it; whether the fault met it, and its exit code."""
-    early = name == "images unreadable" and dice.random() < 0.5
-    hit = early and spoil_reads(stage, dice, stage.context.Process())
+    if early := name == "images unreadable" and dice.random() < 0.5:
+        spoil_reads(stage, dice, None)
     job = start_with_wrong_clock(stage, dice) if name == "clock wrong" else stage.start()
+    hit = early
     try:
         if not early:
             time.sleep(dice.uniform(0, stage.run_seconds))
-            hit = FAULTS[name](stage, dice, job)
-        return bool(hit) or early, finish(job)
+            hit = job.exitcode is None and FAULTS[name](stage, dice, job)
+        return hit, finish(job)
     finally:
         mend(stage)
 
