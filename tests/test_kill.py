@@ -35,9 +35,7 @@ from tests.processes import victims
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-TRIALS = (
-    6  # seeds: pairs of scenario and victim, each of them at least once; see also test_chaos.py
-)
+TRIALS = 6  # seeds: each scenario and each victim at least once; the rest is test_chaos.py
 PICTURES = 40
 OF_THE_RUN = {"run_id", "indexed_at", "failed_at"}  # columns that tell two runs apart
 VICTIMS = ("driver", "actor", "task worker", "decoder", "raylet")
