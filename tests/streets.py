@@ -36,7 +36,7 @@ def write_streets(index: str, model: Model) -> None:
     moved = [picture(i, folder="moved") for i in MOVED]
     add = [
         *kept,
-        *_part(index, spec, 1, [*new, *changed], [failure(i) for i in range(6, 10)]),
+        *_part(index, spec, 1, [*new, *changed], [*(failure(i) for i in range(6, 10)), unread(50)]),
         *_part(index, spec, 1, moved, [], segmented=0),
     ]
     store.commit(first, add, [f for f in first.all_files if f.table != "failures"])
@@ -74,6 +74,12 @@ def failure(i: int) -> Row:
     """A picture that a run could not index, for one of two reasons."""
     reason = "not a picture" if i % 3 else "empty file"
     return {**_source(f"/nowhere/bad/{i:03}.jpg"), "stage": "decode", "reason": reason}
+
+
+def unread(i: int) -> Row:
+    """A picture of the index that a run could not read again."""
+    source = _source(picture(i)["uri"])
+    return {**source, "stage": "read", "reason": "PermissionError: not for this user"}
 
 
 def _source(uri: str) -> Row:

@@ -109,7 +109,7 @@ def test_tiles_that_are_not_there_are_not_allocated(
     fresh: Sandbox, side: int, tiles: int, compression: int, bits: int
 ) -> None:
     reason = _reason(fresh, _tiff(side, tiles, compression, bits))
-    assert "decoder error" in reason or "truncated TIFF" in reason
+    assert "decoder error" in reason or "truncated" in reason
     assert _peak(fresh) < RESIDENT
 
 

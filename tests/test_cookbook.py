@@ -192,6 +192,13 @@ def test_coverage_histogram_by_folder(asked: Source) -> None:
     assert len({r["folder"] for r in found}) == 4
 
 
+def test_stale_images(asked: Source) -> None:
+    read = {r["uri"] for r in asked.tables["failures"] if r["stage"] == "read"}
+    indexed = {r["uri"] for r in asked.tables["images"]}
+    assert [r["uri"] for r in asked.answer("Stale images")] == sorted(read & indexed)
+    assert len(read & indexed) == 1
+
+
 def test_failures_by_reason(asked: Source) -> None:
     since = np.datetime64(asked.values["since"])
     failed = [
