@@ -38,6 +38,7 @@ def duration(seconds: float) -> str:
     >>> [duration(s) for s in (0.4, 7, 59, 61, 200, 5400, 200_000)]
     ['0.4 s', '7 s', '59 s', '1 min', '3 min', '1 h 30 min', '2 d 7 h']
     """
+    seconds = round(seconds, 3)  # 7,199.9999 s are 2 h
     if seconds < 60:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = int(seconds // 60)
