@@ -35,9 +35,10 @@ from ray.cluster_utils import Cluster
 
 import segrec_batch
 from segrec_batch import console
-from segrec_batch.maintain.verify import verify
+from segrec_batch.maintain.verify import check_part
 from segrec_batch.pipeline import cluster
 from segrec_batch.store import index as store
+from segrec_batch.store.files import by_part
 from tests.builders import smooth_pixels, tiny_model
 from tests.processes import victims
 
@@ -205,10 +206,9 @@ def open_stage(folder: Path) -> Iterator[Stage]:
     stage = Stage(ray_cluster, [ray_cluster.add_node(num_cpus=2)], folder, is_small)
     try:
         stage.context.set_forkserver_preload(["__main__", "segrec_batch.pipeline.run"])
-        with cluster.joined():
-            for content in VERSIONS:
-                record_reference(stage, content)
-            yield stage
+        for content in VERSIONS:
+            record_reference(stage, content)
+        yield stage
     finally:
         for driver in stage.drivers:
             driver.kill()
@@ -289,9 +289,10 @@ def compare(stage: Stage, state: State) -> int:
         path = stage.images / name
         if etags[str(path)] != f"{path.stat().st_mtime_ns / 1e9:.6f}":
             raise ChaosError(f"{name}: the index has another time than the file")
-    problems = verify(store.open_snapshot(str(stage.index)))
-    if problems:
-        raise ChaosError(f"verify: {problems[:3]}")
+    snapshot = store.open_snapshot(str(stage.index))
+    for files in by_part(snapshot.all_files).values():
+        if problems := check_part((snapshot.index, files, snapshot.spec, snapshot.model_id)):
+            raise ChaosError(f"verify: {problems[:3]}")
     return compared
 
 
