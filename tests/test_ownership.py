@@ -155,14 +155,14 @@ def test_a_part_is_known_by_what_it_says_of_itself(index: str) -> None:
 
 def test_logs_name_files_of_entries_and_of_checkpoints(index: str) -> None:
     snapshot = store.open_snapshot(index)
-    spaced = write_file(index, new_part(), "regions", pa.table({"coverage": [0.5]}), "a b")
-    after = store.commit(snapshot, [spaced])
-    store.commit(after, [], [spaced])
+    one_more = write_file(index, new_part(), "regions", pa.table({"coverage": [0.5]}), "class_1")
+    after = store.commit(snapshot, [one_more])
+    store.commit(after, [], [one_more])
     DeltaTable(f"{index}/regions").create_checkpoint()
     for entry in Path(index, "regions", "_delta_log").glob("*.json"):
         if not entry.name.startswith("0" * 20):
             entry.unlink()
-    assert ("regions", spaced.path) in log.names(index).files, "named by the checkpoint alone"
+    assert ("regions", one_more.path) in log.names(index).files, "named by the checkpoint alone"
     (one,) = store.read_log(index, 1).files["failures"]
     assert ("failures", one.path) in named_files(index)
     assert log.names(index).bundles == {snapshot.bundle_id}
@@ -330,7 +330,12 @@ def test_a_model_is_written_only_where_nothing_else_is(small: Model, tmp_path: P
     places.check_bundle_place(str(tmp_path / "new"))
     small.save(str(tmp_path / "bundle"))
     places.check_bundle_place(str(tmp_path / "bundle"))
-    for name, content in (("a/notes.txt", b""), ("b/model.json", b"{}"), ("c/model.json", b"[")):
+    for name, content in (
+        ("a/notes.txt", b""),
+        ("b/model.json", b"{}"),
+        ("c/model.json", b"["),
+        ("d/model.json", b"[" * 100_000),
+    ):
         stranger = put(tmp_path / name, content)
         with pytest.raises(InputError, match="give a new or empty folder as --output"):
             places.check_bundle_place(str(stranger.parent))
