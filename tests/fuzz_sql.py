@@ -7,7 +7,7 @@ from typing import Any
 
 import duckdb
 
-from segrec_batch.errors import InputError, SegrecError
+from segrec_batch.errors import InputError
 from segrec_batch.query.cache import refresh_cache
 from segrec_batch.query.connection import Access
 from segrec_batch.query.database import Database, open_index
@@ -15,6 +15,7 @@ from segrec_batch.query.guard import (
     TABLE_FUNCTIONS,
     QueryGuard,
     allowed_functions,
+    collect_answer,
     last_resort,
     time_limit,
 )
@@ -36,7 +37,7 @@ from tests.test_sql_lock import Target as Home
 
 SECONDS = 2.0  # for a statement
 PLAN_SECONDS = 9.0
-ROWS = 1000
+ANSWER_BYTES = 2**24
 
 
 class SqlTarget(Target):
@@ -98,17 +99,15 @@ class SqlTarget(Target):
 
     def _run(self, database: Database) -> None:
         """Run the statement, and look for secrets in what it gives."""
-        rows = ""
         try:
             with time_limit(database.connection, SECONDS):
-                found = database.connection.sql(self._sql)
-                if found is not None:
-                    reader = found.to_arrow_reader(ROWS)
-                    rows = "".join(str(b.to_pydict()) for b, _ in zip(reader, "xx", strict=False))
-        except duckdb.Error as error:
+                found = collect_answer(database.connection, self._sql, {}, ANSWER_BYTES)
+                rows = str(found.to_pylist())
+        except InputError as error:
             rows = str(error)
-        except (SegrecError, ValueError, OverflowError, MemoryError) as error:
-            rows = str(error)  # values that only Arrow can hold; `formatted` says so
+        except (ValueError, OverflowError, AttributeError) as error:
+            # values that only Arrow can hold, of which `formatted` tells; no answer, as of BEGIN
+            rows = str(error)
         assert SECRET not in rows, "a secret has come out"
 
     def _opened(self) -> tuple[Database, Any]:
