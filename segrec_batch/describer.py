@@ -10,10 +10,11 @@ import numpy as np
 
 from segrec_batch import descriptors
 from segrec_batch.descriptors import Described, Descriptor, Parameters
-from segrec_batch.errors import ModelError
+from segrec_batch.errors import ModelError, SegrecError
 from segrec_batch.model.bundle import load_descriptor
 from segrec_batch.model.spec import DescriptorSpec, ModelSpec, read_spec
 from segrec_batch.pictures import UNDEFINED, Row, assemble, by_shape
+from segrec_batch.strict_json import shorten
 
 _TOGETHER = 32  # pictures
 
@@ -95,8 +96,10 @@ def load(
             parameters = _parameters(bundle, d)
             try:
                 descriptor = kind(parameters, classes, device, **more)
-            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-                raise ModelError(f"{bundle}: descriptor {d.name}: {error!r}") from error
+            except SegrecError:
+                raise
+            except Exception as error:  # of whatever library meets settings that cannot be
+                raise ModelError(f"{bundle}: descriptor {d.name}: {shorten(error)}") from error
             loaded.append(Loaded(d.id, descriptor, classes))
     return loaded
 

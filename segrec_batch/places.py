@@ -4,7 +4,6 @@
 then runs, and deletes the folder some time after. A relative path leads there.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from segrec_batch import storage
 from segrec_batch.errors import InputError
 from segrec_batch.messages import say
 from segrec_batch.model.spec import BUNDLE_FILE
+from segrec_batch.strict_json import read_json
 
 _UPLOADED = re.compile(r".*/runtime_resources/working_dir_files/[^/]+")  # Ray's names, in a session
 
@@ -56,7 +56,7 @@ def check_bundle_place(output: str) -> None:
         output, lambda path: bool(re.fullmatch(BUNDLE_FILE, path)), "a model bundle", way_out
     )
     try:
-        ours = "model_id" in json.loads(storage.read_bytes(storage.join(output, "model.json")))
+        ours = "model_id" in read_json(storage.join(output, "model.json"))
     except FileNotFoundError:
         return
     except (OSError, ValueError, TypeError):

@@ -54,7 +54,7 @@ def check_values(value: object, depth: int = MAX_DEPTH // 2) -> None:
     if value is None or isinstance(value, str | bool):
         return
     if isinstance(value, int | float):
-        if not math.isfinite(value) or (isinstance(value, int) and abs(value) >= _INTEGERS):
+        if abs(value) >= _INTEGERS if isinstance(value, int) else not math.isfinite(value):
             raise ValueError(f"{shorten(value)} is no number that can be kept")
         return
     if depth == 0:

@@ -373,6 +373,8 @@ IDENTITIES = {
     "a large spec": "UPDATE segrec.snapshot SET spec = repeat('x', 20000000)",
     "no spec": "UPDATE segrec.snapshot SET spec = NULL",
     "nested": "UPDATE segrec.snapshot SET spec = repeat('[', 100000)",
+    "a number beyond numbers": "UPDATE segrec.snapshot SET spec = "
+    "regexp_replace(spec, '\"mean\": .[^,]*', '\"mean\": [1' || repeat('0', 400))",
     "a number": "UPDATE segrec.snapshot SET spec = '1'",
     "a class": "UPDATE segrec.snapshot SET spec = replace(spec, '\"tree\"', "
     '\'"x\\" FLOAT); DROP VIEW images; --"\')',

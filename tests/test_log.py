@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
@@ -280,6 +282,35 @@ def test_newest_entries_of_another_table_that_are_lost_are_named(index: Path) ->
     assert (back.version, back.files) == (4, base.files)
     with pytest.raises(IndexStateError, match=match):  # which another entry has taken the place of
         store.open_snapshot(str(index), 3)
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, "[1]", "7", '{"add": 1}', '{"commitInfo": [1]}', '{"a": NaN}']
+)
+def test_an_entry_that_is_no_list_of_actions_is_damage(index: Path, line: str) -> None:
+    path = entry(index, "images", 0)
+    path.write_text(f"{path.read_text()}{line}\n")
+    with pytest.raises(IndexStateError, match="cannot be read"):
+        log.names(str(index))
+
+
+def test_names_that_are_no_texts_are_none(index: Path) -> None:
+    before = log.names(str(index))
+    path = entry(index, "images", 0)
+    path.write_text(path.read_text() + '{"add": {"path": [1]}}\n{"remove": {"path": 7}}\n')
+    assert log.names(str(index)) == before
+    path.write_text(path.read_text() + '{"txn": {"appId": "model", "version": "x"}}\n')
+    with pytest.raises(IndexStateError, match="its log is damaged"):
+        log.names(str(index))
+
+
+def test_a_checkpoint_with_pickled_columns_is_refused(index: Path) -> None:
+    path = index / "images" / "_delta_log" / f"{3:020}.checkpoint.parquet"
+    extension = {"ARROW:extension:name": "ray.data.arrow_pickled_object"}
+    schema = pa.schema([pa.field("add", pa.large_binary(), metadata=extension)])
+    pq.write_table(pa.table({"add": [b"x"]}, schema=schema), path)
+    with pytest.raises(IndexStateError, match="extension types"):
+        log.names(str(index))
 
 
 def test_history_names_the_right_versions_where_an_entry_is_lost(index: Path) -> None:

@@ -330,7 +330,12 @@ def test_a_model_is_written_only_where_nothing_else_is(small: Model, tmp_path: P
     places.check_bundle_place(str(tmp_path / "new"))
     small.save(str(tmp_path / "bundle"))
     places.check_bundle_place(str(tmp_path / "bundle"))
-    for name, content in (("a/notes.txt", b""), ("b/model.json", b"{}"), ("c/model.json", b"[")):
+    for name, content in (
+        ("a/notes.txt", b""),
+        ("b/model.json", b"{}"),
+        ("c/model.json", b"["),
+        ("d/model.json", b"[" * 100_000),
+    ):
         stranger = put(tmp_path / name, content)
         with pytest.raises(InputError, match="give a new or empty folder as --output"):
             places.check_bundle_place(str(stranger.parent))

@@ -13,7 +13,7 @@ import pytest
 
 from segrec_batch.errors import InputError
 from segrec_batch.evaluate.measures import Estimate, Key
-from segrec_batch.evaluate.report import FIGURES, read_counts, read_metrics
+from segrec_batch.evaluate.report import FIGURES, check_report_place, read_counts, read_metrics
 from tests.browser import Page, accessible, chromium, complaints_of, needs_chromium
 from tests.builders import ODD_NAMES
 from tests.reports import ABSENT, IOU, plots, report
@@ -51,6 +51,12 @@ def test_what_is_no_metrics_file_is_an_error_that_names_it(text: str, tmp_path: 
     file.write_text(text)
     with pytest.raises(InputError, match=re.escape(str(file))):
         read_metrics(str(file))
+
+
+def test_a_folder_of_deeply_nested_metrics_is_no_report(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="no report of this program"):
+        check_report_place(str(tmp_path))
 
 
 def test_counts_that_are_missing_are_none_and_damaged_ones_an_error(tmp_path: Path) -> None:

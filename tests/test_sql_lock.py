@@ -21,6 +21,7 @@ from segrec_batch import cli, storage
 from segrec_batch.errors import InputError
 from segrec_batch.model.bundle import Model
 from segrec_batch.query.allowed import TABLE_FUNCTIONS, allowed_functions
+from segrec_batch.query.batches import batches
 from segrec_batch.query.cache import refresh_cache
 from segrec_batch.query.connection import Access
 from segrec_batch.query.database import Database, open_index
@@ -547,24 +548,38 @@ ENDLESS = "SELECT sum(a.range * b.range) FROM range(100000000000) AS a, range(10
 UNPLANNABLE = "SELECT 1 AS x0" + "".join(f", x{i} + x{i} AS x{i + 1}" for i in range(60))
 
 
+LATE = f"SELECT range FROM range(100000) UNION ALL ({ENDLESS})"
+MIDWAY = (
+    "SELECT (range || CASE WHEN range > 90000 THEN 'x' ELSE '' END)::INTEGER FROM range(100000)"
+)
+
+
 @pytest.mark.parametrize(
     ("sql", "message"),
     [
         (ENDLESS, "no answer after 0.2 s"),
+        (LATE, "no answer after 0.2 s"),
+        (MIDWAY, "Conversion Error: Could not convert string '90001x' to INT32"),
         ("SELECT range(1000) FROM range(100000)", "larger than"),
         ("SELECT list(a.range) FROM range(100000) AS a, range(100000) AS b", "more memory"),
         ("SELECT '" + 2**20 * "x" + "'", "1,048,576 bytes"),
         ("SELECT " + 2000 * "(" + "1" + 2000 * ")", "depth"),
         ("SELECT * FROM " + 5000 * "(FROM " + "range(1)" + 5000 * ")", "nested|depth"),
     ],
-    ids=["time", "answer", "memory", "text", "brackets", "subqueries"],
+    ids=["time", "late", "midway", "answer", "memory", "text", "brackets", "subqueries"],
 )
 def test_sql_takes_no_more_than_its_limits(home: Path, sql: str, message: str) -> None:
     settings = {"memory_limit": "100MB"} if "list(" in sql else {}
     database = open_index(str(home / "it's.duckdb"), access=Access.SEALED, settings=settings)
-    limits = Limits(seconds=0.2 if sql == ENDLESS else 60, answer_bytes=2**20)
+    limits = Limits(seconds=0.2 if ENDLESS in sql else 60, answer_bytes=2**20)
     with database.connection, pytest.raises(InputError, match=f"\\ASQL: .*({message})"):
         ask(database, sql, limits=limits)
+
+
+def test_an_error_after_the_first_rows_is_one_line() -> None:
+    with duckdb.connect() as connection, pytest.raises(InputError, match="Conversion") as error:
+        list(batches(connection, MIDWAY, {}, 1000))
+    assert "\n" not in str(error.value)
 
 
 def test_a_plan_without_end_ends_the_command(home: Path) -> None:

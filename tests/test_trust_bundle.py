@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from segrec_batch import describer
 from segrec_batch.errors import ModelError, SegrecError
 from segrec_batch.model.bundle import BACKBONE_SHAPES, load_model
 from segrec_batch.model.engines import EngineChoice, load_segmenter
@@ -113,10 +114,16 @@ def test_a_pipe_in_a_bundle_is_not_waited_for(name: str, folder: Path) -> None:
 
 def test_a_spec_that_cannot_be_is_not_made_in_python_either() -> None:
     spec = _small().spec
-    for change in ({"classes": ("a b", "c")}, {"classes": ["car", "person"]}, {"std": (0, 1, 1)}):
+    for change in (
+        {"classes": ("a b", "c")},
+        {"classes": ["car", "person"]},
+        {"std": (0, 1, 1)},
+        {"mean": (10**400, 0, 0)},
+        {"std": (1, 1, math.nan)},
+    ):
         with pytest.raises(ModelError):
             ModelSpec(**{**vars(spec), **change})
-    for arguments in (("a/b", {}, "0" * 64), ("a", {"x": math.nan}, "0" * 64), ("a", {}, "")):
+    for arguments in (("a/b", {}, "0" * 64), ("a", {"x": 10**400}, "0" * 64), ("a", {}, "")):
         with pytest.raises(ModelError):
             DescriptorSpec(*arguments)
     assert is_descriptor_id(DescriptorSpec("a", {}, "0" * 64).id)
@@ -145,6 +152,7 @@ def _entry(shape: list[int], kind: str = "F32") -> dict[str, Any]:
 BAD_TENSORS = {
     "more than the model has": _header({"svm.bias": _entry([10**12])}),
     "of another name": _header({"svm.other": _entry([3])}, 12),
+    "of a type that is a list": _header({"svm.bias": {**_entry([3]), "dtype": ["F32"]}}, 12),
     "of another type": _header({"svm.bias": _entry([3], "F64")}, 24),
     "of a negative size": _header({"svm.bias": _entry([-3])}, 12),
     "without an end": struct.pack("<Q", 2**63) + b"{}",
@@ -168,6 +176,17 @@ def test_a_file_longer_than_its_tensors_can_be_is_not_read(folder: Path) -> None
     with pytest.raises(ModelError, match="more than"):
         load_model(str(folder))
     assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("settings", [{"keypoints": "x"}, {"keypoints": 2**62}, {}])
+def test_settings_of_a_descriptor_that_cannot_be_are_refused(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    model = _small().describing("bovw", settings, {"words": np.ones((4, 128), np.float32)})
+    model.save(str(tmp_path))
+    with pytest.raises(ModelError, match="descriptor bovw: ") as caught:
+        describer.load(str(tmp_path), ("bovw",), "cpu")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("engine", ["ncnn", "torch"])

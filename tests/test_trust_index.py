@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +21,7 @@ from segrec_batch.errors import IndexStateError, InputError, SegrecError
 from segrec_batch.feedback.session import read as read_session
 from segrec_batch.maintain import verify
 from segrec_batch.model.spec import DescriptorSpec
+from segrec_batch.query.database import open_index
 from segrec_batch.store import index as store
 from segrec_batch.store import purged, staging
 from segrec_batch.store.files import (
@@ -206,6 +208,23 @@ def test_a_folder_with_anothers_bundle_does_not_open(index: str) -> None:
     path.write_text(path.read_text().replace(f"{1:016x}", f"{2:016x}"))
     with pytest.raises(IndexStateError, match="holds another bundle"):
         store.open_snapshot(index)
+
+
+def test_a_footer_that_duckdb_cannot_read_is_damage(index: str) -> None:
+    path = Path(_of_table(index, "images").uri(index))
+    content = path.read_bytes()
+    start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    for place in range(start, start + 400):
+        path.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+        try:
+            duckdb.sql(f"DESCRIBE FROM read_parquet('{path}')").fetchall()
+        except duckdb.Error as error:
+            if type(error) is duckdb.Error:  # Thrift's: without a kind, and without the file's name
+                break
+    else:
+        raise AssertionError("no such byte")
+    with pytest.raises(IndexStateError, match="damaged files"):
+        open_index(index)
 
 
 @given(data=st.data())

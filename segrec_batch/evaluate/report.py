@@ -220,7 +220,7 @@ def check_report_place(folder: str) -> None:
 
 def _is_report(folder: str) -> bool:
     try:
-        metrics = json.loads(storage.read_bytes(storage.join(folder, METRICS)))
+        metrics = read_json(storage.join(folder, METRICS), _METRICS_BYTES)
     except (OSError, ValueError):
         return False
     return isinstance(metrics, dict) and {"provenance", "measures"} <= metrics.keys()

@@ -207,7 +207,7 @@ def _check_header(content: bytes, shapes: Shapes | None) -> None:
         kind, shape = (entry.get(key) if isinstance(entry, dict) else None for key in _ENTRY)
         if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError(f"tensor {shorten(name)} has no shape")
-        if kind not in (_VALUES if shapes is None else ("F32",)):
+        if not isinstance(kind, str) or kind not in (_VALUES if shapes is None else ("F32",)):
             raise ValueError(f"tensor {shorten(name)} is of type {shorten(kind)}")
         if shapes is not None and shapes.get(name) != tuple(shape):
             wanted = f"not {shapes[name]}" if name in shapes else "but no such tensor belongs here"

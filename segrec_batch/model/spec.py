@@ -24,6 +24,7 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _DESCRIPTOR_ID = re.compile(rf"{_NAME.pattern}-[0-9a-f]{{8}}")
 _MOST = 255  # classes, since labels are bytes and 0 is the background; taps, shapes, descriptors
 _COMPONENTS = 2**16
+_LARGEST = 2**64  # of a mean or a deviation
 _ANY = re.compile(r".{0,4096}", re.DOTALL)
 
 
@@ -111,7 +112,7 @@ class ModelSpec:
                 raise ModelError(f"shapes: {shorten(shape)} is no height and width")
         for name, numbers in (("mean", self.mean), ("std", self.std)):
             _check_sequence(name, numbers, int, float)
-            if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+            if len(numbers) != 3 or not all(-_LARGEST <= n <= _LARGEST for n in numbers):
                 raise ModelError(f"{name}: {shorten(numbers)} is no number for each RGB channel")
         if min(self.std) <= 0:
             raise ModelError(f"std: {shorten(self.std)} is not above 0")

@@ -6,6 +6,7 @@ import duckdb
 import pyarrow as pa
 
 from segrec_batch.errors import InputError
+from segrec_batch.query.connection import one_line
 
 
 def run(
@@ -15,7 +16,7 @@ def run(
     try:
         connection.execute(sql, parameters)
     except duckdb.Error as error:
-        raise InputError(f"SQL: {error}") from error
+        raise InputError(f"SQL: {one_line(error)}") from error
 
 
 def batches(
@@ -33,5 +34,6 @@ def batches(
         found = connection.sql(sql, params=parameters or None)
         reader: pa.RecordBatchReader = found.to_arrow_reader(rows)
         yield from reader
-    except (duckdb.Error, pa.ArrowException) as error:
-        raise InputError(f"SQL: {error}") from error
+    # OSError: so Arrow hands on what DuckDB says once there are rows
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        raise InputError(f"SQL: {one_line(error)}") from error

@@ -1,6 +1,5 @@
 """An index as a DuckDB database: views of one snapshot, and the SQL functions."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from segrec_batch.query.connection import (
 from segrec_batch.query.remote import SnapshotFiles
 from segrec_batch.query.views import create_views, names_of, quoted
 from segrec_batch.store.index import Snapshot, empty_snapshot, model_uri, open_snapshot
+from segrec_batch.strict_json import parse_json
 
 CACHE = "cache"
 """The name under which a query cache is attached."""
@@ -132,17 +132,19 @@ def reading(snapshot: Snapshot) -> Iterator[None]:
         yield
     except duckdb.Error as error:
         kind, _, text = one_line(error).partition(": ")
+        text = text or kind
         if kind.endswith("StorageError"):
             raise StorageError(text) from error
-        if ".parquet" in text or kind.endswith("FileNotFoundError"):
+        if isinstance(error, duckdb.InterruptException | duckdb.OutOfMemoryException):
+            raise
+        of_the_disk = isinstance(error, duckdb.IOException) and ".parquet" not in text
+        if not of_the_disk or kind.endswith("FileNotFoundError"):
             raise IndexStateError(
                 f"{snapshot.index}: version {snapshot.version} has lost or damaged files: {text}; "
                 "jobs/maintain.py verify names them all. Put them back from a backup, roll back to "
                 "a version that does not need them, or index anew elsewhere"
             ) from error
-        if isinstance(error, duckdb.IOException):
-            raise StorageError(f"{text} (TMPDIR names the folder of temporary files)") from error
-        raise
+        raise StorageError(f"{text} (TMPDIR names the folder of temporary files)") from error
 
 
 def is_cache(uri: str) -> bool:
@@ -205,7 +207,7 @@ def _identity(connection: duckdb.DuckDBPyConnection) -> tuple[str, int, str, Mod
         raise ValueError(f"it is of an index at {index[:80]!r}, which is no path and no store")
     if not index.isprintable() or "::" in index:
         raise ValueError("the index that it is of has a name that no index has")
-    spec = ModelSpec.from_json(json.loads(text))
+    spec = ModelSpec.from_json(parse_json(text.encode(), _LARGEST_SPEC))
     check_class_names(list(spec.classes))
     return index, version, model_id, spec
 

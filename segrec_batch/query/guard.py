@@ -41,13 +41,22 @@ def ask(
     with memory_limit(memory), time_limit(database.connection, limits.seconds):
         with QueryGuard(database) as guard:
             guard.check(sql, parameters)
-        try:
-            found = database.connection.sql(sql, params=dict(parameters) or None)
-            return _collect(found.to_arrow_reader(_ROWS), limits.answer_bytes)
-        except duckdb.InterruptException:
-            raise
-        except (duckdb.Error, pa.ArrowException, MemoryError) as error:
-            raise InputError(f"SQL: {_told(error)}") from error
+        return collect_answer(database.connection, sql, parameters, limits.answer_bytes)
+
+
+def collect_answer(
+    connection: duckdb.DuckDBPyConnection, sql: str, parameters: Mapping[str, str], most: int
+) -> pa.Table:
+    """Return the answer to SQL that a QueryGuard has checked, of so many bytes at most.
+
+    Raises InputError.
+    """
+    try:
+        found = connection.sql(sql, params=dict(parameters) or None)
+        return _collect(found.to_arrow_reader(_ROWS), most)
+    # OSError: so Arrow hands on what DuckDB says once there are rows
+    except (duckdb.Error, pa.ArrowException, OSError, MemoryError) as error:
+        raise InputError(f"SQL: {_told(error)}") from error
 
 
 _ROWS = 2**15  # of a batch
@@ -68,7 +77,8 @@ def _collect(reader: pa.RecordBatchReader, most: int) -> pa.Table:
 
 
 def _told(error: Exception) -> str:
-    if isinstance(error, duckdb.OutOfMemoryException | MemoryError):
+    of_memory = isinstance(error, duckdb.OutOfMemoryException | MemoryError)
+    if of_memory or str(error).startswith("Out of Memory Error"):
         return "it needs more memory than it may take: ask for fewer rows or columns at once"
     return one_line(error)
 

@@ -39,10 +39,8 @@ def time_limit(connection: duckdb.DuckDBPyConnection, seconds: float) -> Iterato
         yield
         if late.is_set():
             raise _too_late(seconds)
-    except duckdb.InterruptException as error:
-        if late.is_set():
-            raise _too_late(seconds) from error
-        raise
+    except (duckdb.Error, InputError) as error:
+        raise (_too_late(seconds) if late.is_set() else error) from error
     finally:
         done.set()
         watch.join()

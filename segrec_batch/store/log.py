@@ -5,7 +5,6 @@ named, and whether an entry is missing shows in the names of the files only.
 """
 
 import datetime as dt
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from segrec_batch import storage
 from segrec_batch.errors import IndexStateError
 from segrec_batch.store.parquet import open_parquet
 from segrec_batch.store.schema import TABLES
+from segrec_batch.strict_json import parse_json, shorten
 
 MODEL = "model"  # the transaction identifier of `images` that names a snapshot's bundle
 
@@ -63,16 +63,24 @@ def _actions(uri: str, content: storage.Content) -> list[Action]:
     try:
         if isinstance(content, OSError):
             raise content
-        return [json.loads(line) for line in content.decode().splitlines() if line.strip()]
+        actions = [parse_json(line) for line in content.splitlines() if line.strip()]
+        for action in actions:
+            if not isinstance(action, dict) or not all(map(_is_object, action.values())):
+                raise ValueError(f"{shorten(action)} is no action")
+        return actions
     except (OSError, ValueError) as error:
         raise IndexStateError(
             f"{uri} cannot be read ({error}); put it back (bucket versions, backup)"
         ) from error
 
 
+def _is_object(value: object) -> bool:
+    return value is None or isinstance(value, dict)
+
+
 def commit_info(actions: Iterable[Action]) -> dict[str, Any]:
     """Return what an entry says of its commit; nothing if it says nothing."""
-    return next((dict(a["commitInfo"]) for a in actions if "commitInfo" in a), {})
+    return next((dict(a["commitInfo"]) for a in actions if a.get("commitInfo")), {})
 
 
 def commit_time(info: Mapping[str, Any]) -> dt.datetime:
@@ -96,10 +104,14 @@ def names(index: str) -> Names:
         actions = [a for entry in read_entries(index, table).values() for a in entry]
         for action in (*actions, *_checkpoints(index, table)):
             for kind in ("add", "remove"):
-                if path := (action.get(kind) or {}).get("path"):
+                path = (action.get(kind) or {}).get("path")
+                if isinstance(path, str):
                     files |= {(table, path), (table, unquote(path))}
-            if table == "images" and (action.get("txn") or {}).get("appId") == MODEL:
-                bundles.add(bundle_of(action["txn"]["version"]))
+            named = action.get("txn") or {}
+            if table == "images" and named.get("appId") == MODEL:
+                if not isinstance(named.get("version"), int):
+                    raise IndexStateError(f"{index}: its log is damaged: {shorten(named)}")
+                bundles.add(bundle_of(named["version"]))
     return Names(frozenset(files), frozenset(bundles))
 
 
@@ -113,7 +125,7 @@ def _checkpoints(index: str, table: str) -> list[Action]:
         try:
             rows = open_parquet(storage.read_bytes(uri)).read(columns=columns)
             found += rows.to_pylist()
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             text = f"{uri} cannot be read ({error}); put it back (bucket versions, backup)"
             raise IndexStateError(text) from error
     return found
