@@ -49,7 +49,7 @@ COMMENT ON COLUMN failures.image_id IS 'What the image would have been named';
 COMMENT ON COLUMN failures.uri IS 'Where the picture lies';
 COMMENT ON COLUMN failures.source_size IS 'Bytes of the picture';
 COMMENT ON COLUMN failures.source_etag IS 'ETag, or modification time, when it was tried';
-COMMENT ON COLUMN failures.stage IS 'Where it failed: name, read, decode or segment';
+COMMENT ON COLUMN failures.stage IS 'Where it failed: name, read or decode';
 COMMENT ON COLUMN failures.reason IS 'Why';
 COMMENT ON COLUMN failures.run_id IS 'The run that tried';
 COMMENT ON COLUMN failures.failed_at IS 'When';

@@ -67,7 +67,7 @@ class EngineError(SegrecError):
 
 
 class PictureError(Exception):
-    """One picture cannot be indexed: `stage` (name, read, decode, segment) and `reason`.
+    """One picture cannot be indexed: `stage` (name, read, decode) and `reason`.
 
     Of these `read` says nothing of the picture: it may be there, and as it was.
     """

@@ -17,6 +17,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from segrec_batch.decode import MAX_PIXELS
 from segrec_batch.errors import PictureError
+from segrec_batch.images.signatures import find_format
 
 FORMATS = ("BMP", "PNG", "TIFF")
 """The formats of masks: lossless ones in which an image of one channel is stored as it is."""
@@ -31,11 +32,6 @@ _REFUSED = {
     "GIF": "programs that save it number its palette anew",
 }
 _SCALES = {"L;2": 85, "L;4": 17}  # by which Pillow multiplies greys of few bits
-
-_MAGIC = {
-    b"\x89PNG": "PNG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF",
-    b"BM": "BMP",
-}  # fmt: skip
 
 _PHOTOMETRIC, _BITS, _SAMPLES, _ORIENTATION, _SAMPLE_FORMAT = 262, 258, 277, 274, 339
 _WHITE_IS_0, _GREY, _INDEX = 0, 1, 3  # photometric interpretations
@@ -84,9 +80,8 @@ def decode_mask(data: bytes) -> NDArray[np.integer[Any]]:
 def _unidentified(data: bytes) -> str:
     if not data:
         return "empty file"
-    for magic, name in _MAGIC.items():
-        if data.startswith(magic):
-            return f"a {name} that is damaged, or of a layout that is not read"
+    if (name := find_format(data)) in FORMATS:
+        return f"a {name} that is damaged, or of a layout that is not read"
     return f"not an image of {', '.join(FORMATS)}"
 
 
@@ -192,9 +187,8 @@ def _check_palette(image: Image.Image) -> None:
     palette = np.array(image.getpalette("RGB") or [], int).reshape(-1, 3)
     if not len(used) or used[-1] >= len(palette):
         return
-    colours = palette[used]
-    greys = colours[:, 0]
-    if (colours != greys[:, None]).any() or len(set(greys.tolist())) < len(greys):
+    greys = palette[used, 0]
+    if (palette != palette[:, :1]).any() or len(set(greys.tolist())) < len(greys):
         return
     wrong = used[greys != used]
     ramps = (np.rint(used * 255 / max(n - 1, 1)) for n in {2, 4, 16, len(palette), used[-1] + 1})

@@ -29,6 +29,7 @@ Row = dict[str, Any]
 UNDEFINED = "the descriptor is not defined for this picture"
 """The reason of a row of `descriptors` that trying again would not change."""
 CHANGED = "the picture is not the one that was indexed"
+OUTSIDE = "the picture lies below no folder that the index was made from"
 READ = "read: "
 """How the reasons of rows of `descriptors` begin whose pictures could not be read."""
 
@@ -117,9 +118,14 @@ def is_unread(reason: str | None) -> bool:
     return bool(reason and reason.startswith(READ) and reason != f"{READ}{CHANGED}")
 
 
+def is_outside(reason: str | None) -> bool:
+    """Return whether a reason is that the picture lies below no root of its index."""
+    return reason == f"{READ}{OUTSIDE}"
+
+
 def _decoded(row: Row, content: bytes | OSError, shapes: Sequence[Shape]) -> NDArray[np.uint8]:
     if isinstance(content, OutsideRootsError):
-        raise PictureError("read", str(content))
+        raise PictureError("read", OUTSIDE)
     if isinstance(content, OSError):
         raise PictureError("read", f"{type(content).__name__}: {content}")
     if hashlib.blake2b(content, digest_size=16).hexdigest() != row["content_hash"]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from segrec_batch import storage
+from segrec_batch.errors import InputError
 from segrec_batch.strict_json import shorten
 
 MAX_IMAGE_BYTES = 2**28
@@ -66,13 +67,26 @@ def scheme_of(uri: str) -> str:
     return "s3" if protocol == "s3a" else protocol
 
 
+def check_root(uri: str) -> None:
+    """Raise InputError for a folder that no index may be made from, since no log may name it."""
+    if not _is_root(uri):
+        raise InputError(
+            f"--images {shorten(uri)}: images are indexed from local folders and object stores; "
+            "copy them to one"
+        )
+
+
+def _is_root(uri: object) -> bool:
+    known = isinstance(uri, str) and 0 < len(uri) <= 4096 and "\0" not in uri
+    return known and scheme_of(str(uri)) not in _NETWORK and "::" not in scheme_of(str(uri))
+
+
 def parse_roots(values: object) -> ImageRoots:
     """The roots that a log states. Raises ValueError for what nobody indexes from."""
     if not isinstance(values, list) or len(values) > _MOST:
         raise ValueError(f"{shorten(values)} are no roots of images")
     for uri in values:
-        known = isinstance(uri, str) and 0 < len(uri) <= 4096 and "\0" not in uri
-        if not known or scheme_of(uri) in _NETWORK or "::" in scheme_of(uri):
+        if not _is_root(uri):
             raise ValueError(f"{shorten(uri)} is no root of images")
     return ImageRoots(tuple(values))
 

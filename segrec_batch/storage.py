@@ -395,6 +395,8 @@ def refuse_strangers(uri: str, is_ours: Callable[[str], bool], kind: str, way_ou
     folder = absolute(uri)
     for found, *_ in find_files(folder, links=True):
         path = found.removeprefix(folder).lstrip("/")
+        if not path or (path.endswith("/") and is_remote(folder)):
+            continue  # the mark of a folder, as consoles of object stores make it
         if not is_ours(path) and not is_draft(path):
             raise InputError(f"{uri} is neither empty nor {kind}: it holds {path}; {way_out}")
 

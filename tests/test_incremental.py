@@ -284,7 +284,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
     paths[1].unlink()
     (pictures / "a\nb.png").write_bytes(b"")
     assert list(dry_run(request, model_dir, index)) == [
-        f"new\t{pictures}/a\\nb.png", f"changed\t{paths[0]}", f"gone\t{paths[1]}"
+        f"new\t{pictures}/a\nb.png", f"changed\t{paths[0]}", f"gone\t{paths[1]}"
     ]  # fmt: skip
     assert store.open_snapshot(index) == before
 

@@ -40,7 +40,8 @@ class Account:
     indexed ones, those that had the bytes of an image in the index. replaced: sources of this run
     that the index had rows of. old_images, old_failures: rows of these and of gone sources, all of
     which leave, but those in `images` of stale sources. described: vectors that indexed images
-    lacked; reread, unread: images that were read again for that, and that could not be. reasons: of
+    lacked; reread, unread, outside: images that were read again for that, that could not be, and
+    that lie below no root and so were not. reasons: of
     the failed and the stale ones, by label (tally.py). cost: COST, of all that are processed, each
     counted once however often Ray ran it. bytes_written: of new parts. seconds: of the driver, by
     what it did. engine: what ran the model; None if it was not run. images_root: what was listed.
@@ -68,6 +69,7 @@ class Account:
     described: int = 0
     reread: int = 0
     unread: int = 0
+    outside: int = 0
     commits: int = 0
     bytes_written: int = 0
     reasons: Counter[str] = field(default_factory=Counter)

@@ -13,7 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segrec_batch.model.spec import ModelSpec
-from segrec_batch.pictures import READ, UNDEFINED, Row, is_unread, read_pixels, stored_rows
+from segrec_batch.pictures import (
+    READ,
+    UNDEFINED,
+    Row,
+    is_outside,
+    is_unread,
+    read_pixels,
+    stored_rows,
+)
 from segrec_batch.pipeline.rows import descriptor_rows
 from segrec_batch.pipeline.tasks import each
 from segrec_batch.query.database import open_database, reading
@@ -59,7 +67,7 @@ class Job:
 class Added:
     """files: a new part. image_ids: the images in it, which leave the old one. vectors: how many
     there are that were not there before. read: how many pictures were to be read; unread: of these,
-    how many could not be.
+    how many could not be; outside: how many were not tried, since they lie below no root.
     """
 
     files: list[DataFile]
@@ -67,6 +75,7 @@ class Added:
     vectors: int
     read: int = 0
     unread: int = 0
+    outside: int = 0
 
 
 def lacking(snapshot: Snapshot) -> dict[str, int]:
@@ -135,11 +144,12 @@ def describe_images(job: Job) -> Added:
     loaded = load(job.bundle, names, job.device, job.precision)
     fresh: list[Rows] = []
     leaving: list[str] = []  # their old part
-    read = unread = 0
+    read = unread = outside = 0
     for start in range(0, moved.num_rows, _SLICE):
         rows = stored_rows(moved.slice(start, _SLICE), regions, job.spec)
         read += _describe(rows, loaded, have, job)
-        unread += sum(_is_unread(row) for row in rows)
+        outside += sum(_is_outside(row) for row in rows)
+        unread += sum(_is_unread(row) and not _is_outside(row) for row in rows)
         # what has a row for each descriptor and is no better off stays where it is
         better = [
             row
@@ -160,7 +170,7 @@ def describe_images(job: Job) -> Added:
         contents.setdefault((table, name), []).append(found)
     files = write_part(job.index, ((*key, pa.concat_tables(c)) for key, c in contents.items()))
     vectors = sum(found.num_rows for _, _, found in fresh)
-    return Added(files, leaving, vectors, read, unread)
+    return Added(files, leaving, vectors, read, unread, outside)
 
 
 @dataclass(frozen=True)
@@ -169,6 +179,10 @@ class KnownRows:
 
     there: set[str]
     final: set[str]
+
+
+def _is_outside(row: Row) -> bool:
+    return any(is_outside(entry["reason"]) for entry in row["described"])
 
 
 def _is_unread(row: Row) -> bool:

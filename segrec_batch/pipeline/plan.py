@@ -119,7 +119,7 @@ class Plan:
 
     def _list(self, images: str) -> None:
         with ProgressMeter("listed") as meter:
-            for batch in iter_files(images, self.files):
+            for batch in iter_files(images or "/", self.files):
                 self._connection.register("batch", pa.Table.from_batches([batch]))
                 self._connection.execute("INSERT INTO listed FROM batch")
                 meter.advance(batch.num_rows)

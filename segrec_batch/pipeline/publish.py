@@ -86,6 +86,7 @@ class Publisher:
         self.account.described += added.vectors
         self.account.reread += added.read
         self.account.unread += added.unread
+        self.account.outside += added.outside
         return added.vectors
 
     def publish_every(self, seconds: float) -> None:

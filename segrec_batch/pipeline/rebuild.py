@@ -15,7 +15,8 @@ from segrec_batch.store.files import DataFile
 from segrec_batch.store.index import Snapshot
 
 _UNREAD = """
-SELECT count(*) FROM ({failures}) SEMI JOIN ({images}) USING (image_id) WHERE stage = 'read'
+SELECT count(*) FROM ({failures}) SEMI JOIN ({images}) USING (image_id)
+ANTI JOIN ({staged}) USING (image_id) WHERE stage = 'read'
 """
 
 
@@ -64,7 +65,8 @@ def _count_unread(published: Snapshot, staged: Snapshot) -> int:
     images = select_with_part(published, "images", "image_id")
     if not failures or not images:
         return 0
+    kept = select_with_part(staged, "images", "image_id") or "SELECT NULL AS image_id WHERE false"
     with reading(published), open_database(":memory:", [published, staged]) as connection:
-        sql = _UNREAD.format(failures=failures, images=images)
+        sql = _UNREAD.format(failures=failures, images=images, staged=kept)
         ((count,),) = connection.execute(sql).fetchall()
     return int(count)

@@ -21,6 +21,7 @@ from segrec_batch.pipeline.placement import Placement, Work, choose_engine, plac
 from segrec_batch.pipeline.plan import Plan, Request
 from segrec_batch.pipeline.publish import Publisher
 from segrec_batch.pipeline.rebuild import finish, refuse_to_lose, stage
+from segrec_batch.roots import check_root
 from segrec_batch.store import index as store
 from segrec_batch.store import staging
 from segrec_batch.store.index import Snapshot
@@ -69,6 +70,7 @@ def index_pictures(
     `check_read_failures`.
     """
     request = replace(request, images=storage.absolute(request.images))
+    check_root(request.images or "/")
     index = storage.absolute(index)
     clock = time.monotonic()
     exists = store.exists(index)
@@ -97,7 +99,7 @@ def index_pictures(
         changed = base.bundle_id != published.bundle_id and not rebuild
         if changed:
             _load(model).save(base.model_uri)
-        pending = changed or bool(published.ahead and not rebuild)  # which a commit mends
+        pending = changed or (exists and not rebuild and _has_news(published, account))
         publisher = Publisher(base, account, stage if rebuild else store.commit, pending)
         with cluster.joined() if _has_work(plan, base, request) else nullcontext():
             if not plan.nothing_to_do:
@@ -111,11 +113,18 @@ def index_pictures(
     return account, after
 
 
+def _has_news(published: Snapshot, account: Account) -> bool:
+    """Return whether a commit mends or tells something, though no row changes."""
+    roots = store.choose_roots(published.index)
+    return bool(published.ahead) or not roots.admits(account.images_root)
+
+
 def dry_run(
     request: Request, model: str, index: str, drop_descriptors: bool = False
 ) -> Iterator[str]:
     """What `index_pictures` would do: a line for each source that it would touch."""
     request = replace(request, images=storage.absolute(request.images))
+    check_root(request.images or "/")
     index = storage.absolute(index)
     snapshot, spec = _snapshot(index, store.exists(index), model), read_spec(model)[0]
     _refuse_to_drop(snapshot, spec, drop_descriptors)
@@ -233,6 +242,12 @@ def _describe(publisher: Publisher, execution: Execution, retry: bool) -> None:
         for part, added in describe(base, parts, device, precision, account.run_id, retry, roots):
             meter.advance(publisher.move(part, added))
             publisher.publish_every(execution.commit_seconds)
+    if account.outside:
+        say(
+            f"{account.outside:,} pictures have no new vectors, since they lie below no folder "
+            "that the index was made from: run once with --images over theirs",
+            "warning",
+        )
     publisher.publish_described()
     account.seconds["describe"] = time.monotonic() - clock
 

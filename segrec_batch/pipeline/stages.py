@@ -74,7 +74,9 @@ def _contents(rows: Sequence[Row], read: _Reading) -> Iterator[tuple[Row, bytes 
 def _read(rows: Sequence[Row], read: _Reading) -> Iterator[tuple[Row, bytes | OSError]]:
     watch = Stopwatch()
     uris = [row["uri"] for row in rows]
-    contents = storage.read_many(uris, [row["source_size"] for row in rows])
+    # a byte more than listed shows that a file has grown since
+    sizes = [row["source_size"] + bool(row["source_size"]) for row in rows]
+    contents = storage.read_many(uris, sizes)
     read.seconds += watch.lap()
     read.bytes += sum(len(content) for content in contents if isinstance(content, bytes))
     yield from zip(rows, contents, strict=True)
@@ -87,9 +89,9 @@ def _decoded(row: Row, content: bytes | OSError | str | None, shapes: Sequence[S
         raise PictureError("name" if content in NAME_PROBLEMS else "read", content)
     if isinstance(content, OSError):
         raise PictureError("read", f"{type(content).__name__}: {content}")
-    if len(content) < row["source_size"]:  # cut off, or being written
-        reason = f"shorter than listed: {len(content)} bytes of {row['source_size']}"
-        raise PictureError("read", reason)
+    if len(content) != row["source_size"]:  # cut off, or being written
+        other = "shorter" if len(content) < row["source_size"] else "longer"
+        raise PictureError("read", f"{other} than the {row['source_size']} bytes that were listed")
     content_hash = hashlib.blake2b(content, digest_size=16).hexdigest()
     donor = row["donor"]
     if donor and donor["content_hash"] == content_hash:

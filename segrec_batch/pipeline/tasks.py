@@ -1,7 +1,7 @@
 """Tasks on the Ray cluster, and values that they share."""
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Generic, TypeVar
 
 import ray
@@ -38,12 +38,17 @@ def each(
 
     Without `cpus` and `gpus`, which a task then has to itself, it can run beside the chain, which
     leaves none free: a few tasks on each node. Items are taken as tasks end, twice as many as run.
+    Without items no cluster is needed.
     """
+    waiting = iter(items)
+    first = list(islice(waiting, 1))
+    if not first:
+        return
+    waiting = chain(first, waiting)
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD", max_retries=-1)(
         function
     )
     running: dict[ray.ObjectRef[Result], Item] = {}
-    waiting = iter(items)
     with ray_errors():
         while True:
             for item in islice(waiting, max(_at_once(cpus, gpus) - len(running), 0)):

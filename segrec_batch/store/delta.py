@@ -136,10 +136,13 @@ def check(index: str, name: str, table: DeltaTable, found: Sequence[DataFile]) -
         return
     if stated != version or table.transaction_version(FILES) != len(found):
         entry = f"{name}/_delta_log/{version:020}.json"
+        way_out = "run jobs/index.py again"
+        if name != "images":
+            way_out = "go back to a version before it with jobs/maintain.py rollback"
         raise IndexStateError(
             f"{index}: {entry} or an entry before it is empty, cut short or not this program's: "
-            "put it back (bucket versions, backup); or, if it is the newest, delete it and run "
-            "jobs/index.py again"
+            "put it back (bucket versions, backup); or, if it is the newest, delete it and "
+            f"{way_out}"
         )
 
 

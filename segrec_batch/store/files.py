@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from segrec_batch import storage
-from segrec_batch.errors import IndexStateError
+from segrec_batch import faults, storage
+from segrec_batch.errors import IndexStateError, StorageError
 from segrec_batch.model.spec import is_descriptor_id, is_name
 from segrec_batch.store.parquet import open_parquet, read_parquet, without_embedded
 from segrec_batch.store.schema import PARTITION, TABLES, check_columns
@@ -270,6 +270,10 @@ def is_part_file(index: str, file: DataFile) -> bool:
             metadata = open_parquet(source).metadata.metadata or {}
     except (FileNotFoundError, PermissionError, pa.ArrowException):
         return False
+    except OSError as error:
+        if error.errno is not None:
+            raise StorageError(f"{file.uri(index)}: {faults.describe(error)}") from error
+        return False  # Arrow's, of a damaged file
     return bool(metadata.get(_OWNER) == _owner(file.table, file.part))
 
 

@@ -410,7 +410,8 @@ def _roots_of(index: str, images: Any) -> ImageRoots:
 def _with_roots(index: str, images: Any, info: Mapping[str, Any]) -> dict[str, Any]:
     """Information of a commit on `images` with all roots so far and that of its own run."""
     run = info.get("segrec", {}).get("images_root")
-    return {**info, _ROOTS: [*_roots_of(index, images).extended(run and [run]).uris]}
+    roots = _roots_of(index, images).extended(run and [run])
+    return {**info, _ROOTS: [*parse_roots([*roots.uris]).uris]}
 
 
 def history(index: str) -> list[Commit]:

@@ -122,7 +122,7 @@ def descriptors_schema() -> pa.Schema:
 def failures_schema() -> pa.Schema:
     """One row per source that could not be indexed: the stage and why.
 
-    stage: `name` (a name that is not supported), `read`, `decode` or `segment`. A failure to read
+    stage: `name` (a name that is not supported), `read` or `decode`. A failure to read
     says nothing of the image: a source with a row in `images` keeps that beside this row.
     """
     return pa.schema(
