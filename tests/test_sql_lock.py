@@ -27,6 +27,7 @@ from segrec_batch.query.guard import (
     Limits,
     QueryGuard,
     allowed_functions,
+    collect_answer,
     ask,
     memory_limit,
 )
@@ -534,6 +535,14 @@ def test_sql_takes_no_more_than_its_limits(home: Path, sql: str, message: str) -
     limits = Limits(seconds=0.2 if ENDLESS in sql else 60, answer_bytes=2**20)
     with database.connection, pytest.raises(InputError, match=f"\\ASQL: .*({message})"):
         ask(database, sql, limits=limits)
+
+
+def test_an_answer_that_was_too_large_leaves_the_connection_free() -> None:
+    with duckdb.connect() as connection:
+        with pytest.raises(InputError, match="larger than") as error:
+            collect_answer(connection, "SELECT range(1000) FROM range(1000000)", {}, 2**20)
+        assert error.traceback  # which would keep an open answer alive
+        assert connection.sql("SELECT 2").fetchall() == [(2,)]
 
 
 def test_an_error_after_the_first_rows_is_one_line() -> None:
