@@ -27,8 +27,8 @@ from segrec_batch.query.guard import (
     Limits,
     QueryGuard,
     allowed_functions,
-    collect_answer,
     ask,
+    collect_answer,
     memory_limit,
 )
 from tests.s3 import new_bucket, put
