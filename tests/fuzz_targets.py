@@ -501,7 +501,7 @@ def _with_checksums(content: bytes) -> bytes:
     found = bytearray(content)
     starts = [0, 4096, 8192, *range(3 * 4096, len(found), 2**18)]
     for start, stop in itertools.pairwise([*starts, len(found)]):
-        if stop - start in (4096, 2**18):
+        if stop - start in (4096, 2**18) and stop <= len(found):
             words = np.frombuffer(found[start + 8 : stop], np.uint64)
             mixed = np.bitwise_xor.reduce(words * np.uint64(0xBF58476D1CE4E5B9))
             found[start : start + 8] = int(mixed ^ np.uint64(5381)).to_bytes(8, "little")

@@ -25,7 +25,7 @@ from segrec_batch.query.batches import batches
 from segrec_batch.query.cache import refresh_cache
 from segrec_batch.query.connection import Access
 from segrec_batch.query.database import Database, open_index
-from segrec_batch.query.guard import QueryGuard, ask
+from segrec_batch.query.guard import QueryGuard, ask, collect_answer
 from segrec_batch.query.limits import Limits, memory_limit
 from tests.s3 import new_bucket, put
 from tests.streets import picture, write_streets
@@ -574,6 +574,14 @@ def test_sql_takes_no_more_than_its_limits(home: Path, sql: str, message: str) -
     limits = Limits(seconds=0.2 if ENDLESS in sql else 60, answer_bytes=2**20)
     with database.connection, pytest.raises(InputError, match=f"\\ASQL: .*({message})"):
         ask(database, sql, limits=limits)
+
+
+def test_an_answer_that_was_too_large_leaves_the_connection_free() -> None:
+    with duckdb.connect() as connection:
+        with pytest.raises(InputError, match="larger than") as error:
+            collect_answer(connection, "SELECT range(1000) FROM range(1000000)", {}, 2**20)
+        assert error.traceback  # which would keep an open answer alive
+        assert connection.sql("SELECT 2").fetchall() == [(2,)]
 
 
 def test_an_error_after_the_first_rows_is_one_line() -> None:

@@ -53,7 +53,8 @@ def collect_answer(
     """
     try:
         found = connection.sql(sql, params=dict(parameters) or None)
-        return _collect(found.to_arrow_reader(_ROWS), most)
+        with found.to_arrow_reader(_ROWS) as reader:  # left open, it keeps the connection busy
+            return _collect(reader, most)
     # OSError: so Arrow hands on what DuckDB says once there are rows
     except (duckdb.Error, pa.ArrowException, OSError, MemoryError) as error:
         raise InputError(f"SQL: {_told(error)}") from error
