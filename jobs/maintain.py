@@ -154,13 +154,14 @@ def run_history(a: argparse.Namespace) -> None:
 
 
 def _told(info: Mapping[str, Any] | None) -> tuple[str, ...]:
-    if info is None:
+    if not isinstance(info, Mapping):
         return ("made", "", "", "", "")
     if "operation" in info:
         rest = ", ".join(f"{k} {v}" for k, v in info.items() if k != "operation")
         return (f"{info['operation']} ({rest})", "", "", "", "")
-    run = f"{info['run_id']}{' rebuild' if info.get('rebuild') else ''}"
-    return (run, *(f"{info[k]:,}" for k in ("indexed", "failed", "gone", "listed")))
+    run = f"{info.get('run_id', '')}{' rebuild' if info.get('rebuild') else ''}"
+    counts = [info.get(name, "") for name in ("indexed", "failed", "gone", "listed")]
+    return (run, *(f"{n:,}" if isinstance(n, int) else str(n) for n in counts))
 
 
 def main(a: argparse.Namespace) -> None:

@@ -213,8 +213,8 @@ def run_sql(a: argparse.Namespace) -> None:
     from segrec_batch.query.output import formatted
     from segrec_batch.query.work import WATCHED, last_work
 
-    if a.timeout <= 0:
-        raise InputError(f"--timeout {a.timeout:g}: give seconds above 0")
+    if not 0 < a.timeout <= 10**7:
+        raise InputError(f"--timeout {a.timeout:g}: give seconds above 0, at most 10000000")
     parameters = dict(_parameter(text) for text in a.parameters)
     settings = WATCHED if a.explain else {}
     database = open_index(a.index, a.version, Access.SEALED, settings)

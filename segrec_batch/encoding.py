@@ -14,6 +14,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ _FORMULA = ("=", "+", "-", "@")  # at the beginning of a cell, to spreadsheets
 
 # SCHEME://USER:PASSWORD@; a secret key of S3 may contain a slash; s3://arn:… names an access point
 _CREDENTIALS = re.compile(
-    r"\b(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?:(?!arn:)[^\s/@:]*:)?[^\s/@]*@"
+    r"\b(?!(?:abfss?|hdfs)://[^\s/@:]*@)"  # CONTAINER@ACCOUNT, USER@HOST
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?:(?!arn:)[^\s/@:]*:)?[^\s/@]*@"
 )
 _S3_CREDENTIALS = re.compile(r"\b(?P<scheme>s3a?|gs|gcs|az|abfss?)://(?!arn:)[^\s/@:]*:[^\s@]*@")
 
@@ -76,7 +78,7 @@ def has_credentials(uri: str) -> bool:
     >>> [has_credentials(u) for u in ("s3://KEY:a/b@bucket", "s3://bucket/a@b", "s3://arn:a:b/c@d")]
     [True, False, False]
     """
-    return any(pattern.search(uri) for pattern in (_S3_CREDENTIALS, _CREDENTIALS))
+    return any(pattern.match(uri) for pattern in (_S3_CREDENTIALS, _CREDENTIALS))
 
 
 def encode_json(value: Any, indent: int | None = None) -> str:
@@ -146,7 +148,7 @@ def _finite(value: Any) -> Any:
 
 
 def _cell(value: Any) -> Any:
-    if value is None or isinstance(value, int | float):
+    if value is None or isinstance(value, int | float | Decimal):
         return value
     text = escape_text(str(value))
     return f"'{text}" if text.startswith(_FORMULA) else text

@@ -53,8 +53,11 @@ def say(text: str, level: str = "info", event: str = "message", **figures: Any) 
     line = encoding.escape_message(text if level == "info" else f"{level}: {text}")
     if _Format.json:
         now = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
-        entry = {"time": now, "level": level, "event": event, "message": encoding.redact(text)}
-        line = encoding.encode_json({**entry, **_Format.bound, **figures})
+        entry = {"time": now, "level": level, "event": event, "message": text}
+        told = {**entry, **_Format.bound, **figures}
+        line = encoding.encode_json(
+            {k: encoding.redact(v) if isinstance(v, str) else v for k, v in told.items()}
+        )
     print(f"{line}\n", end="", file=sys.stderr, flush=True)  # in one piece: threads speak, too
 
 
@@ -79,10 +82,10 @@ def run_command(command: Callable[[], None], log_format: str = "text") -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at exit
             return 141
         except Exception as error:
-            trace = encoding.redact(_trace(error))
+            trace = _trace(error)
             say(_unforeseen(error), "error", "failed", error=type(error).__name__, traceback=trace)
             if _TRACEBACK in os.environ and not _Format.json:
-                print(trace, file=sys.stderr)
+                print(encoding.redact(trace), file=sys.stderr)
             return 1
     return 0
 
@@ -92,7 +95,8 @@ def _unforeseen(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
         return f"memory ran out ({text or 'MemoryError'}): free some, or give the command less work"
-    if isinstance(error, FileNotFoundError) and error.filename is None:  # of os.getcwd()
+    # of os.getcwd()
+    if isinstance(error, FileNotFoundError) and error.errno is not None and not error.filename:
         return "the current directory does not exist any more: change to one that does"
     if isinstance(error, OSError) and error.errno is not None:
         return f"the operating system refuses: {text}{_HINTS.get(error.errno, '')}"

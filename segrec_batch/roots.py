@@ -16,7 +16,9 @@ from segrec_batch.strict_json import shorten
 MAX_IMAGE_BYTES = 2**28
 """Bytes of an encoded image, at most; indexing reads no larger ones."""
 
-_NETWORK = ("http", "https", "ftp", "sftp", "ssh", "smb", "git", "github", "webhdfs", "data")
+SCHEMES = ("file", "s3", "gs", "gcs", "az", "abfs", "abfss", "hdfs", "memory")
+"""Where images and indexes lie: no other scheme in what others have made is ever opened."""
+
 _MOST = 1000  # roots that an index remembers
 
 
@@ -47,11 +49,14 @@ class ImageRoots:
     def admits(self, uri: str) -> bool:
         """Whether an image may be fetched: `..` counts, links do not."""
         scheme = scheme_of(uri)
-        if not uri or "\0" in uri or scheme not in {scheme_of(root) for root in self.uris}:
+        if not _is_known(uri) or scheme not in {scheme_of(root) for root in self.uris}:
             return False
         if scheme != "file" and ".." in uri.split("/"):
             return False  # a server may take it for the folder above
-        place = storage.absolute(uri)
+        try:
+            place = storage.absolute(uri)
+        except InputError:  # of credentials
+            return False
         return any(place == root or place.startswith(root.rstrip("/") + "/") for root in self.uris)
 
 
@@ -69,16 +74,19 @@ def scheme_of(uri: str) -> str:
 
 def check_root(uri: str) -> None:
     """Raise InputError for a folder that no index may be made from, since no log may name it."""
-    if not _is_root(uri):
+    if not _is_known(uri):
         raise InputError(
             f"--images {shorten(uri)}: images are indexed from local folders and object stores; "
             "copy them to one"
         )
 
 
-def _is_root(uri: object) -> bool:
-    known = isinstance(uri, str) and 0 < len(uri) <= 4096 and "\0" not in uri
-    return known and scheme_of(str(uri)) not in _NETWORK and "::" not in scheme_of(str(uri))
+def _is_known(uri: object) -> bool:
+    """Return whether a URI is of a known scheme and no chain of file systems."""
+    if not isinstance(uri, str) or not 0 < len(uri) <= 4096 or "\0" in uri:
+        return False
+    scheme = scheme_of(uri)
+    return scheme in SCHEMES and (scheme in ("file", "s3") or "::" not in uri)
 
 
 def parse_roots(values: object) -> ImageRoots:
@@ -86,7 +94,7 @@ def parse_roots(values: object) -> ImageRoots:
     if not isinstance(values, list) or len(values) > _MOST:
         raise ValueError(f"{shorten(values)} are no roots of images")
     for uri in values:
-        if not _is_root(uri):
+        if not _is_known(uri):
             raise ValueError(f"{shorten(uri)} is no root of images")
     return ImageRoots(tuple(values))
 

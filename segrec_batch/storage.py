@@ -64,7 +64,8 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if not separator or "/" in protocol or protocol in LocalFileSystem.protocol:
         fs = fsspec.filesystem("file")
         return fs, os.path.abspath(fs._strip_protocol(uri))  # noqa: PTH100 - resolve() would follow links
-    if has_credentials(uri):
+    parts = [uri] if protocol in ("s3", "s3a") else uri.split("::")  # a chain of file systems
+    if any(map(has_credentials, parts)):
         raise InputError(
             f"{redact(uri)}: credentials do not belong in a URI; set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
@@ -75,7 +76,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return fs, fs._strip_protocol(uri)
     try:
         return fsspec.url_to_fs(uri)  # type: ignore[no-any-return]
-    except ValueError as error:  # unknown protocol
+    except (ValueError, TypeError, ImportError) as error:  # of a protocol that is not known here
         raise InputError(f"{uri}: {error}") from error
 
 

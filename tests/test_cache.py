@@ -149,6 +149,15 @@ def test_a_refresh_takes_in_what_has_changed(
     assert not list(tmp_path.glob("*.tmp*"))
 
 
+def test_a_cache_with_changes_beside_it_is_not_renewed(index: str, tmp_path: Path) -> None:
+    """A write-ahead log can make a catalogue look like ours that is not, once it is left behind."""
+    path = str(tmp_path / "c.duckdb")
+    refresh_cache(index, path)
+    Path(f"{path}.wal").write_bytes(b"")
+    with pytest.raises(InputError, match="lies beside the cache"):
+        refresh_cache(index, path)
+
+
 @pytest.mark.slow
 def test_a_small_change_is_appended(
     pictures: Path, model_dir: str, ray_cluster: None, tmp_path: Path

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import unicodedata
+from decimal import Decimal
 from pathlib import Path
 
 import jinja2
@@ -129,6 +130,33 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(
 def test_an_at_sign_in_a_name_is_no_credential(uri: str) -> None:
     assert redact(uri) == uri
     storage.filesystem(uri)
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://bucket/in/a://@.jpg", "s3://b/https://me@host/x.jpg", "/in/https://me@host/x.jpg"]
+)
+def test_a_name_that_looks_like_credentials_ends_no_run(uri: str) -> None:
+    storage.filesystem(uri)
+
+
+def test_figures_that_are_no_floats_stay_figures() -> None:
+    assert encode_csv([[Decimal("-1.5"), -2, "-3"]]) == "-1.5,-2,'-3\n"
+
+
+def test_messages_for_programs_repeat_no_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
+
+    def fail() -> None:
+        say("begins", index="s3://KEY:hunter2@bucket/x")
+        raise RuntimeError("denied for wJalrXUtnFEMI at s3://KEY:hunter2@bucket/x")
+
+    assert run_command(fail, "json") == 1
+    said = capsys.readouterr().err
+    assert "in run_command" in said
+    assert "hunter2" not in said
+    assert "wJalr" not in said
 
 
 def test_secrets_of_the_environment_are_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -231,6 +231,16 @@ def test_a_turned_png_is_refused() -> None:
     assert "orientation (EXIF)" in _reason(encoded(GREY, "PNG", exif=exif))
 
 
+@pytest.mark.parametrize("labels", [[0, 7], [7], [0, 1, 7]])
+def test_a_palette_of_colours_may_have_greys_among_them(labels: list[int]) -> None:
+    """That of PASCAL VOC: its colour 7 is a grey, 128."""
+    bits = np.arange(256)[:, None, None] >> np.arange(3)[:, None] + 3 * np.arange(8) & 1
+    voc = (bits << np.arange(7, -1, -1)).sum(axis=2).astype(np.uint8)
+    assert voc[7].tolist() == [128, 128, 128]
+    values = np.array([labels], np.uint8)
+    np.testing.assert_array_equal(decode_mask(_png(values, 8, voc.tobytes())), values)
+
+
 @pytest.mark.parametrize(
     ("labels", "greys", "is_read"),
     [

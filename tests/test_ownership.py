@@ -149,8 +149,11 @@ def test_a_part_is_known_by_what_it_says_of_itself(index: str) -> None:
     images = Path(index, "images", path.name)
     shutil.copy(path, images)
     assert not is_part_file(index, DataFile("images", path.name, 0, 0, None, ""))
-    path.write_bytes(b"PAR1")
-    assert not is_part_file(index, file)
+    damaged = bytearray(path.read_bytes())
+    damaged[-300:-8] = b"\xff" * 292
+    for content in (b"PAR1", bytes(damaged)):
+        path.write_bytes(content)
+        assert not is_part_file(index, file)
 
 
 def test_logs_name_files_of_entries_and_of_checkpoints(index: str) -> None:

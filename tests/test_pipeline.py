@@ -105,6 +105,17 @@ def test_no_pictures_is_an_error_that_makes_no_index(model_dir: str, tmp_path: P
     assert not store.exists(str(tmp_path / "index"))
 
 
+def test_tasks_for_nothing_need_no_cluster() -> None:
+    code = (
+        "from segrec_batch.pipeline.tasks import each; import ray; print(list(each(len, iter(()))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(ray.is_initialized())"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "[]\nFalse\n"
+
+
 def test_the_stages_run_without_ray(pictures: Path, model_dir: str, tmp_path: Path) -> None:
     (pictures / "html.jpg").write_bytes(b"<html>")
     sorted(pictures.glob("place*"))[0].rename(pictures / "it's 100% [1]*? é.jpg")

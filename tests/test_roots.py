@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from segrec_batch import cli
 from segrec_batch.errors import IndexStateError, InputError
+from segrec_batch.pipeline.plan import Request
+from segrec_batch.pipeline.run import dry_run
 from segrec_batch.query.card import Card
 from segrec_batch.query.recommend import QueryImage, Recommendation, cards
 from segrec_batch.roots import (
@@ -120,11 +122,45 @@ def test_images_are_read_as_files_of_a_bounded_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [None, "x", [1], [""], ["http://a/b"], ["ftp://a"], ["zip::s3://a"], ["a\0"], ["/a"] * 1001],
+    [
+        None,
+        "x",
+        [1],
+        [""],
+        ["http://a/b"],
+        ["ftp://a"],
+        ["zip::s3://a"],
+        ["a\0"],
+        ["zip://x/a.jpg::http://a/b.zip"],
+        ["gs://a/b::http://c"],
+        ["jupyter://a"],
+        ["/a"] * 1001,
+    ],
 )
 def test_roots_that_nobody_indexes_from_are_refused(values: object) -> None:
     with pytest.raises(ValueError, match=r"root"):
         parse_roots(values)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["zip://x/a.jpg::http://a/b.zip", "gs://b/i/a::http://c", "s3://KEY:hunter2@b/i/a", "s3://b/"],
+)
+def test_rows_of_no_root_are_neither_opened_nor_an_error(uri: str) -> None:
+    roots = ImageRoots(("zip://x/a.jpg::http://a/b.zip", "gs://b/i", "s3://b/i"))
+    assert not roots.admits(uri)
+    assert isinstance(fetch_images([uri], roots)[0], OutsideRootsError)
+
+
+@pytest.mark.parametrize("uri", ["/data/a::b", "s3://b/i/x://y@z.jpg", "s3://b/i/a::b.jpg"])
+def test_odd_names_below_a_root_are_fetched(uri: str) -> None:
+    assert ImageRoots(("/data", "s3://b/i")).admits(uri)
+
+
+@pytest.mark.parametrize("images", ["http://host/images", "zip://x::s3://b/a.zip"])
+def test_no_index_is_made_from_what_its_log_may_not_name(images: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="local folders and object stores"):
+        list(dry_run(Request(images), str(tmp_path / "model"), str(tmp_path / "index")))
 
 
 def test_roots_are_kept_without_those_below_others() -> None:
@@ -194,7 +230,7 @@ def test_what_is_described_later_is_read_from_below_the_roots(tmp_path: Path) ->
         read_pixels(rows, [(32, 32)], ImageRoots((str(tmp_path),)))
     assert not asked
     assert rows[0]["shape"] == (32, 32)
-    outside = "read: it lies below no folder that the index was made from"
+    outside = "read: the picture lies below no folder that the index was made from"
     assert [row["reason"] for row in rows[:3]] == [None, outside, outside]
     assert str(rows[3]["reason"]).startswith("read: FileNotFoundError")
 

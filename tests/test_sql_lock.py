@@ -3,7 +3,9 @@
 import gc
 import hashlib
 import json
+import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 
 import segrec_batch
 from segrec_batch import cli, storage
-from segrec_batch.errors import InputError
+from segrec_batch.errors import IndexStateError, InputError
 from segrec_batch.model.bundle import Model
 from segrec_batch.query.allowed import TABLE_FUNCTIONS, allowed_functions
 from segrec_batch.query.batches import batches
@@ -614,6 +616,27 @@ def test_memory_is_limited_for_a_while_only() -> None:
     assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
+def test_memory_is_free_again_when_the_last_thread_leaves() -> None:
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    first, second = memory_limit(2**30), memory_limit(2**31)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert resource.getrlimit(resource.RLIMIT_AS) != before
+    second.__exit__(None, None, None)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(home: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    shutil.copytree(home / "it's", index, ignore=shutil.ignore_patterns("link.txt", "folder"))
+    path = next((index / "images").glob("*.parquet"))
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(IndexStateError, match="is not a regular file"):
+        segrec_batch.connect(str(index))
+
+
 def test_connect_is_locked_unless_asked_otherwise(target: Target, tmp_path: Path) -> None:
     secret = target.text("FROM read_text('{secret}')")
     copy = f"COPY (SELECT 1) TO '{tmp_path}/new.csv'"
@@ -637,6 +660,18 @@ def test_what_does_not_fit_in_memory_lies_where_no_other_user_can_look(target: T
         assert Path(folder).parent.stat().st_mode & 0o77 == 0
         sql = "SELECT count(DISTINCT (range, md5(range::VARCHAR))) FROM range(1000000)"
         assert connection.sql(sql).fetchall() == [(1000000,)]
+    connection = segrec_batch.connect(target.index, settings={"memory_limit": "60MB"})
+    cursor = connection.cursor()
     del connection
     gc.collect()
-    assert not Path(folder).parent.exists()
+    assert cursor.sql(sql).fetchall() == [(1000000,)], "cursors live on"
+
+
+def test_what_did_not_fit_in_memory_goes_with_the_process(home: Path) -> None:
+    code = f"""if True:
+        import segrec_batch
+        connection = segrec_batch.connect({str(home / "it's")!r})
+        print(connection.sql("SELECT current_setting('temp_directory')").fetchall()[0][0])
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not Path(done.stdout.strip()).parent.exists()

@@ -308,7 +308,20 @@ def test_a_file_that_is_shorter_than_it_was_listed_was_not_read(world: World) ->
     with Plan(request, world.snapshot) as plan:
         path.write_bytes(path.read_bytes()[:20])
         (row,) = decode_batch(plan.manifest(0, 9), SHAPES).to_pylist()
-    assert (row["stage"], row["reason"][:20]) == ("read", "shorter than listed:")
+    assert (row["stage"], row["reason"][:12]) == ("read", "shorter than")
+    assert world.state() == before
+
+
+def test_a_file_that_has_grown_since_it_was_listed_was_not_read(world: World) -> None:
+    before = world.state()
+    path = world.folder / "images" / "a.png"
+    small = path.read_bytes()
+    world.put("a.png", "good", 5)
+    grown = path.read_bytes() + bytes(len(small))
+    with Plan(Request(str(world.folder / "images")), world.snapshot) as plan:
+        path.write_bytes(grown)
+        (row,) = decode_batch(plan.manifest(0, 9), SHAPES).to_pylist()
+    assert (row["stage"], row["reason"][:11]) == ("read", "longer than")
     assert world.state() == before
 
 

@@ -71,7 +71,15 @@ def resume(session: Session, index: str | None = None) -> Recommender:
         raise IndexStateError(
             f"{database.index} is of model {database.model_id}, the session of {session.model_id}"
         )
+    session.criteria.check(database.spec)
+    ids = {"ids": [row.image_id for row in session.shown]}
+    known = query(database.connection, _KNOWN, ids).num_rows
+    if known < len(set(ids["ids"])):
+        raise InputError(f"the session shows images that {database.index} does not have")
     return Recommender(database)
+
+
+_KNOWN = "SELECT image_id FROM images WHERE image_id IN (SELECT unnest($ids::VARCHAR[]))"
 
 
 def mark(

@@ -69,8 +69,8 @@ def index_pictures(
     last commit left it. Whether too many sources could not be read says the account,
     `check_read_failures`.
     """
-    request = replace(request, images=storage.absolute(request.images))
     check_root(request.images or "/")
+    request = replace(request, images=storage.absolute(request.images))
     index = storage.absolute(index)
     clock = time.monotonic()
     exists = store.exists(index)
@@ -123,8 +123,8 @@ def dry_run(
     request: Request, model: str, index: str, drop_descriptors: bool = False
 ) -> Iterator[str]:
     """What `index_pictures` would do: a line for each source that it would touch."""
-    request = replace(request, images=storage.absolute(request.images))
     check_root(request.images or "/")
+    request = replace(request, images=storage.absolute(request.images))
     index = storage.absolute(index)
     snapshot, spec = _snapshot(index, store.exists(index), model), read_spec(model)[0]
     _refuse_to_drop(snapshot, spec, drop_descriptors)

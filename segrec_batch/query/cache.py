@@ -85,6 +85,11 @@ def _held(path: str, snapshot: Snapshot, rebuild: bool) -> tuple[set[str], int |
     """
     if not is_cache(path):
         raise InputError(f"{path} is a folder; name a file for the query cache")
+    if Path(f"{path}.wal").exists():  # which would change what a copy of the file alone has
+        raise InputError(
+            f"{path}.wal lies beside the cache: a program writes to it, or was stopped; close it, "
+            "or delete both files"
+        )
     cache = open_cache(path)
     with cache.connection as connection:
         if cache.index != snapshot.index:

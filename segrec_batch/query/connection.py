@@ -1,15 +1,19 @@
 """DuckDB connections that reach the rows of an index and nothing else of the machine."""
 
-import shutil
-import tempfile
-import weakref
+import atexit
+import os
+import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from enum import Enum
+from functools import cache
+from pathlib import Path
 
 import duckdb
 
 from segrec_batch.errors import InputError
 from segrec_batch.host import usable_memory
+from segrec_batch.scratch import scratch_folder
 
 Settings = Mapping[str, str | int | bool]
 """Options of DuckDB by name, e.g. `{"threads": 4, "memory_limit": "8GB"}`."""
@@ -110,7 +114,17 @@ def _limit_memory(connection: "_Connection", most: int) -> None:
 
 
 def _spill_privately(connection: "_Connection") -> None:
-    """Let a connection spill below a folder that only this user can enter, until it is closed."""
-    folder = tempfile.mkdtemp(prefix="segrec_sql_")
-    weakref.finalize(connection, shutil.rmtree, folder, ignore_errors=True)
-    connection.execute("SET temp_directory = $folder", {"folder": f"{folder}/spill"})
+    """Let a connection spill below a folder that only this user can enter."""
+    folder = str(_spill_folder(os.getpid()) / uuid.uuid4().hex)
+    connection.execute("SET temp_directory = $folder", {"folder": folder})
+
+
+@cache
+def _spill_folder(_: int) -> Path:
+    """Return the folder of this process for what does not fit in memory; it goes with the process.
+
+    Not with a connection: its cursors live on.
+    """
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(scratch_folder("segrec-sql-"))

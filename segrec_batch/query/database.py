@@ -22,6 +22,7 @@ from segrec_batch.query.connection import (
 )
 from segrec_batch.query.remote import SnapshotFiles
 from segrec_batch.query.views import create_views, names_of, quoted
+from segrec_batch.roots import SCHEMES, scheme_of
 from segrec_batch.store.index import Snapshot, empty_snapshot, model_uri, open_snapshot
 from segrec_batch.strict_json import parse_json
 
@@ -113,12 +114,23 @@ def open_files(
         connection.register_filesystem(SnapshotFiles([snapshot]))
         restrict(connection, access, folders=[f"{SnapshotFiles.protocol}://"])
     else:
+        _check_regular(snapshot)
         files = [n for f in snapshot.all_files for n in names_of(f, snapshot.index)]
         restrict(connection, access, files)
     freeze(connection, access)
     with reading(snapshot):
         create_views(connection, snapshot, named)
     return Database(connection, snapshot.index, snapshot.version, snapshot.model_id, snapshot.spec)
+
+
+def _check_regular(snapshot: Snapshot) -> None:
+    """Raise IndexStateError for what DuckDB would wait for, such as a pipe in a file's place."""
+    for file in snapshot.all_files:
+        path = Path(file.uri(snapshot.index))
+        if path.exists() and not path.is_file():
+            raise IndexStateError(
+                f"{path} is not a regular file; put it back from a backup, or index anew elsewhere"
+            )
 
 
 @contextmanager
@@ -202,8 +214,8 @@ def _identity(connection: duckdb.DuckDBPyConnection) -> tuple[str, int, str, Mod
     if len(rows) != 1:
         raise ValueError("it does not say of which index and version it is")
     ((index, version, model_id, text),) = rows
-    scheme, separator, _ = index.rpartition("://")
-    if scheme not in _STORES if separator else not Path(index).is_absolute():
+    scheme = scheme_of(index)
+    if scheme not in SCHEMES or (scheme == "file" and not Path(index).is_absolute()):
         raise ValueError(f"it is of an index at {index[:80]!r}, which is no path and no store")
     if not index.isprintable() or "::" in index:
         raise ValueError("the index that it is of has a name that no index has")
@@ -213,7 +225,6 @@ def _identity(connection: duckdb.DuckDBPyConnection) -> tuple[str, int, str, Mod
 
 
 _EXPECTED = "expected"  # a database in memory, of tables as a cache should have them
-_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hdfs", "memory")
 _LONGEST_URI = 4096  # bytes
 _LARGEST_SPEC = 2**24
 

@@ -55,18 +55,37 @@ def _too_late(seconds: float) -> InputError:
 @contextmanager
 def memory_limit(size: int) -> Iterator[None]:
     """Let this process take so many bytes more, where the system counts them (Linux): plans and
-    long texts are no part of what DuckDB's `memory_limit` is about.
+    long texts are no part of what DuckDB's `memory_limit` is about. Of several threads the first
+    one sets the limit, until the last one leaves.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    with _Memory.lock:
+        _Memory.users += 1
+        if _Memory.users == 1:
+            _Memory.before = resource.getrlimit(resource.RLIMIT_AS)
+            _restrict(size, *_Memory.before)
+    try:
+        yield
+    finally:
+        with _Memory.lock:
+            _Memory.users -= 1
+            if not _Memory.users:
+                resource.setrlimit(resource.RLIMIT_AS, _Memory.before)
+
+
+class _Memory:
+    """Limit of the process before the first of the threads that `memory_limit` holds now."""
+
+    lock = threading.Lock()
+    users = 0
+    before = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+
+
+def _restrict(size: int, soft: int, hard: int) -> None:
     statm = Path("/proc/self/statm")
     if statm.exists():
         most = int(statm.read_text().split()[0]) * resource.getpagesize() + size
         least = [most, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
         resource.setrlimit(resource.RLIMIT_AS, (min(least), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @contextmanager

@@ -50,5 +50,6 @@ def _cell(value: object) -> str:
         return "NULL"
     if isinstance(value, float):
         return f"{value:.4g}"
-    text = f"<{len(value)} bytes>" if isinstance(value, bytes) else escape_text(str(value))
+    text = f"<{len(value)} bytes>" if isinstance(value, bytes) else str(value)
+    text = escape_text(text[: _WIDEST + 1])
     return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
