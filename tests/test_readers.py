@@ -43,8 +43,7 @@ def test_a_long_query_beside_writers_gives_the_answer_of_its_snapshot(
     index: str, pictures: Path, model_dir: str
 ) -> None:
     expected = segrec_batch.connect(index).sql(LONG.format(1)).fetchall()
-    con = segrec_batch.connect(index)
-    con.execute("SET threads = 1")  # the job wants to run, too
+    con = segrec_batch.connect(index, settings={"threads": 1})  # the job wants to run, too
     answers: list[object] = []
     done = threading.Event()
 
