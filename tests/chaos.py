@@ -202,7 +202,8 @@ def open_stage(folder: Path) -> Iterator[Stage]:
     ray_cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
     )
-    os.environ["RAY_ADDRESS"] = ray_cluster.address
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = ray_cluster.address  # of jobs
     stage = Stage(ray_cluster, [ray_cluster.add_node(num_cpus=2)], folder, is_small)
     try:
         stage.context.set_forkserver_preload(["__main__", "segrec_batch.pipeline.run"])
@@ -213,6 +214,9 @@ def open_stage(folder: Path) -> Iterator[Stage]:
         for driver in stage.drivers:
             driver.kill()
         ray_cluster.shutdown()
+        del os.environ["RAY_ADDRESS"]
+        if before is not None:
+            os.environ["RAY_ADDRESS"] = before
         if is_small:
             subprocess.run(["umount", "--lazy", str(folder / "disk")], check=True)
 
@@ -524,6 +528,13 @@ class Outcome:
     exit_codes: Counter[int] = field(default_factory=Counter)
     rows: int = 0
 
+    def add(self, other: "Outcome") -> None:
+        """Add what another trial did."""
+        self.tried += other.tried
+        self.met += other.met
+        self.exit_codes += other.exit_codes
+        self.rows += other.rows
+
 
 def run_trial(stage: Stage, seed: int) -> Outcome:
     """Run one trial. Raises ChaosError."""
@@ -565,25 +576,21 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     total, failed = Outcome(), {}
     with open_stage(folder) as stage, console.ProgressMeter("trials", a.trials) as meter:
-        for seed in range(a.first, a.first + a.trials):
-            try:
-                outcome = run_trial(stage, seed)
-            except ChaosError as error:
-                failed[seed] = str(error)
-                print(f"trial {seed}: {error}", file=sys.stderr)
-                if a.keep:
-                    shutil.copytree(stage.index, folder / f"failed-{seed}", dirs_exist_ok=True)
-            else:
-                total.tried += outcome.tried
-                total.met += outcome.met
-                total.exit_codes += outcome.exit_codes
-                total.rows += outcome.rows
-            meter.advance()
+        with suppress(KeyboardInterrupt):  # what has been done is said all the same
+            for seed in range(a.first, a.first + a.trials):
+                try:
+                    total.add(run_trial(stage, seed))
+                except ChaosError as error:
+                    failed[seed] = str(error)
+                    print(f"trial {seed}: {error}", file=sys.stderr)
+                    if a.keep:
+                        shutil.copytree(stage.index, folder / f"failed-{seed}", dirs_exist_ok=True)
+                meter.advance()
         left_out = FAULTS.keys() - set(possible_faults(stage))
     rows = [[name, str(n), str(total.met[name])] for name, n in total.tried.items()]
     console.show(console.table("", ("fault", "runs", "met a running job"), rows))
     figures = {
-        "trials": a.trials,
+        "trials": meter.done,
         "failed": len(failed),
         "rows compared": total.rows,
         "exit codes": dict(total.exit_codes),

@@ -21,7 +21,9 @@ from segrec_batch.pipeline.stages import decode_batch, describe_batch, write_bat
 from segrec_batch.sandbox import PICTURE_SECONDS
 from segrec_batch.store.index import Snapshot
 
-_TASK_CPUS = 0.5  # of decode and write tasks: two a core, since they wait for storage at times
+# of decode and write tasks: two in what the model leaves free of a node, see `nodes`, since they wait
+# for storage at times; with as many CPUs as an actor has, Ray would decode inside the actor
+_TASK_CPUS = 0.49
 
 
 def process(
@@ -38,7 +40,7 @@ def process(
     sandbox.shared().confinement()  # logs here, where it is seen, what the kernel does not hold
     context = ray.data.DataContext.get_current()
     # longer than it takes to give up every picture of a batch
-    context.execution_no_progress_timeout_s = 300 + 2 * PICTURE_SECONDS * placement.batch_size
+    context.execution_no_progress_timeout_s = 300 + PICTURE_SECONDS * placement.batch_size
     context.max_consecutive_actor_init_deaths = 3
     context.raise_original_map_exception = True  # in place of one that loses its cause on the way
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it logs its plan as a warning

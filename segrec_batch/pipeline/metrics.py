@@ -81,7 +81,11 @@ class Metrics:
         self._count("segrec_commits_total", 1)
 
     def _bounded(self, label: str) -> str:
-        """The first labels that occur; a series of Prometheus cannot be renamed later."""
+        """The first labels that occur; a series of Prometheus cannot be renamed later.
+
+        In ASCII: Ray takes no other.
+        """
+        label = label.encode("ascii", "backslashreplace").decode()
         if len(self._reasons) < MOST:
             self._reasons.add(label)
         return label if label in self._reasons else OTHERS
