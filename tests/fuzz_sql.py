@@ -8,17 +8,12 @@ from typing import Any
 import duckdb
 
 from segrec_batch.errors import InputError
+from segrec_batch.query.allowed import TABLE_FUNCTIONS, allowed_functions
 from segrec_batch.query.cache import refresh_cache
 from segrec_batch.query.connection import Access
 from segrec_batch.query.database import Database, open_index
-from segrec_batch.query.guard import (
-    TABLE_FUNCTIONS,
-    QueryGuard,
-    allowed_functions,
-    collect_answer,
-    last_resort,
-    time_limit,
-)
+from segrec_batch.query.guard import QueryGuard, collect_answer
+from segrec_batch.query.limits import last_resort, time_limit
 from segrec_batch.store import index as store
 from segrec_batch.store.schema import TABLES
 from tests.damage import Damage

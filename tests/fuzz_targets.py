@@ -37,7 +37,8 @@ from segrec_batch.query.card import Card
 from segrec_batch.query.connection import Access
 from segrec_batch.query.criteria import Criteria
 from segrec_batch.query.database import Database, is_cache, open_index, query
-from segrec_batch.query.guard import Limits, ask
+from segrec_batch.query.guard import ask
+from segrec_batch.query.limits import Limits
 from segrec_batch.query.recommend import QueryImage, Recommender
 from segrec_batch.store import delta, purged, staging
 from segrec_batch.store import index as store
