@@ -56,6 +56,7 @@ TABLES = ("images", "regions", "descriptors", "failures")
 OF_THE_RUN = {"run_id", "indexed_at", "failed_at", "source_etag"}
 DISK = 128 * 2**20  # bytes
 JOB_SECONDS = 300
+NODE_CPUS = 3  # on two, models of two runs at once can leave none for the tasks of either
 LIBFAKETIME = "/usr/lib/*/faketime/libfaketimeMT.so.1"
 
 State = dict[str, int | str]  # content, by name
@@ -204,7 +205,7 @@ def open_stage(folder: Path) -> Iterator[Stage]:
     )
     before = os.environ.get("RAY_ADDRESS")
     os.environ["RAY_ADDRESS"] = ray_cluster.address  # of jobs
-    stage = Stage(ray_cluster, [ray_cluster.add_node(num_cpus=2)], folder, is_small)
+    stage = Stage(ray_cluster, [ray_cluster.add_node(num_cpus=NODE_CPUS)], folder, is_small)
     try:
         stage.context.set_forkserver_preload(["__main__", "segrec_batch.pipeline.run"])
         for content in VERSIONS:
@@ -383,7 +384,7 @@ def kill_worker(kind: str) -> Fault:
 def kill_raylet(stage: Stage, dice: random.Random, job: Any) -> bool:
     """Replace the node on which the job works."""
     stage.cluster.remove_node(stage.nodes.pop(), allow_graceful=False)
-    stage.nodes.append(stage.cluster.add_node(num_cpus=2))
+    stage.nodes.append(stage.cluster.add_node(num_cpus=NODE_CPUS))
     return True
 
 

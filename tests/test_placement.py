@@ -17,7 +17,7 @@ MILLION = Work(1_000_000, 720 * 544)
 
 def node(cores: int, nodes: int = 1) -> Resources:
     """What `nodes.resources` says of nodes of so many cores."""
-    return Resources("cpu", nodes, max(cores - 1, 0.51 * cores), cores)
+    return Resources("cpu", nodes, max(cores - 1, 0.4), cores)
 
 
 def test_a_small_run_has_one_actor_of_all_cores() -> None:
@@ -61,9 +61,8 @@ def test_actors_leave_room_for_tasks(cores: int, nodes: int, images: int, gigaby
     actors = where.actors // nodes
     assert 1 <= actors * (where.threads or 0) <= cores
     assert actors * where.cpus <= before.cpus
-    assert actors * where.cpus <= cores - 0.49, "a task finds room"
-    assert 2 * actors * where.cpus > cores, "of two runs at once one waits, and tasks find room"
-    assert where.cpus != 0.49, "with the CPUs of a task, Ray would decode inside the actor"
+    assert actors * where.cpus <= cores - 0.5, "a task finds room"
+    assert where.cpus != 0.5, "with the CPUs of a task, Ray would decode inside the actor"
 
 
 def test_engine_is_chosen_on_the_nodes(ray_cluster: None) -> None:

@@ -21,9 +21,7 @@ from segrec_batch.pipeline.stages import decode_batch, describe_batch, write_bat
 from segrec_batch.sandbox import PICTURE_SECONDS
 from segrec_batch.store.index import Snapshot
 
-# of decode and write tasks: two in what the model leaves free of a node, see `nodes`, since they
-# wait for storage at times; with as many CPUs as an actor has, Ray would decode inside the actor
-_TASK_CPUS = 0.49
+_TASK_CPUS = 0.5  # of decode and write tasks: two a core, since they wait for storage at times
 
 
 def process(

@@ -11,7 +11,7 @@ from ray.autoscaler.sdk import request_resources
 from segrec_batch.errors import DeviceError
 from segrec_batch.messages import say
 
-_LEAST_SHARE = 0.51  # of a node that the model takes: where two runs had it, no task could run
+_LEAST_CPUS = 0.4  # of an actor on a CPU; with those of a task, Ray would decode inside the actor
 _POLL = 1.0  # seconds
 
 
@@ -54,7 +54,7 @@ def resources(device: str, gpus: int | None = None, wait: float = 0) -> Resource
         )
     cores = int(min(node["Resources"]["CPU"] for node in nodes))
     # some of a core stays free on each node, or nothing would ever be decoded
-    return Resources("cpu", len(nodes), max(cores - 1, _LEAST_SHARE * cores), cores)
+    return Resources("cpu", len(nodes), max(cores - 1, _LEAST_CPUS), cores)
 
 
 def work_nodes() -> list[dict[str, Any]]:
