@@ -14,6 +14,19 @@ from typing import Any
 import psutil
 
 from segrec_batch.errors import AccountingError, SegrecError
+from segrec_batch.model.spec import ModelSpec
+
+SPEC = ModelSpec(
+    ("car", "person", "tree"),
+    ("conv5_3",),
+    (0, 1, 2, 3),
+    ((64, 64),),
+    (0.0,) * 3,
+    (1.0,) * 3,
+    "none",
+    "0" * 64,
+)
+"""Of a model of three classes that is never run."""
 
 _NOISE = 1.1, 0.1  # no growth of memory per item: up to this factor, or to these KB
 

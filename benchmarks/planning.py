@@ -32,11 +32,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from measured import Growth, check, measure
+from measured import SPEC, Growth, check, measure
 
 from segrec_batch import console, messages
 from segrec_batch.listing import BATCH_ROWS, LISTED, FileCounts, iter_files, iter_pictures
-from segrec_batch.model.spec import ModelSpec
 from segrec_batch.store.encode import image_id
 from segrec_batch.store.index import Snapshot, empty_snapshot, with_changes
 from segrec_batch.store.parts import write_part
@@ -52,16 +51,6 @@ examples:
   # as if there were 40 times as many sources
   python benchmarks/planning.py --memory 100MB
 """
-SPEC = ModelSpec(
-    ("car", "person", "tree"),
-    ("conv5_3",),
-    (0, 1, 2, 3),
-    ((64, 64),),
-    (0.0,) * 3,
-    (1.0,) * 3,
-    "none",
-    "0" * 64,
-)
 CONSTANTS = {pa.string(): "text", pa.binary(): b"", pa.int32(): 1, pa.float32(): 0.5}
 FOLDER_FILES = 1000
 

@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltalake import DeltaTable
-from measured import Growth, check, measure
+from measured import SPEC, Growth, check, measure
 
 from segrec_batch import console, messages
-from segrec_batch.model.spec import ModelSpec
 from segrec_batch.store import index as store
 from segrec_batch.store.files import DataFile, new_part, path_in_part
 from segrec_batch.store.schema import TABLES, coverage_column
@@ -33,16 +32,6 @@ examples:
   python benchmarks/snapshot.py
   python benchmarks/snapshot.py --parts 100 1000 10000
 """
-SPEC = ModelSpec(
-    ("car", "person", "tree"),
-    ("conv5_3",),
-    (0, 1, 2, 3),
-    ((64, 64),),
-    (0.0,) * 3,
-    (1.0,) * 3,
-    "none",
-    "0" * 64,
-)
 COMMIT_PARTS = 100
 
 

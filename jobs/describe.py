@@ -5,6 +5,7 @@ import sys
 
 from segrec_batch import console, messages, storage
 from segrec_batch.descriptors import summaries
+from segrec_batch.options import add_images_root
 from segrec_batch.places import check_bundle_place, check_places
 
 EXAMPLES = """\
@@ -49,15 +50,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="N",
         help="pictures at most that a descriptor which learns from pictures reads (default: 1000)",
     )
-    add(
-        "--images-root",
-        dest="images_roots",
-        action="append",
-        default=[],
-        metavar="URI",
-        help="read pictures below this folder only; may be given several times (default: the "
-        "folders that the index says it was made from)",
-    )
+    add_images_root(parser, "read pictures")
     parsed = parser.parse_args()
     if not parsed.add and not parsed.drop:
         parser.error("nothing to do: give --add or --drop")

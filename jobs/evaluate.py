@@ -25,7 +25,7 @@ from segrec_batch.evaluate.segmentation.judge import judge as judge_segmentation
 from segrec_batch.evaluate.segmentation.rivals import RIVALS, RivalSettings
 from segrec_batch.evaluate.segmentation.run import segmentation_report
 from segrec_batch.evaluate.segmentation.study import Settings as Segmentation
-from segrec_batch.options import report_engine
+from segrec_batch.options import add_images_root, report_engine
 from segrec_batch.places import check_places
 from segrec_batch.query.methods import OF_VECTORS
 from segrec_batch.train.arguments import (
@@ -242,15 +242,7 @@ def _retrieval_arguments(command: argparse.ArgumentParser) -> None:
         f"(default: {Retrieval.feedback_rounds})",
     )
     add("--seed", type=int, default=0, help="of the draw and the bootstrap (default: 0)")
-    add(
-        "--images-root",
-        dest="images_roots",
-        action="append",
-        default=[],
-        metavar="URI",
-        help="show images below this folder only; may be given several times (default: the folders "
-        "that the index says it was made from)",
-    )
+    add_images_root(command, "show images")
 
 
 def retrieval(a: argparse.Namespace) -> None:

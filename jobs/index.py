@@ -135,8 +135,8 @@ def main(a: argparse.Namespace) -> None:
         a.max_read_failures,
     )
     if a.dry_run:
-        for line in dry_run(request, a.model, a.index, a.drop_descriptors):
-            console.show_line(*line.split("\t", 1))
+        for status, uri in dry_run(request, a.model, a.index, a.drop_descriptors):
+            console.show_line(status, uri)
         return
     execution = Execution(
         a.device, a.batch_size, a.commit_seconds, a.gpus, a.wait, a.engine, a.precision

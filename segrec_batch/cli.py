@@ -12,7 +12,6 @@ from segrec_batch.cli_files import (
     INDEX,
     SHEETS,
     add_criteria,
-    add_images_root,
     asked_image,
     contact_sheet,
     given_criteria,
@@ -21,6 +20,7 @@ from segrec_batch.cli_files import (
     start_decoder,
 )
 from segrec_batch.errors import InputError
+from segrec_batch.options import add_images_root
 from segrec_batch.places import check_places
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
         help="html and png are contact sheets (default: table)",
     )
     add("--output", metavar="FILE", help="write there, not to stdout")
-    add_images_root(parser)
+    add_images_root(parser, "for contact sheets, fetch images")
     add("--explain", action="store_true", help="say how much the query read")
     parser.set_defaults(run=run_query)
 

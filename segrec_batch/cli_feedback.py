@@ -9,7 +9,6 @@ from segrec_batch.cli_files import (
     INDEX,
     SHEETS,
     add_criteria,
-    add_images_root,
     asked_image,
     contact_sheet,
     given_criteria,
@@ -18,6 +17,7 @@ from segrec_batch.cli_files import (
     start_decoder,
 )
 from segrec_batch.errors import IndexStateError, InputError
+from segrec_batch.options import add_images_root
 from segrec_batch.places import check_places
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
     add("--round", type=int, metavar="N", help="which round (default: the last)")
     add("--format", default="table", choices=("table", "csv", "json", *SHEETS))
     add("--output", metavar="FILE", help="write there, not to stdout")
-    add_images_root(parser)
+    add_images_root(parser, "for contact sheets, fetch images")
     _add_place(parser)
 
 

@@ -67,19 +67,6 @@ def add_criteria(parser: argparse.ArgumentParser) -> None:
     add_engine_options(parser)
 
 
-def add_images_root(parser: argparse.ArgumentParser) -> None:
-    """The argument that says which images may be fetched for a contact sheet."""
-    parser.add_argument(
-        "--images-root",
-        dest="images_roots",
-        action="append",
-        default=[],
-        metavar="URI",
-        help="for contact sheets, fetch images below this folder only; may be given several times "
-        "(default: the folders that the index says it was made from)",
-    )
-
-
 def known_roots(recommender: "Recommender", named: Sequence[str]) -> "ImageRoots":
     """The roots that a user names, or those of the index. Raises InputError."""
     from segrec_batch.store.index import choose_roots

@@ -83,7 +83,7 @@ _MACHINES = {"x86_64": (0, 0xC000003E, 317), "aarch64": (1, 0xC00000B7, 277)}
 
 @dataclass(frozen=True)
 class Confinement:
-    """What the kernel holds of a confined process.
+    """Restrictions that the kernel enforces on a confined process.
 
     landlock: the version of its ABI, None where it is not in force. seccomp: whether the filter of
     system calls is. gaps: for each that is not, why.

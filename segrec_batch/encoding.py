@@ -46,6 +46,11 @@ def escape_text(text: str) -> str:
     return _UNSAFE.sub(_escape, text)
 
 
+def escape_lines(text: str) -> str:
+    """Return text for several lines: as `escape_text`, but its line breaks stay."""
+    return "\n".join(map(escape_text, text.split("\n")))
+
+
 def escape_message(text: str) -> str:
     r"""Return a message for a log: as `escape_text`, without credentials, over several lines.
 
@@ -55,7 +60,7 @@ def escape_message(text: str) -> str:
     SQL: syntax error
       LINE 1 of s3://bucket
     """
-    return "\n  ".join(escape_text(line) for line in redact(text).split("\n"))
+    return escape_lines(redact(text)).replace("\n", "\n  ")
 
 
 def redact(text: str) -> str:
@@ -156,4 +161,4 @@ def _cell(value: Any) -> Any:
 
 def _finalize(value: Any) -> Any:
     plain = isinstance(value, str) and not hasattr(value, "__html__")
-    return "\n".join(map(escape_text, value.split("\n"))) if plain else value
+    return escape_lines(value) if plain else value

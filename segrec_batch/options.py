@@ -24,6 +24,22 @@ def add_engine_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup
     )
 
 
+def add_images_root(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Add --images-root: below which folders images of an index may be fetched.
+
+    purpose: how its help begins, such as "show images".
+    """
+    parser.add_argument(
+        "--images-root",
+        dest="images_roots",
+        action="append",
+        default=[],
+        metavar="URI",
+        help=f"{purpose} below this folder only; may be given several times (default: the folders "
+        "that the index says it was made from)",
+    )
+
+
 def report_engine(choice: EngineChoice) -> None:
     """Say which engine was chosen and why, and warn of arithmetic that has to be emulated."""
     figures = {"engine": choice.engine, "precision": choice.precision, "device": choice.device}

@@ -32,10 +32,10 @@ from segrec_batch.errors import PictureError
 
 LENGTH = struct.Struct(">I")  # of the JSON of a message
 CPU_SECONDS = 3600  # of a child; the image after that is decoded by the next one
-# Pillow and Python import these when an image needs them, and a confined process cannot
+# Pillow and Python import these when an image needs them, and a confined process cannot; the others
+# that decoding needs `decode` imports
 _LATE_IMPORTS = (
-    *(f"PIL.{name}ImagePlugin" for name in ("Bmp", "Gif", "Jpeg", "Mpo", "Png", "Tiff", "WebP")),
-    *("PIL.ImageCms", "PIL.ImageFilter", "PIL.ImagePalette", "copy"),
+    *("PIL.ImageFilter", "PIL.ImagePalette", "copy"),
     *(f"encodings.{name}" for name in ("ascii", "latin_1", "utf_8", "utf_16", "cp437", "idna")),
     "traceback",
 )

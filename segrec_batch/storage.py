@@ -153,7 +153,7 @@ def read_range(uri: str, start: int, stop: int) -> bytes:
 
 @contextmanager
 def opened(uri: str) -> Iterator[Any]:
-    """One file, open to be read here and there. Raises as `read_bytes` does."""
+    """Open one file, a regular one, to be read here and there. Raises what its file system does."""
     fs, path = filesystem(uri)
     if is_local(fs):
         with open(path, "rb", opener=_open_regular) as file:

@@ -277,14 +277,14 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
     index = str(tmp_path / "index")
     request = Request(str(pictures))
     paths = sorted(pictures.iterdir())
-    assert list(dry_run(request, model_dir, index)) == [f"new\t{path}" for path in paths]
+    assert list(dry_run(request, model_dir, index)) == [("new", str(path)) for path in paths]
     assert not store.exists(index)
     _, before = run()
     os.utime(paths[0])
     paths[1].unlink()
     (pictures / "a\nb.png").write_bytes(b"")
     assert list(dry_run(request, model_dir, index)) == [
-        f"new\t{pictures}/a\nb.png", f"changed\t{paths[0]}", f"gone\t{paths[1]}"
+        ("new", f"{pictures}/a\nb.png"), ("changed", str(paths[0])), ("gone", str(paths[1]))
     ]  # fmt: skip
     assert store.open_snapshot(index) == before
 

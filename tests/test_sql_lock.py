@@ -616,6 +616,13 @@ def test_memory_is_limited_for_a_while_only() -> None:
     assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
+def test_the_lowest_of_several_limits_of_memory_holds() -> None:
+    with memory_limit(2**34):
+        with memory_limit(2**28), pytest.raises(MemoryError):
+            bytearray(2**31)
+        bytearray(2**31)
+
+
 def test_memory_is_free_again_when_the_last_thread_leaves() -> None:
     before = resource.getrlimit(resource.RLIMIT_AS)
     first, second = memory_limit(2**30), memory_limit(2**31)

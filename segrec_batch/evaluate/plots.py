@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from segrec_batch.encoding import escape_text
+from segrec_batch.encoding import escape_lines
 from segrec_batch.evaluate.measures import Estimate
 
 SERIES = 8  # colours on the page, --series-1 and so on
@@ -236,7 +236,7 @@ def _adopt(svg: str) -> str:
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg)
     svg = re.sub(r" font-family: [^;\"]*;", "", svg)
-    svg = "\n".join(map(escape_text, svg.split("\n")))
+    svg = escape_lines(svg)
     for sentinel, name in _PAGE.items():
         svg = svg.replace(sentinel, f"var({name})")
     # what is referred to is named by its content; what is not needs no name

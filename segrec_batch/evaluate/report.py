@@ -252,7 +252,7 @@ def read_counts(uri: str) -> pa.Table | None:
 
 
 def counts_uri(uri: str) -> str:
-    """Where the counts beside a `metrics.json`, or of a report's folder, are."""
+    """Return the URI of the counts beside a `metrics.json`, or in a report's folder."""
     folder = (uri.rpartition("/")[0] or ".") if uri.endswith(".json") else uri
     return storage.join(folder, COUNTS)
 

@@ -1,4 +1,4 @@
-"""What the metadata of a session may say, as a JSON schema: a session can come from anybody."""
+"""The JSON schema of the metadata of a session, which anybody can have made."""
 
 from collections.abc import Mapping
 from typing import Any

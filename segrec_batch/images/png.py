@@ -1,4 +1,4 @@
-"""What Pillow leaves to its caller of PNG: 16 bits a sample, tRNS, damaged ancillary chunks.
+"""Read the parts of PNG that Pillow does not: 16 bits a sample, tRNS, damaged ancillary chunks.
 
 Colour type × bit depth × transparency, and who reads it:
 

@@ -1,4 +1,4 @@
-"""How a TIFF stores its first image: its tags, checked, and the name of the layout."""
+"""Read and check the tags of a TIFF's first image, and name its layout."""
 
 import io
 import math

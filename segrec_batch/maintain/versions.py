@@ -66,11 +66,12 @@ def vacuum(
     for bundle in set(rebuilds) - abandoned:
         keep |= {(f.table, f.path) for f in staging.staged_files(index, bundle)[0]}
         models.add(bundle)
+    names = log.names(index)
     doomed: list[Found] = []
     strangers: list[Found] = []
     for is_ours, file in (
-        *_data_files(index, keep, cutoff),
-        *_bundle_files(index, models, log.names(index).bundles | set(rebuilds), cutoff),
+        *_data_files(index, keep, named_files(index, names), cutoff),
+        *_bundle_files(index, models, names.bundles | set(rebuilds), cutoff),
     ):
         (doomed if is_ours else strangers).append(file)
     if strangers:
@@ -120,9 +121,12 @@ def _retained(index: str, newest: Log, cutoff: dt.datetime) -> Iterator[Log]:
         version = entry.version - 1
 
 
-def named_files(index: str) -> set[tuple[str, str]]:
-    """Return table and path of all files that a log, a rebuild or a purge has ever named."""
-    known = set(log.names(index).files)
+def named_files(index: str, names: log.Names | None = None) -> set[tuple[str, str]]:
+    """Return table and path of all files that a log, a rebuild or a purge has ever named.
+
+    names: what the logs name, if they have been read.
+    """
+    known = set((names or log.names(index)).files)
     for old, new in read_replacements(index).items():
         known |= {old, (new.table, new.path)} if new else {old}
     for bundle in staging.rebuilds(index):
@@ -131,10 +135,9 @@ def named_files(index: str) -> set[tuple[str, str]]:
 
 
 def _data_files(
-    index: str, keep: set[tuple[str, str]], cutoff: dt.datetime
+    index: str, keep: set[tuple[str, str]], known: set[tuple[str, str]], cutoff: dt.datetime
 ) -> Iterator[tuple[bool, Found]]:
     """Yield whether it is ours, URI and size of what lies in tables' folders, needed by nothing."""
-    known = named_files(index)
     for table in TABLES:
         for path, size, written in files_below(index, table):
             if (table, path) in keep:

@@ -41,10 +41,10 @@ class Account:
     that the index had rows of. old_images, old_failures: rows of these and of gone sources, all of
     which leave, but those in `images` of stale sources. described: vectors that indexed images
     lacked; reread, unread, outside: images that were read again for that, that could not be, and
-    that lie below no root and so were not. reasons: of
-    the failed and the stale ones, by label (tally.py). cost: COST, of all that are processed, each
-    counted once however often Ray ran it. bytes_written: of new parts. seconds: of the driver, by
-    what it did. engine: what ran the model; None if it was not run. images_root: what was listed.
+    that lie below no root and so were not. reasons: of the failed and the stale ones, by label
+    (tally.py). cost: COST, of all that are processed, each counted once however often Ray ran it.
+    bytes_written: of new parts. seconds: of the driver, by what it did. engine: what ran the model;
+    None if it was not run. images_root: what was listed.
     """
 
     run_id: str

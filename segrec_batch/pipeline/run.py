@@ -121,16 +121,15 @@ def _has_news(published: Snapshot, account: Account) -> bool:
 
 def dry_run(
     request: Request, model: str, index: str, drop_descriptors: bool = False
-) -> Iterator[str]:
-    """What `index_pictures` would do: a line for each source that it would touch."""
+) -> Iterator[tuple[str, str]]:
+    """Yield what `index_pictures` would do: status and URI of each source that it would touch."""
     check_root(request.images or "/")
     request = replace(request, images=storage.absolute(request.images))
     index = storage.absolute(index)
     snapshot, spec = _snapshot(index, store.exists(index), model), read_spec(model)[0]
     _refuse_to_drop(snapshot, spec, drop_descriptors)
     with Plan(request, snapshot) as plan:
-        for status, uri in plan.lines():
-            yield f"{status}\t{uri}"
+        yield from plan.lines()
         say(f"{Account.open('dry run', plan)}; nothing was done")
         if error := _gone_error(plan, request, index):
             say(f"a run would stop: {error}", "warning")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import duckdb
 
+from segrec_batch.console import every
 from segrec_batch.errors import InputError
 
 
@@ -55,37 +56,39 @@ def _too_late(seconds: float) -> InputError:
 @contextmanager
 def memory_limit(size: int) -> Iterator[None]:
     """Let this process take so many bytes more, where the system counts them (Linux): plans and
-    long texts are no part of what DuckDB's `memory_limit` is about. Of several threads the first
-    one sets the limit, until the last one leaves.
+    long texts are no part of what DuckDB's `memory_limit` is about.
+
+    Of several limits at a time, one within another or in other threads, the lowest holds.
     """
-    with _Memory.lock:
-        _Memory.users += 1
-        if _Memory.users == 1:
-            _Memory.before = resource.getrlimit(resource.RLIMIT_AS)
-            _restrict(size, *_Memory.before)
+    with _limits_changing:
+        if not _limits:
+            _limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])  # what is there without ours
+        most = _address_space() + size if _STATM.exists() else resource.RLIM_INFINITY
+        _limits.append(most)
+        _limit_to_lowest()
     try:
         yield
     finally:
-        with _Memory.lock:
-            _Memory.users -= 1
-            if not _Memory.users:
-                resource.setrlimit(resource.RLIMIT_AS, _Memory.before)
+        with _limits_changing:
+            _limits.remove(most)
+            _limit_to_lowest()
+            if len(_limits) == 1:
+                _limits.clear()
 
 
-class _Memory:
-    """Limit of the process before the first of the threads that `memory_limit` holds now."""
-
-    lock = threading.Lock()
-    users = 0
-    before = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+_STATM = Path("/proc/self/statm")
+_limits: list[int] = []  # of the address space in bytes, the first of them from before all others
+_limits_changing = threading.Lock()
 
 
-def _restrict(size: int, soft: int, hard: int) -> None:
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        most = int(statm.read_text().split()[0]) * resource.getpagesize() + size
-        least = [most, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
-        resource.setrlimit(resource.RLIMIT_AS, (min(least), hard))
+def _limit_to_lowest() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    finite = [most for most in (*_limits, hard) if most != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(finite, default=resource.RLIM_INFINITY), hard))
+
+
+def _address_space() -> int:
+    return int(_STATM.read_text().split()[0]) * resource.getpagesize()
 
 
 @contextmanager
@@ -95,18 +98,11 @@ def last_resort(seconds: float) -> Iterator[None]:
     For commands: DuckDB cannot be interrupted while it plans, and a short text can have a plan
     without end.
     """
-    done = threading.Event()
 
     def end() -> None:
-        if not done.wait(seconds):
-            text = f"error: SQL: given up after {seconds:g} s: it cannot be planned; ask for less\n"
-            os.write(2, text.encode())
-            os._exit(1)
+        text = f"error: SQL: given up after {seconds:g} s: it cannot be planned; ask for less\n"
+        os.write(2, text.encode())
+        os._exit(1)
 
-    watch = threading.Thread(target=end, daemon=True)
-    watch.start()
-    try:
+    with every(seconds, end):
         yield
-    finally:
-        done.set()
-        watch.join()

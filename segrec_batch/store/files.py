@@ -264,9 +264,8 @@ def is_part_file(index: str, file: DataFile) -> bool:
     expected = path_in_part(file.table, file.part, file.partition)
     if not _PART.fullmatch(file.part) or file.path != expected:
         return False
-    fs, path = storage.filesystem(file.uri(index))
     try:
-        with fs.open(path) as source:
+        with storage.opened(file.uri(index)) as source:
             metadata = open_parquet(source).metadata.metadata or {}
     except (FileNotFoundError, PermissionError, pa.ArrowException):
         return False
