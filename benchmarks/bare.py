@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segrec_batch.decode import Shape
+from segrec_batch.images.decode import Shape
 from segrec_batch.model.architecture import LAYERS
 
 MATRIX = 8192

@@ -14,10 +14,11 @@ from measured import check, measure
 from snapshot import Model
 from synthetic import Case, blocks, coverages, features, part, region, standardised, table
 
-from segrec_batch import messages
-from segrec_batch.store import files, index
-from segrec_batch.store.parts import write_part
-from segrec_batch.store.schema import FEATURE_LENGTH, regions_schema
+from segrec_batch.common import messages
+from segrec_batch.index import files
+from segrec_batch.index import snapshot as index
+from segrec_batch.index.parts import write_part
+from segrec_batch.index.schema import FEATURE_LENGTH, regions_schema
 
 
 def build(case: Case, peers: list[str]) -> dict[str, dict[str, float]]:
@@ -41,7 +42,7 @@ def build(case: Case, peers: list[str]) -> dict[str, dict[str, float]]:
 def _sql() -> int:
     """Tells one state of what a cache is made of from another."""
     root = Path(__file__).parents[1]
-    paths = [*sorted((root / "schemas").glob("*.sql")), root / "segrec_batch/query/cache.py"]
+    paths = [*sorted((root / "schemas").glob("*.sql")), root / "segrec_batch/search/cache.py"]
     return zlib.crc32(b"".join(path.read_bytes() for path in paths))
 
 
@@ -66,7 +67,7 @@ def _bare(case: Case) -> tuple[float, int]:
 
 
 def _cache(case: Case) -> tuple[float, int]:
-    from segrec_batch.query.cache import refresh_cache
+    from segrec_batch.search.cache import refresh_cache
 
     clock = time.perf_counter()
     refresh_cache(case.index, case.cache, rebuild=Path(case.cache).exists())
@@ -75,7 +76,7 @@ def _cache(case: Case) -> tuple[float, int]:
 
 def _refresh(case: Case) -> tuple[float, int]:
     """Change 1 % of the images; bring a copy of the cache to that; change them back."""
-    from segrec_batch.query.cache import refresh_cache
+    from segrec_batch.search.cache import refresh_cache
 
     base = index.open_snapshot(case.index)
     start, rows = blocks(case.rows)[-1]

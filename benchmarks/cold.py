@@ -19,17 +19,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from segrec_batch import console, messages
-from segrec_batch.decode import decode
-from segrec_batch.errors import SegrecError
-from segrec_batch.host import read_processor, usable_cores
-from segrec_batch.listing import list_pictures
+from segrec_batch.common import console, messages
+from segrec_batch.common.errors import SegrecError
+from segrec_batch.common.host import read_processor, usable_cores
+from segrec_batch.images.decode import decode
+from segrec_batch.index.snapshot import open_snapshot
 from segrec_batch.model.architecture import DEEPEST
 from segrec_batch.model.bundle import load_model
 from segrec_batch.model.class_maps import normalise
 from segrec_batch.model.ncnn_engine import NcnnNetwork
-from segrec_batch.storage import read_bytes
-from segrec_batch.store.index import open_snapshot
+from segrec_batch.sources.listing import list_pictures
+from segrec_batch.sources.storage import read_bytes
 
 EXAMPLES = """\
 examples:
@@ -46,7 +46,7 @@ def draw_index(folder: Path) -> tuple[str, str]:
 
     from segrec_batch.pipeline.plan import Request
     from segrec_batch.pipeline.run import Execution, index_pictures
-    from segrec_batch.scenes import write_scenes
+    from segrec_batch.sample_data import write_scenes
 
     write_scenes(folder / "scenes", SCENES)
     model, index = drawn_model((folder, SIZE)), str(folder / "index")
@@ -85,7 +85,7 @@ def run(a: argparse.Namespace) -> None:
     """Measure, show a table, write the report."""
     with tempfile.TemporaryDirectory(prefix="segrec-cold-", dir=a.workdir) as name:
         index, image = (a.index, a.image) if a.index else draw_index(Path(name))
-        query = [sys.executable, "-m", "segrec_batch.cli", "query", "--index", index]
+        query = [sys.executable, "-m", "segrec_batch.cli.main", "query", "--index", index]
         found = {
             "query": measure_process([*query, "--image", image, "-k", "3"], a.repeat),
             "python": measure_process([sys.executable, "-c", "pass"], a.repeat),

@@ -23,13 +23,15 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from segrec_batch import console, descriptors, storage
-from segrec_batch.decode import decode
+from segrec_batch import descriptors
+from segrec_batch.common import console
+from segrec_batch.common.errors import InputError
 from segrec_batch.descriptors import Descriptor, Parameters, Pictures
-from segrec_batch.errors import InputError
-from segrec_batch.listing import list_pictures
+from segrec_batch.images.decode import decode
 from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.model.torch_engine import TorchSegmenter
+from segrec_batch.sources import storage
+from segrec_batch.sources.listing import list_pictures
 
 
 def read(uris: Sequence[str], model: Model) -> list[NDArray[np.uint8]]:

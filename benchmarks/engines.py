@@ -31,9 +31,9 @@ from typing import Any
 import numpy as np
 from engines_networks import BUILDERS, TAPS, Floats
 
-from segrec_batch import console, messages
-from segrec_batch.decode import Shape
-from segrec_batch.host import read_processor, usable_cores
+from segrec_batch.common import console, messages
+from segrec_batch.common.host import read_processor, usable_cores
+from segrec_batch.images.decode import Shape
 
 EXAMPLES = """\
 examples:
@@ -90,7 +90,7 @@ def _join(barrier: Any) -> None:
 def prepare(folder: str, shapes: Sequence[Shape], weights: str) -> None:
     """Write weights and a normalised image of each shape to a folder."""
     from segrec_batch.model.backbone import IMAGENET_MEAN, IMAGENET_STD, load_weights
-    from segrec_batch.scenes import render_scene
+    from segrec_batch.sample_data import render_scene
 
     arrays = {name: tensor.numpy() for name, tensor in load_weights(weights).state.items()}
     np.savez(Path(folder, "weights.npz"), **arrays)

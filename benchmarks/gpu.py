@@ -28,9 +28,9 @@ from gpu_case import SMALL, GpuCase, Sizes
 from gpu_tables import check_goals, show
 from isolated import Outcome, Part, run_part
 
-from segrec_batch import messages
-from segrec_batch.errors import DeviceError
-from segrec_batch.host import usable_cores
+from segrec_batch.common import messages
+from segrec_batch.common.errors import DeviceError
+from segrec_batch.common.host import usable_cores
 
 EXAMPLES = """\
 examples:

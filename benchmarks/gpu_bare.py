@@ -10,7 +10,7 @@ from bare import count_operations, measure_matrix_peak, measure_rate
 from gpu_case import GpuCase, Row, write_shape
 from torch import Tensor
 
-from segrec_batch import messages
+from segrec_batch.common import messages
 from segrec_batch.model.backbone import Backbone, load_weights
 from segrec_batch.model.device import resolve_device
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from segrec_batch.decode import Shape
+from segrec_batch.images.decode import Shape
 
 Row = dict[str, Any]
 

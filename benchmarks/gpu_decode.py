@@ -15,8 +15,8 @@ from typing import Any
 
 from gpu_case import GpuCase, Row, write_shape
 
-from segrec_batch import messages
-from segrec_batch.decode import Shape, decode
+from segrec_batch.common import messages
+from segrec_batch.images.decode import Shape, decode
 
 Decoder = Callable[[bytes], Any]
 _HOST = ("Pillow", "torchvision", "TorchCodec")

@@ -6,7 +6,7 @@ from typing import Any
 from gpu_case import GpuCase, Row, write_shape
 from isolated import Outcome
 
-from segrec_batch import console, messages
+from segrec_batch.common import console, messages
 
 SHARE_OF_PEAK = 0.5
 WHOLE_OF_BARE = 0.9

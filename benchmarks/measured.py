@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from segrec_batch.errors import AccountingError, SegrecError
+from segrec_batch.common.errors import AccountingError, SegrecError
 from segrec_batch.model.spec import ModelSpec
 
 SPEC = ModelSpec(

@@ -34,18 +34,18 @@ import pyarrow as pa
 from measured import check
 from mixed import BROKEN, write_pictures
 
-from segrec_batch import console, messages
-from segrec_batch.decode import shapes_of_size
-from segrec_batch.errors import SegrecError
-from segrec_batch.host import usable_cores
+from segrec_batch.common import console, messages
+from segrec_batch.common.errors import SegrecError
+from segrec_batch.common.host import usable_cores
+from segrec_batch.images.decode import shapes_of_size
+from segrec_batch.index import snapshot as store
 from segrec_batch.model.architecture import Tap
 from segrec_batch.model.backbone import load_weights
 from segrec_batch.model.bundle import Model
 from segrec_batch.model.describe import random_rotation
 from segrec_batch.model.engines import EngineChoice
 from segrec_batch.model.spec import ModelSpec
-from segrec_batch.store import index as store
-from segrec_batch.train.run import DEFAULT_LAYERS, DEFAULT_SIZE
+from segrec_batch.training.run import DEFAULT_LAYERS, DEFAULT_SIZE
 
 ROOT = Path(__file__).parents[1]
 MIB = 2**20
@@ -106,7 +106,11 @@ class Processes:
             self._known[process.pid] = "actor"
         elif "ray::MapBatches" in line:
             self._known.setdefault(process.pid, "worker")
-        marks = {"segrec_batch.sandbox": "decoder", "raylet/raylet": "raylet", "gcs_server": "gcs"}
+        marks = {
+            "segrec_batch.images.sandbox": "decoder",
+            "raylet/raylet": "raylet",
+            "gcs_server": "gcs",
+        }
         named = next((kind for mark, kind in marks.items() if mark in line), "other")
         return self._known.get(process.pid, named)
 
@@ -195,7 +199,7 @@ def peaks_of_batches(
 
 def decoded(shapes: list[tuple[int, int]], batch: int, seed: int) -> pa.Table:
     """DECODED rows of noise, of shapes by chance, whose masks are as large as masks can be."""
-    from segrec_batch.pipeline.schema import DECODED
+    from segrec_batch.pipeline.stage_schema import DECODED
 
     rng, rows = np.random.default_rng(seed), []
     for i in range(batch):

@@ -27,12 +27,12 @@ import torch
 from measured import measure
 from numpy.typing import NDArray
 
-from segrec_batch import console, messages
-from segrec_batch.errors import SegrecError
-from segrec_batch.neighbours.choice import Choice, as_table, choose
-from segrec_batch.neighbours.pairs import Pairs
-from segrec_batch.neighbours.scores import unit_vectors
-from segrec_batch.neighbours.search import Block, Candidates, Search, steps
+from segrec_batch.common import console, messages
+from segrec_batch.common.errors import SegrecError
+from segrec_batch.search.batch.choice import Choice, as_table, choose
+from segrec_batch.search.batch.pairs import Pairs
+from segrec_batch.search.batch.scores import unit_vectors
+from segrec_batch.search.batch.search import Block, Candidates, Search, steps
 
 EXAMPLES = """\
 examples:

@@ -27,11 +27,11 @@ from synthetic import (
 )
 from threadpoolctl import threadpool_limits
 
-from segrec_batch.query.connection import Access
-from segrec_batch.query.database import open_index
-from segrec_batch.query.work import WATCHED, Work, last_work
-from segrec_batch.store.encode import image_id
-from segrec_batch.store.schema import FEATURE_LENGTH
+from segrec_batch.index.encode import image_id
+from segrec_batch.index.schema import FEATURE_LENGTH
+from segrec_batch.search.database import open_index
+from segrec_batch.search.sql.connection import Access
+from segrec_batch.search.sql.work import WATCHED, Work, last_work
 
 K = 10
 CORES = len(os.sched_getaffinity(0))

@@ -34,12 +34,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from measured import SPEC, Growth, check, measure
 
-from segrec_batch import console, messages
-from segrec_batch.listing import BATCH_ROWS, LISTED, FileCounts, iter_files, iter_pictures
-from segrec_batch.store.encode import image_id
-from segrec_batch.store.index import Snapshot, empty_snapshot, with_changes
-from segrec_batch.store.parts import write_part
-from segrec_batch.store.schema import images_schema
+from segrec_batch.common import console, messages
+from segrec_batch.index.encode import image_id
+from segrec_batch.index.parts import write_part
+from segrec_batch.index.schema import images_schema
+from segrec_batch.index.snapshot import Snapshot, empty_snapshot, with_changes
+from segrec_batch.sources.listing import BATCH_ROWS, LISTED, FileCounts, iter_files, iter_pictures
 
 if TYPE_CHECKING:  # DuckDB, imported while a process is spawned, takes that for a notebook
     from segrec_batch.pipeline.plan import Plan

@@ -15,14 +15,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from segrec_batch import console, messages, storage
-from segrec_batch.decode import Shape, decode
-from segrec_batch.errors import SegrecError
-from segrec_batch.host import read_processor
-from segrec_batch.listing import list_pictures
+from segrec_batch.common import console, messages
+from segrec_batch.common.errors import SegrecError
+from segrec_batch.common.host import read_processor
+from segrec_batch.images.decode import Shape, decode
 from segrec_batch.model.bundle import load_model
 from segrec_batch.model.engines import EngineChoice, candidates, load_segmenter
 from segrec_batch.model.segmentation import Segmentation, Segmenter
+from segrec_batch.sources import storage
+from segrec_batch.sources.listing import list_pictures
 
 REFERENCE = EngineChoice("torch", "float32")
 SAME, SHIFT, PEARSON = 0.999, 0.002, 0.9999

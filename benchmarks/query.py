@@ -32,9 +32,9 @@ import numpy as np
 from building import build
 from synthetic import WIDE, WINDOWS, Case, Vectors
 
-from segrec_batch import console, messages
-from segrec_batch.errors import AccountingError, InputError, SegrecError
-from segrec_batch.store.schema import FEATURE_LENGTH
+from segrec_batch.common import console, messages
+from segrec_batch.common.errors import AccountingError, InputError, SegrecError
+from segrec_batch.index.schema import FEATURE_LENGTH
 
 if TYPE_CHECKING:  # DuckDB, imported while a process is spawned, takes that for a notebook
     from peers import Ask, NumPy, Questions

@@ -14,20 +14,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from segrec_batch import console
-from segrec_batch.decode import fit, shapes_of_size
-from segrec_batch.evaluate.measures import Key
-from segrec_batch.evaluate.segmentation.counts import count_pixels
-from segrec_batch.evaluate.segmentation.judge import majority
-from segrec_batch.evaluate.segmentation.ratios import MEAN, Pixels, figures
+from segrec_batch.cli.options import add_engine_options
+from segrec_batch.common import console
+from segrec_batch.evaluation.segmentation.counts import count_pixels
+from segrec_batch.evaluation.segmentation.judge import majority
+from segrec_batch.evaluation.segmentation.ratios import MEAN, Pixels, figures
+from segrec_batch.evaluation.statistics import Key
+from segrec_batch.images.decode import fit, shapes_of_size
+from segrec_batch.labels.labelled import Classes, LabelledImage, load_classes, pair
 from segrec_batch.model.backbone import load_weights
 from segrec_batch.model.bundle import Model
 from segrec_batch.model.engines import choose_engine
 from segrec_batch.model.head import LinearHead, resize
 from segrec_batch.model.torch_engine import as_tensors
-from segrec_batch.options import add_engine_options
-from segrec_batch.train.labelled import Classes, LabelledImage, load_classes, pair
-from segrec_batch.train.run import DEFAULT_LAYERS, DEFAULT_SIZE, Settings, Trainer
+from segrec_batch.training.run import DEFAULT_LAYERS, DEFAULT_SIZE, Settings, Trainer
 
 LAYER_SETS = (
     "conv3_3",

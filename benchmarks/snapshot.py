@@ -22,10 +22,10 @@ from pathlib import Path
 from deltalake import DeltaTable
 from measured import SPEC, Growth, check, measure
 
-from segrec_batch import console, messages
-from segrec_batch.store import index as store
-from segrec_batch.store.files import DataFile, new_part, path_in_part
-from segrec_batch.store.schema import TABLES, coverage_column
+from segrec_batch.common import console, messages
+from segrec_batch.index import snapshot as store
+from segrec_batch.index.files import DataFile, new_part, path_in_part
+from segrec_batch.index.schema import TABLES, coverage_column
 
 EXAMPLES = """\
 examples:
@@ -74,7 +74,7 @@ def part() -> list[DataFile]:
 
 
 def stats(names: list[str]) -> str:
-    """Statistics like those of `segrec_batch.store.files`."""
+    """Statistics like those of `segrec_batch.index.files`."""
     low, high = (
         {n: v * 32 if n == "image_id" else int(v) + 0.12345678 for n in names} for v in "01"
     )

@@ -19,9 +19,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from snapshot import SPEC
 
-from segrec_batch.store import encode
-from segrec_batch.store.parts import Rows
-from segrec_batch.store.schema import FEATURE_LENGTH, images_schema, regions_schema
+from segrec_batch.index import encode
+from segrec_batch.index.parts import Rows
+from segrec_batch.index.schema import FEATURE_LENGTH, images_schema, regions_schema
 
 Vectors = NDArray[np.float32]
 Window = tuple[float, float]

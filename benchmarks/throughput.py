@@ -28,10 +28,10 @@ from throughput_case import CORES, Case, drawn_pictures, given_pictures
 from throughput_tables import cpu_table, limit_table, rates_table, ratios_table, stages_table
 from watched import Watched, watch
 
-from segrec_batch import console, messages
-from segrec_batch.host import read_processor
+from segrec_batch.cli.options import add_engine_options
+from segrec_batch.common import console, messages
+from segrec_batch.common.host import read_processor
 from segrec_batch.model.engines import EngineChoice, choose_engine, find_device
-from segrec_batch.options import add_engine_options
 
 EXAMPLES = """\
 examples:

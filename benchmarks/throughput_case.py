@@ -8,15 +8,15 @@ from pathlib import Path
 import pyarrow as pa
 from PIL import Image
 
-from segrec_batch import console
-from segrec_batch.decode import Shape, nearest_shape, shapes_of_size
-from segrec_batch.errors import InputError
-from segrec_batch.host import usable_cores
-from segrec_batch.listing import list_pictures
+from segrec_batch.common import console
+from segrec_batch.common.errors import InputError
+from segrec_batch.common.host import usable_cores
+from segrec_batch.images.decode import Shape, nearest_shape, shapes_of_size
 from segrec_batch.model.engines import EngineChoice
 from segrec_batch.model.spec import ModelSpec, read_spec
-from segrec_batch.pipeline.schema import MANIFEST
-from segrec_batch.scenes import write_scenes
+from segrec_batch.pipeline.stage_schema import MANIFEST
+from segrec_batch.sample_data import write_scenes
+from segrec_batch.sources.listing import list_pictures
 
 CORES = usable_cores()
 PICTURE = (640, 480)
@@ -112,10 +112,10 @@ def drawn_model(where: tuple[Path, int]) -> str:
 
     `where`: a folder, and the size of the model's input.
     """
+    from segrec_batch.labels.labelled import load_classes, pair
     from segrec_batch.model.backbone import load_weights
-    from segrec_batch.train.labelled import load_classes, pair
-    from segrec_batch.train.run import Settings, train
-    from segrec_batch.train.sample import Sampling
+    from segrec_batch.training.run import Settings, train
+    from segrec_batch.training.sample import Sampling
 
     folder, size = where
     write_scenes(folder / "labelled", LABELLED, places=4)

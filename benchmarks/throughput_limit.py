@@ -13,14 +13,14 @@ from throughput_case import CORES, Case
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
-from segrec_batch.decode import decode
+from segrec_batch.images.decode import decode
 from segrec_batch.model.allocation import keep_memory
 from segrec_batch.model.architecture import DEEPEST
 from segrec_batch.model.bundle import load_model
 from segrec_batch.model.class_maps import normalise
 from segrec_batch.model.device import full_float32
 from segrec_batch.model.torch_engine import Normalise, as_tensors
-from segrec_batch.storage import read_many
+from segrec_batch.sources.storage import read_many
 
 CONVOLUTIONS = 30  # of vgg16().features, up to the ReLU of conv5_3
 CPU_BATCHES = 1, 4  # larger ones are no faster there

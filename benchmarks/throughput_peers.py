@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.models import vgg16
 from torchvision.transforms import v2
 
-from segrec_batch.decode import Shape, mask_shape
+from segrec_batch.images.decode import Shape, mask_shape
 from segrec_batch.model.architecture import DEEPEST, LAYERS
 from segrec_batch.model.bundle import load_model
 from segrec_batch.model.device import resolve_device

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 from throughput_case import CORES, Case
 
-from segrec_batch.errors import AccountingError
+from segrec_batch.common.errors import AccountingError
 from segrec_batch.model.spec import read_spec
 from segrec_batch.pipeline.segment import SegmentBatch
 from segrec_batch.pipeline.stages import decode_batch, describe_batch, write_batch

@@ -10,14 +10,14 @@ import pyarrow as pa
 from throughput_case import Case
 from throughput_segrec import load_stage
 
-from segrec_batch import sandbox
-from segrec_batch.decode import decode
+from segrec_batch.images import sandbox
+from segrec_batch.images.decode import decode
+from segrec_batch.index.encode import image_id, mask_png
+from segrec_batch.index.parts import write_part
 from segrec_batch.model.spec import ModelSpec, read_spec
 from segrec_batch.pipeline.rows import picture_rows
 from segrec_batch.pipeline.stages import decode_batch, describe_batch, write_batch
-from segrec_batch.storage import read_many
-from segrec_batch.store.encode import image_id, mask_png
-from segrec_batch.store.parts import write_part
+from segrec_batch.sources.storage import read_many
 
 ROUNDS = 3  # the best counts
 Row = dict[str, Any]
@@ -58,9 +58,9 @@ def stages(case: Case) -> dict[str, dict[str, float]]:
 
 def commit(case: Case) -> dict[str, float]:
     """Publish one part in a new index: files, and the log of four Delta tables."""
+    from segrec_batch.index import snapshot as store
+    from segrec_batch.index.files import DataFile
     from segrec_batch.model.bundle import load_model
-    from segrec_batch.store import index as store
-    from segrec_batch.store.files import DataFile
 
     bundle = load_model(case.model)
     base = store.create(case.output, bundle)

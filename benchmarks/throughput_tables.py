@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from segrec_batch import console, messages
+from segrec_batch.common import console, messages
 
 NAMES = {"a": "(a) limit", "b": "(b) segrec", "c": "(c) DataLoader", "d": "(d) Ray Data"}
-STAGES = "driver", "segrec_batch.sandbox", "decode, write"
+STAGES = "driver", "segrec_batch.images.sandbox", "decode, write"
 MODEL, DECODE = "model, Arrow to Arrow", "read + decode, to Arrow"
 
 

@@ -22,9 +22,9 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from segrec_batch import messages
-from segrec_batch.console import ProgressMeter
-from segrec_batch.errors import SegrecError
+from segrec_batch.common import messages
+from segrec_batch.common.console import ProgressMeter
+from segrec_batch.common.errors import SegrecError
 
 SUBSTITUTE = "random:0"
 _MEGABYTE = 1_000_000

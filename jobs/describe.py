@@ -3,10 +3,11 @@
 import argparse
 import sys
 
-from segrec_batch import console, messages, storage
+from segrec_batch.cli.options import add_images_root
+from segrec_batch.cli.places import check_bundle_place, check_places
+from segrec_batch.common import console, messages
 from segrec_batch.descriptors import summaries
-from segrec_batch.options import add_images_root
-from segrec_batch.places import check_bundle_place, check_places
+from segrec_batch.sources import storage
 
 EXAMPLES = """\
 examples:
@@ -59,9 +60,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def main(a: argparse.Namespace) -> None:
     """Run the job."""
-    from segrec_batch.pipeline import describing  # torch and Ray, which --help need not wait for
+    from segrec_batch.index.snapshot import open_snapshot
+    from segrec_batch.pipeline import (
+        descriptor_setup as describing,  # torch and Ray, which --help need not wait for
+    )
     from segrec_batch.pipeline.samples import IndexSamples
-    from segrec_batch.store.index import open_snapshot
 
     check_places({"--output": a.output}, {"--index": a.index, "--model": a.model})
     check_bundle_place(a.output)

@@ -4,37 +4,39 @@ import argparse
 import datetime as dt
 import sys
 
-from segrec_batch import console, messages, storage
-from segrec_batch.evaluate.compare.report import compare_report
-from segrec_batch.evaluate.compare.reports import Settings as Compare
-from segrec_batch.evaluate.drift.figures import MEASURES
-from segrec_batch.evaluate.drift.figures import judge as judge_drift
-from segrec_batch.evaluate.drift.limits import Limits
-from segrec_batch.evaluate.drift.report import Settings as Drift
-from segrec_batch.evaluate.drift.report import drift_report
-from segrec_batch.evaluate.report import Report, check_report_place
-from segrec_batch.evaluate.retrieval.masks import Masks
-from segrec_batch.evaluate.retrieval.measures import judge as judge_retrieval
-from segrec_batch.evaluate.retrieval.methods import ALWAYS
-from segrec_batch.evaluate.retrieval.pairs import Pairs
-from segrec_batch.evaluate.retrieval.report import retrieval_report
-from segrec_batch.evaluate.retrieval.run import Retrieval
-from segrec_batch.evaluate.retrieval.settings import EPSILONS, PAPER_WINDOW, WINDOWS
-from segrec_batch.evaluate.retrieval.truth import Folders
-from segrec_batch.evaluate.segmentation.judge import judge as judge_segmentation
-from segrec_batch.evaluate.segmentation.rivals import RIVALS, RivalSettings
-from segrec_batch.evaluate.segmentation.run import segmentation_report
-from segrec_batch.evaluate.segmentation.study import Settings as Segmentation
-from segrec_batch.options import add_images_root, report_engine
-from segrec_batch.places import check_places
-from segrec_batch.query.methods import OF_VECTORS
-from segrec_batch.train.arguments import (
+from segrec_batch.cli.options import add_images_root
+from segrec_batch.cli.places import check_places
+from segrec_batch.cli.training_options import (
     add_training_arguments,
     training_engine,
     training_settings,
 )
-from segrec_batch.train.mask_rcnn import MaskRcnnSettings
-from segrec_batch.train.unet import UNetSettings
+from segrec_batch.common import console, messages
+from segrec_batch.evaluation.compare.report import compare_report
+from segrec_batch.evaluation.compare.reports import Settings as Compare
+from segrec_batch.evaluation.drift.figures import MEASURES
+from segrec_batch.evaluation.drift.figures import judge as judge_drift
+from segrec_batch.evaluation.drift.limits import Limits
+from segrec_batch.evaluation.drift.report import Settings as Drift
+from segrec_batch.evaluation.drift.report import drift_report
+from segrec_batch.evaluation.report import Report, check_report_place
+from segrec_batch.evaluation.retrieval.masks import Masks
+from segrec_batch.evaluation.retrieval.measures import judge as judge_retrieval
+from segrec_batch.evaluation.retrieval.methods import ALWAYS
+from segrec_batch.evaluation.retrieval.pairs import Pairs
+from segrec_batch.evaluation.retrieval.report import retrieval_report
+from segrec_batch.evaluation.retrieval.run import Retrieval
+from segrec_batch.evaluation.retrieval.settings import EPSILONS, PAPER_WINDOW, WINDOWS
+from segrec_batch.evaluation.retrieval.truth import Folders
+from segrec_batch.evaluation.segmentation.judge import judge as judge_segmentation
+from segrec_batch.evaluation.segmentation.rivals import RIVALS, RivalSettings
+from segrec_batch.evaluation.segmentation.run import segmentation_report
+from segrec_batch.evaluation.segmentation.study import Settings as Segmentation
+from segrec_batch.model.engines import report_engine
+from segrec_batch.search.methods import OF_VECTORS
+from segrec_batch.sources import storage
+from segrec_batch.training.rivals.mask_rcnn import MaskRcnnSettings
+from segrec_batch.training.rivals.unet import UNetSettings
 
 SEGMENTATION = """\
 examples:

@@ -4,15 +4,15 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from segrec_batch import console, messages
-from segrec_batch.limits import parse_limit
-from segrec_batch.options import add_engine_options
-from segrec_batch.places import check_places
+from segrec_batch.cli.options import add_engine_options
+from segrec_batch.cli.places import check_places
+from segrec_batch.common import console, messages
+from segrec_batch.common.limits import parse_limit
 
 if TYPE_CHECKING:  # it imports Ray, which --help need not wait for
     from collections.abc import Mapping
 
-    from segrec_batch.pipeline.account import Account
+    from segrec_batch.pipeline.run_stats import Account
 
 EXAMPLES = """\
 examples:

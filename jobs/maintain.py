@@ -6,9 +6,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from segrec_batch import console, messages, storage
-from segrec_batch.errors import IndexStateError, InputError
-from segrec_batch.places import check_places
+from segrec_batch.cli.places import check_places
+from segrec_batch.common import console, messages
+from segrec_batch.common.errors import IndexStateError, InputError
+from segrec_batch.sources import storage
 
 EXAMPLES = """\
 examples:
@@ -68,8 +69,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def run_compact(a: argparse.Namespace) -> None:
     """Merge small parts."""
-    from segrec_batch.maintain.compact import PART_ROWS, compact
-    from segrec_batch.store.index import open_snapshot
+    from segrec_batch.index.snapshot import open_snapshot
+    from segrec_batch.maintenance.compact import PART_ROWS, compact
 
     before = open_snapshot(a.index)
     after = compact(before, a.part_rows or PART_ROWS)
@@ -81,7 +82,7 @@ def run_compact(a: argparse.Namespace) -> None:
 
 def run_vacuum(a: argparse.Namespace) -> None:
     """Delete what no retained version needs."""
-    from segrec_batch.maintain.versions import vacuum
+    from segrec_batch.maintenance.versions import vacuum
 
     retention = dt.timedelta(hours=a.retention_hours)
     doomed = vacuum(a.index, retention, a.dry_run, a.force)
@@ -96,7 +97,7 @@ def run_vacuum(a: argparse.Namespace) -> None:
 
 def run_purge(a: argparse.Namespace) -> None:
     """Remove sources from every retained version."""
-    from segrec_batch.maintain.purge import purge
+    from segrec_batch.maintenance.purge import purge
 
     uris = [*a.uri, *(_lines(a.uri_file) if a.uri_file else ())]
     if not uris:
@@ -119,8 +120,8 @@ def _lines(uri: str) -> list[str]:
 
 def run_verify(a: argparse.Namespace) -> None:
     """Check all files; the exit code says whether they are well."""
-    from segrec_batch.maintain.verify import verify
-    from segrec_batch.store.index import open_snapshot
+    from segrec_batch.index.snapshot import open_snapshot
+    from segrec_batch.maintenance.verify import verify
 
     snapshot = open_snapshot(a.index, a.version)
     problems = verify(snapshot)
@@ -135,7 +136,7 @@ def run_verify(a: argparse.Namespace) -> None:
 
 def run_rollback(a: argparse.Namespace) -> None:
     """Make an older version the newest one."""
-    from segrec_batch.maintain.versions import rollback
+    from segrec_batch.maintenance.versions import rollback
 
     after = rollback(a.index, a.to)
     console.show_line(f"{a.index}: version {after.version} is as version {a.to} was")
@@ -143,7 +144,7 @@ def run_rollback(a: argparse.Namespace) -> None:
 
 def run_history(a: argparse.Namespace) -> None:
     """Print the runs that made the index."""
-    from segrec_batch.store.index import history
+    from segrec_batch.index.snapshot import history
 
     rows = [
         (str(entry.version), f"{entry.time:%Y-%m-%d %H:%M:%S}", *_told(entry.info.get("segrec")))

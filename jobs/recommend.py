@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from segrec_batch import console, messages
-from segrec_batch.places import check_places
+from segrec_batch.cli.places import check_places
+from segrec_batch.common import console, messages
 
 EXAMPLES = """\
 examples:
@@ -112,10 +112,10 @@ def _amount(text: str) -> float:
 def main(a: argparse.Namespace) -> None:
     """Run the job."""
     # these import Ray and PyTorch, which --help need not wait for
-    from segrec_batch.neighbours.choice import Choice
-    from segrec_batch.neighbours.plan import Request
-    from segrec_batch.neighbours.run import Execution, recommend_all
-    from segrec_batch.query.recommend import Criteria
+    from segrec_batch.search.batch.choice import Choice
+    from segrec_batch.search.batch.plan import Request
+    from segrec_batch.search.batch.run import Execution, recommend_all
+    from segrec_batch.search.recommend import Criteria
 
     check_places({"--output": a.output}, {"--index": a.index, "--queries": a.queries})
     request = Request(Criteria(a.cls, tuple(a.coverage), a.k), a.queries)

@@ -3,17 +3,18 @@
 import argparse
 import sys
 
-from segrec_batch import console, messages, storage
-from segrec_batch.model.backbone import load_weights
-from segrec_batch.options import report_engine
-from segrec_batch.places import check_bundle_place, check_places
-from segrec_batch.train.arguments import (
+from segrec_batch.cli.places import check_bundle_place, check_places
+from segrec_batch.cli.training_options import (
     add_training_arguments,
     training_engine,
     training_settings,
 )
-from segrec_batch.train.labelled import load_classes, pair
-from segrec_batch.train.run import train
+from segrec_batch.common import console, messages
+from segrec_batch.labels.labelled import load_classes, pair
+from segrec_batch.model.backbone import load_weights
+from segrec_batch.model.engines import report_engine
+from segrec_batch.sources import storage
+from segrec_batch.training.run import train
 
 EXAMPLES = """\
 examples:

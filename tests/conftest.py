@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from segrec_batch.decode import shapes_of_size
+from segrec_batch.images.decode import shapes_of_size
+from segrec_batch.labels.labelled import load_classes, pair
 from segrec_batch.model.backbone import load_weights
 from segrec_batch.model.bundle import Model
-from segrec_batch.scenes import write_scenes
-from segrec_batch.train.labelled import load_classes, pair
-from segrec_batch.train.run import Settings, train
-from segrec_batch.train.sample import Sampling
+from segrec_batch.sample_data import write_scenes
+from segrec_batch.training.run import Settings, train
+from segrec_batch.training.sample import Sampling
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # before anything imports ray
 if all(map(find_spec, ("duckdb", "ray", "s3fs"))):  # a machine with a GPU may have none
-    from tests.s3 import s3  # noqa: F401 - a fixture
+    from tests.support.s3 import s3  # noqa: F401 - a fixture
 
 
 @pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -67,7 +67,7 @@ def ray_cluster() -> Iterator[None]:
     import ray
     from ray._raylet import AuthenticationTokenLoader
 
-    from segrec_batch.pipeline import cluster
+    from segrec_batch.distributed import cluster
 
     with cluster.joined(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from segrec_batch.errors import InputError
+from segrec_batch.common.errors import InputError
 
 Vectors = NDArray[np.float32]
 

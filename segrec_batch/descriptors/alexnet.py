@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from segrec_batch.descriptors import Described, Parameters, Pictures, Samples, chosen
-from segrec_batch.operators import networks
-from segrec_batch.operators.networks import ALEXNET, Architecture
+from segrec_batch.descriptors.operators import networks
+from segrec_batch.descriptors.operators.networks import ALEXNET, Architecture
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from segrec_batch.descriptors import Parameters, Samples, sift, whole_numbers
-from segrec_batch.operators import keypoints
+from segrec_batch.descriptors.operators import keypoints
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:

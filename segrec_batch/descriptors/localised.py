@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segrec_batch.common.errors import InputError
 from segrec_batch.descriptors import Described, Parameters, Pictures, Samples, chosen
-from segrec_batch.errors import InputError
-from segrec_batch.operators import networks
-from segrec_batch.operators.networks import RESNET50
+from segrec_batch.descriptors.operators import networks
+from segrec_batch.descriptors.operators.networks import RESNET50
 
 _LABELLED = 20_000  # images at most, on which the classifier of folders is fitted
 _CLASSIFIER = "categories."  # prefix of its tensors
@@ -46,7 +46,7 @@ def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
 def _categories(category: str, samples: Samples) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     if category == "class":
         return {"category": category, "categories": list(samples.classes)}, {}
-    from segrec_batch.train.categories import fit_categories  # scikit-learn
+    from segrec_batch.training.categories import fit_categories  # scikit-learn
 
     found = fit_categories(*samples.labelled(_LABELLED))
     settings = {"category": category, "categories": list(found.names), "accuracy": found.accuracy}

@@ -1,7 +1,7 @@
 """The semantic signature of ORB (Ouni 2020), see `operators.signature`: shares of bits."""
 
 from segrec_batch.descriptors import sift
-from segrec_batch.operators import keypoints
+from segrec_batch.descriptors.operators import keypoints
 
 fit = sift.fit
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from segrec_batch.common.errors import InputError
 from segrec_batch.descriptors import (
     Described,
     Moments,
@@ -18,7 +19,6 @@ from segrec_batch.descriptors import (
     Samples,
     whole_numbers,
 )
-from segrec_batch.errors import InputError
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:

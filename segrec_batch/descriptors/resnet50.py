@@ -7,7 +7,7 @@ Compare by L2.
 from collections.abc import Mapping
 
 from segrec_batch.descriptors import Parameters, Samples, alexnet
-from segrec_batch.operators.networks import RESNET50
+from segrec_batch.descriptors.operators.networks import RESNET50
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from segrec_batch.descriptors import Described, Parameters, Pictures, Samples, whole_numbers
-from segrec_batch.operators import keypoints
-from segrec_batch.operators.signature import signatures
+from segrec_batch.descriptors.operators import keypoints
+from segrec_batch.descriptors.operators.signature import signatures
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from segrec_batch.descriptors import Described, Parameters, Pictures, Samples, whole_numbers
-from segrec_batch.store.schema import FEATURE_LENGTH
+from segrec_batch.index.schema import FEATURE_LENGTH
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:

@@ -22,10 +22,16 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from segrec_batch.common.errors import InputError
 from segrec_batch.descriptors import Described, Parameters, Pictures, Samples, whole_numbers
-from segrec_batch.errors import InputError
-from segrec_batch.operators import binary_patterns, binary_wavelet, ngtdm, tamura, tetra_patterns
-from segrec_batch.operators.grey import Grey, luma
+from segrec_batch.descriptors.operators import (
+    binary_patterns,
+    binary_wavelet,
+    ngtdm,
+    tamura,
+    tetra_patterns,
+)
+from segrec_batch.descriptors.operators.grey import Grey, luma
 
 Values = NDArray[np.float64]
 

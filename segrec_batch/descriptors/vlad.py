@@ -10,7 +10,7 @@ import numpy as np
 
 from segrec_batch.descriptors import Described, Parameters, Pictures, Samples, whole_numbers
 from segrec_batch.descriptors.bovw import with_words
-from segrec_batch.operators import codebook, keypoints
+from segrec_batch.descriptors.operators import codebook, keypoints
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:

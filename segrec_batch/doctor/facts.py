@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from segrec_batch import __version__, host
-from segrec_batch.confinement import Confinement
-from segrec_batch.errors import DecoderError, DeviceError
-from segrec_batch.host import Cores, Memory, Processor, Space
+from segrec_batch import __version__
+from segrec_batch.common import host
+from segrec_batch.common.errors import DecoderError, DeviceError
+from segrec_batch.common.host import Cores, Memory, Processor, Space
+from segrec_batch.images.confinement import Confinement
+from segrec_batch.images.sandbox import Sandbox
 from segrec_batch.model import engines
-from segrec_batch.sandbox import Sandbox
 
 INSTRUCTION_SETS = {
     "x86_64": ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16"),

@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from segrec_batch.confinement import Confinement
+from segrec_batch.common.host import SHARED_MEMORY
 from segrec_batch.doctor.facts import Facts
-from segrec_batch.host import SHARED_MEMORY
+from segrec_batch.images.confinement import Confinement
 
 _GIB = 2**30
 # Of Ray: its object store takes this share of memory, so many bytes even without shared memory

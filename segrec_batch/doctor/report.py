@@ -25,13 +25,13 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from segrec_batch import host
-from segrec_batch.confinement import Confinement
-from segrec_batch.console import table
+from segrec_batch.common import host
+from segrec_batch.common.console import table
+from segrec_batch.common.encoding import encode_json
+from segrec_batch.common.host import Cores, Memory, Processor, Space
 from segrec_batch.doctor.facts import INSTRUCTION_SETS, Facts, Gpu, gather_facts
 from segrec_batch.doctor.problems import Problem, find_problems, size
-from segrec_batch.encoding import encode_json
-from segrec_batch.host import Cores, Memory, Processor, Space
+from segrec_batch.images.confinement import Confinement
 from segrec_batch.model import engines
 from segrec_batch.model.engines import EngineChoice
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from segrec_batch.errors import PictureError
+from segrec_batch.common.errors import PictureError
 from segrec_batch.images.scaling import Samples, render_rgb
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segrec_batch.errors import PictureError
+from segrec_batch.common.errors import PictureError
 
 NODATA_MAGNITUDE = 3.39e38
 """Floats of this size are nodata without a tag: programs write float32's greatest for it."""

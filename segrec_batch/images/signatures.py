@@ -1,6 +1,6 @@
 """The format of an image file by its first bytes."""
 
-from segrec_batch.errors import PictureError
+from segrec_batch.common.errors import PictureError
 
 READ = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """Formats that are read."""

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from segrec_batch.errors import PictureError
+from segrec_batch.common.errors import PictureError
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, CIELAB = 0, 1, 2, 3, 5, 6, 8
 """Values of the tag PhotometricInterpretation."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import TiffImagePlugin
 
-from segrec_batch.errors import PictureError
+from segrec_batch.common.errors import PictureError
 from segrec_batch.images.tiff_layout import Layout
 
 Buffer = bytes | memoryview

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from segrec_batch.errors import ModelError
+from segrec_batch.common.errors import ModelError
 
 CONVS_PER_BLOCK = (2, 2, 3, 3, 3)
 CHANNELS_PER_BLOCK = (64, 128, 256, 512, 512)

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segrec_batch import storage
-from segrec_batch.errors import ModelError
+from segrec_batch.common.errors import ModelError
 from segrec_batch.model.architecture import (
     CHANNELS_PER_BLOCK,
     CONVS_PER_BLOCK,
@@ -19,6 +18,7 @@ from segrec_batch.model.architecture import (
     LAYERS,
 )
 from segrec_batch.model.bundle import Array, fingerprint
+from segrec_batch.sources import storage
 
 
 @dataclass(frozen=True)

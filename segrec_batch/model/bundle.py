@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from segrec_batch import storage
-from segrec_batch.errors import ModelError
+from segrec_batch.common.errors import ModelError
 from segrec_batch.model.architecture import DEEPEST, LAYERS, Tap
 from segrec_batch.model.spec import DescriptorSpec, ModelSpec, bundle_id, read_spec
-from segrec_batch.strict_json import parse_json, shorten
+from segrec_batch.sources import storage
+from segrec_batch.sources.strict_json import parse_json, shorten
 
 Array = NDArray[Any]
 Shapes = Mapping[str, tuple[int, ...]]

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from segrec_batch.decode import Shape
+from segrec_batch.images.decode import Shape
 from segrec_batch.model.spec import Scaling
 
 SIGN_WORDS = 8  # of 64 bits: one bit per channel of the deepest layer

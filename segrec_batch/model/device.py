@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segrec_batch.errors import DeviceError
+from segrec_batch.common.errors import DeviceError
 
 
 def resolve_device(name: str) -> str:

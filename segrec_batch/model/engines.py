@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segrec_batch.decode import Shape
-from segrec_batch.errors import EngineError
-from segrec_batch.host import Processor, read_processor, usable_cores
+from segrec_batch.common import messages
+from segrec_batch.common.errors import EngineError
+from segrec_batch.common.host import Processor, read_processor, usable_cores
+from segrec_batch.images.decode import Shape
 from segrec_batch.model.architecture import DEEPEST, LAYERS, Tap
 from segrec_batch.model.bundle import Model, check_backbone
 from segrec_batch.model.segmentation import Segmenter
@@ -321,3 +322,11 @@ def load_feature_maps(
         torch.set_num_threads(threads)
     normalise = Normalise(scaling, choice.precision)
     return FeatureMaps(as_tensors(state), layers, normalise, choice.device)
+
+
+def report_engine(choice: EngineChoice) -> None:
+    """Say which engine was chosen and why, and warn of arithmetic that has to be emulated."""
+    figures = {"engine": choice.engine, "precision": choice.precision, "device": choice.device}
+    messages.say(f"engine: {choice} ({choice.reason})", event="engine", **figures)
+    if choice.warning:
+        messages.say(choice.warning, "warning")

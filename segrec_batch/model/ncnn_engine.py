@@ -16,8 +16,8 @@ import ncnn
 import numpy as np
 from numpy.typing import NDArray
 
-from segrec_batch.decode import Shape
-from segrec_batch.errors import EngineError
+from segrec_batch.common.errors import EngineError
+from segrec_batch.images.decode import Shape
 from segrec_batch.model import class_maps
 from segrec_batch.model.architecture import DEEPEST, LAYERS, Tap
 from segrec_batch.model.bundle import Model

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from segrec_batch.decode import Shape
+from segrec_batch.images.decode import Shape
 from segrec_batch.model.bundle import Model
 
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from segrec_batch import storage
-from segrec_batch.decode import MAX_PIXELS, Shape
-from segrec_batch.errors import ModelError
+from segrec_batch.common.errors import ModelError
+from segrec_batch.images.decode import MAX_PIXELS, Shape
 from segrec_batch.model.architecture import Tap
-from segrec_batch.strict_json import check_values, read_json, shorten
+from segrec_batch.sources import storage
+from segrec_batch.sources.strict_json import check_values, read_json, shorten
 
 BACKGROUND = "background"
 FORMAT = 3  # of the bundle and of the arithmetic behind it; part of model_id

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from segrec_batch.decode import Shape
+from segrec_batch.images.decode import Shape
 from segrec_batch.model import describe
 from segrec_batch.model.architecture import DEEPEST
 from segrec_batch.model.backbone import Backbone

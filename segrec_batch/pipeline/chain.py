@@ -12,14 +12,15 @@ from functools import partial
 import pyarrow as pa
 import ray.data
 
-from segrec_batch import messages, sandbox
-from segrec_batch.errors import ClusterError
-from segrec_batch.pipeline.cluster import ray_errors
-from segrec_batch.pipeline.placement import Placement
+from segrec_batch.common import messages
+from segrec_batch.common.errors import ClusterError
+from segrec_batch.distributed.cluster import ray_errors
+from segrec_batch.distributed.placement import Placement
+from segrec_batch.images import sandbox
+from segrec_batch.images.sandbox import PICTURE_SECONDS
+from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.pipeline.segment import SegmentBatch, TimedSegmentBatch
 from segrec_batch.pipeline.stages import decode_batch, describe_batch, write_batch
-from segrec_batch.sandbox import PICTURE_SECONDS
-from segrec_batch.store.index import Snapshot
 
 _TASK_CPUS = 0.5  # of decode and write tasks: two a core, since they wait for storage at times
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from ray.util.metrics import Counter, Gauge
 
-from segrec_batch.console import every
+from segrec_batch.common.console import every
 from segrec_batch.pipeline.tally import MOST, OTHERS, STAGES, Cost
 
 COUNTERS = {  # what is counted, and its label

@@ -15,17 +15,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from segrec_batch.console import ProgressMeter
-from segrec_batch.errors import IndexStateError, InputError
-from segrec_batch.limits import Limit, parse_limit
-from segrec_batch.listing import NO_EXTENSION, FileCounts, iter_files, nothing_found
+from segrec_batch.common.console import ProgressMeter
+from segrec_batch.common.errors import IndexStateError, InputError
+from segrec_batch.common.limits import Limit, parse_limit
+from segrec_batch.distributed.scratch import scratch_folder
+from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.pipeline import comparison
-from segrec_batch.pipeline.schema import MANIFEST
-from segrec_batch.query.database import open_database, query, reading
-from segrec_batch.query.views import select_with_part
-from segrec_batch.recognise import find_images
-from segrec_batch.scratch import scratch_folder
-from segrec_batch.store.index import Snapshot
+from segrec_batch.pipeline.stage_schema import MANIFEST
+from segrec_batch.search.database import open_database, query, reading
+from segrec_batch.search.sql.views import select_with_part
+from segrec_batch.sources.listing import NO_EXTENSION, FileCounts, iter_files, nothing_found
+from segrec_batch.sources.recognise import find_images
 
 MOST_GONE = parse_limit("50%")
 MOST_UNREAD = parse_limit("1%")

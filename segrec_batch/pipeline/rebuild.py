@@ -3,16 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from segrec_batch.errors import InputError, SourceError
-from segrec_batch.messages import say
-from segrec_batch.pipeline.account import Account
+from segrec_batch.common.errors import InputError, SourceError
+from segrec_batch.common.messages import say
+from segrec_batch.index import snapshot as store
+from segrec_batch.index import staging
+from segrec_batch.index.files import DataFile
+from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.pipeline.plan import Plan, Request
-from segrec_batch.query.database import open_database, reading
-from segrec_batch.query.views import select_with_part
-from segrec_batch.store import index as store
-from segrec_batch.store import staging
-from segrec_batch.store.files import DataFile
-from segrec_batch.store.index import Snapshot
+from segrec_batch.pipeline.run_stats import Account
+from segrec_batch.search.database import open_database, reading
+from segrec_batch.search.sql.views import select_with_part
 
 _UNREAD = """
 SELECT count(*) FROM ({failures}) SEMI JOIN ({images}) USING (image_id)

@@ -10,18 +10,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segrec_batch.model.spec import COMMON_GRID, ModelSpec
-from segrec_batch.pictures import UNDEFINED
-from segrec_batch.store import encode
-from segrec_batch.store.files import path_in_part, read_path
-from segrec_batch.store.parts import Rows
-from segrec_batch.store.schema import (
+from segrec_batch.descriptors.inputs import UNDEFINED
+from segrec_batch.index import encode
+from segrec_batch.index.files import path_in_part, read_path
+from segrec_batch.index.parts import Rows
+from segrec_batch.index.schema import (
     coverage_column,
     descriptors_schema,
     failures_schema,
     images_schema,
     regions_schema,
 )
+from segrec_batch.model.spec import COMMON_GRID, ModelSpec
 
 Row = dict[str, Any]
 

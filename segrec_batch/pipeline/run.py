@@ -8,23 +8,24 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from segrec_batch import storage
-from segrec_batch.console import ProgressMeter
-from segrec_batch.errors import IndexStateError, SegrecError, SourceError
-from segrec_batch.messages import bind, say
+from segrec_batch.common.console import ProgressMeter
+from segrec_batch.common.errors import IndexStateError, SegrecError, SourceError
+from segrec_batch.common.messages import bind, say
+from segrec_batch.distributed import cluster, nodes
+from segrec_batch.distributed.placement import Placement, Work, choose_engine, place_model
+from segrec_batch.index import snapshot as store
+from segrec_batch.index import staging
+from segrec_batch.index.snapshot import Snapshot
+from segrec_batch.model.engines import report_engine
 from segrec_batch.model.spec import ModelSpec, read_spec
-from segrec_batch.options import report_engine
-from segrec_batch.pipeline import chain, cluster, nodes
-from segrec_batch.pipeline.account import Account
-from segrec_batch.pipeline.describe import describe, lacking, unread_parts
-from segrec_batch.pipeline.placement import Placement, Work, choose_engine, place_model
+from segrec_batch.pipeline import chain
+from segrec_batch.pipeline.backfill import describe, lacking, unread_parts
+from segrec_batch.pipeline.commit import Publisher
 from segrec_batch.pipeline.plan import Plan, Request
-from segrec_batch.pipeline.publish import Publisher
 from segrec_batch.pipeline.rebuild import finish, refuse_to_lose, stage
-from segrec_batch.roots import check_root
-from segrec_batch.store import index as store
-from segrec_batch.store import staging
-from segrec_batch.store.index import Snapshot
+from segrec_batch.pipeline.run_stats import Account
+from segrec_batch.sources import storage
+from segrec_batch.sources.roots import check_root
 
 if TYPE_CHECKING:
     from segrec_batch.model.bundle import Model
@@ -265,7 +266,7 @@ def _device(base: Snapshot, execution: Execution) -> str:
     device = execution.resources().device
     if device == "cpu":
         return device
-    from segrec_batch.describer import on_device  # imports torch
+    from segrec_batch.descriptors.runtime import on_device  # imports torch
 
     images, names = base.rows("images"), on_device(base.spec)
     lacks = (d.name in names and base.vectors(d.id) < images for d in base.spec.descriptors)

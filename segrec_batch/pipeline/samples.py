@@ -9,16 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segrec_batch.console import ProgressMeter
+from segrec_batch.common.console import ProgressMeter
+from segrec_batch.common.errors import InputError
+from segrec_batch.common.messages import say
 from segrec_batch.descriptors import Moments, Pictures, Vectors
-from segrec_batch.errors import InputError
-from segrec_batch.messages import say
-from segrec_batch.pictures import assemble, by_shape, read_pixels, stored_rows
-from segrec_batch.pipeline import cluster, moments
-from segrec_batch.pipeline.tasks import each
-from segrec_batch.query.batches import batches
-from segrec_batch.query.database import Database, open_files, query
-from segrec_batch.store.index import Snapshot, choose_roots
+from segrec_batch.descriptors.inputs import assemble, by_shape, read_pixels, stored_rows
+from segrec_batch.distributed import cluster
+from segrec_batch.distributed.tasks import each
+from segrec_batch.index.snapshot import Snapshot, choose_roots
+from segrec_batch.pipeline import moments
+from segrec_batch.search.database import Database, open_files, query
+from segrec_batch.search.sql.batches import batches
 
 _GROUPS = 128  # of files that one task reads; a task's result takes 2 MiB
 _AT_ONCE = 64  # pictures that are read together

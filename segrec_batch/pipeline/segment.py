@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from segrec_batch.decode import Shape, mask_shape
-from segrec_batch.errors import DeviceError
+from segrec_batch.common.errors import DeviceError
+from segrec_batch.images.decode import Shape, mask_shape
 from segrec_batch.model.allocation import give_back, keep_memory, lacks_memory
 from segrec_batch.model.bundle import load_model
 from segrec_batch.model.engines import EngineChoice, load_segmenter
 from segrec_batch.model.segmentation import Segmentation
-from segrec_batch.pipeline.schema import SEGMENTED
+from segrec_batch.pipeline.stage_schema import SEGMENTED
 from segrec_batch.pipeline.tally import Occupancy, charge
 
 Row = dict[str, Any]
@@ -37,7 +37,7 @@ class SegmentBatch:
     """
 
     def __init__(self, model: str, engine: EngineChoice, threads: int | None = None) -> None:
-        from segrec_batch import describer
+        from segrec_batch.descriptors import runtime as describer
 
         device = engine.device
         if device == "cpu":

@@ -11,17 +11,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from segrec_batch import sandbox, storage
-from segrec_batch.decode import Shape
-from segrec_batch.errors import PictureError
-from segrec_batch.listing import NAME_PROBLEMS
+from segrec_batch.common.errors import PictureError
+from segrec_batch.images import sandbox
+from segrec_batch.images.decode import Shape
+from segrec_batch.index.encode import image_id
+from segrec_batch.index.parts import Rows, write_part
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.pipeline.rows import copied_rows, descriptor_rows, failure_rows, picture_rows
-from segrec_batch.pipeline.schema import DECODED, RECEIPTS, SEGMENTED
+from segrec_batch.pipeline.stage_schema import DECODED, RECEIPTS, SEGMENTED
 from segrec_batch.pipeline.tally import Stopwatch, charge, reasons, total
-from segrec_batch.roots import MAX_IMAGE_BYTES
-from segrec_batch.store.encode import image_id
-from segrec_batch.store.parts import Rows, write_part
+from segrec_batch.sources import storage
+from segrec_batch.sources.listing import NAME_PROBLEMS
+from segrec_batch.sources.roots import MAX_IMAGE_BYTES
 
 MAX_BYTES = MAX_IMAGE_BYTES  # of an encoded picture, and of those that are read at once
 _SLICE = 128  # rows that are Python objects at once: a mask takes a megabyte
@@ -110,7 +111,7 @@ def _decoded(row: Row, content: bytes | OSError | str | None, shapes: Sequence[S
 
 def describe_batch(segmented: pa.Table, model: str, spec: ModelSpec) -> pa.Table:
     """SEGMENTED rows → SEGMENTED rows, described by the descriptors that need no device, too."""
-    from segrec_batch import describer  # imports torch
+    from segrec_batch.descriptors import runtime as describer  # imports torch
 
     watch = Stopwatch()
     rows: list[Row] = segmented.to_pylist()

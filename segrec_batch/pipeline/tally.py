@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from segrec_batch.pipeline.schema import COST
+from segrec_batch.pipeline.stage_schema import COST
 
 STAGES = ("read", "decode", "segment", "describe", "write")
 MOST = 10  # reasons that are told apart

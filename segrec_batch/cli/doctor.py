@@ -1,0 +1,53 @@
+"""`segrec doctor`: report what this machine offers, how fast it is, and what may go wrong."""
+
+import argparse
+
+from segrec_batch.common import console
+from segrec_batch.common.errors import SegrecError
+
+EXAMPLES = """\
+examples:
+  segrec doctor
+  # for a report of a problem, or for a program; its keys stay
+  segrec doctor --format json > doctor.json
+  # what an ordinary processor would do, on one that has bfloat16
+  ONEDNN_MAX_CPU_ISA=AVX2 segrec doctor
+"""
+_ABOUT = (
+    "Report processor, cores, memory, disk space, GPUs and versions of this machine, measure each "
+    "engine on one core, and warn of what may go wrong in a run. Takes some ten seconds. The exit "
+    "code is 1 if no run can work here, else 0."
+)
+
+
+def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `segrec doctor`."""
+    parser = commands.add_parser(
+        "doctor",
+        help="report what this machine offers",
+        description=_ABOUT,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--format", default="table", choices=("table", "json"), help="(default: table)")
+    add(
+        "--seconds",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="how long to measure each engine (default: 1)",
+    )
+    parser.set_defaults(run=run_doctor)
+
+
+def run_doctor(a: argparse.Namespace) -> None:
+    """Run `segrec doctor`. Raises SegrecError if no run can work on this machine."""
+    from segrec_batch.doctor.facts import engine_pairs
+    from segrec_batch.doctor.report import examine
+
+    with console.ProgressMeter("engines measured", len(engine_pairs())) as meter:
+        report = examine(a.seconds, meter.advance)
+    console.show(report.to_json() if a.format == "json" else report.to_text())
+    if report.has_errors:
+        raise SegrecError("no run can work on this machine: see the errors of the report")

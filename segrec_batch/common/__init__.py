@@ -1,0 +1,1 @@
+"""Parts that every other package uses: errors, text encoding, messages, limits."""

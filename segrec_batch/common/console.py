@@ -1,0 +1,200 @@
+"""What commands show: progress on stderr, results on stdout."""
+
+import argparse
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any, TypeVar
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from segrec_batch.common.encoding import escape_text
+from segrec_batch.common.messages import say, writes_json
+
+T = TypeVar("T")
+
+_LOG_SECONDS = 30.0
+_BLOCKS = " ▏▎▍▌▋▊▉█"  # by eighths filled
+_WITHOUT_BLOCKS = str.maketrans(_BLOCKS, "    #####")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them, to two figures or so.
+
+    >>> [duration(s) for s in (0.4, 7, 59, 61, 200, 5400, 200_000)]
+    ['0.4 s', '7 s', '59 s', '1 min', '3 min', '1 h 30 min', '2 d 7 h']
+    """
+    seconds = round(seconds, 3)  # 7,199.9999 s are 2 h
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = int(seconds // 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
+
+
+@contextmanager
+def every(seconds: float, act: Callable[[], None]) -> Iterator[None]:
+    """Call a function every so many seconds for the time of the block, in a thread of its own."""
+    done = threading.Event()
+
+    def run() -> None:
+        while not done.wait(seconds):
+            act()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+class ProgressMeter:
+    """Progress of `total` steps, or of unknown many (None): a bar in a terminal; in a log a plain
+    line every 30 s, also while no step ends.
+    """
+
+    def __init__(self, label: str, total: int | None = None) -> None:
+        self.label = label
+        self.total = total
+        self.done = 0
+        self._start = time.monotonic()
+        self._open = ExitStack()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        console = Console(stderr=True)
+        bar = console.is_terminal and not writes_json()
+        self._bar = Progress(*columns, *times, console=console) if bar else None
+
+    def __enter__(self) -> "ProgressMeter":
+        if self._bar:
+            self._open.enter_context(self._bar)
+            self._task = self._bar.add_task(self.label, total=self.total)
+        else:
+            self._open.enter_context(every(_LOG_SECONDS, self._line))
+        return self
+
+    def advance(self, steps: int = 1) -> None:
+        """Count steps as done."""
+        self.done += steps
+        if self._bar:
+            self._bar.update(self._task, completed=self.done)
+
+    def _line(self) -> None:
+        done, seconds = self.done, time.monotonic() - self._start
+        rate = done / seconds
+        left = (self.total - done) / rate if self.total and rate else None
+        text = f"{self.label}: {done:,}{'' if self.total is None else f' of {self.total:,}'}"
+        text += f" in {duration(seconds)}" + (f", {rate:,.1f}/s" if done else "")
+        text += f", about {duration(round(left))} left" if left is not None else ""
+        figures: dict[str, Any] = {"label": self.label, "done": done, "total": self.total}
+        rates: dict[str, Any] = {"per_second": round(rate, 3), "seconds_left": left and round(left)}
+        say(text, event="progress", **figures, **rates)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.close()
+        if not self._bar and kind is None:
+            seconds = time.monotonic() - self._start
+            text = f"{self.label}: {self.done:,} in {duration(seconds)}"
+            figures: dict[str, Any] = {
+                "label": self.label,
+                "done": self.done,
+                "seconds": round(seconds, 3),
+            }
+            say(text, event="done", **figures)
+
+
+def count(text: str) -> int:
+    """The type of an argument that is a number above 0."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def track(items: Sequence[T], label: str) -> Iterator[T]:
+    """Iterate over items with a progress meter."""
+    with ProgressMeter(label, len(items)) as meter:
+        for item in items:
+            yield item
+            meter.advance()
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as text, as wide as its content; columns that hold figures only are set right."""
+    grid = Table(box=box.SIMPLE_HEAD)
+    for i, name in enumerate(header):
+        figures = all(_is_figure(row[i]) for row in rows)
+        grid.add_column(_markup(name), justify="right" if figures else "left", no_wrap=True)
+    for row in rows:
+        grid.add_row(*map(_markup, row))
+    console = Console(width=10_000, no_color=True, highlight=False)
+    with console.capture() as captured:
+        console.print(grid)
+    lines = [escape_text(title)] * bool(
+        title
+    )  # not rich's title, which it folds to the width of the columns
+    lines += [line.rstrip() for line in captured.get().splitlines()]
+    return "\n".join(lines) + "\n"
+
+
+def share_bar(share: float, width: int = 8) -> str:
+    """A share in [0, 1] as a bar of eighth blocks, always `width` characters.
+
+    >>> [share_bar(share, 4) for share in (0.0, 0.03, 0.29, 1.0)]
+    ['    ', '▏   ', '█▏  ', '████']
+    """
+    eighths = round(8 * width * min(max(share, 0.0), 1.0))
+    bar = "█" * (eighths // 8) + _BLOCKS[eighths % 8]
+    return bar[:width].ljust(width)
+
+
+def _markup(text: str) -> str:
+    return escape(escape_text(text))
+
+
+def show_line(*texts: str) -> None:
+    """One line of a result on stdout: texts with a tab between, unsafe characters escaped."""
+    show("\t".join(map(escape_text, texts)) + "\n")
+
+
+def show(text: str) -> None:
+    """An encoded result on stdout; where stdout lacks a character, `#` for a block, else `?`."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        plain = text.translate(_WITHOUT_BLOCKS)
+        text = plain.encode(encoding, errors="replace").decode(encoding)
+    sys.stdout.write(text)
+
+
+def _is_figure(text: str) -> bool:
+    """Not so with a bar behind the figure: rich cuts blanks off what it sets right."""
+    if text.endswith(tuple(_BLOCKS)):
+        return False
+    return (
+        text[:1].isdigit() or text[:2].lstrip("-")[:1].isdigit() or text in ("NULL", "absent", "–")
+    )

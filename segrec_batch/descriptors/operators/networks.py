@@ -1,0 +1,142 @@
+"""AlexNet and ResNet-50 of torchvision, up to the vector that their classifier would see.
+
+Pictures are resized to 224 × 224 by bilinear interpolation that averages (antialiased), whatever
+their aspect, and normalised by ImageNet's mean and deviation. The ImageNet weights are those of the
+first recipe (IMAGENET1K_V1), as the papers that compare with them had.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from segrec_batch.common.errors import ModelError
+from segrec_batch.model.architecture import IMAGENET_MEAN, IMAGENET_STD
+from segrec_batch.model.backbone import download, read_state, seed
+from segrec_batch.model.device import full_float32
+from segrec_batch.model.head import resize
+from segrec_batch.model.torch_engine import as_tensors
+from segrec_batch.sources import storage
+
+SIDE = 224
+_COUNTER = ".num_batches_tracked"  # of batch normalisation; decides nothing
+
+
+def _alexnet() -> nn.Module:
+    from torchvision.models import alexnet  # takes longer to import than torch
+
+    network: Any = alexnet(weights=None)
+    network.classifier = network.classifier[:6]
+    return network  # type: ignore[no-any-return]
+
+
+def _resnet50() -> nn.Module:
+    from torchvision.models import resnet50
+
+    network: nn.Module = resnet50(weights=None)
+    network.fc = nn.Identity()
+    return network
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network without its last layer; its vectors have `length` values, 0 or above."""
+
+    name: str
+    length: int
+    imagenet: str
+    build: Callable[[], nn.Module]
+
+
+ALEXNET = Architecture("AlexNet", 4096, "AlexNet_Weights.IMAGENET1K_V1", _alexnet)
+"""Krizhevsky 2012 in the variant of Krizhevsky 2014; the vector is fc7, after the ReLU."""
+RESNET50 = Architecture("ResNet-50", 2048, "ResNet50_Weights.IMAGENET1K_V1", _resnet50)
+"""He 2016; the vector is the global average of the last block (pool5)."""
+
+
+def fitted(
+    architecture: Architecture, weights: str
+) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+    """Settings and state dict of a network.
+
+    weights: `imagenet` (torchvision's own, downloaded on first use), `random:SEED` (as torchvision
+    initialises), or the path or URI of a state dict (.pth, .safetensors). Raises ModelError.
+    """
+    named = weights == "imagenet" or weights.startswith("random:")
+    state = _load_state(architecture, weights)
+    settings = {"weights": weights if named else storage.name(weights)}
+    return settings, {name: tensor.numpy() for name, tensor in state.items()}
+
+
+def _load_state(architecture: Architecture, weights: str) -> dict[str, Tensor]:
+    if weights == "imagenet":
+        from torchvision.models import get_weight
+
+        state = download(get_weight(architecture.imagenet), f"{architecture.name} {weights}")
+    elif weights.startswith("random:"):
+        with torch.random.fork_rng(devices=[]):
+            seed(torch.default_generator, weights)
+            state = architecture.build().state_dict()
+    else:
+        state = read_state(weights, f"{architecture.name} weights")
+    return _needed(architecture, state, weights)
+
+
+def _needed(architecture: Architecture, state: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
+    """The entries that decide a vector, float32."""
+    found = {}
+    for name, like in _empty(architecture).state_dict().items():
+        if name.endswith(_COUNTER):
+            continue
+        value = state.get(name)
+        if not isinstance(value, Tensor) or value.shape != like.shape:
+            shape = f"has shape {tuple(value.shape)}" if isinstance(value, Tensor) else "is missing"
+            raise ModelError(f"{origin} is not torchvision's {architecture.name}: {name} {shape}")
+        found[name] = value.detach().float().contiguous()
+    return found
+
+
+def _empty(architecture: Architecture) -> nn.Module:
+    """The network with no memory behind its parameters."""
+    with torch.device("meta"):
+        return architecture.build()
+
+
+class Network:
+    """A network on a device: images (B, 3, H, W) in [0, 1] → vectors (B, length) float32.
+
+    precision: of its arithmetic, float32 or bfloat16.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        state: Mapping[str, NDArray[Any]],
+        precision: str,
+        device: str,
+    ) -> None:
+        network = _empty(architecture)
+        network.load_state_dict(as_tensors(state), assign=True)  # which sets the counters to 0
+        self._dtype: torch.dtype = getattr(torch, precision)
+        network.eval().requires_grad_(False)
+        self._network = network.to(device, self._dtype).to(memory_format=torch.channels_last)
+        self._mean = torch.tensor(IMAGENET_MEAN, device=device)[:, None, None]
+        self._std = torch.tensor(IMAGENET_STD, device=device)[:, None, None]
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> NDArray[np.float32]:
+        """See the class."""
+        x = (resize(images, (SIDE, SIDE)) - self._mean) / self._std
+        x = x.to(self._dtype, memory_format=torch.channels_last)
+        with full_float32():
+            vectors: NDArray[np.float32] = self._network(x).float().cpu().numpy()
+        return vectors
+
+
+def as_images(pixels: NDArray[np.uint8], device: str) -> Tensor:
+    """uint8 (B, H, W, 3) → float32 (B, 3, H, W) in [0, 1] on a device."""
+    return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255

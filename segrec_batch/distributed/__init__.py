@@ -1,0 +1,1 @@
+"""Ray: the cluster, resources, placement, tasks and metrics."""

@@ -1,0 +1,91 @@
+"""Where the model runs: what the nodes of the Ray cluster have, and what is yet to come."""
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.autoscaler.sdk import request_resources
+
+from segrec_batch.common.errors import DeviceError
+from segrec_batch.common.messages import say
+
+_LEAST_CPUS = 0.4  # of an actor on a CPU; with those of a task, Ray would decode inside the actor
+_POLL = 1.0  # seconds
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Where the model runs: `actors` copies of it, on a GPU each or on CPU threads."""
+
+    device: str
+    actors: int
+    cpus: float
+    threads: int | None
+
+    def __str__(self) -> str:
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        what = "GPU" if self.device == "cuda" else f"CPU, {threads}"
+        return f"{self.actors} × {what}"
+
+
+def resources(device: str, gpus: int | None = None, wait: float = 0) -> Resources:
+    """Where the model runs on this cluster, for `device` cpu, cuda or auto.
+
+    On all GPUs that there are, or on `gpus` of them, of which some may be still to come: for the
+    first one it waits up to `wait` seconds. Raises DeviceError if the cluster lacks the device.
+    """
+    if gpus:
+        _await_gpu(gpus, wait)
+    gpus = gpus or _gpus()
+    if gpus and device != "cpu":
+        return Resources("cuda", gpus, 0, None)
+    if device == "cuda":
+        raise DeviceError(
+            "--device cuda, but the Ray cluster has no GPU; say --device cpu or auto, or have its "
+            "autoscaler start N of them by --gpus N of jobs/index.py"
+        )
+    nodes = work_nodes()
+    if not nodes:
+        raise DeviceError(
+            "no node of the Ray cluster has CPUs for work; start one, or have its autoscaler start "
+            "N with a GPU by --gpus N of jobs/index.py"
+        )
+    cores = int(min(node["Resources"]["CPU"] for node in nodes))
+    # some of a core stays free on each node, or nothing would ever be decoded
+    return Resources("cpu", len(nodes), max(cores - 1, _LEAST_CPUS), cores)
+
+
+def work_nodes() -> list[dict[str, Any]]:
+    """Return the nodes of the cluster that are alive and have CPUs, as `ray.nodes` lists them."""
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+
+
+def _await_gpu(number: int, seconds: float) -> None:
+    """Ask for `number` GPUs; returns as soon as the cluster has any.
+
+    Raises DeviceError if it has none after `seconds`; without RAY_ADDRESS, when the cluster is one
+    of our own that nothing can join, at once.
+    """
+    if _gpus():
+        return
+    seconds = seconds if os.environ.get("RAY_ADDRESS") else 0
+    say(f"the Ray cluster has no GPU; {number} asked for, waiting up to {seconds:,.0f} s")
+    request_resources(bundles=[{"GPU": 1}] * number)
+    try:
+        end = time.monotonic() + seconds
+        while not _gpus():
+            if time.monotonic() >= end:
+                raise DeviceError(
+                    f"no GPU joined the Ray cluster within {seconds:,.0f} s (--wait); what its "
+                    "autoscaler, if it has one, makes of the request is in `ray status`"
+                )
+            time.sleep(_POLL)
+    finally:
+        request_resources(bundles=[])  # a standing request; the actors themselves ask from now on
+
+
+def _gpus() -> int:
+    """How many GPUs the cluster has."""
+    return int(ray.cluster_resources().get("GPU", 0))

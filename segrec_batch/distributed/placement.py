@@ -1,0 +1,161 @@
+"""Placement of the model on the Ray cluster: its engine, actors and threads.
+
+Measured with benchmarks/throughput.py: threads that take whole images do as much as actors of one
+thread each, and share the weights. But Python's own part of an image, a few hundredths, is done by
+one thread at a time; so an actor has a handful of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from segrec_batch.common.errors import EngineError
+from segrec_batch.common.host import read_processor, usable_memory
+from segrec_batch.distributed.cluster import ray_errors
+from segrec_batch.distributed.nodes import Resources, work_nodes
+from segrec_batch.model import engines
+from segrec_batch.model.engines import Candidate, EngineChoice
+from segrec_batch.model.spec import ModelSpec
+
+T = TypeVar("T")
+
+_THREADS = 8  # of an actor, at most
+_WORTH = 2**25  # pixels that repay the start of one more actor: some seconds of its cores
+_NETWORK = 450 * 2**20  # bytes of an actor: Python, its libraries and the weights, transformed
+_PART_ROWS = 4_096
+_PART_ROWS_PER_CORE = 64
+_ROUND = 65_536  # images per GPU or per 8 cores that one Ray Data execution takes
+
+
+@dataclass(frozen=True)
+class Work:
+    """The size of a run: `images` of at most `pixels` pixels each, as the model sees them."""
+
+    images: int
+    pixels: int
+
+    @classmethod
+    def of(cls, images: int, spec: ModelSpec) -> "Work":
+        """Return the work of a number of images for a model."""
+        return cls(images, max(height * width for height, width in spec.shapes))
+
+    @property
+    def total(self) -> int:
+        """Pixels of all images."""
+        return self.images * self.pixels
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Actors, engine and batches of a run. batch_size: images decoded and segmented together."""
+
+    where: Resources
+    engine: EngineChoice
+    batch_size: int
+
+    @property
+    def part_rows(self) -> int:
+        """Rows of a part, at most.
+
+        Progress, metrics and commits go by parts, so one is about half a minute of work, in which a
+        core does 64 images or so. On GPUs memory is the bound: a task has all rows of a part.
+        """
+        if self.where.device == "cuda":
+            return _PART_ROWS
+        return min(_PART_ROWS_PER_CORE * self._cores, _PART_ROWS)
+
+    @property
+    def round_rows(self) -> int:
+        """Images that one Ray Data execution takes."""
+        if self.where.device == "cuda":
+            return _ROUND * self.where.actors
+        return _ROUND * -(-self._cores // 8)
+
+    @property
+    def _cores(self) -> int:
+        return self.where.actors * (self.where.threads or 1)
+
+
+def place_model(
+    where: Resources, engine: EngineChoice, work: Work, batch_size: int, memory: float | None = None
+) -> Placement:
+    """Lay the model out on the nodes of `where`.
+
+    memory: bytes that Ray has on the smallest node; asked of the cluster if None.
+    """
+    if where.device == "cpu" and engine.engine == "ncnn":
+        memory = _least_memory() if memory is None else memory
+        where = _spread(where, work, memory)
+    if where.device == "cpu":  # each actor gets some batches
+        batch_size = min(batch_size, max(-(-work.images // (2 * where.actors)), 1))
+    return Placement(where, engine, batch_size)
+
+
+def _spread(where: Resources, work: Work, memory: float) -> Resources:
+    """Return several actors a node in place of one, as far as cores and work go."""
+    nodes, cores = where.actors, where.threads or 1
+    actors = max(min(-(-cores // _THREADS), work.total // (_WORTH * nodes)), 1)
+    fit = int((memory / actors - _NETWORK) // (engines.PER_PIXEL * work.pixels))
+    threads = max(min(cores // actors, fit), 1)
+    # less than what one actor a node leaves free; other CPUs than those of tasks, see `nodes`
+    share = where.cpus if actors == 1 else round(0.99 * where.cpus / actors, 3)
+    return replace(where, actors=nodes * actors, cpus=share, threads=threads)
+
+
+def _least_memory() -> float:
+    """Return the bytes that Ray has on the smallest node; those of this one if none says."""
+    found = [node["Resources"]["memory"] for node in work_nodes() if "memory" in node["Resources"]]
+    return min(found, default=float(usable_memory()))
+
+
+def choose_engine(engine: str, precision: str, where: Resources, work: Work) -> EngineChoice:
+    """Choose engine and precision for the nodes that the model runs on.
+
+    See `engines.choose_engine`; a processor that would have to emulate decides for all. Raises
+    EngineError, also if a node lacks the engine.
+    """
+    nodes = [node["NodeID"] for node in work_nodes()]
+    alone = nodes == [ray.get_runtime_context().get_node_id()]
+    is_clear = work.total < engines.LONG or "auto" not in (engine, precision)
+    if where.device == "cuda" or (alone and is_clear):
+        return engines.choose_engine(engine, precision, where.device)
+    found = _ask(nodes, _match_candidates, engine, precision)
+    if emulating := [processor for processor, candidates in found if not candidates]:
+        return engines.choose_emulated(emulating[0])
+    common = [c for c in found[0][1] if all(c in others for _, others in found)]
+    if not common:
+        raise EngineError(
+            "the nodes of the cluster have no engine and precision in common: "
+            + "; ".join(f"{processor}: {candidates}" for processor, candidates in found)
+        )
+    if "auto" not in (engine, precision):
+        return EngineChoice(*common[0], where.device, "as asked for")
+    if len(common) == 1 or work.total < engines.LONG:
+        reason = f"by the features of the processors of {len(nodes)} nodes"
+        return EngineChoice(*common[0], where.device, reason)
+    return engines.choose_fastest(_ask(nodes, engines.measure_candidates, common))
+
+
+def _match_candidates(engine: str, precision: str) -> tuple[str, list[Candidate]]:
+    """Return this node's processor, and what it has of what was asked for."""
+    engines.check_names(engine, precision)
+    processor = read_processor()
+    return processor.name, engines.match_candidates(engine, precision, processor)
+
+
+def _ask(nodes: list[str], function: Callable[..., T], *arguments: object) -> list[T]:
+    """Return what a function says on each of some nodes, in processes of their own."""
+    task = ray.remote(num_cpus=0, max_calls=1)(function)
+    with ray_errors():
+        found: list[T] = ray.get(
+            [
+                task.options(
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+                ).remote(*arguments)
+                for node in nodes
+            ]
+        )
+    return found

@@ -1,0 +1,244 @@
+"""Plots of a report page: SVG that takes its colours from the page, so that it follows light, dark
+and print. Drawn by matplotlib; text stays text.
+"""
+
+import io
+import re
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike, NDArray
+
+from segrec_batch.common.encoding import escape_lines
+from segrec_batch.evaluation.statistics import Estimate
+
+SERIES = 8  # colours on the page, --series-1 and so on
+FEW_POINTS = 12  # of a line that are marked each
+FEW_ROWS = 12  # of a heat map that may be tall
+_STYLES = ("-", "--", "-.", ":")  # behind the colours: a plot must not be read by colour alone
+_MARKS = "osD^vPX*"
+_TEXT, _LINE = "#010203", "#010204"
+_SERIES = [f"#0102{i:02x}" for i in range(16, 16 + SERIES)]
+_PAGE = {_TEXT: "--text", _LINE: "--line"} | {
+    c: f"--series-{i}" for i, c in enumerate(_SERIES, start=1)
+}
+_LABEL = 28  # characters of a line of a row's label
+_WIDTH = 5.6  # inches; with 10 pt text this can be read on a phone
+_CELLS = 120  # points of type times columns, at which figures do not run into each other
+_LETTERS = 55  # that fit below an axis
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve, or points, through (x, y); `low` and `high` are the edges of a band around it.
+
+    `level`: what it is compared with, a dotted line right across.
+    """
+
+    x: ArrayLike
+    y: ArrayLike
+    low: ArrayLike | None = None
+    high: ArrayLike | None = None
+    level: float | None = None
+
+
+def line_plot(
+    lines: Mapping[str, Line],
+    x: str,
+    y: str,
+    *,
+    diagonal: bool = False,
+    log: bool = False,
+    whole: bool = False,
+    x_range: tuple[float, float] | None = None,
+    y_range: tuple[float, float] | None = (0, 1),
+) -> str:
+    """Curves by name over one x axis (logarithmic if `log`, with whole numbers if `whole`);
+    `diagonal` draws where y = x.
+
+    A curve without any value is left out.
+    """
+
+    def draw(axes: Axes) -> None:
+        if diagonal:
+            axes.plot([0, 1], [0, 1], color=_LINE, linewidth=1)
+        for i, (name, line) in enumerate(lines.items()):
+            if np.isnan(np.asarray(line.y, float)).all():
+                continue
+            colour = _SERIES[i % SERIES]
+            axes.plot(
+                np.asarray(line.x), np.asarray(line.y), label=name, color=colour,
+                linestyle=_nth(_STYLES, i), marker=_nth(_MARKS, i),
+                markersize=4, markevery=_mark_every(line), linewidth=1.6,
+            )  # fmt: skip
+            if line.low is not None and line.high is not None:
+                low, high = np.asarray(line.low), np.asarray(line.high)
+                axes.fill_between(np.asarray(line.x), low, high, color=colour, alpha=0.15, lw=0)
+            if line.level is not None:
+                axes.axhline(line.level, color=colour, linestyle=(0, (1, 4)), linewidth=1.2)
+        if log:
+            axes.set_xscale("log")
+            ticks = sorted({float(v) for line in lines.values() for v in np.asarray(line.x)})
+            axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+            axes.minorticks_off()
+        if whole:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if x_range:
+            axes.set_xlim(*x_range)
+        if y_range:
+            axes.set_ylim(y_range[0], y_range[1] * 1.02)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+
+    return _svg(draw, 3.4, legend=len(lines) > 1)
+
+
+def _nth(signs: Sequence[str], i: int) -> str:
+    """The sign of a series; where the colours begin again, each has another one than before."""
+    return signs[(i + i // SERIES) % len(signs)]
+
+
+def _mark_every(line: Line) -> float | int:
+    """Few points are all marked; of many so many that the marks tell the lines apart."""
+    return 1 if len(np.asarray(line.x)) <= FEW_POINTS else 0.15
+
+
+def dot_plot(rows: Mapping[str, Mapping[str, Estimate]], x: str) -> str:
+    """Figures with their intervals: a row for each name, a mark in it for each series.
+
+    An absent figure leaves its place empty.
+    """
+    series = list(dict.fromkeys(name for row in rows.values() for name in row))
+    step = 0.8 / max(len(series), 1)
+    labels = [textwrap.fill(name, _LABEL) for name in rows]
+    lines = max((label.count("\n") + 1 for label in labels), default=1)
+
+    def draw(axes: Axes) -> None:
+        for j, name in enumerate(series):
+            points = [(i, row[name]) for i, row in enumerate(rows.values()) if name in row]
+            known = [(i, e.value, e.low, e.high) for i, e in points if e.value is not None]
+            at = [i + (j - (len(series) - 1) / 2) * step for i, *_ in known]
+            value, low, high = (
+                np.array([np.nan if k[c] is None else k[c] for k in known], float)
+                for c in (1, 2, 3)
+            )
+            axes.errorbar(
+                value, at, xerr=np.abs(np.stack([value - low, high - value])),
+                label=name, color=_SERIES[j % SERIES], fmt=_nth(_MARKS, j),
+                markersize=5, linewidth=1.4, capsize=2,
+            )  # fmt: skip
+        axes.set_yticks(range(len(rows)), labels)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel(x)
+
+    height = 0.9 + max(0.2 + 0.15 * lines, 0.17 * len(series)) * len(rows)
+    return _svg(draw, height, legend=len(series) > 1)
+
+
+def heat_map(
+    shares: NDArray[np.float64], rows: Sequence[str], columns: Sequence[str], y: str, x: str
+) -> str:
+    """A matrix of values in [0, 1], NaN left blank, with the values written into the cells."""
+
+    def draw(axes: Axes) -> None:
+        for (i, j), share in np.ndenumerate(shares):
+            if np.isnan(share):
+                continue
+            alpha = 0.75 * float(np.clip(share, 0, 1))
+            axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, color=_SERIES[0], alpha=alpha, lw=0))
+            axes.text(
+                j, i, f"{share:.2f}", ha="center", va="center", color=_TEXT,
+                fontsize=min(10, _CELLS / len(columns)),
+            )  # fmt: skip
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xticks(range(len(columns)), list(columns), **_tilt(columns))
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.grid(visible=False)
+
+    labels = 0.05 * max(map(len, columns)) if _tilt(columns) else 0.0
+    line = 0.42 if len(rows) <= FEW_ROWS else 0.3
+    return _svg(draw, 0.9 + line * len(rows) + labels, legend=False)
+
+
+def _tilt(labels: Sequence[str]) -> dict[str, Any]:
+    """How labels below an axis are set, so that long ones do not run into each other."""
+    if sum(len(label) + 2 for label in labels) <= _LETTERS:
+        return {}
+    return {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+
+
+def step_plot(
+    shares: Mapping[str, NDArray[np.float64]], edges: NDArray[np.float64], x: str, y: str
+) -> str:
+    """Histograms by name over the same bins, as outlines."""
+
+    def draw(axes: Axes) -> None:
+        for i, (name, share) in enumerate(shares.items()):
+            axes.stairs(
+                share, edges, label=name, color=_SERIES[i % SERIES],
+                linestyle=_nth(_STYLES, i), linewidth=1.6,
+            )  # fmt: skip
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+
+    return _svg(draw, 2.6, legend=len(shares) > 1)
+
+
+def _svg(draw: Callable[[Axes], None], height: float, *, legend: bool) -> str:
+    """What `draw` puts on axes, as an SVG element without size, names or colours of its own."""
+    settings: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "segrec",  # the same plot is the same text
+        "font.size": 10,
+        "text.color": _TEXT,
+        "text.parse_math": False,  # names have a $ of their own
+        "axes.labelcolor": _TEXT,
+        "axes.edgecolor": _LINE,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "grid.color": _LINE,
+        "grid.linewidth": 0.6,
+        "xtick.color": _LINE,
+        "ytick.color": _LINE,
+        "xtick.labelcolor": _TEXT,
+        "ytick.labelcolor": _TEXT,
+        "legend.frameon": False,
+    }
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        if legend:
+            figure.legend(loc="outside lower center", ncols=3, fontsize=9)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    return _adopt(out.getvalue())
+
+
+def _adopt(svg: str) -> str:
+    """A file of matplotlib as an element of the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg)
+    svg = re.sub(r" font-family: [^;\"]*;", "", svg)
+    svg = escape_lines(svg)
+    for sentinel, name in _PAGE.items():
+        svg = svg.replace(sentinel, f"var({name})")
+    # what is referred to is named by its content; what is not needs no name
+    used = set(re.findall(r"[\"(]#([\w-]+)[\")]", svg))
+    return re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)

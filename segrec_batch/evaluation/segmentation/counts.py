@@ -1,0 +1,155 @@
+"""Judged pictures: one row an image, method and split, from which all figures follow."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from segrec_batch.common import console
+from segrec_batch.images.decode import fit
+from segrec_batch.labels.labelled import VOID, Classes, LabelledImage, count_values
+from segrec_batch.model.segmentation import Segmenter
+from segrec_batch.model.spec import BACKGROUND
+from segrec_batch.sources import storage
+from segrec_batch.sources.strict_json import parse_json
+from segrec_batch.training.methods import ClassMap, Methods
+
+SEGREC = "segrec"
+"""The name of the proposed method, a model bundle run by an engine."""
+
+Confusion = NDArray[np.int64]
+
+SCHEMA = pa.schema(
+    [
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("image", pa.string(), nullable=False),  # file name
+        pa.field("group", pa.string(), nullable=False),
+        pa.field("luminance", pa.float64(), nullable=False),  # mean over the picture, 0 to 1
+        # K × K pixels, rows true, columns predicted, background first; void is left out
+        pa.field("confusion", pa.list_(pa.int64()), nullable=False),
+        # cells of each class on the feature grid; null for a method without one
+        pa.field("cells", pa.list_(pa.int64())),
+    ]
+)
+
+
+class SegrecMethod:
+    """The proposed method as `Methods`."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self.segmenter = segmenter
+
+    @property
+    def settings(self) -> Mapping[str, Mapping[str, Any]]:
+        """See `Methods`."""
+        spec = self.segmenter.model.spec
+        training = {k: v for k, v in spec.training.items() if k != "validation"}
+        identity = {"model_id": self.segmenter.model.model_id, "taps": spec.taps}
+        return {SEGREC: {**identity, "shapes": spec.shapes, **training}}
+
+    def __call__(self, image: Image.Image) -> Mapping[str, ClassMap]:
+        """See `Methods`."""
+        pixels = fit(image, self.segmenter.model.spec.shapes)[None]
+        found = self.segmenter(pixels, [(image.height, image.width)])
+        return {SEGREC: ClassMap(found.masks[0], found.counts[0])}
+
+
+def count_pixels(truth: NDArray[np.int16], predicted: NDArray[np.uint8], n: int) -> Confusion:
+    """The (n, n) confusion matrix of two class maps of one shape; void pixels do not count."""
+    known = truth != VOID
+    pairs = truth[known].astype(np.int64) * n + predicted[known]
+    return np.bincount(pairs, minlength=n * n).reshape(n, n)
+
+
+def judge_pictures(
+    split: str,
+    images: Sequence[LabelledImage],
+    methods: Methods,
+    classes: Classes,
+    pixels: Counter[int] | None = None,
+) -> list[dict[str, Any]]:
+    """Apply methods to labelled pictures at their original resolution: rows of `SCHEMA`.
+
+    pixels: to which the pixels of the masks are added, by value.
+    """
+    n = len(classes.names) + 1
+    rows = []
+    for item in console.track(images, f"judged ({split})"):
+        image, labels = item.load(classes)
+        if pixels is not None:
+            pixels.update(count_values(labels))
+        truth = classes.to_classes(labels)
+        about = {
+            "split": split,
+            "image": storage.name(item.image),
+            "group": item.group,
+            "luminance": float(np.asarray(image.convert("L")).mean()) / 255,
+        }
+        for method, found in methods(image).items():
+            confusion = count_pixels(truth, found.labels, n).ravel()
+            cells = None if found.cells is None else found.cells.tolist()
+            rows.append(about | {"method": method, "confusion": confusion.tolist(), "cells": cells})
+    return rows
+
+
+def counts_table(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> pa.Table:
+    """Rows of `SCHEMA` as a table that knows the names of the foreground classes."""
+    names = json.dumps([BACKGROUND, *classes])
+    return pa.Table.from_pylist(list(rows), SCHEMA.with_metadata({"classes": names}))
+
+
+def class_names(counts: pa.Table) -> list[str]:
+    """The names of the K classes, background first."""
+    return [str(name) for name in parse_json((counts.schema.metadata or {})[b"classes"])]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """The counts of one method on one split.
+
+    images: n names, sorted. confusion: (n, K, K) pixels, rows true. cells: (n, K) float64, for a
+    method without a feature grid the predicted pixels that are not void. luminance: (n,).
+    """
+
+    split: str
+    method: str
+    images: tuple[str, ...]
+    confusion: Confusion
+    cells: NDArray[np.float64]
+    luminance: NDArray[np.float64]
+
+    @property
+    def labelled(self) -> Confusion:
+        """(n, K) pixels of each class by the labels."""
+        return np.asarray(self.confusion.sum(axis=2))
+
+
+def tallies(counts: pa.Table) -> Iterator[Tally]:
+    """The counts by split and method, in the order in which these first occur."""
+    k = len(class_names(counts))
+    parts: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in counts.to_pylist():
+        parts.setdefault((row["split"], row["method"]), []).append(row)
+    for (split, method), rows in parts.items():
+        rows.sort(key=lambda row: row["image"])
+        confusion = np.array([row["confusion"] for row in rows], np.int64).reshape(-1, k, k)
+        predicted = confusion.sum(axis=1)
+        cells = [
+            seen if row["cells"] is None else row["cells"]
+            for row, seen in zip(rows, predicted, strict=True)
+        ]
+        yield Tally(
+            split,
+            method,
+            tuple(row["image"] for row in rows),
+            confusion,
+            np.array(cells, np.float64),
+            np.array([row["luminance"] for row in rows]),
+        )

@@ -1,0 +1,225 @@
+"""Encoded pictures → RGB pixels of one of a few fixed shapes.
+
+A model sees pictures in a handful of *shapes* of nearly equal area, one per aspect ratio: the
+aspect of a picture survives, a batch of one shape is one tensor, and neither cost nor memory
+depends on the picture.
+"""
+
+import io
+import math
+import struct
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageCms,
+    ImageFile,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from segrec_batch.common.errors import PictureError
+from segrec_batch.images import png, signatures, tiff
+from segrec_batch.images.tiff_layout import Layout, read_layout
+
+MAX_PIXELS = 178_956_970  # Pillow's own bound for decompression bombs
+MASK_SIDE = 1024  # masks keep the picture's size up to this long side
+STRIDE = 16  # of the deepest convolution layers; sides of shapes are multiples of it
+_ASPECTS = (1.0, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2.0, 3.0)  # long side : short side
+
+# not all that Pillow knows: some of its plug-ins start other programs
+_OPENERS = {
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "JPEG": JpegImagePlugin.jpeg_factory,
+    "PNG": PngImagePlugin.PngImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+}
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # libavif fails where it cannot start threads: the sandbox
+_ALSO_USED = (
+    ImageCms,
+    MpoImagePlugin,
+)  # by Pillow, which would import them from within the sandbox
+
+Shape = tuple[int, int]  # height, width
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture: `pixels` uint8 (h, w, 3) RGB; `width`, `height` of the upright source."""
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+    format: str
+
+
+def shapes_of_size(size: int) -> tuple[Shape, ...]:
+    """The shapes of about `size`² pixels, sides multiples of 16, portrait to landscape.
+
+    >>> shapes_of_size(224)[6:9]
+    ((224, 224), (208, 256), (192, 256))
+    """
+    wide = [(size / math.sqrt(a), size * math.sqrt(a)) for a in _ASPECTS]
+    tall = [(w, h) for h, w in reversed(wide[1:])]
+    return tuple((_whole_strides(h), _whole_strides(w)) for h, w in tall + wide)
+
+
+def _whole_strides(side: float) -> int:
+    return max(STRIDE, round(side / STRIDE) * STRIDE)
+
+
+def nearest_shape(shapes: Sequence[Shape], height: int, width: int) -> Shape:
+    """The shape whose aspect ratio is nearest to that of a picture (on a log scale)."""
+    aspect = math.log(width / height)
+    return min(shapes, key=lambda s: abs(math.log(s[1] / s[0]) - aspect))
+
+
+def mask_shape(height: int, width: int) -> Shape:
+    """The size at which the mask of a picture is stored: its own, long side at most 1024."""
+    scale = min(1.0, MASK_SIDE / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def decode(data: bytes, shapes: Sequence[Shape]) -> Picture:
+    """Decode an image of any format in use (see `open_rgb`), resized to the nearest shape."""
+    image, width, height, format_ = open_rgb(data, shapes)
+    return Picture(fit(image, shapes), width, height, format_)
+
+
+def fit(image: Image.Image, shapes: Sequence[Shape]) -> NDArray[np.uint8]:
+    """An RGB image resized to the nearest of `shapes`: uint8 (h, w, 3)."""
+    h, w = nearest_shape(shapes, image.height, image.width)
+    resized = image.resize((w, h), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    return np.array(resized, np.uint8)
+
+
+def open_rgb(
+    data: bytes, shapes: Sequence[Shape] | None = None
+) -> tuple[Image.Image, int, int, str]:
+    """Decode the first frame, upright, as RGB; also the upright source's width, height and format.
+
+    Samples of up to 8 bits keep their values; images of more bits are stretched to the range that
+    they use (`images.scaling`). Transparent pixels, and those that are NaN or nodata, are white.
+
+    Args:
+        data: The file.
+        shapes: JPEGs may come at a reduced DCT scale that is still larger than the nearest of them.
+
+    Raises:
+        PictureError: With stage `decode`: the file is no image, is broken, or is of a format,
+            layout, compression or size that is not supported; the reason says which.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of what it can live with: broken EXIF etc.
+            return _open_rgb(data, signatures.recognise(data), shapes)
+    except PictureError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on broken bytes
+        raise PictureError("decode", f"{type(error).__name__}: {error}") from error
+
+
+def _open_rgb(
+    data: bytes, format_: str, shapes: Sequence[Shape] | None
+) -> tuple[Image.Image, int, int, str]:
+    if format_ == "TIFF":
+        return _open_tiff(data, read_layout(data))
+    if format_ == "PNG":
+        data = png.drop_damaged_ancillary(data)
+    image = _open(data, format_)
+    if format_ == "PNG":
+        depth, colour = png.read_depth_and_colour(data)
+        if depth == 16:
+            orientation = _orientation(image)
+            return _described(_upright(png.open_16_bits(data, colour), orientation), format_)
+        png.scale_transparency(image, depth)
+    return _by_pillow(image, _orientation(image), shapes)
+
+
+def _open(data: bytes, format_: str) -> ImageFile.ImageFile:
+    try:
+        image: ImageFile.ImageFile = _OPENERS[format_](io.BytesIO(data), "")
+    except (SyntaxError, IndexError, TypeError, struct.error) as error:  # what plug-ins mean by it
+        kind = f"broken, truncated or unknown kind of {format_}"
+        raise PictureError("decode", f"{kind}: {error}") from error
+    _check_size(image.width, image.height)
+    return image
+
+
+def _open_tiff(data: bytes, layout: Layout) -> tuple[Image.Image, int, int, str]:
+    _check_size(layout.width, layout.height)
+    layout.check_compression()
+    if tiff.is_pillows(layout):
+        image = _open(data, "TIFF")
+        tiff.correct_palette(image, layout)
+        return _by_pillow(image, 1, None)  # Pillow turns these itself
+    return _described(_upright(tiff.open_here(data, layout), layout.orientation), "TIFF")
+
+
+def _by_pillow(
+    image: Image.Image, orientation: int, shapes: Sequence[Shape] | None
+) -> tuple[Image.Image, int, int, str]:
+    sideways = 5 <= orientation <= 8
+    width, height = (image.height, image.width) if sideways else (image.width, image.height)
+    if shapes:
+        h, w = nearest_shape(shapes, height, width)
+        image.draft(None, (h, w) if sideways else (w, h))
+    return to_rgb(_upright(image, orientation)), width, height, image.format or "?"
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise PictureError("decode", f"{width}×{height} pixels are too many")
+
+
+def _described(image: Image.Image, format_: str) -> tuple[Image.Image, int, int, str]:
+    return image, image.width, image.height, format_
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    turn = _UPRIGHT.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # broken EXIF does not make a picture unreadable
+        return 1
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow mode of 8 bits → RGB, transparency laid on white."""
+    if image.has_transparency_data:
+        rgba = _in_mode(image, "RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return _in_mode(image, "RGB")
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    image.load()
+    return image if image.mode == mode else image.convert(mode)  # which copies in any case

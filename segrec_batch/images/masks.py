@@ -1,0 +1,204 @@
+"""Decode masks: images whose pixel values are labels. The one place where that is done.
+
+A label is the sample as the file stores it: the index of a palette image, 3 for a 4-bit grey of 3,
+0 or 1 for one bit. A file whose samples are not certain to be those that were labelled is refused:
+lossy, of several channels, of fractions, or of a layout about which programs disagree.
+"""
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from segrec_batch.common.errors import PictureError
+from segrec_batch.images.decode import MAX_PIXELS
+from segrec_batch.images.signatures import find_format
+
+FORMATS = ("BMP", "PNG", "TIFF")
+"""The formats of masks: lossless ones in which an image of one channel is stored as it is."""
+
+ADVICE = "save masks as PNG, 8-bit grey or palette, one value a pixel"
+
+_RECOGNISED = (*FORMATS, "GIF", "JPEG", "WEBP")  # to name what is refused; none starts a program
+_REFUSED = {
+    "JPEG": "its lossy compression changes labels",
+    "MPO": "its lossy compression changes labels",
+    "WEBP": "it stores colours, in general lossily, and no labels",
+    "GIF": "programs that save it number its palette anew",
+}
+_SCALES = {"L;2": 85, "L;4": 17}  # by which Pillow multiplies greys of few bits
+
+_PHOTOMETRIC, _BITS, _SAMPLES, _ORIENTATION, _SAMPLE_FORMAT = 262, 258, 277, 274, 339
+_WHITE_IS_0, _GREY, _INDEX = 0, 1, 3  # photometric interpretations
+_UNSIGNED, _SIGNED = 1, 2  # sample formats
+_TIFF_LAYOUTS = {  # those that Pillow reads without a fault, by the tests
+    *((_GREY, _UNSIGNED, bits) for bits in (1, 2, 4, 8, 16, 32)),
+    *((_GREY, _SIGNED, bits) for bits in (8, 16, 32)),
+    *((_INDEX, _UNSIGNED, bits) for bits in (1, 2, 4, 8)),
+}
+_TIFF_LOSSLESS = {
+    "raw", "tiff_ccitt", "group3", "group4", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate",
+    "packbits", "lzma", "zstd",
+}  # fmt: skip
+
+
+def decode_mask(data: bytes) -> NDArray[np.integer[Any]]:
+    """Return the samples of a mask, (H, W) of the smallest integer type that the file calls for.
+
+    Raises PictureError with stage `decode` for a file that is damaged, or refused: the reason says
+    why, and what to do.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of what is checked here or harmless
+            with Image.open(io.BytesIO(data), formats=_RECOGNISED) as image:
+                scale = _scale(image)
+                _check_layout(image)
+                if image.format == "PNG":
+                    _check_sums(data)
+                image.load()
+                _check_upright(image)
+                return _samples(image, scale)
+    except PictureError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _refusal(
+            f"more than {MAX_PIXELS:,} pixels are too many", "make it smaller"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise _refusal(_unidentified(data)) from error
+    except Exception as error:  # decoders raise nearly anything on broken bytes
+        reason = f"damaged ({type(error).__name__}: {error})"
+        raise _refusal(reason, "make the file again") from error
+
+
+def _unidentified(data: bytes) -> str:
+    if not data:
+        return "empty file"
+    if (name := find_format(data)) in FORMATS:
+        return f"a {name} that is damaged, or of a layout that is not read"
+    return f"not an image of {', '.join(FORMATS)}"
+
+
+def _scale(image: Image.Image) -> int:
+    """Return what Pillow multiplies the samples by when it loads them."""
+    if image.mode != "L":
+        return 1
+    if isinstance(image, TiffImageFile):
+        return _SCALES.get(f"L;{_tag(image, _BITS)}", 1)
+    return _SCALES.get(str(image.tile[0][3]), 1) if isinstance(image, PngImageFile) else 1
+
+
+def _samples(image: Image.Image, scale: int) -> NDArray[np.integer[Any]]:
+    """Return what the file stores of an image whose layout has been checked."""
+    samples = np.asarray(image)
+    if image.mode == "P":
+        _check_palette(image)
+    if samples.dtype == np.bool_:
+        return samples.astype(np.uint8)
+    signed = isinstance(image, TiffImageFile) and _tag(image, _SAMPLE_FORMAT) == _SIGNED
+    if signed and samples.dtype == np.uint8:  # Pillow reads signed bytes as unsigned ones
+        return samples.view(np.int8)
+    return samples // scale if scale > 1 else samples
+
+
+def _check_layout(image: Image.Image) -> None:
+    """Raise PictureError for an image that cannot be a mask; looks at its header only."""
+    if image.format not in FORMATS:
+        why = _REFUSED.get(str(image.format), "not one of " + ", ".join(FORMATS))
+        raise _refusal(f"a mask in {image.format} is refused: {why}")
+    if image.width * image.height > MAX_PIXELS:
+        raise _refusal(f"{image.width}×{image.height} pixels are too many", "make it smaller")
+    bands = len(image.getbands())
+    if bands > 1:
+        raise _refusal(f"a mask of {bands} channels ({image.mode}) is refused")
+    if image.mode == "F":
+        raise _refusal("a mask of floating-point values is refused")
+    if getattr(image, "is_animated", False):
+        raise _refusal("a mask of several frames or pages is refused", "save one, as PNG")
+    if isinstance(image, TiffImageFile):
+        _check_tiff(image)
+
+
+def _check_sums(data: bytes) -> None:
+    """Raise SyntaxError for a PNG with a checksum that is not right; loading it looks at few."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        image.verify()
+
+
+def _check_tiff(image: TiffImageFile) -> None:
+    compression = str(image.info.get("compression", "raw"))
+    if compression not in _TIFF_LOSSLESS:
+        raise _refusal(f"a mask in TIFF of compression {compression} is refused: it may be lossy")
+    photometric, bits = _tag(image, _PHOTOMETRIC, _WHITE_IS_0), _tag(image, _BITS)
+    sample_format = _tag(image, _SAMPLE_FORMAT)
+    if photometric == _WHITE_IS_0:
+        raise _refusal(
+            "a mask in TIFF that stores white as 0 (MinIsWhite) is refused: programs disagree "
+            "whether its values are inverted"
+        )
+    # Pillow does not swap bytes of compressed signed or 32-bit samples
+    swapped = image.tag_v2.prefix[:2] == b"MM" and (bits == 32 or (sample_format, bits) == (2, 16))
+    known = (photometric, sample_format, bits) in _TIFF_LAYOUTS and not swapped
+    if not known or _tag(image, _SAMPLES) != 1:
+        raise _refusal(
+            f"a mask in TIFF of this layout is refused: photometric {photometric}, sample format "
+            f"{sample_format}, {bits} bits{', big-endian' if swapped else ''}"
+        )
+    if _tag(image, _ORIENTATION) != 1:
+        raise _turned("TIFF")
+
+
+def _tag(image: TiffImageFile, number: int, default: int = 1) -> int:
+    """Return a tag of one number, or the first of its numbers."""
+    value = image.tag_v2.get(number, default)
+    return int(value[0] if isinstance(value, tuple) else value)
+
+
+def _check_upright(image: Image.Image) -> None:
+    """Raise PictureError for a PNG, which has been loaded, that is to be turned before it is shown.
+
+    Other formats of masks have no EXIF, or have been checked by their header.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken EXIF says nothing
+        return
+    if image.format == "PNG" and orientation != 1:
+        raise _turned("EXIF")
+
+
+def _turned(where: str) -> PictureError:
+    return _refusal(f"a mask with an orientation ({where}) is refused", "turn its pixels upright")
+
+
+def _check_palette(image: Image.Image) -> None:
+    """Raise PictureError for a palette that may be a way to store greys.
+
+    Programs that make files smaller number the greys of a mask anew: 0, 1, 3 become the indices 0,
+    1, 2 of a palette of greys. Palettes for display are coloured, or go from black to white.
+    """
+    used = np.flatnonzero(image.histogram()[:256])
+    palette = np.array(image.getpalette("RGB") or [], int).reshape(-1, 3)
+    if not len(used) or used[-1] >= len(palette):
+        return
+    greys = palette[used, 0]
+    if (palette != palette[:, :1]).any() or len(set(greys.tolist())) < len(greys):
+        return
+    wrong = used[greys != used]
+    ramps = (np.rint(used * 255 / max(n - 1, 1)) for n in {2, 4, 16, len(palette), used[-1] + 1})
+    if len(wrong) and not any(np.abs(greys - ramp).max() <= 1 for ramp in ramps):
+        raise _refusal(
+            f"its palette has greys only, and index {wrong[0]} is grey {palette[wrong[0], 0]}: "
+            "which of them is the label cannot be told",
+            "save masks as PNG, 8-bit grey",
+        )
+
+
+def _refusal(reason: str, advice: str = ADVICE) -> PictureError:
+    return PictureError("decode", f"{reason}; {advice}")

@@ -1,0 +1,85 @@
+"""What purges did to older versions: which file took the place of which.
+
+A deletion request takes rows out of files of every retained version, and the log of Delta Lake
+cannot be changed. So the rewritten file has another name, a table of replacements is kept beside
+the index, and whoever opens an older version looks there.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segrec_batch.common.errors import IndexStateError
+from segrec_batch.index.files import DataFile, check_statistics, described_file, new_part
+from segrec_batch.index.parquet import read_parquet
+from segrec_batch.sources import storage
+
+_FOLDER = "purged"
+_SCHEMA = pa.schema(
+    [
+        pa.field("old_path", pa.string(), nullable=False),
+        pa.field("table", pa.string(), nullable=False),
+        pa.field("path", pa.string()),  # NULL: nothing was left
+        pa.field("size", pa.int64()),
+        pa.field("rows", pa.int64()),
+        pa.field("partition", pa.string()),
+        pa.field("stats", pa.string()),
+    ]
+)
+
+Replacements = Mapping[tuple[str, str], DataFile | None]
+
+
+def write_replacements(
+    index: str, replacements: Iterable[tuple[DataFile, DataFile | None]]
+) -> None:
+    """Remember which files took the place of which; None for a file of which nothing was left."""
+    rows = [
+        {**(vars(new) if new else {}), "table": old.table, "old_path": old.path}
+        for old, new in replacements
+    ]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), sink)
+    uri = storage.join(index, _FOLDER, f"{new_part()}.parquet")
+    storage.write_bytes(uri, sink.getvalue().to_pybytes())
+
+
+def read_replacements(index: str) -> Replacements:
+    """By table and path of a file that a purge took away: what it became, after all purges."""
+    found: dict[tuple[str, str], DataFile | None] = {}
+    for uri, *_ in sorted(_tables(index)):
+        content = storage.read_bytes(uri)
+        try:
+            found.update(_parse(content))
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            raise IndexStateError(f"{uri}: not what a purge has written: {error}") from error
+    return {key: _last(index, found, new) for key, new in found.items()}
+
+
+def _parse(content: bytes) -> Iterator[tuple[tuple[str, str], DataFile | None]]:
+    rows = read_parquet(content)
+    if not rows.schema.equals(_SCHEMA):
+        raise ValueError("it has other columns")
+    for row in rows.to_pylist():
+        key = (row["table"], row.pop("old_path"))
+        new = described_file(**row) if row["path"] is not None else None
+        if new:
+            check_statistics(new.stats)
+        yield key, new
+
+
+def _tables(index: str) -> Iterator[tuple[str, int, float]]:
+    return storage.find_files(storage.join(index, _FOLDER), ".parquet", links=True)
+
+
+def _last(index: str, found: Replacements, file: DataFile | None) -> DataFile | None:
+    seen: set[tuple[str, str]] = set()
+    while file is not None and (key := (file.table, file.path)) in found:
+        if key in seen:
+            raise IndexStateError(
+                f"{storage.join(index, _FOLDER)}: {file.path} took, in the end, its own place"
+            )
+        seen.add(key)
+        file = found[key]
+    return file

@@ -1,0 +1,184 @@
+"""The Arrow schemas of the index: `images`, `regions`, `descriptors` and `failures`.
+
+Integers are signed: Delta Lake has no unsigned types. Words of bits are int64 that hold 64 bits.
+"""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from segrec_batch.common.errors import ModelError
+from segrec_batch.model.spec import BACKGROUND, check_class_names
+from segrec_batch.sources.strict_json import shorten
+
+TABLES = (
+    "failures",
+    "descriptors",
+    "regions",
+    "images",
+)  # in the order of commits
+PARTITION = {"regions": "class", "descriptors": "descriptor"}
+FEATURE_LENGTH = 512
+SIGN_WORDS = 8
+
+_VECTOR = pa.list_(pa.field("element", pa.float32(), nullable=False))
+_WORDS = pa.list_(pa.field("element", pa.int64(), nullable=False))
+_TIME = pa.timestamp("us", tz="UTC")
+BBOX = pa.struct(
+    [pa.field(edge, pa.float32(), nullable=False) for edge in ("x0", "y0", "x1", "y1")]
+)
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+def coverage_column(name: str) -> str:
+    """The column of `images` with the coverage σ of a class."""
+    return f"coverage_{name}"
+
+
+def images_schema(classes: Sequence[str]) -> pa.Schema:
+    """One row per indexed image; `classes` are the foreground classes.
+
+    width, height: of the upright picture. coverage_*: σ in [0, 1] on the feature grid, sum 1.
+    mask_grid: grid_h · grid_w labels, one byte each. mask: palette PNG at the picture's size, long
+    side at most 1024. feature: 512 values, raw. inv_norm: 1/‖feature − mean‖, NULL if constant.
+    sign_bits: 8 words of bits.
+    """
+    names = (BACKGROUND, *classes)
+    return pa.schema(
+        [
+            _required("image_id", pa.string()),
+            _required("uri", pa.string()),
+            _required("source_size", pa.int64()),
+            _required("source_etag", pa.string()),
+            _required("content_hash", pa.string()),
+            _required("width", pa.int32()),
+            _required("height", pa.int32()),
+            _required("format", pa.string()),
+            _required("dominant_class", pa.string()),
+            *(_required(coverage_column(name), pa.float32()) for name in names),
+            _required("grid_h", pa.int32()),
+            _required("grid_w", pa.int32()),
+            _required("mask_grid", pa.binary()),
+            _required("mask", pa.binary()),
+            _required("feature", _VECTOR),
+            pa.field("inv_norm", pa.float32()),
+            _required("sign_bits", _WORDS),
+            _required("model_id", pa.string()),
+            _required("run_id", pa.string()),
+            _required("indexed_at", _TIME),
+        ]
+    )
+
+
+def regions_schema() -> pa.Schema:
+    """One row per image and class present in it, the background among them.
+
+    class: the partition, in the path, not in the files. bbox: of the class's cells, in fractions of
+    width and height. feature, inv_norm: as in `images`, over the class's cells. mask_bits: 16
+    words, the class's bitmap on a 32 × 32 grid, row by row, lowest bit first.
+    """
+    return pa.schema(
+        [
+            _required("image_id", pa.string()),
+            _required("uri", pa.string()),
+            _required("class", pa.string()),
+            _required("coverage", pa.float32()),
+            _required("cells", pa.int32()),
+            _required("bbox", BBOX),
+            _required("feature", _VECTOR),
+            pa.field("inv_norm", pa.float32()),
+            _required("mask_bits", _WORDS),
+            _required("content_hash", pa.string()),
+            _required("run_id", pa.string()),
+        ]
+    )
+
+
+def descriptors_schema() -> pa.Schema:
+    """One row per image and descriptor of the model.
+
+    descriptor: the partition; in the path the descriptor's name and a hash of all that changes its
+    vectors, in queries the name. category: what a search can be narrowed to, if the descriptor has
+    such. vector: as long as the descriptor makes it; NULL if the picture could not be described,
+    for a `reason`.
+    """
+    return pa.schema(
+        [
+            _required("image_id", pa.string()),
+            _required("uri", pa.string()),
+            _required("descriptor", pa.string()),
+            pa.field("category", pa.string()),
+            pa.field("vector", _VECTOR),
+            pa.field("reason", pa.string()),
+            _required("content_hash", pa.string()),
+            _required("run_id", pa.string()),
+        ]
+    )
+
+
+def failures_schema() -> pa.Schema:
+    """One row per source that could not be indexed: the stage and why.
+
+    stage: `name` (a name that is not supported), `read` or `decode`. A failure to read
+    says nothing of the image: a source with a row in `images` keeps that beside this row.
+    """
+    return pa.schema(
+        [
+            _required("image_id", pa.string()),
+            _required("uri", pa.string()),
+            _required("source_size", pa.int64()),
+            _required("source_etag", pa.string()),
+            _required("stage", pa.string()),
+            _required("reason", pa.string()),
+            _required("run_id", pa.string()),
+            _required("failed_at", _TIME),
+        ]
+    )
+
+
+def check_columns(table: str, schema: pa.Schema, partitioned: bool = False) -> tuple[str, ...]:
+    """Hold the columns of a file of a table, or with its partition of the table, against ours.
+
+    Returns:
+        The foreground classes that the columns of `images` are of.
+
+    Raises:
+        pa.ArrowInvalid: Names, types, order or NULLs are not those of the table.
+    """
+    key, prefix = PARTITION.get(table), coverage_column("")
+    found = [name.removeprefix(prefix) for name in schema.names if name.startswith(prefix)]
+    classes = tuple(name for name in found if name != BACKGROUND) if table == "images" else ()
+    try:
+        check_class_names(classes)
+    except ModelError as error:
+        raise pa.ArrowInvalid(str(error)) from error
+    whole = schemas(classes)[table]
+    own = pa.schema([field for field in whole if partitioned or field.name != key])
+    if not schema.equals(own):
+        raise pa.ArrowInvalid(f"its columns are not those of {table}: {_difference(schema, own)}")
+    return classes
+
+
+def _difference(schema: pa.Schema, own: pa.Schema) -> str:
+    for field in own:
+        if field.name not in schema.names:
+            return f"{field.name} is missing"
+        if schema.names.count(field.name) > 1:
+            return f"{field.name} is there twice"
+        if not schema.field(field.name).equals(field):
+            return f"{field.name} is {shorten(str(schema.field(field.name).type))}"
+    strange = [name for name in schema.names if name not in own.names]
+    return f"{shorten(strange[0])} is not among them" if strange else "they are in another order"
+
+
+def schemas(classes: Sequence[str]) -> dict[str, pa.Schema]:
+    """The schema of each table of an index."""
+    return {
+        "failures": failures_schema(),
+        "descriptors": descriptors_schema(),
+        "regions": regions_schema(),
+        "images": images_schema(classes),
+    }

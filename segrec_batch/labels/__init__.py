@@ -1,0 +1,1 @@
+"""Labelled images: which mask belongs to which image."""

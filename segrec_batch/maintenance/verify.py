@@ -1,0 +1,249 @@
+"""Verification: every file of a snapshot is read again and held against what is said of it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from segrec_batch.common.console import ProgressMeter
+from segrec_batch.common.errors import PictureError
+from segrec_batch.distributed import cluster
+from segrec_batch.distributed.tasks import each
+from segrec_batch.images import sandbox
+from segrec_batch.images.decode import mask_shape
+from segrec_batch.index.encode import image_id, inverse_norms
+from segrec_batch.index.files import DataFile, by_part, parse_rows, statistics
+from segrec_batch.index.schema import (
+    FEATURE_LENGTH,
+    PARTITION,
+    SIGN_WORDS,
+    coverage_column,
+    regions_schema,
+    schemas,
+)
+from segrec_batch.index.snapshot import Snapshot
+from segrec_batch.model.spec import COMMON_GRID, ModelSpec
+from segrec_batch.search.database import open_files, query
+from segrec_batch.sources import storage
+
+_SHOWN = 5  # examples of one kind of problem in one file
+
+_NO_REGIONS = regions_schema().empty_table()
+
+_LENGTHS = {
+    "feature": FEATURE_LENGTH,
+    "sign_bits": SIGN_WORDS,
+    "mask_bits": COMMON_GRID**2 // 64,
+}
+
+Problem = str
+Job = tuple[str, list[DataFile], ModelSpec, str]
+
+# a source that could not be read keeps the row that it has in `images`: such a pair, and no other
+_TWICE = """
+SELECT uri FROM (
+    SELECT uri FROM images GROUP BY uri HAVING count(*) > 1
+    UNION SELECT uri FROM failures GROUP BY uri HAVING count(*) > 1
+    UNION SELECT uri FROM failures SEMI JOIN images USING (uri) WHERE stage <> 'read'
+)
+ORDER BY uri LIMIT 10
+"""
+
+
+def verify(snapshot: Snapshot) -> list[Problem]:
+    """Check all files of a snapshot; what is wrong with them, nothing if all is well.
+
+    Sizes, row counts, statistics and schemas against the log; in `images`: ids, coverages against
+    class maps, masks, norms; in `regions`: that they are those of the part's images, cells, norms,
+    and that the features of an image's regions average to its own; in `descriptors`: that they are
+    of the part's images and of the model, vectors of one length; sources that are there twice, but
+    for those that have a row in `images` and could not be read since; tables that are ahead of the
+    newest snapshot.
+    """
+    index, spec, model_id = snapshot.index, snapshot.spec, snapshot.model_id
+    parts = by_part(snapshot.all_files)
+    jobs: list[Job] = [(index, files, spec, model_id) for files in parts.values()]
+    problems: list[Problem] = []
+    with cluster.joined(), ProgressMeter("parts verified", len(jobs)) as meter:
+        for _, found in each(check_part, jobs, cpus=1):
+            problems += found
+            meter.advance()
+    if not problems:  # else the files may not even be readable
+        twice = query(open_files(snapshot).connection, _TWICE)["uri"].to_pylist()
+        problems += [f"{uri}: there more than once" for uri in twice]
+    return sorted([*problems, *filter(None, [snapshot.problem])])
+
+
+def check_part(job: Job) -> list[Problem]:
+    """What is wrong with the files of one part."""
+    index, files, spec, model_id = job
+    tables: dict[tuple[str, str | None], pa.Table] = {}
+    problems = []
+    for file in files:
+        try:
+            content = storage.read_bytes(file.uri(index))
+            rows = tables[file.table, file.partition] = parse_rows(content)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            problems.append(f"{file.uri(index)}: {type(error).__name__}: {error}")
+            continue
+        checks = [*_against_log(file, len(content), rows, spec)] or [*_ids(rows)]
+        problems += [f"{file.uri(index)}: {text}" for text in checks]
+    if not problems:
+        checks = [
+            *_images(tables, spec, model_id),
+            *_regions(tables, spec),
+            *_descriptors(tables, spec),
+        ]
+        problems += [f"part {files[0].part}: {text}" for text in checks]
+    return problems
+
+
+def _against_log(file: DataFile, size: int, rows: pa.Table, spec: ModelSpec) -> Iterator[Problem]:
+    if size != file.size:
+        yield f"{size} bytes, but {file.size} in the log"
+    if rows.num_rows != file.rows:
+        yield f"{rows.num_rows} rows, but {file.rows} in the log"
+        return
+    schema = schemas(spec.classes)[file.table]
+    in_file = [field for field in schema if field.name != PARTITION.get(file.table)]
+    if not rows.schema.equals(pa.schema(in_file)):
+        yield "columns are not those of the schema"
+        return
+    if _values(json.loads(statistics(rows))) != _values(json.loads(file.stats)):
+        yield "statistics in the log are not those of the rows"
+    for name, length in _LENGTHS.items():
+        if name in rows.column_names:
+            lengths = pc.unique(pc.list_value_length(rows[name])).to_pylist()
+            if lengths not in ([], [length]):
+                yield f"{name} has {lengths} values in place of {length}"
+
+
+def _values(stats: dict[str, Any]) -> object:
+    """Statistics with numbers as float32, in which they were counted."""
+    ends = [stats[key] for key in ("minValues", "maxValues")]
+    return stats["numRecords"], [
+        {n: v if isinstance(v, str) else float(np.float32(v)) for n, v in end.items()}
+        for end in ends
+    ]
+
+
+def _ids(rows: pa.Table) -> Iterator[Problem]:
+    pairs = zip(rows["image_id"].to_pylist(), rows["uri"].to_pylist(), strict=True)
+    yield from _some((u for i, u in pairs if i != image_id(u)), "image_id is not that of the URI")
+
+
+def _images(
+    tables: dict[tuple[str, str | None], pa.Table], spec: ModelSpec, model_id: str
+) -> Iterator[Problem]:
+    images = tables.get(("images", None))
+    if images is None:
+        return
+    rows = images.to_pylist()
+    for check, text in (
+        (lambda row: row["model_id"] != model_id, "of another model"),
+        (lambda row: _coverages_differ(row, spec), "coverages are not those of mask_grid"),
+        (lambda row: _mask_differs(row, spec), "mask does not fit the image"),
+    ):
+        yield from _some((row["uri"] for row in rows if check(row)), text)
+    yield from _norms(images)
+
+
+def _coverages_differ(row: dict[str, Any], spec: ModelSpec) -> bool:
+    labels = np.frombuffer(row["mask_grid"], np.uint8)
+    if not 0 < labels.size == row["grid_h"] * row["grid_w"]:
+        return True
+    if labels.max() >= len(spec.all_classes):
+        return True
+    shares = np.bincount(labels, minlength=len(spec.all_classes)) / labels.size
+    stored = [row[coverage_column(name)] for name in spec.all_classes]
+    return not np.allclose(shares, stored, atol=1e-6)
+
+
+def _mask_differs(row: dict[str, Any], spec: ModelSpec) -> bool:
+    try:
+        mask = sandbox.shared().decode_mask(row["mask"])
+    except PictureError:
+        return True
+    wanted = mask_shape(row["height"], row["width"])
+    return mask.shape != wanted or int(mask.max()) >= len(spec.all_classes)
+
+
+def _norms(rows: pa.Table) -> Iterator[Problem]:
+    features = _features(rows)
+    stored = rows["inv_norm"].to_numpy().astype(np.float32)  # NULL becomes NaN
+    wrong = ~np.isclose(inverse_norms(features), stored, rtol=1e-5, equal_nan=True)
+    wrong |= ~np.isfinite(features).all(axis=1)
+    uris = rows["uri"].to_pylist()
+    yield from _some((uris[i] for i in np.flatnonzero(wrong)), "inv_norm is not that of feature")
+
+
+def _features(rows: pa.Table) -> NDArray[np.float32]:
+    values = rows["feature"].combine_chunks().flatten()
+    return np.asarray(values, np.float32).reshape(rows.num_rows, -1)
+
+
+def _regions(tables: dict[tuple[str, str | None], pa.Table], spec: ModelSpec) -> Iterator[Problem]:
+    images = tables.get(("images", None))
+    if images is None:
+        if any(table == "regions" for table, _ in tables):
+            yield "regions without images"
+        return
+    ids, whole = images["image_id"].to_pylist(), _features(images)
+    place = {i: n for n, i in enumerate(ids)}
+    grid = images["grid_h"].to_numpy() * images["grid_w"].to_numpy()
+    mean = np.zeros_like(whole)
+    for name in spec.all_classes:
+        shares = images[coverage_column(name)].to_numpy()
+        regions = tables.get(("regions", name), _NO_REGIONS)
+        owners, coverage = regions["image_id"].to_pylist(), regions["coverage"].to_numpy()
+        expected = {ids[n]: shares[n] for n in np.flatnonzero(shares)}
+        found = dict(zip(owners, coverage, strict=True))
+        if found != expected or len(found) != regions.num_rows:
+            yield f"regions of {name} are not those of the images"
+            continue
+        if not owners:
+            continue
+        mean[[place[i] for i in owners]] += _features(regions) * coverage[:, None]
+        yield from (f"{name}: {text}" for text in _norms(regions))
+        cells = coverage * grid[[place[i] for i in owners]]
+        if np.any(np.rint(cells) != regions["cells"].to_numpy()):
+            yield f"cells of {name} are not those of its coverage"
+        if np.any(np.diff(coverage) < 0):
+            yield f"regions of {name} do not lie by coverage"
+    wrong = ~np.isclose(mean, whole, rtol=1e-2, atol=1e-3 * np.abs(whole).max()).all(axis=1)
+    uris = images["uri"].to_pylist()
+    text = "features of the regions do not average to the image's"
+    yield from _some((uris[i] for i in np.flatnonzero(wrong)), text)
+
+
+def _descriptors(
+    tables: dict[tuple[str, str | None], pa.Table], spec: ModelSpec
+) -> Iterator[Problem]:
+    images = tables.get(("images", None))
+    ids = set(images["image_id"].to_pylist()) if images is not None else set()
+    known = {d.id for d in spec.descriptors}
+    for (table, name), rows in tables.items():
+        if table != "descriptors":
+            continue
+        owners = rows["image_id"].to_pylist()
+        if name not in known:
+            yield f"descriptor {name} is not of the model"
+        if not set(owners) <= ids or len(set(owners)) < len(owners):
+            yield f"vectors of {name} are not those of the images"
+        lengths = pc.unique(pc.list_value_length(rows["vector"]).drop_null())
+        if len(lengths) > 1:
+            yield f"vectors of {name} have {' and '.join(map(str, lengths.to_pylist()))} values"
+        pairs = zip(*(rows[c].to_pylist() for c in ("uri", "vector", "reason")), strict=True)
+        wrong = (uri for uri, vector, reason in pairs if (vector is None) != (reason is not None))
+        yield from _some(wrong, f"{name} is without vector and reason, or has both")
+
+
+def _some(uris: Iterator[str], text: str) -> Iterator[Problem]:
+    found: Sequence[str] = list(uris)
+    if found:
+        shown = ", ".join(map(repr, found[:_SHOWN]))
+        yield f"{text}: {len(found)} ({shown}{', …' if len(found) > _SHOWN else ''})"

@@ -1,0 +1,182 @@
+"""Commits of a run: new parts go in, and in the same commit the rows that they replace go out."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from segrec_batch.common.errors import AccountingError
+from segrec_batch.distributed.tasks import each
+from segrec_batch.index.files import DataFile, by_part, count_rows
+from segrec_batch.index.parts import rewrite_part
+from segrec_batch.index.snapshot import Snapshot, with_changes
+from segrec_batch.pipeline.backfill import Added
+from segrec_batch.pipeline.metrics import Metrics
+from segrec_batch.pipeline.plan import Leaving
+from segrec_batch.pipeline.run_stats import Account
+from segrec_batch.pipeline.tally import total
+
+Commit = Callable[[Snapshot, Sequence[DataFile], Sequence[DataFile], Mapping[str, Any]], Snapshot]
+Change = tuple[list[DataFile], list[DataFile]]  # files to remove, files to add
+Ids = dict[str, list[str]]  # image_ids whose rows leave, by table: `images` or `failures`
+Job = tuple[str, list[DataFile], Ids, str]  # index, files of a part, what leaves it, its name
+
+
+class Publisher:
+    """Gathers receipts and commits them by `commit`. `current` is the newest snapshot.
+
+    pending: whether `base` is something to commit in itself, such as other descriptors.
+    """
+
+    def __init__(
+        self, base: Snapshot, account: Account, commit: Commit, pending: bool = False
+    ) -> None:
+        self.base = self.current = base
+        self.account = account
+        self.metrics = Metrics(account.run_id)
+        self._commit = commit
+        self._pending = pending
+        self._last = time.monotonic()
+        self._files: list[DataFile] = []
+        self._leaving: dict[str, Ids] = {}  # by part
+        self._renamed: dict[tuple[str, str], str] = {}  # parts, by table, that were written again
+
+    def take(self, receipts: pa.Table) -> int:
+        """Receipts of parts in place; returns how many sources they are about."""
+        account, files = self.account, []
+        reasons: Counter[str] = Counter()
+        copied, stale, costs = 0, 0, []
+        for row in receipts.to_pylist():
+            for old in row.pop("replaced") or ():
+                self._drop_later(old["part"], old["table"], [old["image_id"]])
+            for reason in row.pop("reasons") or ():
+                reasons[reason["label"]] += reason["pictures"]
+            copied += row.pop("copied") or 0
+            stale += row.pop("stale") or 0
+            costs.append(row.pop("cost"))
+            files.append(DataFile(**row))
+        self._add(files)
+        indexed, cost = count_rows(files, "images"), total(costs)
+        failed = count_rows(files, "failures") - stale
+        account.indexed += indexed
+        account.copied += copied
+        account.failed += failed
+        account.stale += stale
+        account.reasons += reasons
+        account.cost = total([account.cost, cost])
+        self.metrics.taken(indexed - copied, copied, stale, reasons, cost)
+        return indexed + failed + stale
+
+    def _drop_later(self, part: str, table: str, image_ids: list[str]) -> None:
+        self._leaving.setdefault(part, {}).setdefault(table, []).extend(image_ids)
+
+    def _add(self, files: Sequence[DataFile]) -> None:
+        self._files += files
+        written = sum(file.size for file in files)
+        self.account.bytes_written += written
+        self.metrics.written(written)
+
+    def move(self, part: str, added: Added) -> int:
+        """Images of a part that are in a new one, with vectors; returns how many were added."""
+        self._add(added.files)
+        if added.image_ids:
+            self._drop_later(part, "images", added.image_ids)
+        self.account.described += added.vectors
+        self.account.reread += added.read
+        self.account.unread += added.unread
+        self.account.outside += added.outside
+        return added.vectors
+
+    def publish_every(self, seconds: float) -> None:
+        """Commit if the last commit is so long ago."""
+        if time.monotonic() - self._last > seconds:
+            self.publish()
+
+    def publish(self) -> None:
+        """Commit what has been taken since the last commit."""
+        if self._files or self._pending:
+            self._publish(self._leaving.items())
+
+    def publish_last(self, gone: Iterable[Leaving]) -> None:
+        """Commit the rest, rows of sources that are gone taken out, if the books are right.
+
+        Raises AccountingError; nothing is then published.
+        """
+        self._publish(self._with_gone(gone), lambda after: self.account.check(self.base, after))
+
+    def publish_described(self) -> None:
+        """Commit the rest, if each image then has a row for each descriptor.
+
+        Raises AccountingError; nothing is then published.
+        """
+        self._publish(self._leaving.items(), self.account.check_descriptors)
+
+    def _with_gone(self, gone: Iterable[Leaving]) -> Iterator[Leaving]:
+        leaving = dict(self._leaving)
+        for part, ids in gone:
+            others = leaving.pop(part, {})
+            yield part, {t: [*others.get(t, ()), *ids.get(t, ())] for t in {*ids, *others}}
+        yield from leaving.items()
+
+    def _publish(
+        self,
+        dropped: Iterable[Leaving],
+        check: Callable[[Snapshot], None] | None = None,
+    ) -> None:
+        remove, add = self._drop(dropped)
+        add += self._files
+        after = with_changes(self.current, add, remove)
+        if check:
+            check(after)
+        if add or remove or self._pending:  # else earlier commits had it all
+            self.account.commits += 1
+            self.current = self._commit(
+                self.current, add, remove, {"segrec": self.account.summary()}
+            )
+            self.metrics.committed()
+        self._files, self._leaving, self._pending = [], {}, False
+        self._last = time.monotonic()
+
+    def _drop(self, dropped: Iterable[Leaving]) -> Change:
+        """Write parts again without some rows."""
+        remove: list[DataFile] = []
+        add: list[DataFile] = []
+        for (_, files, ids, part), left in each(_rewrite, self._jobs(dropped)):
+            for table, image_ids in ids.items():
+                went = count_rows(files, table) - count_rows(left, table)
+                if went != len(image_ids):
+                    raise AccountingError(
+                        f"{len(image_ids)} old rows were to leave part {part}, but {went} did; "
+                        "nothing of this is published; check the index with jobs/maintain.py verify"
+                    )
+            remove += files
+            add += left
+            for file in left:
+                self._renamed[part, _table(file)] = file.part
+        return remove, add
+
+    def _jobs(self, dropped: Iterable[Leaving]) -> Iterator[Job]:
+        """Parts as they are called now, with what leaves them.
+
+        A part that has rows of both tables, of an index of old, is written again as two.
+        """
+        parts = by_part(self.current.all_files)
+        for part, ids in dropped:
+            now: dict[str, Ids] = {}
+            for table, image_ids in ids.items():
+                now.setdefault(self._renamed.get((part, table), part), {})[table] = image_ids
+            for name, leaving in now.items():
+                both = {"images": [], "failures": [], **leaving}
+                yield self.current.index, parts.get(name, []), both, part
+
+
+def _table(file: DataFile) -> str:
+    """That of the two by which a file's rows are counted."""
+    return "failures" if file.table == "failures" else "images"
+
+
+def _rewrite(job: Job) -> list[DataFile]:
+    index, files, ids, _ = job
+    return rewrite_part(index, files, ids["images"], ids["failures"])

@@ -1,0 +1,97 @@
+"""Descriptors of a model: switched on, with what they learn from the pictures of its index, or off.
+
+What is switched on computes nothing yet; that is what the indexing job does.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from segrec_batch import descriptors
+from segrec_batch.common.errors import IndexStateError, InputError
+from segrec_batch.descriptors import Parameters, Samples
+from segrec_batch.index.snapshot import Snapshot
+from segrec_batch.model.bundle import Model, load_model
+from segrec_batch.sources import storage
+
+_NEXT = re.compile(r",(?=\w+=)")  # a comma elsewhere belongs to a value
+
+
+@dataclass(frozen=True)
+class Addition:
+    """A descriptor to switch on, and the user's arguments of it."""
+
+    name: str
+    arguments: dict[str, str] = field(default_factory=dict)
+
+
+def parse_addition(text: str) -> Addition:
+    """`NAME[:KEY=VALUE[,KEY=VALUE…]]`. Raises InputError.
+
+    >>> parse_addition("localised:weights=s3://bucket/a.pth,grey=no").arguments
+    {'weights': 's3://bucket/a.pth', 'grey': 'no'}
+    """
+    name, colon, rest = text.partition(":")
+    descriptors.module(name)
+    arguments: dict[str, str] = {}
+    for pair in _NEXT.split(rest) if colon else ():
+        key, equals, value = pair.partition("=")
+        if not (key and equals and value) or key in arguments:
+            raise InputError(f"{text!r}: write NAME or NAME:KEY=VALUE,KEY=VALUE, each KEY once")
+        arguments[key] = value
+    return Addition(name, arguments)
+
+
+def model_of(snapshot: Snapshot, uri: str | None) -> Model:
+    """The bundle at a URI, or the index's own. Raises IndexStateError for that of another model."""
+    model = load_model(uri or snapshot.model_uri)
+    if model.model_id != snapshot.model_id:
+        raise IndexStateError(
+            f"{snapshot.index} belongs to model {snapshot.model_id}, not to {model.model_id} "
+            f"({uri}); give the model of the index, or no --model to take the index's own"
+        )
+    return model
+
+
+def check_output(snapshot: Snapshot, output: str) -> None:
+    """InputError for a folder in the index: its bundles are what its rows were made with."""
+    index = storage.absolute(snapshot.index).rstrip("/")
+    if f"{storage.absolute(output)}/".startswith(f"{index}/"):
+        raise InputError(f"{output} lies in the index; write the bundle to another folder")
+
+
+def described(
+    model: Model, add: Sequence[Addition], drop: Sequence[str], samples: Samples
+) -> Model:
+    """The model less some descriptors and with others, fitted; one of the same name is replaced.
+
+    Raises InputError for a descriptor that is given twice or not there to be dropped, and what the
+    descriptors raise.
+    """
+    names = [addition.name for addition in add]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{twice[0]} is to be added twice; a model has one of each")
+    there = [d.name for d in model.spec.descriptors]
+    for name in drop:
+        if name not in there:
+            raise InputError(f"no {name} to drop; there are {', '.join(there) or 'none'}")
+        model = model.without(name)
+    for addition in add:
+        try:
+            fitted = descriptors.module(addition.name).fit(addition.arguments, samples)
+        except InputError as error:
+            raise InputError(f"{addition.name}: {error}") from error
+        model = model.describing(addition.name, fitted.settings, fitted.tensors)
+    return model
+
+
+def lengths(model: Model) -> dict[str, int]:
+    """How long the vectors of each descriptor are, by its id."""
+    classes = len(model.spec.all_classes)
+    found = {}
+    for each in model.spec.descriptors:
+        parameters = Parameters(each.settings, model.descriptors[each.name])
+        built = descriptors.module(each.name).Descriptor(parameters, classes, "cpu")
+        found[each.id] = int(built.length)
+    return found

@@ -1,0 +1,162 @@
+"""The output folder of a recommendation job: what makes it complete, and what can go on.
+
+    OUTPUT/request.json                 what was asked for; first
+    OUTPUT/class=CLASS/part-….parquet   RECOMMENDATIONS of one part of the queries, whole or absent
+    OUTPUT/unanswered.parquet           UNANSWERED: the other queries, with reasons
+    OUTPUT/_SUCCESS                     counts, as JSON; last
+
+The class of whole images is NULL, which a folder spells class=__HIVE_DEFAULT_PARTITION__.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segrec_batch.common.errors import InputError
+from segrec_batch.index.parquet import open_parquet
+from segrec_batch.sources import storage
+from segrec_batch.sources.strict_json import parse_json, read_json
+
+_REQUEST, _SUCCESS, _UNANSWERED = "request.json", "_SUCCESS", "unanswered.parquet"
+_OF_SNAPSHOT = {"version", "model_id", "queries"}  # what may differ between snapshots of an index
+_CLASS = re.compile(r"class=\w+")
+_PART = re.compile(_CLASS.pattern + r"/part-(\d{6,})\.parquet")
+_NULL = "__HIVE_DEFAULT_PARTITION__"
+_RECEIPT = b"segrec"  # the key of a receipt in the metadata of a part
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A part in place: how many queries it is about, its rows, and the queries that have none.
+
+    swept: queries that a shortlist did not settle; not known of parts of an earlier run.
+    """
+
+    queries: int
+    rows: int
+    nothing_left: tuple[str, ...]
+    swept: int = 0
+
+
+class Output:
+    """The folder `uri` (absolute) of the recommendations for a class, or whole images (None)."""
+
+    def __init__(self, uri: str, cls: str | None) -> None:
+        self.uri = uri
+        self._parts = storage.join(uri, f"class={_NULL if cls is None else cls}")
+
+    def part_uri(self, number: int) -> str:
+        """Where a part of the queries belongs."""
+        return storage.join(self._parts, f"part-{number:06}.parquet")
+
+    def begin(self, request: Mapping[str, Any], overwrite: bool) -> None:
+        """Take the folder for a request, or go on with it. Raises InputError if it is another's."""
+        if overwrite and (self._read(_REQUEST) or {}).keys() >= _OF_SNAPSHOT:
+            self._clear()
+        asked = self._read(_REQUEST)
+        if asked is None:
+            self._refuse_strangers()
+            self._write(_REQUEST, request)
+        elif asked != request:
+            raise InputError(f"{self.uri}: {self._difference(asked, request)}")
+
+    def _clear(self) -> None:
+        """Delete what a job wrote, `_SUCCESS` first and the request last."""
+        for uris in ([self._at(_SUCCESS)], list(self._files()), [self._at(_REQUEST)]):
+            storage.delete(uris)
+
+    def _refuse_strangers(self) -> None:
+        storage.refuse_strangers(
+            self.uri, lambda _: False, "an output of this job", "give another --output"
+        )
+
+    def _difference(self, asked: Mapping[str, Any], request: Mapping[str, Any]) -> str:
+        state = "complete" if self.success() else "unfinished"
+        names = {n for n in request if asked.get(n) != request[n]}
+        way_out = "make them anew with --overwrite, or give another --output"
+        if "version" in names and names <= _OF_SNAPSHOT:
+            named = f"version {asked['version']}, not {request['version']}"
+            way_on = f"give --version {asked['version']}"
+            return f"holds {state} recommendations of {named} of the index; {way_on}, {way_out}"
+        pairs = ((n, _short(asked.get(n)), _short(request[n])) for n in sorted(names))
+        told = ", ".join(f"{name} {old}, not {new}" for name, old, new in pairs)
+        return f"holds {state} recommendations of another request ({told}); {way_out}"
+
+    def _files(self) -> Iterator[str]:
+        """Parts of any class, the unanswered queries, and what was being written of these."""
+        for uri, *_ in storage.find_files(self.uri):
+            path = uri.removeprefix(f"{self.uri}/")
+            folder = path.rpartition("/")[0]
+            draft = storage.is_draft(path) and (not folder or _CLASS.fullmatch(folder))
+            if path == _UNANSWERED or _PART.fullmatch(path) or draft:
+                yield uri
+
+    def finished_parts(self) -> set[int]:
+        """Numbers of the parts in place."""
+        found = storage.find_files(self._parts, ".parquet", links=True)
+        paths = (uri.removeprefix(f"{self.uri}/") for uri, *_ in found)
+        return {int(match[1]) for path in paths if (match := _PART.fullmatch(path))}
+
+    def success(self) -> dict[str, Any] | None:
+        """The counts of complete recommendations."""
+        return self._read(_SUCCESS)
+
+    def finish(self, unanswered: pa.Table, counts: Mapping[str, Any]) -> None:
+        """Put the queries without an answer in place, then the counts."""
+        storage.write_bytes(self._at(_UNANSWERED), _parquet(unanswered))
+        self._write(_SUCCESS, counts)
+
+    def _at(self, name: str) -> str:
+        return storage.join(self.uri, name)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        try:
+            content = read_json(self._at(name))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self._at(name)}: {error}") from error
+        if not isinstance(content, dict):
+            raise InputError(f"{self._at(name)} is no file of this job; give another --output")
+        return content
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        storage.write_bytes(self._at(name), (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_part(uri: str, rows: pa.Table, queries: Sequence[str]) -> Receipt:
+    """Put the RECOMMENDATIONS for some queries (image_ids) in place, the receipt among them."""
+    answered = set(rows["query_id"].to_pylist())
+    nothing_left = tuple(name for name in queries if name not in answered)
+    receipt = {"queries": len(queries), "nothing_left": nothing_left}
+    rows = rows.replace_schema_metadata({_RECEIPT: json.dumps(receipt)})
+    storage.write_bytes(uri, _parquet(rows))
+    return Receipt(len(queries), rows.num_rows, nothing_left)
+
+
+def read_receipt(uri: str) -> Receipt:
+    """The receipt of a part in place. Raises InputError if it is damaged."""
+    try:
+        with storage.opened(uri) as file:
+            metadata = open_parquet(file).metadata
+        receipt = parse_json((metadata.metadata or {})[_RECEIPT])
+        nothing_left = tuple(map(str, receipt["nothing_left"]))
+        return Receipt(int(receipt["queries"]), metadata.num_rows, nothing_left)
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise InputError(f"{uri} is damaged: {error}; delete it and run again") from error
+
+
+def _parquet(rows: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink, compression="zstd")
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value)[:80]

@@ -1,0 +1,217 @@
+"""What is asked of a snapshot: its candidates and queries in blocks, and who has no answer.
+
+DuckDB selects and sorts, on disk where memory does not do; vectors pass through a block at a time.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from segrec_batch.common.errors import InputError, SegrecError
+from segrec_batch.index.parquet import read_parquet
+from segrec_batch.index.snapshot import Snapshot
+from segrec_batch.search.batch.search import Block
+from segrec_batch.search.database import open_files, query
+from segrec_batch.search.filters import Criteria
+from segrec_batch.search.sql.batches import batches, run
+from segrec_batch.search.sql.connection import Settings
+from segrec_batch.search.sql.guard import QueryGuard
+from segrec_batch.search.sql.views import quoted
+from segrec_batch.sources import storage
+
+NOTHING_LEFT = "no candidate is left"
+UNANSWERED = pa.schema(
+    [
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+_MEMORY = "2GB"  # of DuckDB
+_COLUMNS = "image_id, uri, coverage, feature, total, norm, place, content"
+
+# `total` and `norm` are parts of the macro `pearson`; norm is NULL or NaN where that is undefined.
+_VECTORS = """
+CREATE TEMP VIEW vectors AS
+SELECT
+    image_id, uri, coverage, feature,
+    list_sum(feature::DOUBLE[]) AS total,
+    sqrt(greatest(len(feature) * list_inner_product(feature::DOUBLE[], feature::DOUBLE[])
+                  - list_sum(feature::DOUBLE[]) ** 2, 0))
+        + 0 * nullif(list_max(feature) - list_min(feature), 0) AS norm,
+    coalesce(norm > 0 AND isfinite(norm), false) AS defined
+FROM {source}
+"""
+_IMAGES = "(SELECT image_id, uri, NULL::FLOAT AS coverage, feature FROM images)"
+_REGIONS = "(FROM regions WHERE class = {cls})"
+
+_KNOWN = """
+CREATE TEMP TABLE known AS
+SELECT
+    image_id,
+    row_number() OVER (ORDER BY image_id) AS place,
+    dense_rank() OVER (ORDER BY content_hash) AS content
+FROM images
+"""
+_QUERIES = """
+CREATE TEMP TABLE queries AS
+WITH judged AS (
+    SELECT
+        asked.image_id,
+        CASE
+            WHEN known.image_id IS NULL THEN 'not in the index'
+            WHEN vectors.image_id IS NULL THEN 'no region of the class'
+            WHEN NOT defined THEN 'Pearson is undefined (a constant vector)'
+        END AS reason
+    FROM asked LEFT JOIN known USING (image_id) LEFT JOIN vectors USING (image_id)
+)
+SELECT *, row_number() OVER (PARTITION BY reason ORDER BY image_id) - 1 AS number FROM judged
+"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Who is asked for: images that SQL or a Parquet file names (`queries`), all without; and what
+    they are compared by.
+    """
+
+    criteria: Criteria
+    queries: str | None = None
+
+
+class Plan:
+    """A request to a snapshot. Use as a context manager; `folder` takes what memory does not."""
+
+    def __init__(self, snapshot: Snapshot, request: Request, folder: Path) -> None:
+        self.request = request
+        settings: Settings = {
+            "memory_limit": _MEMORY,
+            "temp_directory": str(folder / "spill"),
+            "preserve_insertion_order": False,  # it would cost memory
+        }
+        self._database = open_files(snapshot, settings=settings)
+        self._connection = self._database.connection
+        self._ask(request.queries)
+
+    def _ask(self, queries: str | None) -> None:
+        source = "images"
+        if queries is not None and queries.endswith(".parquet"):
+            self._connection.register("asked_file", _read_ids(queries))
+            source = "asked_file"
+        elif queries is not None:
+            with QueryGuard(self._database) as guard:
+                guard.check(queries)
+            source = f"({queries.strip().rstrip(';')}\n)"
+        sql = f"SELECT DISTINCT image_id::VARCHAR AS image_id FROM {source}"  # noqa: S608
+        run(self._connection, f"CREATE TEMP TABLE asked AS {sql} WHERE image_id IS NOT NULL")
+
+    def fingerprint(self) -> dict[str, Any]:
+        """How many queries, and a hash of their ids that does not depend on their order."""
+        sql = "SELECT count(*) AS count, bit_xor(md5_number(image_id))::VARCHAR AS ids FROM asked"
+        found: dict[str, Any] = query(self._connection, sql).to_pylist()[0]
+        if not found["count"]:
+            raise InputError("there is nothing to ask for: no image_id among the queries")
+        return found
+
+    def prepare(self) -> dict[str, int]:
+        """Look the queries up; how many there are of each reason, those without one under ''."""
+        cls = self.request.criteria.cls
+        source = _IMAGES if cls is None else _REGIONS.format(cls=quoted(cls))
+        for sql in (_VECTORS.format(source=source), _KNOWN, _QUERIES):
+            run(self._connection, sql)
+        sql = "SELECT coalesce(reason, '') AS reason, count(*) AS n FROM queries GROUP BY ALL"
+        counts = {row["reason"]: row["n"] for row in query(self._connection, sql).to_pylist()}
+        return {"": 0, **counts}
+
+    @property
+    def width(self) -> int:
+        """Values of a vector; 0 if there is none."""
+        rows = query(self._connection, "SELECT len(feature) AS n FROM vectors LIMIT 1").to_pylist()
+        return rows[0]["n"] if rows else 0
+
+    def candidates(self, rows: int) -> Iterator[Block]:
+        """Everybody who can be recommended, in blocks of `rows`, in any order."""
+        sql = f"SELECT {_COLUMNS} FROM vectors JOIN known USING (image_id) WHERE defined"  # noqa: S608
+        if self.request.criteria.cls is not None:
+            sql += " AND coverage BETWEEN $low AND $high"
+        low, high = self.request.criteria.coverage
+        window = {"low": low, "high": high} if self.request.criteria.cls is not None else {}
+        for table in _slices(batches(self._connection, sql, window, rows), rows):
+            yield _block(table)
+
+    def queries(self, parts: Collection[int], size: int) -> Iterator[tuple[int, Block]]:
+        """Queries that can be asked, ordered by image_id, in some of the parts of `size`."""
+        if not parts:
+            return
+        self._connection.register("parts", pa.table({"part": sorted(parts)}))
+        sql = (
+            f"SELECT {_COLUMNS}, number FROM queries "  # noqa: S608
+            "JOIN vectors USING (image_id) JOIN known USING (image_id) "
+            "WHERE reason IS NULL AND number // $size IN (SELECT part FROM parts) ORDER BY number"
+        )
+        for table in _slices(batches(self._connection, sql, {"size": size}, size), size):
+            yield table["number"][0].as_py() // size, _block(table)
+
+    def unanswered(self, nothing_left: Collection[str]) -> pa.Table:
+        """UNANSWERED rows: queries that could not be asked, and those of which nothing came."""
+        self._connection.register("nothing", pa.table({"image_id": list(nothing_left)}, _ID))
+        sql = (
+            "SELECT image_id AS query_id, reason FROM queries WHERE reason IS NOT NULL "  # noqa: S608
+            f"UNION ALL SELECT image_id, {quoted(NOTHING_LEFT)} FROM nothing ORDER BY query_id"
+        )
+        return query(self._connection, sql).cast(UNANSWERED)
+
+    def __enter__(self) -> "Plan":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._connection.close()
+
+
+_ID = pa.schema([("image_id", pa.string())])
+
+
+def _read_ids(uri: str) -> pa.Table:
+    """The column image_id of a Parquet file. Raises InputError."""
+    try:
+        with storage.opened(uri) as file:
+            return read_parquet(file, ["image_id"])
+    except SegrecError:
+        raise
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise InputError(f"{uri}: no Parquet file with a column image_id: {error}") from error
+
+
+def _slices(source: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
+    """Batches as tables of `size` rows; the last may be shorter."""
+    held: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in source:
+        while rows + batch.num_rows >= size:
+            yield pa.Table.from_batches([*held, batch.slice(0, size - rows)])
+            batch = batch.slice(size - rows)
+            held, rows = [], 0
+        held.append(batch)
+        rows += batch.num_rows
+    if rows:
+        yield pa.Table.from_batches(held)
+
+
+def _block(rows: pa.Table) -> Block:
+    features = rows["feature"].combine_chunks()
+    values = features.flatten().to_numpy().reshape(len(rows), -1)
+    totals, norms, places, contents = (
+        np.ascontiguousarray(rows[name].to_numpy())
+        for name in ("total", "norm", "place", "content")
+    )
+    told = rows.select(["image_id", "uri", "coverage"]).combine_chunks()
+    return Block(np.array(values), totals, norms, places, contents, told)

@@ -1,0 +1,190 @@
+"""One run of the recommendation job: plan, search on Ray, write parts, prove the sum, finish."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from segrec_batch.common.console import ProgressMeter
+from segrec_batch.common.errors import AccountingError, InputError
+from segrec_batch.common.messages import say
+from segrec_batch.distributed import cluster, nodes
+from segrec_batch.distributed.scratch import scratch_folder
+from segrec_batch.distributed.tasks import Shared, each
+from segrec_batch.index.snapshot import Snapshot, open_snapshot
+from segrec_batch.search.batch.choice import Choice, as_table, choose
+from segrec_batch.search.batch.output import Output, Receipt, read_receipt, write_part
+from segrec_batch.search.batch.plan import NOTHING_LEFT, Plan, Request
+from segrec_batch.search.batch.search import Block, Candidates, Search, Steps, steps
+from segrec_batch.sources import storage
+
+FORMAT = 1  # of the output; another one is another request
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a run goes about its work; the answers do not depend on it.
+
+    device: cpu, cuda or auto. memory: bytes of a worker beside Python and PyTorch themselves.
+    """
+
+    device: str = "auto"
+    memory: int = 2**30
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One part of the queries, and all that its worker needs."""
+
+    uri: str
+    queries: Shared[Block]
+    blocks: list[Shared[Block]]
+    sizes: list[int]
+    choice: Choice
+    at_once: Steps
+    where: nodes.Resources
+
+
+def recommend_all(
+    index: str,
+    request: Request,
+    choice: Choice,
+    output: str,
+    execution: Execution = Execution(),
+    version: int | None = None,
+    part_size: int = 4096,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write the recommendations for many images of one snapshot; returns the counts of the output.
+
+    Goes on where it was interrupted. Raises SegrecError; parts in place stay.
+    """
+    snapshot = open_snapshot(storage.absolute(index), version)
+    request.criteria.check(snapshot.spec)
+    if request.criteria.method != "pearson":
+        raise InputError(f"neighbours are found by pearson, not by {request.criteria.method}")
+    choice.check()
+    place = Output(storage.absolute(output), request.criteria.cls)
+    with scratch_folder("segrec-recommend-") as folder, Plan(snapshot, request, folder) as plan:
+        place.begin(_identity(snapshot, request, choice, part_size, plan), overwrite)
+        done = place.success()
+        if done:
+            say(f"{place.uri} is complete; nothing to do")
+            return done
+        return _run(plan, place, choice, execution, part_size)
+
+
+def _identity(
+    snapshot: Snapshot, request: Request, choice: Choice, part_size: int, plan: Plan
+) -> dict[str, Any]:
+    """What two runs must have in common to share an output."""
+    low, high = request.criteria.coverage
+    return {
+        "format": FORMAT,
+        "index": snapshot.index,
+        "version": snapshot.version,
+        "model_id": snapshot.model_id,
+        "class": request.criteria.cls,
+        "coverage": [low, high],
+        **asdict(choice),
+        "queries": plan.fingerprint(),
+        "part_size": part_size,
+    }
+
+
+def _run(
+    plan: Plan, place: Output, choice: Choice, execution: Execution, part_size: int
+) -> dict[str, Any]:
+    counts = plan.prepare()
+    given = counts.pop("")
+    parts = set(range(-(-given // part_size)))
+    done = place.finished_parts() & parts
+    say(
+        f"{given:,} queries in {len(parts):,} parts, {len(done):,} of them in place; "
+        f"{sum(counts.values()):,} cannot be asked"
+    )
+    with cluster.joined():
+        uris = (place.part_uri(number) for number in sorted(done))
+        receipts = [receipt for _, receipt in each(read_receipt, uris)]
+        if missing := parts - done:
+            left = given - sum(receipt.queries for receipt in receipts)
+            tasks = _tasks(plan, place, choice, execution, missing, part_size)
+            receipts += _search(tasks, left)
+    summary = _account(plan.fingerprint()["count"], given, counts, receipts)
+    unanswered = plan.unanswered([name for r in receipts for name in r.nothing_left])
+    if summary["answered"] + len(unanswered) != summary["queries"]:
+        raise AccountingError(f"{len(unanswered)} unanswered queries are not {summary}")
+    place.finish(unanswered, summary)
+    return summary
+
+
+def _tasks(
+    plan: Plan,
+    place: Output,
+    choice: Choice,
+    execution: Execution,
+    missing: set[int],
+    part_size: int,
+) -> Iterator[_Task]:
+    """A task for each part, once the candidates are where all tasks can read them."""
+    where = nodes.resources(execution.device)
+    at_once = steps(execution.memory, part_size, plan.width, choice.candidates)
+    blocks: list[Shared[Block]] = []
+    sizes: list[int] = []
+    with ProgressMeter("candidates") as meter:
+        for block in plan.candidates(at_once.block):
+            blocks.append(Shared(block))
+            sizes.append(len(block))
+            meter.advance(len(block))
+    say(f"scores on {where} (--device {execution.device})")
+    for number, queries in plan.queries(missing, part_size):
+        uri = place.part_uri(number)
+        yield _Task(uri, Shared(queries), blocks, sizes, choice, at_once, where)
+
+
+def _search(tasks: Iterator[_Task], queries: int) -> list[Receipt]:
+    first = next(tasks)  # the candidates come before it
+    cpus, gpus = (0, 1) if first.where.device == "cuda" else (first.where.threads or 1, 0)
+    receipts = []
+    with ProgressMeter("recommended for", queries) as meter:
+        for _, receipt in each(_work, itertools.chain([first], tasks), cpus, gpus):
+            meter.advance(receipt.queries)
+            receipts.append(receipt)
+    say(f"{sum(r.swept for r in receipts):,} of these took a second pass")
+    return receipts
+
+
+def _work(task: _Task) -> Receipt:
+    """Search for one part of the queries, and put the part in place."""
+    if task.where.threads:
+        torch.set_num_threads(task.where.threads)
+    candidates = Candidates([shared.get for shared in task.blocks], task.sizes)
+    queries = task.queries.get()
+    search = Search(queries, candidates, task.choice.rule, task.at_once, task.where.device)
+    rows = as_table(search, choose(search, task.choice))
+    receipt = write_part(task.uri, rows, queries.rows["image_id"].to_pylist())
+    return replace(receipt, swept=search.swept)
+
+
+def _account(
+    queries: int, given: int, counts: Mapping[str, int], receipts: Sequence[Receipt]
+) -> dict[str, Any]:
+    """The counts of an output. Raises AccountingError unless every query ends as answered, or with
+    a reason.
+    """
+    nothing_left = sum(len(receipt.nothing_left) for receipt in receipts)
+    answered = sum(receipt.queries for receipt in receipts) - nothing_left
+    unanswered = {**counts, **({NOTHING_LEFT: nothing_left} if nothing_left else {})}
+    if queries != answered + sum(unanswered.values()) or given != answered + nothing_left:
+        raise AccountingError(
+            f"{queries} queries, but {answered} answered and {unanswered} do not add up to that; "
+            "the output is not complete"
+        )
+    return {
+        "queries": queries,
+        "answered": answered,
+        "unanswered": dict(sorted(unanswered.items())),
+        "recommendations": sum(receipt.rows for receipt in receipts),
+    }

@@ -1,0 +1,129 @@
+"""What a query cache holds: the tables of its schema `segrec`, and the views over them."""
+
+import duckdb
+
+from segrec_batch.index.schema import FEATURE_LENGTH, SIGN_WORDS, TABLES, coverage_column, schemas
+from segrec_batch.model.spec import ModelSpec
+from segrec_batch.search.sql.connection import open_connection
+from segrec_batch.search.sql.views import complete, identifier, schema_file
+
+SNAPSHOT = "snapshot"
+"""The table of one row that says what the cache was made of."""
+
+
+def create_snapshot_table(connection: duckdb.DuckDBPyConnection, database: str) -> None:
+    """Create the schema of an attached database, and the table SNAPSHOT without its row."""
+    schema = f"{identifier(database)}.segrec"
+    connection.execute(f"CREATE SCHEMA {schema}")
+    connection.execute(
+        f"CREATE TABLE {schema}.{SNAPSHOT} (index VARCHAR, version INTEGER, model_id VARCHAR, "
+        "spec VARCHAR, recipe VARCHAR)"
+    )
+
+
+def create_tables(connection: duckdb.DuckDBPyConnection, database: str, spec: ModelSpec) -> None:
+    """Create the tables of rows in the schema of an attached database, empty, and `functions.sql`
+    in the database that is in use.
+    """
+    connection.execute(schema_file("functions.sql"))
+    for table, schema in schemas(spec.classes).items():
+        connection.register("model_of_rows", schema.empty_table())
+        columns = f"{columns_of(table, spec)}, NULL::VARCHAR AS part"
+        name = f"{identifier(database)}.segrec.{table}"
+        rows = f"SELECT {columns} FROM model_of_rows"  # noqa: S608
+        connection.execute(f"CREATE TABLE {name} AS {rows}")
+        connection.unregister("model_of_rows")
+
+
+def create_cache_views(connection: duckdb.DuckDBPyConnection, spec: ModelSpec) -> None:
+    """Create the views and table macros over `segrec`, in the database that is in use."""
+    for table, schema in schemas(spec.classes).items():
+        names = ", ".join(f"t.{identifier(name)}" for name in schema.names)
+        connection.execute(f"CREATE VIEW {table} AS SELECT {names} FROM segrec.{table} AS t")  # noqa: S608
+    complete(connection, spec.classes)
+
+
+def create_views_of_attached(
+    connection: duckdb.DuckDBPyConnection, database: str, spec: ModelSpec
+) -> None:
+    """Create the same in memory, over the tables of an attached cache: nothing else of it is used.
+
+    After `create_tables`, which brings `functions.sql`.
+    """
+    connection.execute("CREATE SCHEMA segrec")
+    for table in TABLES:
+        source = f"{identifier(database)}.segrec.{table}"
+        connection.execute(f"CREATE VIEW segrec.{table} AS FROM {source}")
+    create_cache_views(connection, spec)
+
+
+def definitions(connection: duckdb.DuckDBPyConnection, database: str) -> dict[str, str]:
+    """Return how the base tables in the schema of an attached database are defined, by name.
+
+    As DuckDB writes it: columns, types, defaults, generated columns and constraints.
+    """
+    found = connection.execute(
+        "SELECT table_name, sql FROM duckdb_tables() "
+        "WHERE database_name = $database AND schema_name = 'segrec'",
+        {"database": database},
+    )
+    return dict(found.fetchall())
+
+
+def catalogue(connection: duckdb.DuckDBPyConnection, database: str) -> set[tuple[str, ...]]:
+    """Return all that an attached database defines, as texts."""
+    found = connection.execute(_CATALOGUE, {"database": database}).fetchall()
+    return {tuple(map(str, row)) for row in found}
+
+
+def expected_catalogue(spec: ModelSpec) -> set[tuple[str, ...]]:
+    """Return the same of a cache as this version makes it."""
+    with open_connection() as connection:
+        connection.execute("ATTACH ':memory:' AS cache")
+        connection.execute("USE cache")
+        create_snapshot_table(connection, "cache")
+        create_tables(connection, "cache", spec)
+        create_cache_views(connection, spec)
+        return catalogue(connection, "cache")
+
+
+_CATALOGUE = """
+SELECT 'table', schema_name, table_name, sql FROM duckdb_tables() WHERE database_name = $database
+UNION ALL SELECT 'view', schema_name, view_name, sql FROM duckdb_views()
+    WHERE database_name = $database AND NOT internal
+UNION ALL SELECT function_type, schema_name, function_name,
+                 concat_ws(' ', parameters, parameter_types, macro_definition)
+    FROM duckdb_functions() WHERE database_name = $database AND NOT internal
+UNION ALL SELECT 'type', schema_name, type_name, '' FROM duckdb_types()
+    WHERE database_name = $database AND NOT internal
+UNION ALL SELECT 'index', schema_name, index_name, sql FROM duckdb_indexes()
+    WHERE database_name = $database
+UNION ALL SELECT 'sequence', schema_name, sequence_name, sql FROM duckdb_sequences()
+    WHERE database_name = $database
+UNION ALL SELECT 'trigger', schema_name, trigger_name, '' FROM duckdb_triggers()
+    WHERE database_name = $database
+"""
+
+
+def columns_of(table: str, spec: ModelSpec) -> str:
+    """Return SQL for the columns of a cache's table, from rows as they are in the files."""
+    derived = _derived(table, spec)
+    names = schemas(spec.classes)[table].names
+    kept = [identifier(name) for name in names if name not in derived]
+    return ", ".join([*kept, *(f"{sql} AS {name}" for name, sql in derived.items())])
+
+
+def _derived(table: str, spec: ModelSpec) -> dict[str, str]:
+    """Columns of a cache that the files do not have so."""
+    if table not in ("images", "regions"):
+        return {}
+    # a row of an array can be read without its neighbours; macros take both kinds
+    found = {
+        "feature": f"feature::FLOAT[{FEATURE_LENGTH}]",
+        "feature_error": "feature_error(feature, inv_norm)",
+    }
+    if table == "images":
+        names = ", ".join(identifier(coverage_column(name)) for name in spec.all_classes)
+        found["coverages"] = f"[{names}]"
+        found |= {f"sign_{i}": f"sign_bits[{i}]" for i in range(1, SIGN_WORDS + 1)}
+    return found

@@ -1,0 +1,272 @@
+"""An index as a DuckDB database: views of one snapshot, and the SQL functions."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from segrec_batch.common.errors import IndexStateError, InputError, ModelError, StorageError
+from segrec_batch.index.snapshot import Snapshot, empty_snapshot, model_uri, open_snapshot
+from segrec_batch.model.spec import ModelSpec, bundle_id, check_class_names
+from segrec_batch.search import cache_layout as layout
+from segrec_batch.search.sql import oracle
+from segrec_batch.search.sql.connection import (
+    Access,
+    Settings,
+    freeze,
+    one_line,
+    open_connection,
+    restrict,
+)
+from segrec_batch.search.sql.remote import SnapshotFiles
+from segrec_batch.search.sql.views import create_views, names_of, quoted
+from segrec_batch.sources import storage
+from segrec_batch.sources.roots import SCHEMES, scheme_of
+from segrec_batch.sources.strict_json import parse_json
+
+CACHE = "cache"
+"""The name under which a query cache is attached."""
+
+
+@dataclass(frozen=True)
+class Database:
+    """One snapshot of an index, as views over its files or over the tables of a query cache."""
+
+    connection: duckdb.DuckDBPyConnection
+    index: str
+    version: int
+    model_id: str
+    spec: ModelSpec
+    is_cache: bool = False
+
+    @property
+    def bundle_id(self) -> str:
+        """The bundle that made the rows."""
+        return bundle_id(self.model_id, self.spec)
+
+    @property
+    def model_uri(self) -> str:
+        """Where it lies."""
+        return model_uri(self.index, self.bundle_id)
+
+
+def connect(
+    index: str,
+    version: int | None = None,
+    *,
+    locked: bool = True,
+    settings: Settings | None = None,
+) -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection on the newest snapshot of an index, or on that of a version.
+
+    `index` may also be a query cache, as `segrec duckdb` makes it.
+
+    It has the views `images`, `regions`, `descriptors` and `failures` and the functions of
+    `schemas/*.sql`, among them `pearson(a, b)` and `recommend(query, …)`; and `pearson_udf(a, b)`,
+    which is in Python. The snapshot stays the same while the connection lives, whatever is indexed
+    meanwhile.
+
+    SQL on it takes any statement, but opens no file beside those of the snapshot, loads no
+    extension and changes no setting: `locked=False` allows what DuckDB allows, such as COPY. Either
+    way it is for SQL of the caller's own; `segrec sql` takes that of others.
+
+    Args:
+        settings: options of DuckDB, e.g. `{"threads": 4, "memory_limit": "8GB"}`.
+
+    Raises IndexStateError if there is no index, InputError for a setting that there is not.
+
+        con = connect("s3://bucket/index")
+        con.sql("SELECT uri FROM images WHERE coverage_car > 0.3")
+    """
+    access = Access.LOCKED if locked else Access.OPEN
+    connection = open_index(index, version, access, settings).connection
+    oracle.register(connection)
+    return connection
+
+
+def open_index(
+    index: str,
+    version: int | None = None,
+    access: Access = Access.LOCKED,
+    settings: Settings | None = None,
+) -> Database:
+    """An index, or a query cache, for questions. Raises IndexStateError, InputError."""
+    if not is_cache(index):
+        return open_files(open_snapshot(storage.absolute(index), version), access, settings)
+    found = open_cache(index, access, settings)
+    if version not in (None, found.version):
+        raise InputError(
+            f"{index} is a query cache of version {found.version}, not of {version}; ask the index "
+            f"itself, {found.index}"
+        )
+    return found
+
+
+def open_files(
+    snapshot: Snapshot, access: Access = Access.LOCKED, settings: Settings | None = None
+) -> Database:
+    """A snapshot that is already open. Raises IndexStateError if files are gone."""
+    connection = open_connection(settings=settings)
+    named = access is Access.SEALED or storage.is_remote(snapshot.index)
+    if named:
+        connection.register_filesystem(SnapshotFiles([snapshot]))
+        restrict(connection, access, folders=[f"{SnapshotFiles.protocol}://"])
+    else:
+        _check_regular(snapshot)
+        files = [n for f in snapshot.all_files for n in names_of(f, snapshot.index)]
+        restrict(connection, access, files)
+    freeze(connection, access)
+    with reading(snapshot):
+        create_views(connection, snapshot, named)
+    return Database(connection, snapshot.index, snapshot.version, snapshot.model_id, snapshot.spec)
+
+
+def _check_regular(snapshot: Snapshot) -> None:
+    """Raise IndexStateError for what DuckDB would wait for, such as a pipe in a file's place."""
+    for file in snapshot.all_files:
+        path = Path(file.uri(snapshot.index))
+        if path.exists() and not path.is_file():
+            raise IndexStateError(
+                f"{path} is not a regular file; put it back from a backup, or index anew elsewhere"
+            )
+
+
+@contextmanager
+def reading(snapshot: Snapshot) -> Iterator[None]:
+    """DuckDB's errors while it reads a snapshot, as errors of ours.
+
+    IndexStateError for files that are gone or damaged, StorageError for a store that fails, or for
+    the disk on which DuckDB has its own files.
+    """
+    try:
+        yield
+    except duckdb.Error as error:
+        kind, _, text = one_line(error).partition(": ")
+        text = text or kind
+        if kind.endswith("StorageError"):
+            raise StorageError(text) from error
+        if isinstance(error, duckdb.InterruptException | duckdb.OutOfMemoryException):
+            raise
+        of_the_disk = isinstance(error, duckdb.IOException) and ".parquet" not in text
+        if not of_the_disk or kind.endswith("FileNotFoundError"):
+            raise IndexStateError(
+                f"{snapshot.index}: version {snapshot.version} has lost or damaged files: {text}; "
+                "jobs/maintain.py verify names them all. Put them back from a backup, roll back to "
+                "a version that does not need them, or index anew elsewhere"
+            ) from error
+        raise StorageError(f"{text} (TMPDIR names the folder of temporary files)") from error
+
+
+def is_cache(uri: str) -> bool:
+    """Whether a path is that of a query cache: a local file, where an index is a folder."""
+    return not storage.is_remote(uri) and Path(uri).is_file()
+
+
+def open_cache(
+    path: str, access: Access = Access.LOCKED, settings: Settings | None = None
+) -> Database:
+    """A query cache, to read. Raises InputError for a file that is none.
+
+    The file may be anybody's. Only its tables are used, if they are those that `segrec duckdb`
+    makes, under views and macros of this package.
+    """
+    try:
+        # not opened as the database itself: DuckDB would give a renewed file's old state again
+        connection = open_connection(settings=settings)
+        restrict(connection, access, [path, f"{path}.wal"])
+        connection.execute(f"ATTACH {quoted(path)} AS {CACHE} (READ_ONLY, TYPE duckdb)")
+        freeze(connection, access)
+        found = layout.definitions(connection, CACHE)
+        connection.execute(f"ATTACH ':memory:' AS {_EXPECTED}")
+        layout.create_snapshot_table(connection, _EXPECTED)
+    except duckdb.Error as error:
+        raise _no_cache(path, one_line(error)) from error
+    if not found.items() >= layout.definitions(connection, _EXPECTED).items():
+        raise _no_cache(path, f"it has no table segrec.{layout.SNAPSHOT} of the right columns")
+    try:
+        index, version, model_id, model = _identity(connection)
+        layout.create_tables(connection, _EXPECTED, model)
+        if not found.items() >= layout.definitions(connection, _EXPECTED).items():
+            raise ModelError("its tables have other columns")
+    except (duckdb.Error, ModelError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{path} was made by another version of segrec_batch, or is damaged: "
+            f"{one_line(error)}; delete it and make it anew with segrec duckdb"
+        ) from error
+    connection.execute(f"DETACH {_EXPECTED}")
+    layout.create_views_of_attached(connection, CACHE, model)
+    return Database(connection, index, version, model_id, model, is_cache=True)
+
+
+def _no_cache(path: str, reason: str) -> InputError:
+    return InputError(f"{path} is not a query cache of `segrec duckdb`: {reason}")
+
+
+def _identity(connection: duckdb.DuckDBPyConnection) -> tuple[str, int, str, ModelSpec]:
+    """Index, version, model_id and model of an attached cache. Raises ValueError, ModelError."""
+    rows = connection.execute(
+        f"SELECT index, version, model_id, spec FROM {CACHE}.segrec.{layout.SNAPSHOT} "  # noqa: S608
+        "WHERE version >= 0 AND regexp_full_match(model_id, '[0-9a-f]{16}') "
+        f"AND strlen(index) <= {_LONGEST_URI} AND strlen(spec) <= {_LARGEST_SPEC} LIMIT 2"
+    ).fetchall()
+    if len(rows) != 1:
+        raise ValueError("it does not say of which index and version it is")
+    ((index, version, model_id, text),) = rows
+    scheme = scheme_of(index)
+    if scheme not in SCHEMES or (scheme == "file" and not Path(index).is_absolute()):
+        raise ValueError(f"it is of an index at {index[:80]!r}, which is no path and no store")
+    if not index.isprintable() or "::" in index:
+        raise ValueError("the index that it is of has a name that no index has")
+    spec = ModelSpec.from_json(parse_json(text.encode(), _LARGEST_SPEC))
+    check_class_names(list(spec.classes))
+    return index, version, model_id, spec
+
+
+_EXPECTED = "expected"  # a database in memory, of tables as a cache should have them
+_LONGEST_URI = 4096  # bytes
+_LARGEST_SPEC = 2**24
+
+
+def open_twin(database: Database) -> duckdb.DuckDBPyConnection:
+    """Open a database of the same views and macros over tables without rows, which can reach no
+    file: SQL means the same on it, and can do nothing.
+    """
+    connection = open_connection()
+    restrict(connection, Access.SEALED)
+    freeze(connection, Access.SEALED)
+    if database.is_cache:
+        connection.execute(f"ATTACH ':memory:' AS {CACHE}")
+        layout.create_snapshot_table(connection, CACHE)
+        layout.create_tables(connection, CACHE, database.spec)
+        layout.create_views_of_attached(connection, CACHE, database.spec)
+    else:
+        create_views(connection, empty_snapshot(database.index, "", database.spec))
+    return connection
+
+
+def open_database(
+    path: str, snapshots: Sequence[Snapshot], **settings: str
+) -> duckdb.DuckDBPyConnection:
+    """A DuckDB database that can read the files of snapshots and loads no extension.
+
+    For SQL of this package alone: it is not locked.
+    """
+    connection = open_connection(path, settings)
+    if storage.is_remote(snapshots[0].index):
+        connection.register_filesystem(SnapshotFiles(snapshots))
+    return connection
+
+
+def query(
+    connection: duckdb.DuckDBPyConnection,
+    sql: str,
+    parameters: Sequence[object] | Mapping[str, object] = (),
+) -> pa.Table:
+    """Run SQL that returns rows. Raises InputError with DuckDB's message."""
+    try:
+        return connection.sql(sql, params=parameters or None).to_arrow_table()
+    except duckdb.Error as error:
+        raise InputError(f"SQL: {one_line(error)}") from error

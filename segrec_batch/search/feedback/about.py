@@ -1,0 +1,113 @@
+"""The JSON schema of the metadata of a session, which anybody can have made."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jsonschema
+
+from segrec_batch.model.spec import is_bundle_id, is_name
+from segrec_batch.search.methods import METRICS
+from segrec_batch.sources.strict_json import shorten
+
+Schema = dict[str, Any]
+
+_WORDS = 2**16  # values of a vector or a bitmap
+_CLASSES = 256
+
+
+def _object(**fields: Schema) -> Schema:
+    return {**_some(**fields), "required": list(fields)}
+
+
+def _some(**fields: Schema) -> Schema:
+    return {"type": "object", "properties": fields, "additionalProperties": False}
+
+
+def _number(low: float | None = None, high: float | None = None) -> Schema:
+    found: Schema = {"type": "number"}
+    if low is not None:
+        found["minimum"] = low
+    return found if high is None else {**found, "maximum": high}
+
+
+def _count(low: int, high: int) -> Schema:
+    return {"type": "integer", "minimum": low, "maximum": high}
+
+
+def _list(items: Schema, most: int = _WORDS, least: int = 0) -> Schema:
+    return {"type": "array", "items": items, "minItems": least, "maxItems": most}
+
+
+def _by_class(items: Schema) -> Schema:
+    return {"type": "object", "additionalProperties": items, "maxProperties": _CLASSES}
+
+
+_TEXT: Schema = {"type": "string", "maxLength": 4096}
+_YES_OR_NO: Schema = {"type": "boolean"}
+_SHARE = _number(0, 1)
+
+# `seen` becomes arguments of the SQL macro, by name
+_NEW_IMAGE = _object(
+    uri=_TEXT,
+    mask={"type": "string"},
+    coverage=_by_class(_SHARE),
+    seen=_some(
+        query=_list(_number()),
+        coverages=_list(_SHARE, _CLASSES),
+        masks=_by_class(_list(_count(-(2**63), 2**63 - 1))),
+        category={"type": ["string", "null"], "maxLength": 4096},
+    ),
+)
+_ABOUT = _object(
+    format={"type": "integer"},
+    index={**_TEXT, "minLength": 1},
+    version=_count(0, 2**53),
+    model_id=_TEXT,
+    query={"type": "object"},
+    criteria=_object(
+        cls={"type": ["string", "null"]},
+        coverage=_list(_SHARE, 2, 2),
+        k=_count(1, 2**31 - 1),
+        scope={"enum": ["region", "image"]},
+        epsilon={"type": ["number", "null"], "minimum": 0, "maximum": 2},
+        penalise=_YES_OR_NO,
+        rerank={"enum": [None, "mask_iou", "foreground_iou"]},
+        depth=_count(1, 2**31 - 1),
+        distinct_content=_YES_OR_NO,
+        method=_TEXT,
+    ),
+    weights=_object(alpha=_number(0), beta=_number(0), gamma=_number(0), c=_number(0)),
+    keep_marked=_YES_OR_NO,
+)
+_INDEXED_IMAGE = _object(image_id=_TEXT)
+
+
+def check_about(about: Mapping[str, Any]) -> None:
+    """Raise ValueError, with the field, for metadata that no session has."""
+    _check(about, _ABOUT, "")
+    asked = about["query"]
+    _check(asked, _INDEXED_IMAGE if "image_id" in asked else _NEW_IMAGE, "query")
+    criteria = about["criteria"]
+    named = [criteria["cls"]] if criteria["cls"] is not None else []
+    for name in (*named, *asked.get("coverage", ()), *asked.get("seen", {}).get("masks", ())):
+        if not is_name(name):
+            raise ValueError(f"class {shorten(name)}")
+    if not is_bundle_id(about["model_id"]):
+        raise ValueError(f"model_id {shorten(about['model_id'])}")
+    descriptor, _, metric = criteria["method"].partition("-")
+    if not is_name(descriptor) or metric not in ("", *METRICS):
+        raise ValueError(f"method {shorten(criteria['method'])}")
+
+
+def _check(value: Any, schema: Schema, path: str) -> None:
+    error = next(_validator(schema).iter_errors(value), None)
+    if error is not None:
+        place = ".".join(filter(None, (path, *map(str, error.absolute_path))))
+        raise ValueError(f"{place}: {' '.join(error.message.split())[:200]}")
+
+
+def _validator(schema: Schema) -> Any:
+    """A validator to which 1.0 is no integer, as it is none to SQL."""
+    kind = jsonschema.Draft202012Validator
+    whole = kind.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
+    return jsonschema.validators.extend(kind, type_checker=whole)(schema)

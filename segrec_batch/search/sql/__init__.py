@@ -1,0 +1,1 @@
+"""DuckDB connections, and SQL of others under an allow-list."""

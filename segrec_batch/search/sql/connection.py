@@ -1,0 +1,130 @@
+"""DuckDB connections that reach the rows of an index and nothing else of the machine."""
+
+import atexit
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from enum import Enum
+from functools import cache
+from pathlib import Path
+
+import duckdb
+
+from segrec_batch.common.errors import InputError
+from segrec_batch.common.host import usable_memory
+from segrec_batch.distributed.scratch import scratch_folder
+
+Settings = Mapping[str, str | int | bool]
+"""Options of DuckDB by name, e.g. `{"threads": 4, "memory_limit": "8GB"}`."""
+
+_CLOSED: Settings = {
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+    "python_enable_replacements": False,  # of table names by variables of the calling program
+    "allow_community_extensions": False,
+}
+
+
+class Access(Enum):
+    """What SQL on a connection may do beside reading the rows.
+
+    OPEN: all that DuckDB can. LOCKED: it opens no other file and changes no setting, and what does
+    not fit in memory goes to a private folder. SEALED: it opens no file of the local disk at all,
+    and rows that lie there come through handles that cannot write.
+    """
+
+    OPEN = "open"
+    LOCKED = "locked"
+    SEALED = "sealed"
+
+
+def open_connection(path: str = ":memory:", settings: Settings | None = None) -> "_Connection":
+    """Open a DuckDB database that loads no extension by itself. Raises InputError."""
+    connection = duckdb.connect(path, config=dict(_CLOSED))
+    connection.execute("SET parquet_metadata_cache = true")
+    for name, value in (settings or {}).items():
+        if not name.isidentifier():
+            raise InputError(f"{name!r} is no setting of DuckDB; they are in duckdb_settings()")
+        try:
+            connection.execute(f"SET {name} = $value", {"value": value})
+        except duckdb.Error as error:
+            raise InputError(f"the setting {name} = {value!r}: {one_line(error)}") from error
+    return connection
+
+
+def restrict(
+    connection: "_Connection",
+    access: Access,
+    files: Sequence[str] = (),
+    folders: Sequence[str] = (),
+) -> None:
+    """Take from a connection what `access` does not grant, before it reads anything of others.
+
+    Args:
+        files: paths on the local disk that may be read, by name.
+        folders: prefixes of names in registered file systems.
+    """
+    if access is Access.OPEN:
+        return
+    given = connection.sql("SELECT current_setting('temp_directory')").fetchall()
+    if access is Access.SEALED:
+        connection.execute("SET temp_directory = ''")
+        _limit_memory(connection, usable_memory() // 2)
+    elif given == [(_DEFAULT_SPILL,)]:
+        _spill_privately(connection)
+    connection.execute("SET allowed_paths = $files", {"files": list(files)})
+    connection.execute("SET allowed_directories = $folders", {"folders": list(folders)})
+    connection.execute("SET enable_external_access = false")
+
+
+def freeze(connection: "_Connection", access: Access) -> None:
+    """Let no statement change a setting any more; of a sealed one, let none open a local file."""
+    if access is Access.SEALED:
+        connection.execute("SET disabled_filesystems = 'LocalFileSystem'")
+    if access is not Access.OPEN:
+        connection.execute("SET lock_configuration = true")
+
+
+def one_line(error: Exception) -> str:
+    """DuckDB's message without the statement that it quotes, and of errors in Python the last line
+    of the traceback.
+    """
+    text = str(error).partition("\n\nLINE ")[0]
+    if "Traceback (" in text:
+        text = text.strip().rpartition("\n")[2]
+    return " ".join(text.split())
+
+
+_Connection = duckdb.DuckDBPyConnection
+_DEFAULT_SPILL = ".tmp"  # of a database in memory: in the working directory, which SQL could read
+
+
+def _limit_memory(connection: "_Connection", most: int) -> None:
+    """Let a connection take at most so many bytes, or fewer as it is set already."""
+    before = connection.execute("SELECT current_setting('memory_limit')").fetchall()
+    connection.execute(f"SET memory_limit = '{most}B'")
+    after = connection.execute("SELECT current_setting('memory_limit')").fetchall()
+    ((lower,),) = connection.execute(
+        "SELECT parse_formatted_bytes($before) < parse_formatted_bytes($after)",
+        {"before": before[0][0], "after": after[0][0]},
+    ).fetchall()
+    if lower:
+        connection.execute("SET memory_limit = $before", {"before": before[0][0]})
+
+
+def _spill_privately(connection: "_Connection") -> None:
+    """Let a connection spill below a folder that only this user can enter."""
+    folder = str(_spill_folder(os.getpid()) / uuid.uuid4().hex)
+    connection.execute("SET temp_directory = $folder", {"folder": folder})
+
+
+@cache
+def _spill_folder(_: int) -> Path:
+    """Return the folder of this process for what does not fit in memory; it goes with the process.
+
+    Not with a connection: its cursors live on.
+    """
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(scratch_folder("segrec-sql-"))

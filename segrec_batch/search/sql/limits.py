@@ -1,0 +1,108 @@
+"""What SQL of others may take: time, memory, and bytes of its answer."""
+
+import os
+import resource
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from segrec_batch.common.console import every
+from segrec_batch.common.errors import InputError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What SQL of others may take: seconds until its answer is there, and bytes of the answer."""
+
+    seconds: float = 600
+    answer_bytes: int = 4 * 2**30
+
+
+@contextmanager
+def time_limit(connection: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]:
+    """Interrupt what a connection runs after some seconds. Raises InputError then."""
+    done, late = threading.Event(), threading.Event()
+
+    def interrupt() -> None:
+        if done.wait(seconds):
+            return
+        late.set()
+        while not done.wait(0.2):  # again: DuckDB forgets it when it begins to execute
+            connection.interrupt()
+
+    watch = threading.Thread(target=interrupt, daemon=True)
+    watch.start()
+    try:
+        yield
+        if late.is_set():
+            raise _too_late(seconds)
+    except (duckdb.Error, InputError) as error:
+        raise (_too_late(seconds) if late.is_set() else error) from error
+    finally:
+        done.set()
+        watch.join()
+
+
+def _too_late(seconds: float) -> InputError:
+    return InputError(
+        f"SQL: no answer after {seconds:g} s; say --timeout for more, or ask for less"
+    )
+
+
+@contextmanager
+def memory_limit(size: int) -> Iterator[None]:
+    """Let this process take so many bytes more, where the system counts them (Linux): plans and
+    long texts are no part of what DuckDB's `memory_limit` is about.
+
+    Of several limits at a time, one within another or in other threads, the lowest holds.
+    """
+    with _limits_changing:
+        if not _limits:
+            _limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])  # what is there without ours
+        most = _address_space() + size if _STATM.exists() else resource.RLIM_INFINITY
+        _limits.append(most)
+        _limit_to_lowest()
+    try:
+        yield
+    finally:
+        with _limits_changing:
+            _limits.remove(most)
+            _limit_to_lowest()
+            if len(_limits) == 1:
+                _limits.clear()
+
+
+_STATM = Path("/proc/self/statm")
+_limits: list[int] = []  # of the address space in bytes, the first of them from before all others
+_limits_changing = threading.Lock()
+
+
+def _limit_to_lowest() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    finite = [most for most in (*_limits, hard) if most != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(finite, default=resource.RLIM_INFINITY), hard))
+
+
+def _address_space() -> int:
+    return int(_STATM.read_text().split()[0]) * resource.getpagesize()
+
+
+@contextmanager
+def last_resort(seconds: float) -> Iterator[None]:
+    """End the process, with exit code 1 and a message, if the block takes longer.
+
+    For commands: DuckDB cannot be interrupted while it plans, and a short text can have a plan
+    without end.
+    """
+
+    def end() -> None:
+        text = f"error: SQL: given up after {seconds:g} s: it cannot be planned; ask for less\n"
+        os.write(2, text.encode())
+        os._exit(1)
+
+    with every(seconds, end):
+        yield

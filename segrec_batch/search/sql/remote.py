@@ -1,0 +1,115 @@
+"""Files of snapshots as a file system for DuckDB that knows these files only and cannot write.
+
+Those of a remote index are always read through it, those of a local one where SQL of others is run.
+
+DuckDB asks for a file's name, size and time each time that it plans a query, some hundred times for
+a query that uses macros and views. Files of an index never change, and the log knows them. So
+nothing is asked of the store here but the bytes, and those once for each read of DuckDB.
+"""
+
+import datetime as dt
+import io
+import os
+import stat
+from collections.abc import Sequence
+from typing import Any
+
+from fsspec import AbstractFileSystem
+from fsspec.spec import AbstractBufferedFile
+
+from segrec_batch.index.files import DataFile
+from segrec_batch.index.snapshot import Snapshot
+from segrec_batch.sources import storage
+
+_WRITTEN = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)  # all the same, as files never change
+
+
+class SnapshotFiles(AbstractFileSystem):  # type: ignore[misc]
+    """The files of some snapshots of one index, to read: `snapshot://TABLE/PATH`."""
+
+    protocol = "snapshot"
+    cachable = False
+
+    def __init__(self, snapshots: Sequence[Snapshot]) -> None:
+        super().__init__()
+        self.index = snapshots[0].index
+        self._files = {f"{f.table}/{f.path}": f for s in snapshots for f in s.all_files}
+
+    @classmethod
+    def uri(cls, file: DataFile) -> str:
+        """How DuckDB names a file."""
+        return f"{cls.protocol}://{file.table}/{file.path}"
+
+    def glob(self, path: str, maxdepth: int | None = None, **_: Any) -> list[str]:
+        """The file itself: names of data files have no pattern in them."""
+        name = self._strip_protocol(path)
+        return [name] if name in self._files else []
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        """Name and bytes, from the log."""
+        name = self._strip_protocol(path)
+        return {"name": name, "size": self._files[name].size, "type": "file"}
+
+    def modified(self, path: str) -> dt.datetime:
+        """The same time always."""
+        return _WRITTEN
+
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> "_File | _LocalFile":
+        name = self._strip_protocol(path)
+        if mode != "rb":
+            raise PermissionError(f"{name}: files of an index are read only")
+        if name not in self._files:
+            raise FileNotFoundError(f"{name}: no file of this snapshot")
+        uri = self._files[name].uri(self.index)
+        if storage.is_remote(self.index):
+            return _File(self, name, mode, cache_type="none")
+        return _LocalFile(uri)
+
+
+class _File(AbstractBufferedFile):  # type: ignore[misc]
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return storage.read_range(storage.join(self.fs.index, self.path), start, end)
+
+
+class _LocalFile(io.RawIOBase):
+    """A regular file of the local disk, to read, without a buffer of its own."""
+
+    def __init__(self, path: str) -> None:
+        # O_NONBLOCK: a pipe in the place of a file would wait for a writer
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        state = os.fstat(self._descriptor)
+        self._position, self.size = 0, state.st_size
+        if not stat.S_ISREG(state.st_mode):
+            self.close()
+            raise FileNotFoundError(f"{path}: not a regular file")
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return the bytes from here on, fewer at the end of the file."""
+        wanted = self.size - self._position if size < 0 else size
+        content = os.pread(self._descriptor, max(wanted, 0), self._position)
+        self._position += len(content)
+        return content
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Go to a place; returns it."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        """Return the place of the next byte."""
+        return self._position
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if not self.closed:
+            os.close(self._descriptor)
+        super().close()

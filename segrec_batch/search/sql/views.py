@@ -1,0 +1,122 @@
+"""The views of a snapshot, over its Parquet files, and the SQL of `schemas/`."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from segrec_batch.index.files import DataFile
+from segrec_batch.index.schema import PARTITION, coverage_column, schemas
+from segrec_batch.index.snapshot import Snapshot
+from segrec_batch.search.sql.remote import SnapshotFiles
+from segrec_batch.sources import storage
+
+PART = "parse_filename(filename, true) AS part"
+"""The column that names the part of a row."""
+
+
+def create_views(
+    connection: duckdb.DuckDBPyConnection, snapshot: Snapshot, named: bool | None = None
+) -> None:
+    """The views of all tables, and the macros. Raises duckdb.IOException.
+
+    Args:
+        named: whether the files are read by their names in `SnapshotFiles`, also of a local index;
+            those of a remote one always are.
+    """
+    for table, schema in schemas(snapshot.spec.classes).items():
+        scan = select(snapshot, table, named=named)
+        if scan is None:
+            scan = f"FROM nothing_in_{table}"
+            nothing = pa.RecordBatchReader.from_batches(schema, [])
+            connection.from_arrow(nothing).create(f"nothing_in_{table}")
+        connection.execute(f"CREATE VIEW {table} AS {scan}")
+    connection.execute(schema_file("functions.sql"))
+    connection.execute(schema_file("views.sql"))
+    complete(connection, snapshot.spec.classes)
+
+
+def complete(connection: duckdb.DuckDBPyConnection, classes: Sequence[str]) -> None:
+    """What stands on the views of any database: more views, table macros and comments."""
+    for name in ("stale.sql", "recommend.sql", "feedback.sql"):
+        connection.execute(schema_file(name))
+    connection.execute(schema_file("comments.sql"))
+    for name in classes:
+        text = f"Share of the picture, 0 to 1, that {name} fills (σ)"
+        column = f"images.{identifier(coverage_column(name))}"
+        connection.execute(f"COMMENT ON COLUMN {column} IS {quoted(text)}")
+
+
+def select(snapshot: Snapshot, table: str, *extra: str, named: bool | None = None) -> str | None:
+    """SQL for the rows of a table, with extra columns; None if the table has no files."""
+    schema = schemas(snapshot.spec.classes)[table]
+    groups: dict[str | None, list[DataFile]] = {}
+    for file in snapshot.files[table]:
+        groups.setdefault(file.partition, []).append(file)
+    names = {d.id: d.name for d in snapshot.spec.descriptors}
+    scans = [
+        f"SELECT {', '.join([*_columns(table, schema, names.get(part or '', part)), *extra])} "  # noqa: S608
+        f"FROM {_read(snapshot, files, named)}"
+        for part, files in groups.items()
+    ]
+    return " UNION ALL ".join(scans) or None
+
+
+def select_with_part(snapshot: Snapshot, table: str, columns: str) -> str | None:
+    """SQL for columns and the `part` of a table's rows; None if it has no files.
+
+    For tables that are not partitioned.
+    """
+    files = snapshot.files[table]
+    return f"SELECT {columns}, {PART} FROM {_read(snapshot, files)}" if files else None  # noqa: S608
+
+
+def schema_file(name: str) -> str:
+    """A file of `schemas/`: inside the package when installed, beside it in a checkout."""
+    package = Path(__file__).parents[2]
+    folder = package / "schemas"
+    if not folder.is_dir():
+        folder = package.parent / "schemas"
+    return (folder / name).read_text()
+
+
+def quoted(value: str) -> str:
+    """Return SQL for a text."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def identifier(name: str) -> str:
+    """Return SQL for the name of a column, a table or a database."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def names_of(file: DataFile, index: str) -> list[str]:
+    """Return what a local file is called on the way to DuckDB: as a pattern, and as a path."""
+    path = file.uri(index)
+    return sorted({path, _escaped(path)})
+
+
+def _columns(table: str, schema: pa.Schema, part: str | None) -> list[str]:
+    key = PARTITION.get(table)
+    return [
+        f"{quoted(str(part))} AS {identifier(n)}" if n == key else identifier(n)
+        for n in schema.names
+    ]
+
+
+def _read(snapshot: Snapshot, files: Sequence[DataFile], named: bool | None = None) -> str:
+    """A scan of files, all of them named: a pattern could match more than the snapshot."""
+    if named or storage.is_remote(snapshot.index):
+        uris = [SnapshotFiles.uri(file) for file in files]
+    else:
+        uris = [_escaped(file.uri(snapshot.index)) for file in files]
+    return f"read_parquet([{', '.join(map(quoted, uris))}])"
+
+
+def _escaped(path: str) -> str:
+    return _MAGIC.sub(r"[\1]", path)
+
+
+_MAGIC = re.compile(r"([*?\[])")  # DuckDB takes each name for a pattern

@@ -1,0 +1,1 @@
+"""Where images come from: storage by URI, listing, allowed roots."""

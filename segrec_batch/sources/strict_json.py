@@ -1,0 +1,120 @@
+"""JSON that others wrote: bounded in size, depth and numbers before anything is done with it."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from segrec_batch.sources import storage
+
+MAX_BYTES = 2**24
+"""Bytes of a document, if its reader does not say otherwise."""
+
+MAX_DEPTH = 64
+"""Arrays and objects inside each other."""
+
+_INTEGERS = 2**64  # what Parquet, SQL and NumPy can hold
+# a string as a whole, also one that does not end, so that no text is looked at twice
+_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
+
+
+def parse_json(content: bytes, limit: int = MAX_BYTES) -> Any:
+    """Return the value of a JSON document in UTF-8.
+
+    Raises:
+        ValueError: The document is no JSON, is longer than `limit` bytes, is nested deeper than
+            `MAX_DEPTH`, has a key twice, or a number that is not finite or needs more than 64 bits.
+    """
+    if len(content) > limit:
+        raise ValueError(f"more than {limit:,} bytes")
+    text = content.decode()
+    _check_depth(text)
+    return json.loads(
+        text,
+        parse_constant=_refuse_constant,
+        parse_float=_parse_float,
+        parse_int=_parse_integer,
+        object_pairs_hook=_unique,
+    )
+
+
+def read_json(uri: str, limit: int = MAX_BYTES) -> Any:
+    """Return the value of a JSON file. Raises OSError, StorageError, and ValueError as above."""
+    return parse_json(storage.read_bytes(uri, limit), limit)
+
+
+def check_values(value: object, depth: int = MAX_DEPTH // 2) -> None:
+    """Raise ValueError for what `parse_json` would not give back.
+
+    Args:
+        value: A value that is to be written as JSON.
+        depth: How many arrays and objects may be inside each other.
+    """
+    if value is None or isinstance(value, str | bool):
+        return
+    if isinstance(value, int | float):
+        if abs(value) >= _INTEGERS if isinstance(value, int) else not math.isfinite(value):
+            raise ValueError(f"{shorten(value)} is no number that can be kept")
+        return
+    if depth == 0:
+        raise ValueError("nested too deep")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"key {shorten(key)} is no text")
+            check_values(item, depth - 1)
+        return
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"a {type(value).__name__} is no JSON value")
+    for item in value:
+        check_values(item, depth - 1)
+
+
+def shorten(value: object) -> str:
+    """Return a value as an error message shows it: its representation, 80 characters at most.
+
+    >>> shorten("x" * 1000)[-4:]
+    'xxx…'
+    """
+    text = repr(value[:100] if isinstance(value, str | bytes | list | tuple) else value)
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _check_depth(text: str) -> None:
+    depth = 0
+    for token in _TOKEN.finditer(text):
+        first = text[token.start()]
+        if first in "[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+        elif first in "]}":
+            depth -= 1
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _parse_float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return number
+
+
+def _parse_integer(text: str) -> int:
+    number = int(text) if len(text) <= 21 else _INTEGERS
+    if abs(number) >= _INTEGERS:
+        raise ValueError(f"{text[:40]} is too large a number")
+    return number
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ValueError(f"key {shorten(twice)} stands twice")
+    return found

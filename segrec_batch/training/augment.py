@@ -1,0 +1,59 @@
+"""The paper's augmentations (Abdullah 2026, section 3): rotation, crop, flip, zoom, scale."""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from segrec_batch.labels.labelled import VOID
+
+Labels = NDArray[np.int16]
+
+KINDS = ("flip", "rotate", "crop", "zoom", "scale")
+
+
+def augment(
+    image: Image.Image, labels: Labels, kind: str, rng: np.random.Generator
+) -> tuple[Image.Image, Labels]:
+    """One random variant of an RGB image and its mask values (H, W); added borders are void.
+
+    flip: mirrored. rotate: by up to ±15°. crop: a window of 60 to 90 % of each side, anywhere.
+    zoom: the central window of 50 to 80 %. scale: shrunk to 50 to 80 % on a grey canvas.
+    """
+    mask = Image.fromarray(labels.astype(np.int32))  # mode I: keeps VOID
+    if kind == "flip":
+        flip = Image.Transpose.FLIP_LEFT_RIGHT
+        return image.transpose(flip), _labels(mask.transpose(flip))
+    if kind == "rotate":
+        angle = rng.uniform(-15, 15)
+        turned = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=(128, 128, 128))
+        return turned, _labels(mask.rotate(angle, fillcolor=VOID))
+    if kind == "crop":
+        return _window(image, mask, rng.uniform(0.6, 0.9), rng.uniform(size=2))
+    if kind == "zoom":
+        return _window(image, mask, rng.uniform(0.5, 0.8), np.array([0.5, 0.5]))
+    if kind == "scale":
+        return _shrink(image, mask, rng.uniform(0.5, 0.8))
+    raise ValueError(f"no augmentation {kind!r}; there are {', '.join(KINDS)}")
+
+
+def _labels(mask: Image.Image) -> Labels:
+    return np.asarray(mask).astype(np.int16)
+
+
+def _window(
+    image: Image.Image, mask: Image.Image, share: float, where: NDArray[np.float64]
+) -> tuple[Image.Image, Labels]:
+    w, h = max(1, round(image.width * share)), max(1, round(image.height * share))
+    x, y = round((image.width - w) * where[0]), round((image.height - h) * where[1])
+    box = (x, y, x + w, y + h)
+    return image.crop(box), _labels(mask.crop(box))
+
+
+def _shrink(image: Image.Image, mask: Image.Image, share: float) -> tuple[Image.Image, Labels]:
+    size = max(1, round(image.width * share)), max(1, round(image.height * share))
+    at = (image.width - size[0]) // 2, (image.height - size[1]) // 2
+    canvas = Image.new("RGB", image.size, (128, 128, 128))
+    canvas.paste(image.resize(size, Image.Resampling.BILINEAR), at)
+    labels = Image.new("I", image.size, VOID)
+    labels.paste(mask.resize(size, Image.Resampling.NEAREST), at)
+    return canvas, _labels(labels)

@@ -1,0 +1,69 @@
+"""Names of groups of pictures, told from their features by a linear classifier (scikit-learn)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from segrec_batch.common.errors import InputError
+
+_FOLDS = 5
+_ITERATIONS = 1000
+
+
+@dataclass(frozen=True)
+class Categories:
+    """K names, and on raw features `weights` (K, C) and `bias` (K,), float32: the highest score
+    w·x + b names a picture. accuracy: of cross-validation, in [0, 1]; None if no two groups have
+    two pictures.
+    """
+
+    names: tuple[str, ...]
+    weights: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    accuracy: float | None
+
+
+def fit_categories(features: NDArray[np.float32], groups: Sequence[str]) -> Categories:
+    """Fit a multinomial logistic regression on standardised features (n, C) of pictures of groups
+    (n,). Raises InputError for a single group.
+    """
+    names, targets = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        raise InputError(
+            f"category=folder tells folders apart, but all {len(targets):,} pictures lie in "
+            f"{''.join(names)!r}; say category=class"
+        )
+    classifier = _classifier().fit(features, targets)
+    scaler, regression = (step for _, step in classifier.steps)
+    coef, intercept = regression.coef_, regression.intercept_
+    if len(names) == 2:  # scikit-learn keeps one row of the two
+        coef, intercept = np.concatenate([-coef, coef]), np.concatenate([-intercept, intercept])
+    weights = coef / scaler.scale_
+    bias = intercept - weights @ scaler.mean_
+    return Categories(
+        tuple(map(str, names)),
+        weights.astype(np.float32),
+        bias.astype(np.float32),
+        _accuracy(features, targets),
+    )
+
+
+def _classifier() -> Pipeline:
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=_ITERATIONS))
+
+
+def _accuracy(features: NDArray[np.float32], targets: NDArray[np.int64]) -> float | None:
+    """Over the pictures of groups that have two or more, in up to five stratified folds."""
+    sizes = np.bincount(targets)
+    if (sizes > 1).sum() < 2:
+        return None
+    kept = sizes[targets] > 1
+    folds = StratifiedKFold(min(_FOLDS, sizes[sizes > 1].min()), shuffle=True, random_state=0)
+    scores = cross_val_score(_classifier(), features[kept], targets[kept], cv=folds)
+    return float(scores.mean())

@@ -1,0 +1,223 @@
+"""torchvision's Mask R-CNN (He et al. 2017) on ResNet-50 with FPN, fine-tuned on class maps."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from segrec_batch.common.console import ProgressMeter
+from segrec_batch.common.errors import InputError, ModelError
+from segrec_batch.images.decode import Shape
+from segrec_batch.labels.labelled import Classes, LabelledImage
+from segrec_batch.model.backbone import download, read_state
+from segrec_batch.model.device import resolve_device
+from segrec_batch.model.head import resize
+from segrec_batch.training.methods import ClassMap, NotRun
+from segrec_batch.training.rivals.deep import seeded, shrink, shrink_both
+from segrec_batch.training.rivals.instances import connected_instances
+
+NAME = "Mask R-CNN"
+_PREDICTORS = (  # of as many classes as the weights were trained for: they start anew
+    "roi_heads.box_predictor.",
+    "roi_heads.mask_predictor.mask_fcn_logits.",
+)
+
+Example = tuple[Tensor, dict[str, Tensor]]  # pixels (3, h, w) in [0, 1], target
+
+
+@dataclass(frozen=True)
+class MaskRcnnSettings:
+    """Choices of the fine-tuning.
+
+    weights: path or URI of a state dict of `maskrcnn_resnet50_fpn` (.pth, .safetensors), or
+    `download` for torchvision's own. min_size: pixels to which a picture's short side is scaled,
+    its long side to at most twice that. min_pixels: smaller objects are not learned. score: objects
+    found below it are not drawn. rate: the highest learning rate of SGD.
+    """
+
+    weights: str | None = None
+    min_size: int = 480
+    min_pixels: int = 100
+    score: float = 0.5
+    epochs: int = 10
+    batch: int = 2
+    rate: float = 0.005
+    seed: int = 0
+    device: str = "auto"
+
+    @property
+    def max_size(self) -> int:
+        """Pixels of the long side at most."""
+        return 2 * self.min_size
+
+
+class FittedMaskRcnn:
+    """A fine-tuned Mask R-CNN; `settings` says how it was made, `losses` how it went, by step."""
+
+    def __init__(
+        self, network: nn.Module, settings: MaskRcnnSettings, losses: Sequence[float]
+    ) -> None:
+        self.network = network.eval()
+        self.losses = losses
+        self._settings = settings
+
+    @property
+    def settings(self) -> dict[str, Mapping[str, Any]]:
+        """What a report says about it, by method."""
+        return {NAME: asdict(self._settings)}
+
+    @torch.inference_mode()
+    def __call__(self, image: Image.Image) -> dict[str, ClassMap]:
+        """The class map of an RGB picture: objects painted in ascending order of their scores."""
+        device = next(self.network.parameters()).device
+        pixels = _tensor(shrink(image, self._settings.max_size)).to(device)
+        (found,) = self.network([pixels])
+        labels = painted(found, (image.height, image.width), self._settings.score)
+        return {NAME: ClassMap(labels, None)}
+
+
+def painted(found: Mapping[str, Tensor], size: Shape, least: float) -> NDArray[np.uint8]:
+    """The class map of `size` of objects that score `least` or more, the best on top.
+
+    scores, labels: (n,). masks: (n, 1, h, w) in [0, 1], which are resized bilinearly.
+    """
+    canvas = torch.zeros(size, dtype=torch.uint8, device=found["masks"].device)
+    for i in found["scores"].argsort(stable=True):
+        if found["scores"][i] >= least:
+            mask = resize(found["masks"][i][None], size)[0, 0]
+            canvas[mask >= 0.5] = found["labels"][i].to(torch.uint8)
+    return canvas.cpu().numpy()
+
+
+def fit_mask_rcnn(
+    images: Sequence[LabelledImage], classes: Classes, settings: MaskRcnnSettings | None = None
+) -> FittedMaskRcnn:
+    """Fine-tune on the connected regions of the classes, see `connected_instances`.
+
+    Raises NotRun without weights or if the loss diverges, ModelError for weights that are not a
+    Mask R-CNN's, InputError without images, DeviceError.
+    """
+    settings = settings or MaskRcnnSettings()
+    if not images:
+        raise InputError(f"{NAME}: no labelled pictures to train on")
+    state = load_state(settings.weights)
+    device = resolve_device(settings.device)
+    with seeded(settings.seed, device):
+        network = build_network(state, len(classes.names) + 1, settings).to(device)
+        losses = _train(network, images, classes, settings)
+    return FittedMaskRcnn(network, settings, losses)
+
+
+def load_state(weights: str | None) -> dict[str, Tensor]:
+    """The state dict that `MaskRcnnSettings.weights` names. Raises NotRun, ModelError."""
+    if weights is None:
+        raise NotRun("no weights: give --mask-rcnn-weights PATH, or download")
+    if weights == "download":
+        from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
+
+        return download(MaskRCNN_ResNet50_FPN_Weights.DEFAULT, "Mask R-CNN")
+    return read_state(weights, "Mask R-CNN weights")
+
+
+def build_network(
+    state: Mapping[str, Tensor], classes: int, settings: MaskRcnnSettings
+) -> nn.Module:
+    """A Mask R-CNN for so many classes, background included, on weights for any others.
+
+    The last layers of the box and mask heads are drawn anew. Raises ModelError for other tensors
+    that are missing, unexpected or of another shape.
+    """
+    from torchvision.models.detection import MaskRCNN
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+    from torchvision.ops import FrozenBatchNorm2d
+
+    # torchvision's own weights were trained with eps 0
+    norm = partial(FrozenBatchNorm2d, eps=0.0)
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=norm)
+    network: nn.Module = MaskRCNN(
+        backbone, classes, min_size=settings.min_size, max_size=settings.max_size
+    )
+    fresh = {n: t for n, t in network.state_dict().items() if n.startswith(_PREDICTORS)}
+    given = {n: t for n, t in state.items() if not n.startswith(_PREDICTORS)}
+    try:  # torchvision's own file has older names, which its modules translate
+        names = network.load_state_dict({**given, **fresh}, strict=False)
+    except RuntimeError as error:
+        raise ModelError(f"not weights of maskrcnn_resnet50_fpn: {error}") from error
+    # of batch normalisation that was not frozen; it decides nothing
+    wrong = {n for n in names.unexpected_keys if not n.endswith(".num_batches_tracked")}
+    for problem, found in (("is missing", set(names.missing_keys)), ("is not expected", wrong)):
+        if found:
+            raise ModelError(f"not weights of maskrcnn_resnet50_fpn: {min(found)} {problem}")
+    return network
+
+
+def _train(
+    network: nn.Module,
+    images: Sequence[LabelledImage],
+    classes: Classes,
+    settings: MaskRcnnSettings,
+) -> list[float]:
+    steps = settings.epochs * -(-len(images) // settings.batch)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    optimiser = torch.optim.SGD(trained, settings.rate, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, settings.rate, total_steps=steps, cycle_momentum=False
+    )
+    device = trained[0].device
+    losses: list[float] = []
+    network.train()
+    with ProgressMeter(f"{NAME} training", steps) as meter:
+        for batch in _batches(images, classes, settings):
+            pixels = [x.to(device) for x, _ in batch]
+            targets = [{k: v.to(device) for k, v in target.items()} for _, target in batch]
+            loss = sum(network(pixels, targets).values())
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            losses.append(_finite(loss.item(), len(losses)))
+            meter.advance()
+    return losses
+
+
+def _finite(loss: float, step: int) -> float:
+    if not np.isfinite(loss):
+        raise NotRun(f"the loss is {loss} after {step} steps: try a lower learning rate")
+    return loss
+
+
+def _batches(
+    images: Sequence[LabelledImage], classes: Classes, settings: MaskRcnnSettings
+) -> Iterator[list[Example]]:
+    """Each epoch all images in another order, half of them mirrored."""
+    rng = np.random.default_rng(settings.seed)
+    for _ in range(settings.epochs):
+        order = rng.permutation(len(images))
+        for start in range(0, len(order), settings.batch):
+            chosen = order[start : start + settings.batch]
+            yield [_example(images[i], classes, settings, rng.choice([-1, 1])) for i in chosen]
+
+
+def _example(
+    item: LabelledImage, classes: Classes, settings: MaskRcnnSettings, step: int
+) -> Example:
+    pixels, values = shrink_both(*item.load(classes), settings.max_size)
+    labels = classes.to_classes(values)[:, ::step]
+    found = connected_instances(labels, len(classes.names), settings.min_pixels)
+    target = {
+        "labels": torch.from_numpy(found.labels),
+        "boxes": torch.from_numpy(found.boxes),
+        "masks": torch.from_numpy(found.masks.astype(np.uint8)),
+    }
+    return _tensor(pixels[:, ::step]), target
+
+
+def _tensor(pixels: NDArray[np.uint8]) -> Tensor:
+    """uint8 (h, w, 3) → float32 (3, h, w) in [0, 1]."""
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255

@@ -1,0 +1,217 @@
+"""Choosing taps, C and per-class offsets by grouped cross-validation."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import GroupKFold
+
+from segrec_batch.labels.labelled import Classes
+from segrec_batch.model.architecture import Tap
+from segrec_batch.training.sample import Samples
+from segrec_batch.training.svm import LinearSvm, fit_svm
+
+MAX_FOLDS = 5
+CV_ROWS = 120_000  # positions that cross-validation works on; the final fit takes all
+LOWEST = float(np.finfo(np.float16).min)  # score of what no position was of: it never wins
+_RARE = 50  # mask values of the background with fewer positions share one SVM
+
+
+Fold = tuple[NDArray[np.int64], NDArray[np.int64]]  # row numbers: train, test
+
+
+@dataclass(frozen=True)
+class Components:
+    """Which SVMs there are: one per mask value, so that the parts of a mixed class such as the
+    background (sky, road, building…) need not fit behind one hyperplane.
+
+    `of_value[v]` is the SVM of mask value v, `classes[m]` the class of SVM m. If every position has
+    a class, one SVM without a value stands for the background, so that every class has one.
+    """
+
+    of_value: Mapping[int, int]
+    classes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, values: NDArray[np.int16], classes: Classes) -> "Components":
+        """From the mask values of sampled positions; rare background values share one SVM."""
+        of_value: dict[int, int] = {}
+        owners: list[int] = []
+        rare: int | None = None
+        for value, count in zip(*np.unique(values, return_counts=True), strict=True):
+            owner = classes.class_of(int(value))
+            shared = owner == 0 and count < _RARE
+            if shared and rare is not None:
+                of_value[int(value)] = rare
+                continue
+            if shared:
+                rare = len(owners)
+            of_value[int(value)] = len(owners)
+            owners.append(owner)
+        if 0 not in owners:
+            owners.append(0)
+        return cls(of_value, tuple(owners))
+
+    def targets(self, values: NDArray[np.int16]) -> NDArray[np.int64]:
+        """Mask values (n,) → SVM numbers (n,)."""
+        table = np.zeros(max(self.of_value) + 1, np.int64)
+        for value, component in self.of_value.items():
+            table[value] = component
+        return table[values]
+
+    def bar_unseen(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return class scores (n, K) in which a class without any mask value never wins."""
+        seen = {self.classes[component] for component in self.of_value.values()}
+        unseen = [k for k in range(scores.shape[1]) if k not in seen]
+        scores[:, unseen] = LOWEST
+        return scores
+
+    def class_scores(self, decision: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Decision values (n, M) → class scores (n, K): the best SVM of each class."""
+        owners = np.array(self.classes)
+        classes = range(owners.max() + 1)
+        return np.stack([decision[:, owners == k].max(axis=1) for k in classes], axis=1)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One setting that cross-validation judges."""
+
+    taps: tuple[Tap, ...]
+    c: float
+
+    def __str__(self) -> str:
+        return f"{','.join(map(str, self.taps))} C={self.c:g}"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What cross-validation found for a candidate on positions of held-out groups.
+
+    iou: per class, background first, after the offsets; NaN for a class that does not occur.
+    offsets: (K,) to add to class scores; they were chosen on the same positions as `iou`.
+    """
+
+    candidate: Candidate
+    iou: NDArray[np.float64]
+    offsets: NDArray[np.float32]
+    accuracy: float
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean over the foreground classes."""
+        return float(np.nanmean(self.iou[1:]))
+
+
+def cross_validate(
+    samples: Samples,
+    taps: Sequence[Tap],
+    candidates: Sequence[Candidate],
+    components: Components,
+    classes: Classes,
+    seed: int,
+) -> Iterator[Validation]:
+    """Judge each candidate on groups that its SVMs did not see."""
+    keep = _subset(len(samples.values), seed)
+    values, weights = samples.values[keep], samples.weights[keep]
+    labels = classes.to_classes(values).astype(np.int64)
+    targets = components.targets(values)
+    folds = split_groups(samples.groups[keep])
+    judged = judged_classes(labels, folds)
+    for candidate in candidates:
+        x = samples.columns(taps, candidate.taps)[keep]
+        scores = np.empty((len(x), max(components.classes) + 1), np.float32)
+        for train, test in folds:
+            svm = fit_all(x[train], targets[train], len(components.classes), candidate.c, seed)
+            scores[test] = components.class_scores(svm.decision(x[test]))
+        offsets = choose_offsets(scores, labels, weights, judged)
+        confusion = weighted_confusion(scores + offsets, labels, weights)
+        accuracy = float(np.trace(confusion) / confusion.sum())
+        yield Validation(candidate, iou(confusion), offsets, accuracy)
+
+
+def _subset(n: int, seed: int) -> NDArray[np.int64]:
+    if n <= CV_ROWS:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(seed).choice(n, CV_ROWS, replace=False))
+
+
+def split_groups(groups: NDArray[np.object_]) -> list[Fold]:
+    """Row numbers (train, test) of up to 5 folds; no group stands on both sides."""
+    folds = min(MAX_FOLDS, len(set(groups)))
+    return list(GroupKFold(folds).split(groups, groups=groups))
+
+
+def judged_classes(labels: NDArray[np.int64], folds: Sequence[Fold]) -> list[int]:
+    """Return the foreground classes that cross-validation can judge: those that two folds or more
+    hold out. The SVMs that are tried on the only fold of a class have not seen it.
+    """
+    held_out = [set(np.unique(labels[test]).tolist()) for _, test in folds]
+    every = set().union(*held_out) - {0}
+    return sorted(k for k in every if sum(k in classes for classes in held_out) > 1)
+
+
+def fit_all(
+    x: NDArray[np.float16],
+    targets: NDArray[np.int64],
+    n: int,
+    c: float,
+    seed: int,
+    loss: str = "hinge",
+) -> LinearSvm:
+    """`fit_svm` with a place for each of n targets; one that does not occur scores lowest."""
+    present, compact = np.unique(targets, return_inverse=True)
+    weights = np.zeros((n, x.shape[1]), np.float32)
+    bias = np.full(n, LOWEST, np.float32)
+    bias[present] = 0
+    if len(present) > 1:
+        svm = fit_svm(x, compact, c, seed, loss)
+        weights[present], bias[present] = svm.weights, svm.bias
+    return LinearSvm(weights, bias)
+
+
+def weighted_confusion(
+    scores: NDArray[np.float32], labels: NDArray[np.int64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(K, K) estimated cells by true class (row) and predicted class (column)."""
+    k = scores.shape[1]
+    cells = np.bincount(labels * k + scores.argmax(axis=1), weights, minlength=k * k)
+    return np.asarray(cells.reshape(k, k), np.float64)
+
+
+def iou(confusion: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Intersection over union per class; NaN for a class in neither labels nor predictions."""
+    hit = np.diag(confusion)
+    union = confusion.sum(axis=0) + confusion.sum(axis=1) - hit
+    return np.asarray(np.divide(hit, union, out=np.full(len(hit), np.nan), where=union > 0))
+
+
+def choose_offsets(
+    scores: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    classes: Sequence[int] | None = None,
+) -> NDArray[np.float32]:
+    """Offsets (K,) for class scores that maximise the mean IoU of the foreground classes.
+
+    Training positions are drawn by class, so the SVMs overrate rare classes: an offset a class is
+    the cheapest cure. Coordinate ascent over a grid that narrows; the background stays at 0, and so
+    do foreground classes that are not among `classes` (default: all are).
+    """
+    k = scores.shape[1]
+    offsets = np.zeros(k, np.float32)
+
+    def quality(trial: NDArray[np.float32]) -> float:
+        return float(np.nanmean(iou(weighted_confusion(scores + trial, labels, weights))[1:]))
+
+    best = quality(offsets)
+    for reach in (2.0, 0.5, 0.125):
+        for i in range(1, k) if classes is None else classes:
+            spread = (scores[:, i] - np.delete(scores, i, axis=1).max(axis=1)).std()
+            for step in np.linspace(-reach, reach, 17) * spread:
+                trial = offsets.copy()
+                trial[i] += step
+                if (found := quality(trial)) > best:
+                    best, offsets = found, trial
+    return offsets

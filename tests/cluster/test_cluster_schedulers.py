@@ -1,0 +1,170 @@
+"""The files of cluster/ for cron and systemd, and the script behind them, before a linter each."""
+
+import os
+import re
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from croniter import croniter
+
+from tests.support.head_node import BIN, ROOT
+
+CLUSTER = ROOT / "cluster"
+CRONTAB = (CLUSTER / "crontab").read_text()
+UNITS = CLUSTER / "systemd"
+HOME = "/opt/segrec_batch"  # where the files say that the project is
+ENTRY = re.compile(r"^((?:\S+ +){4}\S+) +(set -a; .*)$", re.MULTILINE)
+
+
+def found_program(name: str) -> str:
+    """The path of a program; where it is missing, skip, but in CI fail."""
+    program = shutil.which(name, path=f"{BIN}:{os.environ['PATH']}")
+    if program is None:
+        missing = f"{name} is not installed"
+        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
+    return program
+
+
+def run(*command: object) -> subprocess.CompletedProcess[str]:
+    """A checker, to its end."""
+    program = found_program(str(command[0]))
+    return subprocess.run(
+        [program, *map(str, command[1:])], capture_output=True, text=True, timeout=60
+    )
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_the_script_is_clean(tmp_path: Path) -> None:
+    script = CLUSTER / "nightly.sh"
+    assert os.access(script, os.X_OK)
+    assert run("shellcheck", script).stdout == ""
+    broken = written(tmp_path / "nightly.sh", script.read_text().replace('"$submission"', "$sub"))
+    assert "SC2154" in run("shellcheck", broken).stdout
+
+
+def test_cron_takes_the_table(tmp_path: Path) -> None:
+    assert run("crontab", "-n", CLUSTER / "crontab").returncode == 0
+    broken = written(tmp_path / "crontab", CRONTAB.replace("0 1 * * *", "0 25 * * *"))
+    assert run("crontab", "-n", broken).returncode == 1
+
+
+def test_the_hour_is_a_schedule_that_runs_once_a_night() -> None:
+    (entry,) = ENTRY.findall(CRONTAB)
+    assert croniter.is_valid(entry[0])
+    assert not croniter.is_valid(entry[0].replace("1", "25"))
+    nights = croniter(entry[0], datetime(2026, 11, 22, 12, tzinfo=UTC))
+    found = [nights.get_next(datetime) for _ in range(2)]
+    assert found == [datetime(2026, 11, day, 1, tzinfo=UTC) for day in (23, 24)]
+
+
+@pytest.mark.parametrize(("code", "mail"), [(0, ""), (1, "exit code 1"), (75, "exit code 75")])
+def test_cron_sends_mail_only_of_what_did_not_go_well(code: int, mail: str, tmp_path: Path) -> None:
+    """The command of the table, as cron would run it, on a script that ends as it is told."""
+    (tmp_path / "cluster").mkdir()
+    shutil.copy(CLUSTER / "nightly.env", tmp_path / "cluster")
+    ends = f"#!/bin/bash\necho $SEGREC_INDEX\nexit {code}\n"
+    written(tmp_path / "cluster" / "nightly.sh", ends).chmod(0o755)
+    table = CRONTAB.replace(HOME, str(tmp_path)).replace("/var/log/segrec", str(tmp_path))
+    settings = dict(re.findall(r"^(\w+)=(.*)$", table, re.MULTILINE))
+    ((_, command),) = ENTRY.findall(table)
+    done = subprocess.run(
+        [settings["SHELL"], "-c", command], env=settings, capture_output=True, text=True
+    )
+    assert done.stderr == ""
+    assert done.stdout.startswith(f"nightly.sh: {mail}") if mail else done.stdout == ""
+    assert (tmp_path / "nightly.log").read_text() == "s3://bucket/index\n"
+
+
+def verified(folder: Path, change: tuple[str, str] = ("", "")) -> str:
+    """What systemd complains of in the units, one changed, with the project where it is here."""
+    folder.mkdir()
+    for unit in UNITS.iterdir():
+        text = unit.read_text().replace(HOME, str(ROOT))
+        written(folder / unit.name, text.replace(*change) if change[0] else text)
+    found = run("systemd-analyze", "verify", "--man=no", *sorted(folder.iterdir()))
+    assert found.returncode == 0 or found.stderr
+    return found.stderr
+
+
+def test_systemd_takes_the_units(tmp_path: Path) -> None:
+    assert verified(tmp_path / "units") == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("KillMode", "KilMode"), "KilMode"),  # and the exit code 0
+        (("SuccessExitStatus=75", "SuccessExitStatus=x"), "Failed to parse"),
+        (("nightly.sh", "nighly.sh"), "is not executable"),
+        (("01:00:00", "25:00:00"), "Failed to parse calendar"),
+    ],
+)
+def test_systemd_would_complain(change: tuple[str, str], complaint: str, tmp_path: Path) -> None:
+    assert complaint in verified(tmp_path / "units", change)
+
+
+def exposure(unit: Path) -> float:
+    """What systemd makes of the sandbox of a service, from 0 to 10."""
+    found = run("systemd-analyze", "security", "--offline=true", "--no-pager", unit).stdout
+    (level,) = re.findall(r"Overall exposure level for \S+: (\d+\.\d+)", found)
+    return float(level)
+
+
+def test_the_service_is_confined(tmp_path: Path) -> None:
+    unit = UNITS / "segrec-nightly.service"
+    assert exposure(unit) <= 2.0  # the bound of the house is 4.0
+    bare = re.sub(
+        r"^(Protect|Private|Restrict|SystemCall|Capab).*\n", "", unit.read_text(), flags=re.M
+    )
+    assert exposure(written(tmp_path / unit.name, bare)) > 4.0
+
+
+def test_the_service_has_the_folder_of_the_lock_to_itself() -> None:
+    service = (UNITS / "segrec-nightly.service").read_text()
+    assert "\nRuntimeDirectory=segrec\nRuntimeDirectoryMode=0700\n" in service
+    assert "RUNTIME_DIRECTORY" in (CLUSTER / "nightly.sh").read_text()
+
+
+def test_shell_and_systemd_read_the_environment_alike(tmp_path: Path) -> None:
+    """Both take what needs no quotes as it stands, and '…' without its quotes."""
+    lines = (CLUSTER / "nightly.env").read_text().splitlines()
+    settings = [line for line in lines if line and not line.startswith("#")]
+    assert [line for line in settings if not re.fullmatch(r"\w+=[\w:/.,=-]*", line)] == []
+    file = written(tmp_path / "env", "\n".join([*lines, "SEGREC_NAME='a b; $(touch x)'"]))
+    show = subprocess.run(
+        ["bash", "-c", 'set -a; . "$0"; env -0', file], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert {*settings, "SEGREC_NAME=a b; $(touch x)"} <= set(show.stdout.split("\0"))
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_timer_is_of_the_same_hour_as_the_table() -> None:
+    (when,) = re.findall(r"OnCalendar=(.*)", (UNITS / "segrec-nightly.timer").read_text())
+    found = run("systemd-analyze", "calendar", "--base-time=2026-11-22 12:00 UTC", when)
+    assert "Mon 2026-11-23 01:00:00 UTC" in found.stdout
+    assert run("systemd-analyze", "calendar", when.replace("01", "25")).returncode == 1
+
+
+def test_the_service_gives_the_script_the_time_to_stop_its_job() -> None:
+    service = (UNITS / "segrec-nightly.service").read_text()
+    for line in ("Type=oneshot", "SuccessExitStatus=75", "KillMode=mixed"):
+        assert f"\n{line}\n" in service
+    (seconds,) = re.findall(r"TimeoutStopSec=(\d+)", service)
+    assert int(seconds) >= 60 + 60  # of `ray job stop`, and of the list of jobs before it
+    assert "\nPersistent=true\n" in (UNITS / "segrec-nightly.timer").read_text()
+
+
+def test_the_example_environment_is_what_the_script_reads() -> None:
+    lines = (CLUSTER / "nightly.env").read_text().splitlines()
+    names = [line.partition("=")[0] for line in lines if not line.startswith("#")]
+    help_ = run(CLUSTER / "nightly.sh", "--help").stdout
+    assert len(names) >= 4
+    assert not [name for name in names if f"  {name} " not in help_]
+    assert not [line for line in lines if "$" in line and not line.startswith("#")]

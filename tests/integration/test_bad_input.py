@@ -1,0 +1,174 @@
+"""Hostile names and files through a whole run: each is indexed, or failed with a reason."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+import segrec_batch
+from segrec_batch.common.errors import InputError
+from segrec_batch.images import sandbox
+from segrec_batch.index.snapshot import Snapshot
+from segrec_batch.maintenance.verify import verify
+from segrec_batch.pipeline import chain
+from segrec_batch.pipeline.plan import Request
+from segrec_batch.pipeline.run import Execution, index_pictures
+from segrec_batch.pipeline.run_stats import Account
+from segrec_batch.pipeline.stage_schema import MANIFEST
+from segrec_batch.pipeline.stages import decode_batch
+from tests.support.builders import ODD_NAMES, encoded, png_by_hand, smooth_pixels
+
+pytestmark = pytest.mark.slow
+
+GOOD = encoded(smooth_pixels(48, 64), "JPEG")
+GIF = encoded(smooth_pixels(48, 64), "GIF")
+FINE = {
+    "one pixel.png": encoded(smooth_pixels(1, 1), "PNG"),
+    "wide.png": encoded(smooth_pixels(10, 20_000), "PNG"),
+    "tall.jpg": encoded(smooth_pixels(20_000, 10), "JPEG"),
+    "png by another name.jpg": encoded(smooth_pixels(48, 64), "PNG"),
+    "grey.png": encoded(Image.new("L", (40, 30), 128), "PNG"),
+    "transparent.gif": encoded(Image.new("P", (40, 30)), "GIF", transparency=0),
+}
+BAD = {
+    "empty.jpg": (b"", "empty file"),
+    "a web page.jpg": (b"<!DOCTYPE html><html></html>", "not a picture"),
+    "bomb.png": (png_by_hand(50_000, 50_000), "50000×50000 pixels"),
+    "bomb.gif": (GIF[:6] + b"\x50\xc3" * 2 + GIF[10:], "50000×50000 pixels"),
+    **{f"quarter {n}.jpg": (GOOD[: len(GOOD) * n // 4], "") for n in (1, 2, 3)},
+}
+UNREADABLE = {
+    "circle.jpg": "broken link",
+    "nowhere.jpg": "broken link",
+    "pipe.jpg": "not a regular file",
+    "vanishes.jpg": "FileNotFoundError",
+}
+MISNAMED = {"not \\xff UTF-8.jpg": "file name is not UTF-8"}
+WANTED = {
+    "name": MISNAMED,
+    "read": UNREADABLE,
+    "decode": {name: reason for name, (_, reason) in BAD.items()},
+}
+
+
+@dataclass
+class Indexed:
+    folder: Path
+    account: Account
+    snapshot: Snapshot
+
+
+@pytest.fixture(scope="module")
+def indexed(model_dir: str, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Indexed:
+    folder = tmp_path_factory.mktemp("it's 100% [bad]")
+    contents = dict.fromkeys(ODD_NAMES, GOOD) | FINE | {name: bad for name, (bad, _) in BAD.items()}
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    Path(os.fsdecode(os.fsencode(folder) + b"/not \xff UTF-8.jpg")).write_bytes(GOOD)
+    (folder / "circle.jpg").symlink_to("circle.jpg")
+    (folder / "nowhere.jpg").symlink_to("no such file")
+    (folder / "circle").symlink_to(folder)
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "vanishes.jpg").write_bytes(GOOD)
+    process = chain.process
+
+    def late(*arguments: Any) -> Iterator[pa.Table]:
+        (folder / "vanishes.jpg").unlink()
+        yield from process(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chain, "process", late)
+        index = str(folder.parent / "it's an index [of] bad")
+        account, snapshot = index_pictures(
+            Request(str(folder)), model_dir, index, Execution("cpu", batch_size=8)
+        )
+    return Indexed(folder, account, snapshot)
+
+
+def rows(indexed: Indexed, sql: str) -> list[tuple[Any, ...]]:
+    return segrec_batch.connect(indexed.snapshot.index).sql(sql).fetchall()
+
+
+def test_every_one_is_accounted_for(indexed: Indexed) -> None:
+    good, bad = len(ODD_NAMES) + len(FINE), sum(map(len, WANTED.values()))
+    assert (indexed.account.indexed, indexed.account.failed) == (good, bad)
+    assert indexed.account.listed == good + bad
+
+
+def test_odd_names_come_out_as_they_went_in(indexed: Indexed) -> None:
+    found = {uri for (uri,) in rows(indexed, "SELECT uri FROM images")}
+    assert found == {f"{indexed.folder}/{name}" for name in (*ODD_NAMES, *FINE)}
+
+
+@pytest.mark.parametrize("stage", WANTED)
+def test_what_is_bad_fails_with_a_reason(indexed: Indexed, stage: str) -> None:
+    found = rows(indexed, f"SELECT uri, reason FROM failures WHERE stage = '{stage}'")
+    reasons = {uri.removeprefix(f"{indexed.folder}/"): reason for uri, reason in found}
+    wanted = WANTED[stage]
+    assert reasons.keys() == wanted.keys()
+    for name, reason in wanted.items():
+        assert reason in reasons[name]
+        assert reasons[name]
+
+
+def test_the_index_is_well_and_running_again_tries_only_what_was_not_read(
+    indexed: Indexed, model_dir: str
+) -> None:
+    assert verify(indexed.snapshot) == []
+    again, snapshot = index_pictures(
+        Request(str(indexed.folder)), model_dir, indexed.snapshot.index, Execution("cpu")
+    )
+    assert (again.unchanged, again.gone) == (indexed.account.indexed, 1)  # what vanished
+    assert again.skipped == len(BAD) + len(MISNAMED)
+    assert again.retried == again.failed == len(UNREADABLE) - 1
+    assert snapshot.rows("images") == indexed.snapshot.rows("images")
+
+
+def test_an_image_with_an_odd_name_can_be_asked_for(indexed: Indexed) -> None:
+    connection = segrec_batch.connect(indexed.snapshot.index)
+    for name in ODD_NAMES:
+        ((asked,),) = connection.execute(
+            "SELECT image_id FROM images WHERE uri = ?", [f"{indexed.folder}/{name}"]
+        ).fetchall()
+        found = connection.execute("SELECT count(*) FROM recommend(?, k := 5)", [asked]).fetchall()
+        assert found == [(5,)]
+
+
+@pytest.mark.parametrize("images", ["a\0b", "s3://bucket/a\0b", "", "s3://"])
+def test_a_folder_that_cannot_be(images: str, model_dir: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        index_pictures(Request(images), model_dir, str(tmp_path / "index"), Execution("cpu"))
+
+
+def test_a_picture_that_kills_its_decoder_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "poison.py").write_text(
+        "import os, time\n"
+        "from segrec_batch.images.decode import decode as real\n"
+        "def decode(data, shapes):\n"
+        "    if data == b'crash': os.abort()\n"
+        "    if data == b'hang': time.sleep(1000)\n"
+        "    return real(data, shapes)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    contents = {"a.jpg": GOOD, "b.jpg": b"crash", "c.jpg": GOOD, "d.jpg": b"hang", "e.jpg": GOOD}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    sources = [
+        {"uri": str(tmp_path / name), "source_size": len(content), "source_etag": ""}
+        for name, content in contents.items()
+    ]
+    with sandbox.Sandbox(function="poison:decode", seconds=1) as box:
+        monkeypatch.setattr(sandbox, "shared", lambda: box)
+        decoded = decode_batch(pa.Table.from_pylist(sources, MANIFEST), ((32, 32),)).to_pylist()
+    assert [row["reason"] for row in decoded] == [
+        None, "decoder crashed (SIGABRT)", None, "took longer than 1 s", None
+    ]  # fmt: skip
+    assert [bool(row["pixels"]) for row in decoded] == [True, False, True, False, True]

@@ -1,0 +1,398 @@
+"""Running again: only what is missing is done, and the books are right before anything shows."""
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+import segrec_batch
+from segrec_batch.common.errors import AccountingError, IndexStateError, InputError, StorageError
+from segrec_batch.index import snapshot as store
+from segrec_batch.model.bundle import Model
+from segrec_batch.model.engines import ENGINES
+from segrec_batch.pipeline import chain
+from segrec_batch.pipeline.plan import Request
+from segrec_batch.pipeline.run import Execution, dry_run, index_pictures
+from segrec_batch.pipeline.run_stats import Account
+from tests.support.builders import uris
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+Run = Callable[..., tuple[Account, store.Snapshot]]
+
+
+@pytest.fixture
+def run(pictures: Path, model_dir: str, tmp_path: Path) -> Run:
+    def run_again(
+        model: str = model_dir, seconds: float = 300.0, rebuild: bool = False, **request: Any
+    ) -> tuple[Account, store.Snapshot]:
+        asked = Request(str(pictures), **request)
+        execution = Execution("cpu", batch_size=4, commit_seconds=seconds)
+        return index_pictures(asked, model, str(tmp_path / "index"), execution, rebuild)
+
+    return run_again
+
+
+def rows(index: str, sql: str) -> list[tuple[Any, ...]]:
+    return segrec_batch.connect(index).sql(sql).fetchall()
+
+
+def labels(mask: bytes) -> NDArray[np.uint8]:
+    return np.array(Image.open(io.BytesIO(mask)))
+
+
+def test_running_again_does_nothing_and_publishes_nothing(run: Run) -> None:
+    first, snapshot = run()
+    again, unchanged = run()
+    assert (first.indexed, again.indexed, again.unchanged) == (6, 0, 6)
+    assert unchanged.version == snapshot.version
+
+
+def test_a_run_with_nothing_to_do_starts_no_ray(
+    run: Run, pictures: Path, model_dir: str, tmp_path: Path
+) -> None:
+    run()
+    again = subprocess.run(
+        [
+            sys.executable, "jobs/index.py", "--images", pictures, "--model", model_dir,
+            "--index", tmp_path / "index",
+        ],
+        env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"},  # where nobody is
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert "6 unchanged" in again.stderr
+
+
+def test_new_changed_and_gone_pictures(run: Run, pictures: Path, tmp_path: Path) -> None:
+    _, before = run()
+    index = str(tmp_path / "index")
+    changed, gone, *_ = sorted(pictures.iterdir())
+    old = segrec_batch.connect(index).sql("SELECT uri, content_hash FROM images").fetchall()
+    Image.new("RGB", (50, 40), "red").save(changed)
+    gone.unlink()
+    Image.new("L", (40, 50), 7).save(pictures / "new.png")
+    account, _ = run()
+    assert (account.indexed, account.unchanged, account.gone) == (2, 4, 1)
+    assert uris(index) == sorted(p.name for p in pictures.iterdir())
+    new = dict(segrec_batch.connect(index).sql("SELECT uri, content_hash FROM images").fetchall())
+    assert new[str(changed)] != dict(old)[str(changed)]
+    orphans = "SELECT count(*) FROM regions ANTI JOIN images USING (image_id)"
+    assert segrec_batch.connect(index).sql(orphans).fetchall() == [(0,)]
+    assert gone.name in uris(index, version=before.version), "an older version keeps its rows"
+
+
+@pytest.mark.slow
+def test_a_failed_picture_is_skipped_until_it_changes_or_is_retried(
+    run: Run, pictures: Path, tmp_path: Path
+) -> None:
+    bad = pictures / "bad.jpg"
+    bad.write_bytes(b"")
+    first, _ = run()
+    again, _ = run()
+    retried, _ = run(retry_failed=True)
+    assert (first.failed, again.skipped, retried.failed) == (1, 1, 1)
+    Image.new("RGB", (50, 40)).save(bad)
+    mended, snapshot = run()
+    assert (mended.indexed, snapshot.rows("failures"), snapshot.rows("images")) == (1, 0, 7)
+
+
+@pytest.mark.slow
+def test_a_picture_that_breaks_leaves_the_images(run: Run, pictures: Path, tmp_path: Path) -> None:
+    run()
+    sorted(pictures.iterdir())[0].write_bytes(b"<html>")
+    account, snapshot = run()
+    assert (account.failed, snapshot.rows("images"), snapshot.rows("failures")) == (1, 5, 1)
+
+
+@pytest.mark.slow
+def test_commits_on_the_way_add_up_to_the_same_index(
+    run: Run, pictures: Path, tmp_path: Path
+) -> None:
+    first, snapshot = run(seconds=-1)
+    assert (first.commits, snapshot.version, snapshot.rows("images")) == (1, 1, 6)
+    changed, gone, *_ = sorted(pictures.iterdir())
+    Image.new("RGB", (50, 40), "blue").save(changed)
+    gone.unlink()
+    second, snapshot = run(seconds=-1)
+    assert (second.commits, snapshot.version, snapshot.rows("images")) == (2, 3, 5)
+    assert uris(str(tmp_path / "index")) == sorted(p.name for p in pictures.iterdir())
+
+
+@pytest.mark.slow
+def test_only_what_lies_below_the_listed_folder_can_be_gone(
+    run: Run, scenes: Path, model_dir: str, tmp_path: Path
+) -> None:
+    run()
+    other = str(scenes / "images" / "place_02")
+    account, snapshot = index_pictures(
+        Request(other), model_dir, str(tmp_path / "index"), Execution("cpu")
+    )
+    assert (account.gone, snapshot.rows("images")) == (0, 12)
+
+
+def test_another_model_is_refused_by_name(
+    run: Run, model: Model, pictures: Path, tmp_path: Path
+) -> None:
+    run()
+    other = replace(model, spec=replace(model.spec, minmax=False))
+    other.save(str(tmp_path / "other"))
+    with pytest.raises(IndexStateError, match=f"{model.model_id}.*{other.model_id}"):
+        run(model=str(tmp_path / "other"))
+
+
+def test_a_lost_picture_stops_publication(
+    run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, before = run()
+    Image.new("RGB", (50, 40)).save(pictures / "a.png")
+    Image.new("RGB", (50, 40)).save(pictures / "b.png")
+    process = chain.process
+
+    def lossy(manifest: Callable[..., pa.Table], *rest: Any) -> Iterator[pa.Table]:
+        return process(lambda start, stop: manifest(start + 1, stop), *rest)
+
+    monkeypatch.setattr(chain, "process", lossy)
+    with pytest.raises(AccountingError, match="8 pictures listed, but 7 accounted for"):
+        run()
+    assert store.open_snapshot(str(tmp_path / "index")).version == before.version
+
+
+@pytest.mark.slow
+def test_a_picture_counted_twice_stops_publication(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = chain.process
+
+    def doubled(*arguments: Any) -> Iterator[pa.Table]:
+        for receipts in process(*arguments):
+            yield from (receipts, receipts)
+
+    monkeypatch.setattr(chain, "process", doubled)
+    with pytest.raises(AccountingError):
+        run()
+    assert uris(str(tmp_path / "index")) == []
+
+
+@pytest.mark.slow
+def test_relative_and_absolute_paths_are_the_same_source(
+    run: Run, pictures: Path, model_dir: str, tmp_path: Path
+) -> None:
+    run()
+    relative = os.path.relpath(pictures)
+    account, _ = index_pictures(
+        Request(relative), model_dir, str(tmp_path / "index"), Execution("cpu")
+    )
+    assert account.unchanged == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_equal_bytes_are_copied_not_computed(
+    engine: str, pictures: Path, model_dir: str, tmp_path: Path
+) -> None:
+    """Touched, moved, copied; one that moved over another; one that only looks unchanged."""
+    execution = Execution("cpu", batch_size=4, engine=engine, precision="float32")
+
+    def run() -> tuple[Account, store.Snapshot]:
+        index = str(tmp_path / "index")
+        return index_pictures(Request(str(pictures)), model_dir, index, execution)
+
+    run()
+    index = str(tmp_path / "index")
+    sql = "SELECT uri, feature, mask, content_hash FROM images"
+    before = {Path(u).name: rest for u, *rest in rows(index, sql)}
+    regions = "SELECT class, feature, mask_bits FROM regions WHERE uri = '{}' ORDER BY class"
+    touched, moved, over, under, *_ = sorted(pictures.iterdir())
+    old_regions = rows(index, regions.format(moved))
+    os.utime(touched)
+    moved.rename(pictures / "moved here.jpg")
+    over.rename(under)
+    account, snapshot = run()
+    assert (account.indexed, account.copied, account.gone) == (3, 2, 2)
+    after = {Path(u).name: rest for u, *rest in rows(index, sql)}
+    assert after[touched.name] == before[touched.name]
+    assert after["moved here.jpg"] == before[moved.name]
+    assert rows(index, regions.format(pictures / "moved here.jpg")) == old_regions
+    (feature, mask, digest), (old_feature, old_mask, old) = after[under.name], before[over.name]
+    assert digest == old, "the same bytes, computed again"
+    np.testing.assert_allclose(feature, old_feature, rtol=1e-3, atol=1e-5)
+    assert (labels(mask) == labels(old_mask)).mean() > 0.999
+    assert snapshot.rows("images") == 5
+    assert run()[0].unchanged == 5
+
+
+@pytest.mark.slow
+def test_a_picture_with_the_size_and_time_of_another_is_read_before_it_is_believed(
+    run: Run, pictures: Path, tmp_path: Path
+) -> None:
+    plain = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    for path, image in zip((pictures / "a.bmp", pictures / "b.bmp"), plain, strict=True):
+        image.save(path)
+        os.utime(path, (1e9, 1e9))
+        account, _ = run()
+    assert (account.indexed, account.copied) == (1, 0)
+    hashes = rows(str(tmp_path / "index"), "SELECT DISTINCT content_hash FROM images")
+    assert len(hashes) == 8
+
+
+@pytest.mark.slow
+def test_limit_goes_on_where_the_last_run_ended(run: Run, pictures: Path) -> None:
+    (pictures / "bad.gif").write_bytes(b"GIF89a")
+    seen = [run(limit=3) for _ in range(4)]
+    done = [(a.indexed + a.failed, a.postponed) for a, _ in seen]
+    assert done == [(3, 4), (3, 1), (1, 0), (0, 0)]
+    assert seen[-1][1].rows("images") == 6
+
+
+@pytest.mark.slow
+def test_what_is_excluded_is_neither_listed_nor_gone(run: Run, pictures: Path) -> None:
+    first = sorted(pictures.iterdir())[0].name
+    (pictures / "thumbs").mkdir()
+    Image.new("RGB", (9, 9)).save(pictures / "thumbs" / "it's [1]%.png")
+    account, _ = run(include=("*.jpg",))
+    assert (account.listed, account.indexed) == (6, 6)
+    account, snapshot = run(include=("thumbs/*", first), exclude=("*.jpg",))
+    assert (account.listed, account.indexed, snapshot.rows("images")) == (1, 1, 7)
+    account, snapshot = run(exclude=("thumbs/*",))
+    assert (account.unchanged, account.gone, snapshot.rows("images")) == (6, 0, 7)
+    with pytest.raises(InputError, match="leave no picture"):
+        run(include=("*.tif",))
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(
+    run: Run, pictures: Path, model_dir: str, tmp_path: Path
+) -> None:
+    index = str(tmp_path / "index")
+    request = Request(str(pictures))
+    paths = sorted(pictures.iterdir())
+    assert list(dry_run(request, model_dir, index)) == [("new", str(path)) for path in paths]
+    assert not store.exists(index)
+    _, before = run()
+    os.utime(paths[0])
+    paths[1].unlink()
+    (pictures / "a\nb.png").write_bytes(b"")
+    assert list(dry_run(request, model_dir, index)) == [
+        ("new", f"{pictures}/a\nb.png"), ("changed", str(paths[0])), ("gone", str(paths[1]))
+    ]  # fmt: skip
+    assert store.open_snapshot(index) == before
+
+
+@pytest.mark.slow
+def test_a_rebuild_is_invisible_until_it_is_complete(
+    run: Run, pictures: Path, model: Model, tmp_path: Path
+) -> None:
+    (pictures / "bad.jpg").write_bytes(b"")
+    index, other = str(tmp_path / "index"), str(tmp_path / "other")
+    _, before = run()
+    changed = replace(model, spec=replace(model.spec, minmax=False))
+    changed.save(other)
+    reader = segrec_batch.connect(index)
+    account, same = run(other, rebuild=True, limit=5)
+    assert (account.postponed, same) == (2, before)
+    sorted(pictures.glob("place*"))[0].unlink()  # one that is staged already
+    account, after = run(other, rebuild=True)
+    assert account.unchanged + account.skipped == 4
+    assert (after.model_id, after.rows("images"), after.rows("failures")) == (
+        changed.model_id, 5, 1
+    )  # fmt: skip
+    kept = reader.sql("SELECT count(feature) FROM images").fetchall()
+    assert kept == [(6,)], "a reader keeps its snapshot"
+    assert rows(index, "SELECT DISTINCT model_id FROM images") == [(changed.model_id,)]
+    assert run(other)[0].unchanged == 5
+    account, _ = run(other, rebuild=True)
+    assert (account.indexed, account.failed) == (5, 1), "with the same model it starts anew"
+
+
+@pytest.mark.slow
+def test_a_rebuild_must_cover_all_of_the_index(run: Run, pictures: Path, scenes: Path) -> None:
+    run()
+    with pytest.raises(InputError, match="replaces all"):
+        run(rebuild=True, exclude=(f"*{sorted(pictures.iterdir())[0].name}",))
+
+
+@pytest.mark.slow
+def test_what_is_done_is_kept_when_the_store_fails(
+    run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = chain.process
+
+    def breaking(*arguments: Any) -> Iterator[pa.Table]:
+        yield next(process(*arguments))
+        raise StorageError("no answer")
+
+    monkeypatch.setattr(chain, "process", breaking)
+    for i in range(20):
+        Image.new("RGB", (20, 20), (i, 0, 0)).save(pictures / f"{i}.png")
+    with pytest.raises(StorageError):
+        run()
+    monkeypatch.undo()
+    kept = store.open_snapshot(str(tmp_path / "index")).rows("images")
+    assert 0 < kept < 26
+    account, _ = run()
+    assert (account.unchanged, account.indexed) == (kept, 26 - kept)
+
+
+@pytest.mark.slow
+def test_an_old_row_that_is_not_where_the_plan_saw_it_stops_publication(
+    run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, before = run()
+    sorted(pictures.iterdir())[0].unlink()
+    part = before.files["images"][0].part
+    monkeypatch.setattr(
+        "segrec_batch.pipeline.plan.Plan.gone", lambda _: iter([(part, {"images": ["x"]})])
+    )
+    with pytest.raises(AccountingError, match="old rows were to leave"):
+        run()
+    monkeypatch.setattr("segrec_batch.pipeline.plan.Plan.gone", lambda _: iter(()))
+    with pytest.raises(AccountingError, match="do not add up"):
+        run()
+    assert store.open_snapshot(str(tmp_path / "index")) == before
+
+
+@pytest.mark.slow
+def test_of_two_jobs_at_once_one_stops_and_nothing_mixes(
+    run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = chain.process
+    others: list[store.Snapshot] = []
+
+    def overtaken(*arguments: Any) -> Iterator[pa.Table]:
+        monkeypatch.setattr(chain, "process", process)
+        others.append(run()[1])  # another job, from start to end
+        yield from process(*arguments)
+
+    for expected in (6, 7):  # on a new index, on one with rows
+        monkeypatch.setattr(chain, "process", overtaken)
+        with pytest.raises(IndexStateError, match="another run has published"):
+            run()
+        newest = store.open_snapshot(str(tmp_path / "index"))
+        assert newest == others[-1]
+        assert newest.rows("images") == run()[0].unchanged == expected
+        sorted(pictures.iterdir())[0].write_bytes(sorted(pictures.iterdir())[1].read_bytes())
+        Image.new("RGB", (50, 40)).save(pictures / "new.png")
+
+
+def test_an_error_in_a_worker_comes_out_as_it_went_in(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> pa.Table:
+        raise StorageError("s3://bucket: no answer") from OSError("the network")
+
+    monkeypatch.setattr(chain, "decode_batch", failing)
+    with pytest.raises(StorageError) as caught:
+        run()
+    assert type(caught.value) is StorageError
+    assert str(caught.value) == "s3://bucket: no answer"

@@ -1,0 +1,396 @@
+"""Recommendations for everybody, on real indexes and a real Ray, against SQL and brute force."""
+
+import json
+import random
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import segrec_batch
+from segrec_batch.common.errors import DeviceError, InputError
+from segrec_batch.index.encode import image_id
+from segrec_batch.index.snapshot import open_snapshot
+from segrec_batch.search.batch.choice import RECOMMENDATIONS, Choice
+from segrec_batch.search.batch.plan import Request
+from segrec_batch.search.batch.run import Execution, recommend_all
+from segrec_batch.search.filters import Criteria
+from segrec_batch.sources import storage
+from tests.support.commands import exit_code
+from tests.support.feature_index import add_images, names, write_index
+from tests.support.job_server import JobServer
+from tests.support.s3 import new_bucket
+
+ROOT = Path(__file__).parents[2]
+CPU = Execution("cpu", 2**17)  # so little that there are several blocks of candidates
+COUNT = 300
+Answers = dict[str, list[tuple[str, float]]]
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def features() -> NDArray[np.float32]:
+    """Clusters, equal and nearly equal vectors, constant ones."""
+    rng = np.random.default_rng(3)
+    found = rng.gamma(0.5, size=(6, 48))[rng.integers(0, 6, COUNT)] + 0.4 * rng.random((COUNT, 48))
+    found[20:90] = found[20]
+    found[90:100] = found[21] + 1e-7 * rng.random((10, 48))
+    found[[7, 8]] = 0.3
+    return found.astype(np.float32)
+
+
+def contents() -> list[str]:
+    """Copies: one picture 50 times, of one vector; pairs whose vectors differ."""
+    found = [f"{i:032x}" for i in range(COUNT)]
+    found[20:70] = [found[20]] * 50
+    for i in range(100, 120):
+        found[i] = found[i + 100]
+    return found
+
+
+@pytest.fixture(scope="module")
+def special(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An index of such features; a seventh of the images has no car."""
+    index = str(tmp_path_factory.mktemp("special") / "it's an index")
+    coverage = np.random.default_rng(4).random(COUNT).astype(np.float32)
+    coverage[::7] = 0
+    write_index(index, features(), coverage, contents())
+    return index
+
+
+def run(
+    index: str, output: Path, request: Request, choice: Choice, **options: Any
+) -> dict[str, Any]:
+    options = {"part_size": 64, "execution": CPU, **options}
+    return recommend_all(index, request, choice, str(output), **options)
+
+
+def read(output: Path) -> Answers:
+    """The answers by query, in order."""
+    sql = f"FROM read_parquet('{output}/*/*.parquet', hive_partitioning = true) ORDER BY ALL"
+    found: Answers = {}
+    for row in duckdb.sql(sql).to_arrow_table().to_pylist():
+        assert row["rank"] == len(found.setdefault(row["query_id"], [])) + 1
+        assert image_id(row["uri"]) == row["image_id"]
+        assert image_id(row["query_uri"]) == row["query_id"]
+        found[row["query_id"]].append((row["image_id"], row["pearson"]))
+    return found
+
+
+def by_sql(index: str, criteria: Criteria) -> Answers:
+    """What `recommend` gives for each image, less what it has no Pearson for."""
+    connection = segrec_batch.connect(index)
+    found = {}
+    for (query,) in connection.sql("SELECT image_id FROM images").fetchall():
+        sql = (
+            "SELECT image_id, pearson FROM recommend(?, k := ?, class := ?, min_coverage := ?, "
+            "max_coverage := ?, distinct_content := ?) WHERE pearson IS NOT NULL ORDER BY rank"
+        )
+        how = [criteria.k, criteria.cls, *criteria.coverage, criteria.distinct_content]
+        rows = connection.execute(sql, [query, *how])
+        if answer := rows.fetchall():
+            found[query] = answer
+    return found
+
+
+SCOPES = [
+    Criteria(k=7), Criteria("car", k=7), Criteria("car", (0.3, 0.7), k=3), Criteria(k=400),
+]  # fmt: skip
+
+
+ALL_COPIES = [replace(scope, distinct_content=False) for scope in (SCOPES[0], SCOPES[3])]
+
+
+@pytest.mark.parametrize(
+    "criteria",
+    [SCOPES[0], *(pytest.param(c, marks=pytest.mark.slow) for c in (*SCOPES[1:3], *ALL_COPIES))],
+    ids=lambda c: f"{c}, {'each content once' if c.distinct_content else 'all'}",
+)
+def test_answers_are_those_of_sql_bit_for_bit(
+    special: str, tmp_path: Path, criteria: Criteria
+) -> None:
+    choice = Choice(criteria.k, distinct=criteria.distinct_content)
+    counts = run(special, tmp_path, Request(criteria), choice)
+    expected = by_sql(special, criteria)
+    assert read(tmp_path) == expected
+    assert counts["answered"] == len(expected)
+    assert counts["recommendations"] == sum(map(len, expected.values()))
+
+
+@pytest.mark.parametrize("criteria", [Criteria("tree", (0.05, 0.9), k=5), Criteria(k=30)], ids=str)
+def test_answers_on_an_index_of_pictures_are_those_of_sql(
+    index: str, tmp_path: Path, criteria: Criteria
+) -> None:
+    run(index, tmp_path, Request(criteria), Choice(criteria.k), part_size=5)
+    assert read(tmp_path) == by_sql(index, criteria)
+
+
+def distinct(index: str, ranked: Answers) -> Answers:
+    rows = segrec_batch.connect(index).sql("SELECT image_id, content_hash FROM images").fetchall()
+    content = dict(rows)
+    kept: Answers = {}
+    for query, answer in ranked.items():
+        seen = {content[query]}
+        for name, r in answer:
+            if content[name] not in seen:
+                seen.add(content[name])
+                kept.setdefault(query, []).append((name, r))
+    return kept
+
+
+@pytest.mark.slow
+def test_near_duplicates_are_left_out_and_the_rest_is_mixed(special: str, tmp_path: Path) -> None:
+    criteria, limit, weight, pool = Criteria(k=4), 0.9, 0.6, 9
+    choice = Choice(4, near_duplicates=limit, diversity=weight, pool=pool)
+    run(special, tmp_path, Request(criteria), choice)
+    ranked = by_sql(special, Criteria(k=COUNT, distinct_content=False))
+    r = {query: dict(answer) for query, answer in ranked.items()}
+    expected: Answers = {}
+    for query, answer in distinct(special, ranked).items():
+        kept: list[str] = []
+        for name, score in answer:
+            if score < limit and all(r[name][other] < limit for other in kept):
+                kept.append(name)
+        left, chosen = kept[:pool], []
+        while left and len(chosen) < 4:
+            worst = [max((r[c][s] for s in chosen), default=0) for c in left]
+            gain = [
+                weight * r[query][c] - (1 - weight) * w for c, w in zip(left, worst, strict=True)
+            ]
+            chosen.append(left.pop(int(np.argmax(gain))))
+        expected[query] = [(name, r[query][name]) for name in chosen]
+    assert read(tmp_path) == expected
+
+
+def unanswered(output: Path) -> dict[str, str]:
+    rows = pq.read_table(output / "unanswered.parquet").to_pylist()
+    return {row["query_id"]: row["reason"] for row in rows}
+
+
+def test_every_query_is_answered_or_has_a_reason(special: str, tmp_path: Path) -> None:
+    uris = names(COUNT)
+    asked = [image_id(uri) for uri in (*uris[:20], *uris[5:9], "/nowhere.jpg")]
+    pq.write_table(pa.table({"x": range(26), "image_id": [*asked, None]}), tmp_path / "ids.parquet")
+    request = Request(Criteria("car", k=3), str(tmp_path / "ids.parquet"))
+    counts = run(special, tmp_path / "out", request, Choice(3))
+    assert counts["queries"] == 21, "each image once"
+    constant = "Pearson is undefined (a constant vector)"
+    reasons = {
+        image_id("/nowhere.jpg"): "not in the index",
+        **{image_id(uris[i]): "no region of the class" for i in (0, 7, 14)},
+        image_id(uris[8]): constant,
+    }
+    assert unanswered(tmp_path / "out") == reasons
+    assert counts["unanswered"] == {"not in the index": 1, "no region of the class": 3, constant: 1}
+    assert read(tmp_path / "out").keys() == set(asked) - set(reasons)
+
+
+def test_a_window_that_nobody_passes_is_a_reason(special: str, tmp_path: Path) -> None:
+    sql = f"SELECT '{image_id(names(2)[1])}' AS image_id;"
+    request = Request(Criteria("car", (0.5, 0.5)), sql)
+    counts = run(special, tmp_path, request, Choice(3))
+    assert counts["unanswered"] == {"no candidate is left": 1}
+    assert list(unanswered(tmp_path).values()) == ["no candidate is left"]
+    assert read(tmp_path) == {}
+
+
+def test_the_schema_is_written_out(special: str, tmp_path: Path) -> None:
+    run(special, tmp_path, Request(Criteria("car", k=1), "FROM images LIMIT 70"), Choice(1))
+    parts = sorted((tmp_path / "class=car").iterdir())
+    assert [p.name for p in parts] == ["part-000000.parquet"]
+    assert pq.read_schema(parts[0]).equals(RECOMMENDATIONS)
+    assert pq.read_table(parts[0], partitioning=None)["coverage"].null_count == 0
+    other = tmp_path / "images"
+    run(special, other, Request(Criteria(k=1), "FROM images LIMIT 70"), Choice(1))
+    sql = f"FROM read_parquet('{other}/*/*.parquet', hive_partitioning = true)"
+    assert duckdb.sql(f"SELECT DISTINCT class, coverage {sql}").fetchall() == [(None, None)]
+
+
+def state(output: Path) -> dict[str, tuple[bytes, int]]:
+    files = (p for p in output.rglob("*") if p.is_file() and p.suffix != ".tmp")
+    return {str(p.relative_to(output)): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
+
+
+def contents_of(output: Path) -> dict[str, bytes]:
+    return {name: content for name, (content, _) in state(output).items()}
+
+
+def test_running_again_does_only_what_is_missing(
+    special: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request, choice = Request(Criteria(k=2)), Choice(2)
+    counts = run(special, tmp_path, request, choice)
+    complete = state(tmp_path)
+    assert run(special, tmp_path, request, choice) == counts
+    assert "is complete" in capsys.readouterr().err
+    assert state(tmp_path) == complete
+    folder = next(tmp_path.glob("class=*"))
+    for name in ("_SUCCESS", f"{folder.name}/part-000001.parquet", "unanswered.parquet"):
+        (tmp_path / name).unlink()
+    assert run(special, tmp_path, request, choice, execution=Execution("cpu")) == counts
+    after = state(tmp_path)
+    assert {n: c for n, (c, _) in after.items()} == {n: c for n, (c, _) in complete.items()}
+    old = {n for n in after if after[n][1] == complete[n][1]}
+    assert old == {"request.json", *(f"{folder.name}/part-00000{i}.parquet" for i in (0, 2, 3, 4))}
+
+
+def test_an_output_belongs_to_one_request(special: str, tmp_path: Path) -> None:
+    request, choice = Request(Criteria(k=2), "FROM images LIMIT 5"), Choice(2)
+    run(special, tmp_path, request, choice)
+    with pytest.raises(InputError, match=r"complete .*k 2, not 3.*--overwrite"):
+        run(special, tmp_path, request, Choice(3))
+    run(special, tmp_path, request, Choice(3), overwrite=True)
+    assert {len(answer) for answer in read(tmp_path).values()} == {3}
+    stranger = tmp_path / "other" / "mine.txt"
+    stranger.parent.mkdir()
+    stranger.write_text("keep me")
+    with pytest.raises(InputError, match=r"mine\.txt"):
+        run(special, stranger.parent, request, choice, overwrite=True)
+    assert stranger.read_text() == "keep me"
+
+
+def test_an_output_belongs_to_one_snapshot(tmp_path: Path) -> None:
+    index, output = str(tmp_path / "index"), tmp_path / "out"
+    old = write_index(index, features())
+    request, choice = Request(Criteria(k=2), "FROM images"), Choice(2)
+    run(index, output, request, choice)
+    before = contents_of(output)
+    (output / "_SUCCESS").unlink()
+    add_images(open_snapshot(index), features()[:10])
+    with pytest.raises(InputError, match=rf"unfinished .*--version {old.version}"):
+        run(index, output, request, choice)
+    run(index, output, request, choice, version=old.version)
+    assert contents_of(output) == before
+    assert run(index, output, request, choice, overwrite=True)["queries"] == COUNT + 10
+
+
+@pytest.mark.parametrize(
+    ("queries", "message"),
+    [
+        ("SELECT uri FROM images", "image_id"),
+        ("SELEC", "SQL"),
+        ("FROM images WHERE false", "nothing to ask"),
+        ("/nowhere.parquet", "nowhere"),
+        ("BROKEN.parquet", "no Parquet file"),
+    ],
+)
+def test_queries_that_make_no_sense_are_an_error(
+    special: str, tmp_path: Path, queries: str, message: str
+) -> None:
+    (tmp_path / "BROKEN.parquet").write_bytes(b"no table")
+    queries = queries.replace("BROKEN", str(tmp_path / "BROKEN"))
+    with pytest.raises(InputError, match=message):
+        run(special, tmp_path / "out", Request(Criteria(), queries), Choice())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("criteria", "choice", "message"),
+    [
+        (Criteria("boat"), Choice(), "no class"),
+        (Criteria(), Choice(near_duplicates=1.5), "near-duplicates"),
+        (Criteria(), Choice(diversity=0), "diversity"),
+        (Criteria(), Choice(pool=20), "--diversity"),
+        (Criteria(), Choice(10, diversity=0.5, pool=9), "less than k"),
+    ],
+)
+def test_options_out_of_range_are_an_error(
+    special: str, tmp_path: Path, criteria: Criteria, choice: Choice, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run(special, tmp_path, Request(criteria), choice)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_an_error(special: str, tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="no GPU"):
+        run(special, tmp_path, Request(Criteria()), Choice(), execution=Execution("cuda"))
+
+
+def command(index: str, output: object) -> list[str]:
+    return [
+        sys.executable, "jobs/recommend.py", "--index", index, "--output", str(output), "-k", "3",
+        "--class", "car", "--part-size", "10", "--device", "cpu", "--memory", "0.01",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_command_prints_what_it_did(
+    special: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, *arguments = map(str, command(special, tmp_path))
+    assert exit_code(*arguments) == 0
+    assert "no region of the class" in capsys.readouterr().out
+    assert json.loads((tmp_path / "_SUCCESS").read_text())["queries"] == COUNT
+    assert exit_code(*arguments, "--version", "99") == 1
+    assert capsys.readouterr().err.startswith("error:")
+
+
+@pytest.mark.slow
+def test_a_bucket_holds_what_a_folder_would(
+    s3: dict[str, str], special: str, tmp_path: Path
+) -> None:
+    output = f"{new_bucket()}/out"
+
+    def job(output: object, *options: str) -> None:
+        _, *arguments = command(special, output)
+        done = jobs.run(*arguments, *options)
+        assert done.code == 0, done.err
+
+    with JobServer(**s3) as jobs:  # workers of another Ray know nothing of this S3
+        job(tmp_path)
+        job(output)
+        assert in_bucket(output) == contents_of(tmp_path)
+        storage.delete([f"{output}/class=car/part-000001.parquet", f"{output}/_SUCCESS"])
+        job(output)
+        assert in_bucket(output) == contents_of(tmp_path)
+        job(output, "--keep-copies", "--overwrite")
+    assert in_bucket(output).keys() == contents_of(tmp_path).keys()
+    assert in_bucket(output) != contents_of(tmp_path)
+
+
+def in_bucket(output: str) -> dict[str, bytes]:
+    files = [uri for uri, *_ in storage.find_files(output)]
+    return {uri.removeprefix(f"{output}/"): storage.read_bytes(uri) for uri in files}
+
+
+@pytest.fixture(scope="module")
+def whole(special: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a job writes that nobody disturbs."""
+    output = tmp_path_factory.mktemp("whole")
+    subprocess.run(command(special, output), cwd=ROOT, capture_output=True, timeout=300, check=True)
+    return output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_a_killed_job_ends_as_if_nothing_had_happened(
+    special: str, whole: Path, tmp_path: Path, seed: int
+) -> None:
+    dice = random.Random(seed)  # noqa: S311
+    output = tmp_path / "out"
+    parts = len(list((whole / "class=car").iterdir()))
+    for _ in range(2):
+        job = subprocess.Popen(command(special, output), cwd=ROOT, stderr=subprocess.DEVNULL)
+        enough = dice.randrange(-1, parts)
+        while job.poll() is None and len(list(output.glob("*/part*"))) < enough:
+            time.sleep(0.002)
+        time.sleep(dice.uniform(0, 0.1) if enough > 0 else dice.uniform(0, 5))
+        job.kill()
+        job.wait()
+        time.sleep(2)  # a worker may finish what it was about
+        before = {p: p.stat().st_mtime_ns for p in output.glob("*/part*")}
+        assert len(before) <= parts
+    subprocess.run(command(special, output), cwd=ROOT, capture_output=True, timeout=300, check=True)
+    assert contents_of(output) == contents_of(whole)
+    assert all(p.stat().st_mtime_ns == time for p, time in before.items()), "not done again"

@@ -1,0 +1,377 @@
+"""What becomes of rows while sources come, change, break, are mended and go: any order of it.
+
+The runs here have all of the indexing job but Ray, the log and the model, whose results are drawn.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from segrec_batch.common.errors import AccountingError, SourceError
+from segrec_batch.common.limits import parse_limit
+from segrec_batch.images.decode import mask_shape
+from segrec_batch.index.files import by_part, new_part, read_file, write_file
+from segrec_batch.index.parts import merge_parts
+from segrec_batch.index.snapshot import Snapshot, empty_snapshot, with_changes
+from segrec_batch.maintenance.verify import _TWICE, check_part
+from segrec_batch.pipeline import commit as publish
+from segrec_batch.pipeline.commit import Publisher
+from segrec_batch.pipeline.plan import Plan, Request
+from segrec_batch.pipeline.run_stats import Account
+from segrec_batch.pipeline.stage_schema import SEGMENTED
+from segrec_batch.pipeline.stages import decode_batch, write_batch
+from segrec_batch.search.database import open_files, query
+from tests.support.feature_index import SPEC, Bundle
+
+SHAPES = ((16, 16),)
+ANY = parse_limit("100%")
+NAMES = ("a.png", "b.png", "c.png", "without extension")
+
+State = dict[str, tuple[str | None, str | None]]  # content_hash and stage of a failure, by name
+
+
+def segmented(decoded: pa.Table) -> pa.Table:
+    """DECODED rows as a model would leave them that sees one class in each image."""
+    rows: list[dict[str, Any]] = decoded.drop_columns("pixels").to_pylist()
+    classes = len(SPEC.all_classes)
+    for row in (row for row in rows if row["shape"]):
+        seed = int(row["content_hash"], 16) % 2**32
+        feature = np.random.default_rng(seed).random(512, np.float32)
+        regions = np.zeros((classes, 512), np.float32)
+        regions[1] = feature
+        shape = mask_shape(row["height"], row["width"])
+        row.update(
+            grid=(1, 1), labels=b"\1", common=bytes([1]) * 1024,
+            counts=[0, 1] + [0] * (classes - 2),
+            feature=feature, region_features=regions.ravel(), sign_bits=[0] * 8, mask_shape=shape,
+            mask=bytes([1]) * (shape[0] * shape[1]), described=[],
+        )  # fmt: skip
+    return pa.Table.from_pylist(rows, SEGMENTED)
+
+
+@contextmanager
+def without_ray() -> Iterator[None]:
+    """Parts are rewritten in this process."""
+
+    def each(function: Callable[[Any], Any], items: Any, **_: object) -> Iterator[tuple[Any, Any]]:
+        return ((item, function(item)) for item in items)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publish, "each", each)
+        yield
+
+
+@dataclass
+class World:
+    """A folder of images, its index, and what one could know of both without looking."""
+
+    folder: Path
+    snapshot: Snapshot = field(init=False)
+    disk: dict[str, str] = field(default_factory=dict)  # good, bad, broken, by name
+    clock: int = 1_000_000_000
+
+    def __post_init__(self) -> None:
+        (self.folder / "images").mkdir()
+        self.snapshot = empty_snapshot(str(self.folder / "index"), Bundle.model_id, SPEC)
+        self.put("always.png", "good", 0)
+
+    def put(self, name: str, kind: str, seed: int) -> None:
+        """A file of a kind, newer than all before; what is broken leads nowhere."""
+        path = self.folder / "images" / name
+        path.unlink(missing_ok=True)
+        self.disk.pop(name, None)
+        if kind == "gone":
+            return
+        self.disk[name] = kind
+        if kind == "broken":
+            path.symlink_to("nowhere")
+            return
+        if kind == "good":
+            Image.new("RGB", (9, 7), (seed, 40, 2)).save(path, "PNG")
+        else:
+            path.write_bytes(b"no image %d" % seed)
+        self.clock += 1
+        os.utime(path, (self.clock, self.clock))
+
+    def run(self, limit: int | None = None, commits: bool = False) -> Account:
+        """One run; it proves its sums."""
+        request = Request(str(self.folder / "images"), limit=limit, max_gone=ANY)
+        with Plan(request, self.snapshot) as plan:
+            account = Account.open("run", plan)
+            publisher = Publisher(
+                self.snapshot, account, lambda base, add, remove, _: with_changes(base, add, remove)
+            )
+            for start in range(0, plan.todo, 2):
+                decoded = decode_batch(plan.manifest(start, start + 2), SHAPES)
+                index = self.snapshot.index
+                publisher.take(write_batch(segmented(decoded), index, SPEC, Bundle.model_id, "run"))
+                if commits:
+                    publisher.publish()
+            publisher.publish_last(plan.gone())
+        self.snapshot = publisher.current
+        return account
+
+    def compact(self) -> None:
+        """All parts become one, and one of failures."""
+        files = list(self.snapshot.all_files)
+        merged = merge_parts(self.snapshot.index, files)
+        self.snapshot = with_changes(self.snapshot, merged, files)
+
+    def age(self) -> None:
+        """All rows are in one part, failures with the others, as former versions wrote them."""
+        self.compact()
+        files, index, part = list(self.snapshot.all_files), self.snapshot.index, new_part()
+        mixed = [write_file(index, part, f.table, read_file(index, f), f.partition) for f in files]
+        self.snapshot = with_changes(self.snapshot, mixed, files)
+
+    def state(self) -> State:
+        """What the index has of each name; AssertionError if anything is wrong with it."""
+        for files in by_part(self.snapshot.all_files).values():
+            job = (self.snapshot.index, files, SPEC, Bundle.model_id)
+            assert check_part(job) == []
+        with open_files(self.snapshot).connection as connection:
+            assert query(connection, _TWICE).num_rows == 0
+            orphans = "SELECT count(*) FROM regions ANTI JOIN images USING (image_id)"
+            assert connection.execute(orphans).fetchall() == [(0,)]
+            rows = connection.execute(
+                "SELECT parse_filename(uri), content_hash, stage FROM "
+                "(SELECT uri, content_hash FROM images) FULL JOIN "
+                "(SELECT uri, stage FROM failures) USING (uri)"
+            ).fetchall()
+            stale = "SELECT parse_filename(uri) FROM stale"
+            assert {name for (name,) in connection.execute(stale).fetchall()} == {
+                name for name, content, stage in rows if content and stage
+            }
+        return {name: (content, stage) for name, content, stage in rows}
+
+
+def right(kind: str | None, old: tuple[str | None, str | None]) -> Callable[[Any], bool]:
+    """Whether a row is right after a whole run over a file of a kind with an image's extension."""
+    content = old[0]
+    return {
+        "good": lambda new: new[0] is not None and new[1] is None,
+        "bad": lambda new: new == (None, "decode"),
+        "broken": lambda new: new == (content, "read"),
+        None: lambda new: new == (None, None),
+    }[kind]
+
+
+STEPS = st.one_of(
+    st.tuples(
+        st.just("put"),
+        st.sampled_from(NAMES),
+        st.sampled_from(["good", "bad", "broken", "broken", "gone"]),
+        st.integers(0, 3),
+    ),
+    st.tuples(st.just("run"), st.sampled_from([None, None, 1, 2]), st.booleans()),
+    st.tuples(st.sampled_from(["compact", "age"])),
+)
+
+
+def live(folder: Path, steps: list[tuple[Any, ...]]) -> None:
+    """Go through some steps; after each run all rows are right."""
+    world = World(folder)
+    for action, *given_ in [("run", None, False), *steps, ("run", None, True)]:
+        if action != "run":
+            getattr(world, action)(*given_)
+            continue
+        before = world.state()
+        limit, commits = given_
+        account = world.run(limit, commits)
+        after = world.state()
+        nothing = (None, None)
+        for name in {*NAMES, "always.png"}:
+            old, new, kind = (
+                before.get(name, nothing),
+                after.get(name, nothing),
+                world.disk.get(name),
+            )
+            if "." not in name and kind != "good":
+                assert kind != "broken" or new[0] == old[0]
+            else:
+                assert right(kind, old)(new) or (limit and new == old and kind), (
+                    name,
+                    kind,
+                    old,
+                    new,
+                )
+        stale = sum(bool(content and stage) for content, stage in after.values())
+        if limit is None:
+            assert account.stale == stale
+            assert account.found == len(world.disk)
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.lists(STEPS, max_size=12))
+def test_no_fault_of_reading_costs_a_row(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[Any, ...]]
+) -> None:
+    with without_ray():
+        live(tmp_path_factory.mktemp("world"), steps)
+
+
+@pytest.mark.slow
+@settings(max_examples=15, deadline=None)
+@given(st.lists(STEPS, min_size=5, max_size=20))
+def test_no_fault_of_reading_costs_a_row_ever(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[Any, ...]]
+) -> None:
+    with without_ray():
+        live(tmp_path_factory.mktemp("world"), steps)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """Four images, all of them indexed."""
+    made = World(tmp_path)
+    for i, name in enumerate(NAMES[:3]):
+        made.put(name, "good", i)
+    with without_ray():
+        made.run()
+        yield made
+
+
+def test_what_cannot_be_read_is_stale_until_it_can(world: World) -> None:
+    before = world.state()
+    for name in NAMES[:3]:
+        world.put(name, "broken", 0)
+    for _ in range(2):  # the second time as the first
+        account = world.run()
+        assert (account.stale, account.failed, account.unchanged) == (3, 0, 1)
+        assert account.summary()["stale"] == 3
+        assert world.snapshot.rows("failures") == 3
+        assert world.state() == before | {n: (before[n][0], "read") for n in NAMES[:3]}
+        with pytest.raises(SourceError, match=r"^3 of 3 .*most often broken link: more .* 1%\."):
+            account.check_read_failures(parse_limit("1%"))
+        account.check_read_failures(parse_limit("3"))
+        account.check_read_failures(ANY)
+    world.put("a.png", "good", 0)  # as it was
+    world.put("b.png", "good", 9)
+    world.put("c.png", "gone", 0)
+    account = world.run()
+    assert (account.copied, account.indexed, account.stale, account.gone) == (1, 2, 0, 1)
+    assert world.snapshot.rows("failures") == 0
+    after = world.state()
+    assert after["a.png"] == before["a.png"]
+    assert after["b.png"] != before["b.png"]
+    assert "c.png" not in after
+
+
+def test_what_is_known_to_be_bad_is_tried_again_only_if_it_changes(world: World) -> None:
+    world.put("a.png", "bad", 0)
+    world.put("new.png", "broken", 0)
+    assert (world.run().failed, world.state()["a.png"]) == (2, (None, "decode"))
+    account = world.run()
+    assert (account.skipped, account.retried, account.failed) == (1, 1, 1)
+    world.put("a.png", "bad", 1)
+    assert world.run().changed == 1
+
+
+def test_a_donor_that_cannot_be_read_gives_its_rows_all_the_same(world: World) -> None:
+    a, copy = world.folder / "images" / "a.png", world.folder / "images" / "copy.png"
+    a.rename(copy)
+    world.put("a.png", "broken", 0)
+    account = world.run()
+    assert (account.copied, account.indexed, account.stale) == (1, 1, 1)
+    state = world.state()
+    assert state["copy.png"][0] == state["a.png"][0]
+
+
+def test_a_limit_does_not_stop_at_what_can_never_be_read(world: World) -> None:
+    for i in range(3):
+        world.put(f"bad{i}.png", "broken", 0)
+    world.run()
+    world.put("new.png", "good", 7)
+    assert world.run(limit=1).indexed == 1
+    with_failures = {n: s for n, s in world.state().items() if s[1]}
+    for i in range(3):
+        world.put(f"bad{i}.png", "good", i)
+    for _ in with_failures:
+        assert world.run(limit=1).indexed == 1, "each in its turn"
+
+
+def test_a_file_that_is_shorter_than_it_was_listed_was_not_read(world: World) -> None:
+    before = world.state()
+    world.put("a.png", "good", 5)
+    path = world.folder / "images" / "a.png"
+    request = Request(str(world.folder / "images"))
+    with Plan(request, world.snapshot) as plan:
+        path.write_bytes(path.read_bytes()[:20])
+        (row,) = decode_batch(plan.manifest(0, 9), SHAPES).to_pylist()
+    assert (row["stage"], row["reason"][:12]) == ("read", "shorter than")
+    assert world.state() == before
+
+
+def test_a_file_that_has_grown_since_it_was_listed_was_not_read(world: World) -> None:
+    before = world.state()
+    path = world.folder / "images" / "a.png"
+    small = path.read_bytes()
+    world.put("a.png", "good", 5)
+    grown = path.read_bytes() + bytes(len(small))
+    with Plan(Request(str(world.folder / "images")), world.snapshot) as plan:
+        path.write_bytes(grown)
+        (row,) = decode_batch(plan.manifest(0, 9), SHAPES).to_pylist()
+    assert (row["stage"], row["reason"][:11]) == ("read", "longer than")
+    assert world.state() == before
+
+
+def test_listed_and_left_out_are_all_files(world: World) -> None:
+    for name in ("notes.txt", "README", "._a.png", "b.heic"):
+        (world.folder / "images" / name).write_text("text")
+    world.put("without extension", "good", 8)
+    account = world.run()
+    assert (account.found, account.listed, account.indexed) == (9, 5, 1)
+    assert account.left_out == {".txt": 1, "no extension": 1, "._*": 1, ".heic": 1}
+    assert account.summary()["left_out"] == dict(account.left_out)
+    assert "4 other files left out (._* 1, .heic 1, .txt 1, no extension 1)" in str(account)
+    account.left_out["lost"] -= 1
+    with pytest.raises(AccountingError, match="9 files found, but 5 listed, 0 excluded and 3 left"):
+        account.check_sources()
+
+
+def test_the_sums_are_proved_from_the_files(world: World) -> None:
+    before = world.snapshot
+    world.put("a.png", "broken", 0)
+    account = world.run()
+    account.check(before, world.snapshot)
+    account.stale, account.failed = 0, 1  # as if the old row had gone
+    with pytest.raises(
+        AccountingError, match="4 rows of images, less 1 and with 0 more, do not add"
+    ):
+        account.check(before, world.snapshot)
+
+
+def test_rows_of_what_is_left_out_now_leave(world: World) -> None:
+    path = world.folder / "images" / "a.png"
+    world.snapshot = with_changes(world.snapshot, [])
+    old = str(path)
+    path.rename(world.folder / "images" / "._a.png")
+    account = world.run()
+    assert (account.gone, account.left_out["._*"]) == (1, 1)
+    assert old not in world.state()
+
+
+@pytest.mark.parametrize(("text", "accepted"), [("50%", 2), ("0%", 0), ("2", 2), ("100%", 4)])
+def test_how_many_may_be_gone(world: World, text: str, accepted: int) -> None:
+    limit = parse_limit(text)
+    assert not limit.is_exceeded(accepted, 4)
+    if accepted < 4:
+        assert limit.is_exceeded(accepted + 1, 4)
+    for name in NAMES[:2]:
+        world.put(name, "gone", 0)
+    with Plan(Request(str(world.folder / "images")), world.snapshot) as plan:
+        assert (plan.lost, plan.known) == (2, 4)
+    superseded = world.snapshot
+    empty = empty_snapshot(superseded.index, Bundle.model_id, SPEC)
+    with Plan(Request(str(world.folder / "images")), empty, superseded) as plan:
+        assert (plan.lost, plan.known, plan.left_out) == (2, 4, 0)

@@ -1,0 +1,249 @@
+"""Jobs whose sources cannot be read for a while: the exit code, what is kept, and how it ends."""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+import segrec_batch
+from segrec_batch.common.errors import SourceError
+from segrec_batch.index import snapshot as store
+from segrec_batch.maintenance.purge import purge
+from segrec_batch.maintenance.verify import verify
+from segrec_batch.model.bundle import Model
+from segrec_batch.pipeline import chain, run
+from segrec_batch.pipeline.backfill import Added, describe
+from segrec_batch.pipeline.descriptor_setup import described, parse_addition
+from segrec_batch.pipeline.plan import MOST_UNREAD, Request
+from segrec_batch.pipeline.run import Execution, index_pictures
+from segrec_batch.pipeline.samples import IndexSamples
+from segrec_batch.search.cache import refresh_cache
+from tests.support.builders import encoded, smooth_pixels
+from tests.support.commands import exit_code
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+Rows = list[tuple[Any, ...]]
+CONTENT = "* EXCLUDE (source_etag, run_id, indexed_at)"
+
+
+@dataclass
+class Site:
+    """A folder of images with its index, and jobs on them."""
+
+    images: Path
+    index: str
+    model: str
+    capsys: pytest.CaptureFixture[str]
+
+    def job(self, *options: str) -> int:
+        """The exit code of a run."""
+        given = ("--images", str(self.images), "--model", self.model, "--index", self.index)
+        return exit_code("jobs/index.py", *given, "--device", "cpu", *options)
+
+    def error(self) -> str:
+        """The error that the last job ended with."""
+        (line,) = re.findall("^error: (.*)$", self.capsys.readouterr().err, re.MULTILINE)
+        return str(line)
+
+    def rows(self, sql: str) -> Rows:
+        with segrec_batch.connect(self.index) as connection:
+            return connection.sql(sql).fetchall()
+
+    def contents(self) -> Rows:
+        """All that is in the index of images, but for when it was made."""
+        return self.rows(f"SELECT {CONTENT} FROM images ORDER BY uri") + self.rows(
+            "SELECT * EXCLUDE (run_id) FROM regions ORDER BY uri, class"
+        )
+
+    def break_all(self) -> Callable[[], None]:
+        """Touch all images and make them unreadable, for root, too; how to mend that."""
+        away = self.images.with_name("away")
+        away.mkdir()
+        for path in sorted(self.images.iterdir()):
+            os.utime(path)
+            path.rename(away / path.name)
+            path.symlink_to(self.images / "no such file")
+
+        def mend() -> None:
+            for path in away.iterdir():
+                path.replace(self.images / path.name)
+            away.rmdir()
+
+        return mend
+
+
+@pytest.fixture
+def site(tmp_path: Path, model_dir: str, capsys: pytest.CaptureFixture[str]) -> Site:
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(10):
+        (images / f"{i}.jpg").write_bytes(encoded(smooth_pixels(48, 64, i), "JPEG"))
+    made = Site(images, str(tmp_path / "index"), model_dir, capsys)
+    assert made.job() == 0
+    return made
+
+
+def test_images_that_cannot_be_read_keep_their_rows_until_they_can(
+    site: Site, tmp_path: Path
+) -> None:
+    before = site.contents()
+    mend = site.break_all()
+    for _ in range(2):
+        assert site.job() == 1
+        assert re.fullmatch(
+            r"10 of 10 sources could not be read, most often broken link: more than "
+            r"--max-read-failures 1%\. The rest is published, and 10 of them keep their old rows; "
+            r"mend the cause and run again, which tries them all, or accept it: "
+            r"--max-read-failures 10",
+            site.error(),
+        )
+        assert site.contents() == before
+        assert site.rows("SELECT DISTINCT stage, reason FROM failures") == [
+            ("read", "broken link: No such file or directory")
+        ]
+        assert site.rows("SELECT count(*) FROM failures") == [(10,)]
+        assert site.rows("SELECT count(*) FROM stale SEMI JOIN images USING (uri)") == [(10,)]
+        assert verify(store.open_snapshot(site.index)) == []
+    cache = str(tmp_path / "cache.duckdb")
+    refresh_cache(site.index, cache)
+    with segrec_batch.connect(cache) as connection:
+        sql = "SELECT (SELECT count(*) FROM images), (SELECT count(*) FROM stale)"
+        assert connection.sql(sql).fetchall() == [(10, 10)]
+    mend()
+    assert site.job() == 0
+    assert site.contents() == before
+    assert site.rows("FROM failures") == site.rows("FROM stale") == []
+    assert verify(store.open_snapshot(site.index)) == []
+    told = store.history(site.index)[0].info["segrec"]
+    assert (told["changed"], told["copied"], told["stale"]) == (10, 10, 0)
+    refresh_cache(site.index, cache)
+    with segrec_batch.connect(cache) as connection:
+        assert connection.sql(sql).fetchall() == [(10, 0)]
+
+
+@pytest.mark.slow
+def test_a_folder_that_vanishes_in_a_run_costs_nothing(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = site.contents()
+    for path in site.images.iterdir():
+        os.utime(path)
+    away, process = tmp_path / "away", chain.process
+
+    def late(*arguments: Any) -> Iterator[pa.Table]:
+        site.images.rename(away)
+        yield from process(*arguments)
+
+    monkeypatch.setattr(chain, "process", late)
+    assert site.job() == 1
+    assert "10 of 10 sources could not be read, most often FileNotFoundError" in site.error()
+    monkeypatch.undo()
+    assert site.job() == 1
+    assert "no pictures found" in site.error()
+    assert site.contents() == before
+    away.rename(site.images)
+    assert site.job() == 0
+    assert site.contents() == before
+    assert site.rows("FROM failures") == []
+
+
+@pytest.mark.slow
+def test_a_listing_that_lost_much_stops_before_anything_is_done(site: Site, tmp_path: Path) -> None:
+    version = store.open_snapshot(site.index).version
+    paths = sorted(site.images.iterdir())
+    for path in paths[:6]:
+        path.unlink()
+    (site.images / "new.jpg").write_bytes(paths[9].read_bytes())
+    assert site.job() == 1
+    said = site.error()
+    assert f"6 of 10 sources that {site.index} has below {site.images} are gone" in said
+    assert "more than --max-gone 50%. Nothing is changed" in said
+    assert "--max-gone 100%" in said
+    assert site.job("--dry-run") == 0
+    assert "warning: a run would stop: 6 of 10 sources" in site.capsys.readouterr().err
+    assert site.job("--rebuild") == 1
+    assert "6 of 10 sources" in site.error()
+    assert store.open_snapshot(site.index).version == version
+    assert site.job("--max-gone", "60%") == 0
+    assert site.rows("SELECT count(*) FROM images") == [(5,)]
+
+
+@pytest.mark.slow
+def test_a_rebuild_loses_no_image_that_cannot_be_read(site: Site) -> None:
+    before = site.contents()
+    path = site.images / "3.jpg"
+    content = path.read_bytes()
+    path.unlink()
+    path.symlink_to("nowhere")
+    for _ in range(2):
+        assert site.job("--rebuild") == 1
+        assert "1 of 10 images of" in (said := site.error())
+        assert "the rebuild is kept, but not put in place" in said
+        assert site.contents() == before
+    path.unlink()
+    path.write_bytes(content)
+    account, after = index_pictures(
+        Request(str(site.images)), site.model, site.index, Execution("cpu"), rebuild=True
+    )
+    assert (account.unchanged, account.indexed, account.changed) == (9, 1, 1)
+    assert (after.rows("images"), after.rows("failures")) == (10, 0)
+    path.unlink()
+    path.symlink_to("nowhere")
+    request = Request(str(site.images))
+    with pytest.raises(SourceError, match="--max-read-failures 1"):
+        index_pictures(request, site.model, site.index, Execution("cpu"), rebuild=True)
+    assert site.job("--rebuild", "--max-read-failures", "1") == 0, "accepted"
+    assert site.rows("SELECT (SELECT count(*) FROM images), stage FROM failures") == [(9, "read")]
+
+
+@pytest.mark.slow
+def test_descriptors_of_what_cannot_be_read_are_computed_later(
+    site: Site, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = IndexSamples(store.open_snapshot(site.index), 8)
+    site.model = str(tmp_path / "described")
+    described(model, [parse_addition("texture")], [], samples).save(site.model)
+    without = "SELECT count(*) FROM descriptors WHERE vector IS NULL"
+    request, away = Request(str(site.images)), site.images.with_name("away")
+
+    def hidden(*arguments: Any) -> Iterator[tuple[str, Added]]:
+        """Four images are away while they are described."""
+        away.mkdir(exist_ok=True)
+        for i in range(4):
+            (site.images / f"{i}.jpg").rename(away / f"{i}.jpg")
+        yield from describe(*arguments)
+        for path in away.iterdir():
+            path.rename(site.images / path.name)
+
+    monkeypatch.setattr(run, "describe", hidden)
+    account, _ = index_pictures(request, site.model, site.index, Execution("cpu"))
+    assert (account.described, account.reread, account.unread) == (10, 10, 4)
+    with pytest.raises(SourceError, match=r"^4 of 10 sources could not be read"):
+        account.check_read_failures(MOST_UNREAD)
+    assert site.rows(without) == [(4,)]
+    again, _ = index_pictures(request, site.model, site.index, Execution("cpu"))
+    assert (again.described, again.reread, again.unread) == (0, 4, 4)
+    assert again.commits == 0, "it is no better off"
+    monkeypatch.undo()
+    assert site.job() == 0
+    assert site.rows(without) == [(0,)]
+    assert verify(store.open_snapshot(site.index)) == []
+
+
+@pytest.mark.slow
+def test_a_purge_takes_both_rows(site: Site) -> None:
+    site.break_all()
+    assert site.job() == 1
+    uri = str(site.images / "3.jpg")
+    found = purge(site.index, [uri], 0)
+    assert found.found == (uri,)
+    for table in ("images", "failures", "regions", "stale"):
+        assert site.rows(f"SELECT count(*) FROM {table} WHERE uri = '{uri}'") == [(0,)]
+    assert site.rows("SELECT count(*) FROM stale") == [(9,)]
+    assert verify(store.open_snapshot(site.index)) == []

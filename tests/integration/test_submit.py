@@ -1,0 +1,232 @@
+"""Jobs under `ray job submit`, on a cluster that wants a token."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from segrec_batch.index.snapshot import exists, open_snapshot
+from segrec_batch.maintenance.verify import verify
+from tests.support.builders import smooth_pixels, tiny_model, uris
+from tests.support.cluster_files import CLUSTER
+from tests.support.head_node import ROOT, Head, head_node
+
+TOKEN = "0123456789abcdef" * 4
+INDEX = ROOT / "jobs" / "index.py"
+PICTURES = 160  # of which a run is stopped: seconds of work in steps of four
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    with head_node(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN) as node:
+        yield node
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("model"))
+    tiny_model(taps=("conv3_3",)).save(folder)
+    return folder
+
+
+def write_pictures(folder: Path, count: int) -> Path:
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        path = folder / f"{i:03}.png"
+        if not path.exists():
+            Image.fromarray(smooth_pixels(48, 64, seed=i)).save(path)
+    return folder
+
+
+def arguments(images: Path, model: str, index: Path) -> list[object]:
+    return ["--images", images, "--model", model, "--index", index]
+
+
+@pytest.mark.slow
+def test_the_index_job_runs_unchanged_from_an_uploaded_folder(
+    head: Head, bundle: str, tmp_path: Path
+) -> None:
+    """As the README has it: with the project for --working-dir, here less what is not code."""
+    project = copy_project(tmp_path)
+    images, index = write_pictures(tmp_path / "images", 8), tmp_path / "index"
+    submit = ["job", "submit", "--log-color", "false", "--working-dir", project, "--"]
+    done = head.ray(*submit, "python", "jobs/index.py", *arguments(images, bundle, index))
+    assert done.returncode == 0, done.stdout
+    assert len(uris(str(index))) == 8
+    log = done.stdout
+    for line in (
+        r"8 new, 0 changed.*",
+        r"warning: device: CPU, .* \(--device auto\); model on 1 × CPU, 2 threads",
+        r"indexed: 8 in [\d.]+ s",
+        rf"{re.escape(str(index))}: version \d+, 8 images, .*",
+    ):
+        assert re.search(f"^.*{line}$", log, re.MULTILINE), log
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", log), "bars and colours have no place in logs"
+    assert "Traceback" not in log
+
+
+def copy_project(folder: Path) -> Path:
+    project = folder / "project"
+    for name in ("jobs", "segrec_batch", "schemas"):
+        shutil.copytree(ROOT / name, project / name)
+    return project
+
+
+@pytest.mark.slow
+def test_an_uploaded_folder_is_read_but_not_written_to(
+    head: Head, bundle: str, tmp_path: Path
+) -> None:
+    project = copy_project(tmp_path)
+    write_pictures(project / "images", 2)
+    submit = ["job", "submit", "--log-color", "false", "--working-dir", project, "--"]
+    job = [*submit, "python", "jobs/index.py", "--images", "images", "--model", bundle, "--index"]
+    refused = head.ray(*job, "index")
+    assert refused.returncode == 1, refused.stdout
+    told = r"error: --index index lies in the project that was uploaded to Ray.* s3:// URI$"
+    assert re.search(told, refused.stdout, re.M), refused.stdout
+    assert "Traceback" not in refused.stdout
+    done = head.ray(*job, tmp_path / "index")
+    assert done.returncode == 0, done.stdout
+    assert re.search("^--images: read from the project .*working_dir_files", done.stdout, re.M)
+    assert open_snapshot(str(tmp_path / "index")).rows("images") == 2
+
+
+@pytest.mark.slow
+def test_an_error_of_the_job_is_that_of_the_submission(
+    head: Head, bundle: str, tmp_path: Path
+) -> None:
+    images = write_pictures(tmp_path / "images", 1)
+    given = arguments(images, "/nowhere", tmp_path / "index")
+    failed = head.ray("job", "submit", "--", "python", INDEX, *given)
+    assert failed.returncode == 1
+    assert re.search(r"^error: .*/nowhere.*make a model with jobs/train.py", failed.stdout, re.M)
+    assert "Traceback" not in failed.stdout
+    assert not exists(str(tmp_path / "index"))
+
+
+@pytest.mark.slow
+def test_a_stopped_job_leaves_the_last_commit_and_the_next_run_goes_on(
+    head: Head, bundle: str, tmp_path: Path
+) -> None:
+    images, index = write_pictures(tmp_path / "images", PICTURES), tmp_path / "index"
+    given = arguments(images, bundle, index)
+    submit = ["job", "submit", "--no-wait", "--submission-id", "to-stop", "--", "python", INDEX]
+    often = ["--batch-size", 2, "--commit-seconds", 0.1]
+    assert head.ray(*submit, *given, *often).returncode == 0
+    wait_for_pictures(str(index))
+    assert head.ray("job", "stop", "to-stop").returncode == 0
+    stopped = open_snapshot(str(index))
+    assert "STOPPED" in head.ray("job", "list").stdout
+    assert 0 < stopped.rows("images") < PICTURES
+    assert verify(stopped) == []
+
+    done = head.ray("job", "submit", "--", "python", INDEX, *given)
+    assert done.returncode == 0, done.stdout
+    assert f"{stopped.rows('images')} unchanged" in done.stdout
+    assert len(uris(str(index))) == PICTURES
+
+
+def wait_for_pictures(index: str) -> None:
+    for _ in range(600):
+        if exists(index) and open_snapshot(index).rows("images"):
+            return
+        time.sleep(0.1)
+    raise TimeoutError(index)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""}, "Missing authentication token"),
+        ({"RAY_AUTH_TOKEN": "another"}, "Invalid authentication token"),
+    ],
+)
+def test_without_the_token_nothing_is_submitted(
+    head: Head, environment: dict[str, str], told: str
+) -> None:
+    refused = head.ray("job", "submit", "--submission-id", "no-token", "--", "true", **environment)
+    assert refused.returncode == 1
+    assert told in refused.stdout
+    assert "no-token" not in head.ray("job", "list").stdout
+
+
+@pytest.mark.slow
+def test_prometheus_is_told_the_nodes_for_the_token(head: Head) -> None:
+    configuration = yaml.safe_load((CLUSTER / "prometheus" / "prometheus.yml").read_text())
+    (scraped,) = configuration["scrape_configs"]
+    (source,) = scraped["http_sd_configs"]
+    url = source["url"].replace("http://127.0.0.1:8265", head.address)
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(url)
+    asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {TOKEN}"})
+    with urllib.request.urlopen(asked) as answer:
+        (found,) = json.load(answer)
+    assert found["targets"]
+
+
+JOIN = """
+import os, sys
+from segrec_batch import messages
+from segrec_batch.pipeline import cluster
+
+def join():
+    with cluster.joined():
+        pass
+
+for os.environ["RAY_ADDRESS"] in sys.argv[1:]:
+    assert messages.run_command(join) == 1
+"""
+
+
+def test_a_cluster_that_cannot_be_joined_is_an_error_that_says_so() -> None:
+    """In a process of its own: that of the tests may be in a cluster already."""
+    told = {
+        "127.0.0.1:1": "Connection refused",
+        "[::1]:1": "",  # refused, or no such protocol here
+        "nonsense": "Invalid address",
+    }
+    found = subprocess.run(
+        [sys.executable, "-c", JOIN, *told], capture_output=True, text=True, timeout=60
+    )
+    assert found.returncode == 0, found.stderr
+    for address, reason in told.items():
+        line = rf"^error: the Ray cluster of RAY_ADDRESS={re.escape(address)} cannot.*{reason}"
+        assert re.search(line, found.stderr, re.MULTILINE), found.stderr
+    assert found.stderr.count("or unset RAY_ADDRESS") == len(told)
+    assert "Traceback" not in found.stderr
+
+
+def test_a_ray_that_cannot_start_here_is_an_error_that_says_so() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", JOIN, ""], env={**os.environ, "RAY_TMPDIR": "/proc/none"},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert found.stderr.startswith("error: Ray cannot be started on this machine: ")
+    assert "/proc/none" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.slow
+def test_a_job_whose_cluster_is_gone_fails_at_once(bundle: str, tmp_path: Path) -> None:
+    images, index = write_pictures(tmp_path / "images", 1), tmp_path / "index"
+    command = [sys.executable, INDEX, *arguments(images, bundle, index)]
+    found = subprocess.run(
+        [*map(str, command)], env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert found.returncode == 1
+    assert "error: the Ray cluster of RAY_ADDRESS=127.0.0.1:1 cannot be joined" in found.stderr
+    assert "Traceback" not in found.stderr

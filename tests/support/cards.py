@@ -1,0 +1,56 @@
+"""Cards of contact sheets: small pictures and masks whose colours are known."""
+
+from collections.abc import Mapping
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+from segrec_batch.sheets.card import Card
+
+CLASSES = {"car": "#4363d8", "person": "#e6194B", "tree": "#3cb44b"}
+
+
+def encoded(image: Image.Image, kind: str, orientation: int = 1) -> bytes:
+    buffer, exif = BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    image.save(buffer, kind, exif=exif)
+    return buffer.getvalue()
+
+
+def picture(width: int = 80, height: int = 60, kind: str = "JPEG", orientation: int = 1) -> bytes:
+    """The left half red, the right half blue."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, : width // 2] = (250, 0, 0)
+    pixels[:, width // 2 :] = (0, 0, 250)
+    return encoded(Image.fromarray(pixels), kind, orientation)
+
+
+def mask(width: int = 16, height: int = 12, labels: tuple[int, ...] = (0, 1, 2, 3)) -> bytes:
+    """Palette PNG of upright stripes, one a label, left to right."""
+    columns = np.repeat(np.array(labels, np.uint8), width // len(labels))
+    image = Image.fromarray(np.tile(columns, (height, 1)))
+    image.putpalette(bytes(range(48)))  # not the colours of the sheet
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def card(
+    uri: str = "s3://bucket/a.jpg",
+    data: bytes | None = None,
+    *,
+    label_mask: bytes | None = None,
+    coverage: Mapping[str, float] | None = None,
+    score: float | None = None,
+    mask_iou: float | None = None,
+    readable: bool = True,
+) -> Card:
+    return Card(
+        uri,
+        (data or picture()) if readable else None,
+        label_mask or mask(),
+        coverage if coverage is not None else {"tree": 0.25, "car": 0.125, "person": 0.0},
+        score,
+        mask_iou,
+    )

@@ -1,0 +1,37 @@
+"""jobs/index.py that also notes, in the file $SEGREC_COUNTS, each picture that its backbone sees.
+
+A program of its own, for the kill tests: it is started by path and has no tests in it.
+"""
+
+import os
+import sys
+from functools import partialmethod
+from pathlib import Path
+
+import pyarrow as pa
+
+from segrec_batch.common.messages import run_command
+from segrec_batch.pipeline import chain
+from segrec_batch.pipeline.segment import SegmentBatch
+
+ROOT = Path(__file__).parents[2]
+
+
+class Counted(SegmentBatch):
+    """Reaches the actors by value, since it is of `__main__`."""
+
+    def note(self, path: str, decoded: pa.Table) -> pa.Table:
+        uris = [row["uri"] for row in decoded.to_pylist() if row["shape"]]
+        with open(path, "a") as file:  # noqa: PTH123
+            file.write("".join(f"{uri}\n" for uri in uris))
+        return SegmentBatch.__call__(self, decoded)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT / "jobs"))
+    import index
+
+    Counted.__call__ = partialmethod(Counted.note, os.environ["SEGREC_COUNTS"])  # type: ignore[assignment,method-assign]
+    chain.SegmentBatch = Counted  # type: ignore[misc]
+    arguments = index.parse_arguments()
+    sys.exit(run_command(lambda: index.main(arguments)))

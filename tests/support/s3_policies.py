@@ -1,0 +1,83 @@
+"""The policies below cluster/ with a bucket filled in: what they grant, and for Ceph to enforce."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from tests.support.cluster_files import Document
+from tests.support.s3 import FaultyProxy
+
+NIGHTLY, READ = "s3-policy.json", "s3-policy-read.json"
+NAMED = "streets"  # the bucket that `load` fills in
+
+Grant = tuple[str, str]  # action, folder of the bucket
+
+
+def listed(value: Any) -> list[Any]:
+    """One value or a list of them, as a list."""
+    return value if isinstance(value, list) else [value]
+
+
+def grants(policy: Document) -> set[Grant]:
+    """What a policy allows: an action and the folder, as it is written."""
+    return {
+        (action, folder)
+        for statement in policy["Statement"]
+        for action in listed(statement["Action"])
+        for folder in folders(statement)
+    }
+
+
+def folders(statement: Document) -> Iterator[str]:
+    """The first part of each key, or of each prefix, that a statement is about."""
+    for condition in statement.get("Condition", {}).values():
+        for prefix in listed(condition["s3:prefix"]):
+            yield prefix.partition("/")[0]
+        return
+    for resource in listed(statement["Resource"]):
+        yield resource.partition("/")[2].partition("/")[0]
+
+
+def bucket_policy(bucket: str, users: Mapping[str, Document]) -> str:
+    """The policies of some users as the one policy of a bucket, for which each has a principal.
+
+    Ceph 16 asks for the right to delete a batch of objects twice: in the bucket, then in each.
+    """
+    statements = [
+        {**statement, "Principal": {"AWS": [f"arn:aws:iam:::user/{user}"]}}
+        for user, policy in users.items()
+        for statement in policy["Statement"]
+    ]
+    for number, statement in enumerate(statements):
+        statement["Sid"] += str(number)
+        if "s3:DeleteObject" in statement["Action"]:
+            statement["Resource"] = [*listed(statement["Resource"]), f"arn:aws:s3:::{NAMED}"]
+    text = json.dumps({"Version": "2012-10-17", "Statement": statements})
+    return text.replace(f":::{NAMED}", f":::{bucket}")
+
+
+class Recorder(FaultyProxy):
+    """A proxy that remembers what was asked of the store, as the grants that it takes."""
+
+    def __init__(self, upstream: str) -> None:
+        self.asked: set[Grant] = set()
+        super().__init__(upstream)
+
+    def draw(self, method: str, path: str) -> Any:
+        self.asked.add(_grant(method, path))
+        return super().draw(method, path)
+
+
+def _grant(method: str, path: str) -> Grant:
+    url = urlsplit(path)
+    query = parse_qs(url.query, keep_blank_values=True)
+    _, _, *key = url.path.split("/")
+    if "delete" in query:
+        return "s3:DeleteObject", "index"  # keys are in the body; others are refused
+    if "list-type" in query:
+        return "s3:ListBucket", query["prefix"][0].partition("/")[0]
+    if method == "DELETE":
+        assert "uploadId" in query, path
+        return "s3:AbortMultipartUpload", key[0]
+    return {"GET": "s3:GetObject", "HEAD": "s3:GetObject"}.get(method, "s3:PutObject"), key[0]

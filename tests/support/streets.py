@@ -1,0 +1,132 @@
+"""An index of two nights of invented street scenes, with more variety than a small model sees.
+
+The pipeline's own code makes its rows, from random segmentations. There are exact copies and near
+copies, images without contrast, and on the second night some that are gone, changed or moved.
+"""
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from itertools import chain
+
+import numpy as np
+import pyarrow as pa
+
+from segrec_batch.index import encode
+from segrec_batch.index import snapshot as store
+from segrec_batch.index.files import DataFile
+from segrec_batch.index.parts import Rows, rewrite_part, write_part
+from segrec_batch.model.bundle import Model
+from segrec_batch.model.spec import COMMON_GRID, ModelSpec
+from segrec_batch.pipeline.rows import Row, descriptor_rows, failure_rows, picture_rows
+
+GRID = 16
+NIGHTS = tuple(dt.datetime(2026, 3, day, 1, tzinfo=dt.UTC) for day in (2, 3))
+GONE, CHANGED, MOVED = range(5), range(5, 12), range(20, 24)
+
+
+def write_streets(index: str, model: Model) -> None:
+    """Make the index, for a model of three classes: version 1 and version 2, one a night."""
+    empty, spec = store.create(index, model), model.spec
+    rows = [picture(i) for i in range(100)]
+    first = store.commit(empty, _part(index, spec, 0, rows, [failure(i) for i in range(6)]))
+    left = [picture(i)["image_id"] for i in chain(GONE, CHANGED)]
+    kept = rewrite_part(index, [f for f in first.all_files if f.table != "failures"], left)
+    new = [picture(i) for i in range(100, 130)]
+    changed = [picture(i, content=1000 + i) for i in CHANGED]
+    moved = [picture(i, folder="moved") for i in MOVED]
+    add = [
+        *kept,
+        *_part(index, spec, 1, [*new, *changed], [*(failure(i) for i in range(6, 10)), unread(50)]),
+        *_part(index, spec, 1, moved, [], segmented=0),
+    ]
+    store.commit(first, add, [f for f in first.all_files if f.table != "failures"])
+
+
+def picture(i: int, content: int | None = None, folder: str | None = None) -> Row:
+    """What the stages of a run find in a picture: every 20th is a copy, every 10th nearly one."""
+    content = i - (i % 20 == 19) if content is None else content
+    rng = np.random.default_rng(content - (content % 10 == 4))
+    labels = _labels(rng)
+    prototypes = np.random.default_rng(0).random((3, 4, 512))
+    features = prototypes[rng.integers(3)] + 0.3 * rng.random((4, 512))
+    features += 0.001 * np.random.default_rng(content).random((4, 512)) * (content % 10 == 4)
+    counts = np.bincount(labels.ravel(), minlength=4)
+    feature = (counts @ features / counts.sum() if i % 50 else np.ones(512)).astype(np.float32)
+    return {
+        **_source(f"/nowhere/{folder or ('north', 'south', 'it_s')[i % 3]}/{i:03}.jpg"),
+        "content_hash": f"{content:032x}",
+        "width": GRID,
+        "height": GRID,
+        "format": "JPEG",
+        "grid": labels.shape,
+        "labels": labels.tobytes(),
+        "common": labels.repeat(COMMON_GRID // GRID, 0).repeat(COMMON_GRID // GRID, 1).tobytes(),
+        "counts": counts.tolist(),
+        "feature": feature,
+        "region_features": features.astype(np.float32).ravel(),
+        "sign_bits": encode.bitmap_words(feature > feature.mean()),
+        "mask_shape": labels.shape,
+        "mask": labels.tobytes(),
+    }
+
+
+def failure(i: int) -> Row:
+    """A picture that a run could not index, for one of two reasons."""
+    reason = "not a picture" if i % 3 else "empty file"
+    return {**_source(f"/nowhere/bad/{i:03}.jpg"), "stage": "decode", "reason": reason}
+
+
+def unread(i: int) -> Row:
+    """A picture of the index that a run could not read again."""
+    source = _source(picture(i)["uri"])
+    return {**source, "stage": "read", "reason": "PermissionError: not for this user"}
+
+
+def _source(uri: str) -> Row:
+    return {"uri": uri, "image_id": encode.image_id(uri), "source_size": 1, "source_etag": "e"}
+
+
+def _labels(rng: np.random.Generator) -> encode.Labels:
+    """Classes in bands, 0 to 3, some of them absent: (GRID, GRID)."""
+    shares = rng.dirichlet([1, 1, 1, 1]) * (rng.random(4) > 0.4)
+    ends = np.cumsum(shares[[1, 2, 3]] / max(shares.sum(), 1e-9) * GRID**2).round()
+    bands = np.searchsorted(ends, np.arange(GRID**2), side="right")
+    return np.array([1, 2, 3, 0], np.uint8)[bands].reshape(GRID, GRID)
+
+
+def _part(
+    index: str,
+    spec: ModelSpec,
+    night: int,
+    pictures: Sequence[Row],
+    failures: Sequence[Row],
+    segmented: int | None = None,
+) -> list[DataFile]:
+    run_id = f"{NIGHTS[night]:%Y%m%dT%H%M%S}-{night:08x}"
+    named = {"run_id": run_id, "model_id": "0" * 16}
+    described = [{**row, **named, "described": _described(row, spec)} for row in pictures]
+    contents = chain(
+        picture_rows(described, spec),
+        descriptor_rows(described),
+        failure_rows([{**row, **named} for row in failures]),
+    )
+    return write_part(index, _at(contents, NIGHTS[night if segmented is None else segmented]))
+
+
+def _described(row: Row, spec: ModelSpec) -> list[Row]:
+    """A vector for each descriptor of the model: some values of the feature."""
+    vector = np.asarray(row["feature"][:16], np.float32).tobytes()
+    return [
+        {"descriptor": d.id, "category": None, "vector": vector, "reason": None}
+        for d in spec.descriptors
+    ]
+
+
+def _at(contents: Iterable[Rows], time: dt.datetime) -> Iterable[Rows]:
+    """The same rows, with another time than now."""
+    for table, partition, rows in contents:
+        for name in {"indexed_at", "failed_at"} & set(rows.column_names):
+            place = rows.schema.get_field_index(name)
+            times = pa.array([time + dt.timedelta(minutes=5)] * rows.num_rows, rows[name].type)
+            rows = rows.set_column(place, rows.schema.field(name), times)
+        yield table, partition, rows

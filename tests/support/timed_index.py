@@ -1,0 +1,116 @@
+"""jobs/index.py with a model that only takes time, and notes of where and when its parts ran.
+
+A program of its own, for the tests of many nodes: two cores cannot show that the work of six is
+faster, while any number of actors can sleep at once. The picture is read and decoded, the rows are
+written, as ever. $SEGREC_NOTES: the file of notes; $SEGREC_SLEEP: seconds per picture.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+
+from segrec_batch.common.messages import run_command
+from segrec_batch.images.decode import Shape
+from segrec_batch.model.architecture import DEEPEST, LAYERS
+from segrec_batch.model.engines import EngineChoice
+from segrec_batch.model.segmentation import Segmentation
+from segrec_batch.model.spec import COMMON_GRID
+from segrec_batch.pipeline import chain
+from segrec_batch.pipeline.segment import SegmentBatch
+from segrec_batch.pipeline.stages import decode_batch
+
+ROOT = Path(__file__).parents[2]
+
+
+class Sleeper:
+    """In place of a Segmenter: every picture is all background."""
+
+    device = "cpu"
+
+    def __init__(self, classes: int, seconds: float) -> None:
+        self.classes, self.seconds = classes, seconds
+
+    def launch(self, pixels: NDArray[np.uint8], masks: Sequence[Shape]) -> "Slept":
+        time.sleep(self.seconds * len(pixels))
+        n, channels, stride = len(pixels), LAYERS[DEEPEST].channels, LAYERS[DEEPEST].stride
+        grid = pixels.shape[1] // stride, pixels.shape[2] // stride
+        counts = np.zeros((n, self.classes), np.int64)
+        counts[:, 0] = grid[0] * grid[1]
+        found = Segmentation(
+            labels=np.zeros((n, *grid), np.uint8),
+            common=np.zeros((n, COMMON_GRID, COMMON_GRID), np.uint8),
+            counts=counts,
+            feature=np.ones((n, channels), np.float32),
+            region_features=np.ones((n, self.classes, channels), np.float32),
+            sign_bits=np.zeros((n, channels // 64), np.int64),
+            masks=[np.zeros(shape, np.uint8) for shape in masks],
+        )
+        return Slept(found)
+
+
+@dataclass(frozen=True)
+class Slept:
+    """A `PendingSegmentation` that is complete."""
+
+    found: Segmentation
+
+    def result(self) -> Segmentation:
+        return self.found
+
+
+class Timed(SegmentBatch):
+    """Reaches the actors by value, since it is of `__main__`, with the two values below."""
+
+    notes = os.environ.get("SEGREC_NOTES", "")
+    seconds = float(os.environ.get("SEGREC_SLEEP", "0"))
+
+    def __init__(self, model: str, engine: EngineChoice, threads: int | None = None) -> None:
+        # a GPU of these tests is only a number
+        SegmentBatch.__init__(self, model, EngineChoice("ncnn", "float32"), threads)
+        self.asked_for = engine.device
+        self._alone = self._device  # what sleeps stands for a device: a batch at a time
+        self.segmenter: Any = Sleeper(len(self.segmenter.model.spec.all_classes), self.seconds)
+
+    def __call__(self, decoded: pa.Table) -> pa.Table:
+        start = time.time()
+        found = SegmentBatch.__call__(self, decoded)
+        note(self.notes, "segment", decoded, start, self.asked_for)
+        return found
+
+
+def note(path: str, stage: str, rows: pa.Table, start: float, device: str = "") -> None:
+    """A line: what was done to which pictures, from when to when, and where."""
+    line = {
+        "stage": stage, "uris": rows["uri"].to_pylist(), "start": start, "end": time.time(),
+        "node": ray.get_runtime_context().get_node_id(), "pid": os.getpid(), "device": device,
+    }  # fmt: skip
+    with open(path, "a") as file:  # noqa: PTH123
+        file.write(json.dumps(line) + "\n")
+
+
+def decode(sources: pa.Table, shapes: Sequence[Shape], path: str = Timed.notes) -> pa.Table:
+    """`decode_batch`, noted."""
+    start = time.time()
+    found = decode_batch(sources, shapes)
+    note(path, "decode", sources, start)
+    return found
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT / "jobs"))
+    import index
+
+    chain.SegmentBatch = Timed  # type: ignore[misc]
+    chain.decode_batch = decode
+    arguments = index.parse_arguments()
+    sys.exit(run_command(lambda: index.main(arguments)))

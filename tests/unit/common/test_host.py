@@ -1,0 +1,312 @@
+"""Facts about the machine: real files of /proc and /sys, and those of other machines."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import joblib
+import psutil
+import pytest
+
+from segrec_batch.common import host
+
+# Of /proc/cpuinfo of real machines, flags in part: an AMD Ryzen 9 5950X and a Graviton2 as archspec
+# collects them, an EPYC 9004 in a virtual machine, an Intel Xeon 8488C and a Graviton3 of AWS.
+ZEN_3 = """\
+processor\t: 0
+vendor_id\t: AuthenticAMD
+model name\t: AMD Ryzen 9 5950X 16-Core Processor
+flags\t\t: fpu vme de pse sse sse2 ht syscall nx ssse3 fma cx16 sse4_1 sse4_2 movbe popcnt aes avx \
+f16c rdrand lahf_lm svm abm sse4a fsgsbase bmi1 avx2 smep bmi2 erms rdseed adx smap sha_ni vaes
+power management: ts ttp tm hwpstate cpb eff_freq_ro [13] [14]
+
+processor\t: 1
+"""
+ZEN_4 = """\
+processor\t: 0
+model name\t: AMD EPYC
+flags\t\t: fpu vme de pse tsc msr pni pclmulqdq ssse3 fma avx f16c bmi1 avx2 smep bmi2 avx512f \
+avx512dq rdseed adx avx512ifma avx512cd sha_ni avx512bw avx512vl avx512_bf16 avx512vbmi gfni vaes \
+avx512_vnni avx512_bitalg avx512_vpopcntdq rdpid fsrm
+"""
+SAPPHIRE_RAPIDS = """\
+processor\t: 0
+model name\t: Intel(R) Xeon(R) Platinum 8488C
+flags\t\t: fpu vme de pse tsc msr ssse3 fma cx16 avx f16c rdrand hypervisor bmi1 avx2 smep erms \
+avx512f avx512dq avx512ifma avx512cd sha_ni avx512bw avx512vl avx_vnni avx512_bf16 wbnoinvd \
+avx512vbmi avx512_vbmi2 gfni vaes avx512_vnni avx512_bitalg tme avx512_vpopcntdq serialize \
+amx_bf16 avx512_fp16 amx_tile amx_int8 flush_l1d arch_capabilities
+"""
+GRAVITON_2 = """\
+processor       : 0
+BogoMIPS        : 243.75
+Features        : fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm \
+lrcpc dcpop asimddp ssbs
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant     : 0x3
+CPU part        : 0xd0c
+CPU revision    : 1
+"""
+GRAVITON_3 = """\
+processor\t: 0
+BogoMIPS\t: 2100.00
+Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm jscvt \
+fcma lrcpc dcpop sha3 sm3 sm4 asimddp sha512 sve asimdfhm dit uscat ilrcpc flagm ssbs paca pacg \
+dcpodp svei8mm svebf16 i8mm bf16 dgh rng
+CPU implementer\t: 0x41
+CPU part\t: 0xd40
+"""
+BF16 = "AVX512_CORE_BF16"
+AMX = "AVX512_CORE_AMX"
+
+
+@pytest.fixture(autouse=True)
+def _uncapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "machine", "name", "has_bf16", "has_amx"),
+    [
+        (ZEN_3, "x86_64", "AMD Ryzen 9 5950X 16-Core Processor", False, False),
+        (ZEN_4, "x86_64", "AMD EPYC", True, False),
+        (SAPPHIRE_RAPIDS, "x86_64", "Intel(R) Xeon(R) Platinum 8488C", True, True),
+        (SAPPHIRE_RAPIDS.replace("x_bf16", "x-bf16"), "x86_64", None, True, True),
+        (GRAVITON_2, "aarch64", "Arm Neoverse N1", False, False),
+        (GRAVITON_3, "aarch64", "Arm Neoverse V1", True, False),
+        (GRAVITON_3.replace("d40", "fff"), "aarch64", None, True, False),
+        ("", "riscv64", "riscv64", False, False),
+        ("", "", "unknown", False, False),
+        ("flags\x00 : :\n:::\nflags\n\ufffd", "x86_64", "x86_64", False, False),
+    ],
+)
+def test_a_processor_is_read_from_cpuinfo(
+    text: str, machine: str, name: str | None, has_bf16: bool, has_amx: bool
+) -> None:
+    processor = host.parse_cpuinfo(text, machine)
+    assert processor.architecture == machine
+    assert name in (None, processor.name)
+    assert (processor.has_native_bf16, processor.has_amx) == (has_bf16, has_amx)
+
+
+def test_an_unknown_arm_processor_is_named_by_its_numbers() -> None:
+    text = GRAVITON_3.replace("0xd40", "0xabc")
+    assert host.parse_cpuinfo(text, "aarch64").name == "ARM, implementer 0x41, part 0xabc"
+
+
+def test_a_feature_that_one_core_lacks_does_not_count() -> None:
+    both = host.parse_cpuinfo(GRAVITON_2 + "\n" + GRAVITON_3, "aarch64")
+    assert "asimd" in both.features
+    assert "bf16" not in both.features
+
+
+@pytest.mark.parametrize(
+    ("limit", "zen_4", "sapphire_rapids"),
+    [  # has_native_bf16 of Zen 4; has_native_bf16 and has_amx of Sapphire Rapids
+        ("AVX2", False, (False, False)),
+        ("avx2_vnni_2", False, (False, False)),
+        ("AVX512_CORE", False, (False, False)),
+        ("AVX512_CORE_VNNI", False, (False, False)),
+        (BF16, True, (True, False)),
+        ("AVX512_CORE_FP16", True, (True, False)),
+        (AMX, True, (True, True)),
+        ("AVX512_CORE_AMX_FP16", True, (True, True)),
+        ("ALL", True, (True, True)),
+        ("DEFAULT", True, (True, True)),
+        ("", True, (True, True)),
+        ("misspelt", True, (True, True)),  # oneDNN ignores it, too
+    ],
+)
+def test_the_cap_of_onednn_takes_bfloat16_away(
+    limit: str, zen_4: bool, sapphire_rapids: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert host.parse_cpuinfo(ZEN_4, "x86_64").has_native_bf16 is zen_4
+    intel = host.parse_cpuinfo(SAPPHIRE_RAPIDS, "x86_64")
+    assert (intel.has_native_bf16, intel.has_amx) == sapphire_rapids
+    assert host.parse_cpuinfo(GRAVITON_3, "aarch64").has_native_bf16  # it caps x86 only
+
+
+def test_this_processor_is_as_torch_sees_it() -> None:
+    import torch
+
+    processor = host.read_processor()
+    assert processor.architecture == os.uname().machine
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability in ("AVX2", "AVX512") and "ATEN_CPU_CAPABILITY" not in os.environ:
+        assert ("avx512f" in processor.features) == (capability == "AVX512")
+        assert "avx2" in processor.features
+
+
+def tree(root: Path, files: Mapping[str, str]) -> Path:
+    """A folder with files, such as those of /proc and /sys on another machine."""
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+V1 = "4:memory:{0}\n3:cpuset:/\n1:cpu,cpuacct:{0}\n"
+QUOTA, PERIOD = "cpu.cfs_quota_us", "cpu.cfs_period_us"
+GROUPS: list[tuple[dict[str, str], float | None]] = [  # files, and cores of the quota
+    ({}, None),
+    ({"proc/self/cgroup": "0::/\n"}, None),
+    # version 2: at the root of the mount, as in a container; below it, as systemd does
+    ({"sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
+    ({"sys/fs/cgroup/cpu.max": "100000 100000\n"}, 1),
+    ({"sys/fs/cgroup/cpu.max": "150000 100000\n"}, 1.5),
+    ({"sys/fs/cgroup/cpu.max": "5000 100000\n"}, 0.05),
+    ({"sys/fs/cgroup/cpu.max": "nonsense\n"}, None),
+    (
+        {
+            "proc/self/cgroup": "0::/user.slice/job:7.scope\n",
+            "sys/fs/cgroup/user.slice/cpu.max": "400000 100000\n",
+            "sys/fs/cgroup/user.slice/job:7.scope/cpu.max": "max 100000\n",
+        },
+        4,
+    ),
+    (
+        {
+            "proc/self/cgroup": "0::/a/b\n",
+            "sys/fs/cgroup/a/cpu.max": "400000 100000\n",
+            "sys/fs/cgroup/a/b/cpu.max": "300000 100000\n",
+            "sys/fs/cgroup/other/cpu.max": "100000 100000\n",
+        },
+        3,
+    ),
+    # a group outside the cgroup namespace: only the root of the mount is ours
+    ({"proc/self/cgroup": "0::/../x\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2),
+    # version 1: no quota; of a container, whose group has another name on the host; nested
+    ({f"sys/fs/cgroup/cpu/{QUOTA}": "-1\n", f"sys/fs/cgroup/cpu/{PERIOD}": "100000\n"}, None),
+    ({f"sys/fs/cgroup/cpu/{QUOTA}": "200000\n"}, None),
+    (
+        {
+            "proc/self/cgroup": V1.format("/docker/abc"),
+            f"sys/fs/cgroup/cpu/{QUOTA}": "250000\n",
+            f"sys/fs/cgroup/cpu/{PERIOD}": "100000\n",
+        },
+        2.5,
+    ),
+    (
+        {
+            "proc/self/cgroup": V1.format("/slurm/job_1"),
+            f"sys/fs/cgroup/cpu,cpuacct/slurm/job_1/{QUOTA}": "700000\n",
+            f"sys/fs/cgroup/cpu,cpuacct/slurm/job_1/{PERIOD}": "100000\n",
+            f"sys/fs/cgroup/cpu/{QUOTA}": "-1\n",
+            f"sys/fs/cgroup/cpu/{PERIOD}": "100000\n",
+        },
+        7,
+    ),
+    # both: groups of version 2 under `unified`
+    (
+        {"proc/self/cgroup": "1:cpu:/\n0::/x\n", "sys/fs/cgroup/unified/x/cpu.max": "50000 100000"},
+        0.5,
+    ),
+]
+
+
+@pytest.mark.parametrize(("files", "quota"), GROUPS)
+def test_usable_cores_heed_the_quota_of_control_groups(
+    files: dict[str, str],
+    quota: float | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = tree(tmp_path, files)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    cores = host.read_cores(root)
+    assert (cores.usable, cores.present) == (64 if quota is None else max(-(-quota // 1), 1), 64)
+    assert cores.limit == (None if quota is None else "cgroup")
+    assert host.usable_cores(root) == cores.usable
+
+
+def test_a_quota_above_the_cores_of_the_affinity_limits_nothing(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"sys/fs/cgroup/cpu.max": "99900000 100000\n"})
+    assert host.read_cores(root) == host.read_cores(tmp_path / "empty")
+
+
+def test_usable_cores_are_those_of_the_affinity() -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        cores = host.read_cores()
+        assert (cores.usable, cores.present) == (1, os.cpu_count())
+        assert cores.limit == ("affinity" if cores.present > 1 else None)
+        assert joblib.cpu_count() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_usable_cores_are_no_more_than_joblib_counts() -> None:
+    """It sees fewer limits: none of groups below the root's."""
+    assert 1 <= host.usable_cores() <= joblib.cpu_count()
+    groups = Path("/proc/self/cgroup").read_text().splitlines()
+    if all(line.endswith(":/") for line in groups):
+        assert host.usable_cores() == joblib.cpu_count()
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({"sys/fs/cgroup/memory.max": "max\n"}, None),
+        ({"sys/fs/cgroup/memory.max": "536870912\n"}, 2**29),
+        ({"sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
+        (
+            {
+                "proc/self/cgroup": V1.format("/docker/abc"),
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "268435456\n",
+            },
+            2**28,
+        ),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/memory.max": "536870912\n",
+                "sys/fs/cgroup/a/b/memory.max": "max\n",
+            },
+            2**29,
+        ),
+    ],
+)
+def test_usable_memory_is_that_of_the_control_group(
+    files: dict[str, str], limit: int | None, tmp_path: Path
+) -> None:
+    present = psutil.virtual_memory().total
+    memory = host.read_memory(tree(tmp_path, files))
+    assert memory == host.Memory(limit or present, present, "cgroup" if limit else None)
+    assert host.usable_memory(tmp_path) == memory.usable
+
+
+def test_this_memory_is_as_psutil_sees_it() -> None:
+    memory = host.read_memory()
+    assert memory.present == psutil.virtual_memory().total
+    assert 0 < memory.usable <= memory.present
+
+
+def test_space_is_that_of_the_file_system(tmp_path: Path) -> None:
+    space, disk = host.read_space(tmp_path), psutil.disk_usage(str(tmp_path))
+    assert space is not None
+    assert (space.path, space.size) == (str(tmp_path), shutil.disk_usage(tmp_path).total)
+    assert abs(space.free - disk.free) < 2**30  # others write, too
+    assert host.read_space(tmp_path / "missing") is None
+
+
+def test_shared_memory_may_be_missing(tmp_path: Path) -> None:
+    assert host.read_shared_memory(tmp_path) is None
+    (tmp_path / "dev" / "shm").mkdir(parents=True)
+    assert host.read_shared_memory(tmp_path) is not None
+
+
+def test_a_gpu_shows_by_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not host.has_nvidia_driver(tmp_path)
+    (tmp_path / "proc" / "driver" / "nvidia").mkdir(parents=True)
+    assert host.has_nvidia_driver(tmp_path)
+    tool = tmp_path / "nvidia-smi"
+    tool.touch(0o755)
+    assert host.has_nvidia_driver(tmp_path / "empty")

@@ -1,0 +1,112 @@
+"""What commands tell: messages for people and for programs, exit codes."""
+
+import argparse
+import datetime as dt
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from segrec_batch.common.errors import InputError
+from segrec_batch.common.messages import add_log_format, run_command, say
+
+
+def parsed(text: str) -> list[dict[str, Any]]:
+    """Each line of it is a JSON object with what all messages have."""
+    found = [json.loads(line) for line in text.splitlines()]
+    for message in found:
+        assert {"time", "level", "event", "message"} <= message.keys()
+        assert dt.datetime.fromisoformat(message["time"]).utcoffset() == dt.timedelta(0)
+    return found
+
+
+def test_lines_of_threads_do_not_mix(capsys: pytest.CaptureFixture[str]) -> None:
+    threads = [threading.Thread(target=lambda: [say("x" * 99) for _ in range(50)]) for _ in "1234"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert capsys.readouterr().err == f"{'x' * 99}\n" * 200
+
+
+SPEAKERS = """
+import logging, os, time, warnings
+from segrec_batch import console, messages
+from segrec_batch.common.console import ProgressMeter
+from segrec_batch.common.messages import bind, run_command, say
+
+def command():
+    say("before\\nthe run é", n=1)
+    bind(run_id="r1")
+    with ProgressMeter("indexed", 10) as meter:
+        meter.advance(5)
+        time.sleep(0.08)
+    logging.getLogger("some.library").warning("of %s", "a library")
+    warnings.warn("Python's")
+    os.write(2, b"from C++\\n")
+
+console._LOG_SECONDS = 0.05
+assert run_command(command, "json") == 0
+say("text again", "warning")
+"""
+
+
+def test_json_is_one_object_a_line_whatever_speaks() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SPEAKERS], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    *lines, last = done.stderr.splitlines()
+    assert last == "warning: text again"
+    said = parsed("\n".join(lines))
+    texts = [m["message"] for m in said]
+    assert texts[0] == "before\nthe run é"
+    assert "run_id" not in said[0]
+    assert all(m["run_id"] == "r1" for m in said[1:])
+    (progress, *_) = [m for m in said if m["event"] == "progress"]
+    assert (progress["label"], progress["done"], progress["total"]) == ("indexed", 5, 10)
+    assert progress["per_second"] > 0
+    assert progress["seconds_left"] >= 0
+    assert ("warning", "of a library") in [(m["level"], m["message"]) for m in said]
+    assert any("Python's" in text for text in texts)
+    assert "from C++" in texts
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(InputError("no such"), 1), (RuntimeError("a bug"), 1)]
+)
+def test_an_error_is_a_message_at_level_error(
+    error: Exception, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> None:
+        raise error
+
+    assert run_command(command, "json") == code
+    (said,) = parsed(capsys.readouterr().err)
+    assert (said["level"], said["error"]) == ("error", type(error).__name__)
+    assert str(error) in said["message"]
+    assert ("a bug" in said.get("traceback", "")) == isinstance(error, RuntimeError)
+
+
+def test_text_is_the_default_and_an_error_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parser = argparse.ArgumentParser()
+    add_log_format(parser)
+    assert parser.parse_args([]).log_format == "text"
+    assert parser.parse_args(["--log-format", "json"]).log_format == "json"
+
+    def command(error: Exception) -> Callable[[], None]:
+        def raising() -> None:
+            raise error
+
+        return raising
+
+    assert run_command(command(InputError("no such"))) == 1
+    assert capsys.readouterr().err == "error: no such\n"
+    assert run_command(command(RuntimeError("a bug"))) == 1
+    assert capsys.readouterr().err.startswith("error: RuntimeError: a bug; this is a fault of")

@@ -1,0 +1,105 @@
+"""The binary wavelet transform: reconstruction, and its formula sample by sample.
+
+No library that we know has it.
+"""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from numpy.typing import NDArray
+
+from segrec_batch.descriptors.operators.binary_wavelet import (
+    PLANES,
+    SubBands,
+    inverse,
+    plane_states,
+    transform,
+    wavelet_histograms,
+)
+from tests.support.builders import quick
+
+Bits = NDArray[np.uint8]
+
+pictures = arrays(np.uint8, array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=9))
+few = settings(quick, max_examples=60)
+
+
+@few
+@given(pictures)
+def test_a_picture_comes_back_exactly(bits: Bits) -> None:
+    assert (inverse(transform(bits)) == bits).all()
+
+
+@few
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 10**6))
+def test_any_sub_bands_are_those_of_some_picture(height: int, width: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    given_bands = rng.integers(0, 256, (4, 2, height, width)).astype(np.uint8)
+    found = transform(inverse(SubBands(*given_bands)))
+    assert all((ours == theirs).all() for ours, theirs in zip(found, given_bands, strict=True))
+
+
+@few
+@given(pictures)
+def test_planes_are_transformed_each_for_itself(bits: Bits) -> None:
+    whole = transform(bits)
+    for plane in PLANES:
+        for ours, theirs in zip(whole, transform(bits & plane), strict=True):
+            assert (ours & plane == theirs).all()
+
+
+def one_dimensional(samples: list[int]) -> tuple[list[int], list[int]]:
+    """Law, Liu, Siu 2006: odd positions, counted from 1; odd XOR even ones."""
+    low = [samples[i] for i in range(0, len(samples), 2)]
+    high = [samples[i] ^ samples[i + 1] for i in range(0, len(samples) - 1, 2)]
+    return low, high
+
+
+def slow_transform(picture: list[list[int]]) -> list[list[list[int]]]:
+    """Columns, then rows: LL, LH, HL, HH."""
+    columns = [one_dimensional(list(column)) for column in zip(*picture, strict=True)]
+    bands = []
+    for part in (0, 1):
+        rows = zip(*(column[part] for column in columns), strict=True)
+        halves = [one_dimensional(list(row)) for row in rows]
+        bands += [[half[0] for half in halves], [half[1] for half in halves]]
+    return bands
+
+
+def slow_histograms(picture: list[list[int]]) -> list[list[float]]:
+    """Of each level and sub-band: which of the three planes are not 0, by two loops."""
+    rows = []
+    for _ in range(3):
+        bands = slow_transform(picture)
+        for band in bands:
+            values = [value for row in band for value in row]
+            states = [(v % 8 > 0) + 2 * (v // 8 % 8 > 0) + 4 * (v // 64 > 0) for v in values]
+            rows.append([states.count(s) / len(states) for s in range(8)])
+        picture = bands[0]
+    return rows
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (9, 14), (16, 11)])
+def test_histograms_are_those_of_the_formula(shape: tuple[int, int]) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (1, *shape)).astype(np.uint8)
+    picture &= np.random.default_rng(1).choice([7, 56, 192, 255], picture.shape).astype(np.uint8)
+    found = wavelet_histograms(picture)
+    assert found.shape == (1, 3, 4, 8)
+    assert found.size == 96
+    assert found[0].reshape(12, 8) == pytest.approx(np.array(slow_histograms(picture[0].tolist())))
+
+
+def test_high_passes_of_a_constant_picture_are_empty() -> None:
+    found = wavelet_histograms(np.full((1, 16, 16), 200, np.uint8))  # 0b11_001_000
+    assert (found[0, :, 0, 0b110] == 1).all()
+    assert (found[0, :, 1:, 0] == 1).all()
+
+
+def test_stripes_are_seen_along_one_axis_only() -> None:
+    rows = np.broadcast_to(np.arange(16)[:, None] % 2 * 255, (1, 16, 16)).astype(np.uint8)
+    bands = transform(rows)
+    assert (plane_states(bands.hl) == 7).all()
+    assert not bands.lh.any()
+    assert not bands.hh.any()

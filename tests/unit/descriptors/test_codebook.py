@@ -1,0 +1,158 @@
+"""Visual words: BoVW and VLAD as their publications have them, by loops."""
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from segrec_batch import descriptors
+from segrec_batch.common.errors import InputError
+from segrec_batch.descriptors import Descriptor, Moments, Parameters, Pictures, Vectors
+from segrec_batch.descriptors.operators import codebook, keypoints
+from segrec_batch.sample_data import render_scene
+from tests.support.builders import Pixels, quick
+
+LENGTHS = {"bovw": 12, "vlad": 12 * 128}
+PIXELS = np.stack([render_scene(place, 0, seed=0, size=(128, 96)).image for place in range(6)])
+
+
+def pictures(pixels: Pixels) -> Pictures:
+    n = len(pixels)
+    return Pictures(
+        pixels,
+        np.zeros(pixels.shape[:3], np.uint8),
+        np.zeros((n, 512), np.float32),
+        np.zeros((n, 2, 512), np.float32),
+        np.zeros((n, 2), np.int64),
+    )
+
+
+class Scenes:
+    """The pictures above as the samples of an index, in twos."""
+
+    def pictures(self, count: int) -> Iterator[Pictures]:
+        for i in range(0, min(count, len(PIXELS)), 2):
+            yield pictures(PIXELS[i : min(i + 2, count)])
+
+    def moments(self) -> Moments:
+        raise AssertionError("visual words are not those of deep features")
+
+    def labelled(self, count: int) -> tuple[Vectors, list[str]]:
+        raise AssertionError("visual words need no labels")
+
+
+def fitted(name: str, **arguments: str) -> Parameters:
+    made: Parameters = descriptors.module(name).fit({"words": "12", **arguments}, Scenes())
+    return made
+
+
+def descriptor(name: str, parameters: Parameters) -> Descriptor:
+    made: Descriptor = descriptors.module(name).Descriptor(parameters, 2, "cpu")
+    return made
+
+
+def nearest(x: NDArray[np.float64], words: NDArray[np.float64]) -> int:
+    return min(range(len(words)), key=lambda k: sum((x - words[k]) ** 2))
+
+
+@given(
+    n=st.integers(0, 20), dim=st.integers(1, 8), words=st.integers(1, 6), seed=st.integers(0, 99)
+)
+@quick
+def test_bovw_and_vlad_are_those_of_loops(n: int, dim: int, words: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, c = (rng.normal(size=(m, dim)).astype(np.float32).astype(float) for m in (n, words))
+    histogram, residuals = np.zeros(words), np.zeros((words, dim))
+    for i in range(n):
+        k = nearest(x[i], c)
+        histogram[k] += 1  # Csurka 2004, section 3.3
+        residuals[k] += x[i] - c[k]  # Jégou 2010, eq. 1
+    for expected, function in (
+        (histogram, codebook.bovw),
+        (residuals.ravel(), codebook.vlad),
+    ):
+        found = function(x.astype(np.float32), c.astype(np.float32))
+        assert (found.shape, found.dtype) == (expected.shape, np.float32)
+        unit = expected / (np.linalg.norm(expected) or 1)
+        np.testing.assert_allclose(found, unit, atol=1e-5)
+
+
+def test_words_are_the_centres_of_clusters() -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.uniform(0, 255, (5, 128))
+    points = (centres.repeat(30, axis=0) + rng.normal(0, 2, (150, 128))).astype(np.float32)
+    found = codebook.vocabulary(points[rng.permutation(150)], 5)
+    order = [nearest(c, found.astype(float)) for c in centres]
+    assert sorted(order) == list(range(5))
+    means = points.reshape(5, 30, 128).mean(axis=1)
+    np.testing.assert_allclose(found[order], means, rtol=1e-4)
+
+
+def test_a_vocabulary_depends_on_its_seed_only() -> None:
+    points = np.random.default_rng(0).uniform(0, 255, (200, 16)).astype(np.float32)
+    first = codebook.vocabulary(points, 8)
+    cv2.setRNGSeed(77)
+    try:
+        cv2.setNumThreads(4)
+        np.testing.assert_array_equal(codebook.vocabulary(points, 8), first)
+    finally:
+        cv2.setNumThreads(1)
+    assert not np.array_equal(codebook.vocabulary(points, 8, seed=1), first)
+
+
+def test_as_many_words_as_points_are_the_points() -> None:
+    points = np.random.default_rng(0).uniform(0, 255, (7, 16)).astype(np.float32)
+    found = codebook.vocabulary(points, 7)
+    np.testing.assert_allclose(np.sort(found, axis=0), np.sort(points, axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_fitting_learns_words_from_the_pictures_of_the_index(name: str) -> None:
+    found = fitted(name, keypoints="40", pictures="5")
+    assert found.settings == {"words": 12, "keypoints": 40, "pictures": 5}
+    words = found.tensors["words"]
+    assert (words.shape, words.dtype) == ((12, 128), np.float32)
+    np.testing.assert_array_equal(
+        words, fitted(name, keypoints="40", pictures="5").tensors["words"]
+    )
+    seen = [keypoints.sift(40)(p).vectors for p in PIXELS[:5]]
+    expected = codebook.vocabulary(np.concatenate(seen), 12)
+    np.testing.assert_array_equal(words, expected)
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_equal_pictures_have_equal_vectors_whatever_else_is_in_the_batch(name: str) -> None:
+    describe = descriptor(name, fitted(name))
+    assert (describe.length, describe.reads_pixels) == (LENGTHS[name], True)
+    found = describe(pictures(PIXELS)).vectors
+    assert found.shape == (6, LENGTHS[name])
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+    for i in (4, 0):
+        np.testing.assert_array_equal(describe(pictures(PIXELS[i : i + 1])).vectors[0], found[i])
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_a_turned_picture_is_nearer_than_any_other(name: str) -> None:
+    describe = descriptor(name, fitted(name))
+    found, turned = (
+        describe(pictures(p)).vectors for p in (PIXELS, np.rot90(PIXELS, axes=(1, 2)).copy())
+    )
+    distances = np.linalg.norm(turned[:, None] - found, axis=2)
+    np.testing.assert_array_equal(distances.argmin(axis=1), np.arange(6))
+    assert distances.diagonal().max() < 0.5
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_a_picture_without_keypoints_has_a_zero_vector(name: str) -> None:
+    describe = descriptor(name, fitted(name))
+    assert (describe(pictures(np.full_like(PIXELS[:2], 128))).vectors == 0).all()
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_more_words_than_local_descriptors_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=r"2 pictures have \d+ local descriptors, too few for 999"):
+        fitted(name, words="999", pictures="2")

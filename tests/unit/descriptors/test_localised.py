@@ -1,0 +1,201 @@
+"""The localised descriptor: what is painted, that the background is nothing, and categories."""
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from PIL import Image
+
+from segrec_batch.common.errors import InputError
+from segrec_batch.descriptors import Parameters, localised, resnet50
+from segrec_batch.descriptors.operators.networks import as_images
+from segrec_batch.training.categories import fit_categories
+from tests.support.builders import noise_pixels, quick, smooth_batch
+from tests.support.described import CLASSES, Learned, pictures_of, random_network, some_pictures
+
+LABELS = arrays(np.uint8, (2, 4, 5), elements=st.sampled_from([0, 0, 1, 3]))
+
+
+@cache
+def by_class(grey: bool = True) -> localised.Descriptor:
+    """On the random network that the tests share."""
+    return descriptor(grey, "class", Learned())
+
+
+def by_folder(features: NDArray[np.float32], folders: list[str]) -> localised.Descriptor:
+    return descriptor(True, "folder", Learned(features, folders))
+
+
+def descriptor(grey: bool, category: str, samples: Learned) -> localised.Descriptor:
+    found, tensors = localised._categories(category, samples)
+    network = random_network("resnet50")
+    settings = {**network.settings, "grey": grey, **found}
+    return localised.Descriptor(
+        Parameters(settings, {**network.tensors, **tensors}), len(CLASSES), "cpu"
+    )
+
+
+@given(labels=LABELS, seed=st.integers(0, 99))
+@quick
+def test_what_is_not_foreground_is_painted_white(labels: NDArray[np.uint8], seed: int) -> None:
+    pixels = noise_pixels(8, 5, seed).reshape(2, 4, 5, 3)
+    expected = pixels.copy()
+    for i, y, x in np.ndindex(labels.shape):
+        if labels[i].any() and not labels[i, y, x]:
+            expected[i, y, x] = 255
+    found = localised.painted(as_images(pixels, "cpu"), torch.from_numpy(labels))
+    torch.testing.assert_close(found, as_images(expected, "cpu"), rtol=0, atol=0)
+
+
+@given(labels=LABELS, seed=st.integers(0, 99))
+@quick
+def test_pictures_that_differ_in_the_background_only_are_painted_alike(
+    labels: NDArray[np.uint8], seed: int
+) -> None:
+    labels[:, 0, 0] = 1
+    pixels, other = (noise_pixels(8, 5, s).reshape(2, 4, 5, 3) for s in (seed, seed + 100))
+    changed = np.where(labels[..., None] == 0, other, pixels)
+    one, two = (localised.painted(as_images(p, "cpu"), torch.from_numpy(labels))
+                for p in (pixels, changed))  # fmt: skip
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("grey", [True, False])
+def test_a_picture_whose_background_changes_keeps_its_vector(grey: bool) -> None:
+    described, pictures = by_class(grey), some_pictures(2)
+    elsewhere = smooth_batch(2, 80, 112, seed=7)
+    outside = pictures.labels[..., None] == 0
+    background = replace(pictures, pixels=np.where(outside, elsewhere, pictures.pixels))
+    foreground = replace(pictures, pixels=np.where(outside, pictures.pixels, elsewhere))
+    vectors = described(pictures).vectors
+    np.testing.assert_array_equal(described(background).vectors, vectors)
+    apart = np.abs(described(foreground).vectors - vectors).max(axis=1)
+    assert (apart > 1e-3 * vectors.max()).all(), "the foreground does matter"
+
+
+def test_vectors_are_those_of_resnet50_on_the_painted_picture() -> None:
+    pictures = some_pictures(2)
+    whole = resnet50.Descriptor(random_network("resnet50"), len(CLASSES), "cpu")
+    white = np.where(pictures.labels[..., None] == 0, np.uint8(255), pictures.pixels)
+    expected = whole(replace(pictures, pixels=white)).vectors
+    found = by_class(grey=False)(pictures)
+    np.testing.assert_array_equal(found.vectors, expected)
+    assert (found.vectors.shape, found.categories) == ((2, 2048), ["car", "car"])
+
+
+def test_a_picture_without_foreground_is_seen_as_a_whole() -> None:
+    pictures = some_pictures(2)
+    empty = pictures_of(pictures.pixels, np.zeros_like(pictures.labels))
+    whole = resnet50.Descriptor(random_network("resnet50"), len(CLASSES), "cpu")
+    found = by_class(grey=False)(empty)
+    np.testing.assert_array_equal(found.vectors, whole(pictures).vectors)
+    assert found.categories == ["background", "background"]
+
+
+def test_grey_pictures_are_those_of_pillow_and_colour_makes_no_difference() -> None:
+    pixels = smooth_batch(1, 30, 40)
+    found = localised.grey(as_images(pixels, "cpu"))
+    pillow = np.asarray(Image.fromarray(pixels[0]).convert("L")) / 255
+    for channel in found[0]:
+        np.testing.assert_allclose(channel, pillow, atol=0.5 / 255 + 1e-3)
+    pictures = some_pictures(1)
+    luma = localised.grey(as_images(pictures.pixels, "cpu")).permute(0, 2, 3, 1) * 255
+    without = replace(pictures, pixels=luma.round().to(torch.uint8).numpy())
+    for grey, same in ((True, True), (False, False)):
+        vectors = [by_class(grey)(p).vectors for p in (pictures, without)]
+        apart = np.abs(vectors[0] - vectors[1]).max() / vectors[0].max()
+        assert (apart < 2e-3) == same
+
+
+@given(counts=arrays(np.int64, (3, 4), elements=st.integers(0, 3)))
+@quick
+def test_the_class_that_fills_most_of_the_foreground(counts: NDArray[np.int64]) -> None:
+    expected = [
+        max(range(1, 4), key=lambda k: (row[k], -k)) if row[1:].any() else 0 for row in counts
+    ]
+    assert localised.dominant(counts).tolist() == expected
+
+
+def places(n: int, folders: int, seed: int = 0) -> tuple[NDArray[np.float32], list[str]]:
+    """Features of pictures in folders that differ, and the folders."""
+    rng = np.random.default_rng(seed)
+    group = rng.integers(0, folders, n)
+    centres = np.random.default_rng(9).normal(size=(folders, 16)) * np.linspace(0.1, 30, 16)
+    spread = rng.normal(size=(n, 16)) * np.linspace(0.1, 30, 16)
+    features = (centres[group] + 0.5 * spread + 100).astype(np.float32)
+    features[:, 3] = 7  # a channel that says nothing
+    return features, [f"place {k}" for k in group]
+
+
+@pytest.mark.parametrize("folders", [2, 5])
+def test_folders_are_told_from_features(folders: int) -> None:
+    features, names = places(200, folders)
+    new, expected = places(60, folders, seed=1)
+    described = by_folder(features, names)
+    found = described._names(pictures_of(*_blank(len(new)), new))
+    assert np.mean(np.array(found) == expected) > 0.9
+    fitted = fit_categories(features, names)
+    assert fitted.names == tuple(f"place {k}" for k in range(folders))
+    assert fitted.accuracy is not None
+    assert 0.9 < fitted.accuracy <= 1
+    unrelated = fit_categories(features, list(np.random.default_rng(0).permutation(names)))
+    assert unrelated.accuracy is not None
+    assert unrelated.accuracy < 0.7, "cross-validation does not believe what was learned by heart"
+
+
+def _blank(n: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    return np.zeros((n, 1, 1, 3), np.uint8), np.zeros((n, 1, 1), np.uint8)
+
+
+def test_the_folder_of_a_picture_is_part_of_what_describes_it() -> None:
+    features, names = places(80, 3)
+    pictures = replace(some_pictures(2), feature=features[:2])
+    found = by_folder(features, names)(pictures)
+    assert found.categories == names[:2]
+    np.testing.assert_array_equal(found.vectors, by_class()(pictures).vectors)
+
+
+def test_few_pictures_in_a_folder() -> None:
+    features, _ = places(7, 2)
+    one_each = fit_categories(features, list("abcdefg"))
+    assert (len(one_each.names), one_each.accuracy) == (7, None)
+    paired = fit_categories(features, list("aabbbcd"))
+    assert paired.accuracy is not None
+    with pytest.raises(InputError, match="all 7 pictures lie in 'a'; say category=class"):
+        fit_categories(features, ["a"] * 7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"grey": "maybe"}, "grey=maybe; there are yes and no"),
+        ({"category": "place"}, "category=place; there are class and folder"),
+        ({"gray": "no"}, "no argument 'gray' here; there are weights, grey, category"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        localised.fit(arguments, Learned())
+
+
+def test_settings_say_how_it_was_made() -> None:
+    features, names = places(40, 2)
+    found = localised.fit(
+        {"weights": "random:0", "grey": "no", "category": "folder"}, Learned(features, names)
+    )
+    accuracy = fit_categories(features, names).accuracy
+    assert found.settings == {
+        "weights": "random:0", "grey": False,
+        "category": "folder", "categories": ["place 0", "place 1"], "accuracy": accuracy,
+    }  # fmt: skip
+    assert found.tensors["categories.weights"].shape == (2, 16)
+    assert found.tensors.keys() - {"categories.weights", "categories.bias"} == (
+        random_network("resnet50").tensors.keys()
+    )

@@ -1,0 +1,139 @@
+"""PCA: against scikit-learn and singular values, nested; moments that merge in any order."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+
+from segrec_batch.common.errors import InputError
+from segrec_batch.descriptors import Parameters, Pictures, pca
+from segrec_batch.pipeline import moments
+from tests.support.builders import quick
+from tests.support.described import Learned
+
+Features = NDArray[np.float32]
+
+
+def features(n: int = 60, channels: int = 12, seed: int = 0) -> Features:
+    """Values above 0 of which some go together, as those of a network."""
+    rng = np.random.default_rng(seed)
+    mixed = rng.normal(size=(n, channels)) * np.linspace(3, 0.3, channels)
+    return np.maximum(mixed @ rng.normal(size=(channels, channels)) + 2, 0).astype(np.float32)
+
+
+def fitted(x: Features, dimension: int) -> Parameters:
+    return pca.fit({"dimension": str(dimension)}, Learned(x))
+
+
+def projected(parameters: Parameters, x: Features) -> Features:
+    nothing = np.zeros((len(x), 0, 0), np.uint8)
+    described = pca.Descriptor(parameters, 4, "cpu")(
+        Pictures(nothing, nothing, x, np.zeros((len(x), 4, 0), np.float32), np.zeros((len(x), 4)))
+    )
+    assert described.categories is None
+    return described.vectors
+
+
+def unit(x: NDArray[np.floating]) -> NDArray[np.floating]:
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("dimension", [1, 5, 12])
+def test_projections_are_those_of_scikit_learn_up_to_signs(dimension: int) -> None:
+    x, new = features(), features(9, seed=1)
+    found = fitted(x, dimension)
+    expected = PCA(dimension, svd_solver="full").fit(x.astype(np.float64))
+    shares = found.settings["explained_variance_ratio"]
+    np.testing.assert_allclose(shares, expected.explained_variance_ratio_, atol=1e-6)
+    components = found.tensors["components"]
+    signs = np.sign((components * expected.components_).sum(axis=1))
+    np.testing.assert_allclose(components, expected.components_ * signs[:, None], atol=1e-5)
+    vectors = projected(found, new)
+    assert (vectors.shape, vectors.dtype) == ((9, dimension), np.float32)
+    np.testing.assert_allclose(vectors, expected.transform(new) * signs, rtol=1e-4, atol=1e-4)
+
+
+def test_components_are_the_right_singular_vectors_with_their_signs_fixed() -> None:
+    x = features()
+    components = fitted(x, 12).tensors["components"]
+    _, singular, rows = np.linalg.svd(x.astype(np.float64) - x.mean(axis=0, dtype=np.float64))
+    np.testing.assert_allclose(np.abs((components * rows).sum(axis=1)), 1, atol=1e-5)
+    largest = np.abs(components).argmax(axis=1)
+    assert (components[np.arange(12), largest] > 0).all()
+    _, variances = pca.principal_components(Learned(x).moments())
+    np.testing.assert_allclose(variances, singular**2, rtol=1e-9)
+
+
+def test_a_fit_repeats_in_another_order_of_images() -> None:
+    x = features()
+    for dimension in (3, 12):
+        one, other = fitted(x, dimension), fitted(x[::-1], dimension)
+        assert one.settings == other.settings
+        for name, tensor in one.tensors.items():
+            np.testing.assert_allclose(tensor, other.tensors[name], atol=1e-6)
+
+
+def test_dimensions_are_nested() -> None:
+    x = features()
+    longest = projected(fitted(x, 12), x)
+    for dimension in (1, 4, 11):
+        np.testing.assert_array_equal(projected(fitted(x, dimension), x), longest[:, :dimension])
+
+
+def test_the_cosine_in_all_dimensions_is_that_of_centred_features() -> None:
+    x = features()
+    vectors = unit(projected(fitted(x, 12), x))
+    centred = unit(x - x.mean(axis=0))
+    np.testing.assert_allclose(vectors @ vectors.T, centred @ centred.T, atol=1e-5)
+
+
+def test_a_vector_does_not_depend_on_its_batch() -> None:
+    x, new = features(700, 512), features(9, 512, seed=2)
+    found = fitted(x, 64)
+    alone = np.concatenate([projected(found, row[None]) for row in new])
+    np.testing.assert_array_equal(alone, projected(found, new))
+
+
+def test_no_more_dimensions_than_the_images_span() -> None:
+    few = features(5)
+    assert fitted(few, 4).tensors["components"].shape == (4, 12)
+    with pytest.raises(InputError, match=r"dimension=5, .* of 5 images span only 4"):
+        fitted(few, 5)
+    doubled = np.repeat(features(40)[:, :6], 2, axis=1)
+    assert len(fitted(doubled, 6).tensors["components"]) == 6
+    with pytest.raises(InputError, match=r"dimension=7, .* of 40 images span only 6"):
+        fitted(doubled, 7)
+    with pytest.raises(InputError, match=r"dimension=64, .* span only 12 dimensions"):
+        pca.fit({}, Learned(features()))
+    for same in (few[:1], np.repeat(few[:1], 3, axis=0)):
+        with pytest.raises(InputError, match="span only 0"):
+            fitted(same, 1)
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "2.5", "many", ""])
+def test_a_dimension_is_a_whole_number(text: str) -> None:
+    with pytest.raises(InputError, match=f"dimension={text} is not a whole number"):
+        pca.fit({"dimension": text}, Learned(features()))
+
+
+def test_other_arguments_are_refused() -> None:
+    with pytest.raises(InputError, match="no argument 'dimensions' here; there are dimension"):
+        pca.fit({"dimensions": "3"}, Learned(features()))
+
+
+@given(cuts=st.lists(st.integers(1, 39), unique=True), seed=st.integers(0, 99), far=st.booleans())
+@quick
+def test_moments_of_parts_in_any_order_merge_to_those_of_all(
+    cuts: list[int], seed: int, far: bool
+) -> None:
+    x = features(40, 5, seed) + (1e3 if far else 0)
+    parts = [moments.of_rows(rows) for rows in np.split(x, sorted(cuts))]
+    order = np.random.default_rng(seed).permutation(len(parts))
+    n, mean, scatter = moments.merge([parts[i] for i in order])
+    exact = x.astype(np.float64)
+    assert n == 40
+    np.testing.assert_allclose(mean, exact.mean(axis=0), rtol=1e-12)
+    expected = np.cov(exact.T, bias=True) * 40
+    np.testing.assert_allclose(scatter, expected, atol=1e-9 * np.trace(expected))

@@ -1,0 +1,143 @@
+"""The texture descriptor: its blocks, its bundle, its errors."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from segrec_batch.common.errors import InputError
+from segrec_batch.descriptors import Moments, Parameters, Pictures, Vectors, module, names
+from segrec_batch.descriptors.operators.grey import luma
+from segrec_batch.descriptors.texture import BLOCKS, Descriptor, fit, raw_vectors
+from segrec_batch.sample_data import render_scene
+
+SHAPES = ((64, 96), (80, 80))  # height, width
+
+
+@dataclass
+class Index:
+    """What of an index a descriptor can see: here pictures alone."""
+
+    batches: Sequence[Pictures]
+
+    def moments(self) -> Moments:
+        raise NotImplementedError
+
+    def pictures(self, count: int) -> Iterator[Pictures]:
+        for batch in self.batches:
+            if count > 0:
+                yield pictures(batch.pixels[:count])
+            count -= len(batch)
+
+    def labelled(self, count: int) -> tuple[Vectors, Sequence[str]]:
+        raise NotImplementedError
+
+
+def pictures(pixels: NDArray[np.uint8]) -> Pictures:
+    n = len(pixels)
+    none = np.zeros((n, 0), np.float32)
+    cells = np.zeros((n, 0), np.int64)
+    return Pictures(pixels, np.zeros(pixels.shape[:3], np.uint8), none, none[:, None], cells)
+
+
+@pytest.fixture(scope="module")
+def index() -> Index:
+    """Scenes of two shapes, six of each."""
+    batches = []
+    for height, width in SHAPES:
+        scenes = [render_scene(i, 0, 0, (width, height)).image for i in range(6)]
+        batches.append(pictures(np.stack(scenes)))
+    return Index(batches)
+
+
+@pytest.fixture(scope="module")
+def descriptor(index: Index) -> Descriptor:
+    return Descriptor(fit({}, index), classes=4, device="cpu")
+
+
+def test_it_is_found_by_its_name() -> None:
+    assert "texture" in names()
+    assert module("texture").Descriptor.length == sum(BLOCKS.values()) == 1044
+
+
+def test_all_shapes_have_vectors_of_one_length(descriptor: Descriptor, index: Index) -> None:
+    for batch in index.batches:
+        found = descriptor(batch)
+        assert found.categories is None
+        assert found.vectors.dtype == np.float32
+        assert found.vectors.shape == (6, descriptor.length)
+        assert np.isfinite(found.vectors).all()
+
+
+def test_equal_pictures_have_equal_vectors_whatever_the_batch(
+    descriptor: Descriptor, index: Index
+) -> None:
+    for batch in index.batches:
+        together = descriptor(batch).vectors
+        backwards = descriptor(pictures(batch.pixels[::-1])).vectors[::-1]
+        alone = [descriptor(pictures(batch.pixels[i : i + 1])).vectors[0] for i in range(6)]
+        assert (together == backwards).all()
+        assert (together == alone).all()
+
+
+def test_blocks_contribute_equally_to_the_squared_distance(
+    descriptor: Descriptor, index: Index
+) -> None:
+    vectors = np.concatenate([descriptor(batch).vectors for batch in index.batches])
+    squares = (vectors[:, None] - vectors).astype(np.float64) ** 2
+    mean = np.split(squares.mean(axis=(0, 1)), np.cumsum(list(BLOCKS.values()))[:-1])
+    assert [block.sum() for block in mean] == pytest.approx([2] * len(BLOCKS), rel=1e-5)
+    assert np.abs(vectors.mean(axis=0)).max() < 1e-5
+
+
+def test_the_bundle_has_all_that_a_vector_needs(index: Index) -> None:
+    fitted = fit({"threshold": "9", "pictures": "7"}, index)
+    assert fitted.settings == {"threshold": 9}
+    first, second = index.batches
+    raw = np.concatenate([raw_vectors(luma(p), 9) for p in (first.pixels, second.pixels[:1])])
+    assert fitted.tensors["mean"] == pytest.approx(raw.mean(axis=0))
+    other = Parameters({"threshold": 3}, fitted.tensors)
+    ours = Descriptor(fitted, 4, "cpu")(first).vectors - Descriptor(other, 4, "cpu")(first).vectors
+    blocks = np.split(ours, np.cumsum(list(BLOCKS.values()))[:-1], axis=1)
+    assert [name for name, b in zip(BLOCKS, blocks, strict=True) if b.any()] == ["ltp"]
+
+
+def test_pictures_without_any_texture_have_vectors(descriptor: Descriptor) -> None:
+    """Of a constant one, and of one whose busyness is infinite."""
+    flat = np.full((2, 16, 16, 3), 100, np.uint8)
+    flat[1, 1:15, 1:15] = np.repeat([100, 200, 100], [4, 5, 5])[None, :, None]
+    found = descriptor(pictures(flat)).vectors
+    assert np.isfinite(found).all()
+    assert (found[0] != found[1]).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"levels": "3"}, "no argument 'levels' here; there are threshold, pictures"),
+        ({"threshold": "much"}, "threshold=much is not a whole number of 1 or more"),
+        ({"threshold": "0"}, "threshold=0 is not a whole number of 1 or more"),
+        ({"threshold": "256"}, "threshold=256 is more than there are grey levels, 255"),
+        ({"pictures": "1.5"}, "pictures=1.5 is not a whole number"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(
+    arguments: dict[str, str], message: str, index: Index
+) -> None:
+    with pytest.raises(InputError, match=message):
+        fit(arguments, index)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_samples_that_do_not_differ_are_refused(count: int, index: Index) -> None:
+    same = pictures(np.repeat(index.batches[0].pixels[:1], count, axis=0))
+    with pytest.raises(InputError, match=f"{count} sample pictures do not differ in direct"):
+        fit({}, Index([same] if count else []))
+
+
+def test_grey_is_the_luma_of_rec_601() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3)).astype(np.uint8)
+    exact = pixels @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(luma(pixels) - exact).max() < 0.51

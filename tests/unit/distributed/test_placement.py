@@ -1,0 +1,86 @@
+"""How the model is laid out on a cluster: engine, actors, threads, batches."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segrec_batch.common.errors import EngineError
+from segrec_batch.distributed.nodes import Resources, resources
+from segrec_batch.distributed.placement import Work, choose_engine, place_model
+from segrec_batch.index import snapshot as store
+from segrec_batch.model.engines import LONG, EngineChoice
+from tests.support.builders import quick
+
+NCNN, TORCH = EngineChoice("ncnn", "float32"), EngineChoice("torch", "float32")
+MILLION = Work(1_000_000, 720 * 544)
+
+
+def node(cores: int, nodes: int = 1) -> Resources:
+    """What `nodes.resources` says of nodes of so many cores."""
+    return Resources("cpu", nodes, max(cores - 1, 0.4), cores)
+
+
+def test_a_small_run_has_one_actor_of_all_cores() -> None:
+    placement = place_model(node(16), NCNN, Work(6, 224 * 224), 32, memory=1e12)
+    assert (placement.where.actors, placement.where.threads) == (1, 16)
+    assert placement.where.cpus == 15
+    assert placement.batch_size == 3, "two batches, so that decoding overlaps with the model"
+
+
+def test_a_large_run_has_actors_of_a_handful_of_threads() -> None:
+    placement = place_model(node(64, 3), NCNN, MILLION, 32, memory=1e12)
+    assert (placement.where.actors, placement.where.threads) == (24, 8)
+    assert placement.batch_size == 32
+
+
+def test_torch_keeps_one_actor_a_node() -> None:
+    assert place_model(node(64, 3), TORCH, MILLION, 32, memory=1e12).where == node(64, 3)
+    gpus = Resources("cuda", 4, 0, None)
+    on_gpus = place_model(gpus, EngineChoice("torch", "bfloat16", "cuda"), MILLION, 32)
+    assert (on_gpus.where, on_gpus.batch_size) == (gpus, 32)
+
+
+def test_threads_fit_into_memory() -> None:
+    placement = place_model(node(8), NCNN, MILLION, 32, memory=3.5 * 2**30)
+    assert (placement.where.actors, placement.where.threads) == (1, 3)
+    tiny = place_model(node(8), NCNN, MILLION, 32, memory=0)
+    assert (tiny.where.actors, tiny.where.threads) == (1, 1)
+
+
+@given(
+    cores=st.integers(1, 300),
+    nodes=st.integers(1, 20),
+    images=st.integers(1, 10**9),
+    gigabytes=st.floats(0, 4000),
+)
+@quick
+def test_actors_leave_room_for_tasks(cores: int, nodes: int, images: int, gigabytes: float) -> None:
+    before = node(cores, nodes)
+    where = place_model(before, NCNN, Work(images, 224 * 224), 32, gigabytes * 1e9).where
+    assert where.actors % nodes == 0
+    actors = where.actors // nodes
+    assert 1 <= actors * (where.threads or 0) <= cores
+    assert actors * where.cpus <= before.cpus
+    assert actors * where.cpus <= cores - 0.5, "a task finds room"
+    assert where.cpus != 0.5, "with the CPUs of a task, Ray would decode inside the actor"
+
+
+def test_engine_is_chosen_on_the_nodes(ray_cluster: None) -> None:
+    where = resources("cpu")
+    short = choose_engine("auto", "auto", where, Work(10, 224 * 224))
+    assert "by the processor's features" in short.reason
+    long = choose_engine("auto", "auto", where, Work(LONG, 1))
+    assert long.reason.startswith("measured on this machine, images/s of a thread")
+    assert choose_engine("torch", "float32", where, MILLION).reason == "as asked for"
+    emulated = choose_engine("auto", "bfloat16", where, Work(1, 1))
+    assert (emulated.engine, emulated.precision) == ("torch", "bfloat16")
+    with pytest.raises(EngineError, match="--engine ncnn computes in float32"):
+        choose_engine("ncnn", "bfloat16", where, MILLION)
+
+
+def test_a_commit_remembers_the_engine(index: str) -> None:
+    summary = store.history(index)[0].info["segrec"]
+    assert summary["engine"]["engine"] in ("ncnn", "torch")
+    assert summary["engine"]["precision"] in ("float32", "bfloat16")
+    assert summary["engine"]["device"] == "cpu"
+    assert summary["engine"]["reason"]

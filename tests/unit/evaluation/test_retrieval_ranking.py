@@ -1,0 +1,408 @@
+"""Rankings and counts: against literal transcriptions, against SQL, and whatever the blocks."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+import segrec_batch
+from segrec_batch.common.errors import InputError
+from segrec_batch.evaluation.retrieval import feedback, kernels, methods
+from segrec_batch.evaluation.retrieval.collection import PARTS, Collection, Regions, load
+from segrec_batch.evaluation.retrieval.conditions import PLAIN, Setting
+from segrec_batch.evaluation.retrieval.counts import COUNTS
+from segrec_batch.evaluation.retrieval.masks import Masks
+from segrec_batch.evaluation.retrieval.methods import ALWAYS, chosen, scores
+from segrec_batch.evaluation.retrieval.ranking import count_block
+from segrec_batch.evaluation.retrieval.run import Retrieval, Run, count, first, retrieve
+from segrec_batch.evaluation.retrieval.settings import settings
+from segrec_batch.evaluation.retrieval.truth import Folders, Groups, Truth
+from segrec_batch.search.cache import refresh_cache
+from segrec_batch.search.database import open_index
+from tests.support.builders import quick
+from tests.support.feature_index import write_index
+
+OF = settings([(0, 1), (0.29, 0.96)], [0.3, 0.9])
+values = st.floats(-100, 100, width=32, allow_subnormal=False)
+matrices = arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(2, 40)), elements=values)
+
+
+def collection(n: int, seed: int, words: int = 2) -> Collection:
+    """Random images of two classes: few different values, so that many scores are equal."""
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(4, [0.4, 0.4, 0.2], n)
+    members = {k: rng.permutation(np.flatnonzero(counts[:, k])) for k in (1, 2)}
+    masks = rng.integers(-(2**63), 2**63, (n, 2, words)) & rng.integers(-(2**63), 2**63, (n, 2, 1))
+    masks[counts[:, 1:] == 0] = 0
+    ids = pa.array([f"{i:04x}" for i in range(n)])
+    return Collection(
+        ids=ids,
+        uris=pa.array([f"/{'ab'[i % 2]}/{i}.jpg" for i in range(n)]),
+        contents=ids,
+        classes=("car", "tree"),
+        coverages=(counts / 4).astype(np.float32),
+        features=rng.integers(0, 3, (n, 4)).astype(np.float32),
+        sign_bits=rng.choice(rng.integers(-(2**63), 2**63, 5), (n, words)),
+        masks=masks.reshape(n, -1),
+        regions={k: Regions(m, rng.integers(0, 3, (len(m), 4)).astype(np.float32))
+                 for k, m in members.items()},
+    )  # fmt: skip
+
+
+def with_masks(images: Collection, seed: int) -> Truth:
+    """Three groups and images in none; gains by masks."""
+    rng = np.random.default_rng(seed + 1)
+    group = rng.integers(-1, 3, len(images))
+    masks = rng.integers(-(2**63), 2**63, (len(images), 2)) * rng.integers(0, 2, (len(images), 1))
+    return Truth(Groups(group), "", "", ("a", "b", "c"), group, masks)
+
+
+# --- the literal transcription -----------------------------------------------------------------
+
+
+def literal_pearson(x: NDArray[np.float32], y: NDArray[np.float32]) -> float:
+    a, b = x.astype(float).tolist(), y.astype(float).tolist()
+    ma, mb = math.fsum(a) / len(a), math.fsum(b) / len(b)
+    da, db = [v - ma for v in a], [v - mb for v in b]
+    length = math.sqrt(math.fsum(v * v for v in da)) * math.sqrt(math.fsum(v * v for v in db))
+    return math.fsum(v * w for v, w in zip(da, db, strict=True)) / length if length else math.nan
+
+
+def literal_overlap(x: NDArray[np.int64], y: NDArray[np.int64]) -> float:
+    pairs = [(int(a) % 2**64, int(b) % 2**64) for a, b in zip(x, y, strict=True)]
+    either = sum((a | b).bit_count() for a, b in pairs)
+    return sum((a & b).bit_count() for a, b in pairs) / either if either else math.nan
+
+
+def literal_dominant(images: Collection, q: int) -> int:
+    shares = images.coverages[q].tolist()
+    best = max(range(1, len(shares)), key=lambda k: (shares[k], -k))
+    return best if shares[best] > 0 else 0
+
+
+def literal_score(images: Collection, method: str, q: int, i: int) -> float:
+    x, y = images.features[q], images.features[i]
+    if method in ("pearson", "pearson+iou"):
+        return literal_pearson(x, y)
+    if method == "cosine":
+        length = math.hypot(*x) * math.hypot(*y)
+        return float(x @ y) / length if length else math.nan
+    if method == "euclidean":
+        return -math.dist(x, y)
+    if method == "histogram":
+        return -sum(abs(float(a) - float(b)) for a, b in
+                    zip(images.coverages[q], images.coverages[i], strict=True))  # fmt: skip
+    if method == "sign-bits":
+        pairs = zip(images.sign_bits[q], images.sign_bits[i], strict=True)
+        return -sum(((int(a) ^ int(b)) % 2**64).bit_count() for a, b in pairs)
+    regions = images.regions.get(literal_dominant(images, q))
+    place = {} if regions is None else {int(r): j for j, r in enumerate(regions.rows)}
+    if regions is None or q not in place or i not in place:
+        return math.nan
+    return literal_pearson(regions.features[place[q]], regions.features[place[i]])
+
+
+def literal_ranking(images: Collection, method: str, setting: Setting, q: int) -> list[int]:
+    scored = []
+    for i in range(len(images)):
+        share = float(images.coverages[i, literal_dominant(images, q)])
+        present = literal_dominant(images, q) > 0 and share > 0
+        if setting.window:
+            low, high = setting.window
+            if not present or not low <= share <= high:
+                continue
+        distance = -literal_score(images, "histogram", q, i)
+        if setting.epsilon is not None and distance > setting.epsilon:
+            continue
+        score = literal_score(images, method, q, i)
+        if not math.isnan(score) and (i != q or setting.kept):
+            scored.append((-round(score, 12), i))
+    order = [i for _, i in sorted(scored)]
+    if method != "pearson+iou":
+        return order
+    overlap = {i: literal_overlap(images.masks[q], images.masks[i]) for i in order}
+    head = sorted(order[:100], key=lambda i: (math.isnan(overlap[i]), -overlap[i]))
+    return head + order[100:]
+
+
+def literal_row(
+    images: Collection, truth: Truth, method: str, setting: Setting, q: int
+) -> dict[str, Any]:
+    labels, masks = truth.labels, truth.masks
+    assert labels is not None
+    assert masks is not None
+    pool = [i for i in range(len(images)) if i != q or setting.kept]
+    relevant = {i for i in pool if i == q or (labels[i] == labels[q] and labels[q] >= 0)}
+    gain = {i: literal_overlap(masks[q], masks[i]) for i in pool}
+    gain = {i: 0.0 if math.isnan(g) else float(np.float32(g)) for i, g in gain.items()}
+    order = literal_ranking(images, method, setting, q)
+    return {
+        "query": images.ids[q].as_py(),
+        "uri": images.uris[q].as_py(),
+        "class": truth.classes[labels[q]] if labels[q] >= 0 else "",
+        "method": method,
+        "setting": setting.name,
+        "candidates": len(pool),
+        "retrieved": len(order),
+        "relevant": len(relevant),
+        "ranks": [place for place, i in enumerate(order, start=1) if i in relevant],
+        "gains": [gain[i] for i in order[:100]],
+        "ideal": sorted(gain.values(), reverse=True)[:100],
+    }
+
+
+KNOWN = [name for name in ALWAYS if name != "random"]
+
+
+def check(images: Collection, truth: Truth, rows: NDArray[np.int64]) -> None:
+    found = count_block(rows, images, truth, KNOWN, OF)
+    assert found.schema == COUNTS
+    expected = [
+        literal_row(images, truth, method, setting, int(q))
+        for method in KNOWN
+        for setting in OF
+        for q in rows
+    ]
+    assert found.to_pylist() == expected
+
+
+@quick
+@given(st.integers(2, 14), st.integers(0, 10**6))
+@pytest.mark.slow
+def test_counts_are_those_of_a_literal_transcription(n: int, seed: int) -> None:
+    images = collection(n, seed)
+    check(images, with_masks(images, seed), np.arange(n))
+
+
+def test_only_the_first_hundred_are_ranked_again_and_have_gains() -> None:
+    images = collection(160, 7)
+    check(images, with_masks(images, 7), np.array([3, 50]))
+
+
+# --- what a block may not change ---------------------------------------------------------------
+
+
+@quick
+@given(matrices, st.integers(0, 2**32))
+@pytest.mark.slow
+def test_products_do_not_depend_on_the_block(features: NDArray[np.float32], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    many = np.vstack([features, features[::-1], rng.random((300, features.shape[1]), np.float32)])
+    for prepare in (kernels.standardised, kernels.normalised):
+        whole = kernels.dots(many, many, prepare)
+        order = rng.permutation(len(many))
+        again = kernels.dots(many[order], many[order], prepare)
+        assert np.array_equal(whole[np.ix_(order, order)], again, equal_nan=True)
+        alone = kernels.dots(many[:1], many, prepare)
+        assert np.array_equal(whole[:1], alone, equal_nan=True)
+        assert np.array_equal(whole, whole.T, equal_nan=True)
+        squares = kernels.squares(many, prepare)
+        assert np.array_equal(np.diag(whole), squares, equal_nan=True)
+
+
+@quick
+@given(matrices)
+def test_products_are_exact_to_thirteen_places(features: NDArray[np.float32]) -> None:
+    found = kernels.dots(features, features, kernels.standardised)
+    for i, x in enumerate(features):
+        for j, y in enumerate(features):
+            expected = math.nan if np.ptp(x) == 0 or np.ptp(y) == 0 else literal_pearson(x, y)
+            assert found[i, j] == pytest.approx(expected, abs=1e-13, nan_ok=True)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
+def test_many_blocks_count_what_one_counts() -> None:
+    images = collection(60, 1)
+    truth, rows, methods = with_masks(images, 1), np.arange(0, 60, 2), ALWAYS
+    grids = [(methods, OF), (("cosine", "euclidean"), (PLAIN, Setting(neighbours="pearson")))]
+    one, many = (count(rows, images, truth, grids, size) for size in (100, 7))
+    assert one.num_rows == len(rows) * (len(methods) * len(OF) + 4)
+    assert one.equals(many)
+
+
+# --- an index, a query cache and SQL -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(index: str, scenes: Path) -> Run:
+    """All methods and settings on the index of the scenes."""
+    truth = Masks(str(scenes / "masks"), str(scenes / "classes.json"))
+    return retrieve(Retrieval(index, truth))
+
+
+@pytest.fixture(scope="module")
+def con(index: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """SQL on that index."""
+    with segrec_batch.connect(index) as connection:
+        yield connection
+
+
+def sql(con: duckdb.DuckDBPyConnection, query: str, arguments: str) -> list[str]:
+    rows = con.execute(
+        f"SELECT image_id FROM recommend(?, k := 9, distinct_content := false{arguments}) "
+        "WHERE pearson IS NOT NULL ORDER BY rank",
+        [query],
+    )
+    return [name for (name,) in rows.fetchall()]
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "arguments"),
+    [
+        ("pearson", PLAIN, ""),
+        ("pearson", Setting(kept=True), ", exclude_self := false"),
+        ("pearson", Setting(epsilon=0.3), ", epsilon := 0.3"),
+        ("pearson", Setting(window=(0.1, 0.5)),
+         ", class := '{}', scope := 'image', min_coverage := 0.1, max_coverage := 0.5"),
+        ("region", PLAIN, ", class := '{}'"),
+        ("region", Setting(window=(0.1, 0.5)),
+         ", class := '{}', min_coverage := 0.1, max_coverage := 0.5"),
+        ("pearson+iou", PLAIN, ", rerank := 'mask_iou'"),
+        ("pearson+iou", Setting(epsilon=0.5), ", rerank := 'mask_iou', epsilon := 0.5"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Setting) else None,
+)  # fmt: skip
+def test_the_first_are_those_that_sql_recommends(
+    run: Run, con: duckdb.DuckDBPyConnection, method: str, setting: Setting, arguments: str
+) -> None:
+    queries = run.images.ids.to_pylist()
+    found = first(run, method, queries, 9, setting)
+    some = 0
+    for i, query in enumerate(queries):
+        k = run.images.dominant[i]
+        if "{}" in arguments and not k:
+            assert found[query] == []
+            continue
+        expected = sql(con, query, arguments.format(("", *run.images.classes)[k]))
+        assert [hit.image_id for hit in found[query]] == expected
+        some += len(expected)
+    assert some > len(queries)
+
+
+def test_equal_features_are_ranked_by_image_id_as_in_sql(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    features = rng.random((40, 512), np.float32)
+    features[10:30] = features[rng.integers(0, 3, 20)]
+    features[30] = 0.5
+    index = str(tmp_path / "index")
+    write_index(index, features)
+    images = load(open_index(index), PARTS)
+    rows = np.arange(40)
+    truth = Truth(Groups(np.zeros(40, np.int64)), "", "")
+    run = Run(Retrieval(index, Folders()), count_block(rows, images, truth, ["pearson"], OF),
+              images, truth, [], len(images), index, 1, "", "", None)  # fmt: skip
+    with segrec_batch.connect(index) as con:
+        for query, hits in first(run, "pearson", images.ids.to_pylist(), 9).items():
+            assert [hit.image_id for hit in hits] == sql(con, query, "")
+
+
+def test_all_counts_of_a_run_are_consistent(run: Run) -> None:
+    rows = run.counts.to_pylist()
+    n = len(run.images)
+    queries = set(run.images.ids.take(pa.array(run.truth.queries(1000, 0))).to_pylist())
+    names = [setting.name for setting in settings(run.asked.windows, run.asked.epsilons)]
+    rounds = [setting.name for setting in feedback.settings(3)]
+    expected = [
+        (method, name)
+        for method in ALWAYS
+        for name in (*names, *(rounds if methods.method(method).metric else ()))
+    ]
+    assert list(dict.fromkeys((r["method"], r["setting"]) for r in rows)) == expected
+    assert len(rows) == len(queries) * len(expected)
+    for row in rows:
+        kept = row["setting"] == "query kept"
+        assert row["query"] in queries
+        assert row["candidates"] == n - 1 + kept
+        assert len(row["ranks"]) <= row["relevant"] <= row["candidates"]
+        assert len(row["gains"]) == row["retrieved"] <= row["candidates"] == len(row["ideal"])
+        assert row["ranks"] == sorted(set(row["ranks"]))
+        assert all(1 <= rank <= row["retrieved"] for rank in row["ranks"])
+        assert row["ideal"] == sorted(row["ideal"], reverse=True)
+        assert sum(row["gains"]) <= sum(row["ideal"]) + 1e-5
+        if row["method"] in ("pearson", "histogram", "random") and not row["setting"]:
+            assert len(row["ranks"]) == row["relevant"]
+        if row["method"] == "pearson" and kept:
+            assert row["ranks"][0] == 1
+
+
+def test_a_query_cache_gives_the_same_counts(index: str, run: Run, tmp_path: Path) -> None:
+    cache = str(tmp_path / "cache.duckdb")
+    refresh_cache(index, cache)
+    again = retrieve(replace(run.asked, index=cache, methods=("region", "sign-bits")))
+    of_run = pa.compute.is_in(run.counts["method"], pa.array(["region", "sign-bits"]))
+    assert again.counts.equals(run.counts.filter(of_run))
+    assert (again.index, again.version, again.model_id) == (run.index, run.version, run.model_id)
+    assert again.notice is not None
+
+
+def test_chance_is_drawn_for_each_query_and_again_the_same(run: Run) -> None:
+    rows = np.arange(len(run.images))
+    drawn = scores("random", rows, run.images).values
+    assert np.array_equal(scores("random", rows[3:5], run.images).values, drawn[3:5])
+    assert len(np.unique(drawn)) == drawn.size
+
+
+def test_sql_is_timed_for_the_methods_that_it_has(run: Run) -> None:
+    timed = [(latency.method, latency.setting) for latency in run.latencies]
+    assert timed == [
+        ("pearson", ""), ("pearson", "ε 0.9"), ("pearson", "σ 0.29–0.96"), ("region", ""),
+        ("region", "σ 0.29–0.96"), ("sign-bits", ""), ("pearson+iou", ""),
+        ("cosine", ""), ("euclidean", ""),
+    ]  # fmt: skip
+    for latency in run.latencies:
+        assert 0 < latency.median_ms <= latency.p95_ms
+        assert latency.ratio > 1
+        assert 0 < latency.queries <= 20
+
+
+def test_an_index_without_foreground_has_rankings_but_no_regions() -> None:
+    images = collection(8, 2)
+    bare = np.zeros_like(images.coverages)
+    bare[:, 0] = 1
+    images = replace(images, coverages=bare, regions={}, masks=np.zeros((8, 0), np.int64))
+    truth = Truth(Groups(np.arange(8) % 2), "", "")
+    rows = count_block(np.arange(8), images, truth, ALWAYS, OF).to_pylist()
+    for row in rows:
+        nobody = row["method"] == "region" or row["setting"].startswith("σ")
+        assert (row["retrieved"] == 0) == nobody or row["method"] in ("pearson", "cosine")
+        assert row["gains"] is None
+        assert row["ideal"] is None
+        assert row["class"] == ""
+
+
+# --- arguments ---------------------------------------------------------------------------------
+
+
+def test_methods_are_named() -> None:
+    assert chosen(["all"], []) == ALWAYS
+    assert chosen(["cosine", "pearson", "cosine"], []) == ("cosine", "pearson")
+    with pytest.raises(InputError, match=r"no method 'person'; there are pearson, cosine"):
+        chosen(["pearson", "person"], [])
+    with pytest.raises(InputError, match=r"no method ''; there are pearson"):
+        chosen([], [])
+
+
+@pytest.mark.parametrize(
+    ("windows", "epsilons"), [([(0.5, 0.2)], []), ([(-1, 1)], []), ([(0, 1.5)], []), ([], [2.5])]
+)
+def test_filters_out_of_range_are_refused(
+    windows: list[tuple[float, float]], epsilons: list[float]
+) -> None:
+    with pytest.raises(InputError, match=r"give 0 <=|is 0 to 2"):
+        settings(windows, epsilons)
+
+
+def test_an_image_that_is_not_there_is_an_input_error(run: Run) -> None:
+    with pytest.raises(InputError, match="nobody is not an image_id"):
+        first(run, "pearson", ["nobody"], 3)

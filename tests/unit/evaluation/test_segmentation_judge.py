@@ -1,0 +1,255 @@
+"""Figures of the segmentation report: from counts, against scikit-learn and by their arithmetic."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sklearn.metrics import (
+    accuracy_score,
+    f1_score,
+    jaccard_score,
+    precision_score,
+    recall_score,
+)
+
+from segrec_batch.evaluation.segmentation.counts import SEGREC, count_pixels, counts_table, tallies
+from segrec_batch.evaluation.segmentation.coverage import calibration, shares
+from segrec_batch.evaluation.segmentation.judge import DOMINANT, PIXELS, dominant, estimates, judge
+from segrec_batch.evaluation.segmentation.plates import image_iou
+from segrec_batch.evaluation.segmentation.splits import GROUPED, RANDOM
+from segrec_batch.evaluation.segmentation.weakness import BRIGHTNESS, SIZES, conditions, overlap
+from segrec_batch.evaluation.statistics import Key
+from segrec_batch.labels.labelled import VOID
+from tests.support.builders import quick
+
+NAMES = ("car", "person", "tree")
+ALL = ("background", *NAMES)
+seeds = st.integers(0, 10_000)
+few = settings(quick, max_examples=12)  # scikit-learn checks its arguments for long
+
+
+def maps(seed: int, n: int = 6, classes: Sequence[int] = range(4)) -> list[tuple[NDArray, NDArray]]:
+    """Labels with void, and class maps that often agree with them."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(n):
+        truth = rng.choice([VOID, *classes], (9, 7)).astype(np.int16)
+        agrees = rng.random((9, 7)) < 0.6
+        predicted = np.where(agrees, np.maximum(truth, 0), rng.choice(classes, (9, 7)))
+        found.append((truth, predicted.astype(np.uint8)))
+    return found
+
+
+def rows(
+    pictures: Sequence[tuple[NDArray, NDArray]], split: str = GROUPED, method: str = SEGREC
+) -> list[dict[str, object]]:
+    return [
+        {
+            "split": split,
+            "method": method,
+            "image": f"{i:03}.jpg",
+            "group": "g",
+            "luminance": i / len(pictures),
+            "confusion": count_pixels(truth, predicted, 4).ravel().tolist(),
+            "cells": np.bincount(predicted[::2, ::2].ravel(), minlength=4).tolist(),
+        }
+        for i, (truth, predicted) in enumerate(pictures)
+    ]
+
+
+def table(pictures: Sequence[tuple[NDArray, NDArray]]) -> pa.Table:
+    return counts_table(rows(pictures), NAMES)
+
+
+def values(counts: pa.Table) -> dict[Key, float | None]:
+    return {key: m.value for judged in judge(counts) for key, m in judged.measures.items()}
+
+
+def of(name: str, cls: str = "", setting: str = PIXELS, split: str = GROUPED) -> Key:
+    return Key(name, SEGREC, split, setting, cls)
+
+
+def check_against_sklearn(
+    found: dict[Key, float | None], truth: NDArray, predicted: NDArray, setting: str
+) -> None:
+    for k, cls in enumerate(ALL):
+        ours = {
+            name: found[of(name, cls, setting)]
+            for name in ("iou", "precision", "recall", "f1", "accuracy")
+        }
+        mine, theirs = truth == k, predicted == k
+        if not mine.any():
+            assert set(ours.values()) == {None}
+            continue
+        oracle = {
+            "iou": jaccard_score(mine, theirs),
+            "recall": recall_score(mine, theirs),
+            "f1": f1_score(mine, theirs),
+            "accuracy": accuracy_score(mine, theirs),
+            "precision": precision_score(mine, theirs) if theirs.any() else None,
+        }
+        for name, value in oracle.items():
+            assert ours[name] == (value if value is None else pytest.approx(value)), name
+    whole = found[of("pixel_accuracy", "", setting)]
+    assert whole == pytest.approx(accuracy_score(truth, predicted))
+
+
+@few
+@given(seed=seeds)
+def test_ratios_are_those_of_scikit_learn(seed: int) -> None:
+    pictures = maps(seed, classes=[0, 1, 3] if seed % 2 else range(4))
+    truth = np.concatenate([t.ravel() for t, _ in pictures])
+    predicted = np.concatenate([p.ravel() for _, p in pictures])
+    known = truth != VOID
+    found = values(table(pictures))
+    check_against_sklearn(found, truth[known], predicted[known], PIXELS)
+    for name in ("iou", "precision", "recall", "f1", "accuracy"):
+        each = [v for c in NAMES if (v := found[of(name, c)]) is not None]
+        assert found[of(name, "mean")] == pytest.approx(np.mean(each))
+
+
+def most(labels: NDArray) -> int:
+    counts = [int((labels == k).sum()) for k in (1, 2, 3)]
+    return 1 + counts.index(max(counts)) if max(counts) else 0
+
+
+@few
+@given(seed=seeds)
+def test_dominant_classes_are_judged_one_an_image(seed: int) -> None:
+    pictures = maps(seed, n=12)
+    pictures[0][0][:] = 0  # nothing but background
+    truth = np.array([most(t) for t, _ in pictures])
+    predicted = np.array([most(p[t != VOID]) for t, p in pictures])
+    check_against_sklearn(values(table(pictures)), truth, predicted, DOMINANT)
+
+
+def test_of_equally_large_classes_the_first_is_dominant_and_void_has_none() -> None:
+    confusion = np.zeros((3, 4, 4), np.int64)
+    confusion[0, 3, 2] = confusion[0, 2, 1] = 5  # labels: 2 and 3 alike; predicted: 1 and 2
+    confusion[1, 0, 0] = 9
+    found = dominant(confusion)
+    assert np.argwhere(found).tolist() == [[0, 2, 1], [1, 0, 0]]
+    assert found.sum() == 2
+
+
+def test_a_class_without_labels_is_absent_though_it_is_predicted() -> None:
+    truth = np.array([[0, 1, 3, VOID]], np.int16)
+    found = values(table([(truth, np.array([[2, 1, 3, 2]], np.uint8))]))
+    for name in ("iou", "precision", "recall", "f1", "accuracy"):
+        assert found[of(name, "person")] is None
+    assert found[of("iou", "mean")] == 1
+    assert found[of("coverage_error", "person", "")] is None
+    assert found[of("pixel_accuracy")] == pytest.approx(2 / 3)
+
+
+def test_a_class_that_is_missed_scores_0_and_has_no_precision() -> None:
+    truth = np.array([[0, 1, 3, 2]], np.int16)
+    found = values(table([(truth, np.array([[0, 1, 3, 0]], np.uint8))]))
+    assert (found[of("iou", "person")], found[of("precision", "person")]) == (0, None)
+    assert found[of("iou", "mean")] == pytest.approx(2 / 3)
+
+
+@quick
+@given(seed=seeds)
+def test_coverage_is_compared_image_by_image(seed: int) -> None:
+    pictures = maps(seed)
+    found = values(table(pictures))
+    for k, cls in enumerate(ALL):
+        off = [
+            float(np.mean(p[::2, ::2] == k)) - float(np.mean(t[t != VOID] == k))
+            for t, p in pictures
+        ]
+        assert found[of("coverage_error", cls, "")] == pytest.approx(np.mean(np.abs(off)))
+        assert found[of("coverage_bias", cls, "")] == pytest.approx(np.mean(off))
+
+
+def test_a_method_without_cells_covers_what_it_predicts_on_known_pixels() -> None:
+    pictures = maps(3)
+    without = counts_table([{**row, "cells": None} for row in rows(pictures)], NAMES)
+    (tally,) = tallies(without)
+    expected = [np.bincount(p[t != VOID], minlength=4) for t, p in pictures]
+    np.testing.assert_array_equal(tally.cells, expected)
+
+
+def test_the_majority_is_judged_beside_the_methods() -> None:
+    truth = np.array([[0, 0, 0, 1, 2]], np.int16)
+    found = values(table([(truth, truth.astype(np.uint8))]))
+    key = replace(of("pixel_accuracy"), method="all background")
+    assert found[key] == pytest.approx(0.6)
+    assert found[replace(key, name="iou", cls="mean")] == 0
+
+
+def test_a_leak_is_the_difference_on_the_same_pictures() -> None:
+    pictures = maps(1, n=20)
+    better = [(t, np.maximum(t, 0).astype(np.uint8)) for t, _ in pictures]
+    counts = counts_table([*rows(pictures), *rows(better, RANDOM)], NAMES)
+    (judged,) = judge(counts)
+    found = {e.key: e for e in estimates(counts, seed=3, draws=100)}
+    leak = found[of("leak_iou", "mean", split="random − grouped")]
+    honest = judged.measures[of("iou", "mean")].value
+    assert honest is not None
+    assert leak.value == pytest.approx(1 - honest)
+    assert leak.low is not None
+    assert 0 < leak.low <= 1 - honest
+    stated = {(k.name, k.setting, k.method) for k in found if k.name.startswith("leak_")}
+    measures = ("leak_iou", "leak_f1", "leak_pixel_accuracy")
+    assert stated == {(m, s, SEGREC) for m in measures for s in (PIXELS, DOMINANT)}
+
+
+def test_splits_of_other_pictures_are_other_units_and_leak_nothing() -> None:
+    other = [{**row, "image": f"x{row['image']}"} for row in rows(maps(2), RANDOM)]
+    counts = counts_table([*rows(maps(1)), *other], NAMES)
+    assert len(judge(counts)) == 2
+    assert not [e for e in estimates(counts, 0, 10) if e.key.name.startswith("leak_")]
+
+
+@quick
+@given(seed=seeds)
+def test_conditions_divide_the_images_that_they_are_about(seed: int) -> None:
+    (tally,) = tallies(table(maps(seed, n=10, classes=[0, 1, 3])))
+    found = conditions(tally, ALL)
+    has = tally.labelled > 0
+    np.testing.assert_array_equal(sum(found[s].astype(int) for s in SIZES), has)
+    np.testing.assert_array_equal(sum(found[b].astype(int) for b in BRIGHTNESS), np.ones((10, 1)))
+    share = shares(tally.labelled)
+    for k in (1, 3):
+        small, large = (share[found[s][:, k], k] for s in (SIZES[0], SIZES[2]))
+        assert not (len(small) and len(large)) or small.max() < large.min()
+    (two,) = found[overlap(2)].T
+    assert set((tally.labelled[two, 1:] > 0).sum(axis=1)) <= {2}
+
+
+def test_large_objects_that_are_found_and_small_ones_that_are_missed() -> None:
+    pictures = []
+    for size in (1, 2, 3, 20, 21, 22):
+        truth = np.zeros((1, 40), np.int16)
+        truth[0, :size] = 1
+        pictures.append((truth, (truth * (size > 10)).astype(np.uint8)))
+    found = values(table(pictures))
+    assert found[of("recall", "car", "small σ")] == 0
+    assert found[of("recall", "car", "large σ")] == 1
+    assert found[of("iou", "car", "dark")] == 0
+    assert found[of("iou", "car", "bright")] == 1
+    assert found[of("iou", "tree", "1 class")] is None
+
+
+def test_calibration_bins_hold_each_image_with_the_class_once() -> None:
+    (tally,) = tallies(table(maps(5, n=40)))
+    bins = calibration(tally, 1)
+    ours, labels = shares(tally.cells)[:, 1], shares(tally.labelled)[:, 1]
+    known = (ours > 0) | (labels > 0)
+    assert sum(n for *_, n in bins) == known.sum()
+    assert [x for x, *_ in bins] == sorted(x for x, *_ in bins)
+    assert sum(y * n for _, y, n in bins) == pytest.approx(labels[known].sum())
+
+
+def test_images_are_ranked_by_the_classes_that_they_have() -> None:
+    truth = np.array([[1, 1, 0, 0]], np.int16)
+    none = np.zeros((1, 4), np.int16)
+    (tally,) = tallies(table([(truth, np.array([[1, 0, 2, 0]], np.uint8)), (none, none)]))
+    np.testing.assert_array_equal(image_iou(tally), [0.5, np.nan])

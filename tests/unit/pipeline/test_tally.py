@@ -1,0 +1,103 @@
+"""What stages cost and why pictures fail, on its way into the books."""
+
+import threading
+import time
+
+import pyarrow as pa
+import pytest
+
+from segrec_batch.pipeline.stage_schema import COST
+from segrec_batch.pipeline.tally import (
+    MOST,
+    OTHERS,
+    Occupancy,
+    charge,
+    label,
+    most_frequent,
+    reasons,
+    total,
+)
+
+
+def rows(n: int) -> pa.Table:
+    return pa.table({"cost": pa.nulls(n, COST), "uri": [f"{i}" for i in range(n)]})
+
+
+def test_what_is_charged_adds_up_however_rows_are_cut_and_joined() -> None:
+    batches = [charge(rows(n), read=0.5, bytes_read=n) for n in (1, 3, 5)]
+    joined = charge(pa.concat_tables(batches), segment=2.0)
+    cut = [joined.slice(0, 2), joined.slice(2, 5), joined.slice(7)]
+    again = pa.concat_tables(charge(part, write=1.0) for part in cut)
+    cost = total(again["cost"].to_pylist())
+    assert cost == dict.fromkeys(COST.names, 0) | {
+        "read": 1.5, "segment": 2.0, "write": 3.0, "bytes_read": 9
+    }  # fmt: skip
+    assert again["uri"].to_pylist() == joined["uri"].to_pylist()
+    assert again.schema == joined.schema
+
+
+def test_nothing_costs_nothing() -> None:
+    assert total([]) == total([None]) == dict.fromkeys(COST.names, 0)
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("50000×40000 pixels are too many", "N×N pixels are too many"),
+        ("OSError: broken data stream when reading image file", "OSError"),
+        ("took longer than 1.5 s", "took longer than N s"),
+        ("1099511627776 bytes are more than 268435456", "N bytes are more than N"),
+        ("needs more than 4 GiB of memory", "needs more than N GiB of memory"),
+        ("decoder crashed (SIGABRT)", "decoder crashed (SIGABRT)"),
+        ("empty file", "empty file"),
+        ("", ""),
+        ("x" * 1000, "x" * 60),
+    ],
+)
+def test_a_label_has_the_stage_and_no_figures_and_no_details(reason: str, expected: str) -> None:
+    assert label("decode", reason) == f"decode: {expected}"
+
+
+def test_reasons_are_counted_by_label() -> None:
+    failed = [{"stage": "read", "reason": f"Error{c}: {i}"} for i, c in enumerate("aab")]
+    assert sorted(reasons(failed), key=str) == [
+        {"label": "read: Errora", "pictures": 2}, {"label": "read: Errorb", "pictures": 1}
+    ]  # fmt: skip
+
+
+def test_only_the_most_frequent_are_told_apart() -> None:
+    counts = {f"{i:02}": 100 - i for i in range(MOST + 3)}
+    told = most_frequent(counts)
+    assert list(told) == [*sorted(counts)[:MOST], OTHERS]
+    assert sum(told.values()) == sum(counts.values())
+    assert most_frequent({"a": 1}) == {"a": 1}
+
+
+def test_waiting_is_the_time_between_calls_and_not_before_the_first() -> None:
+    occupancy = Occupancy()
+    time.sleep(0.02)
+    assert occupancy.enter() < 0.01
+    time.sleep(0.02)
+    assert occupancy.leave() >= 0.02
+    time.sleep(0.03)
+    assert occupancy.enter() >= 0.03
+    occupancy.leave()
+
+
+def test_calls_at_the_same_time_are_busy_once() -> None:
+    occupancy, spent = Occupancy(), []
+    clock = time.perf_counter()
+
+    def call() -> None:
+        waited = occupancy.enter()
+        time.sleep(0.05)
+        spent.append((waited, occupancy.leave()))
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.01)
+    for thread in threads:
+        thread.join()
+    elapsed = time.perf_counter() - clock
+    assert 0.05 <= sum(waited + busy for waited, busy in spent) <= elapsed

@@ -1,0 +1,303 @@
+"""`recommend(…, method := …)` against NumPy, written out: on files and in a query cache."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import duckdb
+import numpy as np
+import pytest
+
+import segrec_batch
+from segrec_batch.common.errors import InputError
+from segrec_batch.index import snapshot as store
+from segrec_batch.index.parts import write_part
+from segrec_batch.model.spec import COMMON_GRID
+from segrec_batch.pipeline.rows import descriptor_rows, picture_rows
+from segrec_batch.search.cache import refresh_cache
+from segrec_batch.search.database import open_index
+from segrec_batch.search.feedback.refine import MARKS, WAYS, Weights, refined
+from segrec_batch.search.feedback.rounds import mark, start
+from segrec_batch.search.feedback.vectors import linear, prepared
+from segrec_batch.search.filters import Criteria
+from segrec_batch.search.methods import Method
+from segrec_batch.search.recommend import Recommender
+from tests.support.builders import tiny_model
+from tests.support.streets import picture
+
+COUNT = 60
+Rows = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def rows() -> Rows:
+    """What is in the index, by image_id; every 20th is a copy, some have no vector."""
+    rng = np.random.default_rng(1)
+    found = {}
+    for i in range(COUNT):
+        row = picture(i)
+        texture = rng.integers(0, 5, 6).astype(np.float32)  # so that there are ties
+        localised = rng.random(5).astype(np.float32)
+        row["vectors"] = {"texture": texture if i % 9 else None, "localised": localised}
+        row["category"] = "abc"[i % 3]
+        found[row["image_id"]] = row
+    return found
+
+
+@pytest.fixture(scope="module")
+def index(rows: Rows, tmp_path_factory: pytest.TempPathFactory) -> str:
+    model = tiny_model(components=(0, 1, 2, 3))
+    for name in ("texture", "localised"):
+        model = model.describing(name, {}, {})
+    ids = {d.name: d.id for d in model.spec.descriptors}
+    uri = str(tmp_path_factory.mktemp("methods") / "index")
+    empty = store.create(uri, model)
+    run = {"run_id": "r", "model_id": model.model_id}
+    full = [{**row, **run, "described": list(_described(row, ids))} for row in rows.values()]
+    contents = [*picture_rows(full, model.spec), *descriptor_rows(full)]
+    store.commit(empty, write_part(uri, contents))
+    return uri
+
+
+def _described(row: dict[str, Any], ids: dict[str, str]) -> Iterator[dict[str, Any]]:
+    for name, vector in row["vectors"].items():
+        yield {
+            "descriptor": ids[name],
+            "category": row["category"] if name == "localised" else None,
+            "vector": None if vector is None else vector.tobytes(),
+            "reason": "none" if vector is None else None,
+        }
+
+
+@pytest.fixture(scope="module", params=["files", "cache"])
+def con(
+    index: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> duckdb.DuckDBPyConnection:
+    if request.param == "files":
+        return segrec_batch.connect(index)
+    cache = str(tmp_path_factory.mktemp("cache") / "cache.duckdb")
+    refresh_cache(index, cache)
+    return segrec_batch.connect(cache)
+
+
+def similarity(metric: str, a: np.ndarray, b: np.ndarray) -> float | None:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    if metric == "euclidean":
+        return -float(np.sqrt(((a - b) ** 2).sum()))
+    dot = float((a * b).sum())
+    if metric == "dot":
+        return dot
+    norms = float(np.sqrt((a * a).sum()) * np.sqrt((b * b).sum()))
+    return dot / norms if norms else None
+
+
+def compared(row: dict[str, Any], method: Method) -> np.ndarray | None:
+    return row["feature"] if method.descriptor is None else row["vectors"][method.descriptor]
+
+
+def foreground_iou(a: dict[str, Any], b: dict[str, Any]) -> float | None:
+    masks = [np.frombuffer(r["common"], np.uint8).reshape(COMMON_GRID, -1) > 0 for r in (a, b)]
+    either = (masks[0] | masks[1]).sum()
+    return (masks[0] & masks[1]).sum() / either if either else None
+
+
+def expected(rows: Rows, query: str, name: str, k: int, depth: int = 100) -> list[str]:
+    method, asked = Method.of(name), rows[query]
+    vector = compared(asked, method)
+    if vector is None:
+        return []
+    scored = []
+    for image_id, row in rows.items():
+        if row["content_hash"] == asked["content_hash"]:
+            continue
+        if name == "localised" and row["category"] != asked["category"]:
+            continue
+        other = compared(row, method)
+        if other is None:  # no candidate
+            continue
+        score = similarity(method.metric, vector, other)
+        scored.append((score is None, -(score or 0), image_id))
+    first = _first_of_each_content([image_id for *_, image_id in sorted(scored)], rows)
+    if name != "localised":
+        return first[:k]
+    overlaps = {i: foreground_iou(asked, rows[i]) for i in first[:depth]}
+    again = sorted(first[:depth], key=lambda i: (overlaps[i] is None, -(overlaps[i] or 0)))
+    return [*again, *first[depth:]][:k]
+
+
+def _first_of_each_content(ids: list[str], rows: Rows) -> list[str]:
+    seen: dict[str, str] = {}
+    for image_id in ids:
+        seen.setdefault(rows[image_id]["content_hash"], image_id)
+    return list(seen.values())
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["cosine", "euclidean", "dot", "texture", "texture-cosine", "texture-dot", "localised",
+     "localised-euclidean"],
+)  # fmt: skip
+def test_the_order_is_that_of_the_definition(
+    method: str, con: duckdb.DuckDBPyConnection, rows: Rows
+) -> None:
+    sql = (
+        "SELECT image_id, score, pearson FROM recommend($id, k := 100, method := $m) ORDER BY rank"
+    )
+    for query in list(rows)[:12]:
+        found = con.execute(sql, {"id": query, "m": method}).fetchall()
+        wanted = expected(rows, query, method, 100)
+        assert [image_id for image_id, *_ in found] == wanted
+        assert all(pearson is None for *_, pearson in found)
+        for image_id, score, _ in found:
+            a, b = (compared(rows[i], Method.of(method)) for i in (query, image_id))
+            truth = similarity(Method.of(method).metric, a, b) if b is not None else None
+            assert score == (truth if truth is None else pytest.approx(truth, abs=1e-12))
+
+
+def test_the_depth_of_the_second_ranking_is_kept(
+    con: duckdb.DuckDBPyConnection, rows: Rows
+) -> None:
+    sql = "SELECT image_id FROM recommend($id, k := 9, depth := 4, method := 'localised')"
+    for query in list(rows)[:6]:
+        found = [i for (i,) in con.execute(sql, {"id": query}).fetchall()]
+        assert found == expected(rows, query, "localised", 9, depth=4)
+
+
+def test_filters_hold_for_all_methods(con: duckdb.DuckDBPyConnection, rows: Rows) -> None:
+    query = list(rows)[1]
+    sql = """
+        SELECT r.image_id, r.coverage, semantic_distance FROM recommend($id, k := 100,
+            method := 'texture', class := 'class_1', min_coverage := 0.1, epsilon := 0.9) AS r
+    """
+    found = con.execute(sql, {"id": query}).fetchall()
+    shares = {i: np.array(r["counts"]) / sum(r["counts"]) for i, r in rows.items()}
+    distance = {i: np.abs(shares[i] - shares[query]).sum() for i in rows}
+    wanted = [
+        i for i in expected(rows, query, "texture", 100)
+        if shares[i][1] >= 0.1 and distance[i] <= 0.9
+    ]  # fmt: skip
+    assert {i for i, *_ in found} == set(wanted)
+    assert len(wanted) > 3
+    for image_id, coverage, semantic in found:
+        assert coverage == pytest.approx(shares[image_id][1], abs=1e-6)
+        assert semantic == pytest.approx(distance[image_id], abs=1e-6)
+
+
+def test_a_vector_can_be_the_query(con: duckdb.DuckDBPyConnection, rows: Rows) -> None:
+    query = list(rows)[2]
+    named = "FROM recommend($id, k := 5, exclude_self := false, method := 'localised')"
+    given = """
+        FROM recommend($vector::FLOAT[], k := 5, method := 'localised', category := $category,
+            masks := MAP {'background': (SELECT any_value(mask_bits) FROM regions
+                                         WHERE image_id = $id AND class = 'background')})
+    """
+    row = rows[query]
+    values = {"vector": row["vectors"]["localised"].tolist(), "category": row["category"]}
+    assert con.execute(given, {**values, "id": query}).fetchall() == (
+        con.execute(named, {"id": query}).fetchall()
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("hog", "no vectors of hog in this index"),
+        ("texture-pearson", "a metric is cosine, dot or euclidean"),
+        ("texture-manhattan", "a metric is cosine, dot or euclidean"),
+        ("texture-cosine-x", "a metric is cosine, dot or euclidean"),
+    ],
+)
+def test_unknown_methods_are_errors(
+    method: str, message: str, con: duckdb.DuckDBPyConnection, rows: Rows
+) -> None:
+    with pytest.raises(duckdb.InvalidInputException, match=message):
+        con.execute("FROM recommend($id, method := $m)", {"id": list(rows)[1], "m": method})
+
+
+def test_a_vector_needs_a_method_that_there_is_and_a_category(
+    con: duckdb.DuckDBPyConnection,
+) -> None:
+    for method, message in (
+        ("hog", "no vectors of hog"),
+        ("localised", "localised needs category"),
+    ):
+        with pytest.raises(duckdb.InvalidInputException, match=message):
+            con.execute("FROM recommend([1, 2]::FLOAT[], method := $m)", {"m": method})
+
+
+def test_an_image_without_a_vector_is_told_why(index: str, rows: Rows) -> None:
+    recommender = Recommender(open_index(index))
+    (name,) = (i for i, row in list(rows.items())[:1] if row["vectors"]["texture"] is None)
+    asked = recommender.indexed_image("image_id", name)
+    with pytest.raises(InputError, match="it has no vector of texture: none"):
+        recommender.recommend(asked, Criteria(method="texture"))
+
+
+def test_the_recommender_says_what_there_is(index: str, rows: Rows) -> None:
+    recommender = Recommender(open_index(index))
+    asked = recommender.indexed_image("image_id", list(rows)[1])
+    with pytest.raises(InputError, match="which has localised, texture"):
+        recommender.recommend(asked, Criteria(method="hog"))
+    with pytest.raises(InputError, match="no metric 'pearson' of vectors: say cosine"):
+        recommender.recommend(asked, Criteria(method="texture-pearson"))
+    (first, *_) = recommender.recommend(asked, Criteria(method="texture", k=3))
+    assert first.pearson is None
+    assert first.score is not None
+    assert str(Criteria(method="localised")) == (
+        "whole images, ranked by Euclidean distance of localised, the first 100 by foreground IoU"
+    )
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "name", ["cosine", "euclidean", "dot", "texture", "texture-cosine", "localised-euclidean"]
+)
+def test_feedback_asks_by_the_method_of_the_session(
+    index: str, rows: Rows, name: str, way: str
+) -> None:
+    method, ids = Method.of(name), list(rows)
+    database = open_index(index)
+    with database.connection:
+        recommender = Recommender(database)
+        asked = recommender.indexed_image("image_id", ids[1])
+        session = start(recommender, asked, Criteria(k=8, method=name, distinct_content=False))
+        session = mark(recommender, session, dict(enumerate(MARKS, start=1)), way)
+    told = session.marks()
+    vectors = {i: v for i, row in rows.items() if (v := compared(row, method)) is not None}
+    ready = prepared(np.array([vectors[i] for i in (ids[1], *told)]), method.metric)
+    q = refined(way, ready[0], ready[1:], np.array(list(told.values())), Weights())
+    metric = Method.of(linear(name)).metric if way == "svm" else method.metric
+    left = vectors.keys() - {ids[1], *told}
+    scores = sorted((similarity(metric, q, vectors[i]) or 0 for i in left), reverse=True)
+    found = [row.score for row in session.round(1) if row.score is not None]
+    assert found == pytest.approx(scores[: len(found)], rel=1e-5)
+    assert len(found) == 8
+    if way == "rocchio":
+        good, fair, bad = ([i for i, m in told.items() if m == value] for value in MARKS)
+        values = {"id": ids[1], "good": good, "fair": fair, "bad": bad, "method": name}
+        sql = (
+            "SELECT score FROM recommend_again($id, relevant := $good, somewhat := $fair, "
+            "not_relevant := $bad, k := 8, distinct_content := false, method := $method)"
+        )
+        with segrec_batch.connect(index) as con:
+            again = [score for (score,) in con.execute(sql, values).fetchall()]
+        assert again == pytest.approx(found, rel=1e-5)
+
+
+def test_feedback_keeps_the_category_and_the_foregrounds(index: str, rows: Rows) -> None:
+    ids = list(rows)
+    database = open_index(index)
+    with database.connection:
+        recommender = Recommender(database)
+        asked = recommender.indexed_image("image_id", ids[1])
+        session = start(recommender, asked, Criteria(k=5, method="localised"))
+        session = mark(recommender, session, {2: 1.0})
+        with pytest.raises(InputError, match="take rocchio, or start with localised-dot"):
+            mark(recommender, session, {1: 1.0, 2: 0.0}, "svm")
+    (told,) = session.marks()
+    assert {rows[r.image_id]["category"] for r in session.round(1)} == {"b"}
+    overlaps = [foreground_iou(rows[ids[1]], rows[r.image_id]) or -1 for r in session.round(1)]
+    assert overlaps == sorted(overlaps, reverse=True)
+    sql = "SELECT image_id FROM recommend_again($id, [$told], k := 5, method := 'localised')"
+    with segrec_batch.connect(index) as con:
+        again = con.execute(sql, {"id": ids[1], "told": told}).fetchall()
+    assert [name for (name,) in again] == [r.image_id for r in session.round(1)]

@@ -1,0 +1,685 @@
+"""`segrec sql` reads the rows of an index and can do nothing else, whatever text it is given."""
+
+import gc
+import hashlib
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import segrec_batch
+from segrec_batch.cli.main import main as cli
+from segrec_batch.common.errors import IndexStateError, InputError
+from segrec_batch.model.bundle import Model
+from segrec_batch.search.cache import refresh_cache
+from segrec_batch.search.database import Database, open_index
+from segrec_batch.search.sql.allowed import TABLE_FUNCTIONS, allowed_functions
+from segrec_batch.search.sql.batches import batches
+from segrec_batch.search.sql.connection import Access
+from segrec_batch.search.sql.guard import QueryGuard, ask, collect_answer
+from segrec_batch.search.sql.limits import Limits, memory_limit
+from segrec_batch.sources import storage
+from tests.support.s3 import new_bucket, put
+from tests.support.streets import picture, write_streets
+
+SECRET = "sesame-0815"  # noqa: S105 - what no answer may hold
+READS = [
+    "FROM read_text('{secret}')",
+    "FROM read_blob('{secret}')",
+    "FROM read_csv('{secret}')",
+    "FROM read_json('{secret}')",
+    "FROM sniff_csv('{secret}')",
+    "FROM '{secret}'",
+    "FROM read_text('file://{secret}')",
+    "FROM read_text('{home}/sec*')",
+    "FROM read_text(['{index}/x', '{secret}'])",
+    "FROM glob('{home}/*')",
+    "FROM '{home}/secret.parquet'",
+    "FROM read_parquet('{home}/secret.parquet')",
+    "FROM parquet_metadata('{home}/secret.parquet')",
+    "FROM query('FROM read_text(''{secret}'')')",
+    "FROM read_text('{index}/../secret.txt')",
+    "FROM read_text('{index}/images/../../secret.txt')",
+    "FROM read_text('{index}2/secret.txt')",
+    "FROM read_text('{index}/link.txt')",
+    "FROM read_text('{index}/folder/secret.txt')",
+    "FROM read_text('secret.txt')",
+    "FROM read_text('/proc/self/environ')",
+    "FROM '/dev/stdin'",
+    "FROM read_csv('http://127.0.0.1:9/x.csv')",
+    "FROM 's3://bucket/x.parquet'",
+    "FROM read_csv('snapshot://../secret.txt')",
+    "FROM duckdb_secrets()",
+]
+WRITES = [
+    "COPY (SELECT 1) TO '{home}/new.csv'",
+    "COPY (SELECT 1) TO '{inside}/new.csv'",
+    "EXPLAIN ANALYZE COPY (SELECT 1) TO '{inside}/new.csv'",
+    "WITH x AS (COPY (SELECT 1) TO '{home}/new.csv') FROM x",
+    "WITH x AS (COPY (SELECT 1) TO '{inside}/new.csv') FROM x",
+    "WITH x AS (COPY (SELECT 1) TO '{inside}/_delta_log/00000000000000000001.json') FROM x",
+    "WITH y AS (WITH x AS (COPY (SELECT 1) TO '{inside}/new.csv') FROM x) FROM y",
+    "FROM query('WITH x AS (COPY (SELECT 1) TO ''{inside}/new.csv'') FROM x')",
+    "COPY (SELECT 1) TO 'snapshot://images/new.parquet'",
+    "COPY images FROM '{secret}'",
+    "EXPORT DATABASE '{home}/new'",
+    "EXPORT DATABASE '{inside}/new'",
+    "IMPORT DATABASE '{home}'",
+    "ATTACH '{home}/new.duckdb' AS new",
+    "ATTACH '{inside}/new.duckdb' AS new",
+    "CREATE TABLE new AS SELECT 1",
+    "CREATE OR REPLACE VIEW images AS SELECT 1",
+    "CREATE OR REPLACE MACRO pearson(a, b) AS 1",
+    "CREATE SECRET (TYPE s3, KEY_ID 'x')",
+    "INSERT INTO failures FROM failures",
+    "UPDATE images SET uri = ''",
+    "DELETE FROM images",
+    "WITH x AS (DELETE FROM segrec.images RETURNING 1) FROM x",
+    "WITH x AS (UPDATE segrec.images SET uri = '' RETURNING 1) FROM x",
+    "WITH x AS (INSERT INTO segrec.failures FROM segrec.failures RETURNING 1) FROM x",
+    "MERGE INTO images USING images AS i USING (image_id) WHEN MATCHED THEN DELETE",
+    "DROP VIEW images",
+    "ALTER VIEW images RENAME TO new",
+    "COMMENT ON VIEW images IS ''",
+    "CHECKPOINT",
+    "VACUUM",
+]
+REST = [
+    "INSTALL httpfs",
+    "FORCE INSTALL httpfs FROM 'http://127.0.0.1:9'",
+    "LOAD httpfs",
+    "LOAD '{home}/new.duckdb_extension'",
+    "FROM st_read('{secret}')",
+    "SET enable_external_access = true",
+    "SET GLOBAL threads = 1",
+    "SET VARIABLE x = 1",
+    "RESET allowed_directories",
+    "FROM enable_logging()",
+    "FROM enable_profiling()",
+    "PRAGMA database_list",
+    "PRAGMA enable_logging",
+    "CALL pragma_version()",
+    "CALL enable_logging()",
+    "USE memory",
+    "BEGIN",
+    "PREPARE x AS SELECT 1",
+    "EXPLAIN ANALYZE SELECT 1",
+    "SELECT 1; SELECT 2",
+    "SELECT 1; DROP VIEW images",
+    "DROP VIEW images; SELECT 1",
+    "",
+    ";",
+    "-- nothing",
+    "SELECT getenv('HOME')",
+    "FROM of_this_module",
+    "FROM of_the_caller",
+    "FROM arguments",
+    "FROM parameters",
+]
+SMUGGLED = [  # text that becomes SQL, names that become others, and what is only named
+    "FROM json_execute_serialized_sql(json_serialize_sql('SELECT 1'))",
+    "SELECT * FROM query('SELECT 1')",
+    "FROM query_table('images')",
+    "FROM query_table(['{secret}'])",
+    "WITH x AS (FROM read_text('{secret}')) SELECT 1",
+    "SELECT (SELECT content FROM read_text('{secret}'))",
+    "DESCRIBE (FROM read_text('{secret}'))",
+    "SUMMARIZE FROM read_text('{secret}')",
+    "FROM images ORDER BY (SELECT content FROM read_text('{secret}'))",
+    "SELECT 1 LIMIT (SELECT size FROM read_text('{secret}'))",
+    "FROM range((SELECT size FROM read_text('{secret}')))",
+    "SELECT sum(width) OVER w FROM images WINDOW w AS (ORDER BY current_setting('threads'))",
+    "SELECT system.main.current_setting('threads')",
+    "SELECT main.pearson([1], [2])",
+    "FROM system.main.read_text('{secret}')",
+    "FROM temp.main.images",
+    "FROM cache.main.images",
+    "FROM cache.segrec.images",
+    "FROM memory.main.images",
+    "FROM information_schema.tables",
+    "FROM pg_catalog.pg_settings",
+    "FROM sqlite_master",
+    "SELECT 1::cache.main.mytype",
+    "SHOW DATABASES",
+    "SELECT current_setting('temp_directory')",
+    "SELECT getvariable('x')",
+    "SELECT nextval('x')",
+    "SELECT setseed(0.5)",
+    "SELECT sleep_ms(1)",
+    "SELECT write_log('x')",
+    "SELECT list_aggregate([1], 'sum')",
+    "SELECT json_serialize_plan('SELECT 1')",
+    "FROM histogram('images', 'width')",
+    "FROM seq_scan('images')",
+    "FROM images AT (VERSION => 1)",
+    "FROM duckdb_settings()",
+    "FROM duckdb_databases()",
+    "FROM duckdb_temporary_files()",
+    "FROM duckdb_logs()",
+    "FROM enable_logging(storage := 'file', storage_path := '{home}/log')",
+    "FROM glob('snapshot://*')",
+    "FROM parquet_metadata('snapshot://*')",
+    "FROM read_blob('snapshot://images/x.parquet')",
+    "SELECT pearson([pearson([pearson([1, 2], [2, 1]), 1], [1, 2]), 1], [1, 2])",
+    "EXECUTE x",
+    "DEALLOCATE x",
+    "SELECT ?",
+    "SELECT $1",
+    "SELECT 1 FROM '{inside}/_delta_log/00000000000000000000.json'",
+]
+ATTACKS = READS + WRITES + REST + SMUGGLED
+of_this_module = pa.table({"secret": [SECRET]})
+
+
+@dataclass(frozen=True)
+class Target:
+    """What SQL is run on, what an attacker would name, and what must not change."""
+
+    index: str
+    folder: str
+    home: Path
+    seen: Callable[[], object]
+
+    def text(self, attack: str) -> str:
+        """An attack on this target."""
+        places = {
+            "index": self.folder,
+            "inside": f"{self.folder}/images",
+            "home": str(self.home),
+            "secret": f"{self.home}/secret.txt",
+        }
+        quoted = {name: place.replace("'", "''") for name, place in places.items()}
+        return attack.format(**quoted)
+
+
+@pytest.fixture(scope="module")
+def home(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an index, its query cache, and secrets beside and behind them."""
+    home = tmp_path_factory.mktemp("home")
+    write_streets(str(home / "it's"), model)
+    for weights in home.rglob("*.safetensors"):  # large, and SQL needs none
+        weights.unlink()
+    refresh_cache(str(home / "it's"), str(home / "it's.duckdb"))
+    (home / "it's2").mkdir()
+    for folder in (home, home / "it's2"):
+        (folder / "secret.txt").write_text(SECRET)
+    duckdb.from_arrow(of_this_module).write_parquet(str(home / "secret.parquet"))
+    (home / "it's" / "link.txt").symlink_to(home / "secret.txt")
+    (home / "it's" / "folder").symlink_to(home)
+    return home
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Of all files below a folder, by path; links are not followed."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    return {str(p): hashlib.blake2b(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.fixture(scope="module")
+def local(home: Path) -> Target:
+    return Target(str(home / "it's"), str(home / "it's"), home, lambda: hashes(home))
+
+
+@pytest.fixture(scope="module")
+def cache(home: Path) -> Target:
+    return Target(str(home / "it's.duckdb"), str(home / "it's"), home, lambda: hashes(home))
+
+
+@pytest.fixture(scope="module")
+def remote(home: Path, s3: dict[str, str]) -> Target:
+    """The same index on S3."""
+    bucket, folder = new_bucket(), home / "it's"
+    files = [p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()]
+    put({f"{bucket}/it's/{p.relative_to(folder)}": p.read_bytes() for p in files})
+    put({f"{bucket}/secret.txt": SECRET.encode()})
+    index = f"{bucket}/it's"
+    return Target(index, index, home, lambda: (hashes(home), sorted(storage.find_files(bucket))))
+
+
+@pytest.fixture(params=["local", "cache", pytest.param("remote", marks=pytest.mark.slow)])
+def target(request: pytest.FixtureRequest) -> Target:
+    found: Target = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def sql(
+    target: Target, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """Runs `segrec sql`: its exit code, stdout and stderr."""
+    monkeypatch.chdir(target.home)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = cli.main(["sql", "--index", target.index, *arguments])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def unchanged(target: Target) -> Iterator[None]:
+    before = target.seen()
+    yield
+    assert target.seen() == before
+
+
+@pytest.fixture
+def database(target: Target, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    """The target as `segrec sql` opens it."""
+    monkeypatch.chdir(target.home)
+    found = open_index(target.index, access=Access.SEALED)
+    with found.connection:
+        yield found
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_sql_that_is_no_query_of_the_rows_is_an_error(target: Target, database: Database) -> None:
+    of_the_caller = of_this_module
+    with QueryGuard(database) as guard:
+        for attack in ATTACKS:
+            with pytest.raises(InputError, match=r"\ASQL: .*\Z") as refusal:
+                guard.check(target.text(attack))
+            text = str(refusal.value)
+            assert "\n" not in text, attack
+            assert of_the_caller["secret"][0].as_py() not in text, attack
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_sql_that_gets_past_the_guard_still_reaches_no_file(
+    target: Target, database: Database
+) -> None:
+    for attack in [*READS, *(w for w in WRITES if "'{" in w)]:
+        sql = target.text(attack)
+        try:
+            found = database.connection.sql(sql)
+            rows = str(found.fetchall()) if found is not None else ""
+        except duckdb.Error as error:
+            rows = str(error)
+        assert SECRET not in rows, attack
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize("attack", [READS[0], WRITES[5], REST[0], SMUGGLED[0], ""])
+def test_the_command_refuses_in_one_line(
+    target: Target, sql: Callable[..., tuple[int, str, str]], attack: str
+) -> None:
+    code, out, err = sql(target.text(attack))
+    assert (code, out) == (1, "")
+    assert err.startswith("error: SQL: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_names_in_the_sql_of_a_program_are_not_its_variables(target: Target) -> None:
+    of_the_caller = of_this_module
+    with segrec_batch.connect(target.index) as connection:
+        for name in ("of_this_module", "of_the_caller"):
+            with pytest.raises(duckdb.CatalogException, match=name):
+                connection.sql(f"FROM {name}")
+    assert of_the_caller.num_rows
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT count(*) AS n FROM images",
+        "FROM images SELECT count(*) AS n;",
+        "WITH rows AS MATERIALIZED (FROM images) SELECT count(*) AS n FROM rows -- all",
+        "FROM (SUMMARIZE images) SELECT max(count) AS n",
+        "SELECT count(*) AS n FROM images WHERE uri <> 'WITH x AS (COPY images TO ''x'') FROM x'",
+        'SELECT count(*) AS n FROM images WHERE uri <> \'"type":"COPY_QUERY_NODE"\'',
+    ],
+)
+def test_a_query_of_the_rows_is_answered(
+    sql: Callable[..., tuple[int, str, str]], query: str
+) -> None:
+    assert sql("--format", "csv", query) == (0, "n\n129\n", "")
+
+
+TEXTS = ["x'; DROP VIEW images; --", "'", "''", "$name", "?", "a=b", "", "\\'", 'é\n\t"', "%s{0}"]
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_text_of_a_parameter_is_a_value(
+    sql: Callable[..., tuple[int, str, str]], text: str
+) -> None:
+    asked = "SELECT $name AS text, count(*) AS n FROM images"
+    code, out, _ = sql("--format", "json", "-p", f"name={text}", asked)
+    assert code == 0
+    assert json.loads(out) == [{"text": text, "n": 129}]
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize(
+    ("parameter", "message"),
+    [("x'=1", "give NAME=TEXT"), ("x; DROP VIEW images=1", "give NAME=TEXT"), ("other=1", "name")],
+)
+def test_the_name_of_a_parameter_is_a_name_in_the_query(
+    sql: Callable[..., tuple[int, str, str]], parameter: str, message: str
+) -> None:
+    code, out, err = sql("-p", parameter, "SELECT $name")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert message in err
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--uri", "it's"], "it's is not in the index"),
+        (["--uri", "'; DROP VIEW images; --"], "-- is not in the index"),
+        (["--image-id", "' OR 1=1 --"], "' OR 1=1 -- is not in the index"),
+        (["--image-id", "ID", "--class", "car'--"], 'no class "car\'--" in this index'),
+        (["--image-id", "ID", "--class", "tree' OR '1'='1"], "no class"),
+    ],
+)
+def test_texts_of_segrec_query_are_values(
+    target: Target, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    given = [picture(40)["image_id"] if a == "ID" else a for a in arguments]
+    assert cli.main(["query", "--index", target.index, *given]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+PATHS = ("{home}/secret.txt", "{inside}/_delta_log/00000000000000000000.json", "{home}/it's.duckdb")
+SPOKEN = "SELECT * FROM read_text('{home}/secret.txt')"
+COPIED = "COPY (SELECT 1) TO '{inside}/new.csv' (USE_TMP_FILE false)"
+
+
+def functions() -> list[tuple[str, str, list[str]]]:
+    """Name, kind and types of arguments of all functions of this DuckDB."""
+    with duckdb.connect() as connection:
+        found = connection.sql(
+            "SELECT DISTINCT function_name, function_type, parameter_types::VARCHAR[] "
+            "FROM duckdb_functions() ORDER BY ALL"
+        )
+        return found.fetchall()
+
+
+def argument(kind: str | None, text: str) -> str:
+    """A value of a type, which names a file or is SQL where it can be."""
+    quoted = "'" + text.replace("'", "''") + "'"
+    kind = kind or "VARCHAR"
+    if kind.endswith("[]"):
+        return f"[{argument(kind.removesuffix('[]'), text)}]"
+    if kind in ("VARCHAR", "ANY", "T", "JSON", "K", "V", "LAMBDA"):
+        return quoted
+    if kind == "BLOB":
+        return f"encode({quoted})"
+    if kind == "BOOLEAN":
+        return "true"
+    return f"1::{kind}" if kind.endswith(("INT", "INTEGER", "FLOAT", "DOUBLE")) else f"{quoted}"
+
+
+def call(name: str, kind: str, types: list[str], text: str) -> str:
+    """A statement that calls a function."""
+    arguments = ", ".join(argument(t, text) for t in types)
+    function = '"' + name.replace('"', '""') + f'"({arguments})'
+    if kind == "pragma":
+        return f"PRAGMA {name}({arguments})" if types else f"PRAGMA {name}"
+    if kind in ("table", "table_macro"):
+        return f"FROM {function}"
+    return f"SELECT {function}" + (" OVER ()" if kind == "window" else "")
+
+
+def settings_of(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, str]]:
+    return connection.sql("SELECT name, value FROM duckdb_settings() ORDER BY name").fetchall()
+
+
+def calls(target: Target) -> dict[str, bool]:
+    """Statements that call every function of this DuckDB with names of files and with SQL, and
+    whether SQL of others may call it.
+    """
+    texts = [target.text(t) for t in (PATHS[0], COPIED, *PATHS[1:], SPOKEN, "CANARY")]
+    made = {}
+    for name, kind, types in functions():
+        tabular = kind.startswith("table")
+        allowed = name.lower() in (TABLE_FUNCTIONS if tabular else allowed_functions())
+        some = texts if tabular or kind == "pragma" else texts[:2] if allowed else texts[:1]
+        made |= {call(name, kind, types, text): allowed for text in some}
+    return made
+
+
+def test_no_function_of_duckdb_reads_writes_or_changes_anything(
+    local: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CANARY", SECRET)
+    monkeypatch.chdir(local.home)
+    files, statements, ran = local.seen(), calls(local), 0
+    assert len(statements) > 1000
+    database = open_index(local.index, access=Access.SEALED)
+    before = settings_of(database.connection)
+    with database.connection as connection, QueryGuard(database) as guard:
+        for sql, allowed in statements.items():
+            try:
+                guard.check(sql)
+            except InputError:
+                continue
+            assert allowed, sql
+            ran += 1
+            try:
+                rows = str(connection.sql(sql).limit(1000).fetchall())
+            except duckdb.Error as error:
+                rows = str(error)
+            assert SECRET not in rows, sql
+        assert settings_of(connection) == before
+    assert ran > 500
+    assert local.seen() == files
+
+
+def test_a_function_that_is_not_known_is_refused(home: Path) -> None:
+    """As one that a newer DuckDB brings."""
+    database = open_index(str(home / "it's.duckdb"), access=Access.SEALED)
+    with QueryGuard(database) as guard:
+        for connection in (database.connection, guard._twin):
+            connection.create_function("read_anything", lambda x: x, ["VARCHAR"], "VARCHAR")
+            connection.execute("CREATE MACRO read_any_table() AS TABLE SELECT read_anything('x')")
+        for sql in ("SELECT read_anything('x')", "FROM read_any_table()"):
+            with pytest.raises(InputError, match=r"read_any.* is not allowed"):
+                guard.check(sql)
+
+
+def test_of_the_allowed_functions_only_chance_has_effects() -> None:
+    with duckdb.connect() as connection:
+        found = connection.sql(
+            "SELECT DISTINCT function_name FROM duckdb_functions() WHERE has_side_effects"
+        ).fetchall()
+    effects = {name for (name,) in found} & (allowed_functions() | TABLE_FUNCTIONS)
+    assert effects == {"error", "gen_random_uuid", "random", "uuid", "uuidv4", "uuidv7"}
+
+
+TOKENS = """
+SELECT FROM WITH x AS ( ) , ; . :: [ ] { } ' " $ $x ? * = -- /* */ 1 'a' images regions uri segrec
+cache main COPY TO read_text('/etc/passwd') query('FROM images') UNION ALL CASE WHEN DESCRIBE
+SUMMARIZE PIVOT ON USING lambda x: x MATERIALIZED RECURSIVE LATERAL SAMPLE QUALIFY recommend('x')
+pearson([1],[2]) getenv('HOME') COLUMNS('.*') WINDOW OVER \x00 é \ud800
+"""
+QUERIES = [
+    "SELECT count ( * ) FROM images WHERE uri = $x",
+    "WITH a AS ( FROM regions ) SELECT class , max ( coverage ) FROM a GROUP BY class",
+    "FROM recommend ( 'x' , k := 3 ) AS r JOIN images AS i USING ( image_id ) ORDER BY rank",
+    "SELECT list_transform ( [ 1 , 2 ] , lambda v : v + 1 ) , uri [ 1 ] FROM images LIMIT 3",
+]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    words=st.sampled_from(QUERIES).map(str.split),
+    places=st.lists(st.integers(0, 30), max_size=4),
+    more=st.lists(st.sampled_from(TOKENS.split()) | st.text(max_size=5), min_size=4, max_size=4),
+)
+def test_any_text_is_a_query_of_the_rows_or_refused(
+    guard: QueryGuard, words: list[str], places: list[int], more: list[str]
+) -> None:
+    for place, word in zip(places, more, strict=False):
+        words[place:place] = [word]
+    text = " ".join(words)
+    refused = ""
+    try:
+        guard.check(text, {"x": "text"} if "$x" in words else {})
+    except InputError as error:
+        refused = str(error)
+    assert "\n" not in refused
+    statements = [] if refused else duckdb.extract_statements(text)
+    assert [s.type for s in statements] == [duckdb.StatementType.SELECT] * (not refused)
+
+
+@pytest.fixture(scope="module")
+def guard(home: Path) -> Iterator[QueryGuard]:
+    database = open_index(str(home / "it's.duckdb"), access=Access.SEALED)
+    with database.connection, QueryGuard(database) as made:
+        yield made
+
+
+ENDLESS = "SELECT sum(a.range * b.range) FROM range(100000000000) AS a, range(100000) AS b"
+UNPLANNABLE = "SELECT 1 AS x0" + "".join(f", x{i} + x{i} AS x{i + 1}" for i in range(60))
+
+
+LATE = f"SELECT range FROM range(100000) UNION ALL ({ENDLESS})"
+MIDWAY = (
+    "SELECT (range || CASE WHEN range > 90000 THEN 'x' ELSE '' END)::INTEGER FROM range(100000)"
+)
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        (ENDLESS, "no answer after 0.2 s"),
+        (LATE, "no answer after 0.2 s"),
+        (MIDWAY, "Conversion Error: Could not convert string '90001x' to INT32"),
+        ("SELECT range(1000) FROM range(100000)", "larger than"),
+        ("SELECT list(a.range) FROM range(100000) AS a, range(100000) AS b", "more memory"),
+        ("SELECT '" + 2**20 * "x" + "'", "1,048,576 bytes"),
+        ("SELECT " + 2000 * "(" + "1" + 2000 * ")", "depth"),
+        ("SELECT * FROM " + 5000 * "(FROM " + "range(1)" + 5000 * ")", "nested|depth"),
+    ],
+    ids=["time", "late", "midway", "answer", "memory", "text", "brackets", "subqueries"],
+)
+def test_sql_takes_no_more_than_its_limits(home: Path, sql: str, message: str) -> None:
+    settings = {"memory_limit": "100MB"} if "list(" in sql else {}
+    database = open_index(str(home / "it's.duckdb"), access=Access.SEALED, settings=settings)
+    limits = Limits(seconds=0.2 if ENDLESS in sql else 60, answer_bytes=2**20)
+    with database.connection, pytest.raises(InputError, match=f"\\ASQL: .*({message})"):
+        ask(database, sql, limits=limits)
+
+
+def test_an_answer_that_was_too_large_leaves_the_connection_free() -> None:
+    with duckdb.connect() as connection:
+        with pytest.raises(InputError, match="larger than") as error:
+            collect_answer(connection, "SELECT range(1000) FROM range(1000000)", {}, 2**20)
+        assert error.traceback  # which would keep an open answer alive
+        assert connection.sql("SELECT 2").fetchall() == [(2,)]
+
+
+def test_an_error_after_the_first_rows_is_one_line() -> None:
+    with duckdb.connect() as connection, pytest.raises(InputError, match="Conversion") as error:
+        list(batches(connection, MIDWAY, {}, 1000))
+    assert "\n" not in str(error.value)
+
+
+def test_a_plan_without_end_ends_the_command(home: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "segrec_batch.cli.main",
+        "sql",
+        "--index",
+        str(home / "it's.duckdb"),
+    ]
+    done = subprocess.run(
+        [*command, "--timeout", "0.5", UNPLANNABLE], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: SQL: given up after 1 s")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_memory_is_limited_for_a_while_only() -> None:
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with memory_limit(2**30), pytest.raises(MemoryError):
+        bytearray(2**34)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+def test_the_lowest_of_several_limits_of_memory_holds() -> None:
+    with memory_limit(2**34):
+        with memory_limit(2**28), pytest.raises(MemoryError):
+            bytearray(2**31)
+        bytearray(2**31)
+
+
+def test_memory_is_free_again_when_the_last_thread_leaves() -> None:
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    first, second = memory_limit(2**30), memory_limit(2**31)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert resource.getrlimit(resource.RLIMIT_AS) != before
+    second.__exit__(None, None, None)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(home: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    shutil.copytree(home / "it's", index, ignore=shutil.ignore_patterns("link.txt", "folder"))
+    for path in (index / "images").glob("*.parquet"):  # of old versions, too
+        path.unlink()
+        os.mkfifo(path)
+    with pytest.raises(IndexStateError, match="is not a regular file"):
+        segrec_batch.connect(str(index))
+
+
+def test_connect_is_locked_unless_asked_otherwise(target: Target, tmp_path: Path) -> None:
+    secret = target.text("FROM read_text('{secret}')")
+    copy = f"COPY (SELECT 1) TO '{tmp_path}/new.csv'"
+    with segrec_batch.connect(target.index, settings={"threads": 1}) as connection:
+        assert connection.sql("SELECT current_setting('threads')").fetchall() == [(1,)]
+        for sql in (secret, copy, "SET threads = 2", f"ATTACH '{tmp_path}/new.duckdb'"):
+            with pytest.raises(duckdb.Error, match=r"disabled|locked|Cannot"):
+                connection.execute(sql)
+        connection.execute("CREATE TEMP TABLE mine AS SELECT uri FROM images")
+        assert connection.sql("SELECT count(*) FROM mine").fetchall() == [(129,)]
+    with segrec_batch.connect(target.index, locked=False) as connection:
+        assert SECRET in str(connection.sql(secret).fetchall())
+        connection.execute(copy)
+    with pytest.raises(InputError, match="setting"):
+        segrec_batch.connect(target.index, settings={"nothing": 1})
+
+
+def test_what_does_not_fit_in_memory_lies_where_no_other_user_can_look(target: Target) -> None:
+    with segrec_batch.connect(target.index, settings={"memory_limit": "60MB"}) as connection:
+        ((folder,),) = connection.sql("SELECT current_setting('temp_directory')").fetchall()
+        assert Path(folder).parent.stat().st_mode & 0o77 == 0
+        sql = "SELECT count(DISTINCT (range, md5(range::VARCHAR))) FROM range(1000000)"
+        assert connection.sql(sql).fetchall() == [(1000000,)]
+    connection = segrec_batch.connect(target.index, settings={"memory_limit": "60MB"})
+    cursor = connection.cursor()
+    del connection
+    gc.collect()
+    assert cursor.sql(sql).fetchall() == [(1000000,)], "cursors live on"
+
+
+def test_what_did_not_fit_in_memory_goes_with_the_process(home: Path) -> None:
+    code = f"""if True:
+        import segrec_batch
+        connection = segrec_batch.connect({str(home / "it's")!r})
+        print(connection.sql("SELECT current_setting('temp_directory')").fetchall()[0][0])
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not Path(done.stdout.strip()).parent.exists()

@@ -1,0 +1,216 @@
+"""A feedback session, or a report, that somebody else made is only data."""
+
+import io
+import json
+import os
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segrec_batch.common.errors import InputError, SegrecError
+from segrec_batch.evaluation.compare.reports import Settings, read_reports
+from segrec_batch.evaluation.report import read_counts, read_metrics
+from segrec_batch.search.feedback.refine import Weights
+from segrec_batch.search.feedback.session import KEY, ROUNDS, Session, Shown, read, write
+from segrec_batch.search.filters import Criteria
+from segrec_batch.search.recommend import QueryImage
+from segrec_batch.sheets.card import Card
+from tests.support.mutations import changed_bytes, mutated
+
+SEEN = {"query": [0.5, -1], "coverages": [1, 0], "masks": {"car": [1, -1]}, "category": None}
+NEW = QueryImage(Card("new.jpg", None, b"png", {"car": 1.0}, None), None, SEEN)
+ROWS = [
+    Shown(0, "query", 1, "a" * 32, "/images/a.jpg", 0.5, 1.0),
+    Shown(1, "svm", 1, "b" * 32, "/images/b.jpg", None, None),
+]
+
+
+def _session(query: str | QueryImage) -> Session:
+    return Session("/index", 3, "0" * 16, query, Criteria("car"), Weights(), False, ROWS)
+
+
+def _file(about: bytes, rows: pa.Table | None = None) -> bytes:
+    table = pa.Table.from_pylist([vars(r) for r in ROWS], ROUNDS) if rows is None else rows
+    out = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({KEY: about}), out)
+    return out.getvalue()
+
+
+@pytest.fixture
+def about(tmp_path: Path) -> dict[str, Any]:
+    write(_session(NEW), str(tmp_path / "session"))
+    metadata = pq.read_schema(tmp_path / "session").metadata[KEY]
+    found: dict[str, Any] = json.loads(metadata)
+    return found
+
+
+@pytest.mark.parametrize("query", ["a" * 32, NEW])
+def test_a_session_comes_back_as_it_was(query: str | QueryImage, tmp_path: Path) -> None:
+    write(_session(query), str(tmp_path / "session"))
+    assert read(str(tmp_path / "session")) == _session(query)
+
+
+FORGED: dict[str, dict[str, Any]] = {
+    "an argument of SQL": {"query": {"seen": {"x := 1), (FROM read_text('/etc/passwd')) --": 1}}},
+    "a class that is SQL": {"criteria": {"cls": "'; --"}},
+    "a method that is SQL": {"criteria": {"method": "pca'; --"}},
+    "a metric that is SQL": {"criteria": {"method": "pca-'; --"}},
+    "a scope": {"criteria": {"scope": "everything"}},
+    "an order": {"criteria": {"rerank": "random()"}},
+    "a count of 0": {"criteria": {"k": 0}},
+    "a count with a fraction": {"criteria": {"k": 1.0}},
+    "a window of three": {"criteria": {"coverage": [0, 1, 1]}},
+    "a weight below 0": {"weights": {"alpha": -1}},
+    "another field": {"weights": {"delta": 1}},
+    "an index of the web": {"index": "http://127.0.0.1:1/index"},
+    "an index behind a chain": {"index": "simplecache::s3://bucket/index"},
+    "no index": {"index": ""},
+    "a version below 0": {"version": -1},
+    "a model that is a path": {"model_id": "../../x"},
+    "a mask that is none": {"query": {"mask": "*"}},
+    "a share above 1": {"query": {"coverage": {"car": 1.5}}},
+    "a mask of a class that is SQL": {"query": {"seen": {"masks": {"'": [1]}}}},
+    "a mask of words": {"query": {"seen": {"masks": {"car": ["x"]}}}},
+}
+
+
+def merged(value: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    found = dict(value)
+    for key, new in change.items():
+        old = found.get(key)
+        found[key] = merged(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
+    return found
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_a_forged_session_is_refused_in_one_line(
+    what: str, about: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "forged"
+    path.write_bytes(_file(json.dumps(about).encode()))
+    assert read(str(path)).version == 3
+    path.write_bytes(_file(json.dumps(merged(about, FORGED[what])).encode()))
+    with pytest.raises(InputError, match="is no session") as caught:
+        read(str(path))
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"round": 2}, {"round": -1}, {"by": "random()"}, {"rank": 0}, {"mark": 0.3},
+        {"mark": float("nan")}, {"score": float("inf")},
+    ],
+)  # fmt: skip
+def test_rounds_that_cannot_be_are_refused(
+    change: dict[str, Any], about: dict[str, Any], tmp_path: Path
+) -> None:
+    rows = [vars(ROWS[0]), vars(replace(ROWS[1], **change))]
+    path = tmp_path / "forged"
+    path.write_bytes(_file(json.dumps(about).encode(), pa.Table.from_pylist(rows, ROUNDS)))
+    with pytest.raises(InputError, match="is no session"):
+        read(str(path))
+
+
+def test_a_session_without_rounds_or_with_other_columns_is_refused(
+    about: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "forged"
+    for rows in (ROUNDS.empty_table(), pa.table({"round": [0]})):
+        path.write_bytes(_file(json.dumps(about).encode(), rows))
+        with pytest.raises(InputError, match="is no session"):
+            read(str(path))
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=100, derandomize=True)
+def test_any_session_is_read_or_refused(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any session"
+    if data.draw(st.booleans()):
+        write(_session(NEW), str(path))
+        about = pq.read_schema(path).metadata[KEY]
+        path.write_bytes(_file(data.draw(mutated(about))))
+    else:
+        path.write_bytes(data.draw(changed_bytes(_file(b"{}"))))
+    try:
+        session = read(str(path))
+    except SegrecError:
+        return
+    assert set(session.query.seen) == set(SEEN) if isinstance(session.query, QueryImage) else True
+
+
+REPORT = {
+    "format": 1,
+    "provenance": {
+        "kind": "retrieval", "data": "d", "ties": "t", "seed": 0, "model_id": "", "weights": "",
+        "index": "", "version": None, "code_version": "0", "created_at": "2026-01-01T00:00:00",
+    },
+    "notice": None,
+    "measures": [
+        {
+            "measure": "map", "method": "pearson", "split": "", "setting": "", "class": "",
+            "k": 0, "value": 0.5, "low": 0.4, "high": 0.6, "units": 3,
+        }
+    ],
+    "not_run": {},
+    "details": {},
+}  # fmt: skip
+
+
+def test_the_report_of_these_tests_is_one(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text(json.dumps(REPORT))
+    assert read_metrics(str(tmp_path)) == REPORT
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"format": NaN}', '{"format": 1e999}', "\x00"])
+def test_figures_that_are_no_data_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text(text)
+    with pytest.raises(InputError, match=r"metrics\.json: not the metrics"):
+        read_metrics(str(tmp_path))
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=60, derandomize=True)
+def test_any_figures_are_read_or_refused(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_bytes(data.draw(mutated(json.dumps(REPORT).encode())))
+    with suppress(SegrecError):
+        read_metrics(str(path))
+
+
+def _judge(counts: pa.Table) -> list[Any]:
+    from segrec_batch.evaluation.retrieval.measures import judge
+
+    return judge(counts)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [pa.table({"a": [1]}), pa.table({"split": [None], "method": [1]}), ROUNDS.empty_table()],
+)
+def test_counts_of_another_kind_are_refused(counts: pa.Table, tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text(json.dumps(REPORT))
+    pq.write_table(counts, tmp_path / "counts.parquet")
+    assert read_counts(str(tmp_path)) is not None
+    with pytest.raises(InputError, match=r"counts\.parquet: not the counts of a"):
+        read_reports(Settings([str(tmp_path)] * 2), {"retrieval": _judge})
+
+
+def test_a_pipe_in_the_place_of_a_session_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "session")
+    with pytest.raises(InputError, match="not a regular file"):
+        read(str(tmp_path / "session"))
+    with pytest.raises(InputError, match="not a regular file"):
+        read("/dev/zero")

@@ -1,0 +1,68 @@
+"""Text on pictures fits its place, whatever the text and whichever fonts there are."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segrec_batch.sheets.lettering import drawable, font, shorten, wrap
+
+WIDTHS = st.integers(30, 400)
+
+
+@given(st.text(max_size=200), WIDTHS, st.booleans())
+def test_shortened_text_is_never_wider(text: str, width: int, keep_end: bool) -> None:
+    face = font(12)
+    short = shorten(text, face, width, keep_end=keep_end)
+    assert face.getlength(short) <= width
+    whole = drawable(text, face)
+    if face.getlength(whole) <= width:
+        assert short == whole
+
+
+@pytest.mark.parametrize("keep_end", [True, False])
+def test_shortened_text_keeps_the_end_that_matters(keep_end: bool) -> None:
+    text = "s3://bucket/" + 50 * "folder/" + "0001.jpg"
+    short = shorten(text, font(12), 150, keep_end=keep_end)
+    kept = short.strip("….")
+    assert len(kept) > 10
+    assert text.endswith(kept) if keep_end else text.startswith(kept)
+
+
+@given(st.text(max_size=300), WIDTHS)
+def test_wrapped_lines_are_never_wider_and_lose_nothing(text: str, width: int) -> None:
+    face = font(12)
+    lines = wrap(text, face, width, most=1000)
+    assert all(face.getlength(line) <= width for line in lines)
+    assert "".join("".join(lines).split()) == "".join(drawable(text, face).split())
+
+
+def test_the_last_line_allowed_is_cut_short() -> None:
+    lines = wrap("word " * 500, font(12), 200, most=3)
+    assert len(lines) == 3
+    assert lines[-1].endswith(("…", "..."))
+    assert lines[0].startswith("word word")
+
+
+def test_text_stays_on_one_line() -> None:
+    assert drawable("a\nb\tc\x07d\udcffe\u202e", font(12)) == "a b c d e "
+
+
+def test_without_fonts_of_the_system_letters_have_likenesses(tmp_path: Path) -> None:
+    code = (
+        "from segrec_batch.sheets.lettering import drawable, font, wrap; f = font(12)\n"
+        "print(f.getname()[0], ascii(drawable('σ 0.2–0.9 × café Łódź 写', f)), sep='|')"
+    )
+    bare = {"XDG_DATA_DIRS": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **bare},
+    )
+    assert run.stdout == "Aileron|" + ascii("sigma 0.2-0.9 x cafe Łodz 写") + "\n"

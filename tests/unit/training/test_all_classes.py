@@ -1,0 +1,177 @@
+"""Labels without a background: every pixel has a class, and a model never says background."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from segrec_batch.evaluation.segmentation.run import segmentation_report
+from segrec_batch.evaluation.segmentation.study import Settings as Judged
+from segrec_batch.evaluation.statistics import Key
+from segrec_batch.images.decode import shapes_of_size
+from segrec_batch.labels.labelled import Classes, load_classes, pair
+from segrec_batch.model.bundle import Model, load_model
+from segrec_batch.model.engines import choose_engine, load_segmenter
+from segrec_batch.training import scorers
+from segrec_batch.training.run import Settings, Trainer, train
+from segrec_batch.training.sample import Sampling
+from segrec_batch.training.tune import LOWEST, Components, choose_offsets, judged_classes
+from tests.support.builders import random_weights, smooth_batch, write_png
+from tests.support.commands import exit_code
+
+SETTINGS = Settings(
+    layers=("conv4_3,conv5_3",),
+    c=(1.0,),
+    shapes=shapes_of_size(64),
+    sampling=Sampling(positions=60),
+)
+STREET = 4
+
+
+@pytest.fixture(scope="module")
+def full(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half of the scenes, in which what was background is a class of its own."""
+    folder = tmp_path_factory.mktemp("full")
+    (folder / "images").symlink_to(scenes / "images")
+    for path in sorted((scenes / "masks").rglob("*.png"))[::2]:
+        values = np.array(Image.open(path))
+        values[values == 0] = STREET
+        write_png(folder / "masks" / path.relative_to(scenes / "masks"), values)
+    named = {"car": [1], "person": [2], "tree": [3], "street": [STREET]}
+    (folder / "classes.json").write_text(json.dumps(named))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def full_model(full: Path) -> Model:
+    images = pair(str(full / "images"), str(full / "masks"))
+    return train(images, load_classes(str(full / "classes.json")), random_weights(), SETTINGS)
+
+
+def test_a_model_of_classes_alone_has_a_background_that_never_wins(full_model: Model) -> None:
+    spec = full_model.spec
+    assert spec.all_classes == ("background", "car", "person", "tree", "street")
+    (place,) = [i for i, k in enumerate(spec.components) if k == 0]
+    assert full_model.svm_bias[place] == LOWEST
+    assert np.isfinite(full_model.svm_bias).all()
+    assert not any(weights[place].any() for weights in full_model.svm_weights.values())
+    json.dumps(spec.to_json(), allow_nan=False)
+    (judged,) = spec.training["validation"]
+    assert judged["iou"]["background"] is None
+    assert judged["iou"]["street"] > 0.3
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision"), [("ncnn", "float32"), ("torch", "float32"), ("torch", "bfloat16")]
+)
+def test_no_engine_finds_background_where_there_is_none(
+    full_model: Model, engine: str, precision: str
+) -> None:
+    segmenter = load_segmenter(full_model, choose_engine(engine, precision, "cpu"))
+    pixels = np.concatenate([smooth_batch(2), np.zeros_like(smooth_batch(1))])
+    found = segmenter(pixels, [(50, 70)] * 3)
+    assert not found.counts[:, 0].any()
+    maps: Sequence[NDArray[np.uint8]] = [found.labels, found.common, *found.masks]
+    assert all((labels > 0).all() for labels in maps)
+    assert np.isfinite(found.region_features).all()
+
+
+def test_a_report_leaves_the_background_out_that_no_label_has(
+    full: Path, full_model: Model, tmp_path: Path
+) -> None:
+    full_model.save(str(tmp_path))
+    places = (str(full / name) for name in ("images", "masks", "classes.json"))
+    report = segmentation_report(Judged(*places, model=str(tmp_path)))
+    value = {e.key: e.value for e in report.estimates}
+    of = {cls: value[Key("iou", "segrec", "given", "pixels", cls)] for cls in
+          ("background", "street", "mean")}  # fmt: skip
+    assert of["background"] is None
+    assert of["street"] is not None
+    assert of["street"] > 0.3
+    assert of["mean"] is not None
+    confusion = report.details["confusion"]["given"]["segrec"]["pixels"]
+    assert not np.array(confusion)[0].any()
+    assert not np.array(confusion)[:, 0].any()
+
+
+def test_rivals_do_not_say_background_either() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.choice([1, 2], 300).astype(np.int16)
+    x = (rng.normal(size=(300, 8)) + values[:, None]).astype(np.float16)
+    components = Components.of(values, Classes({"a": (1,), "b": (2,)}))
+    targets = components.targets(values)
+    for score in (
+        scorers.linear(x, targets, components, "hinge", 1.0, 0),
+        scorers.forest(x, targets, components, 5, 5, 0),
+        scorers.neighbours(x, targets, components, 5),
+    ):
+        found = score(x)
+        assert (found[:, 0] == LOWEST).all()
+        labels = values.astype(np.int64)
+        offsets = choose_offsets(found, labels, np.ones(300))
+        assert (np.argmax(found + offsets, axis=1) > 0).all()
+
+
+def test_one_class_everywhere_trains_and_says_that_it_tells_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i, pixels in enumerate(smooth_batch(3)):
+        write_png(tmp_path / "i" / f"x{i}.png", Image.fromarray(pixels))
+        write_png(tmp_path / "m" / f"x{i}.png", np.full((64, 96), 1, np.uint8))
+    (tmp_path / "classes.json").write_text('{"thing": [1]}')
+    ended = exit_code(
+        "jobs/train.py", "--images", str(tmp_path / "i"), "--masks", str(tmp_path / "m"),
+        "--classes", str(tmp_path / "classes.json"), "--output", str(tmp_path / "model"),
+        "--backbone-weights", "random:0", "--input-size", "64", "--layers", "conv4_3", "--C", "1",
+    )  # fmt: skip
+    assert ended == 0
+    said = capsys.readouterr().err
+    assert "warning: every labelled pixel is of class thing: there is nothing to tell apart" in said
+    model = load_model(str(tmp_path / "model"))
+    found = load_segmenter(model, choose_engine())(smooth_batch(2))
+    assert (found.labels == 1).all()
+
+
+def test_a_class_of_one_group_keeps_its_offset_and_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = Classes({"a": (1,), "b": (2,), "rare": (3,)})
+    for i, pixels in enumerate(smooth_batch(4)):
+        values = np.full((64, 96), 1, np.uint8)
+        values[:, 48:] = 2
+        values[:32, :48] = 3 if i == 0 else 1
+        write_png(tmp_path / "i" / f"x{i}.png", Image.fromarray(pixels))
+        write_png(tmp_path / "m" / f"x{i}.png", values)
+    images = pair(str(tmp_path / "i"), str(tmp_path / "m"))
+    trainer = Trainer(images, classes, random_weights(), SETTINGS)
+    (judged,) = trainer.validate(SETTINGS.candidates)
+    assert judged.offsets[3] == 0
+    assert np.abs(judged.offsets).max() < 100
+    said = capsys.readouterr().err
+    assert "warning: too few groups have pixels of rare for cross-validation to judge" in said
+
+
+def test_cross_validation_judges_what_two_folds_hold_out() -> None:
+    labels = np.array([0, 1, 1, 2, 2, 0])
+    folds = [(np.array([2, 3, 4, 5]), np.array([0, 1])), (np.array([0, 1]), np.array([2, 3, 4, 5]))]
+    assert judged_classes(labels, folds) == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_index_without_background_is_whole(
+    full: Path, full_model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, index = str(tmp_path / "model"), str(tmp_path / "index")
+    full_model.save(model)
+    images = ["--images", str(full / "images" / "place_01")]
+    assert exit_code("jobs/index.py", *images, "--model", model, "--index", index) == 0
+    assert exit_code("jobs/maintain.py", "--index", index, "verify") == 0
+    capsys.readouterr()
+    asked = "SELECT max(coverage_background), count(*) FROM images"
+    assert exit_code("segrec", "sql", "--index", index, "--format", "csv", asked) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "0.0,6"
