@@ -39,7 +39,10 @@ def process(
     sandbox.shared().confinement()  # logs here, where it is seen, what the kernel does not hold
     context = ray.data.DataContext.get_current()
     # longer than it takes to give up every picture of a batch
-    context.execution_no_progress_timeout_s = 300 + PICTURE_SECONDS * placement.batch_size
+    hung = int(300 + PICTURE_SECONDS * placement.batch_size)
+    context.execution_no_progress_timeout_s = hung
+    # tasks that start before an actor on a CPU has its node may fill it: then two share another
+    context.wait_for_min_actors_s = hung if placement.where.device == "cpu" else -1
     context.max_consecutive_actor_init_deaths = 3
     context.raise_original_map_exception = True  # in place of one that loses its cause on the way
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it logs its plan as a warning

@@ -23,7 +23,7 @@ from tests.support.head_node import BIN, ROOT, Head, head_node
 
 NIGHTLY = ROOT / "cluster" / "nightly.sh"
 BUSY = 75
-MANY = 160  # pictures, of which a run is stopped
+MANY = 3_000  # pictures: a run takes longer than it takes to stop it
 NOWHERE = {
     "SEGREC_IMAGES": "/pictures", "SEGREC_MODEL": "/model", "SEGREC_INDEX": "/index",
     "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1", "PATH": f"{BIN}:{os.environ['PATH']}",

@@ -192,10 +192,11 @@ def test_coverage_histogram_by_folder(asked: Source) -> None:
     assert len({r["folder"] for r in found}) == 4
 
 
-def test_stale_images(asked: Source) -> None:
-    read = {r["uri"] for r in asked.tables["failures"] if r["stage"] == "read"}
-    indexed = {r["uri"] for r in asked.tables["images"]}
-    assert [r["uri"] for r in asked.answer("Stale images")] == sorted(read & indexed)
+def test_stale_images(streets_source: Source) -> None:
+    tables = streets_source.tables
+    read = {r["uri"] for r in tables["failures"] if r["stage"] == "read"}
+    indexed = {r["uri"] for r in tables["images"]}
+    assert [r["uri"] for r in streets_source.answer("Stale images")] == sorted(read & indexed)
     assert len(read & indexed) == 1
 
 

@@ -191,6 +191,7 @@ def from_zero(tmp_path: Path) -> Iterator[str]:
         Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--num-cpus=0",
         f"--node-ip-address={host}", f"--port={address.split(':')[1]}",
         f"--temp-dir=/tmp/segrec_zero_{os.getpid()}", "--dashboard-agent-listen-port=0",
+        "--min-worker-port=0", "--max-worker-port=0",  # free ones; Ray's own range others may use
         "--include-dashboard=false", f"--autoscaling-config={tmp_path}/autoscaler.json",
     ]  # fmt: skip
     environment = {
