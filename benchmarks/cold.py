@@ -28,7 +28,7 @@ from segrec_batch.model.architecture import DEEPEST
 from segrec_batch.model.bundle import load_model
 from segrec_batch.model.class_maps import normalise
 from segrec_batch.model.ncnn_engine import NcnnNetwork
-from segrec_batch.sources.listing import list_pictures
+from segrec_batch.sources.listing import list_images
 from segrec_batch.sources.storage import read_bytes
 
 EXAMPLES = """\
@@ -45,13 +45,13 @@ def draw_index(folder: Path) -> tuple[str, str]:
     from throughput_case import drawn_model
 
     from segrec_batch.pipeline.plan import Request
-    from segrec_batch.pipeline.run import Execution, index_pictures
+    from segrec_batch.pipeline.run import Execution, index_images
     from segrec_batch.sample_data import write_scenes
 
     write_scenes(folder / "scenes", SCENES)
     model, index = drawn_model((folder, SIZE)), str(folder / "index")
-    index_pictures(Request(str(folder / "scenes/images")), model, index, Execution("cpu"))
-    return index, list_pictures(str(folder / "scenes/images"))["uri"][0].as_py()
+    index_images(Request(str(folder / "scenes/images")), model, index, Execution("cpu"))
+    return index, list_images(str(folder / "scenes/images"))["uri"][0].as_py()
 
 
 def measure_process(command: list[str], repeat: int) -> list[float]:

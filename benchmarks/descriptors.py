@@ -1,13 +1,13 @@
-"""What descriptors cost: each beside VGG-16's forward pass over the same pictures.
+"""What descriptors cost: each beside VGG-16's forward pass over the same images.
 
     OMP_NUM_THREADS=1 python benchmarks/descriptors.py --model MODEL --images DIR [--count 40]
 
-MODEL is a bundle that has descriptors. A picture at a time, in one thread, in float32; pictures are
+MODEL is a bundle that has descriptors. An image at a time, in one thread, in float32; images are
 those of the commonest shape. The forward pass is that of the 13 convolution layers; a descriptor
-takes turns with it, picture by picture. The features that the model finds anyway are given.
+takes turns with it, image by image. The features that the model finds anyway are given.
 
-Prints a Markdown table: values of a vector; the median of milliseconds per picture; the median of
-the ratios to the forward pass of the same picture; bytes per image of an index on an object store
+Prints a Markdown table: values of a vector; the median of milliseconds per image; the median of
+the ratios to the forward pass of the same image; bytes per image of an index on an object store
 (zstd, split bytes), and uncompressed.
 """
 
@@ -26,25 +26,25 @@ from numpy.typing import NDArray
 from segrec_batch import descriptors
 from segrec_batch.common import console
 from segrec_batch.common.errors import InputError
-from segrec_batch.descriptors import Descriptor, Parameters, Pictures
+from segrec_batch.descriptors import Descriptor, ImageBatch, Parameters
 from segrec_batch.images.decode import decode
 from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.model.torch_engine import TorchSegmenter
 from segrec_batch.sources import storage
-from segrec_batch.sources.listing import list_pictures
+from segrec_batch.sources.listing import list_images
 
 
 def read(uris: Sequence[str], model: Model) -> list[NDArray[np.uint8]]:
-    """Pictures of the commonest shape as batches of one."""
+    """Images of the commonest shape as batches of one."""
     decoded = [decode(storage.read_bytes(uri), model.spec.shapes).pixels for uri in uris]
     ((shape, _),) = Counter(pixels.shape for pixels in decoded).most_common(1)
     return [pixels[None] for pixels in decoded if pixels.shape == shape]
 
 
-def seen(pixels: NDArray[np.uint8], segmenter: TorchSegmenter) -> Pictures:
-    """A picture as descriptors see it."""
+def seen(pixels: NDArray[np.uint8], segmenter: TorchSegmenter) -> ImageBatch:
+    """An image as descriptors see it."""
     found = segmenter(pixels, [pixels.shape[1:3]])
-    return Pictures(
+    return ImageBatch(
         pixels, np.stack(found.masks), found.feature, found.region_features, found.counts
     )
 
@@ -66,14 +66,14 @@ def stored(vectors: NDArray[np.float32], **encoding: Any) -> float:
 
 
 def row(
-    name: str, describe: Descriptor, pictures: Sequence[Pictures], forward: TorchSegmenter
+    name: str, describe: Descriptor, images: Sequence[ImageBatch], forward: TorchSegmenter
 ) -> str:
     """A row of the table."""
-    describe(pictures[0])  # for what is done once
+    describe(images[0])  # for what is done once
     times, vectors = [], []
-    for picture in console.track(pictures, name):
-        peer, _ = timed(forward.maps, picture.pixels)
-        own, described = timed(describe, picture)
+    for image in console.track(images, name):
+        peer, _ = timed(forward.maps, image.pixels)
+        own, described = timed(describe, image)
         times.append((own, own / peer))
         vectors.append(described.vectors[0])
     seconds, ratio = np.median(times, axis=0)
@@ -99,20 +99,20 @@ def main() -> None:
     if not model.spec.descriptors:
         raise InputError(f"{a.model} has no descriptors")
     segmenter = TorchSegmenter(model)
-    uris = list_pictures(a.images)["uri"].to_pylist()
+    uris = list_images(a.images)["uri"].to_pylist()
     pixels = read(uris[:: max(1, len(uris) // a.count)], model)
-    pictures = [seen(one, segmenter) for one in pixels]
+    images = [seen(one, segmenter) for one in pixels]
     forward = [timed(segmenter.maps, one)[0] for one in pixels]
     height, width = pixels[0].shape[1:3]
-    print(f"{len(pixels)} pictures of {height}×{width}, one thread, float32\n")
-    print("| descriptor | values | ms/picture | of VGG-16's forward pass | bytes, zstd | bytes |")
+    print(f"{len(pixels)} images of {height}×{width}, one thread, float32\n")
+    print("| descriptor | values | ms/image | of VGG-16's forward pass | bytes, zstd | bytes |")
     print("|---|---|---|---|---|---|")
     print(f"| VGG-16, forward pass | | {np.median(forward) * 1e3:.2f} | 1 | | |")
     for spec in model.spec.descriptors:
         parameters = Parameters(spec.settings, model.descriptors[spec.name])
         module = descriptors.module(spec.name)
         describe = module.Descriptor(parameters, len(model.spec.all_classes), "cpu")
-        print(row(spec.name, describe, pictures, segmenter))
+        print(row(spec.name, describe, images, segmenter))
 
 
 if __name__ == "__main__":

@@ -69,11 +69,11 @@ def write_shape(shape: Shape) -> str:
 
 def prepare(case: GpuCase) -> Iterator[Row]:
     """Draw JPEGs, train a model on random filters, save it once for each shape."""
-    from throughput_case import drawn_model, drawn_pictures
+    from throughput_case import drawn_images, drawn_model
 
     from segrec_batch.model.bundle import load_model
 
-    drawn_pictures(Path(case.folder, "scenes"), case.sizes.scenes)
+    drawn_images(Path(case.folder, "scenes"), case.sizes.scenes)
     yield {"scenes": len(case.images)}
     model = load_model(drawn_model((Path(case.folder), 128)))  # whatever the size: see below
     for shape in case.sizes.shapes:

@@ -1,17 +1,17 @@
 """Memory of every part of an indexing run over time, and of the model by size of its input.
 
-    python benchmarks/memory.py run [--pictures 20000] [--size 64] [--workdir DIR]
+    python benchmarks/memory.py run [--images 20000] [--size 64] [--workdir DIR]
     python benchmarks/memory.py model [--size 624] [--batch 32] [--batches 4] [--classes 4 21]
 
-`run` indexes pictures of mixed shapes, sizes and formats, some broken (see mixed.py), with
+`run` indexes images of mixed shapes, sizes and formats, some broken (see mixed.py), with
 jobs/index.py on a Ray of its own. The model is small, for memory that grows with the number of
-pictures does so with any. Once a second it adds up what is resident in each process, without what
+images does so with any. Once a second it adds up what is resident in each process, without what
 it shares with the object store. Prints the peak of the largest process of each kind by tenths of
 the time in which the model runs; ends with an error if the last fifth is above the first fifth of
 the second half by more than TOLERANCE, by the median.
 
 `model` runs batches through an actor's class in a process of its own: peaks by arithmetic,
-classes and shapes of the pictures, after a batch and after several, beside what is known to be
+classes and shapes of the images, after a batch and after several, beside what is known to be
 needed. Shapes that come in another order each time leave holes in the memory of a process.
 """
 
@@ -32,7 +32,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 from measured import check
-from mixed import BROKEN, write_pictures
+from mixed import BROKEN, write_images
 
 from segrec_batch.common import console, messages
 from segrec_batch.common.errors import SegrecError
@@ -154,19 +154,19 @@ def growing(samples: list[Sample]) -> list[str]:
 
 
 def run(a: argparse.Namespace) -> None:
-    """The job over mixed pictures. Raises SegrecError if its memory grows."""
+    """The job over mixed images. Raises SegrecError if its memory grows."""
     with tempfile.TemporaryDirectory(dir=a.workdir) as folder:
-        kinds = write_pictures(Path(folder), a.pictures)
+        kinds = write_images(Path(folder), a.images)
         random_model(a.size, 4).save(f"{folder}/model")
-        given = {"images": "pictures", "model": "model", "index": "index"}
+        given = {"images": "images", "model": "model", "index": "index"}
         options = [x for name, path in given.items() for x in (f"--{name}", f"{folder}/{path}")]
         samples = watch([sys.executable, "jobs/index.py", *options], Path(folder) / "log")
         snapshot = store.open_snapshot(f"{folder}/index")
         check(snapshot.rows("failures"), sum(kinds[kind] for kind in BROKEN))
-        check(snapshot.rows("images") + snapshot.rows("failures"), a.pictures)
+        check(snapshot.rows("images") + snapshot.rows("failures"), a.images)
     busy = [sample for sample in samples if "actor" in sample]
     tenths = [busy[len(busy) * i // 10 : len(busy) * (i + 1) // 10] for i in range(10)]
-    print(f"{a.pictures:,} pictures, {len(busy):,} s; peak MiB of the largest process, by tenth\n")
+    print(f"{a.images:,} images, {len(busy):,} s; peak MiB of the largest process, by tenth\n")
     print(f"| {'kind':12} | {' | '.join(f'{i + 1:4}' for i in range(10))} |")
     print(f"| --- |{' ---: |' * 10}")
     for kind in KINDS:
@@ -184,7 +184,7 @@ def peaks_of_batches(
     batch: int,
     batches: int,
 ) -> tuple[int, list[int], float]:
-    """Bytes once the model is loaded; the peak after each batch; CPU seconds of a picture."""
+    """Bytes once the model is loaded; the peak after each batch; CPU seconds of an image."""
     from segrec_batch.pipeline.segment import SegmentBatch
 
     segment = SegmentBatch(folder, choice, threads)
@@ -213,7 +213,7 @@ def decoded(shapes: list[tuple[int, int]], batch: int, seed: int) -> pa.Table:
 def model(a: argparse.Namespace) -> None:
     """Peaks of batches."""
     columns = ("engine", "threads", "classes", "shapes", "loaded MiB", "first peak", "last peak")
-    print(f"| {' | '.join(columns)} | CPU s a picture |")
+    print(f"| {' | '.join(columns)} | CPU s an image |")
     print("| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |")
     shapes = {"square": [(a.size, a.size)], "all": list(shapes_of_size(a.size))}
     for text, classes, name in product(a.engines, a.classes, shapes):
@@ -238,7 +238,7 @@ def main() -> None:
     )
     commands = parser.add_subparsers(required=True)
     job = commands.add_parser("run")
-    job.add_argument("--pictures", type=console.count, default=20_000)
+    job.add_argument("--images", type=console.count, default=20_000)
     job.add_argument("--size", type=console.count, default=64, help="of the model's input")
     job.add_argument("--workdir", help="where the files are (default: the system's)")
     job.set_defaults(command=run)

@@ -1,7 +1,7 @@
-"""Pictures of mixed shapes, sizes and formats, some of them broken. Not a program.
+"""Images of mixed shapes, sizes and formats, some of them broken. Not a program.
 
 What a bucket holds that people have filled: mostly small JPEGs, now and then one of 24 megapixels,
-PNGs with transparency or 16 bits, strips of 40:1, files that are no pictures.
+PNGs with transparency or 16 bits, strips of 40:1, files that are no images.
 """
 
 import io
@@ -31,8 +31,8 @@ def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 def _jpeg(dice: random.Random) -> bytes:
     side, aspect = dice.randrange(60, 500), 2 ** dice.uniform(-1.5, 1.5)
-    picture = _soft(max(1, round(side * aspect)), side, dice)
-    return _saved(picture, "JPEG", quality=85, progressive=dice.random() < 0.3)
+    image = _soft(max(1, round(side * aspect)), side, dice)
+    return _saved(image, "JPEG", quality=85, progressive=dice.random() < 0.3)
 
 
 def _strip(dice: random.Random) -> bytes:
@@ -48,10 +48,10 @@ def _large(dice: random.Random) -> bytes:
 
 
 def _png(mode: str, dice: random.Random) -> bytes:
-    picture = _soft(dice.randrange(40, 400), dice.randrange(40, 400), dice)
+    image = _soft(dice.randrange(40, 400), dice.randrange(40, 400), dice)
     if mode == "I;16":
-        return _saved(Image.fromarray(np.asarray(picture.convert("L"), np.uint16) * 257), "PNG")
-    return _saved(picture.convert(mode), "PNG")
+        return _saved(Image.fromarray(np.asarray(image.convert("L"), np.uint16) * 257), "PNG")
+    return _saved(image.convert(mode), "PNG")
 
 
 def _other(kind: str, mode: str, dice: random.Random) -> bytes:
@@ -74,15 +74,15 @@ _KINDS: dict[str, tuple[float, Callable[[random.Random], bytes]]] = {
     "WebP": (4, partial(_other, "WEBP", "RGB")),
     "GIF": (3, partial(_other, "GIF", "P")),
     "cut off": (2, _truncated),
-    "no picture": (1, lambda dice: b"<html>" + dice.randbytes(20)),
+    "no image": (1, lambda dice: b"<html>" + dice.randbytes(20)),
     "empty": (1, lambda _: b""),
 }
 """Percent of the files, and how one is made."""
 
-BROKEN = ("cut off", "no picture", "empty")
+BROKEN = ("cut off", "no image", "empty")
 
 
-def write_pictures(folder: Path, count: int, seed: int = 0) -> Counter[str]:
+def write_images(folder: Path, count: int, seed: int = 0) -> Counter[str]:
     """`count` files in a new folder: how many of each kind there are."""
     dice = random.Random(seed)  # noqa: S311
     sources = folder / "sources"
@@ -95,7 +95,7 @@ def write_pictures(folder: Path, count: int, seed: int = 0) -> Counter[str]:
     weights = [share for share, _ in _KINDS.values()]
     kinds = dice.choices(list(_KINDS), weights, k=count)
     for i, kind in enumerate(kinds):
-        below = folder / "pictures" / f"{i // 1000:03}"
+        below = folder / "images" / f"{i // 1000:03}"
         below.mkdir(parents=True, exist_ok=True)
         (below / f"{i:07}.jpg").hardlink_to(dice.choice(files[kind]))
     return Counter(kinds)

@@ -5,7 +5,7 @@ schema for each of them (features are 512 zeros, masks empty), written by the pr
 but 1 % of the sources have changed since, and 1 % have moved: new here, gone there. Each step runs
 in a process of its own:
 
-    list       all of `iter_pictures`                     peer: os.walk and os.stat
+    list       all of `iter_images`                     peer: os.walk and os.stat
     first run  `Plan` on an empty index                   peer: DuckDB sorts the listing
     nightly    `Plan` on the index                        peer: DuckDB joins listing and index
     manifest   all of `Plan.manifest` of the first run    peer: Arrow reads the listing
@@ -39,7 +39,7 @@ from segrec_batch.index.encode import image_id
 from segrec_batch.index.parts import write_part
 from segrec_batch.index.schema import images_schema
 from segrec_batch.index.snapshot import Snapshot, empty_snapshot, with_changes
-from segrec_batch.sources.listing import BATCH_ROWS, LISTED, FileCounts, iter_files, iter_pictures
+from segrec_batch.sources.listing import BATCH_ROWS, LISTED, FileCounts, iter_files, iter_images
 
 if TYPE_CHECKING:  # DuckDB, imported while a process is spawned, takes that for a notebook
     from segrec_batch.pipeline.plan import Plan
@@ -75,7 +75,7 @@ def make(case: Case) -> Case:
         folder = Path(case.images, f"{start:09}")
         folder.mkdir(parents=True)
         for i in range(start, min(start + FOLDER_FILES, case.count)):
-            (folder / f"picture-{i:09}.jpg").touch()
+            (folder / f"image-{i:09}.jpg").touch()
     files = []
     with pq.ParquetWriter(case.listing, LISTED) as writer:
         for batch in iter_files(case.images, FileCounts()):
@@ -109,10 +109,10 @@ def images_of(sources: pa.RecordBatch) -> pa.Table:
     return pa.table([{**constant, **columns}[f.name].cast(f.type) for f in schema], schema)
 
 
-def list_pictures(case: Case) -> float:
-    """List the pictures; seconds, as below."""
+def list_images(case: Case) -> float:
+    """List the images; seconds, as below."""
     clock = time.perf_counter()
-    check(sum(batch.num_rows for batch in iter_pictures(case.images)), case.count)
+    check(sum(batch.num_rows for batch in iter_images(case.images)), case.count)
     return time.perf_counter() - clock
 
 
@@ -190,7 +190,7 @@ def write(sql: str) -> float:
 
 
 STEPS = {
-    "list": (list_pictures, walk),
+    "list": (list_images, walk),
     "first run": (first_run, sort),
     "nightly": (nightly, join),
     "manifest": (manifest, read),

@@ -23,7 +23,7 @@ from segrec_batch.model.bundle import load_model
 from segrec_batch.model.engines import EngineChoice, candidates, load_segmenter
 from segrec_batch.model.segmentation import Segmentation, Segmenter
 from segrec_batch.sources import storage
-from segrec_batch.sources.listing import list_pictures
+from segrec_batch.sources.listing import list_images
 
 REFERENCE = EngineChoice("torch", "float32")
 SAME, SHIFT, PEARSON = 0.999, 0.002, 0.9999
@@ -90,7 +90,7 @@ def compare(a: argparse.Namespace) -> None:
         str(c): load_segmenter(model, c) for c in choices(a.device, a.emulated)
     }
     found = {name: Differences() for name in others}
-    uris = list_pictures(a.images)["uri"].to_pylist()
+    uris = list_images(a.images)["uri"].to_pylist()
     for pixels in read_images(uris[:: max(1, len(uris) // a.count)], model.spec.shapes):
         wanted = exact(pixels)
         for name, segmenter in others.items():

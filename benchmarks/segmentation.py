@@ -51,7 +51,7 @@ def fit_models(trainer: Trainer) -> dict[str, Model]:
 def confusions(
     models: dict[str, Model], trainer: Trainer, images: list[LabelledImage], classes: Classes
 ) -> dict[str, np.ndarray]:
-    """The confusion matrix of each model, at the pictures' own resolution."""
+    """The confusion matrix of each model, at the images' own resolution."""
     maps_of = trainer.feature_maps
     heads = {
         name: LinearHead(as_tensors(m.svm_weights), torch.from_numpy(m.svm_bias), m.spec.components)

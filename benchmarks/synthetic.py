@@ -1,8 +1,8 @@
-"""An index of pictures that nobody took, and the same rows as its peers keep them. Not a program.
+"""An index of images that nobody took, and the same rows as its peers keep them. Not a program.
 
 Features scatter around 1,000 centres and are not negative, as averages behind a ReLU. An image has
 the feature of its car, so that one matrix serves every peer; one image in 100 has a background
-region, too. The cars of 13 % of the images fill 0.29 to 0.96 of the picture, those of 1 % NARROW.
+region, too. The cars of 13 % of the images fill 0.29 to 0.96 of the image, those of 1 % NARROW.
 Row i is of the image `/synthetic/i.jpg`. The parts are as compaction leaves them, but the newest
 1 % are one of their own.
 """

@@ -5,7 +5,7 @@
     (c) DataLoader  a PyTorch loop, torchvision's VGG-16 in float32, that saves the same columns
     (d) Ray Data    the chain of its documentation: read_images, map, map_batches, write_parquet
 
-All on the same pictures, each in a process of its own, in turn. Each of (b) to (d) does N pictures
+All on the same images, each in a process of its own, in turn. Each of (b) to (d) does N images
 and then 2 N: what the second N took is its rate without start-up, which the ratios use; the whole
 of the 2 N is printed beside it. The peers, which are slower, take a part of the N on a CPU.
 
@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from throughput_case import CORES, Case, drawn_pictures, given_pictures
+from throughput_case import CORES, Case, drawn_images, given_images
 from throughput_tables import cpu_table, limit_table, rates_table, ratios_table, stages_table
 from watched import Watched, watch
 
@@ -43,7 +43,7 @@ examples:
 COUNTS = {"cpu": 32, "cuda": 8192}  # images at the default input size; of smaller ones more
 ALONE = 32  # images, at most, that stages do alone on a CPU
 SIZES = (624, 224)
-PEERS_BATCH = 4  # on a CPU, as in Ray Data's guide: float32 maps of 32 pictures take 6 GB
+PEERS_BATCH = 4  # on a CPU, as in Ray Data's guide: float32 maps of 32 images take 6 GB
 STEPS = {  # without Ray or with it
     False: {
         "b": "throughput_segrec:job",
@@ -67,7 +67,7 @@ def find_targets(case: Case) -> dict[str, float]:
 
 @dataclass
 class Run:
-    """One way: its seconds for N and 2 N pictures, a pair for each round."""
+    """One way: its seconds for N and 2 N images, a pair for each round."""
 
     way: str
     count: int
@@ -75,12 +75,12 @@ class Run:
 
     @property
     def whole(self) -> list[float]:
-        """Pictures/s of 2 N, start-up and all."""
+        """Images/s of 2 N, start-up and all."""
         return [2 * self.count / twice.seconds for _, twice in self.pairs]
 
     @property
     def rates(self) -> list[float]:
-        """Pictures/s of the second N: those without start-up; NaN if noise is more."""
+        """Images/s of the second N: those without start-up; NaN if noise is more."""
         more = [twice.seconds - once.seconds for once, twice in self.pairs]
         return [self.count / seconds if seconds > 0 else math.nan for seconds in more]
 
@@ -91,7 +91,7 @@ class Run:
 
     @property
     def cpu(self) -> list[float]:
-        """CPU seconds of a picture of the second N, of all processes."""
+        """CPU seconds of an image of the second N, of all processes."""
         sums = [[sum(w.cpu.values()) for w in pair] for pair in self.pairs]
         return [(twice - once) / self.count for once, twice in sums]
 
@@ -100,7 +100,7 @@ class Run:
         number = len(self.pairs)
         done = []
         for count in (self.count, 2 * self.count):
-            messages.say(f"({self.way}) {count} pictures, round {number + 1}")
+            messages.say(f"({self.way}) {count} images, round {number + 1}")
             done.append(watch(step, case.taking(count, f"{self.way}_{count}_{number}")))
         self.pairs.append((done[0], done[1]))
 
@@ -149,7 +149,7 @@ def report(found: dict[str, Any], case: Case) -> dict[str, Any]:
 
 
 def all_ratios(found: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
-    """(b) over each other way, of each round: of pictures/s, and of pictures per CPU second."""
+    """(b) over each other way, of each round: of images/s, and of images per CPU second."""
     runs, limits = dict(found["runs"]), found["limits"]
     if "b" not in runs:
         return {}
@@ -218,9 +218,9 @@ def _prepare(
 ) -> Case:
     """Find or draw images, and train a model of an input size unless one is given."""
     if a.images:
-        sources = given_pictures(a.images, 2 * count)
+        sources = given_images(a.images, 2 * count)
     else:
-        sources = drawn_pictures(folder / "scenes", 2 * count)
+        sources = drawn_images(folder / "scenes", 2 * count)
     model = a.model
     if size is not None:
         messages.say(f"a model of drawn scenes of input size {size}, backbone weights random:0")
@@ -235,7 +235,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--images", metavar="DIR", help="pictures of one size (default: scenes of 640×480)")
+    add("--images", metavar="DIR", help="images of one size (default: scenes of 640×480)")
     add("--model", metavar="MODEL", help="model bundle (default: one trained on drawn scenes)")
     add(
         "--input-size",
@@ -246,7 +246,7 @@ def parse_arguments() -> argparse.Namespace:
         help=f"of that one, one after the other (default: {' '.join(map(str, SIZES))})",
     )
     add_engine_options(parser)
-    add("--count", type=console.count, metavar="N", help=f"pictures (default: {COUNTS})")
+    add("--count", type=console.count, metavar="N", help=f"images (default: {COUNTS})")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add("--batch-size", type=console.count, default=32, metavar="N", help="of segrec (default: 32)")
     add("--peers-threads", type=console.count, metavar="N", help="of an actor of (d); Ray gives 1")

@@ -1,4 +1,4 @@
-"""Pictures and model of throughput.py, and the ways to take them as the stages do."""
+"""Images and model of throughput.py, and the ways to take them as the stages do."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,17 +16,17 @@ from segrec_batch.model.engines import EngineChoice
 from segrec_batch.model.spec import ModelSpec, read_spec
 from segrec_batch.pipeline.stage_schema import MANIFEST
 from segrec_batch.sample_data import write_scenes
-from segrec_batch.sources.listing import list_pictures
+from segrec_batch.sources.listing import list_images
 
 CORES = usable_cores()
-PICTURE = (640, 480)
-DRAWN = 64  # scenes; more pictures are these once more
+IMAGE = (640, 480)
+DRAWN = 64  # scenes; more images are these once more
 LABELLED = 8  # scenes that the model is trained on
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run of one way: `count` pictures below `images`, put in place by `taking`.
+    """One run of one way: `count` images below `images`, put in place by `taking`.
 
     choice: engine, precision and device. output: a folder that is not there yet. batch_size: of
     segrec. peers_batch: of the others.
@@ -44,8 +44,8 @@ class Case:
     output: str = ""
 
     def taking(self, count: int, name: str) -> "Case":
-        """The same with the first `count` pictures in a folder of their own; `name`: of a run."""
-        images = Path(self.folder, f"pictures_{count}")
+        """The same with the first `count` images in a folder of their own; `name`: of a run."""
+        images = Path(self.folder, f"images_{count}")
         if not images.exists():
             images.mkdir()
             for i, source in enumerate(islice(cycle(self.sources), count)):
@@ -65,16 +65,16 @@ class Case:
 
     @property
     def shape(self) -> Shape:
-        """Height and width of the pictures as the model sees them."""
-        return nearest_shape(self.spec.shapes, *picture_shape(self.sources))
+        """Height and width of the images as the model sees them."""
+        return nearest_shape(self.spec.shapes, *image_shape(self.sources))
 
     def paths(self) -> list[str]:
-        """The pictures, sorted."""
+        """The images, sorted."""
         return [str(path) for path in sorted(Path(self.images).iterdir())]
 
     def manifest(self) -> pa.Table:
-        """The pictures as the first stage takes them, none known from an index."""
-        rows = list_pictures(self.images).to_pylist()
+        """The images as the first stage takes them, none known from an index."""
+        rows = list_images(self.images).to_pylist()
         return pa.Table.from_pylist(rows, MANIFEST)
 
     def blocks(self) -> list[pa.Table]:
@@ -83,27 +83,27 @@ class Case:
         return [rows.slice(i, self.batch_size) for i in range(0, rows.num_rows, self.batch_size)]
 
 
-def picture_shape(sources: Sequence[str]) -> Shape:
-    """Height and width of pictures; raises InputError if they differ, for one batch takes all."""
+def image_shape(sources: Sequence[str]) -> Shape:
+    """Height and width of images; raises InputError if they differ, for one batch takes all."""
     shapes = set()
     for source in sources:
         with Image.open(source) as image:
             shapes.add((image.height, image.width))
     if len(shapes) > 1:
-        raise InputError(f"pictures of one size are needed, not of {len(shapes)}")
+        raise InputError(f"images of one size are needed, not of {len(shapes)}")
     return shapes.pop()
 
 
-def given_pictures(uri: str, count: int) -> list[str]:
-    """At most `count` of a local folder's pictures. Raises InputError."""
-    return [str(Path(p).resolve()) for p in list_pictures(uri)["uri"].to_pylist()[:count]]
+def given_images(uri: str, count: int) -> list[str]:
+    """At most `count` of a local folder's images. Raises InputError."""
+    return [str(Path(p).resolve()) for p in list_images(uri)["uri"].to_pylist()[:count]]
 
 
-def drawn_pictures(folder: Path, count: int) -> list[str]:
+def drawn_images(folder: Path, count: int) -> list[str]:
     """Scenes of 640×480, JPEGs of quality 92."""
     number = min(count, DRAWN)
     with console.ProgressMeter("scenes", number) as meter:
-        write_scenes(folder, number, size=PICTURE, progress=lambda _: meter.advance())
+        write_scenes(folder, number, size=IMAGE, progress=lambda _: meter.advance())
     return [str(path) for path in sorted((folder / "images").rglob("*.jpg"))]
 
 

@@ -1,7 +1,7 @@
 """(c) and (d) of throughput.py: what one would write with PyTorch or Ray Data, for the same rows.
 
-Both run torchvision's VGG-16 as it comes, in float32, and save for each picture what the index has:
-the coverage of each class, the feature of the picture and of each class, the class map as a PNG.
+Both run torchvision's VGG-16 as it comes, in float32, and save for each image what the index has:
+the coverage of each class, the feature of the image and of each class, the class map as a PNG.
 The SVM is segrec's own, a 1×1 convolution: the slow way, an upsampled hypercolumn, is not the peer.
 """
 
@@ -50,9 +50,9 @@ class PlainModel:
         self.taken = {LAYERS[name].position: name for name in layers}
 
     @torch.inference_mode()
-    def __call__(self, pictures: Tensor, sizes: Sequence[Shape]) -> Columns:
-        """Pictures (B, 3, H, W), and the size of each one's mask."""
-        maps, x = {}, pictures.to(self.device, non_blocking=True)
+    def __call__(self, images: Tensor, sizes: Sequence[Shape]) -> Columns:
+        """ImageFiles (B, 3, H, W), and the size of each one's mask."""
+        maps, x = {}, images.to(self.device, non_blocking=True)
         for position, layer in enumerate(self.features[: max(self.taken) + 1]):
             x = layer(x)
             if position in self.taken:
@@ -78,7 +78,7 @@ def _png(labels: np.ndarray[Any, Any]) -> bytes:
 
 
 def transforms(spec: ModelSpec, shape: Shape) -> v2.Compose:
-    """A picture, PIL or (H, W, 3), as the network takes it: (3, H, W) float32."""
+    """An image, PIL or (H, W, 3), as the network takes it: (3, H, W) float32."""
     steps = [v2.ToImage(), v2.Resize(shape), v2.ToDtype(torch.float32, scale=True)]
     if spec.minmax:
         steps.append(v2.Lambda(_min_max))
@@ -89,8 +89,8 @@ def _min_max(x: Tensor) -> Tensor:
     return (x - x.min()) / (x.max() - x.min()).clamp(min=1e-6)
 
 
-class Pictures(Dataset[tuple[str, Tensor, Shape]]):
-    """Picture files for a DataLoader."""
+class ImageFiles(Dataset[tuple[str, Tensor, Shape]]):
+    """Image files for a DataLoader."""
 
     def __init__(self, paths: Sequence[str], spec: ModelSpec, shape: Shape) -> None:
         self.paths, self.transform = paths, transforms(spec, shape)
@@ -100,15 +100,15 @@ class Pictures(Dataset[tuple[str, Tensor, Shape]]):
 
     def __getitem__(self, i: int) -> tuple[str, Tensor, Shape]:
         with Image.open(self.paths[i]) as image:
-            picture = self.transform(image.convert("RGB"))
-            return self.paths[i], picture, mask_shape(image.height, image.width)
+            pixels = self.transform(image.convert("RGB"))
+            return self.paths[i], pixels, mask_shape(image.height, image.width)
 
 
 def data_loader(case: Case) -> None:
     """(c): a DataLoader with a worker for each core but one, the model on all threads, Parquet."""
-    pictures = Pictures(case.paths(), case.spec, case.shape)
+    images = ImageFiles(case.paths(), case.spec, case.shape)
     loader = DataLoader(
-        pictures,
+        images,
         batch_size=case.peers_batch,
         num_workers=max(CORES - 1, 1),
         collate_fn=_collate,
@@ -126,8 +126,8 @@ def data_loader(case: Case) -> None:
 
 
 def _collate(rows: list[tuple[str, Tensor, Shape]]) -> tuple[list[str], Tensor, list[Shape]]:
-    paths, pictures, sizes = zip(*rows, strict=True)
-    return list(paths), torch.stack(pictures), list(sizes)
+    paths, images, sizes = zip(*rows, strict=True)
+    return list(paths), torch.stack(images), list(sizes)
 
 
 class RayPredictor:

@@ -20,9 +20,9 @@ WAITING = 2  # batches for each process that decodes
 
 
 def job(case: Case) -> dict[str, float]:
-    """Index the pictures into a new index, with a Ray of its own."""
+    """Index the images into a new index, with a Ray of its own."""
     from segrec_batch.pipeline.plan import Request
-    from segrec_batch.pipeline.run import Execution, index_pictures
+    from segrec_batch.pipeline.run import Execution, index_images
 
     execution = Execution(
         case.device,
@@ -30,7 +30,7 @@ def job(case: Case) -> dict[str, float]:
         engine=case.choice.engine,
         precision=case.choice.precision,
     )
-    account, _ = index_pictures(Request(case.images), case.model, case.output, execution)
+    account, _ = index_images(Request(case.images), case.model, case.output, execution)
     _check(account.indexed, case)
     return account.seconds
 
@@ -93,4 +93,4 @@ def _finish(segmented: pa.Table, model: str, write: Any, describe: Any) -> pa.Ta
 
 def _check(indexed: int, case: Case) -> None:
     if indexed != case.count:
-        raise AccountingError(f"{indexed} of {case.count} pictures indexed")
+        raise AccountingError(f"{indexed} of {case.count} images indexed")

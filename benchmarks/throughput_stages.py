@@ -1,4 +1,4 @@
-"""Each stage of segrec alone, for throughput.py: pictures/s, CPU seconds and bytes of a picture."""
+"""Each stage of segrec alone, for throughput.py: images/s, CPU seconds and bytes of an image."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from segrec_batch.images.decode import decode
 from segrec_batch.index.encode import image_id, mask_png
 from segrec_batch.index.parts import write_part
 from segrec_batch.model.spec import ModelSpec, read_spec
-from segrec_batch.pipeline.rows import picture_rows
+from segrec_batch.pipeline.rows import image_rows
 from segrec_batch.pipeline.stages import decode_batch, describe_batch, write_batch
 from segrec_batch.sources.storage import read_many
 
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 class Stages:
-    """What the rounds of the stages have in common: pictures, and what each stage made of them."""
+    """What the rounds of the stages have in common: images, and what each stage made of them."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -33,7 +33,7 @@ class Stages:
         self.measured: dict[str, dict[str, float]] = {}
 
     def measure(self, name: str, work: Callable[[], Any], rounds: int = ROUNDS) -> Any:
-        """Do it some times: the best seconds and CPU seconds of a picture. Returns its result."""
+        """Do it some times: the best seconds and CPU seconds of an image. Returns its result."""
         seconds, cpu = [], []
         for _ in range(rounds):
             clock, spent = time.perf_counter(), _cpu_seconds()
@@ -48,7 +48,7 @@ class Stages:
 
 
 def stages(case: Case) -> dict[str, dict[str, float]]:
-    """All stages, in the order of a picture."""
+    """All stages, in the order of an image."""
     alone = Stages(case)
     decoded = _reading(alone)
     segmented = _model(alone, decoded)
@@ -131,8 +131,8 @@ def _writing(alone: Stages, segmented: pa.Table) -> None:
 
 
 def _copied(rows: list[Row], spec: ModelSpec) -> list[Any]:
-    """`picture_rows` adds to the rows that it is given."""
-    return list(picture_rows([dict(row) for row in rows], spec))
+    """`image_rows` adds to the rows that it is given."""
+    return list(image_rows([dict(row) for row in rows], spec))
 
 
 def _write(alone: Stages, segmented: pa.Table, output: str) -> pa.Table:

@@ -27,7 +27,7 @@ def limit_table(limits: Sequence[Mapping[str, Any]]) -> str:
         [f"images/s, {way}", _spread([limit["rates"][way] for limit in limits])]
         for way in limits[0]["rates"]
     ]
-    rows.append(["GFLOP a picture", f"{limits[0]['flops'] / 1e9:.1f}"])
+    rows.append(["GFLOP an image", f"{limits[0]['flops'] / 1e9:.1f}"])
     best = [limit["images/s"] * limit["flops"] / 1e12 for limit in limits]
     rows.append(["TFLOP/s, best way", _spread(best, ".3g")])
     if "share of peak" in limits[0]:
@@ -39,7 +39,7 @@ def limit_table(limits: Sequence[Mapping[str, Any]]) -> str:
 
 
 def rates_table(runs: Mapping[str, Any], limits: Sequence[Mapping[str, Any]]) -> str:
-    """Pictures/s of all ways, with and without start-up."""
+    """Images/s of all ways, with and without start-up."""
     rows = []
     if limits:
         rate = _spread([limit["images/s"] for limit in limits])
@@ -48,7 +48,7 @@ def rates_table(runs: Mapping[str, Any], limits: Sequence[Mapping[str, Any]]) ->
     for way, run in runs.items():
         figures = [_spread(x) for x in (run.rates, run.whole, run.start_up, run.cpu)]
         rows.append([NAMES[way], str(run.count), *figures])
-    header = ["way", "N", "images/s", "whole job", "start-up s", "CPU s a picture"]
+    header = ["way", "N", "images/s", "whole job", "start-up s", "CPU s an image"]
     return console.table("images/s: of the second N of 2 N, and of the whole 2 N", header, rows)
 
 
@@ -65,7 +65,7 @@ def ratios_table(
         if target is None:
             rows.append([f"(b)/({way})", *figures, "absent", ""])
             continue
-        verdict = "too few pictures" if any(map(math.isnan, rates)) else "missed"
+        verdict = "too few images" if any(map(math.isnan, rates)) else "missed"
         rows.append(
             [f"(b)/({way})", *figures, f"{target:g}", "met" if min(rates) >= target else verdict]
         )
@@ -84,11 +84,11 @@ def stages_table(stages: Mapping[str, Mapping[str, float]], limit: float | None)
         size = f"{stage['bytes'] / 1024:,.1f}" if "bytes" in stage else "absent"
         cores = "absent" if name.startswith("model") else f"{rate / stage['images/s']:.3f}"
         rows.append([name, f"{stage['images/s']:.1f}", f"{stage['cpu'] * 1000:.1f}", cores, size])
-    header = ["stage alone", "images/s", "CPU ms a picture", "processes a model", "KB handed on"]
+    header = ["stage alone", "images/s", "CPU ms an image", "processes a model", "KB handed on"]
     text = console.table("images/s of each stage alone", header, rows)
     share = f"; model, Arrow to Arrow / limit: {rate / limit:.2f}" if limit else ""
     passed = sum(stages[name]["bytes"] for name in (DECODE, MODEL)) / 1e6
-    messages.say(f"through the object store: {passed:.2f} MB a picture{share}")
+    messages.say(f"through the object store: {passed:.2f} MB an image{share}")
     return text
 
 
@@ -99,7 +99,7 @@ def cpu_table(once: Mapping[str, float], twice: Mapping[str, float], count: int)
     for name in sorted(both, key=lambda n: -both[n]):
         more = both[name] - first[name]
         rows.append([name, f"{1000 * more / count:.1f}", f"{first[name] - more:.1f}"])
-    header = ["process", "CPU ms a picture", "CPU s once"]
+    header = ["process", "CPU ms an image", "CPU s once"]
     return console.table("(b): CPU by process", header, rows)
 
 

@@ -14,7 +14,7 @@
 # which changes no row and can be rolled back; the exit code then is 1 all the same.
 #
 # environment, required:
-#   SEGREC_IMAGES           folder of the pictures (URI)
+#   SEGREC_IMAGES           folder of the images (URI)
 #   SEGREC_MODEL            model bundle (URI)
 #   SEGREC_INDEX            folder of the index (URI)
 #   RAY_API_SERVER_ADDRESS  job server of the cluster, http://HEAD:8265
@@ -26,7 +26,7 @@
 #   SEGREC_DEVICE       auto, cpu or cuda (auto)
 #   SEGREC_GPUS         on how many GPUs, also such as an autoscaler is still to start (all there are)
 #   SEGREC_MAX_READ_FAILURES, SEGREC_MAX_GONE
-#                       how many pictures may be unreadable or gone, a share or a count (1%, 50%)
+#                       how many images may be unreadable or gone, a share or a count (1%, 50%)
 #   SEGREC_NAME         first part of the submission ids, one for each index on a cluster (segrec)
 #   SEGREC_LOCK         lock file (nightly-NAME.lock in RUNTIME_DIRECTORY, XDG_RUNTIME_DIR or, without
 #                       these, XDG_STATE_HOME/segrec, that is ~/.local/state/segrec)

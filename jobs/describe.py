@@ -1,4 +1,4 @@
-"""Switch descriptors on in a model: fits what they have to learn on the pictures of an index."""
+"""Switch descriptors on in a model: fits what they have to learn on the images of an index."""
 
 import argparse
 import sys
@@ -17,7 +17,7 @@ examples:
   python jobs/describe.py --index s3://bucket/index --output s3://bucket/model2 \\
       --add localised:weights=s3://bucket/resnet50.safetensors,category=folder --drop pca
 
-The model stays the same; only what it computes of a picture besides changes. The indexing job, with
+The model stays the same; only what it computes of an image besides changes. The indexing job, with
 --model MODEL, then computes what is missing.
 
 descriptors:
@@ -33,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--index", required=True, metavar="INDEX", help="index of the pictures to learn from")
+    add("--index", required=True, metavar="INDEX", help="index of the images to learn from")
     add("--output", required=True, metavar="MODEL", help="folder for the new bundle")
     add(
         "--add",
@@ -49,9 +49,9 @@ def parse_arguments() -> argparse.Namespace:
         type=console.count,
         default=1000,
         metavar="N",
-        help="pictures at most that a descriptor which learns from pictures reads (default: 1000)",
+        help="images at most that a descriptor which learns from images reads (default: 1000)",
     )
-    add_images_root(parser, "read pictures")
+    add_images_root(parser, "read images")
     parsed = parser.parse_args()
     if not parsed.add and not parsed.drop:
         parser.error("nothing to do: give --add or --drop")

@@ -40,13 +40,13 @@ from segrec_batch.training.rivals.unet import UNetSettings
 
 SEGMENTATION = """\
 examples:
-  # a model on labelled pictures
+  # a model on labelled images
   python jobs/evaluate.py segmentation --images data/val/images --masks data/val/masks \\
       --classes classes.json --model models/streets --report reports/streets
-  # fitted here, beside its rivals, whole groups of pictures held out; and how other splits leak
+  # fitted here, beside its rivals, whole groups of images held out; and how other splits leak
   python jobs/evaluate.py segmentation --images data/images --masks data/masks \\
       --classes classes.json --train --backbone-weights imagenet --report reports/splits
-  # fitted here, judged on pictures given apart
+  # fitted here, judged on images given apart
   python jobs/evaluate.py segmentation --images data/train/images --masks data/train/masks \\
       --test-images data/val/images --test-masks data/val/masks \\
       --classes classes.json --train --report reports/val
@@ -58,7 +58,7 @@ examples:
   # pairs: a CSV file, query,relevant[,class]; images by image_id, URI or the end of one
   python jobs/evaluate.py retrieval --index INDEX --labels csv --pairs pairs.csv \\
       --methods pearson,region --report reports/pairs
-  # the same dominant class, where it fills 5 to 96 % of the picture by its label mask
+  # the same dominant class, where it fills 5 to 96 % of the image by its label mask
   python jobs/evaluate.py retrieval --index INDEX --labels masks --masks data/masks \\
       --classes classes.json --window 0.05 0.96 --report reports/sigma
 """
@@ -111,17 +111,17 @@ _COMPARE = "two or more reports of one kind side by side"
 
 def _segmentation_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--images", required=True, metavar="URI", help="folder of pictures (local or s3://)")
+    add("--images", required=True, metavar="URI", help="folder of images (local or s3://)")
     add(
         "--masks",
         required=True,
         metavar="URI",
-        help="folder of masks named like the pictures",
+        help="folder of masks named like the images",
     )
     add("--classes", required=True, metavar="JSON", help="class names and their mask values")
     judged = command.add_mutually_exclusive_group(required=True)
     judged.add_argument("--model", default="", help="model bundle made by jobs/train.py")
-    judged.add_argument("--train", action="store_true", help="fit models on the labelled pictures")
+    judged.add_argument("--train", action="store_true", help="fit models on the labelled images")
     fit = command.add_argument_group("fitting, with --train")
     add = fit.add_argument
     add(
@@ -141,7 +141,7 @@ def _segmentation_arguments(command: argparse.ArgumentParser) -> None:
         type=console.count,
         default=UNetSettings.epochs,
         metavar="N",
-        help=f"passes over the pictures (default: {UNetSettings.epochs})",
+        help=f"passes over the images (default: {UNetSettings.epochs})",
     )
     add(
         "--mask-rcnn-weights",

@@ -1,4 +1,4 @@
-"""Index the pictures in a folder or bucket: new and changed ones are segmented, gone ones leave."""
+"""Index the images in a folder or bucket: new and changed ones are segmented, gone ones leave."""
 
 import argparse
 import sys
@@ -36,7 +36,7 @@ or it is started on this machine. A glob's * stands for any characters, / among 
 What cannot be read is tried again by every run; the row that it has in the index stays until then,
 and the view `stale` names it. Without an extension, a file is recognised by its content.
 
-Exit code 0: every listed picture is indexed, or recorded in `failures`. 1: more sources could not
+Exit code 0: every listed image is indexed, or recorded in `failures`. 1: more sources could not
 be read than --max-read-failures (all that could be is published), or the job itself failed: the
 index is as its last commit left it.
 """
@@ -48,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--images", required=True, metavar="URI", help="folder of pictures (local or s3://)")
+    add("--images", required=True, metavar="URI", help="folder of images (local or s3://)")
     add("--model", required=True, metavar="MODEL", help="model bundle made by jobs/train.py")
     add("--index", required=True, metavar="INDEX", help="folder of the index, made if missing")
     add("--include", nargs="+", default=(), metavar="GLOB", help="only paths below URI like these")
@@ -57,9 +57,9 @@ def parse_arguments() -> argparse.Namespace:
         "--limit",
         type=console.count,
         metavar="N",
-        help="process at most N pictures in this run, and no others",
+        help="process at most N images in this run, and no others",
     )
-    add("--retry-failed", action="store_true", help="try pictures again that failed before")
+    add("--retry-failed", action="store_true", help="try images again that failed before")
     add(
         "--max-read-failures",
         type=parse_limit,
@@ -99,7 +99,7 @@ def parse_arguments() -> argparse.Namespace:
         help="how long to wait for the first of --gpus (default: 1800)",
     )
     add_engine_options(parser)
-    add("--batch-size", type=console.count, default=32, metavar="N", help="pictures (default: 32)")
+    add("--batch-size", type=console.count, default=32, metavar="N", help="images (default: 32)")
     add(
         "--commit-seconds",
         type=float,
@@ -119,7 +119,7 @@ def parse_arguments() -> argparse.Namespace:
 def main(a: argparse.Namespace) -> None:
     """Run the job."""
     from segrec_batch.pipeline.plan import MOST_UNREAD, Request  # imports Ray: --help is quick
-    from segrec_batch.pipeline.run import Execution, dry_run, index_pictures
+    from segrec_batch.pipeline.run import Execution, dry_run, index_images
 
     check_places(
         {"--index": None if a.dry_run else a.index},
@@ -141,7 +141,7 @@ def main(a: argparse.Namespace) -> None:
     execution = Execution(
         a.device, a.batch_size, a.commit_seconds, a.gpus, a.wait, a.engine, a.precision
     )
-    account, snapshot = index_pictures(
+    account, snapshot = index_images(
         request, a.model, a.index, execution, a.rebuild, a.drop_descriptors
     )
     version, rows = snapshot.version, {table: snapshot.rows(table) for table in snapshot.files}
@@ -159,8 +159,8 @@ def main(a: argparse.Namespace) -> None:
 
 
 def report(account: "Account") -> str:
-    """What became of the pictures, what it cost, and why some failed, as tables."""
-    tables = [console.table(f"run {account.run_id}", ("pictures", ""), counts(account))]
+    """What became of the images, what it cost, and why some failed, as tables."""
+    tables = [console.table(f"run {account.run_id}", ("images", ""), counts(account))]
     if account.processed:
         tables.append(console.table("", ("stage", "time", "share", "images/s"), stages(account)))
         tables.append(console.table("", ("all stages", ""), overall(account)))
@@ -193,7 +193,7 @@ def counts(account: "Account") -> list[list[str]]:
         "skipped (failed before)": account.skipped,
         "skipped (beyond --limit)": account.postponed,
         "gone": account.gone,
-        "vectors added to indexed pictures": account.described,
+        "vectors added to indexed images": account.described,
     }
     always = ("files found", "listed", "indexed", "failed")
     return [[name, f"{n:,}"] for name, n in figures.items() if n or name in always]

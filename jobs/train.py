@@ -1,4 +1,4 @@
-"""Fit the segmentation model: VGG-16 features of labelled pictures, a linear SVM on top."""
+"""Fit the segmentation model: VGG-16 features of labelled images, a linear SVM on top."""
 
 import argparse
 import sys
@@ -40,12 +40,12 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--images", required=True, metavar="URI", help="folder of pictures (local or s3://)")
+    add("--images", required=True, metavar="URI", help="folder of images (local or s3://)")
     add(
         "--masks",
         required=True,
         metavar="URI",
-        help="folder of masks named like the pictures",
+        help="folder of masks named like the images",
     )
     add("--classes", required=True, metavar="JSON", help="class names and their mask values")
     add("--output", required=True, metavar="MODEL", help="folder for the model bundle")
@@ -65,7 +65,7 @@ def main(a: argparse.Namespace) -> None:
     settings = training_settings(a, engine)
     weights = load_weights(a.backbone_weights)
     groups = len({item.group for item in images})
-    messages.say(f"{len(images)} labelled pictures in {groups} groups")
+    messages.say(f"{len(images)} labelled images in {groups} groups")
     model = train(images, classes, weights, settings)
     model.save(a.output)
     if model.spec.notice:

@@ -80,24 +80,24 @@ def ray_cluster() -> Iterator[None]:
 def index(
     scenes: Path, model_dir: str, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
 ) -> str:
-    """An index of the scenes and one broken picture; for reading only."""
+    """An index of the scenes and one broken image; for reading only."""
     from segrec_batch.pipeline.plan import Request
-    from segrec_batch.pipeline.run import Execution, index_pictures
+    from segrec_batch.pipeline.run import Execution, index_images
 
     images = scenes / "images"
-    (images / "place_00" / "broken.jpg").write_bytes(b"no picture")
+    (images / "place_00" / "broken.jpg").write_bytes(b"no image")
     uri = str(tmp_path_factory.mktemp("index") / "it's an index")
     try:
-        index_pictures(Request(str(images)), model_dir, uri, Execution("cpu"))
+        index_images(Request(str(images)), model_dir, uri, Execution("cpu"))
     finally:
         (images / "place_00" / "broken.jpg").unlink()
     return uri
 
 
 @pytest.fixture
-def pictures(scenes: Path, tmp_path: Path) -> Path:
+def images(scenes: Path, tmp_path: Path) -> Path:
     """Six scenes to change at will."""
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for source in sorted((scenes / "images" / "place_01").iterdir()):
         shutil.copy2(source, folder)

@@ -29,7 +29,7 @@ def add_criteria(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which images are asked for: like which one, judged by what."""
     add = parser.add_argument
     asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--image", metavar="FILE", help="a new picture: path, URI, or - for stdin")
+    asked.add_argument("--image", metavar="FILE", help="a new image: path, URI, or - for stdin")
     asked.add_argument("--image-id", metavar="ID", help="an image of the index, by id")
     asked.add_argument("--uri", metavar="URI", help="an image of the index, by path or URI")
     add("--class", dest="cls", metavar="CLASS", help="compare regions of this class, not images")
@@ -61,7 +61,7 @@ def add_criteria(parser: argparse.ArgumentParser) -> None:
         help="what to rank by: pearson, cosine, euclidean or dot of features, the name of a "
         "descriptor of the index, e.g. texture, or NAME-METRIC, e.g. pca-cosine (default: pearson)",
     )
-    add("--keep-copies", action="store_true", help="show pictures of the same bytes each")
+    add("--keep-copies", action="store_true", help="show images of the same bytes each")
     add("-k", type=int, default=10, help="how many (default: 10)")
     add("--version", type=int, metavar="N", help="ask an older version of the index")
     add("--device", default="cpu", help="for --image: cpu, cuda or auto (default: cpu)")
@@ -108,7 +108,7 @@ def asked_image(
         engine = choose_engine(a.engine, a.precision, find_device(a.device))
         if engine.warning:
             messages.say(engine.warning, "warning")
-        return recommender.new_picture(a.image, content, criteria, engine)
+        return recommender.new_image(a.image, content, criteria, engine)
     if a.image_id is not None:
         return recommender.indexed_image("image_id", a.image_id)
     return recommender.indexed_image("uri", storage.absolute(a.uri))

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  # images whose car looks like the one in this image, where cars fill 29 to 96 % of the picture
+  # images whose car looks like the one in this image, where cars fill 29 to 96 % of the image
   segrec query --index indexes/streets --uri data/images/0001.jpg --class car --coverage 0.29 0.96
-  # the same for a new picture, as a contact sheet
+  # the same for a new image, as a contact sheet
   segrec query --index s3://bucket/index --image photo.jpg --class car --format html > sheet.html
   # by another descriptor that the index has
   segrec query --index indexes/streets --image photo.jpg --method texture

@@ -43,16 +43,16 @@ def add_training_arguments(parser: argparse.ArgumentParser | argparse._ArgumentG
         type=_shapes,
         default=str(DEFAULT_SIZE),
         metavar="SIZE|HxW",
-        help="pictures are resized to about SIZE² pixels, keeping their aspect, or to HxW "
+        help="images are resized to about SIZE² pixels, keeping their aspect, or to HxW "
         f"(default: {DEFAULT_SIZE})",
     )
     add(
         "--positions",
         type=_positions,
         default=Sampling.positions,
-        help="positions drawn per picture",
+        help="positions drawn per image",
     )
-    add("--augment", nargs="*", default=[], choices=KINDS, help="add varied copies of pictures")
+    add("--augment", nargs="*", default=[], choices=KINDS, help="add varied copies of images")
     add(
         "--copies",
         type=console.count,
@@ -64,7 +64,7 @@ def add_training_arguments(parser: argparse.ArgumentParser | argparse._ArgumentG
         "--groups",
         default="auto",
         choices=("auto", "folder", "prefix", "none"),
-        help="what must not straddle a split: pictures of a folder, of a name without its "
+        help="what must not straddle a split: images of a folder, of a name without its "
         "trailing number (video frames), or none (default: the first that gives two groups)",
     )
     add("--no-minmax", action="store_true", help="divide pixels by 255 in place of min–max scaling")

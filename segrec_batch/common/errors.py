@@ -1,7 +1,7 @@
 """The exceptions of segrec_batch.
 
 SegrecError                what every command catches, prints and turns into exit code 1
-├── InputError             an argument, a class file, a picture folder: the user can correct it
+├── InputError             an argument, a class file, an image folder: the user can correct it
 ├── ModelError             a bundle or backbone weights that cannot be used
 ├── IndexStateError        an index that is missing, of another model, or changed meanwhile
 │   └── AccountingError    images were lost or counted twice: nothing is published
@@ -14,7 +14,7 @@ SegrecError                what every command catches, prints and turns into exi
 ├── DeviceError            a device was asked for and is not there
 └── EngineError            an engine or a precision was asked for that does not exist here
 
-PictureError is not among them: a bad picture is data. It becomes a row of `failures`.
+ImageError is not among them: a bad image is data. It becomes a row of `failures`.
 """
 
 
@@ -66,10 +66,10 @@ class EngineError(SegrecError):
     """The engine or precision asked for does not exist on this machine."""
 
 
-class PictureError(Exception):
-    """One picture cannot be indexed: `stage` (name, read, decode) and `reason`.
+class ImageError(Exception):
+    """One image cannot be indexed: `stage` (name, read, decode) and `reason`.
 
-    Of these `read` says nothing of the picture: it may be there, and as it was.
+    Of these `read` says nothing of the image: it may be there, and as it was.
     """
 
     def __init__(self, stage: str, reason: str) -> None:

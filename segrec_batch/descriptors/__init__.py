@@ -1,9 +1,9 @@
-"""Descriptors: further vectors of a picture, from its pixels, its class map and its features.
+"""Descriptors: further vectors of an image, from its pixels, its class map and its features.
 
 Each module of this package is one descriptor, and is named as it is. It has two names:
 
 `fit(arguments, samples) -> Parameters`: what goes into the model bundle. `arguments` are the
-user's, texts by name, `samples` is what the index has of its pictures. InputError for arguments it
+user's, texts by name, `samples` is what the index has of its images. InputError for arguments it
 does not know.
 
 `Descriptor(parameters, classes, device)`: what computes vectors, as the protocol below says.
@@ -27,11 +27,11 @@ Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """B pictures of one shape, and what the model found in them.
+class ImageBatch:
+    """B images of one shape, and what the model found in them.
 
     pixels: (B, H, W, 3) uint8 RGB. labels: (B, H, W) uint8, the class of each pixel, 0 background.
-    feature: (B, C) of whole pictures. region_features: (B, K, C) of each class and the background,
+    feature: (B, C) of whole images. region_features: (B, K, C) of each class and the background,
     zero where it is absent. counts: (B, K) cells of each class.
     Of a descriptor that does not read pixels, `pixels` and `labels` are empty.
     """
@@ -65,7 +65,7 @@ class Parameters:
 
 
 class Descriptor(Protocol):
-    """What computes vectors. Equal pictures have equal vectors, up to how batches round.
+    """What computes vectors. Equal images have equal vectors, up to how batches round.
 
     reads_pixels: whether `pixels` and `labels` are needed. on_device: whether it computes on the
     device that it was given, rather than on the host.
@@ -75,8 +75,8 @@ class Descriptor(Protocol):
     on_device: ClassVar[bool]
     length: int
 
-    def __call__(self, pictures: Pictures) -> Described:
-        """Describe pictures."""
+    def __call__(self, images: ImageBatch) -> Described:
+        """Describe images."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Moments:
 
 
 class Samples(Protocol):
-    """The pictures of an index, for what a descriptor has to learn."""
+    """The images of an index, for what a descriptor has to learn."""
 
     @property
     def classes(self) -> Sequence[str]:
@@ -98,14 +98,14 @@ class Samples(Protocol):
     def moments(self) -> Moments:
         """Of the features of all images, in one pass."""
 
-    def pictures(self, count: int) -> Iterator[Pictures]:
-        """At most `count` pictures, and no more than the user allows, drawn at random, a few at a
+    def draw_images(self, count: int) -> Iterator[ImageBatch]:
+        """At most `count` images, and no more than the user allows, drawn at random, a few at a
         time.
         """
 
     def labelled(self, count: int) -> tuple[Vectors, Sequence[str]]:
         """Features (n, C) of at most `count` images, drawn at random, and the names of the folders
-        that the pictures lie in.
+        that the images lie in.
         """
 
 

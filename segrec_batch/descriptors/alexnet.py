@@ -1,13 +1,13 @@
 """fc7 of AlexNet: 4096 values, the network baseline of Ouni 2020, table 6.
 
-The argument `weights` (default: imagenet), and how pictures are resized: see `operators.networks`.
+The argument `weights` (default: imagenet), and how images are resized: see `operators.networks`.
 Compare by L2.
 """
 
 from collections.abc import Mapping
 from typing import ClassVar
 
-from segrec_batch.descriptors import Described, Parameters, Pictures, Samples, chosen
+from segrec_batch.descriptors import Described, ImageBatch, Parameters, Samples, chosen
 from segrec_batch.descriptors.operators import networks
 from segrec_batch.descriptors.operators.networks import ALEXNET, Architecture
 
@@ -24,7 +24,7 @@ def weights_of(architecture: Architecture, arguments: Mapping[str, str]) -> Para
 
 
 class Descriptor:
-    """The vector of the whole picture, values 0 or above. Other networks differ in the
+    """The vector of the whole image, values 0 or above. Other networks differ in the
     architecture.
     """
 
@@ -39,6 +39,6 @@ class Descriptor:
         self._network = networks.Network(self.architecture, parameters.tensors, precision, device)
         self.length = self.architecture.length
 
-    def __call__(self, pictures: Pictures) -> Described:
-        """Describe pictures."""
-        return Described(self._network(networks.as_images(pictures.pixels, self._device)))
+    def __call__(self, images: ImageBatch) -> Described:
+        """Describe images."""
+        return Described(self._network(networks.as_images(images.pixels, self._device)))

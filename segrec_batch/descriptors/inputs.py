@@ -1,7 +1,7 @@
-"""What descriptors see: pictures with what the model finds in them, or found when it indexed them.
+"""What descriptors see: images with what the model finds in them, or found when it indexed them.
 
-A *row* here has `shape` and `pixels` of the decoded picture and, as in SEGMENTED, `mask`,
-`mask_shape`, `counts`, `feature` and `region_features`. The labels of a picture's pixels are those
+A *row* here has `shape` and `pixels` of the decoded image and, as in SEGMENTED, `mask`,
+`mask_shape`, `counts`, `feature` and `region_features`. The labels of an image's pixels are those
 of its stored mask, so that a descriptor that is switched on later sees what it would have seen in
 the first place.
 """
@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
-from segrec_batch.common.errors import IndexStateError, PictureError
-from segrec_batch.descriptors import Pictures
+from segrec_batch.common.errors import ImageError, IndexStateError
+from segrec_batch.descriptors import ImageBatch
 from segrec_batch.images import sandbox
 from segrec_batch.images.decode import Shape, mask_shape
 from segrec_batch.model.spec import ModelSpec
@@ -26,21 +26,21 @@ from segrec_batch.sources.roots import ImageRoots, OutsideRootsError, fetch_imag
 
 Row = dict[str, Any]
 
-UNDEFINED = "the descriptor is not defined for this picture"
+UNDEFINED = "the descriptor is not defined for this image"
 """The reason of a row of `descriptors` that trying again would not change."""
-CHANGED = "the picture is not the one that was indexed"
-OUTSIDE = "the picture lies below no folder that the index was made from"
+CHANGED = "the image is not the one that was indexed"
+OUTSIDE = "the image lies below no folder that the index was made from"
 READ = "read: "
-"""How the reasons of rows of `descriptors` begin whose pictures could not be read."""
+"""How the reasons of rows of `descriptors` begin whose images could not be read."""
 
 
-def assemble(rows: Sequence[Row], classes: int, pixels: bool) -> Pictures:
-    """Rows of one shape as Pictures; `classes` counts the background."""
+def assemble(rows: Sequence[Row], classes: int, pixels: bool) -> ImageBatch:
+    """Rows of one shape as an ImageBatch; `classes` counts the background."""
     n = len(rows)
     height, width = rows[0]["shape"] if pixels else (0, 0)
     images = [_bytes(row["pixels"], (height, width, 3)) for row in rows if pixels]
     labels = [_labels(row, (height, width)) for row in rows if pixels]
-    return Pictures(
+    return ImageBatch(
         pixels=np.stack(images) if pixels else np.zeros((n, 0, 0, 3), np.uint8),
         labels=np.stack(labels) if pixels else np.zeros((n, 0, 0), np.uint8),
         feature=np.array([row["feature"] for row in rows], np.float32),
@@ -88,8 +88,8 @@ def _stored_mask(row: Row) -> NDArray[np.integer[Any]]:
     try:
         labels = sandbox.shared().decode_mask(row["mask"])
         if labels.shape != mask_shape(row["height"], row["width"]):
-            raise PictureError("decode", f"{labels.shape[1]} × {labels.shape[0]} pixels")
-    except PictureError as error:
+            raise ImageError("decode", f"{labels.shape[1]} × {labels.shape[0]} pixels")
+    except ImageError as error:
         raise IndexStateError(
             f"{row['uri']}: its mask in the index is damaged ({error.reason}); jobs/maintain.py "
             "verify names all that is"
@@ -98,7 +98,7 @@ def _stored_mask(row: Row) -> NDArray[np.integer[Any]]:
 
 
 def read_pixels(rows: Sequence[Row], shapes: Sequence[Shape], roots: ImageRoots) -> None:
-    """Read and decode the pictures of stored rows: `shape` and `pixels`, or None and a `reason`.
+    """Read and decode the images of stored rows: `shape` and `pixels`, or None and a `reason`.
 
     Those that do not lie below the roots are not read. Raises StorageError if the store does not
     answer.
@@ -107,29 +107,29 @@ def read_pixels(rows: Sequence[Row], shapes: Sequence[Shape], roots: ImageRoots)
     for row, content in zip(rows, contents, strict=True):
         row.update(shape=None, pixels=None, reason=None)
         try:
-            picture = _decoded(row, content, shapes)
-            row.update(shape=picture.shape[:2], pixels=picture.tobytes())
-        except PictureError as error:
+            image = _decoded(row, content, shapes)
+            row.update(shape=image.shape[:2], pixels=image.tobytes())
+        except ImageError as error:
             row["reason"] = f"{error.stage}: {error.reason}"
 
 
 def is_unread(reason: str | None) -> bool:
-    """Return whether a reason says nothing of the picture, so that the next run tries again."""
+    """Return whether a reason says nothing of the image, so that the next run tries again."""
     return bool(reason and reason.startswith(READ) and reason != f"{READ}{CHANGED}")
 
 
 def is_outside(reason: str | None) -> bool:
-    """Return whether a reason is that the picture lies below no root of its index."""
+    """Return whether a reason is that the image lies below no root of its index."""
     return reason == f"{READ}{OUTSIDE}"
 
 
 def _decoded(row: Row, content: bytes | OSError, shapes: Sequence[Shape]) -> NDArray[np.uint8]:
     if isinstance(content, OutsideRootsError):
-        raise PictureError("read", OUTSIDE)
+        raise ImageError("read", OUTSIDE)
     if isinstance(content, OSError):
-        raise PictureError("read", f"{type(content).__name__}: {content}")
+        raise ImageError("read", f"{type(content).__name__}: {content}")
     if hashlib.blake2b(content, digest_size=16).hexdigest() != row["content_hash"]:
-        raise PictureError("read", CHANGED)
+        raise ImageError("read", CHANGED)
     return sandbox.shared().decode(content, shapes).pixels
 
 
@@ -138,6 +138,6 @@ def _bytes(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 
 def _labels(row: Row, shape: Shape) -> NDArray[np.uint8]:
-    """The mask, resized to the picture as the model saw it; of each pixel the nearest label."""
+    """The mask, resized to the image as the model saw it; of each pixel the nearest label."""
     mask = Image.fromarray(_bytes(row["mask"], tuple(row["mask_shape"])))
     return np.asarray(mask.resize((shape[1], shape[0]), Image.Resampling.NEAREST))

@@ -1,14 +1,14 @@
 """pool5 of ResNet-50 of the foreground alone, with a category, after Waqas 2023; compare by L2.
 
 The model's classes are what is localised (section 4.1): pixels of the background are painted white,
-the picture is made grey (section 3) and resized to 224 × 224, and ResNet-50 sees it (section 4.3).
-A picture without any foreground is seen as a whole: alone on a white canvas all such would be
+the image is made grey (section 3) and resized to 224 × 224, and ResNet-50 sees it (section 4.3).
+An image without any foreground is seen as a whole: alone on a white canvas all such would be
 equal. Under `category=class` they compete with each other only, as `background`.
 
 Arguments: `weights` as in `operators.networks`; `grey`, yes (default) or no;
 `category`, to which a search can be narrowed: `class` (default), that which fills most of the
 foreground, or `folder`, told from the feature by a linear classifier that is fitted on the names of
-the folders that the index's pictures lie in (section 4.2 has an EfficientNetV2-L there).
+the folders that the index's images lie in (section 4.2 has an EfficientNetV2-L there).
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segrec_batch.common.errors import InputError
-from segrec_batch.descriptors import Described, Parameters, Pictures, Samples, chosen
+from segrec_batch.descriptors import Described, ImageBatch, Parameters, Samples, chosen
 from segrec_batch.descriptors.operators import networks
 from segrec_batch.descriptors.operators.networks import RESNET50
 
@@ -73,19 +73,19 @@ class Descriptor:
             self._weights = parameters.tensors[f"{_CLASSIFIER}weights"].astype(np.float64)
             self._bias = parameters.tensors[f"{_CLASSIFIER}bias"].astype(np.float64)
 
-    def __call__(self, pictures: Pictures) -> Described:
-        """Describe pictures."""
-        labels = torch.from_numpy(pictures.labels).to(self._device)
-        images = painted(networks.as_images(pictures.pixels, self._device), labels)
+    def __call__(self, batch: ImageBatch) -> Described:
+        """Describe batch."""
+        labels = torch.from_numpy(batch.labels).to(self._device)
+        images = painted(networks.as_images(batch.pixels, self._device), labels)
         if self._settings["grey"]:
             images = grey(images)
-        return Described(self._network(images), self._names(pictures))
+        return Described(self._network(images), self._names(batch))
 
-    def _names(self, pictures: Pictures) -> Sequence[str]:
+    def _names(self, batch: ImageBatch) -> Sequence[str]:
         if self._settings["category"] == "folder":
-            found = (pictures.feature @ self._weights.T + self._bias).argmax(axis=1)
+            found = (batch.feature @ self._weights.T + self._bias).argmax(axis=1)
         else:
-            found = dominant(pictures.counts)
+            found = dominant(batch.counts)
         return [self._settings["categories"][k] for k in found]
 
 

@@ -1,4 +1,4 @@
-"""Principal components of the picture's feature: 64 values, after Krupa 2022; compare by cosine.
+"""Principal components of the image's feature: 64 values, after Krupa 2022; compare by cosine.
 
 The components are those of the features of all images of the index (Krupa 2022, section 3.3;
 Pearson 1901). The argument `dimension` (default: 64) is how many of them are kept. Projections are
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from segrec_batch.common.errors import InputError
 from segrec_batch.descriptors import (
     Described,
+    ImageBatch,
     Moments,
     Parameters,
-    Pictures,
     Samples,
     whole_numbers,
 )
@@ -69,7 +69,7 @@ class Descriptor:
         self._components = parameters.tensors["components"].astype(np.float64)
         self.length = len(self._components)
 
-    def __call__(self, pictures: Pictures) -> Described:
-        """Describe pictures."""
-        centred = pictures.feature - self._mean  # float64, so that no batch shows in float32
+    def __call__(self, images: ImageBatch) -> Described:
+        """Describe images."""
+        centred = images.feature - self._mean  # float64, so that no batch shows in float32
         return Described((centred @ self._components.T).astype(np.float32))

@@ -1,6 +1,6 @@
 """pool5 of ResNet-50: 2048 values, the network baseline of Ouni 2020, table 6.
 
-The argument `weights` (default: imagenet), and how pictures are resized: see `operators.networks`.
+The argument `weights` (default: imagenet), and how images are resized: see `operators.networks`.
 Compare by L2.
 """
 
@@ -16,6 +16,6 @@ def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
 
 
 class Descriptor(alexnet.Descriptor):
-    """The vector of the whole picture, values 0 or above."""
+    """The vector of the whole image, values 0 or above."""
 
     architecture = RESNET50

@@ -1,4 +1,4 @@
-"""The descriptors of a bundle at work: vectors for rows of pictures (see `pictures`)."""
+"""The descriptors of a bundle at work: vectors for rows of images (see `images`)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +16,7 @@ from segrec_batch.model.bundle import load_descriptor
 from segrec_batch.model.spec import DescriptorSpec, ModelSpec, read_spec
 from segrec_batch.sources.strict_json import shorten
 
-_TOGETHER = 32  # pictures
+_TOGETHER = 32  # images
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Loaded:
     def __call__(
         self, rows: Sequence[Row], alone: AbstractContextManager[Any] | None = None
     ) -> None:
-        """Add a vector to `described` of each row, or the `reason` why it has no picture.
+        """Add a vector to `described` of each row, or the `reason` why it has no image.
 
         It computes inside `alone`, a lock on the device where others use it, too.
         """
@@ -74,7 +74,7 @@ def on_host(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def read_pixels(names: Sequence[str]) -> bool:
-    """Whether any of some descriptors needs the picture itself."""
+    """Whether any of some descriptors needs the image itself."""
     return any(_kind(name).reads_pixels for name in names)
 
 

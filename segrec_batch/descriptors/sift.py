@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
-from segrec_batch.descriptors import Described, Parameters, Pictures, Samples, whole_numbers
+from segrec_batch.descriptors import Described, ImageBatch, Parameters, Samples, whole_numbers
 from segrec_batch.descriptors.operators import keypoints
 from segrec_batch.descriptors.operators.signature import signatures
 
@@ -28,7 +28,7 @@ class Descriptor:
         self._classes = classes
         self.length = classes * self._extract.dim
 
-    def __call__(self, pictures: Pictures) -> Described:
-        """Describe pictures; of one without keypoints the vector is zero."""
-        found = signatures(self._extract, pictures.pixels, pictures.labels, self._classes)
+    def __call__(self, images: ImageBatch) -> Described:
+        """Describe images; of one without keypoints the vector is zero."""
+        found = signatures(self._extract, images.pixels, images.labels, self._classes)
         return Described(found)

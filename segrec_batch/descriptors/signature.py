@@ -7,7 +7,7 @@ stands for a keypoint, so that the centre of a class is its region feature.
 from collections.abc import Mapping
 from typing import ClassVar
 
-from segrec_batch.descriptors import Described, Parameters, Pictures, Samples, whole_numbers
+from segrec_batch.descriptors import Described, ImageBatch, Parameters, Samples, whole_numbers
 from segrec_batch.index.schema import FEATURE_LENGTH
 
 
@@ -25,6 +25,6 @@ class Descriptor:
     def __init__(self, parameters: Parameters, classes: int, device: str) -> None:
         self.length = classes * FEATURE_LENGTH
 
-    def __call__(self, pictures: Pictures) -> Described:
-        """Describe pictures."""
-        return Described(pictures.region_features.reshape(len(pictures), self.length))
+    def __call__(self, images: ImageBatch) -> Described:
+        """Describe images."""
+        return Described(images.region_features.reshape(len(images), self.length))

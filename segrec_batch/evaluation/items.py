@@ -1,4 +1,4 @@
-"""What a page of a report is made of: sections of texts, tables, plots and pictures."""
+"""What a page of a report is made of: sections of texts, tables, plots and images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,8 +46,8 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture with a label below it; `mark` is good, bad or nothing, told by a frame and a sign.
+class GalleryImage:
+    """An image with a label below it; `mark` is good, bad or nothing, told by a frame and a sign.
 
     `overlay` is a palette image of class labels over it, 0 transparent.
     """
@@ -70,10 +70,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Strips of pictures: of each a title and what is in it. `legend`: classes and colours."""
+    """Strips of images: of each a title and what is in it. `legend`: classes and colours."""
 
     caption: str
-    strips: Sequence[tuple[str, Sequence[Picture]]]
+    strips: Sequence[tuple[str, Sequence[GalleryImage]]]
     legend: Mapping[str, str] = field(default_factory=dict)
     split: str = ""
 

@@ -1,8 +1,8 @@
-"""Encoded pictures → RGB pixels of one of a few fixed shapes.
+"""Encoded images → RGB pixels of one of a few fixed shapes.
 
-A model sees pictures in a handful of *shapes* of nearly equal area, one per aspect ratio: the
-aspect of a picture survives, a batch of one shape is one tensor, and neither cost nor memory
-depends on the picture.
+A model sees images in a handful of *shapes* of nearly equal area, one per aspect ratio: the
+aspect of an image survives, a batch of one shape is one tensor, and neither cost nor memory
+depends on the image.
 """
 
 import io
@@ -29,12 +29,12 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from segrec_batch.common.errors import PictureError
+from segrec_batch.common.errors import ImageError
 from segrec_batch.images import png, signatures, tiff
 from segrec_batch.images.tiff_layout import Layout, read_layout
 
 MAX_PIXELS = 178_956_970  # Pillow's own bound for decompression bombs
-MASK_SIDE = 1024  # masks keep the picture's size up to this long side
+MASK_SIDE = 1024  # masks keep the image's size up to this long side
 STRIDE = 16  # of the deepest convolution layers; sides of shapes are multiples of it
 _ASPECTS = (1.0, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2.0, 3.0)  # long side : short side
 
@@ -68,8 +68,8 @@ _UPRIGHT = {
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A decoded picture: `pixels` uint8 (h, w, 3) RGB; `width`, `height` of the upright source."""
+class DecodedImage:
+    """A decoded image: `pixels` uint8 (h, w, 3) RGB; `width`, `height` of the upright source."""
 
     pixels: NDArray[np.uint8]
     width: int
@@ -93,21 +93,21 @@ def _whole_strides(side: float) -> int:
 
 
 def nearest_shape(shapes: Sequence[Shape], height: int, width: int) -> Shape:
-    """The shape whose aspect ratio is nearest to that of a picture (on a log scale)."""
+    """The shape whose aspect ratio is nearest to that of an image (on a log scale)."""
     aspect = math.log(width / height)
     return min(shapes, key=lambda s: abs(math.log(s[1] / s[0]) - aspect))
 
 
 def mask_shape(height: int, width: int) -> Shape:
-    """The size at which the mask of a picture is stored: its own, long side at most 1024."""
+    """The size at which the mask of an image is stored: its own, long side at most 1024."""
     scale = min(1.0, MASK_SIDE / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def decode(data: bytes, shapes: Sequence[Shape]) -> Picture:
+def decode(data: bytes, shapes: Sequence[Shape]) -> DecodedImage:
     """Decode an image of any format in use (see `open_rgb`), resized to the nearest shape."""
     image, width, height, format_ = open_rgb(data, shapes)
-    return Picture(fit(image, shapes), width, height, format_)
+    return DecodedImage(fit(image, shapes), width, height, format_)
 
 
 def fit(image: Image.Image, shapes: Sequence[Shape]) -> NDArray[np.uint8]:
@@ -130,17 +130,17 @@ def open_rgb(
         shapes: JPEGs may come at a reduced DCT scale that is still larger than the nearest of them.
 
     Raises:
-        PictureError: With stage `decode`: the file is no image, is broken, or is of a format,
+        ImageError: With stage `decode`: the file is no image, is broken, or is of a format,
             layout, compression or size that is not supported; the reason says which.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of what it can live with: broken EXIF etc.
             return _open_rgb(data, signatures.recognise(data), shapes)
-    except PictureError:
+    except ImageError:
         raise
     except Exception as error:  # decoders raise nearly anything on broken bytes
-        raise PictureError("decode", f"{type(error).__name__}: {error}") from error
+        raise ImageError("decode", f"{type(error).__name__}: {error}") from error
 
 
 def _open_rgb(
@@ -165,7 +165,7 @@ def _open(data: bytes, format_: str) -> ImageFile.ImageFile:
         image: ImageFile.ImageFile = _OPENERS[format_](io.BytesIO(data), "")
     except (SyntaxError, IndexError, TypeError, struct.error) as error:  # what plug-ins mean by it
         kind = f"broken, truncated or unknown kind of {format_}"
-        raise PictureError("decode", f"{kind}: {error}") from error
+        raise ImageError("decode", f"{kind}: {error}") from error
     _check_size(image.width, image.height)
     return image
 
@@ -193,7 +193,7 @@ def _by_pillow(
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise PictureError("decode", f"{width}×{height} pixels are too many")
+        raise ImageError("decode", f"{width}×{height} pixels are too many")
 
 
 def _described(image: Image.Image, format_: str) -> tuple[Image.Image, int, int, str]:
@@ -208,7 +208,7 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # broken EXIF does not make a picture unreadable
+    except Exception:  # broken EXIF does not make an image unreadable
         return 1
 
 

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from segrec_batch.common.errors import PictureError
+from segrec_batch.common.errors import ImageError
 from segrec_batch.images.decode import MAX_PIXELS
 from segrec_batch.images.signatures import find_format
 
@@ -50,7 +50,7 @@ _TIFF_LOSSLESS = {
 def decode_mask(data: bytes) -> NDArray[np.integer[Any]]:
     """Return the samples of a mask, (H, W) of the smallest integer type that the file calls for.
 
-    Raises PictureError with stage `decode` for a file that is damaged, or refused: the reason says
+    Raises ImageError with stage `decode` for a file that is damaged, or refused: the reason says
     why, and what to do.
     """
     try:
@@ -64,7 +64,7 @@ def decode_mask(data: bytes) -> NDArray[np.integer[Any]]:
                 image.load()
                 _check_upright(image)
                 return _samples(image, scale)
-    except PictureError:
+    except ImageError:
         raise
     except Image.DecompressionBombError as error:
         raise _refusal(
@@ -108,7 +108,7 @@ def _samples(image: Image.Image, scale: int) -> NDArray[np.integer[Any]]:
 
 
 def _check_layout(image: Image.Image) -> None:
-    """Raise PictureError for an image that cannot be a mask; looks at its header only."""
+    """Raise ImageError for an image that cannot be a mask; looks at its header only."""
     if image.format not in FORMATS:
         why = _REFUSED.get(str(image.format), "not one of " + ", ".join(FORMATS))
         raise _refusal(f"a mask in {image.format} is refused: {why}")
@@ -161,7 +161,7 @@ def _tag(image: TiffImageFile, number: int, default: int = 1) -> int:
 
 
 def _check_upright(image: Image.Image) -> None:
-    """Raise PictureError for a PNG, which has been loaded, that is to be turned before it is shown.
+    """Raise ImageError for a PNG, which has been loaded, that is to be turned before it is shown.
 
     Other formats of masks have no EXIF, or have been checked by their header.
     """
@@ -173,12 +173,12 @@ def _check_upright(image: Image.Image) -> None:
         raise _turned("EXIF")
 
 
-def _turned(where: str) -> PictureError:
+def _turned(where: str) -> ImageError:
     return _refusal(f"a mask with an orientation ({where}) is refused", "turn its pixels upright")
 
 
 def _check_palette(image: Image.Image) -> None:
-    """Raise PictureError for a palette that may be a way to store greys.
+    """Raise ImageError for a palette that may be a way to store greys.
 
     Programs that make files smaller number the greys of a mask anew: 0, 1, 3 become the indices 0,
     1, 2 of a palette of greys. Palettes for display are coloured, or go from black to white.
@@ -200,5 +200,5 @@ def _check_palette(image: Image.Image) -> None:
         )
 
 
-def _refusal(reason: str, advice: str = ADVICE) -> PictureError:
-    return PictureError("decode", f"{reason}; {advice}")
+def _refusal(reason: str, advice: str = ADVICE) -> ImageError:
+    return ImageError("decode", f"{reason}; {advice}")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from segrec_batch.common.errors import PictureError
+from segrec_batch.common.errors import ImageError
 from segrec_batch.images.scaling import Samples, render_rgb
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -33,7 +33,7 @@ def drop_damaged_ancillary(data: bytes) -> bytes:
     nor, where it looks for EXIF in a damaged file, any of them, and gives black pixels then.
 
     Raises:
-        PictureError: A critical chunk is cut short, or its checksum is wrong.
+        ImageError: A critical chunk is cut short, or its checksum is wrong.
     """
     kept, start = [], 0
     for at, end, kind in _chunks(data):
@@ -41,7 +41,7 @@ def drop_damaged_ancillary(data: bytes) -> bytes:
             continue
         if not kind[0] & 0x20:
             name = kind.decode("ascii", "backslashreplace")
-            raise PictureError("decode", f"broken or truncated PNG: the chunk {name} is damaged")
+            raise ImageError("decode", f"broken or truncated PNG: the chunk {name} is damaged")
         kept.append(data[start:at])
         start = end
     return b"".join([*kept, data[start:]]) if kept else data
@@ -70,10 +70,10 @@ def read_depth_and_colour(data: bytes) -> tuple[int, int]:
     """Return bits a sample and the colour type, from the header, which is the first chunk.
 
     Raises:
-        PictureError: It is not: Pillow reads on, but the format says no, and so do others.
+        ImageError: It is not: Pillow reads on, but the format says no, and so do others.
     """
     if data[12:16] != b"IHDR":
-        raise PictureError("decode", "broken PNG: the header is not the first chunk")
+        raise ImageError("decode", "broken PNG: the header is not the first chunk")
     return data[24], data[25]
 
 

@@ -23,9 +23,9 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from segrec_batch.common.errors import PictureError
+from segrec_batch.common.errors import ImageError
 from segrec_batch.images.confinement import Confinement
-from segrec_batch.images.decode import MAX_PIXELS, Picture, Shape
+from segrec_batch.images.decode import MAX_PIXELS, DecodedImage, Shape
 from segrec_batch.images.sandbox_process import (
     PATIENCE,
     Answer,
@@ -36,9 +36,9 @@ from segrec_batch.images.sandbox_process import (
     require,
 )
 
-PICTURE_SECONDS = 60.0  # of wall time
+IMAGE_SECONDS = 60.0  # of wall time
 INTERACTIVE_SECONDS = 10.0  # the same where somebody waits for it
-PICTURE_MEMORY = 2**32  # bytes of address space; a picture of MAX_PIXELS needs 3.5 GiB at worst
+IMAGE_MEMORY = 2**32  # bytes of address space; an image of MAX_PIXELS needs 3.5 GiB at worst
 STARTS = 3  # of a child that something kills before it is ready
 _GRACE = 5.0  # seconds beyond the limit of an image, after which its clock is not believed
 
@@ -59,8 +59,8 @@ class Sandbox:
     def __init__(
         self,
         *,
-        seconds: float = PICTURE_SECONDS,
-        memory: int = PICTURE_MEMORY,
+        seconds: float = IMAGE_SECONDS,
+        memory: int = IMAGE_MEMORY,
         function: str = "segrec_batch.images.decode:decode",
     ) -> None:
         self.seconds = seconds
@@ -90,8 +90,10 @@ class Sandbox:
         with self._lock:
             return self._ready().confinement
 
-    def decode(self, data: bytes, shapes: Sequence[Shape], seconds: float | None = None) -> Picture:
-        """Decode as `decode.decode` does; PictureError also when the child does not survive.
+    def decode(
+        self, data: bytes, shapes: Sequence[Shape], seconds: float | None = None
+    ) -> DecodedImage:
+        """Decode as `decode.decode` does; ImageError also when the child does not survive.
 
         After a crash the image is tried in a second child: the first may have died of something
         else. After a timeout it is not.
@@ -102,35 +104,35 @@ class Sandbox:
             seconds: it may take, if not as long as all others.
 
         Raises:
-            PictureError: of stage `decode`.
+            ImageError: of stage `decode`.
             DecoderError: a child does not even start.
         """
         allowed = {tuple(shape) for shape in shapes}
 
-        def read(answer: Answer) -> Picture:
-            picture = _picture(answer)
-            require(picture.pixels.shape[:2] in allowed)
-            return picture
+        def read(answer: Answer) -> DecodedImage:
+            image = _image(answer)
+            require(image.pixels.shape[:2] in allowed)
+            return image
 
         return self._call("decode", data, {"shapes": shapes}, seconds, read)
 
-    def decode_whole(self, data: bytes, seconds: float | None = None) -> Picture:
+    def decode_whole(self, data: bytes, seconds: float | None = None) -> DecodedImage:
         """Decode an image with all its pixels. For arguments and errors see `decode`."""
-        return self._call("whole", data, {}, seconds, _picture)
+        return self._call("whole", data, {}, seconds, _image)
 
     def decode_within(
         self, data: bytes, box: tuple[int, int], seconds: float | None = None
-    ) -> Picture:
+    ) -> DecodedImage:
         """Decode an image, made smaller to fit a box (width, height) if it is larger.
 
         For arguments and errors see `decode`.
         """
 
-        def read(answer: Answer) -> Picture:
-            picture = _picture(answer)
-            height, width = picture.pixels.shape[:2]
+        def read(answer: Answer) -> DecodedImage:
+            image = _image(answer)
+            height, width = image.pixels.shape[:2]
             require(width <= box[0] and height <= box[1])
-            return picture
+            return image
 
         return self._call("within", data, {"box": box}, seconds, read)
 
@@ -167,12 +169,12 @@ class Sandbox:
                 child = self._ready()
                 try:
                     return read(child.ask(request, data, limit + _GRACE))
-                except PictureError:
+                except ImageError:
                     raise
                 except NonsenseError:  # somebody else may have taken it over
                     self._child = None
                     child.end()
-                    raise PictureError("decode", _NONSENSE) from None
+                    raise ImageError("decode", _NONSENSE) from None
                 except TimeoutError:
                     self._child = None
                     child.end()
@@ -181,13 +183,13 @@ class Sandbox:
                     self._child, status = None, child.end(PATIENCE)
                     if status == -signal.SIGALRM:
                         raise _LateError(limit) from None
-                except BaseException:  # its answer may still come, and is not the next picture's
+                except BaseException:  # its answer may still come, and is not the next image's
                     self._child = None
                     child.end()
                     raise
         # the kernel kills, first of all these, where memory runs out: it says nothing of the image
         stage = "read" if status == -signal.SIGKILL else "decode"
-        raise PictureError(stage, self._cause(status))
+        raise ImageError(stage, self._cause(status))
 
     def _ready(self) -> ChildProcess:
         """A child that waits for a request."""
@@ -252,12 +254,12 @@ def _make() -> Sandbox:
     return sandbox
 
 
-def is_late(error: PictureError) -> bool:
+def is_late(error: ImageError) -> bool:
     """Return whether an image was given up for the time it took."""
     return isinstance(error, _LateError)
 
 
-class _LateError(PictureError):
+class _LateError(ImageError):
     """One image took too long to decode."""
 
     def __init__(self, seconds: float) -> None:
@@ -274,11 +276,11 @@ def _report(confinement: Confinement) -> None:
         _log.info("the process that decodes is confined, with %s", gaps)
 
 
-def _picture(answer: Answer) -> Picture:
+def _image(answer: Answer) -> DecodedImage:
     facts, pixels = answer
     width, height, format_ = facts.get("width"), facts.get("height"), facts.get("format")
     require(isinstance(width, int) and isinstance(height, int))
     require(width > 0 and height > 0 and width * height <= MAX_PIXELS)  # type: ignore[operator]
     require(isinstance(format_, str) and format_.isascii() and len(format_) <= 10)
     require(pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3)
-    return Picture(pixels.astype(np.uint8, copy=False), width, height, format_)  # type: ignore[arg-type]
+    return DecodedImage(pixels.astype(np.uint8, copy=False), width, height, format_)  # type: ignore[arg-type]

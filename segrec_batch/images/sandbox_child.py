@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segrec_batch.common.errors import PictureError
+from segrec_batch.common.errors import ImageError
 from segrec_batch.images import decode, masks
 from segrec_batch.images.confinement import confine
 
@@ -40,23 +40,23 @@ _LATE_IMPORTS = (
     "traceback",
 )
 
-Answer = decode.Picture | NDArray[np.integer[Any]]
+Answer = decode.DecodedImage | NDArray[np.integer[Any]]
 
 
-def decode_whole(data: bytes) -> decode.Picture:
+def decode_whole(data: bytes) -> decode.DecodedImage:
     """Decode an image with all its pixels."""
     image, width, height, format_ = decode.open_rgb(data)
-    return decode.Picture(np.asarray(image, np.uint8), width, height, format_)
+    return decode.DecodedImage(np.asarray(image, np.uint8), width, height, format_)
 
 
-def decode_within(data: bytes, box: tuple[int, int]) -> decode.Picture:
+def decode_within(data: bytes, box: tuple[int, int]) -> decode.DecodedImage:
     """Decode an image, made smaller to fit a box (width, height) if it is larger.
 
     A JPEG is decoded at the coarsest scale that is enough.
     """
     image, width, height, format_ = decode.open_rgb(data, [(2 * box[1], 2 * box[0])])
     image.thumbnail(box)
-    return decode.Picture(np.asarray(image, np.uint8), width, height, format_)
+    return decode.DecodedImage(np.asarray(image, np.uint8), width, height, format_)
 
 
 def main(descriptor: str, function: str, memory: str) -> None:
@@ -115,12 +115,12 @@ def _answer(
 ) -> tuple[dict[str, object], memoryview]:
     try:
         found = call(data, **options)
-    except PictureError as error:
+    except ImageError as error:
         if isinstance(error.__cause__, MemoryError):
             raise error.__cause__ from None
         return {"reason": error.reason}, memoryview(b"")
     facts: dict[str, object] = {}
-    if isinstance(found, decode.Picture):
+    if isinstance(found, decode.DecodedImage):
         facts = {name: getattr(found, name) for name in ("width", "height", "format")}
         found = found.pixels
     pixels = np.ascontiguousarray(found, found.dtype.newbyteorder("="))

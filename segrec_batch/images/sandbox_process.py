@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segrec_batch.common.errors import DecoderError, PictureError
+from segrec_batch.common.errors import DecoderError, ImageError
 from segrec_batch.images.confinement import Confinement
 from segrec_batch.images.decode import MAX_PIXELS
 from segrec_batch.images.sandbox_child import LENGTH
@@ -33,7 +33,7 @@ _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "TIFFFILE_NUM_THREADS": "1",
-    # glibc: keep small pictures' pages, give back large ones', which Pillow has in blocks of 16 MiB
+    # glibc: keep small images' pages, give back large ones', which Pillow has in blocks of 16 MiB
     "MALLOC_MMAP_THRESHOLD_": str(2**22),
     "MALLOC_TRIM_THRESHOLD_": str(2**25),
 }
@@ -123,7 +123,7 @@ class ChildProcess:
             raise TimeoutError from None
         answer = self._message(deadline)
         if "reason" in answer:
-            raise PictureError("decode", str(answer["reason"])[:_LONGEST_REASON])
+            raise ImageError("decode", str(answer["reason"])[:_LONGEST_REASON])
         dtype = str(answer.get("dtype"))
         require(dtype in _DTYPES)
         pixels = np.empty(_shape(answer.get("shape")), dtype)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segrec_batch.common.errors import PictureError
+from segrec_batch.common.errors import ImageError
 
 NODATA_MAGNITUDE = 3.39e38
 """Floats of this size are nodata without a tag: programs write float32's greatest for it."""
@@ -55,7 +55,7 @@ def render_rgb(samples: Samples) -> Image.Image:
     """Return the samples as an RGB image.
 
     Raises:
-        PictureError: No pixel has a finite value.
+        ImageError: No pixel has a finite value.
     """
     low, high = _range(samples) if samples.stretched else samples.nominal
     if not low < high:
@@ -88,7 +88,7 @@ def _range(samples: Samples) -> tuple[float, float]:
             low, high = min(low, float(visible.min())), max(high, float(visible.max()))
     height, width, _ = samples.colours.shape
     if low > high and transparent < height * width:
-        raise PictureError("decode", "no pixel has a value: all are NaN, infinite or nodata")
+        raise ImageError("decode", "no pixel has a value: all are NaN, infinite or nodata")
     return low, high
 
 

@@ -1,6 +1,6 @@
 """The format of an image file by its first bytes."""
 
-from segrec_batch.common.errors import PictureError
+from segrec_batch.common.errors import ImageError
 
 READ = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """Formats that are read."""
@@ -61,17 +61,17 @@ def recognise(data: bytes) -> str:
     """Return the format of an image file, one of `READ`.
 
     Raises:
-        PictureError: The file is empty, no image, or of a format that is not read.
+        ImageError: The file is empty, no image, or of a format that is not read.
     """
     if not data:
-        raise PictureError("decode", "empty file")
+        raise ImageError("decode", "empty file")
     if name := find_format(data):
         return name
     if unread := _unread(data):
-        raise PictureError(
+        raise ImageError(
             "decode", f"{unread} is not supported: convert it to one of {', '.join(READ)}"
         )
-    raise PictureError("decode", "not a picture")
+    raise ImageError("decode", "not an image")
 
 
 def _unread(data: bytes) -> str | None:

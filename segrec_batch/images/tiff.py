@@ -86,7 +86,7 @@ def open_here(data: bytes, layout: Layout) -> Image.Image:
     """Return a TIFF of another layout as RGB, as stored: not turned upright.
 
     Raises:
-        PictureError: The layout is not supported, or its content is broken.
+        ImageError: The layout is not supported, or its content is broken.
     """
     known = _has_meaning(layout) and can_read_samples(layout)
     if not (known and layout.compression in COMPRESSIONS):

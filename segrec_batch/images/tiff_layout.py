@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from segrec_batch.common.errors import PictureError
+from segrec_batch.common.errors import ImageError
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, CIELAB = 0, 1, 2, 3, 5, 6, 8
 """Values of the tag PhotometricInterpretation."""
@@ -92,7 +92,7 @@ class Layout:
         return None
 
     def refuse(self) -> NoReturn:
-        """Raise PictureError with the name of the layout."""
+        """Raise ImageError with the name of the layout."""
         samples = f"{self.samples} samples" if self.samples > 1 else "1 sample"
         name = f"{_name(_PHOTOMETRIC, self.photometric)}, {samples} of {self.bits}-bit {self.kind}"
         name += ", planar" if self.is_planar else ""
@@ -103,36 +103,36 @@ class Layout:
         if self.is_big_tiff:
             name += ", BigTIFF"
         name += f", predictor {self.predictor}" if self.predictor != 1 else ""
-        raise PictureError("decode", f"TIFF of this layout is not supported: {name}")
+        raise ImageError("decode", f"TIFF of this layout is not supported: {name}")
 
     def check_compression(self) -> None:
-        """Raise PictureError if nothing here reads the compression."""
+        """Raise ImageError if nothing here reads the compression."""
         if self.compression not in _COMPRESSION:
             name = _name(_UNREAD_COMPRESSION, self.compression)
-            raise PictureError("decode", f"TIFF compression {name} is not supported")
+            raise ImageError("decode", f"TIFF compression {name} is not supported")
 
 
 def read_layout(data: bytes) -> Layout:
     """Read the tags of the first image of a TIFF or BigTIFF.
 
     Raises:
-        PictureError: The directory is broken, or has different bits or kinds of samples.
+        ImageError: The directory is broken, or has different bits or kinds of samples.
     """
     tags = _read_tags(data)
     width, height = tags.whole(256), tags.whole(257)
     bits, kinds = tags.values(258, (1,)), tags.values(339, (1,))
     samples, photometric = tags.whole(277, 1), tags.whole(262, BLACK_IS_ZERO)
     if not (width > 0 and height > 0 and samples > 0):
-        raise PictureError("decode", "broken TIFF: no width, height or samples")
+        raise ImageError("decode", "broken TIFF: no width, height or samples")
     if len(set(bits)) > 1 or len(set(kinds)) > 1 or kinds[0] not in _KINDS:
         types = ", ".join(f"{b}-bit" for b in bits)
         name = f"{_name(_PHOTOMETRIC, photometric)}, samples of {types}"
-        raise PictureError("decode", f"TIFF of this layout is not supported: {name}")
+        raise ImageError("decode", f"TIFF of this layout is not supported: {name}")
     is_tiled = 324 in tags.directory
     rows = tags.whole(323) if is_tiled else min(tags.whole(278, height) or height, height)
     columns = tags.whole(322) if is_tiled else width
     if rows < 1 or columns < 1:
-        raise PictureError("decode", "broken TIFF: strips or tiles without size")
+        raise ImageError("decode", "broken TIFF: strips or tiles without size")
     return Layout(
         width=width,
         height=height,
@@ -167,13 +167,13 @@ class _Tags:
         value = self.directory.get(tag, default)
         found = tuple(value) if isinstance(value, (tuple, bytes)) else (value,)
         if not all(isinstance(v, int) for v in found) or (tag in self.directory and not found):
-            raise PictureError("decode", f"broken TIFF: tag {tag} is no whole number")
+            raise ImageError("decode", f"broken TIFF: tag {tag} is no whole number")
         return found
 
     def whole(self, tag: int, default: int | None = None) -> int:
         """Return the only number of a tag."""
         if tag not in self.directory and default is None:
-            raise PictureError("decode", f"broken or truncated TIFF: no tag {tag}")
+            raise ImageError("decode", f"broken or truncated TIFF: no tag {tag}")
         return self.values(tag, (default or 0,))[0]
 
 
@@ -188,7 +188,7 @@ def _read_tags(data: bytes) -> _Tags:
         file.seek(directory.next)
         directory.load(file)
     except (SyntaxError, struct.error, ValueError, OverflowError) as error:
-        raise PictureError("decode", f"broken or truncated TIFF: {error}") from error
+        raise ImageError("decode", f"broken or truncated TIFF: {error}") from error
     return _Tags(directory)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import TiffImagePlugin
 
-from segrec_batch.common.errors import PictureError
+from segrec_batch.common.errors import ImageError
 from segrec_batch.images.tiff_layout import Layout
 
 Buffer = bytes | memoryview
@@ -44,17 +44,17 @@ def read_samples(data: bytes, layout: Layout, kept: int) -> NDArray[Any]:
     """Return the first `kept` samples of each pixel, (h, w, kept), in the file's type.
 
     Raises:
-        PictureError: Strips or tiles are missing, truncated or broken, or the samples are too many.
+        ImageError: Strips or tiles are missing, truncated or broken, or the samples are too many.
     """
     dtype = _dtype(layout)
     if layout.height * layout.width * kept * dtype.itemsize > MAX_BYTES:
-        raise PictureError(
+        raise ImageError(
             "decode", f"{layout.width}×{layout.height} pixels of {kept} {layout.bits}-bit samples "
             f"take more than {MAX_BYTES / 2**30:g} GiB",
         )  # fmt: skip
     rows, columns = layout.segment
     if rows * columns * layout.samples * dtype.itemsize > MAX_BYTES:
-        raise PictureError("decode", f"tiles of {columns}×{rows} pixels are too large")
+        raise ImageError("decode", f"tiles of {columns}×{rows} pixels are too large")
     across, down = math.ceil(layout.width / columns), math.ceil(layout.height / rows)
     needed = across * down * (layout.samples if layout.is_planar else 1)
     _check_segments(layout, needed, len(data))
@@ -73,11 +73,11 @@ def _check_segments(layout: Layout, needed: int, length: int) -> None:
     compressed = layout.compression != NONE  # if not, the sizes are known
     there = min(len(layout.offsets), len(layout.sizes)) if compressed else len(layout.offsets)
     if there < needed:
-        raise PictureError("decode", f"truncated TIFF: {there} of {needed} strips or tiles")
+        raise ImageError("decode", f"truncated TIFF: {there} of {needed} strips or tiles")
     for i, offset in enumerate(layout.offsets[:needed]):
         end = offset + layout.sizes[i] if compressed else offset + 1
         if offset and end > length:
-            raise PictureError("decode", "truncated TIFF: a strip or tile ends beyond the file")
+            raise ImageError("decode", "truncated TIFF: a strip or tile ends beyond the file")
 
 
 def _segments(data: bytes, layout: Layout, last: int, down: int) -> Iterator[NDArray[Any]]:
@@ -115,7 +115,7 @@ def _contents(data: bytes, layout: Layout, indices: Sequence[int], size: int) ->
     elif layout.compression != NONE:
         contents = _decompress_by_libtiff(contents, layout.compression, size)
     if any(len(content) < size for content in contents):
-        raise PictureError("decode", "truncated TIFF: a strip or tile has too few bytes")
+        raise ImageError("decode", "truncated TIFF: a strip or tile has too few bytes")
     return contents
 
 
@@ -177,7 +177,7 @@ def _inflate(content: Buffer, size: int) -> bytes:
     try:
         return zlib.decompressobj().decompress(content, size)
     except zlib.error as error:
-        raise PictureError("decode", f"broken TIFF: {error}") from error
+        raise ImageError("decode", f"broken TIFF: {error}") from error
 
 
 def _decompress_by_libtiff(contents: Sequence[Buffer], compression: int, size: int) -> list[Buffer]:
@@ -206,5 +206,5 @@ def _decompress_by_libtiff(contents: Sequence[Buffer], compression: int, size: i
     try:
         rows = image.tobytes()
     except OSError as error:
-        raise PictureError("decode", f"broken or truncated TIFF: {error}") from error
+        raise ImageError("decode", f"broken or truncated TIFF: {error}") from error
     return [rows[at : at + size] for at in range(0, n * size, size)]

@@ -41,8 +41,8 @@ def coverage_column(name: str) -> str:
 def images_schema(classes: Sequence[str]) -> pa.Schema:
     """One row per indexed image; `classes` are the foreground classes.
 
-    width, height: of the upright picture. coverage_*: σ in [0, 1] on the feature grid, sum 1.
-    mask_grid: grid_h · grid_w labels, one byte each. mask: palette PNG at the picture's size, long
+    width, height: of the upright image. coverage_*: σ in [0, 1] on the feature grid, sum 1.
+    mask_grid: grid_h · grid_w labels, one byte each. mask: palette PNG at the image's size, long
     side at most 1024. feature: 512 values, raw. inv_norm: 1/‖feature − mean‖, NULL if constant.
     sign_bits: 8 words of bits.
     """
@@ -102,7 +102,7 @@ def descriptors_schema() -> pa.Schema:
 
     descriptor: the partition; in the path the descriptor's name and a hash of all that changes its
     vectors, in queries the name. category: what a search can be narrowed to, if the descriptor has
-    such. vector: as long as the descriptor makes it; NULL if the picture could not be described,
+    such. vector: as long as the descriptor makes it; NULL if the image could not be described,
     for a `reason`.
     """
     return pa.schema(

@@ -1,4 +1,4 @@
-"""Labelled pictures: images paired with masks, the meaning of mask values, and groups."""
+"""Labelled images: images paired with masks, the meaning of mask values, and groups."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segrec_batch.common import messages
-from segrec_batch.common.errors import InputError, ModelError, PictureError
+from segrec_batch.common.errors import ImageError, InputError, ModelError
 from segrec_batch.images import sandbox
 from segrec_batch.labels.pairing import describe_lone, list_files, pair_folders
 from segrec_batch.model.spec import check_class_names
@@ -125,10 +125,10 @@ class LabelledImage:
         try:
             content = storage.read_bytes(self.image)
             with sandbox.borrowed() as decoder:  # several threads load
-                picture = decoder.decode_whole(content)
-        except (OSError, PictureError) as error:
+                decoded = decoder.decode_whole(content)
+        except (OSError, ImageError) as error:
             raise InputError(f"{self.image}: {_reason(error)}") from error
-        image = Image.fromarray(picture.pixels)
+        image = Image.fromarray(decoded.pixels)
         labels = load_mask(self.mask, classes)
         height, width = labels.shape
         if (width, height) != image.size:
@@ -145,7 +145,7 @@ def load_mask(uri: str, classes: Classes) -> NDArray[np.int16]:
         content = storage.read_bytes(uri)
         with sandbox.borrowed() as decoder:
             values = decoder.decode_mask(content)
-    except (OSError, PictureError) as error:
+    except (OSError, ImageError) as error:
         raise InputError(f"{uri}: {_reason(error)}") from error
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > MAX_VALUE:
@@ -158,8 +158,8 @@ def load_mask(uri: str, classes: Classes) -> NDArray[np.int16]:
     return labels
 
 
-def _reason(error: OSError | PictureError) -> str:
-    return error.reason if isinstance(error, PictureError) else str(error)
+def _reason(error: OSError | ImageError) -> str:
+    return error.reason if isinstance(error, ImageError) else str(error)
 
 
 def pair(images: str, masks: str, groups: str = "auto") -> list[LabelledImage]:

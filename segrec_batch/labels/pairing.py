@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from segrec_batch.common.errors import InputError
 from segrec_batch.sources import storage
-from segrec_batch.sources.listing import list_pictures
+from segrec_batch.sources.listing import list_images
 
 Parts = tuple[str, ...]
 """The components of a path without the extension, composed (NFC): macOS stores names decomposed."""
@@ -57,7 +57,7 @@ class Pairing:
 
 def list_files(uri: str) -> Files:
     """List the image files under `uri`. Raises InputError if there are none."""
-    rows = list_pictures(uri).to_pylist()
+    rows = list_images(uri).to_pylist()
     problems = {row["uri"]: row["problem"] for row in rows if row["problem"]}
     root = storage.absolute(uri)
     root = "/".join(root.split("/")[:-1]) if rows[0]["uri"] == root else root

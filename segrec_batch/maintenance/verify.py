@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from segrec_batch.common.console import ProgressMeter
-from segrec_batch.common.errors import PictureError
+from segrec_batch.common.errors import ImageError
 from segrec_batch.distributed import cluster
 from segrec_batch.distributed.tasks import each
 from segrec_batch.images import sandbox
@@ -166,7 +166,7 @@ def _coverages_differ(row: dict[str, Any], spec: ModelSpec) -> bool:
 def _mask_differs(row: dict[str, Any], spec: ModelSpec) -> bool:
     try:
         mask = sandbox.shared().decode_mask(row["mask"])
-    except PictureError:
+    except ImageError:
         return True
     wanted = mask_shape(row["height"], row["width"])
     return mask.shape != wanted or int(mask.max()) >= len(spec.all_classes)

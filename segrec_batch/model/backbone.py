@@ -167,7 +167,7 @@ class Backbone(nn.Module):
         self.taps = {LAYERS[name].position: name for name in layers}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) normalised pictures → {layer: (B, C, H/stride, W/stride)}."""
+        """(B, 3, H, W) normalised images → {layer: (B, C, H/stride, W/stride)}."""
         x = x.contiguous(memory_format=torch.channels_last)
         maps = {}
         for position, block in enumerate(self.blocks):

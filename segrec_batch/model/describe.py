@@ -1,4 +1,4 @@
-"""Feature vectors of pictures and regions: pooling of a feature map, and what ranking needs."""
+"""Feature vectors of images and regions: pooling of a feature map, and what ranking needs."""
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def sign_bits(features: Tensor, centre: Tensor, rotation: Tensor) -> Tensor:
 
     The Hamming distance of two such grows with the angle between the features, and so falls
     with their Pearson correlation: a filter before the exact ranking. `centre` (512,) is the mean
-    of `centred_unit` features of the training pictures, `rotation` (512, 512) orthogonal.
+    of `centred_unit` features of the training images, `rotation` (512, 512) orthogonal.
     """
     signs = (centred_unit(features) - centre) @ rotation > 0
     shifts = torch.arange(64, device=features.device)

@@ -1,4 +1,4 @@
-"""The device a model runs on: which it is, how pictures get there and results back."""
+"""The device a model runs on: which it is, how images get there and results back."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ def full_float32() -> Iterator[None]:
 
 
 class Upload:
-    """Copies pictures to a device; to a GPU while it computes what it was given before."""
+    """Copies images to a device; to a GPU while it computes what it was given before."""
 
     def __init__(self, device: str) -> None:
         self._device = device

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from segrec_batch.model.architecture import Tap
 
 # Numbers that a block of a GPU's threads has room for. PyTorch keeps there the weights by which it
-# averages, of 32 columns and a row: 156 cells to one, of a picture one pixel high, are too many.
+# averages, of 32 columns and a row: 156 cells to one, of an image one pixel high, are too many.
 _BLOCK = 12_288
 
 

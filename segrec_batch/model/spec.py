@@ -16,7 +16,7 @@ from segrec_batch.sources.strict_json import check_values, read_json, shorten
 
 BACKGROUND = "background"
 FORMAT = 3  # of the bundle and of the arithmetic behind it; part of model_id
-COMMON_GRID = 32  # side of the square grid on which masks of any two pictures are compared
+COMMON_GRID = 32  # side of the square grid on which masks of any two images are compared
 _COLOURS = ("#e6194b", "#4363d8", "#3cb44b", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 _NAME = re.compile(r"[A-Za-z0-9_]{1,64}")  # of a class or a descriptor: a column, a folder, a file
 _ID = re.compile(r"[0-9a-f]{16}")
@@ -73,7 +73,7 @@ class ModelSpec:
 
     classes: names of the foreground classes; class i of a map is classes[i-1], 0 the background.
     taps: layers of the SVM, as `Tap` writes them. components: the class of each SVM.
-    shapes: (height, width) to which pictures are resized, see `decode`.
+    shapes: (height, width) to which images are resized, see `decode`.
     descriptors: by name; each has an identity of its own, `DescriptorSpec.id`.
     training: provenance and validation figures; not part of the identity.
     """

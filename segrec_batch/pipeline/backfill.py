@@ -1,7 +1,7 @@
-"""Descriptors that were switched on after pictures were indexed: their vectors, and nothing else.
+"""Descriptors that were switched on after images were indexed: their vectors, and nothing else.
 
-Images that lack vectors move to a new part with them: pictures are read once more if a descriptor
-needs them, but the model is not run. A picture that cannot be read any more, or is not the one that
+Images that lack vectors move to a new part with them: images are read once more if a descriptor
+needs them, but the model is not run. An image that cannot be read any more, or is not the one that
 was indexed, keeps its row; in place of a vector it gets the reason.
 """
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from segrec_batch.descriptors.runtime import Loaded  # torch
 
 _STEP = 4096  # images of a task, at most: what it holds in memory, and what a crash can lose
-_SLICE = 128  # pictures whose pixels are in memory at once
+_SLICE = 128  # images whose pixels are in memory at once
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Job:
     """Images `start` to `stop` of a part, in the order of its file, and with what to describe them.
 
     precision: of networks. retry: whether those that were read and have no vector are tried again,
-    too. roots: below which pictures are read.
+    too. roots: below which images are read.
     """
 
     index: str
@@ -66,7 +66,7 @@ class Job:
 @dataclass(frozen=True)
 class Added:
     """files: a new part. image_ids: the images in it, which leave the old one. vectors: how many
-    there are that were not there before. read: how many pictures were to be read; unread: of these,
+    there are that were not there before. read: how many images were to be read; unread: of these,
     how many could not be; outside: how many were not tried, since they lie below no root.
     """
 
@@ -206,7 +206,7 @@ def _described(job: Job, descriptor: str) -> KnownRows:
 def _describe(
     rows: Sequence[Row], loaded: "Sequence[Loaded]", have: Mapping[str, KnownRows], job: Job
 ) -> int:
-    """Add to `described` of rows what they lack; how many pictures were to be read for that."""
+    """Add to `described` of rows what they lack; how many images were to be read for that."""
     for row in rows:
         row.update(shape=None, reason=None, described=[], run_id=job.run_id)
     wanted = [[row for row in rows if row["image_id"] not in have[d.id].final] for d in loaded]

@@ -1,7 +1,7 @@
 """The Ray Data chain: read → decode → segment → describe → write.
 
 Workers, actors and nodes may die at any time: Ray runs their tasks again, which is harmless, since
-a part that nobody has a receipt of is invisible. What would kill a worker each time, a picture that
+a part that nobody has a receipt of is invisible. What would kill a worker each time, an image that
 breaks its decoder, dies in the sandbox instead.
 """
 
@@ -17,7 +17,7 @@ from segrec_batch.common.errors import ClusterError
 from segrec_batch.distributed.cluster import ray_errors
 from segrec_batch.distributed.placement import Placement
 from segrec_batch.images import sandbox
-from segrec_batch.images.sandbox import PICTURE_SECONDS
+from segrec_batch.images.sandbox import IMAGE_SECONDS
 from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.pipeline.segment import SegmentBatch, TimedSegmentBatch
 from segrec_batch.pipeline.stages import decode_batch, describe_batch, write_batch
@@ -38,8 +38,8 @@ def process(
     """
     sandbox.shared().confinement()  # logs here, where it is seen, what the kernel does not hold
     context = ray.data.DataContext.get_current()
-    # longer than it takes to give up every picture of a batch
-    hung = int(300 + PICTURE_SECONDS * placement.batch_size)
+    # longer than it takes to give up every image of a batch
+    hung = int(300 + IMAGE_SECONDS * placement.batch_size)
     context.execution_no_progress_timeout_s = hung
     # tasks that start before an actor on a CPU has its node may fill it: then two share another
     context.wait_for_min_actors_s = hung if placement.where.device == "cpu" else -1

@@ -52,7 +52,7 @@ class Publisher:
             for old in row.pop("replaced") or ():
                 self._drop_later(old["part"], old["table"], [old["image_id"]])
             for reason in row.pop("reasons") or ():
-                reasons[reason["label"]] += reason["pictures"]
+                reasons[reason["label"]] += reason["images"]
             copied += row.pop("copied") or 0
             stale += row.pop("stale") or 0
             costs.append(row.pop("cost"))

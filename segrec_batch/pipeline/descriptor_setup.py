@@ -1,4 +1,4 @@
-"""Descriptors of a model: switched on, with what they learn from the pictures of its index, or off.
+"""Descriptors of a model: switched on, with what they learn from the images of its index, or off.
 
 What is switched on computes nothing yet; that is what the indexing job does.
 """

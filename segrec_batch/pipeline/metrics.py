@@ -15,15 +15,15 @@ from segrec_batch.common.console import every
 from segrec_batch.pipeline.tally import MOST, OTHERS, STAGES, Cost
 
 COUNTERS = {  # what is counted, and its label
-    "segrec_images_total": ("Pictures that are done.", "outcome"),
-    "segrec_failures_total": ("Pictures that failed or are stale.", "reason"),
+    "segrec_images_total": ("Images that are done.", "outcome"),
+    "segrec_failures_total": ("Images that failed or are stale.", "reason"),
     "segrec_stage_seconds_total": ("Seconds of stages and of waiting for them.", "stage"),
-    "segrec_read_bytes_total": ("Bytes of pictures that were read.", None),
+    "segrec_read_bytes_total": ("Bytes of images that were read.", None),
     "segrec_written_bytes_total": ("Bytes of new files of the index.", None),
     "segrec_commits_total": ("Commits of the index.", None),
 }
 GAUGES = {
-    "segrec_todo_images": "Pictures that the running job has to do yet.",
+    "segrec_todo_images": "Images that the running job has to do yet.",
     "segrec_last_commit_timestamp_seconds": "When the running job last committed, or began.",
 }
 EXPORTED = frozenset(f"ray_{name}" for name in (*COUNTERS, *GAUGES))  # as Prometheus sees them
@@ -49,7 +49,7 @@ class Metrics:
 
     @contextmanager
     def working(self, todo: int) -> Iterator[None]:
-        """Say that so many pictures are to do, until the block ends."""
+        """Say that so many images are to do, until the block ends."""
         self._todo = todo
         self._set()
         with every(_SECONDS, self._set):
@@ -59,7 +59,7 @@ class Metrics:
     def taken(
         self, indexed: int, copied: int, stale: int, reasons: Mapping[str, int], cost: Cost
     ) -> None:
-        """Pictures are done: computed, copied, failed for reasons, of these some stale."""
+        """Images are done: computed, copied, failed for reasons, of these some stale."""
         failed = sum(reasons.values()) - stale
         outcomes = {"indexed": indexed, "copied": copied, "failed": failed, "stale": stale}
         self._todo -= sum(outcomes.values())

@@ -38,7 +38,7 @@ Leaving = tuple[str, dict[str, list[str]]]  # a part, and the image_ids that lea
 
 @dataclass(frozen=True)
 class Request:
-    """What to index: pictures under `images` whose path below it fits any glob of `include` and
+    """What to index: images under `images` whose path below it fits any glob of `include` and
     none of `exclude`; at most `limit` of them in this run.
 
     max_gone: of the index's sources, how many may have left the listing. max_read_failures: how
@@ -165,7 +165,7 @@ class Plan:
         if not self.listed:
             if not self["excluded"]:
                 raise nothing_found(request.images, self.files)
-            raise InputError(f"{request.images}: --include and --exclude leave no picture")
+            raise InputError(f"{request.images}: --include and --exclude leave no image")
 
     def _check_keys(self) -> None:
         ((twice,),) = self._connection.execute(comparison.TWICE).fetchall()

@@ -24,7 +24,7 @@ def refuse_to_lose(plan: Plan, request: Request, published: Snapshot) -> None:
     """A rebuild replaces everything, so it must have been asked for everything."""
     if plan.left_out:
         raise InputError(
-            f"--rebuild replaces all of {published.index}, but {plan.left_out:,} of its pictures "
+            f"--rebuild replaces all of {published.index}, but {plan.left_out:,} of its images "
             f"are not below {request.images} or excluded; name a folder that holds them all"
         )
 
@@ -44,7 +44,7 @@ def finish(published: Snapshot, staged: Snapshot, account: Account, request: Req
             accepted as many: their rows would be lost.
     """
     if account.postponed:
-        say(f"{account.postponed:,} pictures are left; run again with --rebuild to go on")
+        say(f"{account.postponed:,} images are left; run again with --rebuild to go on")
         return published
     unread, limit = _count_unread(published, staged), request.max_read_failures
     if unread and (limit is None or limit.is_exceeded(unread, published.rows("images"))):

@@ -36,8 +36,8 @@ def failure_rows(rows: Sequence[Row]) -> Iterator[Rows]:
         yield "failures", None, pa.Table.from_pylist(failed, failures_schema())
 
 
-def picture_rows(rows: Sequence[Row], spec: ModelSpec) -> Iterator[Rows]:
-    """Rows of `images` and `regions` for pictures that were segmented."""
+def image_rows(rows: Sequence[Row], spec: ModelSpec) -> Iterator[Rows]:
+    """Rows of `images` and `regions` for images that were segmented."""
     if not rows:
         return
     stamp = dt.datetime.now(dt.UTC)
@@ -55,7 +55,7 @@ def picture_rows(rows: Sequence[Row], spec: ModelSpec) -> Iterator[Rows]:
 
 
 def descriptor_rows(rows: Sequence[Row]) -> Iterator[Rows]:
-    """Rows of `descriptors` for pictures that were described."""
+    """Rows of `descriptors` for images that were described."""
     entries = [{**entry, **_shared(row)} for row in rows for entry in row["described"]]
     entries.sort(key=lambda entry: str(entry["descriptor"]))
     for name, members in groupby(entries, key=lambda entry: str(entry["descriptor"])):

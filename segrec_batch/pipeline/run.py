@@ -54,7 +54,7 @@ class Execution:
         return nodes.resources(self.device, self.gpus, self.wait_seconds)
 
 
-def index_pictures(
+def index_images(
     request: Request,
     model: str,
     index: str,
@@ -62,7 +62,7 @@ def index_pictures(
     rebuild: bool = False,
     drop_descriptors: bool = False,
 ) -> tuple[Account, Snapshot]:
-    """Bring an index up to date with pictures; `rebuild` makes it anew, with any model.
+    """Bring an index up to date with images; `rebuild` makes it anew, with any model.
 
     Descriptors that the bundle has and the index lacks are computed; those of the index that the
     bundle lacks are an error without `drop_descriptors`. A rebuild is invisible to readers until it
@@ -123,7 +123,7 @@ def _has_news(published: Snapshot, account: Account) -> bool:
 def dry_run(
     request: Request, model: str, index: str, drop_descriptors: bool = False
 ) -> Iterator[tuple[str, str]]:
-    """Yield what `index_pictures` would do: status and URI of each source that it would touch."""
+    """Yield what `index_images` would do: status and URI of each source that it would touch."""
     check_root(request.images or "/")
     request = replace(request, images=storage.absolute(request.images))
     index = storage.absolute(index)
@@ -244,7 +244,7 @@ def _describe(publisher: Publisher, execution: Execution, retry: bool) -> None:
             publisher.publish_every(execution.commit_seconds)
     if account.outside:
         say(
-            f"{account.outside:,} pictures have no new vectors, since they lie below no folder "
+            f"{account.outside:,} images have no new vectors, since they lie below no folder "
             "that the index was made from: run once with --images over theirs",
             "warning",
         )
@@ -299,5 +299,5 @@ def _keep_what_is_done(publisher: Publisher, error: BaseException) -> None:
     except SegrecError as second:
         say(f"what was done since the last commit is lost: {second}", "warning")
     done, name = publisher.account.processed, type(error).__name__
-    text = f"stopped by {name}; {done:,} pictures were done; run again to go on"
+    text = f"stopped by {name}; {done:,} images were done; run again to go on"
     say(text, event="stopped", done=done, error=name)

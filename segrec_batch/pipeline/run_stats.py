@@ -16,7 +16,7 @@ from segrec_batch.pipeline.tally import READ, STAGES, Cost, most_frequent, total
 @dataclass(frozen=True)
 class Stage:
     """What a stage cost: seconds, summed over its workers; its share in those of all stages; the
-    images/s of one worker while it is at this stage, None if it took no time or had no picture.
+    images/s of one worker while it is at this stage, None if it took no time or had no image.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Account:
 
     def __str__(self) -> str:
         text = (
-            f"{self.listed:,} pictures: {self.new:,} new, {self.changed:,} changed, "
+            f"{self.listed:,} images: {self.new:,} new, {self.changed:,} changed, "
             f"{self.unchanged:,} unchanged, {self.retried:,} failed before and tried again, "
             f"{self.skipped:,} failed before and skipped; {self.gone:,} gone"
         )
@@ -114,7 +114,7 @@ class Account:
 
     @property
     def processed(self) -> int:
-        """Pictures of this run that are indexed, failed or stale."""
+        """Images of this run that are indexed, failed or stale."""
         return self.indexed + self.failed + self.stale
 
     @property
@@ -139,7 +139,7 @@ class Account:
 
     @property
     def starved(self) -> float | None:
-        """Share of the time of the model's actors in which they waited for pictures; None if they
+        """Share of the time of the model's actors in which they waited for images; None if they
         were not called.
         """
         busy, waited = self.cost["segment"], self.cost["starved"]
@@ -148,14 +148,14 @@ class Account:
     def stages(self) -> Iterator[Stage]:
         """What each stage cost. Of none, if nothing was processed."""
         whole = sum(self.cost[name] for name in STAGES)
-        for name, pictures in self._pictures().items():
+        for name, images in self._images().items():
             seconds = self.cost[name]
-            rate = pictures / seconds if pictures and seconds else None
+            rate = images / seconds if images and seconds else None
             if whole:
                 yield Stage(name, seconds, seconds / whole, rate)
 
-    def _pictures(self) -> Mapping[str, int]:
-        """How many pictures each stage has seen."""
+    def _images(self) -> Mapping[str, int]:
+        """How many images each stage has seen."""
         unread = sum(n for label, n in self.reasons.items() if _is_read(label))
         fresh = self.indexed - self.copied
         decoded = self.processed - self.copied - unread
@@ -208,7 +208,7 @@ class Account:
         accounted = self.unchanged + self.skipped + self.postponed + self.processed
         if self.listed != accounted:
             raise AccountingError(
-                f"{self.listed} pictures listed, but {accounted} accounted for "
+                f"{self.listed} images listed, but {accounted} accounted for "
                 f"({self.unchanged} unchanged, {self.skipped} skipped, {self.postponed} postponed, "
                 f"{self.indexed} indexed, {self.failed} failed, {self.stale} stale): "
                 f"{_NOT_PUBLISHED}"

@@ -1,4 +1,4 @@
-"""What descriptors learn from: moments of all features of an index, and pictures drawn from it.
+"""What descriptors learn from: moments of all features of an index, and images drawn from it.
 
 Draws are by a hash of `image_id`: the same images each time, and of a larger index mostly the same.
 """
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from segrec_batch.common.console import ProgressMeter
 from segrec_batch.common.errors import InputError
 from segrec_batch.common.messages import say
-from segrec_batch.descriptors import Moments, Pictures, Vectors
+from segrec_batch.descriptors import ImageBatch, Moments, Vectors
 from segrec_batch.descriptors.inputs import assemble, by_shape, read_pixels, stored_rows
 from segrec_batch.distributed import cluster
 from segrec_batch.distributed.tasks import each
@@ -22,7 +22,7 @@ from segrec_batch.search.database import Database, open_files, query
 from segrec_batch.search.sql.batches import batches
 
 _GROUPS = 128  # of files that one task reads; a task's result takes 2 MiB
-_AT_ONCE = 64  # pictures that are read together
+_AT_ONCE = 64  # images that are read together
 _BATCH = 32  # of one shape that are given together
 
 _ORDER = "md5(image_id), image_id"
@@ -38,7 +38,7 @@ SELECT uri, feature FROM images SEMI JOIN drawn USING (image_id) ORDER BY {_ORDE
 
 
 class IndexSamples:
-    """The images of a snapshot as `descriptors.Samples`; it gives at most `most` pictures.
+    """The images of a snapshot as `descriptors.Samples`; it gives at most `most` images.
 
     roots: below which these are read, see `choose_roots`. InputError if the snapshot has no images.
     """
@@ -72,8 +72,8 @@ class IndexSamples:
                 meter.advance(part[0])
         return Moments(*moments.merge(found[group[0].path] for _, group in jobs))
 
-    def pictures(self, count: int) -> Iterator[Pictures]:
-        """At most `count` pictures and at most `most`, up to 32 of one shape at a time.
+    def draw_images(self, count: int) -> Iterator[ImageBatch]:
+        """At most `count` images and at most `most`, up to 32 of one shape at a time.
 
         Those that cannot be read any more are left out, and counted on stderr at the end. Raises
         InputError if none can be read, StorageError.
@@ -81,7 +81,7 @@ class IndexSamples:
         spec = self._snapshot.spec
         count = min(count, self._most, self._snapshot.rows("images"))
         lost: list[str] = []
-        with ProgressMeter("pictures to learn from", count) as meter:
+        with ProgressMeter("images to learn from", count) as meter:
             for images, regions in self._drawn(count):
                 rows = stored_rows(images, regions, spec)
                 read_pixels(rows, spec.shapes, self._roots)
@@ -91,11 +91,11 @@ class IndexSamples:
                 meter.advance(len(rows))
         if len(lost) == count:
             hint = "" if self._roots.uris else "; --images-root URI names where they lie"
-            text = f"none of {count:,} pictures can be read any more, e.g. {lost[0]}{hint}"
+            text = f"none of {count:,} images can be read any more, e.g. {lost[0]}{hint}"
             raise InputError(text)
         if lost:
             say(
-                f"{len(lost):,} of {count:,} pictures to learn from cannot be read any more and "
+                f"{len(lost):,} of {count:,} images to learn from cannot be read any more and "
                 f"are left out, e.g. {lost[0]}",
                 "warning",
             )

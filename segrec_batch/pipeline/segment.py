@@ -62,9 +62,9 @@ class SegmentBatch:
         )
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
-        """DECODED rows → SEGMENTED rows; pictures of one shape go through the model together.
+        """DECODED rows → SEGMENTED rows; images of one shape go through the model together.
 
-        Raises DeviceError if a single picture is too much for the device's memory.
+        Raises DeviceError if a single image is too much for the device's memory.
         """
         rows: list[Row] = decoded.drop_columns("pixels").to_pylist()
         for row, pixels in zip(rows, decoded["pixels"], strict=True):

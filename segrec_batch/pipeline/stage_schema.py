@@ -30,8 +30,8 @@ COST = pa.struct(  # seconds of stages, and in which the model waited between ca
         _required("bytes_read", pa.int64()),
     ]
 )
-REASONS = pa.list_(  # why pictures failed, by label
-    pa.struct([_required("label", pa.string()), _required("pictures", pa.int64())])
+REASONS = pa.list_(  # why images failed, by label
+    pa.struct([_required("label", pa.string()), _required("images", pa.int64())])
 )
 # old_part, failed_part: where the rows are that this source has in the index already, in `images`
 # and what belongs to it, and in `failures`
@@ -54,7 +54,7 @@ _KNOWN = [
     pa.field("height", pa.int32()),
     pa.field("format", pa.string()),
 ]
-DESCRIBED = pa.list_(  # of a picture, by descriptor id; vector: float32, NULL for a reason
+DESCRIBED = pa.list_(  # of an image, by descriptor id; vector: float32, NULL for a reason
     pa.struct(
         [
             _required("descriptor", pa.string()),

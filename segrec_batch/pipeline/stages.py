@@ -11,20 +11,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from segrec_batch.common.errors import PictureError
+from segrec_batch.common.errors import ImageError
 from segrec_batch.images import sandbox
 from segrec_batch.images.decode import Shape
 from segrec_batch.index.encode import image_id
 from segrec_batch.index.parts import Rows, write_part
 from segrec_batch.model.spec import ModelSpec
-from segrec_batch.pipeline.rows import copied_rows, descriptor_rows, failure_rows, picture_rows
+from segrec_batch.pipeline.rows import copied_rows, descriptor_rows, failure_rows, image_rows
 from segrec_batch.pipeline.stage_schema import DECODED, RECEIPTS, SEGMENTED
 from segrec_batch.pipeline.tally import Stopwatch, charge, reasons, total
 from segrec_batch.sources import storage
 from segrec_batch.sources.listing import NAME_PROBLEMS
 from segrec_batch.sources.roots import MAX_IMAGE_BYTES
 
-MAX_BYTES = MAX_IMAGE_BYTES  # of an encoded picture, and of those that are read at once
+MAX_BYTES = MAX_IMAGE_BYTES  # of an encoded image, and of those that are read at once
 _SLICE = 128  # rows that are Python objects at once: a mask takes a megabyte
 
 Row = dict[str, Any]
@@ -41,7 +41,7 @@ def decode_batch(sources: pa.Table, shapes: Sequence[Shape]) -> pa.Table:
         problem = row.pop("problem")
         try:
             row.update(_decoded(row, problem or content, shapes))
-        except PictureError as error:
+        except ImageError as error:
             row.update(stage=error.stage, reason=error.reason, donor=None)
     decoded = pa.Table.from_pylist(rows, DECODED)
     decode = whole.lap() - read.seconds
@@ -85,27 +85,27 @@ def _read(rows: Sequence[Row], read: _Reading) -> Iterator[tuple[Row, bytes | OS
 
 def _decoded(row: Row, content: bytes | OSError | str | None, shapes: Sequence[Shape]) -> Row:
     if content is None:
-        raise PictureError("decode", f"{row['source_size']} bytes are more than {MAX_BYTES}")
+        raise ImageError("decode", f"{row['source_size']} bytes are more than {MAX_BYTES}")
     if isinstance(content, str):
-        raise PictureError("name" if content in NAME_PROBLEMS else "read", content)
+        raise ImageError("name" if content in NAME_PROBLEMS else "read", content)
     if isinstance(content, OSError):
-        raise PictureError("read", f"{type(content).__name__}: {content}")
+        raise ImageError("read", f"{type(content).__name__}: {content}")
     if len(content) != row["source_size"]:  # cut off, or being written
         other = "shorter" if len(content) < row["source_size"] else "longer"
-        raise PictureError("read", f"{other} than the {row['source_size']} bytes that were listed")
+        raise ImageError("read", f"{other} than the {row['source_size']} bytes that were listed")
     content_hash = hashlib.blake2b(content, digest_size=16).hexdigest()
     donor = row["donor"]
     if donor and donor["content_hash"] == content_hash:
         return {"content_hash": content_hash}
-    picture = sandbox.shared().decode(content, shapes)
+    image = sandbox.shared().decode(content, shapes)
     return {
         "donor": None,
         "content_hash": content_hash,
-        "width": picture.width,
-        "height": picture.height,
-        "format": picture.format,
-        "shape": picture.pixels.shape[:2],
-        "pixels": picture.pixels.tobytes(),
+        "width": image.width,
+        "height": image.height,
+        "format": image.format,
+        "shape": image.pixels.shape[:2],
+        "pixels": image.pixels.tobytes(),
     }
 
 
@@ -167,10 +167,10 @@ def _leaving(row: Row, keeps: bool) -> Iterator[Row]:
 
 
 def _rows_of(rows: Sequence[Row], spec: ModelSpec) -> Iterator[Rows]:
-    """Of pictures that failed, and of those that are not copies."""
+    """Of images that failed, and of those that are not copies."""
     fresh = [row for row in rows if not row["stage"] and not row["donor"]]
     yield from failure_rows([row for row in rows if row["stage"]])
-    yield from picture_rows(fresh, spec)
+    yield from image_rows(fresh, spec)
     yield from descriptor_rows(fresh)
 
 

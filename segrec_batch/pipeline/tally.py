@@ -1,4 +1,4 @@
-"""What stages cost and why pictures failed, on its way through the data into the books.
+"""What stages cost and why images failed, on its way through the data into the books.
 
 A row carries what was spent on it and on rows beside it that carry nothing: usually the first of a
 batch has all of the batch's. So sums over rows are exact however batches are cut and joined, and
@@ -91,7 +91,7 @@ def label(stage: str, reason: str) -> str:
 def reasons(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Failed rows, counted by label: entries of REASONS."""
     counts = Counter(label(row["stage"], row["reason"]) for row in rows)
-    return [{"label": name, "pictures": count} for name, count in counts.items()]
+    return [{"label": name, "images": count} for name, count in counts.items()]
 
 
 def most_frequent(counts: Mapping[str, int]) -> dict[str, int]:

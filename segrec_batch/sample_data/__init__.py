@@ -42,7 +42,7 @@ CLASSES = {"car": [1], "person": [2], "tree": [3], "ignore": [255]}
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture and what is in it.
+    """One image and what is in it.
 
     `image` is (H, W, 3) uint8 RGB; `mask` is (H, W) uint8: 0 background, 1 car, 2 person, 3 tree,
     the object visible in the larger part of the pixel.
@@ -102,7 +102,7 @@ def _save(pixels: NDArray[np.uint8], path: Path) -> None:
 
 
 def _paint(place: Place, view: View, things: list[Thing], cloud_drift: float) -> Image.Image:
-    """The picture on an RGBA canvas of twice the size; the fourth channel is the label."""
+    """The image on an RGBA canvas of twice the size; the fourth channel is the label."""
     size = (view.width, view.height)
     canvas = sky(view, place, cloud_drift).resize(size, Image.Resampling.BILINEAR)
     canvas.putalpha(0)
@@ -147,13 +147,13 @@ def _paint_thing(stage: Stage, thing: Thing) -> None:
 def _develop(rng: Rng, canvas: Image.Image, night: bool) -> Scene:
     """The canvas as a camera would give it: half the size, exposure, cast, softness and noise."""
     mask = _majority(np.asarray(canvas.getchannel("A")))
-    picture = canvas.convert("RGB").reduce(2)
+    image = canvas.convert("RGB").reduce(2)
     if night:
-        picture = Image.blend(picture, picture.filter(ImageFilter.GaussianBlur(3)), 0.25)
+        image = Image.blend(image, image.filter(ImageFilter.GaussianBlur(3)), 0.25)
     softness = float(rng.choice([0.0, 0.0, 0.5, 0.8]))
     if softness:
-        picture = picture.filter(ImageFilter.GaussianBlur(softness * picture.height / 240))
-    pixels = np.asarray(picture.point(_exposure(rng)), dtype=np.float32)
+        image = image.filter(ImageFilter.GaussianBlur(softness * image.height / 240))
+    pixels = np.asarray(image.point(_exposure(rng)), dtype=np.float32)
     noise = rng.standard_normal((*mask.shape, 1), dtype=np.float32) * between(rng, 1, 5)
     pixels = pixels * _leaf_grain(rng, mask)[..., None] + noise
     return Scene(np.clip(pixels, 0, 255).astype(np.uint8), mask)

@@ -1,7 +1,7 @@
 """Camera, light and brush: how a point of the world lands on the canvas, and how it is painted.
 
 World axes are metres: x to the right, y up from the ground, z along the road. Camera axes are the
-same seen from the eye: x right, y up, z ahead. The canvas is an RGBA picture whose fourth channel
+same seen from the eye: x right, y up, z ahead. The canvas is an RGBA image whose fourth channel
 holds the class label, so one stroke paints colour and label together and the two cannot disagree.
 """
 
@@ -103,7 +103,7 @@ class View:
         return self.x + cos * lateral + sin * depth, self.z - sin * lateral + cos * depth
 
     def frames(self, lateral: Points, depth: Points, margin: float) -> bool:
-        """Whether points (n,), metres right and ahead, may span something in the picture."""
+        """Whether points (n,), metres right and ahead, may span something in the image."""
         edge = self.width / 2 / self.focal * depth + margin
         return bool((lateral < edge).any() and (lateral > -edge).any())
 

@@ -74,7 +74,7 @@ def _in_view(view: View, thing: Thing) -> bool:
 
 
 def _close_up(rng: Rng, view: View, subject: str) -> list[Thing]:
-    """Objects so near that they fill much of the picture."""
+    """Objects so near that they fill much of the image."""
     if subject == "car":
         return _close_car(rng, view)
     if subject == "person":
@@ -89,7 +89,7 @@ def _close_up(rng: Rng, view: View, subject: str) -> list[Thing]:
 
 
 def _aside(rng: Rng, view: View, share: float, depth: float) -> tuple[float, float]:
-    """A ground point (x, z) at some depth, at most `share` of half the picture off its middle."""
+    """A ground point (x, z) at some depth, at most `share` of half the image off its middle."""
     return view.unturn(between(rng, -share, share) * view.width / 2 / view.focal * depth, depth)
 
 

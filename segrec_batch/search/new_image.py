@@ -1,13 +1,13 @@
-"""A picture that is not in the index as a query: what the index's own model sees in it."""
+"""An image that is not in the index as a query: what the index's own model sees in it."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segrec_batch.common.errors import InputError, PictureError
+from segrec_batch.common.errors import ImageError, InputError
 from segrec_batch.images import sandbox
-from segrec_batch.images.decode import Picture, mask_shape
+from segrec_batch.images.decode import DecodedImage, mask_shape
 from segrec_batch.index import encode
 from segrec_batch.model.bundle import load_model
 from segrec_batch.model.engines import EngineChoice, load_segmenter
@@ -22,23 +22,23 @@ from segrec_batch.sheets.card import Card
 def look(
     database: Database, name: str, content: bytes, criteria: Criteria, engine: EngineChoice
 ) -> tuple[Card, dict[str, Any]]:
-    """The picture as a card, and the arguments of the SQL macro: query, coverages, masks, category.
+    """The image as a card, and the arguments of the SQL macro: query, coverages, masks, category.
 
-    Raises InputError for what is no picture, or has no region of the class.
+    Raises InputError for what is no image, or has no region of the class.
     """
     spec = database.spec
     criteria.check(spec)
     try:
-        picture = sandbox.shared().decode(content, spec.shapes, sandbox.INTERACTIVE_SECONDS)
-    except PictureError as error:
+        image = sandbox.shared().decode(content, spec.shapes, sandbox.INTERACTIVE_SECONDS)
+    except ImageError as error:
         raise InputError(f"{name}: {error.reason}") from error
     segmenter = load_segmenter(load_model(database.model_uri), engine, few=True)
-    found = segmenter(picture.pixels[None], [mask_shape(picture.height, picture.width)])
+    found = segmenter(image.pixels[None], [mask_shape(image.height, image.width)])
     counts = found.counts[0]
     shares = dict(zip(spec.all_classes, (counts / counts.sum()).tolist(), strict=True))
     mask = found.masks[0]
     png = encode.mask_png(mask, list(spec.colours.values()))
-    vector, category = _compared(database, name, picture, found, mask, criteria, engine)
+    vector, category = _compared(database, name, image, found, mask, criteria, engine)
     seen = {
         "query": vector.tolist(),
         "coverages": list(shares.values()),
@@ -51,16 +51,16 @@ def look(
 def _compared(
     database: Database,
     name: str,
-    picture: Picture,
+    image: DecodedImage,
     found: Segmentation,
     mask: encode.Labels,
     criteria: Criteria,
     engine: EngineChoice,
 ) -> tuple[NDArray[np.float32], str | None]:
-    """What of the picture is compared, and its category."""
+    """What of the image is compared, and its category."""
     descriptor = Method.of(criteria.method).descriptor
     if descriptor is not None:
-        return _described(database, name, picture, found, mask, descriptor, engine)
+        return _described(database, name, image, found, mask, descriptor, engine)
     if criteria.cls is None or not criteria.regional:
         return found.feature[0], None
     k = database.spec.all_classes.index(criteria.cls)
@@ -72,7 +72,7 @@ def _compared(
 def _described(
     database: Database,
     name: str,
-    picture: Picture,
+    image: DecodedImage,
     found: Segmentation,
     mask: encode.Labels,
     descriptor: str,
@@ -81,8 +81,8 @@ def _described(
     from segrec_batch.descriptors.runtime import load
 
     row: dict[str, Any] = {
-        "shape": picture.pixels.shape[:2],
-        "pixels": picture.pixels.tobytes(),
+        "shape": image.pixels.shape[:2],
+        "pixels": image.pixels.tobytes(),
         "mask_shape": mask.shape,
         "mask": mask.tobytes(),
         "counts": found.counts[0],

@@ -1,4 +1,4 @@
-"""Ask an index for images like one that is in it, or like a new picture."""
+"""Ask an index for images like one that is in it, or like a new image."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,12 +18,12 @@ from segrec_batch.sources.roots import ImageRoots, OutsideRootsError, fetch_imag
 
 @dataclass(frozen=True)
 class QueryImage:
-    """What is asked with: an indexed image (`image_id`), or what was seen in a new picture."""
+    """What is asked with: an indexed image (`image_id`), or what was seen in a new image."""
 
     card: Card
     image_id: str | None
     seen: Mapping[str, Any] = field(default_factory=dict)
-    """Of a new picture: the arguments query, coverages, masks and category of the SQL macro."""
+    """Of a new image: the arguments query, coverages, masks and category of the SQL macro."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class Recommender:
         card = Card(row["uri"], None, row["mask"], self._coverage(row), None)
         return QueryImage(card, row["image_id"])
 
-    def new_picture(
+    def new_image(
         self, name: str, content: bytes, criteria: Criteria, engine: EngineChoice | None = None
     ) -> QueryImage:
-        """Segment a picture with the index's own model. InputError for what is no picture."""
+        """Segment an image with the index's own model. InputError for what is no image."""
         card, seen = look(self.database, name, content, criteria, engine or choose_engine())
         return QueryImage(card, None, seen)
 
@@ -137,21 +137,21 @@ _KINDS = {"coverages": "::FLOAT[]", "masks": "::MAP(VARCHAR, BIGINT[])"}
 def cards(
     asked: QueryImage, found: Sequence[Recommendation], method: str, roots: ImageRoots
 ) -> list[Card]:
-    """The query, then the recommendations, as they stand on a contact sheet, with their pictures.
+    """The query, then the recommendations, as they stand on a contact sheet, with their images.
 
-    A picture that cannot be read (any more), or does not lie below the roots, is None.
+    An image that cannot be read (any more), or does not lie below the roots, is None.
     """
     shown = Method.of(method)
     answer = [
         Card(r.uri, None, r.mask, r.coverage, shown.told(r.score), r.mask_iou, shown.label)
         for r in found
     ]
-    bare = [card for card in (asked.card, *answer) if card.picture is None]
+    bare = [card for card in (asked.card, *answer) if card.image is None]
     contents = fetch_images([card.uri for card in bare], roots)
     full = [
-        replace(card, picture=content)
+        replace(card, image=content)
         if isinstance(content, bytes)
         else replace(card, is_withheld=isinstance(content, OutsideRootsError))
         for card, content in zip(bare, contents, strict=True)
     ]
-    return full if asked.card.picture is None else [asked.card, *full]
+    return full if asked.card.image is None else [asked.card, *full]

@@ -1,4 +1,4 @@
-"""One image on a contact sheet, and what the page and the picture of a sheet both say of it."""
+"""One image on a contact sheet, and what the page and the image of a sheet both say of it."""
 
 import math
 import re
@@ -16,12 +16,12 @@ class Card:
     """One image on the sheet."""
 
     uri: str
-    picture: bytes | None
-    """The encoded source picture, any format that an index takes and any size; None when it could
+    image: bytes | None
+    """The encoded source image, any format that an index takes and any size; None when it could
     not be read."""
     mask: bytes
     """Palette PNG of class labels, 0 = background and i = the i-th class; any size, the aspect
-    of the picture after EXIF orientation."""
+    of the image after EXIF orientation."""
     coverage: Mapping[str, float]
     """Class to σ in [0, 1]; a class left out counts as 0."""
     score: float | None

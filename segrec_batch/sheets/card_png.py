@@ -1,4 +1,4 @@
-"""One card of a contact sheet, drawn: picture under its mask, similarity, a bar a class, name."""
+"""One card of a contact sheet, drawn: image under its mask, similarity, a bar a class, name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from segrec_batch.sheets.lettering import font, shorten
 from segrec_batch.sheets.thumbnail import Size, Thumbnail
 
 WELL: Size = (304, 228)
-"""The part of a card that holds the picture, in pixels, as wide as the card."""
+"""The part of a card that holds the image, in pixels, as wide as the card."""
 
 CARD, WELL_COLOUR, LINE, EDGE = "#ffffff", "#e9e9e6", "#d9d9d4", "#76766f"
 TEXT, SOFT, ACCENT, WINDOW = "#1d1d1b", "#5a5a55", "#1f5fbf", "#cbcbc4"
@@ -57,7 +57,7 @@ def draw_card(
     brush = ImageDraw.Draw(sheet)
     right, bottom = x + WELL[0] - 1, y + look.card_height - 1
     brush.rectangle((x, y, right, bottom), fill=CARD)
-    _draw_picture(sheet, corner, small)
+    _draw_image(sheet, corner, small)
     _draw_title(brush, (x + _PAD, y + WELL[1] + _PAD), title, {} if is_query else scores(card))
     top = y + WELL[1] + _PAD + _TITLE
     _draw_rows(brush, (x + _PAD, top), card, look, marked=not is_query)
@@ -68,7 +68,7 @@ def draw_card(
     brush.rectangle(frame, outline=ACCENT if is_query else LINE, width=3 if is_query else 1)
 
 
-def _draw_picture(sheet: Image.Image, corner: Size, small: Thumbnail) -> None:
+def _draw_image(sheet: Image.Image, corner: Size, small: Thumbnail) -> None:
     x, y = corner
     brush = ImageDraw.Draw(sheet)
     brush.rectangle((x, y, x + WELL[0] - 1, y + WELL[1] - 1), fill=WELL_COLOUR)
@@ -85,13 +85,13 @@ def _draw_picture(sheet: Image.Image, corner: Size, small: Thumbnail) -> None:
 
 
 def _blended(small: Thumbnail) -> Image.Image:
-    """The picture, or the colour of the well, under its mask."""
-    picture = small.picture or Image.new("RGB", small.size, WELL_COLOUR)
+    """The image, or the colour of the well, under its mask."""
+    image = small.image or Image.new("RGB", small.size, WELL_COLOUR)
     if small.overlay:
         labels = np.asarray(small.overlay)
         opacity = Image.fromarray(np.where(labels > 0, round(255 * MASK_OPACITY), 0).astype("u1"))
-        picture.paste(small.overlay.convert("RGB"), mask=opacity)
-    return picture
+        image.paste(small.overlay.convert("RGB"), mask=opacity)
+    return image
 
 
 def _draw_title(

@@ -1,9 +1,9 @@
 """A contact sheet: the query image and its recommendations on one self-contained HTML page.
 
-Pictures become JPEG thumbnails and masks transparent PNG overlays, both as ``data:`` URIs, so
+Images become JPEG thumbnails and masks transparent PNG overlays, both as ``data:`` URIs, so
 that one file can be mailed, archived or printed. `sheet.html.j2` beside this module holds the
 page; all text that comes from outside passes through its autoescaping. `sheet_png` draws the same
-sheet as one picture.
+sheet as one image.
 """
 
 import base64
@@ -66,7 +66,7 @@ def render_sheet(
     mask is its i-th key. ``caption`` says how the ranking came about and ``notice`` warns, both in
     plain words. The class ``asked`` about comes first and stands out, with the ``window`` of σ in
     [0, 1] that was asked for; a class without a colour, like the background, does not. Where a
-    picture or a mask cannot be decoded, takes too long (see `ThumbnailMaker`), or is larger than an
+    image or a mask cannot be decoded, takes too long (see `ThumbnailMaker`), or is larger than an
     index takes, the card says so and shows the rest.
 
     Raises ValueError for a colour that is not ``#rrggbb``.
@@ -107,7 +107,7 @@ def _view(card: Card, name: str, classes: Mapping[str, str], maker: ThumbnailMak
         description=_description(coverage),
         uri_head=card.name[:-_TAIL],
         uri_tail=card.name[-_TAIL:],
-        thumbnail=data_uri(small.picture, "JPEG", quality=80, optimize=True, comment=""),
+        thumbnail=data_uri(small.image, "JPEG", quality=80, optimize=True, comment=""),
         overlay=data_uri(small.overlay, "PNG", transparency=bytes([0])),
         missing=small.missing,
         size=small.size,

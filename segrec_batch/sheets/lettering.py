@@ -1,4 +1,4 @@
-"""Text on pictures: one font, no missing letters, lines and names cut to a width in pixels."""
+"""Text on images: one font, no missing letters, lines and names cut to a width in pixels."""
 
 import unicodedata
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A contact sheet as one picture, for reports and slides: what `sheet` puts on a page, as PNG."""
+"""A contact sheet as one image, for reports and slides: what `sheet` puts on a page, as PNG."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Small pictures of large ones, and their masks in the colours of the classes."""
+"""Small images of large ones, and their masks in the colours of the classes."""
 
 import base64
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segrec_batch.common.errors import PictureError
+from segrec_batch.common.errors import ImageError
 from segrec_batch.images import sandbox
 from segrec_batch.sheets.card import Card
 
@@ -28,29 +28,29 @@ _SHORT_SECONDS = 1.0  # for each of these
 class Thumbnail:
     """What a sheet shows of one image; a part that cannot be read is None."""
 
-    picture: Image.Image | None
+    image: Image.Image | None
     """RGB, upright, no larger than the box it was made for."""
     overlay: Image.Image | None
-    """Palette image of the picture's size: 0 = background, i = the i-th class in its colour."""
+    """Palette image of the image's size: 0 = background, i = the i-th class in its colour."""
     late: str | None = None
     """Why a part was given up, if that was for the time it took."""
     is_withheld: bool = False
-    """Whether the source of the picture was not fetched."""
+    """Whether the source of the image was not fetched."""
 
     @property
     def size(self) -> Size:
         """Width and height in pixels, 0 where nothing can be shown."""
-        shown = self.picture or self.overlay
+        shown = self.image or self.overlay
         return shown.size if shown else (0, 0)
 
     @property
     def missing(self) -> str | None:
         """What cannot be shown, in words."""
-        parts = {"picture": self.picture, "mask": self.overlay}
+        parts = {"image": self.image, "mask": self.overlay}
         if self.is_withheld:
-            del parts["picture"]
+            del parts["image"]
         lost = " and ".join(name for name, part in parts.items() if part is None)
-        texts = ["picture not fetched"] if self.is_withheld else []
+        texts = ["image not fetched"] if self.is_withheld else []
         if lost:
             texts.append(f"{lost} not readable{f' ({self.late})' if self.late else ''}")
         return ", ".join(texts) or None
@@ -70,17 +70,17 @@ class ThumbnailMaker:
         self._late = 0
 
     def make(self, card: Card) -> Thumbnail:
-        """Return the picture of a card and its mask; smaller pictures keep their size.
+        """Return the image of a card and its mask; smaller images keep their size.
 
-        One picture is decoded at a time, a JPEG at the coarsest scale that is enough.
+        One image is decoded at a time, a JPEG at the coarsest scale that is enough.
         """
-        picture, late = self._picture(card.picture)
+        image, late = self._image(card.image)
         labels, also_late = self._tried(sandbox.shared().decode_mask, card.mask)
-        size = picture.size if picture else None
+        size = image.size if image else None
         overlay = self._overlay(labels, size)
-        return Thumbnail(picture, overlay, late or also_late, card.is_withheld)
+        return Thumbnail(image, overlay, late or also_late, card.is_withheld)
 
-    def _picture(self, data: bytes | None) -> tuple[Image.Image | None, str | None]:
+    def _image(self, data: bytes | None) -> tuple[Image.Image | None, str | None]:
         if data is None:
             return None, None
         found, late = self._tried(partial(sandbox.shared().decode_within, box=self.box), data)
@@ -91,7 +91,7 @@ class ThumbnailMaker:
         seconds = sandbox.INTERACTIVE_SECONDS if self._late < MOST_LATE else _SHORT_SECONDS
         try:
             return decode(data, seconds=seconds), None
-        except PictureError as error:
+        except ImageError as error:
             if not sandbox.is_late(error):
                 return None, None
             self._late += 1
@@ -111,7 +111,7 @@ class ThumbnailMaker:
 
 
 def data_uri(image: Image.Image | None, kind: str, **options: object) -> str | None:
-    """A picture as a `data:` URI, in a format and with the options of Pillow for it."""
+    """An image as a `data:` URI, in a format and with the options of Pillow for it."""
     if image is None:
         return None
     buffer = BytesIO()

@@ -30,7 +30,7 @@ SOURCES = pa.schema(
         pa.field("source_size", pa.int64(), nullable=False),
         # the ETag of an object store; of a local file its modification time in seconds
         pa.field("source_etag", pa.string(), nullable=False),
-        # why the picture cannot be read at all; null if nothing is known against it
+        # why the image cannot be read at all; null if nothing is known against it
         pa.field("problem", pa.string()),
     ]
 )
@@ -68,12 +68,12 @@ class FileCounts:
         return ", ".join(f"{kind} {n:,}" for kind, n in self.left_out.most_common(10))
 
 
-def list_pictures(uri: str) -> pa.Table:
-    """The pictures under `uri` as one table, sorted by URI. See `iter_pictures`."""
-    return pa.Table.from_batches(iter_pictures(uri), SOURCES).sort_by("uri")
+def list_images(uri: str) -> pa.Table:
+    """The images under `uri` as one table, sorted by URI. See `iter_images`."""
+    return pa.Table.from_batches(iter_images(uri), SOURCES).sort_by("uri")
 
 
-def iter_pictures(uri: str, counts: FileCounts | None = None) -> Iterator[pa.RecordBatch]:
+def iter_images(uri: str, counts: FileCounts | None = None) -> Iterator[pa.RecordBatch]:
     """The images under `uri`, as `iter_files` lists them, in batches of `SOURCES`.
 
     Files whose names do not tell are recognised by their content.
@@ -95,7 +95,7 @@ def nothing_found(uri: str, counts: FileCounts) -> InputError:
     """Return the error that there are no images under `uri`."""
     others = f"{counts.found} other files" + (f": {counts}" if counts.found else "")
     return InputError(
-        f"{uri}: no pictures found ({others}; looked for {', '.join(sorted(EXTENSIONS))})"
+        f"{uri}: no images found ({others}; looked for {', '.join(sorted(EXTENSIONS))})"
     )
 
 

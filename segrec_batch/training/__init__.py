@@ -1,1 +1,1 @@
-"""Training: labelled pictures, positions, the SVM, and what cross-validation chooses."""
+"""Training: labelled images, positions, the SVM, and what cross-validation chooses."""

@@ -1,4 +1,4 @@
-"""Names of groups of pictures, told from their features by a linear classifier (scikit-learn)."""
+"""Names of groups of images, told from their features by a linear classifier (scikit-learn)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ _ITERATIONS = 1000
 @dataclass(frozen=True)
 class Categories:
     """K names, and on raw features `weights` (K, C) and `bias` (K,), float32: the highest score
-    w·x + b names a picture. accuracy: of cross-validation, in [0, 1]; None if no two groups have
-    two pictures.
+    w·x + b names an image. accuracy: of cross-validation, in [0, 1]; None if no two groups have
+    two images.
     """
 
     names: tuple[str, ...]
@@ -30,13 +30,13 @@ class Categories:
 
 
 def fit_categories(features: NDArray[np.float32], groups: Sequence[str]) -> Categories:
-    """Fit a multinomial logistic regression on standardised features (n, C) of pictures of groups
+    """Fit a multinomial logistic regression on standardised features (n, C) of images of groups
     (n,). Raises InputError for a single group.
     """
     names, targets = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < 2:
         raise InputError(
-            f"category=folder tells folders apart, but all {len(targets):,} pictures lie in "
+            f"category=folder tells folders apart, but all {len(targets):,} images lie in "
             f"{''.join(names)!r}; say category=class"
         )
     classifier = _classifier().fit(features, targets)
@@ -59,7 +59,7 @@ def _classifier() -> Pipeline:
 
 
 def _accuracy(features: NDArray[np.float32], targets: NDArray[np.int64]) -> float | None:
-    """Over the pictures of groups that have two or more, in up to five stratified folds."""
+    """Over the images of groups that have two or more, in up to five stratified folds."""
     sizes = np.bincount(targets)
     if (sizes > 1).sum() < 2:
         return None

@@ -1,4 +1,4 @@
-"""What can be judged on labelled pictures: methods that turn a picture into class maps."""
+"""What can be judged on labelled images: methods that turn an image into class maps."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
@@ -13,9 +13,9 @@ class NotRun(Exception):  # noqa: N818 - it is an outcome
 
 
 class ClassMap(NamedTuple):
-    """What a method says of a picture.
+    """What a method says of an image.
 
-    labels: (H, W) uint8 at the picture's resolution, 0 the background.
+    labels: (H, W) uint8 at the image's resolution, 0 the background.
     cells: (K,) int64, cells of each class on the feature grid, of which coverage σ̂ is made; None
     for a method that has no such grid.
     """
@@ -25,11 +25,11 @@ class ClassMap(NamedTuple):
 
 
 class Methods(Protocol):
-    """Fitted methods that share what they compute of a picture."""
+    """Fitted methods that share what they compute of an image."""
 
     @property
     def settings(self) -> Mapping[str, Mapping[str, Any]]:
         """How each was made, by its name, as plain JSON values."""
 
     def __call__(self, image: Image.Image) -> Mapping[str, ClassMap]:
-        """The class map of an RGB picture for each method, by its name."""
+        """The class map of an RGB image for each method, by its name."""

@@ -1,4 +1,4 @@
-"""Training, from labelled pictures to a model bundle in memory."""
+"""Training, from labelled images to a model bundle in memory."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -61,7 +61,7 @@ class Settings:
 
 
 class Trainer:
-    """Positions sampled once from labelled pictures, for as many fits as are wanted.
+    """Positions sampled once from labelled images, for as many fits as are wanted.
 
     `extra`: kinds of augmentation for some of the images, by number, in place of the settings'.
     """
@@ -117,8 +117,8 @@ class Trainer:
     def _sample(self, extra: Mapping[int, tuple[str, ...]]) -> Samples:
         wanted = self.settings.sampling
         special = {number: replace(wanted, kinds=kinds) for number, kinds in extra.items()}
-        pictures = sum(special.get(number, wanted).variants for number in range(len(self.images)))
-        positions = max(min(wanted.positions, MAX_POSITIONS // pictures), 20)
+        images = sum(special.get(number, wanted).variants for number in range(len(self.images)))
+        positions = max(min(wanted.positions, MAX_POSITIONS // images), 20)
         return sample_images(
             self.images,
             self.classes,
@@ -186,7 +186,7 @@ class Trainer:
 
     @cached_property
     def data(self) -> str:
-        """Fingerprint of the labelled pictures: one more read of them all, so only once."""
+        """Fingerprint of the labelled images: one more read of them all, so only once."""
         return fingerprint(self.images, self.classes)
 
     def validate(self, candidates: Sequence[Candidate]) -> list[Validation]:

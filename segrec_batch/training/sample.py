@@ -27,7 +27,7 @@ class Samples:
     features: (n, D) float16, the taps' channels side by side. values: (n,) mask values.
     weights: (n,) float64, how many cells of the maps a position stands for: sums over them estimate
     sums over all cells. groups: (n,) group of the image. centre: (512,) mean centred feature of all
-    pictures that were sampled, which parts of the rows keep. images: (n,) int64, number of the
+    images that were sampled, which parts of the rows keep. images: (n,) int64, number of the
     image. variants: (n,) int64, 0 for the image itself, then its augmented copies. pixels: of the
     whole mask of each image the number by value, see `count_values`.
     """
@@ -75,7 +75,7 @@ class Sampling:
 
     @property
     def variants(self) -> int:
-        """Pictures drawn from one image, itself included."""
+        """Images drawn from one image, itself included."""
         return 1 + len(self.kinds) * self.copies
 
 
@@ -229,7 +229,7 @@ def draw_cells(
 def cell_features(
     maps: Mapping[str, Tensor], taps: Sequence[Tap], cells: NDArray[np.int64], grid: Shape
 ) -> Tensor:
-    """What the taps of one picture say at flat cells of a grid (h, w): (n, D) float32.
+    """What the taps of one image say at flat cells of a grid (h, w): (n, D) float32.
 
     Equal to the maps resized bilinearly to the grid and read at the cells.
     """

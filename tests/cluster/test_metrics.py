@@ -50,11 +50,11 @@ def head() -> Iterator[Head]:
 
 
 def test_prometheus_sees_what_a_short_job_did_also_after_its_end(
-    head: Head, pictures: Path, model_dir: str, tmp_path: Path
+    head: Head, images: Path, model_dir: str, tmp_path: Path
 ) -> None:
-    (pictures / "bad.jpg").write_bytes(b"no picture")
+    (images / "bad.jpg").write_bytes(b"no image")
     submitted = head.ray(
-        "job", "submit", "--", "python", ROOT / "jobs" / "index.py", "--images", pictures,
+        "job", "submit", "--", "python", ROOT / "jobs" / "index.py", "--images", images,
         "--model", model_dir, "--index", tmp_path / "index", "--device", "cpu",
     )  # fmt: skip
     assert submitted.returncode == 0, submitted.stdout
@@ -63,9 +63,9 @@ def test_prometheus_sees_what_a_short_job_did_also_after_its_end(
     assert {name for name, _ in samples} == EXPORTED
     assert samples["ray_segrec_images_total", "indexed"] == 6
     assert samples["ray_segrec_images_total", "failed"] == 1
-    assert samples["ray_segrec_failures_total", "decode: not a picture"] == 1
+    assert samples["ray_segrec_failures_total", "decode: not an image"] == 1
     assert samples["ray_segrec_commits_total", ""] == 1
-    read = sum(path.stat().st_size for path in pictures.iterdir())
+    read = sum(path.stat().st_size for path in images.iterdir())
     assert samples["ray_segrec_read_bytes_total", ""] == read
     assert samples["ray_segrec_written_bytes_total", ""] > 0
     for stage in ("read", "decode", "segment", "write"):

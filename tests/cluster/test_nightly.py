@@ -17,15 +17,15 @@ import pytest
 
 from segrec_batch.index.snapshot import open_snapshot
 from segrec_batch.maintenance.verify import verify
-from tests.integration.test_submit import write_pictures
+from tests.integration.test_submit import write_images
 from tests.support.builders import tiny_model, uris
 from tests.support.head_node import BIN, ROOT, Head, head_node
 
 NIGHTLY = ROOT / "cluster" / "nightly.sh"
 BUSY = 75
-MANY = 3_000  # pictures: a run takes longer than it takes to stop it
+MANY = 3_000  # images: a run takes longer than it takes to stop it
 NOWHERE = {
-    "SEGREC_IMAGES": "/pictures", "SEGREC_MODEL": "/model", "SEGREC_INDEX": "/index",
+    "SEGREC_IMAGES": "/images", "SEGREC_MODEL": "/model", "SEGREC_INDEX": "/index",
     "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1", "PATH": f"{BIN}:{os.environ['PATH']}",
 }  # fmt: skip
 
@@ -149,7 +149,7 @@ def test_a_lock_of_another_user_is_refused(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Place:
-    """A cluster, pictures, and what the script is told of them."""
+    """A cluster, images, and what the script is told of them."""
 
     head: Head
     images: Path
@@ -189,7 +189,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             "SEGREC_INDEX": str(folder / "index"),
             "SEGREC_HOME": str(ROOT),
         }
-        yield Place(head, write_pictures(folder / "images", 6), environment)
+        yield Place(head, write_images(folder / "images", 6), environment)
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ def test_a_stopped_night_is_tried_again_and_one_with_drift_fails(
     a_day_ago(index)
     before = open_snapshot(str(index))
     more = {"SEGREC_NAME": "again", "SEGREC_INDEX": str(index)}
-    others = write_pictures(tmp_path / "images", MANY)
+    others = write_images(tmp_path / "images", MANY)
 
     hosts = [tmp_path / "host1", tmp_path / "host2"]
     runs = [place.start(host, **more, SEGREC_IMAGES=str(others)) for host in hosts]
@@ -265,8 +265,8 @@ def test_a_stopped_night_is_tried_again_and_one_with_drift_fails(
     assert open_snapshot(str(index)).version == before.version
     assert verify(before) == []
 
-    for picture in sorted(others.iterdir())[3:]:
-        picture.unlink()
+    for image in sorted(others.iterdir())[3:]:
+        image.unlink()
     more |= {"SEGREC_IMAGES": str(others), "SEGREC_REPORTS": str(tmp_path / "reports")}
     code, log = place.run(hosts[won], **more, SEGREC_FAIL_OVER="coverage=0.01")
     assert code == 1, log
@@ -290,7 +290,7 @@ def test_a_job_that_fails_ends_the_night(place: Place, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_job_that_someone_else_stops_is_no_success(place: Place, tmp_path: Path) -> None:
     """Though `ray job submit` says 0 of it."""
-    others = write_pictures(tmp_path / "images", MANY)
+    others = write_images(tmp_path / "images", MANY)
     index = {"SEGREC_INDEX": str(tmp_path / "index"), "SEGREC_IMAGES": str(others)}
     run = place.start(tmp_path, SEGREC_NAME="theirs", **index)
     wait_for("model on", tmp_path / "log")

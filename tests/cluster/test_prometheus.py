@@ -39,7 +39,7 @@ CASES = {  # what a job exports each minute; which alerts fire, by minute
         },
         {5: [], 50: ["ActorsStarved", "ManyFailures"]},
     ),
-    "few pictures, all of which fail": (
+    "few images, all of which fail": (
         {TODO: "900-10x60", COMMITTED: "0+60x60", FAILED: "0+10x60"}, {50: []}
     ),
 }  # fmt: skip

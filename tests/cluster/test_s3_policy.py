@@ -66,7 +66,7 @@ def test_a_broken_policy_does_not_pass(path: str, value: object) -> None:
         check(broken(load(NIGHTLY), path, value))
 
 
-def test_pictures_and_reports_of_others_are_safe() -> None:
+def test_images_and_reports_of_others_are_safe() -> None:
     nightly, read = grants(load(NIGHTLY)), grants(load(READ))
     written = {folder for action, folder in nightly if action in WRITING}
     assert written == {"index", "reports"}
@@ -112,7 +112,7 @@ class Bench:
             yield
 
 
-def picture(seed: int) -> bytes:
+def image(seed: int) -> bytes:
     return encoded(smooth_pixels(48, 80, seed), "JPEG")
 
 
@@ -121,7 +121,7 @@ def bench(s3: dict[str, str]) -> Iterator[Bench]:
     bucket = new_bucket()
     name = bucket.removeprefix("s3://")
     tiny_model().save(f"{bucket}/model")
-    put({f"{bucket}/images/{i}.jpg": picture(i) for i in range(4)})
+    put({f"{bucket}/images/{i}.jpg": image(i) for i in range(4)})
     put({f"{bucket}/secret/1.jpg": b"", f"{bucket}/reports/old": b""})
     users = {f"nightly-{name}": load(NIGHTLY), f"reader-{name}": load(READ)}
     nightly, reader = (new_user(user) for user in users)
@@ -144,7 +144,7 @@ def test_the_policies_are_enough_and_no_more_than_that(bench: Bench) -> None:
     bench.proxy.asked.clear()
     bench.index()
     storage.delete([f"{bench.bucket}/images/0.jpg"])
-    put({f"{bench.bucket}/images/{i}.jpg": picture(9 + i) for i in (1, 5)})
+    put({f"{bench.bucket}/images/{i}.jpg": image(9 + i) for i in (1, 5)})
     bench.index()
     drift = ("--index", f"{bench.bucket}/index", "--report", f"{bench.bucket}/reports/1")
     bench.run("jobs/evaluate.py", "drift", *drift)
@@ -215,10 +215,10 @@ def test_a_policy_that_hides_the_images_costs_no_row(bench: Bench) -> None:
             return connection.sql(sql).fetchall()
 
     contents = "SELECT uri, content_hash FROM images WHERE uri LIKE '%hidden_.jpg' ORDER BY uri"
-    put({uri: picture(20 + i) for i, uri in enumerate(images)})
+    put({uri: image(20 + i) for i, uri in enumerate(images)})
     bench.index(name="index/hidden")
     before = rows(contents)
-    put({uri: picture(30 + i) for i, uri in enumerate(images)})
+    put({uri: image(30 + i) for i, uri in enumerate(images)})
     policy = copy.deepcopy(load(NIGHTLY))
     readable = policy["Statement"][1]["Resource"]
     readable[:] = [resource for resource in readable if "/images/" not in resource]

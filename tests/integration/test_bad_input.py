@@ -17,7 +17,7 @@ from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.maintenance.verify import verify
 from segrec_batch.pipeline import chain
 from segrec_batch.pipeline.plan import Request
-from segrec_batch.pipeline.run import Execution, index_pictures
+from segrec_batch.pipeline.run import Execution, index_images
 from segrec_batch.pipeline.run_stats import Account
 from segrec_batch.pipeline.stage_schema import MANIFEST
 from segrec_batch.pipeline.stages import decode_batch
@@ -37,7 +37,7 @@ FINE = {
 }
 BAD = {
     "empty.jpg": (b"", "empty file"),
-    "a web page.jpg": (b"<!DOCTYPE html><html></html>", "not a picture"),
+    "a web page.jpg": (b"<!DOCTYPE html><html></html>", "not an image"),
     "bomb.png": (png_by_hand(50_000, 50_000), "50000×50000 pixels"),
     "bomb.gif": (GIF[:6] + b"\x50\xc3" * 2 + GIF[10:], "50000×50000 pixels"),
     **{f"quarter {n}.jpg": (GOOD[: len(GOOD) * n // 4], "") for n in (1, 2, 3)},
@@ -85,7 +85,7 @@ def indexed(model_dir: str, ray_cluster: None, tmp_path_factory: pytest.TempPath
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chain, "process", late)
         index = str(folder.parent / "it's an index [of] bad")
-        account, snapshot = index_pictures(
+        account, snapshot = index_images(
             Request(str(folder)), model_dir, index, Execution("cpu", batch_size=8)
         )
     return Indexed(folder, account, snapshot)
@@ -121,7 +121,7 @@ def test_the_index_is_well_and_running_again_tries_only_what_was_not_read(
     indexed: Indexed, model_dir: str
 ) -> None:
     assert verify(indexed.snapshot) == []
-    again, snapshot = index_pictures(
+    again, snapshot = index_images(
         Request(str(indexed.folder)), model_dir, indexed.snapshot.index, Execution("cpu")
     )
     assert (again.unchanged, again.gone) == (indexed.account.indexed, 1)  # what vanished
@@ -143,10 +143,10 @@ def test_an_image_with_an_odd_name_can_be_asked_for(indexed: Indexed) -> None:
 @pytest.mark.parametrize("images", ["a\0b", "s3://bucket/a\0b", "", "s3://"])
 def test_a_folder_that_cannot_be(images: str, model_dir: str, tmp_path: Path) -> None:
     with pytest.raises(InputError):
-        index_pictures(Request(images), model_dir, str(tmp_path / "index"), Execution("cpu"))
+        index_images(Request(images), model_dir, str(tmp_path / "index"), Execution("cpu"))
 
 
-def test_a_picture_that_kills_its_decoder_fails_alone(
+def test_an_image_that_kills_its_decoder_fails_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "poison.py").write_text(

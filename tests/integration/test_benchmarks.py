@@ -180,4 +180,4 @@ def test_the_stages_run_without_ray(scenes: Path, model_dir: str, tmp_path: Path
     )
     (found,) = json.loads(report.read_text())
     (run,) = found["runs"].values()
-    assert run["whole"][0] > 0  # two runs, of two and of four pictures, which count them
+    assert run["whole"][0] > 0  # two runs, of two and of four images, which count them

@@ -209,8 +209,8 @@ def test_failures_by_reason(asked: Source) -> None:
     ]
     wanted = Counter((row["stage"], row["reason"]) for row in failed)
     found = asked.answer("Failures since")
-    assert {(r["stage"], r["reason"]): r["pictures"] for r in found} == wanted
-    assert [r["pictures"] for r in found] == sorted(wanted.values(), reverse=True)
+    assert {(r["stage"], r["reason"]): r["images"] for r in found} == wanted
+    assert [r["images"] for r in found] == sorted(wanted.values(), reverse=True)
     assert {r["example"] for r in found} <= {row["uri"] for row in failed}
 
 
@@ -367,4 +367,4 @@ def test_columns_of_other_classes_have_comments_too(other_classes: Any) -> None:
         "SELECT comment FROM duckdb_columns() WHERE table_name = 'images' AND schema_name = 'main' "
         "AND column_name = 'coverage_class_2' AND database_name = current_database()"
     ).fetchall()
-    assert found == [("Share of the picture, 0 to 1, that class_2 fills (σ)",)]
+    assert found == [("Share of the image, 0 to 1, that class_2 fills (σ)",)]

@@ -126,38 +126,38 @@ def _samples(index: str, most: int = 100) -> IndexSamples:
     return IndexSamples(open_snapshot(index), most)
 
 
-def test_pictures_are_as_they_were_indexed(index: str, model: Model) -> None:
+def test_images_are_as_they_were_indexed(index: str, model: Model) -> None:
     with segrec_batch.connect(index) as connection:
         sql = """SELECT feature, dominant_class, coverage_background, mask_grid,
             (SELECT count(*) FROM regions WHERE regions.image_id = images.image_id) FROM images"""
         rows = {np.float32(row[0]).tobytes(): row[1:] for row in connection.sql(sql).fetchall()}
     seen = 0
-    for pictures in _samples(index).pictures(100):
-        n, height, width, _ = pictures.pixels.shape
+    for images in _samples(index).draw_images(100):
+        n, height, width, _ = images.pixels.shape
         assert (height, width) in model.spec.shapes
-        assert pictures.labels.shape == (n, height, width)
-        assert pictures.region_features.shape == (n, len(model.spec.all_classes), 512)
-        for i, k in enumerate(localised.dominant(pictures.counts)):
-            dominant, background, grid, regions = rows[pictures.feature[i].tobytes()]
+        assert images.labels.shape == (n, height, width)
+        assert images.region_features.shape == (n, len(model.spec.all_classes), 512)
+        for i, k in enumerate(localised.dominant(images.counts)):
+            dominant, background, grid, regions = rows[images.feature[i].tobytes()]
             assert model.spec.all_classes[k] == dominant
-            cells = pictures.counts[i]
+            cells = images.counts[i]
             assert cells[0] / cells.sum() == pytest.approx(background)
             assert cells.sum() == len(grid)
-            assert (pictures.region_features[i].any(axis=1) == (cells > 0)).all()
+            assert (images.region_features[i].any(axis=1) == (cells > 0)).all()
             assert (cells > 0).sum() == regions
-            mean = cells @ pictures.region_features[i] / cells.sum()
-            np.testing.assert_allclose(mean, pictures.feature[i], rtol=1e-3, atol=1e-4)
-            outside = (pictures.labels[i] == 0).mean()
+            mean = cells @ images.region_features[i] / cells.sum()
+            np.testing.assert_allclose(mean, images.feature[i], rtol=1e-3, atol=1e-4)
+            outside = (images.labels[i] == 0).mean()
             assert outside == pytest.approx(background, abs=0.15)
-        assert pictures.pixels.std(axis=(1, 2, 3)).min() > 5
+        assert images.pixels.std(axis=(1, 2, 3)).min() > 5
         seen += n
     assert seen == len(rows) == 24
 
 
 def test_draws_repeat_and_are_bounded(index: str) -> None:
     def drawn(most: int, count: int) -> set[bytes]:
-        found = _samples(index, most).pictures(count)
-        return {row.tobytes() for pictures in found for row in pictures.feature}
+        found = _samples(index, most).draw_images(count)
+        return {row.tobytes() for images in found for row in images.feature}
 
     seven = drawn(7, 100)
     assert len(seven) == 7
@@ -178,7 +178,7 @@ def test_labels_are_the_names_of_folders(index: str, scenes: Path) -> None:
     assert set(folders) == {folder.name for folder in (scenes / "images").iterdir()}
 
 
-def test_pictures_that_are_gone_or_changed_are_left_out(
+def test_images_that_are_gone_or_changed_are_left_out(
     index: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images, away = scenes / "images", tmp_path / "away"
@@ -187,16 +187,16 @@ def test_pictures_that_are_gone_or_changed_are_left_out(
     gone.rename(away)
     changed.write_bytes(content[:-1])
     try:
-        assert sum(map(len, _samples(index).pictures(100))) == 22
+        assert sum(map(len, _samples(index).draw_images(100))) == 22
     finally:
         away.rename(gone)
         changed.write_bytes(content)
     said = capsys.readouterr().err
-    assert "warning: 2 of 24 pictures to learn from cannot be read any more" in said
+    assert "warning: 2 of 24 images to learn from cannot be read any more" in said
     images.rename(away)
     try:
-        with pytest.raises(InputError, match="none of 24 pictures can be read any more"):
-            list(_samples(index).pictures(100))
+        with pytest.raises(InputError, match="none of 24 images can be read any more"):
+            list(_samples(index).draw_images(100))
     finally:
         away.rename(images)
 

@@ -19,7 +19,7 @@ from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.model.engines import ENGINES
 from segrec_batch.pipeline.descriptor_setup import described, parse_addition
 from segrec_batch.pipeline.plan import Request
-from segrec_batch.pipeline.run import Execution, dry_run, index_pictures
+from segrec_batch.pipeline.run import Execution, dry_run, index_images
 from segrec_batch.pipeline.samples import IndexSamples
 from segrec_batch.search.cache import refresh_cache
 
@@ -59,7 +59,7 @@ def runs(index: str, table: str, where: str = "true") -> set[str]:
 
 @pytest.fixture(scope="module")
 def place(scenes: Path) -> str:
-    """Six pictures that stay as they are."""
+    """Six images that stay as they are."""
     return str(scenes / "images" / "place_01")
 
 
@@ -67,8 +67,8 @@ def place(scenes: Path) -> str:
 def grown_once(models: dict[str, str], place: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """An index of them that got its descriptors later."""
     uri = str(tmp_path_factory.mktemp("grown") / "index")
-    index_pictures(Request(place), models["plain"], uri, CPU)
-    index_pictures(Request(place), models["both"], uri, CPU)
+    index_images(Request(place), models["plain"], uri, CPU)
+    index_images(Request(place), models["both"], uri, CPU)
     return uri
 
 
@@ -82,7 +82,7 @@ def test_later_is_the_same_as_at_once(
     grown: str, models: dict[str, str], place: str, tmp_path: Path
 ) -> None:
     whole = str(tmp_path / "whole")
-    account, snapshot = index_pictures(Request(place), models["both"], whole, CPU)
+    account, snapshot = index_images(Request(place), models["both"], whole, CPU)
     assert account.described == 0
     assert snapshot.rows("descriptors") == 12
     assert vectors(grown) == vectors(whole)
@@ -96,14 +96,14 @@ def test_only_what_is_missing_is_computed(grown: str, models: dict[str, str], pl
     old, segmented = runs(grown, "descriptors"), runs(grown, "images")
     assert not old & segmented
     version = open_snapshot(grown).version
-    account, snapshot = index_pictures(Request(place), models["other"], grown, CPU)
+    account, snapshot = index_images(Request(place), models["other"], grown, CPU)
     assert (account.described, account.indexed, snapshot.version) == (6, 0, version + 1)
     assert runs(grown, "images") == segmented
     assert runs(grown, "descriptors", "descriptor = 'texture'") == old
     assert runs(grown, "descriptors", "descriptor = 'pca'") == {account.run_id}
     assert {len(v) for (d, _), v in vectors(grown).items() if d == "pca"} == {3}
     assert {len(v) for (d, _), v in vectors(grown, version).items() if d == "pca"} == {4}
-    again, same = index_pictures(Request(place), models["other"], grown, CPU)
+    again, same = index_images(Request(place), models["other"], grown, CPU)
     assert (again.described, same.version) == (0, snapshot.version)
 
 
@@ -112,9 +112,9 @@ def test_a_model_with_fewer_descriptors_is_refused_unless_they_are_to_go(
 ) -> None:
     version = open_snapshot(grown).version
     with pytest.raises(IndexStateError, match="has pca, texture, which the model given here lacks"):
-        index_pictures(Request(place), models["plain"], grown, CPU)
+        index_images(Request(place), models["plain"], grown, CPU)
     assert open_snapshot(grown).version == version
-    index_pictures(Request(place), models["plain"], grown, CPU, drop_descriptors=True)
+    index_images(Request(place), models["plain"], grown, CPU, drop_descriptors=True)
     assert vectors(grown) == {}
     assert len(vectors(grown, version)) == 12
     assert verify(open_snapshot(grown)) == []
@@ -122,43 +122,43 @@ def test_a_model_with_fewer_descriptors_is_refused_unless_they_are_to_go(
 
 @pytest.mark.slow
 def test_what_cannot_be_read_any_more_has_a_reason(
-    models: dict[str, str], pictures: Path, tmp_path: Path
+    models: dict[str, str], images: Path, tmp_path: Path
 ) -> None:
     uri = str(tmp_path / "index")
-    index_pictures(Request(str(pictures)), models["plain"], uri, CPU)
-    victim = sorted(pictures.iterdir())[0]
+    index_images(Request(str(images)), models["plain"], uri, CPU)
+    victim = sorted(images.iterdir())[0]
     state, content = victim.stat(), victim.read_bytes()
     victim.write_bytes(content[:-100] + bytes(100))
     os.utime(victim, ns=(state.st_atime_ns, state.st_mtime_ns))  # so that it looks unchanged
-    index_pictures(Request(str(pictures)), models["both"], uri, CPU)
+    index_images(Request(str(images)), models["both"], uri, CPU)
     missing = "SELECT parse_filename(uri), descriptor, reason FROM descriptors WHERE vector IS NULL"
     assert segrec_batch.connect(uri).sql(missing).fetchall() == [
-        (victim.name, "texture", "read: the picture is not the one that was indexed")
+        (victim.name, "texture", "read: the image is not the one that was indexed")
     ]
     assert verify(open_snapshot(uri)) == []
     victim.write_bytes(content)
     os.utime(victim, ns=(state.st_atime_ns, state.st_mtime_ns))
-    again = Request(str(pictures), retry_failed=True)
-    account, _ = index_pictures(again, models["both"], uri, CPU)
+    again = Request(str(images), retry_failed=True)
+    account, _ = index_images(again, models["both"], uri, CPU)
     assert account.described == 1
     assert segrec_batch.connect(uri).sql(missing).fetchall() == []
     assert verify(open_snapshot(uri)) == []
-    same, _ = index_pictures(again, models["both"], uri, CPU)
+    same, _ = index_images(again, models["both"], uri, CPU)
     assert same.described == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
-def test_changed_gone_and_copied_pictures_and_new_descriptors_in_one_run(
-    engine: str, models: dict[str, str], pictures: Path, tmp_path: Path
+def test_changed_gone_and_copied_images_and_new_descriptors_in_one_run(
+    engine: str, models: dict[str, str], images: Path, tmp_path: Path
 ) -> None:
     uri, execution = str(tmp_path / "index"), replace(CPU, engine=engine, precision="float32")
-    index_pictures(Request(str(pictures)), models["plain"], uri, execution)
-    first, second, third, *_ = sorted(pictures.iterdir())
+    index_images(Request(str(images)), models["plain"], uri, execution)
+    first, second, third, *_ = sorted(images.iterdir())
     first.unlink()
     shutil.copy(third, second)
-    shutil.copy2(third, pictures / "copy.jpg")
-    account, snapshot = index_pictures(Request(str(pictures)), models["both"], uri, execution)
+    shutil.copy2(third, images / "copy.jpg")
+    account, snapshot = index_images(Request(str(images)), models["both"], uri, execution)
     assert (account.gone, account.changed, account.new, account.copied) == (1, 1, 1, 1)
     assert snapshot.rows("descriptors") == 2 * snapshot.rows("images") == 12
     found = vectors(uri)
@@ -166,8 +166,8 @@ def test_changed_gone_and_copied_pictures_and_new_descriptors_in_one_run(
         assert found[name, third.name] == found[name, "copy.jpg"], "copied to the last bit"
         again = found[name, second.name]  # the same bytes, computed in another batch
         np.testing.assert_allclose(again, found[name, third.name], rtol=1e-3, atol=1e-5)
-    shutil.copy2(third, pictures / "copy2.jpg")  # of an image that has vectors
-    last, _ = index_pictures(Request(str(pictures)), models["both"], uri, execution)
+    shutil.copy2(third, images / "copy2.jpg")  # of an image that has vectors
+    last, _ = index_images(Request(str(images)), models["both"], uri, execution)
     assert (last.copied, last.described) == (1, 0)
     assert vectors(uri)["texture", "copy2.jpg"] == found["texture", third.name]
     assert verify(open_snapshot(uri)) == []
@@ -175,28 +175,28 @@ def test_changed_gone_and_copied_pictures_and_new_descriptors_in_one_run(
 
 @pytest.mark.slow
 def test_a_dry_run_and_a_limit_describe_nothing(
-    models: dict[str, str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    models: dict[str, str], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uri = str(tmp_path / "index")
-    index_pictures(Request(str(pictures)), models["plain"], uri, CPU)
-    assert list(dry_run(Request(str(pictures)), models["both"], uri)) == []
+    index_images(Request(str(images)), models["plain"], uri, CPU)
+    assert list(dry_run(Request(str(images)), models["both"], uri)) == []
     assert "12 vectors of images that stay would be added" in capsys.readouterr().err
-    limited, _ = index_pictures(Request(str(pictures), limit=1), models["both"], uri, CPU)
+    limited, _ = index_images(Request(str(images), limit=1), models["both"], uri, CPU)
     assert (limited.described, vectors(uri)) == (0, {})
-    full, _ = index_pictures(Request(str(pictures)), models["both"], uri, CPU)
+    full, _ = index_images(Request(str(images)), models["both"], uri, CPU)
     assert full.described == 12
 
 
 @pytest.mark.slow
-def test_upkeep_keeps_vectors(models: dict[str, str], pictures: Path, tmp_path: Path) -> None:
+def test_upkeep_keeps_vectors(models: dict[str, str], images: Path, tmp_path: Path) -> None:
     grown = str(tmp_path / "grown")
-    index_pictures(Request(str(pictures)), models["both"], grown, CPU)
-    shutil.copy(sorted(pictures.iterdir())[0], pictures / "more.jpg")
-    index_pictures(Request(str(pictures)), models["both"], grown, CPU)
+    index_images(Request(str(images)), models["both"], grown, CPU)
+    shutil.copy(sorted(images.iterdir())[0], images / "more.jpg")
+    index_images(Request(str(images)), models["both"], grown, CPU)
     before = vectors(grown)
     compact(open_snapshot(grown))
     assert vectors(grown) == before
-    gone = sorted(pictures.iterdir())[1]
+    gone = sorted(images.iterdir())[1]
     purge(grown, [str(gone)], 0)
     assert vectors(grown) == {k: v for k, v in before.items() if k[1] != gone.name}
     assert verify(open_snapshot(grown)) == []
@@ -208,9 +208,9 @@ def test_a_query_cache_has_the_vectors(
     cache = str(tmp_path / "cache.duckdb")
     refresh_cache(grown, cache)
     assert vectors(cache) == vectors(grown)
-    index_pictures(Request(place), models["other"], grown, CPU)
+    index_images(Request(place), models["other"], grown, CPU)
     refresh_cache(grown, cache)
     assert vectors(cache) == vectors(grown)
-    index_pictures(Request(place), models["plain"], grown, CPU, drop_descriptors=True)
+    index_images(Request(place), models["plain"], grown, CPU, drop_descriptors=True)
     refresh_cache(grown, cache)
     assert vectors(cache) == {}

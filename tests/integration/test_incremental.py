@@ -22,7 +22,7 @@ from segrec_batch.model.bundle import Model
 from segrec_batch.model.engines import ENGINES
 from segrec_batch.pipeline import chain
 from segrec_batch.pipeline.plan import Request
-from segrec_batch.pipeline.run import Execution, dry_run, index_pictures
+from segrec_batch.pipeline.run import Execution, dry_run, index_images
 from segrec_batch.pipeline.run_stats import Account
 from tests.support.builders import uris
 
@@ -32,13 +32,13 @@ Run = Callable[..., tuple[Account, store.Snapshot]]
 
 
 @pytest.fixture
-def run(pictures: Path, model_dir: str, tmp_path: Path) -> Run:
+def run(images: Path, model_dir: str, tmp_path: Path) -> Run:
     def run_again(
         model: str = model_dir, seconds: float = 300.0, rebuild: bool = False, **request: Any
     ) -> tuple[Account, store.Snapshot]:
-        asked = Request(str(pictures), **request)
+        asked = Request(str(images), **request)
         execution = Execution("cpu", batch_size=4, commit_seconds=seconds)
-        return index_pictures(asked, model, str(tmp_path / "index"), execution, rebuild)
+        return index_images(asked, model, str(tmp_path / "index"), execution, rebuild)
 
     return run_again
 
@@ -59,12 +59,12 @@ def test_running_again_does_nothing_and_publishes_nothing(run: Run) -> None:
 
 
 def test_a_run_with_nothing_to_do_starts_no_ray(
-    run: Run, pictures: Path, model_dir: str, tmp_path: Path
+    run: Run, images: Path, model_dir: str, tmp_path: Path
 ) -> None:
     run()
     again = subprocess.run(
         [
-            sys.executable, "jobs/index.py", "--images", pictures, "--model", model_dir,
+            sys.executable, "jobs/index.py", "--images", images, "--model", model_dir,
             "--index", tmp_path / "index",
         ],
         env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"},  # where nobody is
@@ -74,17 +74,17 @@ def test_a_run_with_nothing_to_do_starts_no_ray(
     assert "6 unchanged" in again.stderr
 
 
-def test_new_changed_and_gone_pictures(run: Run, pictures: Path, tmp_path: Path) -> None:
+def test_new_changed_and_gone_images(run: Run, images: Path, tmp_path: Path) -> None:
     _, before = run()
     index = str(tmp_path / "index")
-    changed, gone, *_ = sorted(pictures.iterdir())
+    changed, gone, *_ = sorted(images.iterdir())
     old = segrec_batch.connect(index).sql("SELECT uri, content_hash FROM images").fetchall()
     Image.new("RGB", (50, 40), "red").save(changed)
     gone.unlink()
-    Image.new("L", (40, 50), 7).save(pictures / "new.png")
+    Image.new("L", (40, 50), 7).save(images / "new.png")
     account, _ = run()
     assert (account.indexed, account.unchanged, account.gone) == (2, 4, 1)
-    assert uris(index) == sorted(p.name for p in pictures.iterdir())
+    assert uris(index) == sorted(p.name for p in images.iterdir())
     new = dict(segrec_batch.connect(index).sql("SELECT uri, content_hash FROM images").fetchall())
     assert new[str(changed)] != dict(old)[str(changed)]
     orphans = "SELECT count(*) FROM regions ANTI JOIN images USING (image_id)"
@@ -93,10 +93,10 @@ def test_new_changed_and_gone_pictures(run: Run, pictures: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_failed_picture_is_skipped_until_it_changes_or_is_retried(
-    run: Run, pictures: Path, tmp_path: Path
+def test_a_failed_image_is_skipped_until_it_changes_or_is_retried(
+    run: Run, images: Path, tmp_path: Path
 ) -> None:
-    bad = pictures / "bad.jpg"
+    bad = images / "bad.jpg"
     bad.write_bytes(b"")
     first, _ = run()
     again, _ = run()
@@ -108,25 +108,25 @@ def test_a_failed_picture_is_skipped_until_it_changes_or_is_retried(
 
 
 @pytest.mark.slow
-def test_a_picture_that_breaks_leaves_the_images(run: Run, pictures: Path, tmp_path: Path) -> None:
+def test_an_image_that_breaks_leaves_the_images(run: Run, images: Path, tmp_path: Path) -> None:
     run()
-    sorted(pictures.iterdir())[0].write_bytes(b"<html>")
+    sorted(images.iterdir())[0].write_bytes(b"<html>")
     account, snapshot = run()
     assert (account.failed, snapshot.rows("images"), snapshot.rows("failures")) == (1, 5, 1)
 
 
 @pytest.mark.slow
 def test_commits_on_the_way_add_up_to_the_same_index(
-    run: Run, pictures: Path, tmp_path: Path
+    run: Run, images: Path, tmp_path: Path
 ) -> None:
     first, snapshot = run(seconds=-1)
     assert (first.commits, snapshot.version, snapshot.rows("images")) == (1, 1, 6)
-    changed, gone, *_ = sorted(pictures.iterdir())
+    changed, gone, *_ = sorted(images.iterdir())
     Image.new("RGB", (50, 40), "blue").save(changed)
     gone.unlink()
     second, snapshot = run(seconds=-1)
     assert (second.commits, snapshot.version, snapshot.rows("images")) == (2, 3, 5)
-    assert uris(str(tmp_path / "index")) == sorted(p.name for p in pictures.iterdir())
+    assert uris(str(tmp_path / "index")) == sorted(p.name for p in images.iterdir())
 
 
 @pytest.mark.slow
@@ -135,14 +135,14 @@ def test_only_what_lies_below_the_listed_folder_can_be_gone(
 ) -> None:
     run()
     other = str(scenes / "images" / "place_02")
-    account, snapshot = index_pictures(
+    account, snapshot = index_images(
         Request(other), model_dir, str(tmp_path / "index"), Execution("cpu")
     )
     assert (account.gone, snapshot.rows("images")) == (0, 12)
 
 
 def test_another_model_is_refused_by_name(
-    run: Run, model: Model, pictures: Path, tmp_path: Path
+    run: Run, model: Model, images: Path, tmp_path: Path
 ) -> None:
     run()
     other = replace(model, spec=replace(model.spec, minmax=False))
@@ -151,25 +151,25 @@ def test_another_model_is_refused_by_name(
         run(model=str(tmp_path / "other"))
 
 
-def test_a_lost_picture_stops_publication(
-    run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_lost_image_stops_publication(
+    run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, before = run()
-    Image.new("RGB", (50, 40)).save(pictures / "a.png")
-    Image.new("RGB", (50, 40)).save(pictures / "b.png")
+    Image.new("RGB", (50, 40)).save(images / "a.png")
+    Image.new("RGB", (50, 40)).save(images / "b.png")
     process = chain.process
 
     def lossy(manifest: Callable[..., pa.Table], *rest: Any) -> Iterator[pa.Table]:
         return process(lambda start, stop: manifest(start + 1, stop), *rest)
 
     monkeypatch.setattr(chain, "process", lossy)
-    with pytest.raises(AccountingError, match="8 pictures listed, but 7 accounted for"):
+    with pytest.raises(AccountingError, match="8 images listed, but 7 accounted for"):
         run()
     assert store.open_snapshot(str(tmp_path / "index")).version == before.version
 
 
 @pytest.mark.slow
-def test_a_picture_counted_twice_stops_publication(
+def test_an_image_counted_twice_stops_publication(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = chain.process
@@ -186,11 +186,11 @@ def test_a_picture_counted_twice_stops_publication(
 
 @pytest.mark.slow
 def test_relative_and_absolute_paths_are_the_same_source(
-    run: Run, pictures: Path, model_dir: str, tmp_path: Path
+    run: Run, images: Path, model_dir: str, tmp_path: Path
 ) -> None:
     run()
-    relative = os.path.relpath(pictures)
-    account, _ = index_pictures(
+    relative = os.path.relpath(images)
+    account, _ = index_images(
         Request(relative), model_dir, str(tmp_path / "index"), Execution("cpu")
     )
     assert account.unchanged == 6
@@ -199,31 +199,31 @@ def test_relative_and_absolute_paths_are_the_same_source(
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_equal_bytes_are_copied_not_computed(
-    engine: str, pictures: Path, model_dir: str, tmp_path: Path
+    engine: str, images: Path, model_dir: str, tmp_path: Path
 ) -> None:
     """Touched, moved, copied; one that moved over another; one that only looks unchanged."""
     execution = Execution("cpu", batch_size=4, engine=engine, precision="float32")
 
     def run() -> tuple[Account, store.Snapshot]:
         index = str(tmp_path / "index")
-        return index_pictures(Request(str(pictures)), model_dir, index, execution)
+        return index_images(Request(str(images)), model_dir, index, execution)
 
     run()
     index = str(tmp_path / "index")
     sql = "SELECT uri, feature, mask, content_hash FROM images"
     before = {Path(u).name: rest for u, *rest in rows(index, sql)}
     regions = "SELECT class, feature, mask_bits FROM regions WHERE uri = '{}' ORDER BY class"
-    touched, moved, over, under, *_ = sorted(pictures.iterdir())
+    touched, moved, over, under, *_ = sorted(images.iterdir())
     old_regions = rows(index, regions.format(moved))
     os.utime(touched)
-    moved.rename(pictures / "moved here.jpg")
+    moved.rename(images / "moved here.jpg")
     over.rename(under)
     account, snapshot = run()
     assert (account.indexed, account.copied, account.gone) == (3, 2, 2)
     after = {Path(u).name: rest for u, *rest in rows(index, sql)}
     assert after[touched.name] == before[touched.name]
     assert after["moved here.jpg"] == before[moved.name]
-    assert rows(index, regions.format(pictures / "moved here.jpg")) == old_regions
+    assert rows(index, regions.format(images / "moved here.jpg")) == old_regions
     (feature, mask, digest), (old_feature, old_mask, old) = after[under.name], before[over.name]
     assert digest == old, "the same bytes, computed again"
     np.testing.assert_allclose(feature, old_feature, rtol=1e-3, atol=1e-5)
@@ -233,11 +233,11 @@ def test_equal_bytes_are_copied_not_computed(
 
 
 @pytest.mark.slow
-def test_a_picture_with_the_size_and_time_of_another_is_read_before_it_is_believed(
-    run: Run, pictures: Path, tmp_path: Path
+def test_an_image_with_the_size_and_time_of_another_is_read_before_it_is_believed(
+    run: Run, images: Path, tmp_path: Path
 ) -> None:
     plain = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
-    for path, image in zip((pictures / "a.bmp", pictures / "b.bmp"), plain, strict=True):
+    for path, image in zip((images / "a.bmp", images / "b.bmp"), plain, strict=True):
         image.save(path)
         os.utime(path, (1e9, 1e9))
         account, _ = run()
@@ -247,8 +247,8 @@ def test_a_picture_with_the_size_and_time_of_another_is_read_before_it_is_believ
 
 
 @pytest.mark.slow
-def test_limit_goes_on_where_the_last_run_ended(run: Run, pictures: Path) -> None:
-    (pictures / "bad.gif").write_bytes(b"GIF89a")
+def test_limit_goes_on_where_the_last_run_ended(run: Run, images: Path) -> None:
+    (images / "bad.gif").write_bytes(b"GIF89a")
     seen = [run(limit=3) for _ in range(4)]
     done = [(a.indexed + a.failed, a.postponed) for a, _ in seen]
     assert done == [(3, 4), (3, 1), (1, 0), (0, 0)]
@@ -256,44 +256,44 @@ def test_limit_goes_on_where_the_last_run_ended(run: Run, pictures: Path) -> Non
 
 
 @pytest.mark.slow
-def test_what_is_excluded_is_neither_listed_nor_gone(run: Run, pictures: Path) -> None:
-    first = sorted(pictures.iterdir())[0].name
-    (pictures / "thumbs").mkdir()
-    Image.new("RGB", (9, 9)).save(pictures / "thumbs" / "it's [1]%.png")
+def test_what_is_excluded_is_neither_listed_nor_gone(run: Run, images: Path) -> None:
+    first = sorted(images.iterdir())[0].name
+    (images / "thumbs").mkdir()
+    Image.new("RGB", (9, 9)).save(images / "thumbs" / "it's [1]%.png")
     account, _ = run(include=("*.jpg",))
     assert (account.listed, account.indexed) == (6, 6)
     account, snapshot = run(include=("thumbs/*", first), exclude=("*.jpg",))
     assert (account.listed, account.indexed, snapshot.rows("images")) == (1, 1, 7)
     account, snapshot = run(exclude=("thumbs/*",))
     assert (account.unchanged, account.gone, snapshot.rows("images")) == (6, 0, 7)
-    with pytest.raises(InputError, match="leave no picture"):
+    with pytest.raises(InputError, match="leave no image"):
         run(include=("*.tif",))
 
 
 @pytest.mark.slow
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(
-    run: Run, pictures: Path, model_dir: str, tmp_path: Path
+    run: Run, images: Path, model_dir: str, tmp_path: Path
 ) -> None:
     index = str(tmp_path / "index")
-    request = Request(str(pictures))
-    paths = sorted(pictures.iterdir())
+    request = Request(str(images))
+    paths = sorted(images.iterdir())
     assert list(dry_run(request, model_dir, index)) == [("new", str(path)) for path in paths]
     assert not store.exists(index)
     _, before = run()
     os.utime(paths[0])
     paths[1].unlink()
-    (pictures / "a\nb.png").write_bytes(b"")
+    (images / "a\nb.png").write_bytes(b"")
     assert list(dry_run(request, model_dir, index)) == [
-        ("new", f"{pictures}/a\nb.png"), ("changed", str(paths[0])), ("gone", str(paths[1]))
+        ("new", f"{images}/a\nb.png"), ("changed", str(paths[0])), ("gone", str(paths[1]))
     ]  # fmt: skip
     assert store.open_snapshot(index) == before
 
 
 @pytest.mark.slow
 def test_a_rebuild_is_invisible_until_it_is_complete(
-    run: Run, pictures: Path, model: Model, tmp_path: Path
+    run: Run, images: Path, model: Model, tmp_path: Path
 ) -> None:
-    (pictures / "bad.jpg").write_bytes(b"")
+    (images / "bad.jpg").write_bytes(b"")
     index, other = str(tmp_path / "index"), str(tmp_path / "other")
     _, before = run()
     changed = replace(model, spec=replace(model.spec, minmax=False))
@@ -301,7 +301,7 @@ def test_a_rebuild_is_invisible_until_it_is_complete(
     reader = segrec_batch.connect(index)
     account, same = run(other, rebuild=True, limit=5)
     assert (account.postponed, same) == (2, before)
-    sorted(pictures.glob("place*"))[0].unlink()  # one that is staged already
+    sorted(images.glob("place*"))[0].unlink()  # one that is staged already
     account, after = run(other, rebuild=True)
     assert account.unchanged + account.skipped == 4
     assert (after.model_id, after.rows("images"), after.rows("failures")) == (
@@ -316,15 +316,15 @@ def test_a_rebuild_is_invisible_until_it_is_complete(
 
 
 @pytest.mark.slow
-def test_a_rebuild_must_cover_all_of_the_index(run: Run, pictures: Path, scenes: Path) -> None:
+def test_a_rebuild_must_cover_all_of_the_index(run: Run, images: Path, scenes: Path) -> None:
     run()
     with pytest.raises(InputError, match="replaces all"):
-        run(rebuild=True, exclude=(f"*{sorted(pictures.iterdir())[0].name}",))
+        run(rebuild=True, exclude=(f"*{sorted(images.iterdir())[0].name}",))
 
 
 @pytest.mark.slow
 def test_what_is_done_is_kept_when_the_store_fails(
-    run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = chain.process
 
@@ -334,7 +334,7 @@ def test_what_is_done_is_kept_when_the_store_fails(
 
     monkeypatch.setattr(chain, "process", breaking)
     for i in range(20):
-        Image.new("RGB", (20, 20), (i, 0, 0)).save(pictures / f"{i}.png")
+        Image.new("RGB", (20, 20), (i, 0, 0)).save(images / f"{i}.png")
     with pytest.raises(StorageError):
         run()
     monkeypatch.undo()
@@ -346,10 +346,10 @@ def test_what_is_done_is_kept_when_the_store_fails(
 
 @pytest.mark.slow
 def test_an_old_row_that_is_not_where_the_plan_saw_it_stops_publication(
-    run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, before = run()
-    sorted(pictures.iterdir())[0].unlink()
+    sorted(images.iterdir())[0].unlink()
     part = before.files["images"][0].part
     monkeypatch.setattr(
         "segrec_batch.pipeline.plan.Plan.gone", lambda _: iter([(part, {"images": ["x"]})])
@@ -364,7 +364,7 @@ def test_an_old_row_that_is_not_where_the_plan_saw_it_stops_publication(
 
 @pytest.mark.slow
 def test_of_two_jobs_at_once_one_stops_and_nothing_mixes(
-    run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = chain.process
     others: list[store.Snapshot] = []
@@ -381,8 +381,8 @@ def test_of_two_jobs_at_once_one_stops_and_nothing_mixes(
         newest = store.open_snapshot(str(tmp_path / "index"))
         assert newest == others[-1]
         assert newest.rows("images") == run()[0].unchanged == expected
-        sorted(pictures.iterdir())[0].write_bytes(sorted(pictures.iterdir())[1].read_bytes())
-        Image.new("RGB", (50, 40)).save(pictures / "new.png")
+        sorted(images.iterdir())[0].write_bytes(sorted(images.iterdir())[1].read_bytes())
+        Image.new("RGB", (50, 40)).save(images / "new.png")
 
 
 def test_an_error_in_a_worker_comes_out_as_it_went_in(

@@ -62,7 +62,7 @@ def test_train_index_evaluate_query(
         "--input-size", 96, "--layers", "conv5_3", "conv4_3,conv5_3", "--augment", "flip",
         "--positions", 200,
     )  # fmt: skip
-    assert "24 labelled pictures in 4 groups" in trained.stderr
+    assert "24 labelled images in 4 groups" in trained.stderr
     assert "Untrained backbone (random:0)" in trained.stderr
     assert load_model(str(model)).spec.training["variants"] == 2
 
@@ -97,7 +97,7 @@ def test_train_index_evaluate_query(
         ({"--backbone-weights": "random:x"}, "whole number"),
         ({"--layers": "conv9_9"}, "no such layer"),
         ({"--masks": "IMAGES/place_00"}, "a mask in JPEG is refused: its lossy compression"),
-        ({"--images": "/nowhere"}, "no pictures found"),
+        ({"--images": "/nowhere"}, "no images found"),
     ],
 )
 def test_train_says_what_is_wrong(

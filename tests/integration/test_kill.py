@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 TRIALS = 6  # seeds: each scenario and each victim at least once; the rest is test_chaos.py
-PICTURES = 40
+IMAGES = 40
 OF_THE_RUN = {"run_id", "indexed_at", "failed_at"}  # columns that tell two runs apart
 VICTIMS = ("driver", "actor", "task worker", "decoder", "raylet")
 SCENARIOS = ("fresh", "changes", "rebuild")
@@ -86,14 +86,14 @@ class Stage:
         return (counts.parent / "log").read_text()[-5000:]
 
 
-def write_pictures(folder: Path) -> None:
+def write_images(folder: Path) -> None:
     folder.mkdir()
-    for i in range(PICTURES):
+    for i in range(IMAGES):
         Image.fromarray(smooth_pixels(48, 64, seed=i)).save(folder / f"{i:02}.png")
-    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "broken.jpg").write_bytes(b"no image")
 
 
-def change_pictures(folder: Path) -> None:
+def change_images(folder: Path) -> None:
     """Some change, some go, some come, one moves, one is touched, the broken one is mended."""
     paths = sorted(folder.glob("*.png"))
     for i, path in enumerate(paths[:6]):
@@ -116,9 +116,9 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     models = (str(folder / "model"), str(folder / "other"), str(folder / "described"))
     for bundle, uri in zip((model, other, described), models, strict=True):
         bundle.save(uri)
-    write_pictures(folder / "before")
+    write_images(folder / "before")
     shutil.copytree(folder / "before", folder / "after")
-    change_pictures(folder / "after")
+    change_images(folder / "after")
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
     )
@@ -150,7 +150,7 @@ def assert_alike(
         for a, b in zip(found[table], wanted[table], strict=True):
             assert a.keys() == b.keys()
             for name, value in a.items():
-                if name in ("feature", "inv_norm"):  # a batch of other pictures rounds otherwise
+                if name in ("feature", "inv_norm"):  # a batch of other images rounds otherwise
                     np.testing.assert_allclose(value, b[name], rtol=1e-4, atol=1e-5)
                 else:
                     assert value == b[name], (table, name, a["uri"])
@@ -193,10 +193,10 @@ def kill_one(stage: Stage, kind: str, dice: random.Random) -> None:
 
 
 def wait_for_moment(
-    run: subprocess.Popen[bytes], counts: Path, pictures: int, seconds: float
+    run: subprocess.Popen[bytes], counts: Path, images: int, seconds: float
 ) -> None:
-    """Until so many pictures have been seen, and then some; or until the run has ended."""
-    while run.poll() is None and len(seen(counts)) < pictures:
+    """Until so many images have been seen, and then some; or until the run has ended."""
+    while run.poll() is None and len(seen(counts)) < images:
         time.sleep(0.02)
     time.sleep(seconds)
 
@@ -227,22 +227,22 @@ def runs(index: str) -> set[str]:
 
 
 def arguments_of(scenario: str, stage: Stage, index: Path) -> tuple[Any, ...]:
-    images = stage.folder / "pictures"
+    images = stage.folder / "images"
     more = {"rebuild": ("--rebuild",), "changes": ("--model", stage.models[2])}
     return (index, images, *more.get(scenario, ()))
 
 
 def prepare(scenario: str, stage: Stage, index: Path) -> tuple[Any, ...]:
-    """Pictures and index as they are before the scenario's run; what that run is given."""
+    """Images and index as they are before the scenario's run; what that run is given."""
     if scenario != "fresh":
         reference("fresh", stage)  # its index is what this run changes
-    pictures = stage.folder / "pictures"  # always there, since URIs are part of the rows
-    shutil.rmtree(pictures, ignore_errors=True)
-    shutil.copytree(stage.folder / "before", pictures)
+    images = stage.folder / "images"  # always there, since URIs are part of the rows
+    shutil.rmtree(images, ignore_errors=True)
+    shutil.copytree(stage.folder / "before", images)
     if scenario != "fresh":
         shutil.copytree(stage.folder / "reference-fresh", index)
-        shutil.rmtree(pictures)
-        shutil.copytree(stage.folder / "after", pictures)
+        shutil.rmtree(images)
+        shutil.copytree(stage.folder / "after", images)
     return arguments_of(scenario, stage, index)
 
 
@@ -253,7 +253,7 @@ def reference(scenario: str, stage: Stage) -> dict[str, list[dict[str, Any]]]:
         given = prepare(scenario, stage, index)
         counts = stage.folder / f"counts-{scenario}"
         stage.run(*given, counts=counts)
-        assert len(seen(counts)) == len(set(seen(counts))), "each picture is seen once"
+        assert len(seen(counts)) == len(set(seen(counts))), "each image is seen once"
         stage.references[scenario] = content(str(index))
     return stage.references[scenario]
 
@@ -272,13 +272,13 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
     try:
         for _ in range(2 * (victim == "driver")):
             run = stage.start(*given, counts=counts)
-            wait_for_moment(run, counts, dice.randrange(-5, PICTURES), dice.uniform(0, 1))
+            wait_for_moment(run, counts, dice.randrange(-5, IMAGES), dice.uniform(0, 1))
             run.kill()
             run.wait()
             before, done = seen(counts), committed(scenario, stage, str(index))
         run = stage.start(*given, counts=counts)
         if victim != "driver":
-            wait_for_moment(run, counts, dice.randrange(-5, PICTURES), dice.uniform(0, 1))
+            wait_for_moment(run, counts, dice.randrange(-5, IMAGES), dice.uniform(0, 1))
             kill_one(stage, victim, dice)
         assert run.wait(300) == 0, stage.log(counts)
         if victim == "driver":

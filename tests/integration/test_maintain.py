@@ -38,7 +38,7 @@ from segrec_batch.maintenance.verify import verify
 from segrec_batch.maintenance.versions import rollback, vacuum
 from segrec_batch.model.bundle import load_model
 from segrec_batch.pipeline.plan import Request
-from segrec_batch.pipeline.run import Execution, index_pictures
+from segrec_batch.pipeline.run import Execution, index_images
 from segrec_batch.pipeline.run_stats import Account
 from segrec_batch.sources import storage
 from tests.integration.test_jobs import job
@@ -55,22 +55,22 @@ NOW = dt.timedelta(0)
 def run(made: Path, index: str, rebuild: bool = False) -> tuple[Account, store.Snapshot]:
     model = made / ("other" if rebuild else "model")
     execution = Execution("cpu", batch_size=2, commit_seconds=-1)  # a commit for each part
-    return index_pictures(Request(str(made / "pictures")), str(model), index, execution, rebuild)
+    return index_images(Request(str(made / "images")), str(model), index, execution, rebuild)
 
 
 @pytest.fixture(scope="module")
 def made(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """pictures/, one of them broken; index/ with a few versions, in the last a picture is gone;
+    """images/, one of them broken; index/ with a few versions, in the last an image is gone;
     rebuilt/, the same with a last version of another model; model/, other/.
     """
     folder, model = tmp_path_factory.mktemp("made"), tiny_model(taps=("conv3_3", "conv5_3"))
     model.save(str(folder / "model"))
     replace(model, spec=replace(model.spec, minmax=False)).save(str(folder / "other"))
     for i in range(12):
-        write_png(folder / "pictures" / f"{i:02}.png", smooth_pixels(48, 64, seed=i))
-    (folder / "pictures" / "broken.jpg").write_bytes(b"no picture")
+        write_png(folder / "images" / f"{i:02}.png", smooth_pixels(48, 64, seed=i))
+    (folder / "images" / "broken.jpg").write_bytes(b"no image")
     run(folder, str(folder / "index"))
-    (folder / "pictures" / "05.png").unlink()
+    (folder / "images" / "05.png").unlink()
     run(folder, str(folder / "index"))
     shutil.copytree(folder / "index", folder / "rebuilt")
     run(folder, str(folder / "rebuilt"), rebuild=True)
@@ -427,7 +427,7 @@ def test_a_purge_of_files_behind_a_link_is_refused(index: str, tmp_path: Path) -
 def test_a_source_that_only_older_versions_have_is_purged_without_a_commit(
     made: Path, index: str
 ) -> None:
-    gone, newest = [str(made / "pictures" / "05.png")], store.open_snapshot(index)
+    gone, newest = [str(made / "images" / "05.png")], store.open_snapshot(index)
     assert gone[0] not in sources(index)
     before = less(index, gone)
     assert purge(index, gone, 0).version == newest.version
@@ -528,7 +528,7 @@ def test_verify_finds_files_that_are_not_what_the_log_says(
     assert any(file.uri(index) in problem and text in problem for problem in found), found
 
 
-NAN, GRID = float("nan"), 4 * 6  # cells of a 64 × 96 picture at stride 16
+NAN, GRID = float("nan"), 4 * 6  # cells of a 64 × 96 image at stride 16
 UNKNOWN = {"uri": "/x", "image_id": image_id("/x")}
 WITH_LABEL_9 = encoded(np.full((48, 64), 9, np.uint8), "PNG")
 
@@ -547,7 +547,7 @@ WRONG: list[tuple[str, str, Callable[[list[Row]], object]]] = [
     ("images", "not those of mask_grid", lambda r: r[0].update(mask_grid=b"\7" * GRID)),
     ("images", "not those of mask_grid", lambda r: r[0].update(coverage_background=0.123)),
     ("images", "not those of mask_grid", lambda r: r[0].update(coverage_class_1=NAN)),
-    ("images", "mask does not fit", lambda r: r[0].update(mask=b"no picture")),
+    ("images", "mask does not fit", lambda r: r[0].update(mask=b"no image")),
     ("images", "mask does not fit", lambda r: r[0].update(mask=r[0]["mask"][:-40])),
     ("images", "mask does not fit", lambda r: r[0].update(mask=png_by_hand(9**6, 9**6))),
     ("images", "mask does not fit", lambda r: r[0].update(width=r[0]["width"] + 1)),

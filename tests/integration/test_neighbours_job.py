@@ -50,7 +50,7 @@ def features() -> NDArray[np.float32]:
 
 
 def contents() -> list[str]:
-    """Copies: one picture 50 times, of one vector; pairs whose vectors differ."""
+    """Copies: one image 50 times, of one vector; pairs whose vectors differ."""
     found = [f"{i:032x}" for i in range(COUNT)]
     found[20:70] = [found[20]] * 50
     for i in range(100, 120):
@@ -128,7 +128,7 @@ def test_answers_are_those_of_sql_bit_for_bit(
 
 
 @pytest.mark.parametrize("criteria", [Criteria("tree", (0.05, 0.9), k=5), Criteria(k=30)], ids=str)
-def test_answers_on_an_index_of_pictures_are_those_of_sql(
+def test_answers_on_an_index_of_images_are_those_of_sql(
     index: str, tmp_path: Path, criteria: Criteria
 ) -> None:
     run(index, tmp_path, Request(criteria), Choice(criteria.k), part_size=5)

@@ -27,7 +27,7 @@ from segrec_batch.index.schema import failures_schema
 from segrec_batch.maintenance.versions import named_files, vacuum
 from segrec_batch.model.bundle import Model
 from segrec_batch.pipeline.plan import Request
-from segrec_batch.pipeline.run import dry_run, index_pictures
+from segrec_batch.pipeline.run import dry_run, index_images
 from segrec_batch.sample_data import write_scenes
 from segrec_batch.search.batch.output import Output
 from segrec_batch.sources import storage
@@ -187,11 +187,11 @@ def test_no_index_is_made_in_a_folder_that_holds_anything_else(
     folder, model = tmp_path / "work", str(tmp_path / "model")
     small.save(model)
     stranger = put(folder / name)
-    request = Request(str(tmp_path / "pictures"))
+    request = Request(str(tmp_path / "images"))
     for attempt in (
         lambda: store.create(str(folder), small),
-        lambda: index_pictures(request, model, str(folder)),
-        lambda: index_pictures(request, model, str(folder), rebuild=True),
+        lambda: index_images(request, model, str(folder)),
+        lambda: index_images(request, model, str(folder), rebuild=True),
         lambda: list(dry_run(request, model, str(folder))),
     ):
         with pytest.raises(InputError, match=rf"neither empty nor an index: it holds {name}; give"):

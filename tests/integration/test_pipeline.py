@@ -1,4 +1,4 @@
-"""The indexing job: every picture accounted for, nothing twice, nothing half."""
+"""The indexing job: every image accounted for, nothing twice, nothing half."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ from segrec_batch.index.encode import image_id
 from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.model.engines import choose_engine, load_segmenter
 from segrec_batch.pipeline.plan import Request
-from segrec_batch.pipeline.run import Execution, index_pictures
+from segrec_batch.pipeline.run import Execution, index_images
 from segrec_batch.pipeline.segment import SegmentBatch
 from segrec_batch.pipeline.stage_schema import MANIFEST
 from segrec_batch.pipeline.stages import MAX_BYTES, decode_batch, write_batch
@@ -30,7 +30,7 @@ from tests.support.builders import uris
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def test_every_listed_picture_is_indexed_or_failed(index: str, scenes: Path) -> None:
+def test_every_listed_image_is_indexed_or_failed(index: str, scenes: Path) -> None:
     listed = [p.name for p in (scenes / "images").rglob("*.jpg")]
     assert uris(index) == sorted(listed)
     assert uris(index, "failures") == ["broken.jpg"]
@@ -38,7 +38,7 @@ def test_every_listed_picture_is_indexed_or_failed(index: str, scenes: Path) -> 
 
 def test_a_failure_says_stage_and_reason(index: str) -> None:
     rows = segrec_batch.connect(index).sql("SELECT stage, reason FROM failures").fetchall()
-    assert rows == [("decode", "not a picture")]
+    assert rows == [("decode", "not an image")]
 
 
 def test_coverages_add_up_and_agree_with_regions_and_masks(index: str) -> None:
@@ -77,7 +77,7 @@ def test_class_isolated_features_average_to_the_images_feature(index: str) -> No
     assert worst[0][0] < 1e-4
 
 
-def test_rows_are_what_the_model_says_of_the_picture(index: str, model: Model) -> None:
+def test_rows_are_what_the_model_says_of_the_image(index: str, model: Model) -> None:
     connection = segrec_batch.connect(index)
     uri, feature, mask, width, height = connection.sql(
         "SELECT uri, feature, mask, width, height FROM images ORDER BY uri LIMIT 1"
@@ -91,17 +91,15 @@ def test_rows_are_what_the_model_says_of_the_picture(index: str, model: Model) -
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_cuda_without_a_gpu_is_an_error(pictures: Path, model_dir: str, tmp_path: Path) -> None:
+def test_cuda_without_a_gpu_is_an_error(images: Path, model_dir: str, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="no GPU"):
-        index_pictures(
-            Request(str(pictures)), model_dir, str(tmp_path / "index"), Execution("cuda")
-        )
+        index_images(Request(str(images)), model_dir, str(tmp_path / "index"), Execution("cuda"))
 
 
-def test_no_pictures_is_an_error_that_makes_no_index(model_dir: str, tmp_path: Path) -> None:
+def test_no_images_is_an_error_that_makes_no_index(model_dir: str, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("none")
-    with pytest.raises(InputError, match="no pictures found"):
-        index_pictures(Request(str(tmp_path)), model_dir, str(tmp_path / "index"), Execution("cpu"))
+    with pytest.raises(InputError, match="no images found"):
+        index_images(Request(str(tmp_path)), model_dir, str(tmp_path / "index"), Execution("cpu"))
     assert not store.exists(str(tmp_path / "index"))
 
 
@@ -115,16 +113,16 @@ def test_tasks_for_nothing_need_no_cluster() -> None:
     assert done.stdout == "[]\nFalse\n"
 
 
-def test_the_stages_run_without_ray(pictures: Path, model_dir: str, tmp_path: Path) -> None:
-    (pictures / "html.jpg").write_bytes(b"<html>")
-    sorted(pictures.glob("place*"))[0].rename(pictures / "it's 100% [1]*? é.jpg")
+def test_the_stages_run_without_ray(images: Path, model_dir: str, tmp_path: Path) -> None:
+    (images / "html.jpg").write_bytes(b"<html>")
+    sorted(images.glob("place*"))[0].rename(images / "it's 100% [1]*? é.jpg")
     rows = [
         {"uri": str(p), "source_size": p.stat().st_size, "source_etag": ""}
-        for p in sorted(pictures.iterdir())
+        for p in sorted(images.iterdir())
     ]
-    vanished = {**rows[0], "uri": str(pictures / "vanished.jpg")}
-    huge = {**rows[0], "uri": str(pictures / "huge.jpg"), "source_size": 2**40}
-    link = {**rows[0], "uri": str(pictures / "link.jpg"), "problem": "a link to itself"}
+    vanished = {**rows[0], "uri": str(images / "vanished.jpg")}
+    huge = {**rows[0], "uri": str(images / "huge.jpg"), "source_size": 2**40}
+    link = {**rows[0], "uri": str(images / "link.jpg"), "problem": "a link to itself"}
     rows += [vanished, huge, link]
     model = load_model(model_dir)
     decoded = decode_batch(pa.Table.from_pylist(rows, MANIFEST), model.spec.shapes)
@@ -136,7 +134,7 @@ def test_the_stages_run_without_ray(pictures: Path, model_dir: str, tmp_path: Pa
     counts = {t: sum(r["rows"] for r in receipts if r["table"] == t) for t in store.TABLES}
     assert (counts["images"], counts["failures"]) == (6, 4)
     failed = {Path(r["uri"]).name: (r["stage"], r["reason"]) for r in segmented.to_pylist()}
-    assert failed["html.jpg"] == ("decode", "not a picture")
+    assert failed["html.jpg"] == ("decode", "not an image")
     assert failed["vanished.jpg"][0] == "read"
     assert failed["huge.jpg"] == ("decode", f"{2**40} bytes are more than {MAX_BYTES}")
     assert failed["link.jpg"] == ("read", "a link to itself")

@@ -12,7 +12,7 @@ from segrec_batch.index.snapshot import open_snapshot
 from segrec_batch.maintenance.compact import compact
 from segrec_batch.maintenance.versions import vacuum
 from segrec_batch.pipeline.plan import Request
-from segrec_batch.pipeline.run import Execution, index_pictures
+from segrec_batch.pipeline.run import Execution, index_images
 
 LONG = """
     SELECT count(*), sum(round(pearson(a.feature, b.feature), 6)), count(DISTINCT a.run_id)
@@ -21,26 +21,26 @@ LONG = """
 
 
 @pytest.fixture
-def index(pictures: Path, model_dir: str, ray_cluster: None, tmp_path: Path) -> str:
-    """An index of `pictures` that one run has made."""
+def index(images: Path, model_dir: str, ray_cluster: None, tmp_path: Path) -> str:
+    """An index of `images` that one run has made."""
     uri = str(tmp_path / "index")
-    index_pictures(Request(str(pictures)), model_dir, uri, Execution("cpu"))
+    index_images(Request(str(images)), model_dir, uri, Execution("cpu"))
     return uri
 
 
-def rewrite(index: str, pictures: Path, model_dir: str) -> None:
-    """Remove, change and add pictures; index, compact, vacuum."""
-    one, two, *_ = sorted(pictures.iterdir())
+def rewrite(index: str, images: Path, model_dir: str) -> None:
+    """Remove, change and add images; index, compact, vacuum."""
+    one, two, *_ = sorted(images.iterdir())
     one.unlink()
-    shutil.copy(two, pictures / f"new{two.suffix}")
-    index_pictures(Request(str(pictures)), model_dir, index, Execution("cpu"))
+    shutil.copy(two, images / f"new{two.suffix}")
+    index_images(Request(str(images)), model_dir, index, Execution("cpu"))
     compact(open_snapshot(index))
     vacuum(index, dt.timedelta(hours=1))
 
 
 @pytest.mark.slow
 def test_a_long_query_beside_writers_gives_the_answer_of_its_snapshot(
-    index: str, pictures: Path, model_dir: str
+    index: str, images: Path, model_dir: str
 ) -> None:
     expected = segrec_batch.connect(index).sql(LONG.format(1)).fetchall()
     con = segrec_batch.connect(index, settings={"threads": 1})  # the job wants to run, too
@@ -54,7 +54,7 @@ def test_a_long_query_beside_writers_gives_the_answer_of_its_snapshot(
     thread = threading.Thread(target=ask)
     thread.start()
     try:
-        rewrite(index, pictures, model_dir)
+        rewrite(index, images, model_dir)
     finally:
         done.set()
         thread.join()
@@ -67,13 +67,13 @@ def test_a_long_query_beside_writers_gives_the_answer_of_its_snapshot(
 
 
 @pytest.mark.slow
-def test_the_past_can_be_asked(index: str, pictures: Path, model_dir: str) -> None:
+def test_the_past_can_be_asked(index: str, images: Path, model_dir: str) -> None:
     before = open_snapshot(index).version
     sql = "SELECT uri, image_id FROM images ORDER BY uri"
     rows = segrec_batch.connect(index).sql(sql).fetchall()
     answer = f"SELECT image_id, pearson FROM recommend('{rows[-1][1]}')"
     recommended = segrec_batch.connect(index).sql(answer).fetchall()
-    rewrite(index, pictures, model_dir)
+    rewrite(index, images, model_dir)
     then = segrec_batch.connect(index, version=before)
     assert then.sql(sql).fetchall() == rows
     assert then.sql(answer).fetchall() == recommended

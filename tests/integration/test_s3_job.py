@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 
 @dataclass
 class Bench:
-    """A job server behind a proxy, and a bucket with a model and pictures."""
+    """A job server behind a proxy, and a bucket with a model and images."""
 
     jobs: JobServer
     proxy: FaultyProxy
@@ -46,8 +46,8 @@ class Bench:
         return f"{self.bucket}/model"
 
     @property
-    def pictures(self) -> str:
-        return f"{self.bucket}/pictures"
+    def images(self) -> str:
+        return f"{self.bucket}/images"
 
     def index(
         self,
@@ -59,7 +59,7 @@ class Bench:
     ) -> Done:
         """Run jobs/index.py; small batches and a commit after each part."""
         return self._run(
-            "jobs/index.py", "--images", images or self.pictures, "--model", model or self.model,
+            "jobs/index.py", "--images", images or self.images, "--model", model or self.model,
             "--index", index, "--device", "cpu", "--batch-size", 2, "--commit-seconds", 0,
             env=env, expect=expect,
         )  # fmt: skip
@@ -82,7 +82,7 @@ class Bench:
 def bench(s3: dict[str, str]) -> Iterator[Bench]:
     bucket = new_bucket()
     tiny_model().save(f"{bucket}/model")
-    put({f"{bucket}/pictures/{i:02}.jpg": picture(i) for i in range(COUNT)})
+    put({f"{bucket}/images/{i:02}.jpg": image(i) for i in range(COUNT)})
     with FaultyProxy(s3["AWS_ENDPOINT_URL"]) as proxy, JobServer(**proxy.env) as jobs:
         yield Bench(jobs, proxy, bucket)
 
@@ -95,7 +95,7 @@ def calm(bench: Bench) -> Iterator[None]:
     bench.proxy.revive()
 
 
-def picture(seed: int) -> bytes:
+def image(seed: int) -> bytes:
     return encoded(smooth_pixels(48 + seed, 80, seed), "JPEG")
 
 
@@ -133,7 +133,7 @@ def assert_same(index: str, other: str) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(bench: Bench) -> str:
-    """An index of the pictures, made while the store was well."""
+    """An index of the images, made while the store was well."""
     index = f"{bench.bucket}/undisturbed"
     assert figures(bench.index(index))["indexed"] == COUNT
     assert store.open_snapshot(index).version > 3, "several commits"
@@ -141,10 +141,10 @@ def undisturbed(bench: Bench) -> str:
 
 
 def test_a_life_in_a_bucket(bench: Bench) -> None:
-    """Pictures, model and index in S3, all with odd names."""
-    images = f"{bench.bucket}/it's [the] pictures"
+    """Images, model and index in S3, all with odd names."""
+    images = f"{bench.bucket}/it's [the] images"
     index = f"{bench.bucket}/it's *the* [index] é+&"
-    put({f"{images}/{key}": picture(i) for i, key in enumerate(ODD)})
+    put({f"{images}/{key}": image(i) for i, key in enumerate(ODD)})
     assert figures(bench.index(index, images))["indexed"] == len(ODD)
     assert uris(index) == {f"{images}/{key}" for key in ODD}
     first = store.open_snapshot(index)
@@ -159,7 +159,7 @@ def test_a_life_in_a_bucket(bench: Bench) -> None:
     assert store.open_snapshot(index) == first
 
     changed, gone, moved, *_ = [f"{images}/{key}" for key in ODD]
-    storage.write_bytes(changed, picture(99))
+    storage.write_bytes(changed, image(99))
     storage.write_bytes(f"{images}/moved/here é.jpg", storage.read_bytes(moved))
     storage.delete([gone, moved])
     counts = figures(bench.index(index, images))
@@ -190,7 +190,7 @@ def test_images_and_index_lie_in_different_places(bench: Bench, tmp_path: Path, 
     folders |= {in_s3: f"{bench.bucket}/mixed [{in_s3}]"}
     images, index = f"{folders['images']}/i", f"{folders['index']}/x"
     for i, key in enumerate(ODD[:3]):
-        storage.write_bytes(f"{images}/{key}", picture(i))
+        storage.write_bytes(f"{images}/{key}", image(i))
     assert figures(bench.index(index, images))["indexed"] == 3
     storage.delete([f"{images}/{ODD[0]}"])
     assert figures(bench.index(index, images))["gone"] == 1
@@ -216,14 +216,14 @@ WRONG: dict[str, tuple[dict[str, str | None], str]] = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_without_access_the_job_says_so_in_one_line(
-    bench: Bench, pictures: Path, model_dir: str, wrong: str
+    bench: Bench, images: Path, model_dir: str, wrong: str
 ) -> None:
     env, message = WRONG[wrong]
-    for index, images, model in (
+    for index, source, model in (
         (f"{bench.bucket}/never", "", ""),
-        (f"{bench.bucket}/never", str(pictures), model_dir),
+        (f"{bench.bucket}/never", str(images), model_dir),
     ):
-        failed = bench.index(index, images, model, env, expect=1)
+        failed = bench.index(index, source, model, env, expect=1)
         assert f"error: {index}" in failed.err or "AWS_ENDPOINT_URL" in failed.err
         assert message in failed.err
         assert failed.seconds < 30
@@ -232,14 +232,14 @@ def test_without_access_the_job_says_so_in_one_line(
 
 
 @pytest.mark.parametrize("wrong", WRONG.keys() - {"address"})
-def test_pictures_or_a_model_out_of_reach_leave_a_local_index_alone(
-    bench: Bench, pictures: Path, model_dir: str, tmp_path: Path, wrong: str
+def test_images_or_a_model_out_of_reach_leave_a_local_index_alone(
+    bench: Bench, images: Path, model_dir: str, tmp_path: Path, wrong: str
 ) -> None:
     index = str(tmp_path / "index")
     env, _ = WRONG[wrong]
     failed = bench.index(index, "", model_dir, env, expect=1)
-    assert f"error: {bench.pictures} cannot be listed: " in failed.err
-    failed = bench.index(index, str(pictures), "", env, expect=1)
+    assert f"error: {bench.images} cannot be listed: " in failed.err
+    failed = bench.index(index, str(images), "", env, expect=1)
     assert f"error: {bench.model}/model.json: " in failed.err
     assert not Path(index).exists()
 
@@ -262,7 +262,7 @@ def test_a_real_process_with_a_wrong_secret(bench: Bench, undisturbed: str) -> N
     with environment(**WRONG["secret"][0]):
         failed = subprocess.run(
             [
-                sys.executable, "jobs/index.py", "--images", bench.pictures, "--model", bench.model,
+                sys.executable, "jobs/index.py", "--images", bench.images, "--model", bench.model,
                 "--index", undisturbed,
             ],
             cwd=ROOT, capture_output=True, text=True, timeout=200,
@@ -314,7 +314,7 @@ def test_a_commit_whose_answer_was_lost_is_made_once(bench: Bench, undisturbed: 
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", "/pictures/2"), ("PUT", "/images/_delta_log/")],
+    [("GET", "/images/2"), ("PUT", "/images/_delta_log/")],
 )
 def test_the_server_dies_in_the_middle(
     bench: Bench, undisturbed: str, method: str, path: str

@@ -22,7 +22,7 @@ from segrec_batch.evaluation.segmentation.splits import (
     GROUPED,
     RANDOM,
     SPLITS,
-    split_pictures,
+    split_images,
 )
 from segrec_batch.evaluation.segmentation.study import Rival, Settings, conduct, labelled
 from segrec_batch.evaluation.statistics import Estimate, Key
@@ -108,7 +108,7 @@ def test_a_model_is_judged_and_the_figures_follow_from_the_counts(
 
 
 @pytest.mark.slow
-def test_splits_share_the_judged_pictures_and_rivals_are_run_or_said_not_to_be(
+def test_splits_share_the_judged_images_and_rivals_are_run_or_said_not_to_be(
     scenes: Path, tmp_path: Path
 ) -> None:
     rivals = [Rival(("blank",), blank, every_split=True), Rival(("unet", "rcnn"), too_deep)]
@@ -133,14 +133,14 @@ def test_splits_share_the_judged_pictures_and_rivals_are_run_or_said_not_to_be(
 
 
 @pytest.mark.slow
-def test_copies_of_a_judged_picture_among_the_training_pictures_leak(tmp_path: Path) -> None:
+def test_copies_of_a_judged_image_among_the_training_images_leak(tmp_path: Path) -> None:
     """In each place the same texture, copied, is of classes that other places do not tell."""
     rng = np.random.default_rng(0)
     for place in range(6):
-        picture = Image.fromarray(smooth_pixels(60, 80, seed=place))
+        image = Image.fromarray(smooth_pixels(60, 80, seed=place))
         mask = np.kron(rng.integers(0, 3, (2, 4)), np.ones((30, 20))).astype(np.uint8)
         for i in range(4):
-            write_png(tmp_path / "images" / f"p{place}_{i}.png", picture)
+            write_png(tmp_path / "images" / f"p{place}_{i}.png", image)
             write_png(tmp_path / "masks" / f"p{place}_{i}.png", mask)
     (tmp_path / "classes.json").write_text(json.dumps({"car": [1], "tree": [2]}))
     found = conducted(settings(tmp_path))
@@ -151,7 +151,7 @@ def test_copies_of_a_judged_picture_among_the_training_pictures_leak(tmp_path: P
 
 
 @pytest.mark.slow
-def test_pictures_given_apart_are_judged_and_an_absent_class_is_absent(
+def test_images_given_apart_are_judged_and_an_absent_class_is_absent(
     scenes: Path, tmp_path: Path
 ) -> None:
     for kind in ("images", "masks"):
@@ -164,7 +164,7 @@ def test_pictures_given_apart_are_judged_and_an_absent_class_is_absent(
     assert {key.split for key in found} == {"given"}
     assert found[Key("iou", "segrec", "given", "pixels", "person")].value is None
     assert found[Key("iou", "segrec", "given", "pixels", "mean")].units == 6
-    with pytest.raises(InputError, match="test pictures are for --train"):
+    with pytest.raises(InputError, match="test images are for --train"):
         segmentation_report(settings(scenes, **test, model="m"))
 
 
@@ -172,8 +172,8 @@ GROUPS = [f"g{i}" for i in (0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3, 4, 5, 5, 5, 5, 6, 6
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_grouped_split_shares_no_group_and_a_random_one_no_judged_picture(seed: int) -> None:
-    splits = split_pictures(GROUPS, seed)
+def test_a_grouped_split_shares_no_group_and_a_random_one_no_judged_image(seed: int) -> None:
+    splits = split_images(GROUPS, seed)
     group = np.array(GROUPS)
     assert not set(group[splits.judged]) & set(group[splits.grouped])
     assert len(splits.random) == len(splits.grouped)
@@ -186,9 +186,9 @@ def test_a_grouped_split_shares_no_group_and_a_random_one_no_judged_picture(seed
 @pytest.mark.parametrize("groups", [["a"] * 9, ["a"] * 5 + ["b"] * 5])
 def test_too_few_groups_are_an_error_that_says_what_to_do(groups: list[str]) -> None:
     with pytest.raises(InputError, match="--groups folder, prefix or none"):
-        split_pictures(groups, 0)
+        split_images(groups, 0)
 
 
-def test_held_out_groups_of_one_picture_are_too_small() -> None:
-    with pytest.raises(InputError, match="one picture only"):
-        split_pictures(["a", "b", "c"], 0)
+def test_held_out_groups_of_one_image_are_too_small() -> None:
+    with pytest.raises(InputError, match="one image only"):
+        split_images(["a", "b", "c"], 0)

@@ -23,14 +23,14 @@ import segrec_batch
 from segrec_batch.common.errors import DeviceError
 from segrec_batch.common.host import usable_cores
 from segrec_batch.pipeline.plan import Request
-from segrec_batch.pipeline.run import Execution, index_pictures
+from segrec_batch.pipeline.run import Execution, index_images
 from tests.support.builders import smooth_pixels, tiny_model
 
 ROOT = Path(__file__).parents[2]
 BATCH = 4
-SECONDS = 0.1  # per picture, of the stand-in for the model
+SECONDS = 0.1  # per image, of the stand-in for the model
 BATCHES = 14  # of a node
-PICTURES = 3 * BATCHES * BATCH
+IMAGES = 3 * BATCHES * BATCH
 FAIR = 0.7  # of what so many nodes could do
 
 Note = dict[str, Any]
@@ -38,18 +38,18 @@ Note = dict[str, Any]
 
 @dataclass
 class Run:
-    """A run of tests/support/timed_index.py over the first pictures of a folder."""
+    """A run of tests/support/timed_index.py over the first images of a folder."""
 
     folder: Path
     index: Path
-    pictures: int
+    images: int
     process: subprocess.Popen[bytes] = field(init=False)
 
     def start(self, address: str, *options: object) -> "Run":
         command = [
             sys.executable, Path(__file__).with_name("timed_index.py"),
-            "--images", self.folder / "pictures", "--model", self.folder / "model",
-            "--index", self.index, "--batch-size", BATCH, "--limit", self.pictures, *options,
+            "--images", self.folder / "images", "--model", self.folder / "model",
+            "--index", self.index, "--batch-size", BATCH, "--limit", self.images, *options,
         ]  # fmt: skip
         environment = {
             **os.environ, "RAY_ADDRESS": address, "SEGREC_SLEEP": str(SECONDS),
@@ -80,21 +80,21 @@ class Run:
             time.sleep(0.1)
 
     def end(self) -> None:
-        """Every picture has become one row, and been seen once."""
+        """Every image has become one row, and been seen once."""
         assert self.process.wait(300) == 0, self.log()
         rows = segrec_batch.connect(str(self.index)).sql("SELECT uri FROM images").fetchall()
         seen = [uri for note in self.notes("segment") for uri in note["uris"]]
-        assert len(rows) == len(set(rows)) == self.pictures
+        assert len(rows) == len(set(rows)) == self.images
         assert sorted(seen) == sorted(uri for (uri,) in rows)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """pictures/ and model/."""
+    """images/ and model/."""
     folder = tmp_path_factory.mktemp("spread")
-    (folder / "pictures").mkdir()
-    for i in range(PICTURES):
-        Image.fromarray(smooth_pixels(48, 64, seed=i)).save(folder / "pictures" / f"{i:03}.png")
+    (folder / "images").mkdir()
+    for i in range(IMAGES):
+        Image.fromarray(smooth_pixels(48, 64, seed=i)).save(folder / "images" / f"{i:03}.png")
     tiny_model(taps=("conv5_3",)).save(str(folder / "model"))
     return folder
 
@@ -112,7 +112,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 def share_of_ideal(notes: list[Note]) -> float:
-    """Pictures per second over those of so many stand-ins that never wait, while all of them run:
+    """Images per second over those of so many stand-ins that never wait, while all of them run:
     from when the last has its first batch to when the first has done its last.
     """
     actors = {note["pid"] for note in notes}
@@ -128,7 +128,7 @@ def share_of_ideal(notes: list[Note]) -> float:
 
 
 @pytest.mark.slow
-def test_pictures_per_second_grow_with_the_nodes(
+def test_images_per_second_grow_with_the_nodes(
     cluster: Cluster, folder: Path, tmp_path: Path
 ) -> None:
     nodes: set[str] = set()
@@ -141,7 +141,7 @@ def test_pictures_per_second_grow_with_the_nodes(
         assert run.nodes("segment") == run.nodes("decode") == nodes
         assert len({note["pid"] for note in notes}) == count, "an actor on each node"
         share = share_of_ideal(notes)
-        print(f"{count} nodes: {share * count / SECONDS:.1f} pictures/s, {share:.2f} of the ideal")
+        print(f"{count} nodes: {share * count / SECONDS:.1f} images/s, {share:.2f} of the ideal")
         assert share > FAIR
 
 
@@ -151,7 +151,7 @@ def test_gpus_have_an_actor_each_while_all_nodes_decode_and_late_ones_join(
 ) -> None:
     plain = cluster.add_node(num_cpus=2).node_id
     first = cluster.add_node(num_cpus=2, num_gpus=1).node_id
-    run = Run(folder, tmp_path / "index", PICTURES).start(cluster.address, "--gpus", 2)
+    run = Run(folder, tmp_path / "index", IMAGES).start(cluster.address, "--gpus", 2)
     run.wait_for(lambda: run.notes("segment"))
     late = cluster.add_node(num_cpus=2, num_gpus=1).node_id
     run.end()
@@ -226,7 +226,7 @@ def answers(address: str) -> bool:
 def test_an_autoscaler_starts_the_gpus_from_none(
     from_zero: str, folder: Path, tmp_path: Path
 ) -> None:
-    run = Run(folder, tmp_path / "index", PICTURES).start(from_zero, "--gpus", 2)
+    run = Run(folder, tmp_path / "index", IMAGES).start(from_zero, "--gpus", 2)
     run.end()
     assert "the Ray cluster has no GPU; 2 asked for" in run.log()
     assert len(run.nodes("segment")) == 2
@@ -245,8 +245,8 @@ def test_an_autoscaler_starts_nodes_for_upkeep(from_zero: str, index: str) -> No
 
 
 def test_gpus_that_never_come_are_given_up(
-    ray_cluster: None, pictures: Path, model_dir: str, tmp_path: Path
+    ray_cluster: None, images: Path, model_dir: str, tmp_path: Path
 ) -> None:
     execution = Execution(gpus=2, wait_seconds=0.5)
     with pytest.raises(DeviceError, match=r"no GPU joined the Ray cluster within 0|--wait"):
-        index_pictures(Request(str(pictures)), model_dir, str(tmp_path / "index"), execution)
+        index_images(Request(str(images)), model_dir, str(tmp_path / "index"), execution)

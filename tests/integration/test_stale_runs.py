@@ -20,7 +20,7 @@ from segrec_batch.pipeline import chain, run
 from segrec_batch.pipeline.backfill import Added, describe
 from segrec_batch.pipeline.descriptor_setup import described, parse_addition
 from segrec_batch.pipeline.plan import MOST_UNREAD, Request
-from segrec_batch.pipeline.run import Execution, index_pictures
+from segrec_batch.pipeline.run import Execution, index_images
 from segrec_batch.pipeline.samples import IndexSamples
 from segrec_batch.search.cache import refresh_cache
 from tests.support.builders import encoded, smooth_pixels
@@ -145,7 +145,7 @@ def test_a_folder_that_vanishes_in_a_run_costs_nothing(
     assert "10 of 10 sources could not be read, most often FileNotFoundError" in site.error()
     monkeypatch.undo()
     assert site.job() == 1
-    assert "no pictures found" in site.error()
+    assert "no images found" in site.error()
     assert site.contents() == before
     away.rename(site.images)
     assert site.job() == 0
@@ -188,7 +188,7 @@ def test_a_rebuild_loses_no_image_that_cannot_be_read(site: Site) -> None:
         assert site.contents() == before
     path.unlink()
     path.write_bytes(content)
-    account, after = index_pictures(
+    account, after = index_images(
         Request(str(site.images)), site.model, site.index, Execution("cpu"), rebuild=True
     )
     assert (account.unchanged, account.indexed, account.changed) == (9, 1, 1)
@@ -197,7 +197,7 @@ def test_a_rebuild_loses_no_image_that_cannot_be_read(site: Site) -> None:
     path.symlink_to("nowhere")
     request = Request(str(site.images))
     with pytest.raises(SourceError, match="--max-read-failures 1"):
-        index_pictures(request, site.model, site.index, Execution("cpu"), rebuild=True)
+        index_images(request, site.model, site.index, Execution("cpu"), rebuild=True)
     assert site.job("--rebuild", "--max-read-failures", "1") == 0, "accepted"
     assert site.rows("SELECT (SELECT count(*) FROM images), stage FROM failures") == [(9, "read")]
 
@@ -222,12 +222,12 @@ def test_descriptors_of_what_cannot_be_read_are_computed_later(
             path.rename(site.images / path.name)
 
     monkeypatch.setattr(run, "describe", hidden)
-    account, _ = index_pictures(request, site.model, site.index, Execution("cpu"))
+    account, _ = index_images(request, site.model, site.index, Execution("cpu"))
     assert (account.described, account.reread, account.unread) == (10, 10, 4)
     with pytest.raises(SourceError, match=r"^4 of 10 sources could not be read"):
         account.check_read_failures(MOST_UNREAD)
     assert site.rows(without) == [(4,)]
-    again, _ = index_pictures(request, site.model, site.index, Execution("cpu"))
+    again, _ = index_images(request, site.model, site.index, Execution("cpu"))
     assert (again.described, again.reread, again.unread) == (0, 4, 4)
     assert again.commits == 0, "it is no better off"
     monkeypatch.undo()

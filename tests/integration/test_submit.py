@@ -24,7 +24,7 @@ from tests.support.head_node import ROOT, Head, head_node
 
 TOKEN = "0123456789abcdef" * 4
 INDEX = ROOT / "jobs" / "index.py"
-PICTURES = 160  # of which a run is stopped: seconds of work in steps of four
+IMAGES = 160  # of which a run is stopped: seconds of work in steps of four
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder
 
 
-def write_pictures(folder: Path, count: int) -> Path:
+def write_images(folder: Path, count: int) -> Path:
     folder.mkdir(exist_ok=True)
     for i in range(count):
         path = folder / f"{i:03}.png"
@@ -59,7 +59,7 @@ def test_the_index_job_runs_unchanged_from_an_uploaded_folder(
 ) -> None:
     """As the README has it: with the project for --working-dir, here less what is not code."""
     project = copy_project(tmp_path)
-    images, index = write_pictures(tmp_path / "images", 8), tmp_path / "index"
+    images, index = write_images(tmp_path / "images", 8), tmp_path / "index"
     submit = ["job", "submit", "--log-color", "false", "--working-dir", project, "--"]
     done = head.ray(*submit, "python", "jobs/index.py", *arguments(images, bundle, index))
     assert done.returncode == 0, done.stdout
@@ -88,7 +88,7 @@ def test_an_uploaded_folder_is_read_but_not_written_to(
     head: Head, bundle: str, tmp_path: Path
 ) -> None:
     project = copy_project(tmp_path)
-    write_pictures(project / "images", 2)
+    write_images(project / "images", 2)
     submit = ["job", "submit", "--log-color", "false", "--working-dir", project, "--"]
     job = [*submit, "python", "jobs/index.py", "--images", "images", "--model", bundle, "--index"]
     refused = head.ray(*job, "index")
@@ -106,7 +106,7 @@ def test_an_uploaded_folder_is_read_but_not_written_to(
 def test_an_error_of_the_job_is_that_of_the_submission(
     head: Head, bundle: str, tmp_path: Path
 ) -> None:
-    images = write_pictures(tmp_path / "images", 1)
+    images = write_images(tmp_path / "images", 1)
     given = arguments(images, "/nowhere", tmp_path / "index")
     failed = head.ray("job", "submit", "--", "python", INDEX, *given)
     assert failed.returncode == 1
@@ -119,25 +119,25 @@ def test_an_error_of_the_job_is_that_of_the_submission(
 def test_a_stopped_job_leaves_the_last_commit_and_the_next_run_goes_on(
     head: Head, bundle: str, tmp_path: Path
 ) -> None:
-    images, index = write_pictures(tmp_path / "images", PICTURES), tmp_path / "index"
+    images, index = write_images(tmp_path / "images", IMAGES), tmp_path / "index"
     given = arguments(images, bundle, index)
     submit = ["job", "submit", "--no-wait", "--submission-id", "to-stop", "--", "python", INDEX]
     often = ["--batch-size", 2, "--commit-seconds", 0.1]
     assert head.ray(*submit, *given, *often).returncode == 0
-    wait_for_pictures(str(index))
+    wait_for_images(str(index))
     assert head.ray("job", "stop", "to-stop").returncode == 0
     stopped = open_snapshot(str(index))
     assert "STOPPED" in head.ray("job", "list").stdout
-    assert 0 < stopped.rows("images") < PICTURES
+    assert 0 < stopped.rows("images") < IMAGES
     assert verify(stopped) == []
 
     done = head.ray("job", "submit", "--", "python", INDEX, *given)
     assert done.returncode == 0, done.stdout
     assert f"{stopped.rows('images')} unchanged" in done.stdout
-    assert len(uris(str(index))) == PICTURES
+    assert len(uris(str(index))) == IMAGES
 
 
-def wait_for_pictures(index: str) -> None:
+def wait_for_images(index: str) -> None:
     for _ in range(600):
         if exists(index) and open_snapshot(index).rows("images"):
             return
@@ -221,7 +221,7 @@ def test_a_ray_that_cannot_start_here_is_an_error_that_says_so() -> None:
 
 @pytest.mark.slow
 def test_a_job_whose_cluster_is_gone_fails_at_once(bundle: str, tmp_path: Path) -> None:
-    images, index = write_pictures(tmp_path / "images", 1), tmp_path / "index"
+    images, index = write_images(tmp_path / "images", 1), tmp_path / "index"
     command = [sys.executable, INDEX, *arguments(images, bundle, index)]
     found = subprocess.run(
         [*map(str, command)], env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"},

@@ -1,4 +1,4 @@
-"""Tiny real things for the unit tests: pictures, weights, a model, labelled images on disk."""
+"""Tiny real things for the unit tests: images, weights, a model, labelled images on disk."""
 
 import io
 import struct
@@ -37,7 +37,7 @@ ODD_NAMES = [  # of files and objects; the first eight have most of what goes wr
 
 
 def smooth_pixels(height: int, width: int, seed: int = 0, cells: int = 5) -> Pixels:
-    """An RGB picture of soft random blobs, uint8 (height, width, 3), without any symmetry."""
+    """An RGB image of soft random blobs, uint8 (height, width, 3), without any symmetry."""
     coarse = np.random.default_rng(seed).integers(0, 256, (cells, cells + 2, 3), dtype=np.uint8)
     soft = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
     return np.array(soft, np.uint8)
@@ -54,7 +54,7 @@ def noise_pixels(height: int, width: int, seed: int = 0) -> Pixels:
 
 
 def encoded(image: Image.Image | Pixels, format_: str, **options: Any) -> bytes:
-    """A picture file in memory."""
+    """An image file in memory."""
     out = io.BytesIO()
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     image.save(out, format_, **options)
@@ -74,7 +74,7 @@ def random_backbone(layers: tuple[str, ...], seed: int = 0) -> Backbone:
 
 
 def random_maps(pixels: Pixels, layers: Iterable[str], seed: int = 0) -> dict[str, torch.Tensor]:
-    """float32 feature maps of uint8 (B, H, W, 3) pictures with `random:SEED` weights."""
+    """float32 feature maps of uint8 (B, H, W, 3) images with `random:SEED` weights."""
     weights = random_weights(seed)
     normalise = Normalise(Scaling(True, weights.mean, weights.std))
     backbone = random_backbone(tuple(dict.fromkeys(layers)), seed)

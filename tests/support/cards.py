@@ -1,4 +1,4 @@
-"""Cards of contact sheets: small pictures and masks whose colours are known."""
+"""Cards of contact sheets: small images and masks whose colours are known."""
 
 from collections.abc import Mapping
 from io import BytesIO
@@ -18,7 +18,7 @@ def encoded(image: Image.Image, kind: str, orientation: int = 1) -> bytes:
     return buffer.getvalue()
 
 
-def picture(width: int = 80, height: int = 60, kind: str = "JPEG", orientation: int = 1) -> bytes:
+def image(width: int = 80, height: int = 60, kind: str = "JPEG", orientation: int = 1) -> bytes:
     """The left half red, the right half blue."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[:, : width // 2] = (250, 0, 0)
@@ -48,7 +48,7 @@ def card(
 ) -> Card:
     return Card(
         uri,
-        (data or picture()) if readable else None,
+        (data or image()) if readable else None,
         label_mask or mask(),
         coverage if coverage is not None else {"tree": 0.25, "car": 0.125, "person": 0.0},
         score,

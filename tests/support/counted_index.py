@@ -1,4 +1,4 @@
-"""jobs/index.py that also notes, in the file $SEGREC_COUNTS, each picture that its backbone sees.
+"""jobs/index.py that also notes, in the file $SEGREC_COUNTS, each image that its backbone sees.
 
 A program of its own, for the kill tests: it is started by path and has no tests in it.
 """

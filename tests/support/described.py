@@ -1,4 +1,4 @@
-"""What tests of descriptors share: pictures with what a model might have found, random networks."""
+"""What tests of descriptors share: images with what a model might have found, random networks."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from segrec_batch.descriptors import Moments, Parameters, Pictures, Vectors, module
+from segrec_batch.descriptors import ImageBatch, Moments, Parameters, Vectors, module
 from segrec_batch.pipeline import moments
 from tests.support.builders import smooth_batch
 
@@ -16,7 +16,7 @@ CLASSES = ("background", "car", "person", "tree")
 
 @dataclass(frozen=True)
 class Learned:
-    """Samples of an index that has no pictures: features (n, C), and the folder of each."""
+    """Samples of an index that has no images: features (n, C), and the folder of each."""
 
     features: Vectors = field(default_factory=lambda: np.zeros((0, 8), np.float32))
     folders: Sequence[str] = ()
@@ -25,30 +25,30 @@ class Learned:
     def moments(self) -> Moments:
         return Moments(*moments.of_rows(self.features))
 
-    def pictures(self, count: int) -> Iterator[Pictures]:
+    def images(self, count: int) -> Iterator[ImageBatch]:
         raise NotImplementedError
 
     def labelled(self, count: int) -> tuple[Vectors, Sequence[str]]:
         return self.features[:count], self.folders[:count]
 
 
-def pictures_of(
+def images_of(
     pixels: NDArray[np.uint8], labels: NDArray[np.uint8], feature: Vectors | None = None
-) -> Pictures:
-    """Pictures whose cells are their pixels."""
+) -> ImageBatch:
+    """Images whose cells are their pixels."""
     n, k = len(pixels), len(CLASSES)
     counts = np.array([np.bincount(one.ravel(), minlength=k) for one in labels])
     feature = np.ones((n, 8), np.float32) if feature is None else feature
     regions = np.zeros((n, k, feature.shape[1]), np.float32)
-    return Pictures(pixels, labels, feature, regions, counts)
+    return ImageBatch(pixels, labels, feature, regions, counts)
 
 
-def some_pictures(n: int = 4, seed: int = 0) -> Pictures:
-    """Soft pictures of 80 × 112, with a car in a box of each that differs."""
+def some_images(n: int = 4, seed: int = 0) -> ImageBatch:
+    """Soft images of 80 × 112, with a car in a box of each that differs."""
     labels = np.zeros((n, 80, 112), np.uint8)
     for i in range(n):
         labels[i, 10 + i : 40 + 2 * i, 20 : 70 + 3 * i] = 1
-    return pictures_of(smooth_batch(n, 80, 112, seed), labels)
+    return images_of(smooth_batch(n, 80, 112, seed), labels)
 
 
 @cache

@@ -46,7 +46,7 @@ class Bundle:
 
 def names(count: int, first: int = 0) -> list[str]:
     """URIs of the images of such an index."""
-    return [f"/pictures/{i:06}.jpg" for i in range(first, first + count)]
+    return [f"/images/{i:06}.jpg" for i in range(first, first + count)]
 
 
 def write_index(

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from segrec_batch.evaluation.items import Gallery, Picture, Plot, Section, Table, Text
+from segrec_batch.evaluation.items import Gallery, GalleryImage, Plot, Section, Table, Text
 from segrec_batch.evaluation.plots import Line, dot_plot, heat_map, line_plot, step_plot
 from segrec_batch.evaluation.report import Provenance, Report
 from segrec_batch.evaluation.statistics import Estimate, Key
@@ -32,8 +32,10 @@ def report(name: str = "car.jpg", created_at: str = "2026-11-22T03:00:00+00:00")
     labels = Image.new("P", (80, 60), 1)
     labels.putpalette(bytes((0, 0, 0, 230, 25, 75)))
     shots = [
-        Picture(grey, name, labels, "good"), Picture(None, name, None, "bad"), Picture(grey, name),
-    ]  # fmt: skip
+        GalleryImage(grey, name, labels, "good"),
+        GalleryImage(None, name, None, "bad"),
+        GalleryImage(grey, name),
+    ]
     return Report(
         title=f"Report of {name}",
         provenance=Provenance(

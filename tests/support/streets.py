@@ -17,7 +17,7 @@ from segrec_batch.index.files import DataFile
 from segrec_batch.index.parts import Rows, rewrite_part, write_part
 from segrec_batch.model.bundle import Model
 from segrec_batch.model.spec import COMMON_GRID, ModelSpec
-from segrec_batch.pipeline.rows import Row, descriptor_rows, failure_rows, picture_rows
+from segrec_batch.pipeline.rows import Row, descriptor_rows, failure_rows, image_rows
 
 GRID = 16
 NIGHTS = tuple(dt.datetime(2026, 3, day, 1, tzinfo=dt.UTC) for day in (2, 3))
@@ -27,13 +27,13 @@ GONE, CHANGED, MOVED = range(5), range(5, 12), range(20, 24)
 def write_streets(index: str, model: Model) -> None:
     """Make the index, for a model of three classes: version 1 and version 2, one a night."""
     empty, spec = store.create(index, model), model.spec
-    rows = [picture(i) for i in range(100)]
+    rows = [image(i) for i in range(100)]
     first = store.commit(empty, _part(index, spec, 0, rows, [failure(i) for i in range(6)]))
-    left = [picture(i)["image_id"] for i in chain(GONE, CHANGED)]
+    left = [image(i)["image_id"] for i in chain(GONE, CHANGED)]
     kept = rewrite_part(index, [f for f in first.all_files if f.table != "failures"], left)
-    new = [picture(i) for i in range(100, 130)]
-    changed = [picture(i, content=1000 + i) for i in CHANGED]
-    moved = [picture(i, folder="moved") for i in MOVED]
+    new = [image(i) for i in range(100, 130)]
+    changed = [image(i, content=1000 + i) for i in CHANGED]
+    moved = [image(i, folder="moved") for i in MOVED]
     add = [
         *kept,
         *_part(index, spec, 1, [*new, *changed], [*(failure(i) for i in range(6, 10)), unread(50)]),
@@ -42,8 +42,8 @@ def write_streets(index: str, model: Model) -> None:
     store.commit(first, add, [f for f in first.all_files if f.table != "failures"])
 
 
-def picture(i: int, content: int | None = None, folder: str | None = None) -> Row:
-    """What the stages of a run find in a picture: every 20th is a copy, every 10th nearly one."""
+def image(i: int, content: int | None = None, folder: str | None = None) -> Row:
+    """What the stages of a run find in an image: every 20th is a copy, every 10th nearly one."""
     content = i - (i % 20 == 19) if content is None else content
     rng = np.random.default_rng(content - (content % 10 == 4))
     labels = _labels(rng)
@@ -71,14 +71,14 @@ def picture(i: int, content: int | None = None, folder: str | None = None) -> Ro
 
 
 def failure(i: int) -> Row:
-    """A picture that a run could not index, for one of two reasons."""
-    reason = "not a picture" if i % 3 else "empty file"
+    """An image that a run could not index, for one of two reasons."""
+    reason = "not an image" if i % 3 else "empty file"
     return {**_source(f"/nowhere/bad/{i:03}.jpg"), "stage": "decode", "reason": reason}
 
 
 def unread(i: int) -> Row:
-    """A picture of the index that a run could not read again."""
-    source = _source(picture(i)["uri"])
+    """An image of the index that a run could not read again."""
+    source = _source(image(i)["uri"])
     return {**source, "stage": "read", "reason": "PermissionError: not for this user"}
 
 
@@ -98,15 +98,15 @@ def _part(
     index: str,
     spec: ModelSpec,
     night: int,
-    pictures: Sequence[Row],
+    images: Sequence[Row],
     failures: Sequence[Row],
     segmented: int | None = None,
 ) -> list[DataFile]:
     run_id = f"{NIGHTS[night]:%Y%m%dT%H%M%S}-{night:08x}"
     named = {"run_id": run_id, "model_id": "0" * 16}
-    described = [{**row, **named, "described": _described(row, spec)} for row in pictures]
+    described = [{**row, **named, "described": _described(row, spec)} for row in images]
     contents = chain(
-        picture_rows(described, spec),
+        image_rows(described, spec),
         descriptor_rows(described),
         failure_rows([{**row, **named} for row in failures]),
     )

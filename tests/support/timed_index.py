@@ -1,8 +1,8 @@
 """jobs/index.py with a model that only takes time, and notes of where and when its parts ran.
 
 A program of its own, for the tests of many nodes: two cores cannot show that the work of six is
-faster, while any number of actors can sleep at once. The picture is read and decoded, the rows are
-written, as ever. $SEGREC_NOTES: the file of notes; $SEGREC_SLEEP: seconds per picture.
+faster, while any number of actors can sleep at once. The image is read and decoded, the rows are
+written, as ever. $SEGREC_NOTES: the file of notes; $SEGREC_SLEEP: seconds per image.
 """
 
 import json
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Sleeper:
-    """In place of a Segmenter: every picture is all background."""
+    """In place of a Segmenter: every image is all background."""
 
     device = "cpu"
 
@@ -89,7 +89,7 @@ class Timed(SegmentBatch):
 
 
 def note(path: str, stage: str, rows: pa.Table, start: float, device: str = "") -> None:
-    """A line: what was done to which pictures, from when to when, and where."""
+    """A line: what was done to which images, from when to when, and where."""
     line = {
         "stage": stage, "uris": rows["uri"].to_pylist(), "start": start, "end": time.time(),
         "node": ray.get_runtime_context().get_node_id(), "pid": os.getpid(), "device": device,

@@ -20,7 +20,7 @@ BINS = 59
 
 
 def lbp(grey: NDArray[Any]) -> Codes:
-    """Local binary patterns (B, H − 2, W − 2) of pictures (B, H, W), uint8 or float: bit p is 1
+    """Local binary patterns (B, H − 2, W − 2) of images (B, H, W), uint8 or float: bit p is 1
     where neighbour ≥ centre. Unchanged by any strictly increasing map of the grey values.
 
     Ojala, Pietikäinen, Harwood, "A comparative study of texture measures", Pattern Recognition 29
@@ -30,7 +30,7 @@ def lbp(grey: NDArray[Any]) -> Codes:
 
 
 def ltp(grey: NDArray[np.uint8], threshold: int) -> tuple[Codes, Codes]:
-    """Local ternary patterns of pictures (B, H, W) uint8 as two binary ones (B, H − 2, W − 2).
+    """Local ternary patterns of images (B, H, W) uint8 as two binary ones (B, H − 2, W − 2).
 
     A neighbour is +1 if it is at least centre + threshold, −1 if it is at most centre − threshold,
     else 0. The upper pattern has the +1, the lower one the −1. `threshold` is 1 or more; at 0 a
@@ -78,7 +78,7 @@ _UNIFORM = np.eye(BINS)[uniform_bins()]  # (256, 59)
 
 def uniform_histograms(codes: Codes) -> Shares:
     """Of codes (B, h, w) the share of each uniform pattern (B, 59); a row has sum 1."""
-    counts = [np.bincount(picture.ravel(), minlength=256) for picture in codes]
+    counts = [np.bincount(image.ravel(), minlength=256) for image in codes]
     return np.asarray(merge(np.array(counts)) / codes[0].size)
 
 

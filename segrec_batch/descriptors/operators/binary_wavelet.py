@@ -2,7 +2,7 @@
 
 Law, Liu, Siu, "In-place binary wavelet transform" (2006): of a binary signal, the low pass is its
 samples 1, 3, 5, …, the high pass those XOR samples 2, 4, 6, …. XOR takes all bits of a number at
-once, and so the planes of a picture need not be taken apart to be transformed.
+once, and so the planes of an image need not be taken apart to be transformed.
 """
 
 from typing import NamedTuple
@@ -68,7 +68,7 @@ def plane_states(coefficients: Bits) -> Bits:
 
 
 def wavelet_histograms(grey: Bits) -> NDArray[np.float64]:
-    """Of pictures (B, H, W) uint8, sides at least 8, the share of each of 8 plane states in each of
+    """Of images (B, H, W) uint8, sides at least 8, the share of each of 8 plane states in each of
     4 sub-bands at each of 3 levels: (B, 3, 4, 8); the last axis has sum 1.
     """
     levels = []
@@ -80,5 +80,5 @@ def wavelet_histograms(grey: Bits) -> NDArray[np.float64]:
 
 
 def _shares(band: Bits) -> NDArray[np.float64]:
-    counts = np.array([np.bincount(picture.ravel(), minlength=256) for picture in band])
+    counts = np.array([np.bincount(image.ravel(), minlength=256) for image in band])
     return np.asarray(counts @ _IN_STATE / band[0].size)

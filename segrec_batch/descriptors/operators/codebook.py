@@ -1,4 +1,4 @@
-"""Visual words, and vectors of a picture by the words of its local descriptors: BoVW and VLAD."""
+"""Visual words, and vectors of an image by the words of its local descriptors: BoVW and VLAD."""
 
 from collections.abc import Iterable
 
@@ -14,14 +14,14 @@ Vectors = NDArray[np.float32]
 _UNTIL = (cv2.TERM_CRITERIA_MAX_ITER | cv2.TERM_CRITERIA_EPS, 25, 0.1)
 
 
-def learn(extract: Extractor, pictures: Iterable[NDArray[np.uint8]], words: int) -> Vectors:
-    """The visual words of pictures, each (H, W, 3) → (words, dim). Raises InputError."""
-    found = [extract(picture).vectors for picture in pictures]
+def learn(extract: Extractor, images: Iterable[NDArray[np.uint8]], words: int) -> Vectors:
+    """The visual words of images, each (H, W, 3) → (words, dim). Raises InputError."""
+    found = [extract(image).vectors for image in images]
     vectors = np.concatenate([np.zeros((0, extract.dim), np.float32), *found])
     if len(vectors) < words:
         raise InputError(
-            f"{len(found)} pictures have {len(vectors)} local descriptors, too few for {words} "
-            "words: ask for fewer words, or for more pictures"
+            f"{len(found)} images have {len(vectors)} local descriptors, too few for {words} "
+            "words: ask for fewer words, or for more images"
         )
     return vocabulary(vectors, words)
 

@@ -1,4 +1,4 @@
-"""Local descriptors of a grey picture: at keypoints (SIFT, KAZE, ORB) and on a grid (HOG).
+"""Local descriptors of a grey image: at keypoints (SIFT, KAZE, ORB) and on a grid (HOG).
 
 All by OpenCV with its own parameters, those of the publications, but where said.
 
@@ -23,7 +23,7 @@ from segrec_batch.descriptors.operators.grey import luma
 class Local:
     """n local descriptors. rows, columns: (n,) int64, the pixel of each. vectors: (n, dim) float32.
 
-    In an order that depends on the picture only.
+    In an order that depends on the image only.
     """
 
     rows: NDArray[np.int64]
@@ -32,11 +32,11 @@ class Local:
 
 
 class Extractor(Protocol):
-    """What finds local descriptors of `dim` values in a picture, uint8 (H, W, 3) RGB."""
+    """What finds local descriptors of `dim` values in an image, uint8 (H, W, 3) RGB."""
 
     dim: int
 
-    def __call__(self, picture: NDArray[np.uint8]) -> Local:
+    def __call__(self, image: NDArray[np.uint8]) -> Local:
         """The local descriptors; maybe none."""
 
 
@@ -68,16 +68,16 @@ class _AtKeypoints:
         self._detector = detector
         self._keypoints = keypoints
 
-    def __call__(self, picture: NDArray[np.uint8]) -> Local:
-        found, described = self._detector.detectAndCompute(luma(picture[None])[0], None)
+    def __call__(self, image: NDArray[np.uint8]) -> Local:
+        found, described = self._detector.detectAndCompute(luma(image[None])[0], None)
         if not found:
-            return _local(np.zeros((0, 2)), np.zeros((0, self.dim)), picture)
+            return _local(np.zeros((0, 2)), np.zeros((0, self.dim)), image)
         # of equal responses the detectors themselves keep more than they were told
         best = sorted(range(len(found)), key=lambda i: _rank(found[i]))[: self._keypoints]
         vectors = np.asarray(described)[best]
         if vectors.dtype == np.uint8:  # bits, eight in a byte
             vectors = np.unpackbits(vectors.astype(np.uint8), axis=1)
-        return _local(np.array([found[i].pt for i in best]), vectors, picture)
+        return _local(np.array([found[i].pt for i in best]), vectors, image)
 
 
 class Hog:
@@ -97,19 +97,19 @@ class Hog:
             size, size, step, step, bins, _winSigma=self._side / 2, _gammaCorrection=False
         )
 
-    def __call__(self, picture: NDArray[np.uint8]) -> Local:
-        """See the class; none where the picture is smaller than a block."""
+    def __call__(self, image: NDArray[np.uint8]) -> Local:
+        """See the class; none where the image is smaller than a block."""
         rows, columns = (
-            np.arange(0, side - self._side + 1, self._cell) for side in picture.shape[:2]
+            np.arange(0, side - self._side + 1, self._cell) for side in image.shape[:2]
         )
         corners = np.array([(x, y) for y in rows for x in columns]).reshape(-1, 2)
         found = (
-            self._hog.compute(luma(picture[None])[0], (self._cell, self._cell))
+            self._hog.compute(luma(image[None])[0], (self._cell, self._cell))
             if len(corners)
             else ()
         )
         vectors = np.asarray(found, np.float32).reshape(-1, self.dim)
-        return _local(corners + self._side // 2, vectors, picture)
+        return _local(corners + self._side // 2, vectors, image)
 
 
 def _rank(point: cv2.KeyPoint) -> tuple[float, ...]:
@@ -117,10 +117,10 @@ def _rank(point: cv2.KeyPoint) -> tuple[float, ...]:
 
 
 def _local(
-    points: NDArray[np.number], vectors: NDArray[np.number], picture: NDArray[np.uint8]
+    points: NDArray[np.number], vectors: NDArray[np.number], image: NDArray[np.uint8]
 ) -> Local:
     """Of positions (n, 2) x, y; a whole number is the centre of a pixel."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     nearest = np.floor(points + 0.5).astype(np.int64)
     columns, rows = nearest[:, 0].clip(0, width - 1), nearest[:, 1].clip(0, height - 1)
     return Local(rows, columns, vectors.astype(np.float32))

@@ -1,6 +1,6 @@
 """AlexNet and ResNet-50 of torchvision, up to the vector that their classifier would see.
 
-Pictures are resized to 224 × 224 by bilinear interpolation that averages (antialiased), whatever
+Images are resized to 224 × 224 by bilinear interpolation that averages (antialiased), whatever
 their aspect, and normalised by ImageNet's mean and deviation. The ImageNet weights are those of the
 first recipe (IMAGENET1K_V1), as the papers that compare with them had.
 """

@@ -10,7 +10,7 @@ TONES = 256
 
 
 def busyness(grey: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Busyness (B,) of pictures (B, H, W) uint8, sides at least 3: how quickly tones change from a
+    """Busyness (B,) of images (B, H, W) uint8, sides at least 3: how quickly tones change from a
     pixel to its neighbours, beside how far apart the tones are.
 
     Σ p(i) s(i) / Σ Σ |i p(i) − j p(j)|, i and j the tones with p > 0 (eq. 7, of its denominator the
@@ -18,14 +18,14 @@ def busyness(grey: NDArray[np.uint8]) -> NDArray[np.float64]:
     over its pixels of |i − mean of the 8 neighbours|, both over pixels that have all of them. All
     256 tones; s is a sum, so that busyness is proportional to the number of pixels.
 
-    0 if no pixel differs from its neighbours, as in a constant picture; infinite where only the
+    0 if no pixel differs from its neighbours, as in a constant image; infinite where only the
     denominator is 0.
     """
     return np.array([_busyness(p, s) for p, s in map(_matrix, grey)])
 
 
-def _matrix(picture: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    wide = picture.astype(np.int32)
+def _matrix(image: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    wide = image.astype(np.int32)
     rows = wide[:-2] + wide[1:-1] + wide[2:]
     nine = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
     tones = wide[1:-1, 1:-1]

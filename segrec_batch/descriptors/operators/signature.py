@@ -1,4 +1,4 @@
-"""Semantic signatures: one centre of local descriptors for each class of a picture.
+"""Semantic signatures: one centre of local descriptors for each class of an image.
 
 Ouni, Royer, Chevaldonné, Dhome, A hybrid approach for improved image similarity using semantic
 segmentation, ISVC 2020: section 3.1 and algorithm 1.
@@ -11,14 +11,14 @@ from segrec_batch.descriptors.operators.keypoints import Extractor, Local
 
 
 def signatures(
-    extract: Extractor, pictures: NDArray[np.uint8], labels: NDArray[np.uint8], classes: int
+    extract: Extractor, images: NDArray[np.uint8], labels: NDArray[np.uint8], classes: int
 ) -> NDArray[np.float32]:
-    """Of pictures (B, H, W, 3) and the class of each pixel (B, H, W) → (B, classes · dim)."""
+    """Of images (B, H, W, 3) and the class of each pixel (B, H, W) → (B, classes · dim)."""
     found = [
-        centres(extract(picture), map_, classes).ravel()
-        for picture, map_ in zip(pictures, labels, strict=True)
+        centres(extract(image), map_, classes).ravel()
+        for image, map_ in zip(images, labels, strict=True)
     ]
-    return np.array(found, np.float32).reshape(len(pictures), classes * extract.dim)
+    return np.array(found, np.float32).reshape(len(images), classes * extract.dim)
 
 
 def centres(local: Local, labels: NDArray[np.uint8], classes: int) -> NDArray[np.float32]:

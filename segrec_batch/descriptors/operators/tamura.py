@@ -1,7 +1,7 @@
 """Coarseness, contrast and directionality as people see them.
 
 Tamura, Mori, Yamawaki, "Textural features corresponding to visual perception", IEEE SMC 8 (1978).
-Pictures are (B, H, W), uint8 or float of the same range, 0 to 255.
+Images are (B, H, W), uint8 or float of the same range, 0 to 255.
 """
 
 from itertools import pairwise
@@ -21,14 +21,14 @@ _LARGEST = 2**SIZES
 
 
 def contrast(grey: NDArray[Any]) -> Values:
-    """Contrast (B,): σ / α₄^¼, α₄ = μ₄ / σ⁴ the kurtosis; 0 of a constant picture. In proportion to
+    """Contrast (B,): σ / α₄^¼, α₄ = μ₄ / σ⁴ the kurtosis; 0 of a constant image. In proportion to
     the grey values, and unchanged by adding to them.
     """
-    return np.array([_contrast(picture.astype(np.float64)) for picture in grey])
+    return np.array([_contrast(image.astype(np.float64)) for image in grey])
 
 
-def _contrast(picture: Values) -> float:
-    squares = (picture - picture.mean()) ** 2
+def _contrast(image: Values) -> float:
+    squares = (image - image.mean()) ** 2
     variance = float(squares.mean())
     if variance == 0:
         return 0.0
@@ -41,13 +41,13 @@ def coarseness(grey: NDArray[np.uint8]) -> Values:
 
     A_k(x, y) is the mean of the 2ᵏ × 2ᵏ window about a point; E_k the larger of
     |A_k(x + 2ᵏ⁻¹, y) − A_k(x − 2ᵏ⁻¹, y)| and the same along y; the smallest of equally good sizes
-    counts. Pictures go on beyond their edges as in a mirror.
+    counts. Images go on beyond their edges as in a mirror.
     """
-    return np.array([_coarseness(picture) for picture in grey])
+    return np.array([_coarseness(image) for image in grey])
 
 
-def _coarseness(picture: NDArray[np.uint8]) -> float:
-    wide = np.pad(picture, _LARGEST, "symmetric")
+def _coarseness(image: NDArray[np.uint8]) -> float:
+    wide = np.pad(image, _LARGEST, "symmetric")
     sums = wide.cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32)
     sums = np.pad(sums, ((1, 0), (1, 0)))  # [y, x]: of all above y and left of x
     best = _difference(sums, 2)
@@ -94,12 +94,12 @@ def directionality(grey: NDArray[Any]) -> Values:
 
 def angles(grey: NDArray[Any]) -> Values:
     """Shares (B, 16) of the angles of steep gradients; bin k is about kπ/16. All 0 if none is."""
-    counts = np.array([_angles(picture) for picture in grey], np.float64)
+    counts = np.array([_angles(image) for image in grey], np.float64)
     return np.asarray(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
 
 
-def _angles(picture: NDArray[Any]) -> Bins:
-    wide = picture.astype(np.int16) if picture.dtype == np.uint8 else picture
+def _angles(image: NDArray[Any]) -> Bins:
+    wide = image.astype(np.int16) if image.dtype == np.uint8 else image
     columns = wide[:-2] + wide[1:-1] + wide[2:]
     rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
     along, up = columns[:, 2:] - columns[:, :-2], rows[:-2] - rows[2:]

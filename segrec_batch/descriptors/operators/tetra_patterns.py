@@ -21,7 +21,7 @@ _DIRECTIONS = 4
 
 
 def derivatives(grey: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """First-order derivatives along 0° and 90°, each (B, H − 1, W − 1), of pictures (B, H, W): the
+    """First-order derivatives along 0° and 90°, each (B, H − 1, W − 1), of images (B, H, W): the
     right neighbour less the pixel, and the upper neighbour less the pixel. Of uint8 they are int32.
     """
     wide = grey.astype(np.int32) if grey.dtype == np.uint8 else grey
@@ -36,7 +36,7 @@ def directions(along: NDArray[Any], up: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def tetra_histograms(grey: NDArray[Any]) -> NDArray[np.float64]:
-    """Histograms (B, 13, 59) of uniform patterns of pictures (B, H, W), uint8 or float, sides at
+    """Histograms (B, 13, 59) of uniform patterns of images (B, H, W), uint8 or float, sides at
     least 4.
 
     Twelve binary patterns: of a pixel with direction d, for each other direction e in order, which
@@ -58,8 +58,8 @@ def _split(direction: NDArray[np.uint8]) -> NDArray[np.float64]:
     counts = np.zeros((batch, _DIRECTIONS, _DIRECTIONS, 256), np.intp)
     for e in range(_DIRECTIONS):
         keys = centre | pattern_codes(direction == e, lambda neighbour, _: neighbour)
-        for i, picture in enumerate(keys):
-            flat = np.bincount(picture.ravel(), minlength=_DIRECTIONS << 8)
+        for i, image in enumerate(keys):
+            flat = np.bincount(image.ravel(), minlength=_DIRECTIONS << 8)
             counts[i, :, e] = flat.reshape(_DIRECTIONS, 256)
     others = ~np.eye(_DIRECTIONS, dtype=bool)
     return np.asarray(merge(counts[:, others]).reshape(batch, -1, BINS) / centre[0].size)

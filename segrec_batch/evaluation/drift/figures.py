@@ -28,7 +28,7 @@ SAME_CONTENT = "unchanged content"
 Columns = dict[Key, NDArray[np.float64]]
 
 MEASURES = {
-    "failures": "pictures that fail now and did not before, of all that were listed",
+    "failures": "images that fail now and did not before, of all that were listed",
     "gone": "images that are not there any more, of those before",
     "coverage": "the largest Kolmogorov–Smirnov statistic of σ over the classes, all images",
     "features": "mean of 1 − Pearson of the old and the new feature, golden images",

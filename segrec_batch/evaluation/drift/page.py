@@ -94,7 +94,7 @@ def _failures(told: Told) -> Table | Text:
         for name in (row["side"], row["name"]) if row["name"] != "still" else (row["side"],):
             of[name] = of.get(name, 0) + row["count"]
     if not tally:
-        return Text("No picture failed before or after.")
+        return Text("No image failed before or after.")
     order = sorted(tally.items(), key=lambda item: (-item[1].get("new", 0), item[0]))
     cells = [
         [stage, reason, *(f"{of.get(n, 0):,}" for n in _FAILURES)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from segrec_batch.common.errors import InputError
-from segrec_batch.evaluation.items import Gallery, Picture
+from segrec_batch.evaluation.items import Gallery, GalleryImage
 from segrec_batch.evaluation.retrieval.conditions import NONE
 from segrec_batch.evaluation.retrieval.measures import average_precision
 from segrec_batch.evaluation.retrieval.rankings import rankings, taking_part
@@ -69,16 +69,16 @@ def _by_ap(examples: Sequence[Example]) -> list[Example]:
     return sorted(examples, key=lambda e: (-e.ap, e.query))
 
 
-def _strip(example: Example, maker: ThumbnailMaker) -> tuple[str, list[Picture]]:
+def _strip(example: Example, maker: ThumbnailMaker) -> tuple[str, list[GalleryImage]]:
     results = example.results[:SHOWN]
     uris = [example.query, *(uri for uri, *_ in results)]
     cards = [
         Card(uri, data if isinstance(data, bytes) else None, b"", {}, None)
         for uri, data in zip(uris, fetch_images(uris, example.roots), strict=True)
     ]
-    pictures = [maker.make(card).picture for card in cards]
+    images = [maker.make(card).image for card in cards]
     labels = ["query", *(f"{i} · {score:.3f}" for i, (*_, score) in enumerate(results, start=1))]
     marks = ["", *("good" if relevant else "bad" for _, relevant, _ in results)]
-    shown = [Picture(*p[:2], mark=p[2]) for p in zip(pictures, labels, marks, strict=True)]
+    shown = [GalleryImage(*p[:2], mark=p[2]) for p in zip(images, labels, marks, strict=True)]
     title = " · ".join(filter(None, (example.cls, f"AP {example.ap:.3f}", cards[0].name)))
     return title, shown

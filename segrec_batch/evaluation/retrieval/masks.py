@@ -1,4 +1,4 @@
-"""Ground truth from labelled masks: the class that fills most of a picture, and where it is."""
+"""Ground truth from labelled masks: the class that fills most of an image, and where it is."""
 
 import hashlib
 from collections import Counter
@@ -29,7 +29,7 @@ from segrec_batch.model.spec import COMMON_GRID
 @dataclass(frozen=True)
 class Masks:
     """Relevant is what has the same dominant foreground class, if that fills a share of both
-    pictures that lies in the window, all by their masks. masks: a folder with a mask for each
+    images that lies in the window, all by their masks. masks: a folder with a mask for each
     image, see `pair_indexed`. classes: the file that names the mask values.
 
     Shares are of the pixels that are not void; of equal classes the first in the file is dominant.
@@ -75,7 +75,7 @@ class Masks:
         return Truth(
             relevance=Groups(labels),
             words="Relevant is what has the dominant class of the query, where that fills "
-            f"{low:g} to {high:g} of both pictures, by labelled masks.",
+            f"{low:g} to {high:g} of both images, by labelled masks.",
             fingerprint=digest("masks", content.hexdigest(), self.window),
             classes=classes.names,
             labels=labels,

@@ -89,8 +89,8 @@ def render(
     """All that the counts say, and what else was seen in the run.
 
     truth: in a sentence, what is relevant to a query. examples: see `best_and_worst`; their
-    pictures are read here. latency: of what SQL can answer. not_run: by method. Raises InputError
-    for what is not a counts table or judges nothing, StorageError where pictures cannot be had.
+    images are read here. latency: of what SQL can answer. not_run: by method. Raises InputError
+    for what is not a counts table or judges nothing, StorageError where images cannot be had.
     """
     found = Findings.of(counts, provenance.seed)
     compared = compare(found.judged, found.methods, provenance.seed)

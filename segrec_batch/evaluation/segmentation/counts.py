@@ -1,4 +1,4 @@
-"""Judged pictures: one row an image, method and split, from which all figures follow."""
+"""Judged images: one row an image, method and split, from which all figures follow."""
 
 import json
 from collections import Counter
@@ -31,7 +31,7 @@ SCHEMA = pa.schema(
         pa.field("method", pa.string(), nullable=False),
         pa.field("image", pa.string(), nullable=False),  # file name
         pa.field("group", pa.string(), nullable=False),
-        pa.field("luminance", pa.float64(), nullable=False),  # mean over the picture, 0 to 1
+        pa.field("luminance", pa.float64(), nullable=False),  # mean over the image, 0 to 1
         # K × K pixels, rows true, columns predicted, background first; void is left out
         pa.field("confusion", pa.list_(pa.int64()), nullable=False),
         # cells of each class on the feature grid; null for a method without one
@@ -68,14 +68,14 @@ def count_pixels(truth: NDArray[np.int16], predicted: NDArray[np.uint8], n: int)
     return np.bincount(pairs, minlength=n * n).reshape(n, n)
 
 
-def judge_pictures(
+def judge_images(
     split: str,
     images: Sequence[LabelledImage],
     methods: Methods,
     classes: Classes,
     pixels: Counter[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Apply methods to labelled pictures at their original resolution: rows of `SCHEMA`.
+    """Apply methods to labelled images at their original resolution: rows of `SCHEMA`.
 
     pixels: to which the pixels of the masks are added, by value.
     """

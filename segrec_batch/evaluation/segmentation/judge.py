@@ -39,7 +39,7 @@ def estimates(counts: pa.Table, seed: int, draws: int = DRAWS) -> list[Estimate]
 
 
 def judge(counts: pa.Table) -> list[Judged]:
-    """The measures of all methods and splits; splits of the same pictures are judged together."""
+    """The measures of all methods and splits; splits of the same images are judged together."""
     names = class_names(counts)
     found: dict[tuple[str, ...], dict[Key, Measure]] = {}
     for tally in _with_majority(list(tallies(counts)), names):
@@ -105,7 +105,7 @@ def is_fitted(method: str) -> bool:
 
 
 def leaks(judged: Judged) -> dict[Key, tuple[Key, Key]]:
-    """For each fitted method: what a split that is not by groups adds on the same pictures."""
+    """For each fitted method: what a split that is not by groups adds on the same images."""
     pairs = {}
     for leaky in judged.measures:
         honest = replace(leaky, split=GROUPED)

@@ -14,13 +14,13 @@ from segrec_batch.evaluation.segmentation.tables import Figures
 from segrec_batch.evaluation.statistics import Estimate
 
 _ABOUT = {
-    GIVEN: "The judged pictures were given apart from those that were trained on; whether they "
+    GIVEN: "The judged images were given apart from those that were trained on; whether they "
     "show other places is for the giver to say.",
-    GROUPED: "Whole groups of pictures were held out, so nothing like the judged pictures was "
+    GROUPED: "Whole groups of images were held out, so nothing like the judged images was "
     "trained on. This is the figure to believe.",
-    RANDOM: "As many pictures were trained on, drawn at random from all that are not judged: "
-    "neighbours of the judged pictures, such as the next frames of a video, are among them.",
-    AUGMENTED_FIRST: "As random, and augmented copies of the judged pictures themselves were "
+    RANDOM: "As many images were trained on, drawn at random from all that are not judged: "
+    "neighbours of the judged images, such as the next frames of a video, are among them.",
+    AUGMENTED_FIRST: "As random, and augmented copies of the judged images themselves were "
     "trained on, as happens when one augments before one splits (Abdullah 2026, section 3).",
 }
 
@@ -31,7 +31,7 @@ def figures_of(counts: pa.Table, found: Sequence[Estimate]) -> Figures:
     return Figures({e.key: e for e in found}, class_names(counts), first.split)
 
 
-def sections(counts: pa.Table, figures: Figures, pictures: Sequence[Gallery]) -> list[Section]:
+def sections(counts: pa.Table, figures: Figures, images: Sequence[Gallery]) -> list[Section]:
     """All of the page; what there is nothing to say about is left out."""
     judged = list(tallies(counts))
     main = next(t for t in judged if t.method == SEGREC)
@@ -43,8 +43,8 @@ def sections(counts: pa.Table, figures: Figures, pictures: Sequence[Gallery]) ->
     if len(splits) > 1:
         found.append(Section("Splits and leak", list(_leak(figures, splits))))
     found.append(coverage(figures, main))
-    if pictures:
-        found.append(Section("Pictures", list(pictures)))
+    if images:
+        found.append(Section("Images", list(images)))
     return [*found, weakness(figures)]
 
 
@@ -55,18 +55,16 @@ def quality(figures: Figures, main: Tally) -> Section:
         figures.get("pixel_accuracy", method=method)
         for method in (SEGREC, majority_name(commonest))
     )
-    groups = (
-        f"{len(main.images)} pictures were judged at their own resolution. {_ABOUT[main.split]}"
-    )
+    groups = f"{len(main.images)} images were judged at their own resolution. {_ABOUT[main.split]}"
     return Section(
         "Quality",
         [
             Text(groups),
             Text(
                 f"Pixel accuracy {_said(ours)}; to call every pixel {commonest} would reach "
-                f"{_said(theirs)}. IoU is Σ intersection / Σ union over all pictures; accuracy is "
+                f"{_said(theirs)}. IoU is Σ intersection / Σ union over all images; accuracy is "
                 "that of one class against the rest, which is high for any rare class. The mean is "
-                "over the foreground classes that have labels. The intervals take pictures as "
+                "over the foreground classes that have labels. The intervals take images as "
                 "independent: for frames of one video they are too narrow."
             ),
             tables.class_table(figures, PIXELS),
@@ -92,7 +90,7 @@ def _leak(figures: Figures, splits: Sequence[str]) -> Iterator[Text | Table | Pl
     for split in splits:
         yield Text(f"{split[0].upper()}{split[1:]}: {_ABOUT[split]}")
     yield Text(
-        "All splits are judged on the same pictures, so their difference is the leak: what a "
+        "All splits are judged on the same images, so their difference is the leak: what a "
         "method seems to gain only because it was trained on near copies of what it is judged on. "
         "Intervals are of paired resamples."
     )
@@ -105,8 +103,8 @@ def _leak(figures: Figures, splits: Sequence[str]) -> Iterator[Text | Table | Pl
 def coverage(figures: Figures, main: Tally) -> Section:
     """How good σ̂ is, on which queries filter."""
     text = (
-        "σ is the share of a class in the labelled pixels of a picture, σ̂ the share of its cells "
-        "on the feature grid, which the index stores and queries filter by. In the plots pictures "
+        "σ is the share of a class in the labelled pixels of an image, σ̂ the share of its cells "
+        "on the feature grid, which the index stores and queries filter by. In the plots images "
         "are put into bins of equally many by σ̂; on the diagonal σ̂ is right on average."
     )
     plots = tables.calibration_plots(figures, main)
@@ -116,9 +114,9 @@ def coverage(figures: Figures, main: Tally) -> Section:
 def weakness(figures: Figures) -> Section:
     """Under which conditions it does worse."""
     text = (
-        "Figures of the proposed method on some of the judged pictures. By size each class is "
-        "judged on the pictures that have it, so nothing is said of false alarms in others. An "
-        "interval that rests on one picture has no width."
+        "Figures of the proposed method on some of the judged images. By size each class is "
+        "judged on the images that have it, so nothing is said of false alarms in others. An "
+        "interval that rests on one image has no width."
     )
     return Section("Where it is weak", [Text(text), *tables.weak_tables(figures)])
 

@@ -1,4 +1,4 @@
-"""Pictures of the segmentation page: the best and the worst, with labels and class maps."""
+"""Images of the segmentation page: the best and the worst, with labels and class maps."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segrec_batch.evaluation.items import Gallery, Picture
+from segrec_batch.evaluation.items import Gallery, GalleryImage
 from segrec_batch.evaluation.segmentation.counts import SEGREC, SegrecMethod, Tally
 from segrec_batch.evaluation.segmentation.ratios import Pixels
 from segrec_batch.labels.labelled import Classes, LabelledImage
@@ -51,8 +51,8 @@ def galleries(
             tally.split,
         )
         for caption, chosen in (
-            ("Best pictures, by mean IoU of the classes they have", best),
-            ("Worst pictures", worst[::-1][:SHOWN]),
+            ("Best images, by mean IoU of the classes they have", best),
+            ("Worst images", worst[::-1][:SHOWN]),
         )
         if chosen
     ]
@@ -64,7 +64,7 @@ def _plate(
     classes: Classes,
     method: SegrecMethod,
     colours: Mapping[str, str],
-) -> tuple[str, list[Picture]]:
+) -> tuple[str, list[GalleryImage]]:
     image, labels = item.load(classes)
     truth = np.maximum(classes.to_classes(labels), 0).astype(np.uint8)  # void like background
     predicted = method(image)[SEGREC].labels
@@ -72,9 +72,9 @@ def _plate(
     small.thumbnail((SIDE, SIDE))
     title = f"{storage.name(item.image)}: mean IoU {iou:.2f}"
     return title, [
-        Picture(small, "picture"),
-        Picture(small, "by the labels", _overlay(truth, small.size, colours)),
-        Picture(small, "by the model", _overlay(predicted, small.size, colours)),
+        GalleryImage(small, "image"),
+        GalleryImage(small, "by the labels", _overlay(truth, small.size, colours)),
+        GalleryImage(small, "by the model", _overlay(predicted, small.size, colours)),
     ]
 
 

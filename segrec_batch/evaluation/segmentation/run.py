@@ -30,9 +30,9 @@ def segmentation_report(settings: Settings, rivals: Sequence[Rival] = ()) -> Rep
     spec = study.model.spec
     main = next(t for t in tallies(counts) if t.method == SEGREC)
     method = study.method(study.main)
-    pictures = galleries(main, study.judged, classes, method, spec.colours)
+    examples = galleries(main, study.judged, classes, method, spec.colours)
     return Report(
-        title="How well pictures are segmented",
+        title="How well images are segmented",
         provenance=Provenance(
             kind="segmentation",
             data=fingerprint([*images, *test], classes),
@@ -43,7 +43,7 @@ def segmentation_report(settings: Settings, rivals: Sequence[Rival] = ()) -> Rep
         ),
         estimates=found,
         counts=counts,
-        sections=page.sections(counts, page.figures_of(counts, found), pictures),
+        sections=page.sections(counts, page.figures_of(counts, found), examples),
         details=_details(counts, study),
         not_run=study.not_run,
         notice=spec.notice,

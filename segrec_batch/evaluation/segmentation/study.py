@@ -7,8 +7,8 @@ from typing import Any
 
 from segrec_batch.common import messages
 from segrec_batch.common.errors import InputError
-from segrec_batch.evaluation.segmentation.counts import SegrecMethod, judge_pictures
-from segrec_batch.evaluation.segmentation.splits import GIVEN, SPLITS, split_pictures
+from segrec_batch.evaluation.segmentation.counts import SegrecMethod, judge_images
+from segrec_batch.evaluation.segmentation.splits import GIVEN, SPLITS, split_images
 from segrec_batch.labels.labelled import Classes, LabelledImage, describe_unnamed, pair
 from segrec_batch.model.backbone import load_weights
 from segrec_batch.model.bundle import Model, load_model
@@ -21,8 +21,8 @@ from segrec_batch.training.run import Trainer
 
 @dataclass(frozen=True)
 class Settings:
-    """What to judge. With `model`, a bundle, it is judged on the labelled pictures; without, models
-    are fitted on them: judged on the test pictures, if given, else on a part of them (see splits).
+    """What to judge. With `model`, a bundle, it is judged on the labelled images; without, models
+    are fitted on them: judged on the test images, if given, else on a part of them (see splits).
 
     images, masks, classes, test_images, test_masks: URIs. weights: of the backbone. groups: see
     `pair`. seed: of the bootstrap, the splits and the training; with engine it goes before those of
@@ -44,7 +44,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Rival:
-    """Methods to compare with: `fit` on what a trainer has sampled, or its pictures.
+    """Methods to compare with: `fit` on what a trainer has sampled, or its images.
 
     fit raises NotRun, and so may what it returns. every_split: whether it is quick enough for all
     splits; else it is run on the first one.
@@ -57,7 +57,7 @@ class Rival:
 
 @dataclass(frozen=True)
 class Part:
-    """A split: the model of it, the pictures to judge, and what the model was fitted from, if it
+    """A split: the model of it, the images to judge, and what the model was fitted from, if it
     was fitted here.
     """
 
@@ -72,7 +72,7 @@ class Study:
     """What was found: rows of `counts.SCHEMA`, the model of each split, how all methods of each
     split were made, and what was not run.
 
-    judged: the pictures of the first split, of which the page shows some.
+    judged: the images of the first split, of which the page shows some.
     """
 
     engine: EngineChoice
@@ -97,14 +97,14 @@ class Study:
         return SegrecMethod(load_segmenter(self.models[split], self.engine))
 
     def judge_model(self, part: "Part", classes: Classes) -> None:
-        """Add what the proposed method says of the pictures of a split. Says which values of masks
+        """Add what the proposed method says of the images of a split. Says which values of masks
         that were given apart count as background; a trainer says so of its own.
         """
         pixels: Counter[int] = Counter()
         self.judge(part, self.method(part.split), classes, pixels)
         unnamed = describe_unnamed(pixels, classes)
         if part.split == GIVEN and unnamed:
-            messages.say(f"judged pictures: {unnamed}")
+            messages.say(f"judged images: {unnamed}")
 
     def judge(
         self,
@@ -113,18 +113,18 @@ class Study:
         classes: Classes,
         pixels: Counter[int] | None = None,
     ) -> None:
-        """Add what methods say of the pictures of a split, see `judge_pictures`. Raises NotRun."""
-        self.rows += judge_pictures(part.split, part.judged, methods, classes, pixels)
+        """Add what methods say of the images of a split, see `judge_images`. Raises NotRun."""
+        self.rows += judge_images(part.split, part.judged, methods, classes, pixels)
         self.methods.setdefault(part.split, {}).update(methods.settings)
 
 
 def labelled(settings: Settings) -> tuple[list[LabelledImage], list[LabelledImage]]:
-    """The labelled pictures and the test pictures. Raises InputError."""
+    """The labelled images and the test images. Raises InputError."""
     images = pair(settings.images, settings.masks, settings.groups)
     if not settings.test_images:
         return images, []
     if settings.model:
-        raise InputError("a model is judged on --images: test pictures are for --train")
+        raise InputError("a model is judged on --images: test images are for --train")
     return images, pair(settings.test_images, settings.test_masks, settings.groups)
 
 
@@ -151,7 +151,7 @@ def conduct(
 def _run(rival: Rival, part: Part, classes: Classes, study: Study) -> None:
     try:
         if part.trainer is None:
-            raise NotRun("a model was given and no pictures to fit on: see --train")
+            raise NotRun("a model was given and no images to fit on: see --train")
         study.judge(part, rival.fit(part.trainer), classes)
     except NotRun as reason:
         where = "" if part.split == study.main else f" ({part.split})"
@@ -180,15 +180,13 @@ def _parts(
 def _splits(
     settings: Settings, images: Sequence[LabelledImage], classes: Classes
 ) -> Iterator[Part]:
-    splits = split_pictures([item.group for item in images], settings.seed)
+    splits = split_images([item.group for item in images], settings.seed)
     judged = [images[i] for i in splits.judged]
     kinds = settings.training.sampling.kinds or KINDS
     every = _trainer(settings, images, classes, {int(i): kinds for i in splits.judged})
     for split in SPLITS:
         trainer = every.subset(splits.rows(split, every.samples))
-        messages.say(
-            f"split {split}: {len(trainer.images)} training pictures, {len(judged)} judged"
-        )
+        messages.say(f"split {split}: {len(trainer.images)} training images, {len(judged)} judged")
         yield Part(split, trainer.best(), judged, trainer)
 
 

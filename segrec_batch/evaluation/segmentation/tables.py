@@ -135,7 +135,7 @@ def split_table(figures: Figures, splits: Sequence[str], setting: str) -> Table:
         for split in splits
     ]
     header = ("method, split", *_leak_words(setting))
-    caption = f"The same judged pictures, {SETTINGS[setting]}"
+    caption = f"The same judged images, {SETTINGS[setting]}"
     return Table(caption, header, rows, ", ".join(splits))
 
 
@@ -209,8 +209,8 @@ def weak_tables(figures: Figures) -> list[Table]:
         weak_table(figures, caption, settings, ratio)
         for caption, settings in (
             ("by size of the object (terciles of σ, class by class)", SIZES),
-            ("by brightness of the picture (terciles of luminance)", BRIGHTNESS),
-            ("by number of classes in the picture", overlaps),
+            ("by brightness of the image (terciles of luminance)", BRIGHTNESS),
+            ("by number of classes in the image", overlaps),
         )
         for ratio in ("iou", "recall")
     ]

@@ -61,7 +61,7 @@ class Shown:
 @dataclass(frozen=True)
 class Session:
     """index: or a query cache; version, model_id: the snapshot that all rounds ask. query: the
-    image_id of an indexed one, or what was seen in a new picture. keep_marked: whether marked
+    image_id of an indexed one, or what was seen in a new image. keep_marked: whether marked
     images are shown again. shown: all rounds, in order.
     """
 
@@ -167,15 +167,15 @@ def _about(session: Session) -> dict[str, Any]:
         "index": session.index,
         "version": session.version,
         "model_id": session.model_id,
-        "query": {"image_id": asked} if isinstance(asked, str) else _picture(asked),
+        "query": {"image_id": asked} if isinstance(asked, str) else _image(asked),
         "criteria": asdict(session.criteria),
         "weights": asdict(session.weights),
         "keep_marked": session.keep_marked,
     }
 
 
-def _picture(asked: QueryImage) -> dict[str, Any]:
-    """A new picture: its name and what the model saw in it, not the picture itself."""
+def _image(asked: QueryImage) -> dict[str, Any]:
+    """A new image: its name and what the model saw in it, not the image itself."""
     card = asked.card
     return {
         "uri": card.uri,

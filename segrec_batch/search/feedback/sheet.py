@@ -15,7 +15,7 @@ from segrec_batch.sources.roots import ImageRoots
 def round_cards(
     recommender: Recommender, session: Session, number: int, roots: ImageRoots
 ) -> list[Card]:
-    """The query and the images of a round, with their pictures where they can be read."""
+    """The query and the images of a round, with their images where they can be read."""
     rows = session.round(number)
     spec = recommender.database.spec
     columns = [coverage_column(name) for name in spec.all_classes]

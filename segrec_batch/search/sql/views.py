@@ -44,7 +44,7 @@ def complete(connection: duckdb.DuckDBPyConnection, classes: Sequence[str]) -> N
         connection.execute(schema_file(name))
     connection.execute(schema_file("comments.sql"))
     for name in classes:
-        text = f"Share of the picture, 0 to 1, that {name} fills (σ)"
+        text = f"Share of the image, 0 to 1, that {name} fills (σ)"
         column = f"images.{identifier(coverage_column(name))}"
         connection.execute(f"COMMENT ON COLUMN {column} IS {quoted(text)}")
 

@@ -77,7 +77,7 @@ class Classical:
         return {name: fitted.settings for name, fitted in self.fitted.items()}
 
     def __call__(self, image: Image.Image) -> dict[str, ClassMap]:
-        """The class map of an RGB picture for each method; scores are resized, then argmax."""
+        """The class map of an RGB image for each method; scores are resized, then argmax."""
         maps = self.feature_maps(fit(image, self.shapes)[None])
         h, w = maps[DEEPEST].shape[-2:]
         read = cell_features(maps, self.taps, np.arange(h * w), (h, w))

@@ -1,4 +1,4 @@
-"""What the networks that learn from whole pictures share."""
+"""What the networks that learn from whole images share."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ def seeded(seed: int, device: str) -> Iterator[None]:
 
 
 def shrink(image: Image.Image, side: int) -> NDArray[np.uint8]:
-    """An RGB picture with its long side at most `side`: uint8 (h, w, 3)."""
+    """An RGB image with its long side at most `side`: uint8 (h, w, 3)."""
     scale = min(1.0, side / max(image.size))
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     return np.array(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0), np.uint8)
@@ -37,7 +37,7 @@ def shrink_both(
 
 
 def class_map(scores: Tensor, image: Image.Image) -> NDArray[np.uint8]:
-    """Class scores (1, K, h, w) of a picture → its class map (H, W): resized, then argmax."""
+    """Class scores (1, K, h, w) of an image → its class map (H, W): resized, then argmax."""
     size = image.height, image.width
     labels: NDArray[np.uint8] = resize(scores, size).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
     return labels

@@ -1,4 +1,4 @@
-"""Objects in labelled pictures: connected regions of one class, as instance segmentation wants."""
+"""Objects in labelled images: connected regions of one class, as instance segmentation wants."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from scipy import ndimage
 
 @dataclass(frozen=True)
 class Instances:
-    """n objects of a picture.
+    """n objects of an image.
 
     labels: (n,) int64 classes, 1 and up. boxes: (n, 4) float32 x0, y0, x1, y1 in pixels, the last
     two exclusive. masks: (n, H, W) bool.

@@ -36,7 +36,7 @@ class MaskRcnnSettings:
     """Choices of the fine-tuning.
 
     weights: path or URI of a state dict of `maskrcnn_resnet50_fpn` (.pth, .safetensors), or
-    `download` for torchvision's own. min_size: pixels to which a picture's short side is scaled,
+    `download` for torchvision's own. min_size: pixels to which an image's short side is scaled,
     its long side to at most twice that. min_pixels: smaller objects are not learned. score: objects
     found below it are not drawn. rate: the highest learning rate of SGD.
     """
@@ -74,7 +74,7 @@ class FittedMaskRcnn:
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image) -> dict[str, ClassMap]:
-        """The class map of an RGB picture: objects painted in ascending order of their scores."""
+        """The class map of an RGB image: objects painted in ascending order of their scores."""
         device = next(self.network.parameters()).device
         pixels = _tensor(shrink(image, self._settings.max_size)).to(device)
         (found,) = self.network([pixels])
@@ -105,7 +105,7 @@ def fit_mask_rcnn(
     """
     settings = settings or MaskRcnnSettings()
     if not images:
-        raise InputError(f"{NAME}: no labelled pictures to train on")
+        raise InputError(f"{NAME}: no labelled images to train on")
     state = load_state(settings.weights)
     device = resolve_device(settings.device)
     with seeded(settings.seed, device):

@@ -1,4 +1,4 @@
-"""A U-Net trained from nothing on labelled pictures (Ronneberger, Fischer, Brox 2015)."""
+"""A U-Net trained from nothing on labelled images (Ronneberger, Fischer, Brox 2015)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +29,7 @@ Example = tuple[NDArray[np.uint8], NDArray[np.int16]]  # pixels (h, w, 3), class
 class UNetSettings:
     """Choices of the U-Net and its training.
 
-    side: pixels of a picture's long side, to which larger ones are shrunk. crop: side of the
+    side: pixels of an image's long side, to which larger ones are shrunk. crop: side of the
     windows that training sees. width: channels at full resolution, doubled at each of `depth`
     halvings. rate: the highest learning rate of Adam. precision: of the convolutions' arithmetic;
     auto takes bfloat16 where the device computes it natively.
@@ -99,7 +99,7 @@ class FittedUNet:
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image) -> dict[str, ClassMap]:
-        """The class map of an RGB picture."""
+        """The class map of an RGB image."""
         pixels = shrink(image, self._settings.side)
         h, w, _ = pixels.shape
         whole = 2**self._settings.depth
@@ -117,7 +117,7 @@ def fit_unet(
     """
     settings = settings or UNetSettings()
     if not images:
-        raise InputError(f"{NAME}: no labelled pictures to train on")
+        raise InputError(f"{NAME}: no labelled images to train on")
     device = resolve_device(settings.device)
     precision = choose_engine("torch", settings.precision, device).precision
     settings = replace(settings, precision=precision)

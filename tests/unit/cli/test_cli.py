@@ -49,7 +49,7 @@ def test_json_and_csv_hold_the_same_rows(
     assert [f"{r['coverage_tree']}" for r in rows] == [line["coverage_tree"] for line in lines]
 
 
-def test_a_new_picture_finds_its_indexed_twin_first(
+def test_a_new_image_finds_its_indexed_twin_first(
     tree: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     index, uri = tree
@@ -87,12 +87,12 @@ def test_png_is_a_contact_sheet(tree: tuple[str, str], tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
     ask = ["query", "--index", index, "--uri", uri, "--class", "tree", "--rerank", "mask_iou"]
     assert cli.main([*ask, "-k", "3", "--format", "png", "--output", str(sheet)]) == 0
-    with Image.open(sheet) as picture:
-        assert picture.format == "PNG"
-        assert min(picture.size) > 300
+    with Image.open(sheet) as image:
+        assert image.format == "PNG"
+        assert min(image.size) > 300
 
 
-def test_a_new_picture_is_answered_as_the_same_one_indexed(
+def test_a_new_image_is_answered_as_the_same_one_indexed(
     tree: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     index, uri = tree
@@ -108,13 +108,13 @@ def test_a_new_picture_is_answered_as_the_same_one_indexed(
         assert a["mask_iou"] == pytest.approx(b["mask_iou"], abs=0.02)
 
 
-def test_a_picture_comes_from_stdin_and_rows_go_to_stdout(tree: tuple[str, str]) -> None:
+def test_an_image_comes_from_stdin_and_rows_go_to_stdout(tree: tuple[str, str]) -> None:
     index, uri = tree
     command = [sys.executable, "-m", "segrec_batch.cli.main", "query", "--index", index]
-    with Path(uri).open("rb") as picture:
+    with Path(uri).open("rb") as image:
         done = subprocess.run(
             [*command, "--image", "-", "-k", "2", "--format", "parquet"],
-            stdin=picture,
+            stdin=image,
             capture_output=True,
             check=True,
         )
@@ -165,9 +165,9 @@ def test_sql_prints_rows(index: str, capsys: pytest.CaptureFixture[str]) -> None
     [
         (["--uri", "/nowhere.jpg"], "/nowhere.jpg is not in the index"),
         (["--image-id", "' OR 1=1 --"], "is not in the index"),
-        (["--uri", "BROKEN"], "it failed: decode, not a picture"),
+        (["--uri", "BROKEN"], "it failed: decode, not an image"),
         (["--image", "/nowhere.jpg"], "cannot be read"),
-        (["--image", __file__], "not a picture"),
+        (["--image", __file__], "not an image"),
         (["--uri", "TREE", "--class", "bus"], "no class 'bus'"),
         (["--uri", "TREE", "--class", "car", "--coverage", "0.9", "0.2"], "LOW <= HIGH"),
         (["--uri", "TREE", "--coverage", "0.1", "0.2"], "needs a class"),

@@ -22,19 +22,19 @@ from tests.support.builders import quick
 
 Bits = NDArray[np.uint8]
 
-pictures = arrays(np.uint8, array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=9))
+images = arrays(np.uint8, array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=9))
 few = settings(quick, max_examples=60)
 
 
 @few
-@given(pictures)
-def test_a_picture_comes_back_exactly(bits: Bits) -> None:
+@given(images)
+def test_an_image_comes_back_exactly(bits: Bits) -> None:
     assert (inverse(transform(bits)) == bits).all()
 
 
 @few
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 10**6))
-def test_any_sub_bands_are_those_of_some_picture(height: int, width: int, seed: int) -> None:
+def test_any_sub_bands_are_those_of_some_image(height: int, width: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     given_bands = rng.integers(0, 256, (4, 2, height, width)).astype(np.uint8)
     found = transform(inverse(SubBands(*given_bands)))
@@ -42,7 +42,7 @@ def test_any_sub_bands_are_those_of_some_picture(height: int, width: int, seed: 
 
 
 @few
-@given(pictures)
+@given(images)
 def test_planes_are_transformed_each_for_itself(bits: Bits) -> None:
     whole = transform(bits)
     for plane in PLANES:
@@ -57,9 +57,9 @@ def one_dimensional(samples: list[int]) -> tuple[list[int], list[int]]:
     return low, high
 
 
-def slow_transform(picture: list[list[int]]) -> list[list[list[int]]]:
+def slow_transform(image: list[list[int]]) -> list[list[list[int]]]:
     """Columns, then rows: LL, LH, HL, HH."""
-    columns = [one_dimensional(list(column)) for column in zip(*picture, strict=True)]
+    columns = [one_dimensional(list(column)) for column in zip(*image, strict=True)]
     bands = []
     for part in (0, 1):
         rows = zip(*(column[part] for column in columns), strict=True)
@@ -68,30 +68,30 @@ def slow_transform(picture: list[list[int]]) -> list[list[list[int]]]:
     return bands
 
 
-def slow_histograms(picture: list[list[int]]) -> list[list[float]]:
+def slow_histograms(image: list[list[int]]) -> list[list[float]]:
     """Of each level and sub-band: which of the three planes are not 0, by two loops."""
     rows = []
     for _ in range(3):
-        bands = slow_transform(picture)
+        bands = slow_transform(image)
         for band in bands:
             values = [value for row in band for value in row]
             states = [(v % 8 > 0) + 2 * (v // 8 % 8 > 0) + 4 * (v // 64 > 0) for v in values]
             rows.append([states.count(s) / len(states) for s in range(8)])
-        picture = bands[0]
+        image = bands[0]
     return rows
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (9, 14), (16, 11)])
 def test_histograms_are_those_of_the_formula(shape: tuple[int, int]) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (1, *shape)).astype(np.uint8)
-    picture &= np.random.default_rng(1).choice([7, 56, 192, 255], picture.shape).astype(np.uint8)
-    found = wavelet_histograms(picture)
+    image = np.random.default_rng(0).integers(0, 256, (1, *shape)).astype(np.uint8)
+    image &= np.random.default_rng(1).choice([7, 56, 192, 255], image.shape).astype(np.uint8)
+    found = wavelet_histograms(image)
     assert found.shape == (1, 3, 4, 8)
     assert found.size == 96
-    assert found[0].reshape(12, 8) == pytest.approx(np.array(slow_histograms(picture[0].tolist())))
+    assert found[0].reshape(12, 8) == pytest.approx(np.array(slow_histograms(image[0].tolist())))
 
 
-def test_high_passes_of_a_constant_picture_are_empty() -> None:
+def test_high_passes_of_a_constant_image_are_empty() -> None:
     found = wavelet_histograms(np.full((1, 16, 16), 200, np.uint8))  # 0b11_001_000
     assert (found[0, :, 0, 0b110] == 1).all()
     assert (found[0, :, 1:, 0] == 1).all()

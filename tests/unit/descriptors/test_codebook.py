@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from segrec_batch import descriptors
 from segrec_batch.common.errors import InputError
-from segrec_batch.descriptors import Descriptor, Moments, Parameters, Pictures, Vectors
+from segrec_batch.descriptors import Descriptor, ImageBatch, Moments, Parameters, Vectors
 from segrec_batch.descriptors.operators import codebook, keypoints
 from segrec_batch.sample_data import render_scene
 from tests.support.builders import Pixels, quick
@@ -20,9 +20,9 @@ LENGTHS = {"bovw": 12, "vlad": 12 * 128}
 PIXELS = np.stack([render_scene(place, 0, seed=0, size=(128, 96)).image for place in range(6)])
 
 
-def pictures(pixels: Pixels) -> Pictures:
+def images(pixels: Pixels) -> ImageBatch:
     n = len(pixels)
-    return Pictures(
+    return ImageBatch(
         pixels,
         np.zeros(pixels.shape[:3], np.uint8),
         np.zeros((n, 512), np.float32),
@@ -32,11 +32,11 @@ def pictures(pixels: Pixels) -> Pictures:
 
 
 class Scenes:
-    """The pictures above as the samples of an index, in twos."""
+    """The images above as the samples of an index, in twos."""
 
-    def pictures(self, count: int) -> Iterator[Pictures]:
+    def images(self, count: int) -> Iterator[ImageBatch]:
         for i in range(0, min(count, len(PIXELS)), 2):
-            yield pictures(PIXELS[i : min(i + 2, count)])
+            yield images(PIXELS[i : min(i + 2, count)])
 
     def moments(self) -> Moments:
         raise AssertionError("visual words are not those of deep features")
@@ -111,35 +111,33 @@ def test_as_many_words_as_points_are_the_points() -> None:
 
 
 @pytest.mark.parametrize("name", LENGTHS)
-def test_fitting_learns_words_from_the_pictures_of_the_index(name: str) -> None:
-    found = fitted(name, keypoints="40", pictures="5")
-    assert found.settings == {"words": 12, "keypoints": 40, "pictures": 5}
+def test_fitting_learns_words_from_the_images_of_the_index(name: str) -> None:
+    found = fitted(name, keypoints="40", images="5")
+    assert found.settings == {"words": 12, "keypoints": 40, "images": 5}
     words = found.tensors["words"]
     assert (words.shape, words.dtype) == ((12, 128), np.float32)
-    np.testing.assert_array_equal(
-        words, fitted(name, keypoints="40", pictures="5").tensors["words"]
-    )
+    np.testing.assert_array_equal(words, fitted(name, keypoints="40", images="5").tensors["words"])
     seen = [keypoints.sift(40)(p).vectors for p in PIXELS[:5]]
     expected = codebook.vocabulary(np.concatenate(seen), 12)
     np.testing.assert_array_equal(words, expected)
 
 
 @pytest.mark.parametrize("name", LENGTHS)
-def test_equal_pictures_have_equal_vectors_whatever_else_is_in_the_batch(name: str) -> None:
+def test_equal_images_have_equal_vectors_whatever_else_is_in_the_batch(name: str) -> None:
     describe = descriptor(name, fitted(name))
     assert (describe.length, describe.reads_pixels) == (LENGTHS[name], True)
-    found = describe(pictures(PIXELS)).vectors
+    found = describe(images(PIXELS)).vectors
     assert found.shape == (6, LENGTHS[name])
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
     for i in (4, 0):
-        np.testing.assert_array_equal(describe(pictures(PIXELS[i : i + 1])).vectors[0], found[i])
+        np.testing.assert_array_equal(describe(images(PIXELS[i : i + 1])).vectors[0], found[i])
 
 
 @pytest.mark.parametrize("name", LENGTHS)
-def test_a_turned_picture_is_nearer_than_any_other(name: str) -> None:
+def test_a_turned_image_is_nearer_than_any_other(name: str) -> None:
     describe = descriptor(name, fitted(name))
     found, turned = (
-        describe(pictures(p)).vectors for p in (PIXELS, np.rot90(PIXELS, axes=(1, 2)).copy())
+        describe(images(p)).vectors for p in (PIXELS, np.rot90(PIXELS, axes=(1, 2)).copy())
     )
     distances = np.linalg.norm(turned[:, None] - found, axis=2)
     np.testing.assert_array_equal(distances.argmin(axis=1), np.arange(6))
@@ -147,12 +145,12 @@ def test_a_turned_picture_is_nearer_than_any_other(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LENGTHS)
-def test_a_picture_without_keypoints_has_a_zero_vector(name: str) -> None:
+def test_an_image_without_keypoints_has_a_zero_vector(name: str) -> None:
     describe = descriptor(name, fitted(name))
-    assert (describe(pictures(np.full_like(PIXELS[:2], 128))).vectors == 0).all()
+    assert (describe(images(np.full_like(PIXELS[:2], 128))).vectors == 0).all()
 
 
 @pytest.mark.parametrize("name", LENGTHS)
 def test_more_words_than_local_descriptors_are_refused(name: str) -> None:
-    with pytest.raises(InputError, match=r"2 pictures have \d+ local descriptors, too few for 999"):
-        fitted(name, words="999", pictures="2")
+    with pytest.raises(InputError, match=r"2 images have \d+ local descriptors, too few for 999"):
+        fitted(name, words="999", images="2")

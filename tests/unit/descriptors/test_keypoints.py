@@ -34,7 +34,7 @@ def test_a_scene_has_local_descriptors_inside_it(extract: Extractor) -> None:
 
 @every
 @pytest.mark.parametrize("shape", [(16, 16), (48, 16), (64, 64)])
-def test_a_picture_of_one_colour_has_nothing_to_describe(
+def test_an_image_of_one_colour_has_nothing_to_describe(
     extract: Extractor, shape: tuple[int, int]
 ) -> None:
     found = extract(np.full((*shape, 3), 90, np.uint8))
@@ -59,14 +59,14 @@ def test_threads_change_nothing(extract: Extractor) -> None:
 @few
 def test_there_are_at_most_as_many_keypoints_as_asked_for(name: str, limit: int) -> None:
     found, every = AT_KEYPOINTS[name](limit)(SCENE).vectors, ALL[name](SCENE).vectors
-    if name == "orb":  # which shares its keypoints out among the scales of the picture
+    if name == "orb":  # which shares its keypoints out among the scales of the image
         assert len(found) <= limit
     else:
         np.testing.assert_array_equal(found, every[:limit])
 
 
 def test_of_equal_keypoints_no_more_are_kept() -> None:
-    """Of equal responses OpenCV keeps all: four times the same picture, side by side."""
+    """Of equal responses OpenCV keeps all: four times the same image, side by side."""
     tiles = np.tile(smooth_pixels(64, 64, seed=1), (2, 2, 1))
     grey = cv2.cvtColor(tiles, cv2.COLOR_RGB2GRAY)
     counts = {n: len(cv2.SIFT.create(n).detect(grey, None)) for n in range(1, 20)}
@@ -74,7 +74,7 @@ def test_of_equal_keypoints_no_more_are_kept() -> None:
     assert all(len(keypoints.sift(n)(tiles).vectors) <= n for n in counts)
 
 
-def test_keypoints_lie_where_the_picture_has_something() -> None:
+def test_keypoints_lie_where_the_image_has_something() -> None:
     """A single blob, between pixels too, is found at its centre."""
     y, x = np.mgrid[:96, :96]
     for row, column in ((40.0, 60.0), (33.4, 20.7)):
@@ -83,7 +83,7 @@ def test_keypoints_lie_where_the_picture_has_something() -> None:
         assert set(zip(found.rows, found.columns, strict=True)) == {(round(row), round(column))}
 
 
-def test_a_quarter_turn_moves_keypoints_with_the_picture() -> None:
+def test_a_quarter_turn_moves_keypoints_with_the_image() -> None:
     """Without OpenCV's precise upscaling many of SIFT's are a pixel off."""
     found, turned = (ALL["sift"](p) for p in (SCENE, np.rot90(SCENE)))
     before = set(zip(159 - found.columns, found.rows, strict=True))
@@ -133,9 +133,9 @@ def shares(position: float) -> list[tuple[int, float]]:
 
 @pytest.mark.parametrize(("cell", "block", "bins"), [(8, 2, 9), (4, 3, 6)])
 def test_hog_is_that_of_loops_over_pixels(cell: int, block: int, bins: int) -> None:
-    picture = smooth_pixels(37, 44, seed=3, cells=9)
-    found = Hog(cell, block, bins)(picture)
-    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float64)
+    image = smooth_pixels(37, 44, seed=3, cells=9)
+    found = Hog(cell, block, bins)(image)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float64)
     side = cell * block
     corners = [
         (y, x)
@@ -150,7 +150,7 @@ def test_hog_is_that_of_loops_over_pixels(cell: int, block: int, bins: int) -> N
         np.testing.assert_allclose(found.vectors[i], expected, atol=3e-4)
 
 
-def test_a_picture_smaller_than_a_block_has_no_hog() -> None:
+def test_an_image_smaller_than_a_block_has_no_hog() -> None:
     found = Hog(cell=16, block=2, bins=9)(SCENE[:31, :64])
     assert found.vectors.shape == (0, 36)
     assert len(found.rows) == len(found.columns) == 0

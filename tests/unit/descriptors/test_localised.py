@@ -18,7 +18,7 @@ from segrec_batch.descriptors import Parameters, localised, resnet50
 from segrec_batch.descriptors.operators.networks import as_images
 from segrec_batch.training.categories import fit_categories
 from tests.support.builders import noise_pixels, quick, smooth_batch
-from tests.support.described import CLASSES, Learned, pictures_of, random_network, some_pictures
+from tests.support.described import CLASSES, Learned, images_of, random_network, some_images
 
 LABELS = arrays(np.uint8, (2, 4, 5), elements=st.sampled_from([0, 0, 1, 3]))
 
@@ -56,7 +56,7 @@ def test_what_is_not_foreground_is_painted_white(labels: NDArray[np.uint8], seed
 
 @given(labels=LABELS, seed=st.integers(0, 99))
 @quick
-def test_pictures_that_differ_in_the_background_only_are_painted_alike(
+def test_images_that_differ_in_the_background_only_are_painted_alike(
     labels: NDArray[np.uint8], seed: int
 ) -> None:
     labels[:, 0, 0] = 1
@@ -68,48 +68,48 @@ def test_pictures_that_differ_in_the_background_only_are_painted_alike(
 
 
 @pytest.mark.parametrize("grey", [True, False])
-def test_a_picture_whose_background_changes_keeps_its_vector(grey: bool) -> None:
-    described, pictures = by_class(grey), some_pictures(2)
+def test_an_image_whose_background_changes_keeps_its_vector(grey: bool) -> None:
+    described, images = by_class(grey), some_images(2)
     elsewhere = smooth_batch(2, 80, 112, seed=7)
-    outside = pictures.labels[..., None] == 0
-    background = replace(pictures, pixels=np.where(outside, elsewhere, pictures.pixels))
-    foreground = replace(pictures, pixels=np.where(outside, pictures.pixels, elsewhere))
-    vectors = described(pictures).vectors
+    outside = images.labels[..., None] == 0
+    background = replace(images, pixels=np.where(outside, elsewhere, images.pixels))
+    foreground = replace(images, pixels=np.where(outside, images.pixels, elsewhere))
+    vectors = described(images).vectors
     np.testing.assert_array_equal(described(background).vectors, vectors)
     apart = np.abs(described(foreground).vectors - vectors).max(axis=1)
     assert (apart > 1e-3 * vectors.max()).all(), "the foreground does matter"
 
 
-def test_vectors_are_those_of_resnet50_on_the_painted_picture() -> None:
-    pictures = some_pictures(2)
+def test_vectors_are_those_of_resnet50_on_the_painted_image() -> None:
+    images = some_images(2)
     whole = resnet50.Descriptor(random_network("resnet50"), len(CLASSES), "cpu")
-    white = np.where(pictures.labels[..., None] == 0, np.uint8(255), pictures.pixels)
-    expected = whole(replace(pictures, pixels=white)).vectors
-    found = by_class(grey=False)(pictures)
+    white = np.where(images.labels[..., None] == 0, np.uint8(255), images.pixels)
+    expected = whole(replace(images, pixels=white)).vectors
+    found = by_class(grey=False)(images)
     np.testing.assert_array_equal(found.vectors, expected)
     assert (found.vectors.shape, found.categories) == ((2, 2048), ["car", "car"])
 
 
-def test_a_picture_without_foreground_is_seen_as_a_whole() -> None:
-    pictures = some_pictures(2)
-    empty = pictures_of(pictures.pixels, np.zeros_like(pictures.labels))
+def test_an_image_without_foreground_is_seen_as_a_whole() -> None:
+    images = some_images(2)
+    empty = images_of(images.pixels, np.zeros_like(images.labels))
     whole = resnet50.Descriptor(random_network("resnet50"), len(CLASSES), "cpu")
     found = by_class(grey=False)(empty)
-    np.testing.assert_array_equal(found.vectors, whole(pictures).vectors)
+    np.testing.assert_array_equal(found.vectors, whole(images).vectors)
     assert found.categories == ["background", "background"]
 
 
-def test_grey_pictures_are_those_of_pillow_and_colour_makes_no_difference() -> None:
+def test_grey_images_are_those_of_pillow_and_colour_makes_no_difference() -> None:
     pixels = smooth_batch(1, 30, 40)
     found = localised.grey(as_images(pixels, "cpu"))
     pillow = np.asarray(Image.fromarray(pixels[0]).convert("L")) / 255
     for channel in found[0]:
         np.testing.assert_allclose(channel, pillow, atol=0.5 / 255 + 1e-3)
-    pictures = some_pictures(1)
-    luma = localised.grey(as_images(pictures.pixels, "cpu")).permute(0, 2, 3, 1) * 255
-    without = replace(pictures, pixels=luma.round().to(torch.uint8).numpy())
+    images = some_images(1)
+    luma = localised.grey(as_images(images.pixels, "cpu")).permute(0, 2, 3, 1) * 255
+    without = replace(images, pixels=luma.round().to(torch.uint8).numpy())
     for grey, same in ((True, True), (False, False)):
-        vectors = [by_class(grey)(p).vectors for p in (pictures, without)]
+        vectors = [by_class(grey)(p).vectors for p in (images, without)]
         apart = np.abs(vectors[0] - vectors[1]).max() / vectors[0].max()
         assert (apart < 2e-3) == same
 
@@ -124,7 +124,7 @@ def test_the_class_that_fills_most_of_the_foreground(counts: NDArray[np.int64]) 
 
 
 def places(n: int, folders: int, seed: int = 0) -> tuple[NDArray[np.float32], list[str]]:
-    """Features of pictures in folders that differ, and the folders."""
+    """Features of images in folders that differ, and the folders."""
     rng = np.random.default_rng(seed)
     group = rng.integers(0, folders, n)
     centres = np.random.default_rng(9).normal(size=(folders, 16)) * np.linspace(0.1, 30, 16)
@@ -139,7 +139,7 @@ def test_folders_are_told_from_features(folders: int) -> None:
     features, names = places(200, folders)
     new, expected = places(60, folders, seed=1)
     described = by_folder(features, names)
-    found = described._names(pictures_of(*_blank(len(new)), new))
+    found = described._names(images_of(*_blank(len(new)), new))
     assert np.mean(np.array(found) == expected) > 0.9
     fitted = fit_categories(features, names)
     assert fitted.names == tuple(f"place {k}" for k in range(folders))
@@ -154,21 +154,21 @@ def _blank(n: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     return np.zeros((n, 1, 1, 3), np.uint8), np.zeros((n, 1, 1), np.uint8)
 
 
-def test_the_folder_of_a_picture_is_part_of_what_describes_it() -> None:
+def test_the_folder_of_an_image_is_part_of_what_describes_it() -> None:
     features, names = places(80, 3)
-    pictures = replace(some_pictures(2), feature=features[:2])
-    found = by_folder(features, names)(pictures)
+    images = replace(some_images(2), feature=features[:2])
+    found = by_folder(features, names)(images)
     assert found.categories == names[:2]
-    np.testing.assert_array_equal(found.vectors, by_class()(pictures).vectors)
+    np.testing.assert_array_equal(found.vectors, by_class()(images).vectors)
 
 
-def test_few_pictures_in_a_folder() -> None:
+def test_few_images_in_a_folder() -> None:
     features, _ = places(7, 2)
     one_each = fit_categories(features, list("abcdefg"))
     assert (len(one_each.names), one_each.accuracy) == (7, None)
     paired = fit_categories(features, list("aabbbcd"))
     assert paired.accuracy is not None
-    with pytest.raises(InputError, match="all 7 pictures lie in 'a'; say category=class"):
+    with pytest.raises(InputError, match="all 7 images lie in 'a'; say category=class"):
         fit_categories(features, ["a"] * 7)
 
 

@@ -18,7 +18,7 @@ from segrec_batch.common.errors import InputError, ModelError
 from segrec_batch.descriptors import module
 from segrec_batch.descriptors.operators import networks
 from segrec_batch.model.torch_engine import as_tensors
-from tests.support.described import Learned, random_network, some_pictures
+from tests.support.described import Learned, random_network, some_images
 
 NAMES = ("alexnet", "resnet50")
 
@@ -38,7 +38,7 @@ def theirs(name: str, state: Mapping[str, NDArray[Any]]) -> nn.Module:
 
 
 def hooked(network: nn.Module, layer: str, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What a layer gives for pictures that torchvision has prepared."""
+    """What a layer gives for images that torchvision has prepared."""
     found: list[Tensor] = []
     network.get_submodule(layer).register_forward_hook(lambda *a: found.append(a[2].clone()))
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
@@ -54,10 +54,10 @@ def hooked(network: nn.Module, layer: str, pixels: NDArray[np.uint8]) -> NDArray
 def test_vectors_are_what_the_layer_of_torchvision_gives(
     name: str, layer: str, length: int
 ) -> None:
-    pictures, described = some_pictures(2), descriptor(name)
+    images, described = some_images(2), descriptor(name)
     network = theirs(name, random_network(name).tensors)
-    expected = hooked(network, layer, pictures.pixels)
-    found = described(pictures)
+    expected = hooked(network, layer, images.pixels)
+    found = described(images)
     assert (described.reads_pixels, described.on_device) == (True, True)
     assert (found.vectors.shape, found.vectors.dtype) == ((2, length), np.float32)
     assert (described.length, found.categories) == (length, None)
@@ -67,28 +67,28 @@ def test_vectors_are_what_the_layer_of_torchvision_gives(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_vector_does_not_depend_on_its_batch(name: str) -> None:
-    described, pictures = descriptor(name), some_pictures(3)
-    together = described(pictures).vectors
+    described, images = descriptor(name), some_images(3)
+    together = described(images).vectors
     for i, one in enumerate(together):
         alone = described(
-            type(pictures)(**{key: value[i : i + 1] for key, value in vars(pictures).items()})
+            type(images)(**{key: value[i : i + 1] for key, value in vars(images).items()})
         )
         np.testing.assert_allclose(alone.vectors[0], one, rtol=1e-5, atol=1e-5 * one.max())
     apart = np.abs(together[0] - together[1]).max()
-    assert apart > 1e-3 * together.max(), "another picture has another vector"
+    assert apart > 1e-3 * together.max(), "another image has another vector"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_device_gives_the_vectors_of_the_cpu(name: str, device: str) -> None:
-    pictures = some_pictures(2)
-    wanted, found = (descriptor(name, d)(pictures).vectors for d in ("cpu", device))
+    images = some_images(2)
+    wanted, found = (descriptor(name, d)(images).vectors for d in ("cpu", device))
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * wanted.max())
 
 
 def test_bfloat16_is_near_float32(device: str) -> None:
-    pictures = some_pictures(2)
-    exact = descriptor("alexnet")(pictures).vectors
-    near = descriptor("alexnet", device, "bfloat16")(pictures).vectors
+    images = some_images(2)
+    exact = descriptor("alexnet")(images).vectors
+    near = descriptor("alexnet", device, "bfloat16")(images).vectors
     assert near.dtype == np.float32
     assert not np.array_equal(near, exact)
     cosine = (near * exact).sum(axis=1) / np.linalg.norm(near, axis=1)

@@ -22,35 +22,35 @@ from tests.support.builders import quick
 
 Grey = NDArray[np.uint8]
 
-pictures = arrays(np.uint8, (2, 7, 9))
+images = arrays(np.uint8, (2, 7, 9))
 dim = arrays(np.uint8, (1, 7, 9), elements=st.integers(0, 100))
 few = settings(quick, max_examples=40)
 
 
-def random_picture(seed: int, levels: int) -> Grey:
+def random_image(seed: int, levels: int) -> Grey:
     """Of few grey levels many neighbours are equal."""
     rng = np.random.default_rng(seed)
     return rng.integers(0, levels, (8, 10)).astype(np.uint8) * (255 // levels)
 
 
-def code(picture: NDArray[np.generic], y: int, x: int, threshold: int, sign: int) -> int:
+def code(image: NDArray[np.generic], y: int, x: int, threshold: int, sign: int) -> int:
     """Σ 2^p [sign (g_p − g_c) ≥ T]: Ojala 1996 with T = 0, Tan and Triggs 2010 with both signs."""
     total = 0
     for p, (dy, dx) in enumerate(NEIGHBOURS):
-        if sign * (int(picture[y + dy, x + dx]) - int(picture[y, x])) >= threshold:
+        if sign * (int(image[y + dy, x + dx]) - int(image[y, x])) >= threshold:
             total += 2**p
     return total
 
 
-def codes(picture: NDArray[np.generic], threshold: int = 0, sign: int = 1) -> NDArray[np.int64]:
-    inner = [range(1, side - 1) for side in picture.shape]
-    return np.array([[code(picture, y, x, threshold, sign) for x in inner[1]] for y in inner[0]])
+def codes(image: NDArray[np.generic], threshold: int = 0, sign: int = 1) -> NDArray[np.int64]:
+    inner = [range(1, side - 1) for side in image.shape]
+    return np.array([[code(image, y, x, threshold, sign) for x in inner[1]] for y in inner[0]])
 
 
 @pytest.mark.parametrize("levels", [2, 5, 255])
 def test_binary_patterns_are_those_of_the_formula(levels: int) -> None:
-    picture = random_picture(0, levels)
-    assert (lbp(picture[None])[0] == codes(picture)).all()
+    image = random_image(0, levels)
+    assert (lbp(image[None])[0] == codes(image)).all()
 
 
 @pytest.mark.parametrize("levels", [2, 5, 255])
@@ -58,31 +58,31 @@ def test_binary_patterns_are_those_of_scikit_image(levels: int) -> None:
     """`multiblock_lbp` with blocks of one pixel has the square neighbourhood, from the upper left
     one clockwise, first bit highest; `local_binary_pattern` with four points does not interpolate.
     """
-    picture = random_picture(1, levels)
-    found = lbp(picture[None])[0]
+    image = random_image(1, levels)
+    found = lbp(image[None])[0]
     clockwise = [3, 2, 1, 0, 7, 6, 5, 4]
     theirs = np.zeros_like(found)
-    sums = integral_image(picture)
+    sums = integral_image(image)
     for y, x in np.ndindex(*found.shape):
         bits = f"{multiblock_lbp(sums, y, x, 1, 1):08b}"
         theirs[y, x] = sum(int(bit) << p for bit, p in zip(bits, clockwise, strict=True))
     assert (found == theirs).all()
     four = sum((found >> 2 * i & 1) << i for i in range(4))
-    assert (four == local_binary_pattern(picture, 4, 1)[1:-1, 1:-1]).all()
+    assert (four == local_binary_pattern(image, 4, 1)[1:-1, 1:-1]).all()
 
 
 @few
-@given(pictures)
+@given(images)
 def test_binary_patterns_see_only_the_order_of_grey_values(grey: Grey) -> None:
     rising = np.cumsum(np.random.default_rng(3).uniform(0.1, 9, 256))
     assert (lbp(grey) == lbp(rising[grey])).all()
 
 
 @few
-@given(pictures)
+@given(images)
 def test_the_opposite_test_gives_the_opposite_code_and_a_bin_of_its_own(grey: Grey) -> None:
     """A paper has "centre > neighbour": each distance between two histograms is the same."""
-    opposite = np.array([255 - codes(-picture.astype(int), 1) for picture in grey])
+    opposite = np.array([255 - codes(-image.astype(int), 1) for image in grey])
     bins = uniform_bins()
     assert (opposite == lbp(grey)).all()
     ours, theirs = bins[np.arange(256)], bins[255 - np.arange(256)]
@@ -99,7 +99,7 @@ def test_uniform_codes_change_at_most_twice_around_the_circle() -> None:
 
 
 @few
-@given(pictures)
+@given(images)
 def test_a_quarter_turn_turns_each_code_by_two_neighbours(grey: Grey) -> None:
     """So the histogram is not the same: only that of rotation-invariant patterns would be."""
     turned = np.rot90(lbp(grey), axes=(1, 2))
@@ -109,10 +109,10 @@ def test_a_quarter_turn_turns_each_code_by_two_neighbours(grey: Grey) -> None:
 @pytest.mark.parametrize("threshold", [1, 5, 42])
 def test_ternary_patterns_are_those_of_the_formula(threshold: int) -> None:
     """No library that we know has them."""
-    picture = random_picture(2, 12)
-    upper, lower = ltp(picture[None], threshold)
-    assert (upper[0] == codes(picture, threshold)).all()
-    assert (lower[0] == codes(picture, threshold, -1)).all()
+    image = random_image(2, 12)
+    upper, lower = ltp(image[None], threshold)
+    assert (upper[0] == codes(image, threshold)).all()
+    assert (lower[0] == codes(image, threshold, -1)).all()
 
 
 @few
@@ -124,14 +124,14 @@ def test_ternary_patterns_see_differences_only(grey: Grey, shift: int, threshold
 
 
 @few
-@given(pictures, st.integers(1, 255))
+@given(images, st.integers(1, 255))
 def test_no_neighbour_is_both_above_and_below(grey: Grey, threshold: int) -> None:
     upper, lower = ltp(grey, threshold)
     assert not (upper & lower).any()
 
 
 @few
-@given(pictures)
+@given(images)
 def test_shares_add_up(grey: Grey) -> None:
     assert uniform_histograms(lbp(grey)).sum(axis=1) == pytest.approx(1)
     tetra = tetra_histograms(grey)
@@ -141,18 +141,18 @@ def test_shares_add_up(grey: Grey) -> None:
     assert np.ptp(of_directions, axis=2) == pytest.approx(0)
 
 
-def direction(picture: Grey, y: int, x: int) -> int:
+def direction(image: Grey, y: int, x: int) -> int:
     """Murala 2012, eq. of I¹_dir: the quadrant, 1 to 4, of the derivatives along 0° and 90°."""
-    here = int(picture[y, x])
-    along, up = int(picture[y, x + 1]) - here, int(picture[y - 1, x]) - here
+    here = int(image[y, x])
+    along, up = int(image[y, x + 1]) - here, int(image[y - 1, x]) - here
     if along >= 0:
         return 1 if up >= 0 else 4
     return 2 if up >= 0 else 3
 
 
-def squared_length(picture: Grey, y: int, x: int) -> int:
-    here = int(picture[y, x])
-    return (int(picture[y, x + 1]) - here) ** 2 + (int(picture[y - 1, x]) - here) ** 2
+def squared_length(image: Grey, y: int, x: int) -> int:
+    here = int(image[y, x])
+    return (int(image[y, x + 1]) - here) ** 2 + (int(image[y - 1, x]) - here) ** 2
 
 
 @pytest.mark.parametrize("levels", [3, 40, 255])
@@ -160,23 +160,23 @@ def test_tetra_patterns_are_those_of_the_formula(levels: int) -> None:
     """The tetra pattern of a pixel: of each neighbour its direction, or 0 if that is the pixel's
     own. For each other direction a binary pattern. No library that we know has them.
     """
-    picture = random_picture(4, levels)
+    image = random_image(4, levels)
     bins, counts, positions = uniform_bins(), np.zeros((13, BINS)), 0
-    for y in range(2, picture.shape[0] - 1):
-        for x in range(1, picture.shape[1] - 2):
-            own = direction(picture, y, x)
-            around = [direction(picture, y + dy, x + dx) for dy, dx in NEIGHBOURS]
+    for y in range(2, image.shape[0] - 1):
+        for x in range(1, image.shape[1] - 2):
+            own = direction(image, y, x)
+            around = [direction(image, y + dy, x + dx) for dy, dx in NEIGHBOURS]
             tetra = [0 if other == own else other for other in around]
             for i, other in enumerate([d for d in (1, 2, 3, 4) if d != own]):
                 pattern = sum(2**p for p in range(8) if tetra[p] == other)
                 counts[3 * (own - 1) + i, bins[pattern]] += 1
             longer = [
-                squared_length(picture, y + dy, x + dx) >= squared_length(picture, y, x)
+                squared_length(image, y + dy, x + dx) >= squared_length(image, y, x)
                 for dy, dx in NEIGHBOURS
             ]
             counts[12, bins[sum(2**p for p in range(8) if longer[p])]] += 1
             positions += 1
-    assert tetra_histograms(picture[None])[0] == pytest.approx(counts / positions)
+    assert tetra_histograms(image[None])[0] == pytest.approx(counts / positions)
 
 
 @few
@@ -186,7 +186,7 @@ def test_tetra_patterns_see_differences_only(grey: Grey, shift: int) -> None:
 
 
 @few
-@given(pictures)
+@given(images)
 def test_directions_of_tetra_patterns_see_only_the_order_of_grey_values(grey: Grey) -> None:
     rising = np.cumsum(np.random.default_rng(3).uniform(0.1, 9, 256))
     assert (tetra_histograms(grey)[:, :12] == tetra_histograms(rising[grey])[:, :12]).all()

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from segrec_batch.common.errors import InputError
-from segrec_batch.descriptors import Parameters, Pictures, pca
+from segrec_batch.descriptors import Parameters, pca
 from segrec_batch.pipeline import moments
 from tests.support.builders import quick
 from tests.support.described import Learned
@@ -30,7 +30,7 @@ def fitted(x: Features, dimension: int) -> Parameters:
 def projected(parameters: Parameters, x: Features) -> Features:
     nothing = np.zeros((len(x), 0, 0), np.uint8)
     described = pca.Descriptor(parameters, 4, "cpu")(
-        Pictures(nothing, nothing, x, np.zeros((len(x), 4, 0), np.float32), np.zeros((len(x), 4)))
+        ImageBatch(nothing, nothing, x, np.zeros((len(x), 4, 0), np.float32), np.zeros((len(x), 4)))
     )
     assert described.categories is None
     return described.vectors

@@ -12,7 +12,7 @@ from sklearn.cluster import KMeans
 
 from segrec_batch import descriptors
 from segrec_batch.common.errors import InputError
-from segrec_batch.descriptors import Described, Descriptor, Parameters, Pictures
+from segrec_batch.descriptors import Described, Descriptor, ImageBatch, Parameters
 from segrec_batch.descriptors.operators import keypoints
 from segrec_batch.descriptors.operators.keypoints import Local
 from segrec_batch.descriptors.operators.signature import centres, signatures
@@ -34,12 +34,12 @@ class NoSamples:
         raise AssertionError(f"samples.{name} is not needed")
 
 
-def pictures(pixels: Pixels, labels: Pixels, seed: int = 0) -> Pictures:
+def images(pixels: Pixels, labels: Pixels, seed: int = 0) -> ImageBatch:
     n, k = len(pixels), 4
     counts = np.array([np.bincount(map_.ravel(), minlength=k) for map_ in labels])
     features = np.random.default_rng(seed).random((n, k, 512), dtype=np.float32)
     features[counts == 0] = 0
-    return Pictures(pixels, labels, features.mean(axis=1), features, counts)
+    return ImageBatch(pixels, labels, features.mean(axis=1), features, counts)
 
 
 def descriptor(name: str, **arguments: str) -> Descriptor:
@@ -73,7 +73,7 @@ def k_means_of_one(points: NDArray[np.float32]) -> NDArray[np.float64]:
 @pytest.mark.parametrize("name", LOCAL)
 def test_signatures_are_those_of_algorithm_1(name: str) -> None:
     extract = descriptor(name)._extract  # type: ignore[attr-defined]
-    found = descriptor(name)(pictures(PIXELS, LABELS)).vectors
+    found = descriptor(name)(images(PIXELS, LABELS)).vectors
     assert found.dtype == np.float32
     for i in range(len(PIXELS)):
         expected = algorithm_1(extract(PIXELS[i]), LABELS[i], 4)
@@ -115,24 +115,24 @@ def test_centres_are_means_by_class_and_null_without_keypoints(
 @pytest.mark.parametrize("name", LOCAL)
 def test_other_names_of_classes_permute_the_blocks(name: str) -> None:
     describe, order = descriptor(name), np.array([2, 3, 1, 0], np.uint8)
-    found = describe(pictures(PIXELS, LABELS)).vectors.reshape(3, 4, -1)
-    renamed = describe(pictures(PIXELS, order[LABELS])).vectors.reshape(3, 4, -1)
+    found = describe(images(PIXELS, LABELS)).vectors.reshape(3, 4, -1)
+    renamed = describe(images(PIXELS, order[LABELS])).vectors.reshape(3, 4, -1)
     np.testing.assert_array_equal(renamed[:, order], found)
     assert not np.array_equal(renamed, found)
 
 
 def far(a: Described, b: Described) -> Iterator[float]:
-    """Of each picture the distance of two vectors, over the length of the first."""
+    """Of each image the distance of two vectors, over the length of the first."""
     for x, y in zip(a.vectors, b.vectors, strict=True):
         yield float(np.linalg.norm(x - y) / np.linalg.norm(x))
 
 
-def turned(quarters: int) -> Pictures:
-    return pictures(*(np.rot90(a, quarters, axes=(1, 2)).copy() for a in (PIXELS, LABELS)))
+def turned(quarters: int) -> ImageBatch:
+    return images(*(np.rot90(a, quarters, axes=(1, 2)).copy() for a in (PIXELS, LABELS)))
 
 
 @pytest.mark.parametrize("quarters", [1, 2, 3])
-def test_of_a_turned_picture_keypoints_have_the_same_signature_and_hog_has_not(
+def test_of_a_turned_image_keypoints_have_the_same_signature_and_hog_has_not(
     quarters: int,
 ) -> None:
     limits = {"sift": 0.15, "kaze": 0.3, "orb": 0.1}
@@ -150,37 +150,37 @@ def test_of_a_turned_picture_keypoints_have_the_same_signature_and_hog_has_not(
 
 
 @pytest.mark.parametrize("name", LOCAL)
-def test_a_brighter_picture_has_the_same_signature(name: str) -> None:
+def test_a_brighter_image_has_the_same_signature(name: str) -> None:
     describe, dim = descriptor(name), PIXELS // 2 + 20
-    distance = far(*(describe(pictures(p.astype(np.uint8), LABELS)) for p in (dim, dim + 60)))
+    distance = far(*(describe(images(p.astype(np.uint8), LABELS)) for p in (dim, dim + 60)))
     assert max(distance) < 0.05
 
 
 @pytest.mark.parametrize("name", LENGTHS)
-def test_equal_pictures_have_equal_vectors_whatever_else_is_in_the_batch(name: str) -> None:
-    describe, batch = descriptor(name), pictures(PIXELS, LABELS)
+def test_equal_images_have_equal_vectors_whatever_else_is_in_the_batch(name: str) -> None:
+    describe, batch = descriptor(name), images(PIXELS, LABELS)
     found = describe(batch)
     assert found.categories is None
     assert found.vectors.shape == (3, describe.length)
     assert describe.length == 4 * LENGTHS[name]
     for i in (2, 0):
-        alone = Pictures(*(getattr(batch, f)[i : i + 1] for f in Pictures.__dataclass_fields__))
+        alone = ImageBatch(*(getattr(batch, f)[i : i + 1] for f in ImageBatch.__dataclass_fields__))
         np.testing.assert_array_equal(describe(alone).vectors[0], found.vectors[i])
 
 
 @pytest.mark.parametrize("name", LENGTHS)
 def test_without_keypoints_or_classes_the_signature_is_zero(name: str) -> None:
     describe = descriptor(name)
-    plain = pictures(np.full_like(PIXELS, 200), np.full_like(LABELS, 2))
+    plain = images(np.full_like(PIXELS, 200), np.full_like(LABELS, 2))
     found = describe(plain).vectors.reshape(3, 4, -1)
     assert (found[:, [0, 1, 3]] == 0).all()
     assert (found[:, 2] == 0).all() == (name != "signature")
 
 
 def test_the_signature_of_deep_features_is_theirs_by_class() -> None:
-    batch = pictures(PIXELS, LABELS)
+    batch = images(PIXELS, LABELS)
     empty = np.zeros((3, 0, 0), np.uint8)
-    blind = Pictures(empty[..., None], empty, batch.feature, batch.region_features, batch.counts)
+    blind = ImageBatch(empty[..., None], empty, batch.feature, batch.region_features, batch.counts)
     describe = descriptor("signature")
     assert not describe.reads_pixels
     found = describe(blind).vectors
@@ -191,7 +191,7 @@ def test_the_signature_of_deep_features_is_theirs_by_class() -> None:
 
 
 def test_settings_are_followed() -> None:
-    few, many = (descriptor("sift", keypoints=n)(pictures(PIXELS, LABELS)) for n in ("5", "500"))
+    few, many = (descriptor("sift", keypoints=n)(images(PIXELS, LABELS)) for n in ("5", "500"))
     assert (few.vectors != 0).sum() < (many.vectors != 0).sum()
     assert descriptor("hog", cell="16", block="1", bins="12").length == 4 * 12
     fitted = descriptors.module("hog").fit({"bins": "12"}, NoSamples())

@@ -20,11 +20,11 @@ from tests.support.builders import quick
 
 Grey = NDArray[np.uint8]
 
-pictures = arrays(np.uint8, (2, 9, 11))
+images = arrays(np.uint8, (2, 9, 11))
 few = settings(quick, max_examples=40)
 
 
-def random_picture(seed: int, shape: tuple[int, int] = (9, 11), levels: int = 256) -> Grey:
+def random_image(seed: int, shape: tuple[int, int] = (9, 11), levels: int = 256) -> Grey:
     return np.random.default_rng(seed).integers(0, levels, shape).astype(np.uint8)
 
 
@@ -39,33 +39,33 @@ def mirrored(i: int, side: int) -> int:
     return i if i < side else 2 * side - 1 - i
 
 
-def mean_of_window(picture: Grey, y: int, x: int, k: int) -> float:
+def mean_of_window(image: Grey, y: int, x: int, k: int) -> float:
     """A_k, Tamura 1978: from −2ᵏ⁻¹ to 2ᵏ⁻¹ − 1 around a point."""
-    half, (height, width) = 2 ** (k - 1), picture.shape
+    half, (height, width) = 2 ** (k - 1), image.shape
     rows = [mirrored(i, height) for i in range(y - half, y + half)]
     columns = [mirrored(i, width) for i in range(x - half, x + half)]
-    return sum(int(picture[i, j]) for i in rows for j in columns) / 4**k
+    return sum(int(image[i, j]) for i in rows for j in columns) / 4**k
 
 
-def best_size(picture: Grey, y: int, x: int) -> int:
+def best_size(image: Grey, y: int, x: int) -> int:
     found = []
     for k in range(1, 6):
         half = 2 ** (k - 1)
-        across = mean_of_window(picture, y, x + half, k) - mean_of_window(picture, y, x - half, k)
-        down = mean_of_window(picture, y + half, x, k) - mean_of_window(picture, y - half, x, k)
+        across = mean_of_window(image, y, x + half, k) - mean_of_window(image, y, x - half, k)
+        down = mean_of_window(image, y + half, x, k) - mean_of_window(image, y - half, x, k)
         found.append(max(abs(across), abs(down)))
     return int(2 ** (1 + found.index(max(found))))
 
 
 @pytest.mark.parametrize(("shape", "levels"), [((4, 6), 256), ((5, 3), 3)])
 def test_coarseness_is_that_of_the_formula(shape: tuple[int, int], levels: int) -> None:
-    picture = random_picture(0, shape, levels)
-    sizes = [best_size(picture, y, x) for y, x in np.ndindex(*shape)]
-    assert coarseness(picture[None]) == pytest.approx(sum(sizes) / len(sizes))
+    image = random_image(0, shape, levels)
+    sizes = [best_size(image, y, x) for y, x in np.ndindex(*shape)]
+    assert coarseness(image[None]) == pytest.approx(sum(sizes) / len(sizes))
 
 
 def test_an_enlarged_texture_is_coarser() -> None:
-    noise = random_picture(6, (96, 96))
+    noise = random_image(6, (96, 96))
     found = [
         coarseness(np.kron(noise, np.ones((n, n), np.uint8))[None, :96, :96])[0]
         for n in (1, 2, 4, 8, 16)
@@ -74,7 +74,7 @@ def test_an_enlarged_texture_is_coarser() -> None:
     assert found[-1] > 2 * found[0]
 
 
-def test_a_constant_picture_is_as_fine_as_can_be_and_has_nothing_else() -> None:
+def test_a_constant_image_is_as_fine_as_can_be_and_has_nothing_else() -> None:
     constant = np.full((1, 9, 11), 77, np.uint8)
     assert coarseness(constant) == [2]
     for feature in (contrast, directionality, busyness):
@@ -82,7 +82,7 @@ def test_a_constant_picture_is_as_fine_as_can_be_and_has_nothing_else() -> None:
 
 
 @few
-@given(pictures, st.integers(0, 3))
+@given(images, st.integers(0, 3))
 def test_coarseness_does_not_depend_on_which_way_grey_runs(grey: Grey, shift: int) -> None:
     half = grey // 4
     assert (coarseness(half) == coarseness(255 - half)).all()
@@ -90,15 +90,15 @@ def test_coarseness_does_not_depend_on_which_way_grey_runs(grey: Grey, shift: in
 
 
 def test_contrast_is_that_of_the_formula() -> None:
-    values = [int(v) for v in random_picture(1).ravel()]
+    values = [int(v) for v in random_image(1).ravel()]
     mean = sum(values) / len(values)
     sigma = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
     kurtosis = sum((v - mean) ** 4 for v in values) / len(values) / sigma**4
-    assert contrast(random_picture(1)[None]) == pytest.approx(sigma / kurtosis**0.25)
+    assert contrast(random_image(1)[None]) == pytest.approx(sigma / kurtosis**0.25)
 
 
 @few
-@given(pictures, st.floats(-4, 4), st.floats(-300, 300))
+@given(images, st.floats(-4, 4), st.floats(-300, 300))
 def test_contrast_is_in_proportion_to_the_grey_values(
     grey: Grey, scale: float, shift: float
 ) -> None:
@@ -107,12 +107,12 @@ def test_contrast_is_in_proportion_to_the_grey_values(
     assert scaled == pytest.approx(abs(scale) * contrast(grey), rel=1e-6)
 
 
-def slow_angles(picture: Grey) -> list[float]:
+def slow_angles(image: Grey) -> list[float]:
     """N_θ(k) / Σ N_θ, Tamura 1978, with θ = arctan(Δ_V / Δ_H) + π/2; ours starts half a turn on."""
     counts = [0] * 16
-    for y in range(1, picture.shape[0] - 1):
-        for x in range(1, picture.shape[1] - 1):
-            block = picture[y - 1 : y + 2, x - 1 : x + 2].astype(int)
+    for y in range(1, image.shape[0] - 1):
+        for x in range(1, image.shape[1] - 1):
+            block = image[y - 1 : y + 2, x - 1 : x + 2].astype(int)
             across = int(block[:, 2].sum() - block[:, 0].sum())
             up = int(block[0].sum() - block[2].sum())
             if (abs(across) + abs(up)) / 2 >= 12:
@@ -125,9 +125,9 @@ def slow_angles(picture: Grey) -> list[float]:
 
 @pytest.mark.parametrize("levels", [8, 256])
 def test_angles_are_those_of_the_formula(levels: int) -> None:
-    picture = random_picture(2, levels=levels) * np.uint8(255 // (levels - 1))
-    theirs = np.roll(slow_angles(picture), 8)
-    assert angles(picture[None])[0] == pytest.approx(theirs)
+    image = random_image(2, levels=levels) * np.uint8(255 // (levels - 1))
+    theirs = np.roll(slow_angles(image), 8)
+    assert angles(image[None])[0] == pytest.approx(theirs)
     assert theirs.any()
 
 
@@ -179,16 +179,16 @@ def test_directionality_survives_a_quarter_turn(grey: Grey) -> None:
 
 def test_stripes_have_a_direction_and_noise_has_none() -> None:
     assert directionality(stripes(8)) == pytest.approx(1)
-    assert directionality(random_picture(3, (96, 96))[None]) < 0.3
+    assert directionality(random_image(3, (96, 96))[None]) < 0.3
 
 
-def slow_busyness(picture: Grey) -> float:
+def slow_busyness(image: Grey) -> float:
     """Amadasun and King 1989, eq. 2 and 7, over all pairs of tones that there are."""
     total, count, positions = [0.0] * 256, [0] * 256, 0
-    for y in range(1, picture.shape[0] - 1):
-        for x in range(1, picture.shape[1] - 1):
-            tone = int(picture[y, x])
-            around = int(picture[y - 1 : y + 2, x - 1 : x + 2].astype(int).sum()) - tone
+    for y in range(1, image.shape[0] - 1):
+        for x in range(1, image.shape[1] - 1):
+            tone = int(image[y, x])
+            around = int(image[y - 1 : y + 2, x - 1 : x + 2].astype(int).sum()) - tone
             total[tone] += abs(tone - around / 8)
             count[tone] += 1
             positions += 1
@@ -200,8 +200,8 @@ def slow_busyness(picture: Grey) -> float:
 
 @pytest.mark.parametrize("levels", [4, 256])
 def test_busyness_is_that_of_the_formula(levels: int) -> None:
-    batch = np.stack([random_picture(seed, levels=levels) for seed in (4, 5)])
-    assert busyness(batch) == pytest.approx([slow_busyness(picture) for picture in batch])
+    batch = np.stack([random_image(seed, levels=levels) for seed in (4, 5)])
+    assert busyness(batch) == pytest.approx([slow_busyness(image) for image in batch])
 
 
 def test_narrower_stripes_are_busier() -> None:
@@ -211,6 +211,6 @@ def test_narrower_stripes_are_busier() -> None:
 
 def test_busyness_is_infinite_where_only_its_denominator_is_zero() -> None:
     """Two tones, 100 and 200, two thirds and one third of the pixels that have all neighbours."""
-    picture = np.full((1, 5, 5), 100, np.uint8)
-    picture[0, 1:4, 2] = 200
-    assert busyness(picture) == [np.inf]
+    image = np.full((1, 5, 5), 100, np.uint8)
+    image[0, 1:4, 2] = 200
+    assert busyness(image) == [np.inf]

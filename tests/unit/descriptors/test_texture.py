@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from segrec_batch.common.errors import InputError
-from segrec_batch.descriptors import Moments, Parameters, Pictures, Vectors, module, names
+from segrec_batch.descriptors import ImageBatch, Moments, Parameters, Vectors, module, names
 from segrec_batch.descriptors.operators.grey import luma
 from segrec_batch.descriptors.texture import BLOCKS, Descriptor, fit, raw_vectors
 from segrec_batch.sample_data import render_scene
@@ -18,28 +18,28 @@ SHAPES = ((64, 96), (80, 80))  # height, width
 
 @dataclass
 class Index:
-    """What of an index a descriptor can see: here pictures alone."""
+    """What of an index a descriptor can see: here images alone."""
 
-    batches: Sequence[Pictures]
+    batches: Sequence[ImageBatch]
 
     def moments(self) -> Moments:
         raise NotImplementedError
 
-    def pictures(self, count: int) -> Iterator[Pictures]:
+    def images(self, count: int) -> Iterator[ImageBatch]:
         for batch in self.batches:
             if count > 0:
-                yield pictures(batch.pixels[:count])
+                yield images(batch.pixels[:count])
             count -= len(batch)
 
     def labelled(self, count: int) -> tuple[Vectors, Sequence[str]]:
         raise NotImplementedError
 
 
-def pictures(pixels: NDArray[np.uint8]) -> Pictures:
+def images(pixels: NDArray[np.uint8]) -> ImageBatch:
     n = len(pixels)
     none = np.zeros((n, 0), np.float32)
     cells = np.zeros((n, 0), np.int64)
-    return Pictures(pixels, np.zeros(pixels.shape[:3], np.uint8), none, none[:, None], cells)
+    return ImageBatch(pixels, np.zeros(pixels.shape[:3], np.uint8), none, none[:, None], cells)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def index() -> Index:
     batches = []
     for height, width in SHAPES:
         scenes = [render_scene(i, 0, 0, (width, height)).image for i in range(6)]
-        batches.append(pictures(np.stack(scenes)))
+        batches.append(images(np.stack(scenes)))
     return Index(batches)
 
 
@@ -71,13 +71,13 @@ def test_all_shapes_have_vectors_of_one_length(descriptor: Descriptor, index: In
         assert np.isfinite(found.vectors).all()
 
 
-def test_equal_pictures_have_equal_vectors_whatever_the_batch(
+def test_equal_images_have_equal_vectors_whatever_the_batch(
     descriptor: Descriptor, index: Index
 ) -> None:
     for batch in index.batches:
         together = descriptor(batch).vectors
-        backwards = descriptor(pictures(batch.pixels[::-1])).vectors[::-1]
-        alone = [descriptor(pictures(batch.pixels[i : i + 1])).vectors[0] for i in range(6)]
+        backwards = descriptor(images(batch.pixels[::-1])).vectors[::-1]
+        alone = [descriptor(images(batch.pixels[i : i + 1])).vectors[0] for i in range(6)]
         assert (together == backwards).all()
         assert (together == alone).all()
 
@@ -93,7 +93,7 @@ def test_blocks_contribute_equally_to_the_squared_distance(
 
 
 def test_the_bundle_has_all_that_a_vector_needs(index: Index) -> None:
-    fitted = fit({"threshold": "9", "pictures": "7"}, index)
+    fitted = fit({"threshold": "9", "images": "7"}, index)
     assert fitted.settings == {"threshold": 9}
     first, second = index.batches
     raw = np.concatenate([raw_vectors(luma(p), 9) for p in (first.pixels, second.pixels[:1])])
@@ -104,11 +104,11 @@ def test_the_bundle_has_all_that_a_vector_needs(index: Index) -> None:
     assert [name for name, b in zip(BLOCKS, blocks, strict=True) if b.any()] == ["ltp"]
 
 
-def test_pictures_without_any_texture_have_vectors(descriptor: Descriptor) -> None:
+def test_images_without_any_texture_have_vectors(descriptor: Descriptor) -> None:
     """Of a constant one, and of one whose busyness is infinite."""
     flat = np.full((2, 16, 16, 3), 100, np.uint8)
     flat[1, 1:15, 1:15] = np.repeat([100, 200, 100], [4, 5, 5])[None, :, None]
-    found = descriptor(pictures(flat)).vectors
+    found = descriptor(images(flat)).vectors
     assert np.isfinite(found).all()
     assert (found[0] != found[1]).any()
 
@@ -116,11 +116,11 @@ def test_pictures_without_any_texture_have_vectors(descriptor: Descriptor) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"levels": "3"}, "no argument 'levels' here; there are threshold, pictures"),
+        ({"levels": "3"}, "no argument 'levels' here; there are threshold, images"),
         ({"threshold": "much"}, "threshold=much is not a whole number of 1 or more"),
         ({"threshold": "0"}, "threshold=0 is not a whole number of 1 or more"),
         ({"threshold": "256"}, "threshold=256 is more than there are grey levels, 255"),
-        ({"pictures": "1.5"}, "pictures=1.5 is not a whole number"),
+        ({"images": "1.5"}, "images=1.5 is not a whole number"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(
@@ -132,8 +132,8 @@ def test_arguments_that_do_not_fit_are_refused(
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_samples_that_do_not_differ_are_refused(count: int, index: Index) -> None:
-    same = pictures(np.repeat(index.batches[0].pixels[:1], count, axis=0))
-    with pytest.raises(InputError, match=f"{count} sample pictures do not differ in direct"):
+    same = images(np.repeat(index.batches[0].pixels[:1], count, axis=0))
+    with pytest.raises(InputError, match=f"{count} sample images do not differ in direct"):
         fit({}, Index([same] if count else []))
 
 

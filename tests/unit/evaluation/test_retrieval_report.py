@@ -21,7 +21,7 @@ from segrec_batch.evaluation.retrieval.measures import judge
 from segrec_batch.evaluation.retrieval.report import render
 from segrec_batch.evaluation.statistics import Key
 from segrec_batch.sources.roots import ImageRoots
-from tests.support.cards import picture
+from tests.support.cards import image
 from tests.support.retrieval_counts import counts_table
 
 METHODS = ["region Pearson", "image Pearson", "semantic histogram"]
@@ -44,7 +44,7 @@ def provenance() -> Provenance:
 
 def examples(folder: Path) -> list[Example]:
     uri = str(folder / "a.jpg")
-    Path(uri).write_bytes(picture(900, 600))
+    Path(uri).write_bytes(image(900, 600))
     results = [(uri, True, 0.91), (str(folder / "gone.jpg"), False, 0.5)]
     roots = ImageRoots((str(folder),))
     return [Example(uri, "car", ap, "image Pearson", results, roots) for ap in (0.2, 0.75)]
@@ -61,7 +61,7 @@ def report(counts: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> Report
         counts,
         provenance(),
         TRUTH,
-        examples=examples(tmp_path_factory.mktemp("pictures")),
+        examples=examples(tmp_path_factory.mktemp("images")),
         latency=[Latency("image Pearson", "", 1.5, 4.0, 0.75, 20)],
         not_run={"region Pearson on sign bits": "the index has none"},
         notice="Untrained backbone: for trying out only.",
@@ -235,12 +235,12 @@ def test_examples_show_what_was_found_and_what_is_gone(report: Report) -> None:
     (gallery,) = report.sections[-1].items
     assert isinstance(gallery, Gallery)
     assert "image Pearson" in gallery.caption
-    (title, pictures), (other, _) = gallery.strips
+    (title, images), (other, _) = gallery.strips
     assert title.startswith("car · AP 0.750 · ")
     assert other.startswith("car · AP 0.200 · ")
-    assert [p.label for p in pictures] == ["query", "1 · 0.910", "2 · 0.500"]
-    assert [p.mark for p in pictures] == ["", "good", "bad"]
-    assert [p.image and p.image.size for p in pictures] == [(240, 160), (240, 160), None]
+    assert [p.label for p in images] == ["query", "1 · 0.910", "2 · 0.500"]
+    assert [p.mark for p in images] == ["", "good", "bad"]
+    assert [p.image and p.image.size for p in images] == [(240, 160), (240, 160), None]
 
 
 def test_counts_that_judge_nothing_are_refused() -> None:

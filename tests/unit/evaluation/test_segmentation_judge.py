@@ -46,7 +46,7 @@ def maps(seed: int, n: int = 6, classes: Sequence[int] = range(4)) -> list[tuple
 
 
 def rows(
-    pictures: Sequence[tuple[NDArray, NDArray]], split: str = GROUPED, method: str = SEGREC
+    images: Sequence[tuple[NDArray, NDArray]], split: str = GROUPED, method: str = SEGREC
 ) -> list[dict[str, object]]:
     return [
         {
@@ -54,16 +54,16 @@ def rows(
             "method": method,
             "image": f"{i:03}.jpg",
             "group": "g",
-            "luminance": i / len(pictures),
+            "luminance": i / len(images),
             "confusion": count_pixels(truth, predicted, 4).ravel().tolist(),
             "cells": np.bincount(predicted[::2, ::2].ravel(), minlength=4).tolist(),
         }
-        for i, (truth, predicted) in enumerate(pictures)
+        for i, (truth, predicted) in enumerate(images)
     ]
 
 
-def table(pictures: Sequence[tuple[NDArray, NDArray]]) -> pa.Table:
-    return counts_table(rows(pictures), NAMES)
+def table(images: Sequence[tuple[NDArray, NDArray]]) -> pa.Table:
+    return counts_table(rows(images), NAMES)
 
 
 def values(counts: pa.Table) -> dict[Key, float | None]:
@@ -102,11 +102,11 @@ def check_against_sklearn(
 @few
 @given(seed=seeds)
 def test_ratios_are_those_of_scikit_learn(seed: int) -> None:
-    pictures = maps(seed, classes=[0, 1, 3] if seed % 2 else range(4))
-    truth = np.concatenate([t.ravel() for t, _ in pictures])
-    predicted = np.concatenate([p.ravel() for _, p in pictures])
+    images = maps(seed, classes=[0, 1, 3] if seed % 2 else range(4))
+    truth = np.concatenate([t.ravel() for t, _ in images])
+    predicted = np.concatenate([p.ravel() for _, p in images])
     known = truth != VOID
-    found = values(table(pictures))
+    found = values(table(images))
     check_against_sklearn(found, truth[known], predicted[known], PIXELS)
     for name in ("iou", "precision", "recall", "f1", "accuracy"):
         each = [v for c in NAMES if (v := found[of(name, c)]) is not None]
@@ -121,11 +121,11 @@ def most(labels: NDArray) -> int:
 @few
 @given(seed=seeds)
 def test_dominant_classes_are_judged_one_an_image(seed: int) -> None:
-    pictures = maps(seed, n=12)
-    pictures[0][0][:] = 0  # nothing but background
-    truth = np.array([most(t) for t, _ in pictures])
-    predicted = np.array([most(p[t != VOID]) for t, p in pictures])
-    check_against_sklearn(values(table(pictures)), truth, predicted, DOMINANT)
+    images = maps(seed, n=12)
+    images[0][0][:] = 0  # nothing but background
+    truth = np.array([most(t) for t, _ in images])
+    predicted = np.array([most(p[t != VOID]) for t, p in images])
+    check_against_sklearn(values(table(images)), truth, predicted, DOMINANT)
 
 
 def test_of_equally_large_classes_the_first_is_dominant_and_void_has_none() -> None:
@@ -157,22 +157,21 @@ def test_a_class_that_is_missed_scores_0_and_has_no_precision() -> None:
 @quick
 @given(seed=seeds)
 def test_coverage_is_compared_image_by_image(seed: int) -> None:
-    pictures = maps(seed)
-    found = values(table(pictures))
+    images = maps(seed)
+    found = values(table(images))
     for k, cls in enumerate(ALL):
         off = [
-            float(np.mean(p[::2, ::2] == k)) - float(np.mean(t[t != VOID] == k))
-            for t, p in pictures
+            float(np.mean(p[::2, ::2] == k)) - float(np.mean(t[t != VOID] == k)) for t, p in images
         ]
         assert found[of("coverage_error", cls, "")] == pytest.approx(np.mean(np.abs(off)))
         assert found[of("coverage_bias", cls, "")] == pytest.approx(np.mean(off))
 
 
 def test_a_method_without_cells_covers_what_it_predicts_on_known_pixels() -> None:
-    pictures = maps(3)
-    without = counts_table([{**row, "cells": None} for row in rows(pictures)], NAMES)
+    images = maps(3)
+    without = counts_table([{**row, "cells": None} for row in rows(images)], NAMES)
     (tally,) = tallies(without)
-    expected = [np.bincount(p[t != VOID], minlength=4) for t, p in pictures]
+    expected = [np.bincount(p[t != VOID], minlength=4) for t, p in images]
     np.testing.assert_array_equal(tally.cells, expected)
 
 
@@ -184,10 +183,10 @@ def test_the_majority_is_judged_beside_the_methods() -> None:
     assert found[replace(key, name="iou", cls="mean")] == 0
 
 
-def test_a_leak_is_the_difference_on_the_same_pictures() -> None:
-    pictures = maps(1, n=20)
-    better = [(t, np.maximum(t, 0).astype(np.uint8)) for t, _ in pictures]
-    counts = counts_table([*rows(pictures), *rows(better, RANDOM)], NAMES)
+def test_a_leak_is_the_difference_on_the_same_images() -> None:
+    images = maps(1, n=20)
+    better = [(t, np.maximum(t, 0).astype(np.uint8)) for t, _ in images]
+    counts = counts_table([*rows(images), *rows(better, RANDOM)], NAMES)
     (judged,) = judge(counts)
     found = {e.key: e for e in estimates(counts, seed=3, draws=100)}
     leak = found[of("leak_iou", "mean", split="random − grouped")]
@@ -201,7 +200,7 @@ def test_a_leak_is_the_difference_on_the_same_pictures() -> None:
     assert stated == {(m, s, SEGREC) for m in measures for s in (PIXELS, DOMINANT)}
 
 
-def test_splits_of_other_pictures_are_other_units_and_leak_nothing() -> None:
+def test_splits_of_other_images_are_other_units_and_leak_nothing() -> None:
     other = [{**row, "image": f"x{row['image']}"} for row in rows(maps(2), RANDOM)]
     counts = counts_table([*rows(maps(1)), *other], NAMES)
     assert len(judge(counts)) == 2
@@ -225,12 +224,12 @@ def test_conditions_divide_the_images_that_they_are_about(seed: int) -> None:
 
 
 def test_large_objects_that_are_found_and_small_ones_that_are_missed() -> None:
-    pictures = []
+    images = []
     for size in (1, 2, 3, 20, 21, 22):
         truth = np.zeros((1, 40), np.int16)
         truth[0, :size] = 1
-        pictures.append((truth, (truth * (size > 10)).astype(np.uint8)))
-    found = values(table(pictures))
+        images.append((truth, (truth * (size > 10)).astype(np.uint8)))
+    found = values(table(images))
     assert found[of("recall", "car", "small σ")] == 0
     assert found[of("recall", "car", "large σ")] == 1
     assert found[of("iou", "car", "dark")] == 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segrec_batch.common.errors import PictureError
+from segrec_batch.common.errors import ImageError
 from segrec_batch.images import decode as d
 from segrec_batch.images import sandbox as s
 from segrec_batch.images import sandbox_child, sandbox_process
@@ -35,8 +35,8 @@ import errno as os_errno
 from pathlib import Path
 import numpy as np
 from segrec_batch import confinement
-from segrec_batch.images.decode import Picture
-from segrec_batch.common.errors import PictureError
+from segrec_batch.images.decode import DecodedImage
+from segrec_batch.common.errors import ImageError
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 HERE, PARENT = Path(__file__).parent, os.getppid()
@@ -119,9 +119,9 @@ def decode(data, shapes):
         return ANSWERS[data]()
     if data == b"secrets":
         found = [k for k, v in os.environ.items() if SECRET in v or k.startswith(("AWS_", "RAY_"))]
-        raise PictureError("decode", f"{found} {sorted(os.environ)}")
+        raise ImageError("decode", f"{found} {sorted(os.environ)}")
     if data == b"write":
-        raise PictureError("decode", str(os.write(1, b"x")))
+        raise ImageError("decode", str(os.write(1, b"x")))
     results = {}
     for name in data.decode().split(",") if data != b"attack" else ATTACKS:
         try:
@@ -131,7 +131,7 @@ def decode(data, shapes):
             results[name] = os_errno.errorcode.get(error.errno, str(error.errno))
         except Exception as error:
             results[name] = type(error).__name__
-    raise PictureError("decode", " ".join(f"{k.replace(' ', '_')}={v}" for k, v in results.items()))
+    raise ImageError("decode", " ".join(f"{k.replace(' ', '_')}={v}" for k, v in results.items()))
 
 def absent(*_):
     raise OSError(os_errno.ENOSYS, "")
@@ -142,21 +142,21 @@ for name in ABSENT:
 class Answer:
     def __init__(self, **facts):
         whole = {"pixels": np.zeros((64, 64, 3), np.uint8), "width": 1, "height": 1, "format": "x"}
-        self.picture = Picture(**{**whole, **facts})
+        self.image = DecodedImage(**{**whole, **facts})
 
 ANSWERS = {
-    b"good answer": lambda: Answer().picture,
-    b"other shape": lambda: Answer(pixels=np.zeros((64, 65, 3), np.uint8)).picture,
-    b"other channels": lambda: Answer(pixels=np.zeros((64, 64, 4), np.uint8)).picture,
-    b"no pixels": lambda: Answer(pixels=np.zeros((0, 64, 3), np.uint8)).picture,
-    b"too many pixels": lambda: Answer(width=10**6, height=10**6).picture,
-    b"no size": lambda: Answer(width=-1).picture,
-    b"size as text": lambda: Answer(width="1").picture,
-    b"long format": lambda: Answer(format="x" * 11).picture,
-    b"floats": lambda: Answer(pixels=np.zeros((64, 64, 3), np.float32)).picture,
-    b"wide pixels": lambda: Answer(pixels=np.zeros((64, 64, 3), np.uint16)).picture,
-    b"nested": lambda: Answer(format=[[]]).picture,
-    b"long answer": lambda: Answer(format="x" * 10**5).picture,
+    b"good answer": lambda: Answer().image,
+    b"other shape": lambda: Answer(pixels=np.zeros((64, 65, 3), np.uint8)).image,
+    b"other channels": lambda: Answer(pixels=np.zeros((64, 64, 4), np.uint8)).image,
+    b"no pixels": lambda: Answer(pixels=np.zeros((0, 64, 3), np.uint8)).image,
+    b"too many pixels": lambda: Answer(width=10**6, height=10**6).image,
+    b"no size": lambda: Answer(width=-1).image,
+    b"size as text": lambda: Answer(width="1").image,
+    b"long format": lambda: Answer(format="x" * 11).image,
+    b"floats": lambda: Answer(pixels=np.zeros((64, 64, 3), np.float32)).image,
+    b"wide pixels": lambda: Answer(pixels=np.zeros((64, 64, 3), np.uint16)).image,
+    b"nested": lambda: Answer(format=[[]]).image,
+    b"long answer": lambda: Answer(format="x" * 10**5).image,
 }
 """
 
@@ -184,7 +184,7 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absent: list[str]) -> I
 
 
 def _reason(box: s.Sandbox, data: bytes) -> str:
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         box.decode(data, SHAPES)
     return caught.value.reason
 
@@ -327,12 +327,12 @@ def _files() -> dict[str, bytes]:
     }  # fmt: skip
 
 
-def _outcome(decode: Callable[..., d.Picture], data: bytes) -> tuple[object, ...]:
+def _outcome(decode: Callable[..., d.DecodedImage], data: bytes) -> tuple[object, ...]:
     try:
-        picture = decode(data, SHAPES)
-    except PictureError as error:
+        image = decode(data, SHAPES)
+    except ImageError as error:
         return (error.reason,)
-    return picture.pixels.tobytes(), picture.width, picture.height, picture.format
+    return image.pixels.tobytes(), image.width, image.height, image.format
 
 
 def test_every_format_comes_out_as_without_a_sandbox() -> None:

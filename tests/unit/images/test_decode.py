@@ -1,4 +1,4 @@
-"""Pictures of every kind become upright RGB of a known shape."""
+"""Images of every kind become upright RGB of a known shape."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from segrec_batch.common.errors import PictureError
+from segrec_batch.common.errors import ImageError
 from segrec_batch.images import decode as d
 from tests.support.builders import encoded, quick, smooth_pixels
 
@@ -27,8 +27,8 @@ def _on_white(rgb: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.fl
     return np.asarray(rgb * share + 255 * (1 - share))
 
 
-def _picture(mode: str) -> tuple[Image.Image, NDArray[np.float64]]:
-    """A picture of 48 x 32 in a mode, and the RGB values (32, 48, 3) that it stands for."""
+def _image(mode: str) -> tuple[Image.Image, NDArray[np.float64]]:
+    """An image of 48 x 32 in a mode, and the RGB values (32, 48, 3) that it stands for."""
     rgb = smooth_pixels(32, 48)
     grey, alpha, wide = rgb[..., 0], rgb[..., 1], rgb[..., 2].astype(np.int64) * 257
     one = np.broadcast_to(grey[..., None], rgb.shape)
@@ -77,7 +77,7 @@ def _picture(mode: str) -> tuple[Image.Image, NDArray[np.float64]]:
     ],
 )
 def test_every_format_and_mode_becomes_rgb(format_: str, mode: str) -> None:
-    image, expected = _picture(mode)
+    image, expected = _image(mode)
     options = {"WEBP": {"lossless": True, "exact": True}, "JPEG": {"quality": 95}}
     found, width, height, name = d.open_rgb(encoded(image, format_, **options.get(format_, {})))
     assert (found.mode, width, height, name) == ("RGB", 48, 32, format_)
@@ -85,7 +85,7 @@ def test_every_format_and_mode_becomes_rgb(format_: str, mode: str) -> None:
     assert (difference.mean() < LOSSY) if format_ == "JPEG" else (difference.max() < EXACT)
 
 
-def test_a_transparent_colour_of_an_rgb_picture_is_white() -> None:
+def test_a_transparent_colour_of_an_rgb_image_is_white() -> None:
     pixels = np.full((8, 8, 3), (10, 20, 30), np.uint8)
     pixels[2:4] = (200, 100, 50)
     found, *_ = d.open_rgb(encoded(pixels, "PNG", transparency=(200, 100, 50)))
@@ -103,8 +103,8 @@ def test_only_the_first_frame_counts(format_: str) -> None:
 
 
 def _stored(upright: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """What a camera stores of an upright picture, by the text of EXIF 2.32, tag 0x0112."""
-    rows_first = {  # orientation: row 0 and column 0 of the file are which sides of the picture?
+    """What a camera stores of an upright image, by the text of EXIF 2.32, tag 0x0112."""
+    rows_first = {  # orientation: row 0 and column 0 of the file are which sides of the image?
         1: upright,  # top, left
         2: upright[:, ::-1],  # top, right
         3: upright[::-1, ::-1],  # bottom, right
@@ -154,17 +154,17 @@ def test_an_orientation_that_does_not_exist_is_none(orientation: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_broken_exif_does_not_make_a_picture_unreadable() -> None:
+def test_broken_exif_does_not_make_an_image_unreadable() -> None:
     data = encoded(smooth_pixels(48, 80), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12")
     assert d.open_rgb(data)[1:3] == (80, 48)
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (20_000, 10), (10, 20_000)])
-def test_pictures_of_extreme_shape_are_read(width: int, height: int) -> None:
-    picture = d.decode(encoded(smooth_pixels(height, width), "PNG"), SHAPES)
-    assert (picture.width, picture.height, picture.format) == (width, height, "PNG")
-    assert picture.pixels.shape[:2] == d.nearest_shape(SHAPES, height, width)
-    assert picture.pixels.flags.writeable
+def test_images_of_extreme_shape_are_read(width: int, height: int) -> None:
+    image = d.decode(encoded(smooth_pixels(height, width), "PNG"), SHAPES)
+    assert (image.width, image.height, image.format) == (width, height, "PNG")
+    assert image.pixels.shape[:2] == d.nearest_shape(SHAPES, height, width)
+    assert image.pixels.flags.writeable
 
 
 @given(size=st.integers(16, 2000))
@@ -181,7 +181,7 @@ def test_shapes_are_whole_strides_of_about_one_area_and_symmetric(size: int) -> 
 
 @given(size=st.integers(32, 1000), height=sizes, width=sizes)
 @quick
-def test_transposing_a_picture_transposes_its_shape(size: int, height: int, width: int) -> None:
+def test_transposing_an_image_transposes_its_shape(size: int, height: int, width: int) -> None:
     shapes = d.shapes_of_size(size)
     gaps = sorted({abs(np.log(w / h) - np.log(width / height)) for h, w in shapes})
     assume(len(gaps) == 1 or gaps[1] - gaps[0] > 1e-9)  # no tie
@@ -237,7 +237,7 @@ def test_what_has_no_value_is_white_and_costs_no_contrast(name: str) -> None:
     inner = np.s_[12:-12, 12:-12]
     assert np.corrcoef(found[inner].ravel(), plain[inner].ravel())[0, 1] > 0.9999
     assert _levels(f"float_{name}.tif") > 250
-    with pytest.raises(PictureError, match="no pixel has a value"):
+    with pytest.raises(ImageError, match="no pixel has a value"):
         _fault("float_allnan.tif")
 
 
@@ -265,7 +265,7 @@ def test_other_layouts_are_read_or_named() -> None:
     assert np.abs(_fault("la16.tif")[..., 0] - 255 * laid).max() < EXACT
     by_cv2 = cv2.imread(str(FAULTS / "png_bad_anc_crc.png"), cv2.IMREAD_COLOR_RGB)
     np.testing.assert_array_equal(_fault("png_bad_anc_crc.png"), by_cv2)
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         _fault("multi6_u16.tif")
     named = "TIFF of this layout is not supported: grey, 6 samples of 16-bit unsigned, planar"
     assert caught.value.reason == named

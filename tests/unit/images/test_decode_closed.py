@@ -81,7 +81,7 @@ PNG_CHANNELS = ((0, 1), (2, 3), (4, 2), (6, 4))
 
 def _broken() -> list[bytes]:
     whole = [encoded(PIXELS, kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")]
-    return [b"", b"no picture at all", *(data[: len(data) // n] for data in whole for n in (2, 9))]
+    return [b"", b"no image at all", *(data[: len(data) // n] for data in whole for n in (2, 9))]
 
 
 @pytest.mark.parametrize(

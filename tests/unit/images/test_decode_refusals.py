@@ -1,4 +1,4 @@
-"""What is no whole picture of bearable size is refused: PictureError, stage and reason."""
+"""What is no whole image of bearable size is refused: ImageError, stage and reason."""
 
 import resource
 import struct
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from segrec_batch.common.errors import PictureError
+from segrec_batch.common.errors import ImageError
 from segrec_batch.images import decode as d
 from tests.support.builders import (
     encoded,
@@ -26,7 +26,7 @@ SHAPES = d.shapes_of_size(64)
 
 
 def _failure(data: bytes) -> str:
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         d.decode(data, SHAPES)
     assert caught.value.stage == "decode"
     assert "object at 0x" not in caught.value.reason
@@ -43,7 +43,7 @@ def _failure(data: bytes) -> str:
         ("BMP", {}), ("AVIF", {}),
     ],
 )  # fmt: skip
-def test_a_truncated_picture_is_refused(
+def test_a_truncated_image_is_refused(
     format_: str, options: dict[str, object], quarters: int
 ) -> None:
     data = encoded(noise_pixels(60, 80), format_, **options)
@@ -51,10 +51,10 @@ def test_a_truncated_picture_is_refused(
     assert "truncated" in reason or "decoder" in reason
 
 
-def test_what_is_no_picture_is_named_so() -> None:
+def test_what_is_no_image_is_named_so() -> None:
     assert _failure(b"") == "empty file"
-    assert _failure(b"<!DOCTYPE html><html><body>404 Not Found</body></html>") == "not a picture"
-    assert _failure(bytes(1000)) == "not a picture"
+    assert _failure(b"<!DOCTYPE html><html><body>404 Not Found</body></html>") == "not an image"
+    assert _failure(bytes(1000)) == "not an image"
     assert _failure(b"\xff\xd8\xff") != ""
 
 
@@ -80,8 +80,8 @@ def test_a_jpeg_of_twelve_bits_is_named() -> None:
     assert _failure(bytes(data)) == f"{kind}: cannot handle 12-bit layers"
 
 
-def test_a_film_is_no_picture() -> None:
-    assert _failure(b"\0\0\0 ftypisom" + bytes(200)) == "not a picture"
+def test_a_film_is_no_image() -> None:
+    assert _failure(b"\0\0\0 ftypisom" + bytes(200)) == "not an image"
 
 
 def _layout(bits: int, samples: int = 1, photometric: int = 1, **tags: int) -> bytes:
@@ -222,7 +222,7 @@ def test_a_gif_frame_larger_than_its_screen_is_refused() -> None:
     damage=st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=6)), min_size=1, max_size=4),
 )
 @quick
-def test_a_damaged_picture_is_a_picture_or_a_picture_error(
+def test_a_damaged_image_is_an_image_or_an_image_error(
     format_: str, damage: list[tuple[float, bytes]]
 ) -> None:
     pixels = smooth_pixels(24, 32)
@@ -232,5 +232,5 @@ def test_a_damaged_picture_is_a_picture_or_a_picture_error(
     for where, bytes_ in damage:
         at = int(where * len(data))
         data[at : at + len(bytes_)] = bytes_
-    with suppress(PictureError):
+    with suppress(ImageError):
         assert d.decode(bytes(data), SHAPES).pixels.shape[:2] in SHAPES

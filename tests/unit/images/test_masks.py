@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from segrec_batch.common.errors import PictureError
+from segrec_batch.common.errors import ImageError
 from segrec_batch.images import masks
 from segrec_batch.images.masks import FORMATS, decode_mask
 from tests.support.builders import encoded, png_by_hand, quick
@@ -92,7 +92,7 @@ def _colours(entries: int, channels: int = 3) -> bytes:
 
 
 def _reason(data: bytes) -> str:
-    with pytest.raises(PictureError) as refused:
+    with pytest.raises(ImageError) as refused:
         decode_mask(data)
     assert "\n" not in refused.value.reason
     return refused.value.reason
@@ -278,7 +278,7 @@ def test_a_damaged_png_is_never_read_as_other_labels() -> None:
         for flip in (0x01, 0x55, 0xFF):
             data = bytearray(whole)
             data[at] ^= flip
-            with suppress(PictureError):
+            with suppress(ImageError):
                 np.testing.assert_array_equal(decode_mask(bytes(data)), GREY, f"byte {at}")
 
 
@@ -289,7 +289,7 @@ def test_other_damaged_masks_are_read_or_refused(format_: str) -> None:
         for flip in (0x01, 0x80, 0xFF):
             data = bytearray(whole)
             data[at] ^= flip
-            with suppress(PictureError):
+            with suppress(ImageError):
                 assert decode_mask(bytes(data)).ndim == 2
 
 
@@ -304,5 +304,5 @@ def test_other_damaged_masks_are_read_or_refused(format_: str) -> None:
 def test_half_a_mask_is_never_read_as_one(format_: str, options: dict[str, str]) -> None:
     whole = encoded(GREY, format_, **options)
     for length in range(len(whole)):
-        with suppress(PictureError):
+        with suppress(ImageError):
             np.testing.assert_array_equal(decode_mask(whole[:length]), GREY, f"{length} bytes")

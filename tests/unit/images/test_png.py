@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from segrec_batch.common.errors import PictureError
+from segrec_batch.common.errors import ImageError
 from segrec_batch.images import decode as d
 from segrec_batch.images.png import SIGNATURE
 from tests.support.builders import encoded, smooth_pixels
@@ -147,15 +147,15 @@ def test_a_damaged_critical_chunk_is_refused_as_broken(kind: bytes) -> None:
     at = data.index(kind)
     (length,) = struct.unpack_from(">I", data, at - 4)
     data[at + 4 + length] ^= 1
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         d.open_rgb(bytes(data))
     assert "broken" in caught.value.reason
-    assert "not a picture" not in caught.value.reason
+    assert "not an image" not in caught.value.reason
 
 
 def test_a_header_that_is_not_first_is_refused() -> None:
     data = encoded(smooth_pixels(H, W), "PNG")
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         d.open_rgb(SIGNATURE + _chunk(b"tEXt", b"a\0b") + data[len(SIGNATURE) :])
     assert caught.value.reason == "broken PNG: the header is not the first chunk"
 
@@ -174,6 +174,6 @@ def test_a_damaged_file_is_read_right_or_refused(mode: str) -> None:
     for content in damaged:
         try:
             np.testing.assert_array_equal(d.open_rgb(content)[0], wanted)
-        except PictureError:
+        except ImageError:
             refused += 1
     assert refused > len(damaged) - 40  # what comes after the last pixel may be anything

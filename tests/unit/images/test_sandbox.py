@@ -1,4 +1,4 @@
-"""A decoder may crash, hang, eat memory or be killed: the picture fails, nothing else does."""
+"""A decoder may crash, hang, eat memory or be killed: the image fails, nothing else does."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segrec_batch.common.errors import DecoderError, PictureError
+from segrec_batch.common.errors import DecoderError, ImageError
 from segrec_batch.images import decode as d
 from segrec_batch.images import sandbox as s
 from tests.support.builders import encoded, smooth_pixels
@@ -24,7 +24,7 @@ POISON = """
 import ctypes, mmap, os, re, signal, sys, time, warnings
 from pathlib import Path
 from segrec_batch.images.decode import decode as real
-from segrec_batch.common.errors import PictureError
+from segrec_batch.common.errors import ImageError
 
 with (Path(__file__).parent / "marks").open("r+b") as file:  # what a child may write to later
     MARKS = mmap.mmap(file.fileno(), 2)
@@ -61,9 +61,9 @@ def decode(data, shapes):
         case [b"noise"]:
             print("out"), print("err", file=sys.stderr), warnings.warn("warning")
             os.write(1, b"1"), os.write(2, b"2")
-            raise PictureError("decode", "said")
+            raise ImageError("decode", "said")
         case [b"modules"]:
-            raise PictureError("decode", " ".join(sys.modules))
+            raise ImageError("decode", " ".join(sys.modules))
     return real(data, shapes)
 """
 
@@ -89,7 +89,7 @@ def _marks(folder: Path) -> bytes:
 
 
 def _reason(box: s.Sandbox, data: bytes) -> str:
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         box.decode(data, SHAPES)
     assert caught.value.stage == "decode"
     return caught.value.reason
@@ -124,7 +124,7 @@ def _wait(seconds: float, until: Callable[[], bool]) -> bool:
 
 
 @pytest.mark.parametrize("shapes", [SHAPES, d.shapes_of_size(224)], ids=len)
-def test_a_picture_comes_out_as_without_a_sandbox(shapes: tuple[d.Shape, ...]) -> None:
+def test_an_image_comes_out_as_without_a_sandbox(shapes: tuple[d.Shape, ...]) -> None:
     with s.Sandbox() as box:
         for size in [(48, 80), (80, 48), (1, 1), (700, 1100)]:
             data = encoded(smooth_pixels(*size), "JPEG")
@@ -136,15 +136,15 @@ def test_a_picture_comes_out_as_without_a_sandbox(shapes: tuple[d.Shape, ...]) -
             assert found.pixels.flags.writeable
 
 
-def test_a_bad_picture_has_the_reason_that_it_has_without_a_sandbox(box: s.Sandbox) -> None:
+def test_a_bad_image_has_the_reason_that_it_has_without_a_sandbox(box: s.Sandbox) -> None:
     for data in (b"", b"<html>", GOOD[: len(GOOD) // 2]):
-        with pytest.raises(PictureError) as caught:
+        with pytest.raises(ImageError) as caught:
             d.decode(data, SHAPES)
         assert _reason(box, data) == caught.value.reason
 
 
 def test_an_image_whose_decoders_are_killed_is_tried_by_every_run(box: s.Sandbox) -> None:
-    with pytest.raises(PictureError, match="killed twice; does this machine lack memory") as caught:
+    with pytest.raises(ImageError, match="killed twice; does this machine lack memory") as caught:
         box.decode(b"killed", SHAPES)
     assert caught.value.stage == "read"
 
@@ -160,7 +160,7 @@ def test_an_image_whose_decoders_are_killed_is_tried_by_every_run(box: s.Sandbox
         (b"one-large-block", "needs more than 0.5 GiB of memory"),
     ],
 )
-def test_death_is_that_pictures_failure_and_no_other(
+def test_death_is_that_images_failure_and_no_other(
     box: s.Sandbox, data: bytes, reason: str
 ) -> None:
     assert box.decode(GOOD, SHAPES).width == 80
@@ -180,7 +180,7 @@ def test_an_image_that_took_too_long_is_not_tried_again(poison: Path) -> None:
     with s.Sandbox(function="poison:decode") as box:
         box.decode(GOOD, SHAPES)
         started = time.monotonic()
-        with pytest.raises(PictureError, match=r"took longer than 0\.3 s"):
+        with pytest.raises(ImageError, match=r"took longer than 0\.3 s"):
             box.decode(b"hang", SHAPES, seconds=0.3)
         assert time.monotonic() - started < 20
         assert _marks(poison)[1] == 1
@@ -192,7 +192,7 @@ def test_a_child_that_stops_its_own_clock_is_stopped_by_its_parent(
 ) -> None:
     monkeypatch.setattr(s, "_GRACE", 0.5)
     with s.Sandbox(function="poison:decode") as box:
-        with pytest.raises(PictureError, match=r"took longer than 0\.3 s"):
+        with pytest.raises(ImageError, match=r"took longer than 0\.3 s"):
             box.decode(b"stop-the-clock", SHAPES, seconds=0.3)
         assert box.pid is None
 
@@ -205,14 +205,14 @@ def test_a_child_that_something_else_killed_costs_nothing(box: s.Sandbox, tmp_pa
     assert box.decode(GOOD, SHAPES).width == 80
 
 
-def test_the_same_child_serves_picture_after_picture(box: s.Sandbox) -> None:
+def test_the_same_child_serves_image_after_image(box: s.Sandbox) -> None:
     assert box.pid is None
     box.decode(GOOD, SHAPES)
     child = box.pid
     assert child is not None
     for _ in range(20):
         box.decode(GOOD, SHAPES)
-        _reason(box, b"no picture")
+        _reason(box, b"no image")
     os.kill(child, signal.SIGINT)  # Ctrl-C is the parent's affair
     box.decode(GOOD, SHAPES)
     assert box.pid == child
@@ -228,9 +228,7 @@ def test_many_deaths_leave_neither_descriptors_nor_zombies(box: s.Sandbox) -> No
     assert _children() <= children
 
 
-def test_an_interrupted_picture_is_not_mistaken_for_the_next(
-    box: s.Sandbox, tmp_path: Path
-) -> None:
+def test_an_interrupted_image_is_not_mistaken_for_the_next(box: s.Sandbox, tmp_path: Path) -> None:
     # in the background of a script, SIGINT is ignored
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -247,7 +245,7 @@ def test_an_interrupted_picture_is_not_mistaken_for_the_next(
     assert box.decode(GOOD, SHAPES).width == 80
 
 
-def test_threads_get_each_their_own_picture(box: s.Sandbox) -> None:
+def test_threads_get_each_their_own_image(box: s.Sandbox) -> None:
     sizes = [(16 + i, 90 - i) for i in range(40)]
     files = [encoded(smooth_pixels(*size), "BMP") for size in sizes]
     with ThreadPoolExecutor(4) as pool:
@@ -255,7 +253,7 @@ def test_threads_get_each_their_own_picture(box: s.Sandbox) -> None:
     assert [(p.height, p.width) for p in found] == sizes
 
 
-def test_a_child_that_does_not_start_is_not_the_pictures_fault(
+def test_a_child_that_does_not_start_is_not_the_images_fault(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     descriptors, children = len(os.listdir("/proc/self/fd")), _children()  # noqa: PTH208
@@ -332,7 +330,7 @@ from pathlib import Path
 from segrec_batch import sandbox
 from segrec_batch.images.decode import shapes_of_size
 data = Path({str(tmp_path / "good.png")!r}).read_bytes()
-picture = sandbox.shared().decode(data, shapes_of_size(64))
+image = sandbox.shared().decode(data, shapes_of_size(64))
 assert sandbox.shared() is sandbox.shared()
 print(sandbox.shared().pid)
 """

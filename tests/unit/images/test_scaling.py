@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from segrec_batch.common.errors import PictureError
+from segrec_batch.common.errors import ImageError
 from segrec_batch.images.scaling import Samples, render_rgb
 from tests.support.builders import quick
 
@@ -123,7 +123,7 @@ def test_the_whole_range_of_sixteen_bits_is_divided_by_257() -> None:
 def test_an_image_without_a_value_is_refused(
     samples: NDArray[np.generic], options: dict[str, object]
 ) -> None:
-    with pytest.raises(PictureError, match="no pixel has a value"):
+    with pytest.raises(ImageError, match="no pixel has a value"):
         _render(samples, **options)
 
 

@@ -14,7 +14,7 @@ from segrec_batch.images import sandbox
 from segrec_batch.sheets import thumbnail
 from segrec_batch.sheets.png import render_png
 from tests.support.builders import slow_jpeg
-from tests.support.cards import CLASSES, card, picture
+from tests.support.cards import CLASSES, card, image
 from tests.unit.sheets.test_sheet import page
 
 PACKAGE = Path(__file__).parents[3] / "segrec_batch"
@@ -39,10 +39,10 @@ def test_a_sheet_says_which_image_took_too_long_and_shows_the_others(slow: bytes
     said = [text for text in shown.text("span") if "readable" in text]
     assert (
         said
-        == ["picture not readable (took longer than 0.4 s)"] * 3
-        + ["picture not readable (took longer than 0.2 s)"] * 2
+        == ["image not readable (took longer than 0.4 s)"] * 3
+        + ["image not readable (took longer than 0.2 s)"] * 2
     )
-    assert len(shown.pictures()) == 2
+    assert len(shown.images()) == 2
     assert len(shown.masks()) == 7
 
 
@@ -77,7 +77,7 @@ def test_good_images_of_a_sheet_come_from_one_process() -> None:
     page(card())
     child = sandbox.shared().pid
     assert child is not None
-    page(*(card(data=picture(900, 700, kind)) for kind in ("JPEG", "PNG", "WEBP", "TIFF")))
+    page(*(card(data=image(900, 700, kind)) for kind in ("JPEG", "PNG", "WEBP", "TIFF")))
     assert sandbox.shared().pid == child
 
 

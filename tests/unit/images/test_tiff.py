@@ -272,7 +272,7 @@ def test_orientation_is_undone_once(orientation: int) -> None:
     assert _differ(_read(data), _stretched(upright)) < EXACT
 
 
-_STORED = {  # what a camera did to the upright picture
+_STORED = {  # what a camera did to the upright image
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,

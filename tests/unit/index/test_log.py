@@ -21,7 +21,7 @@ from segrec_batch.maintenance.verify import verify
 from segrec_batch.maintenance.versions import rollback, vacuum
 from segrec_batch.model.bundle import Model
 from segrec_batch.pipeline.plan import Request
-from segrec_batch.pipeline.run import Execution, index_pictures
+from segrec_batch.pipeline.run import Execution, index_images
 from tests.support.builders import smooth_pixels, tiny_model, uris, write_png
 from tests.unit.index.test_store import failure_file
 
@@ -185,11 +185,11 @@ def test_the_next_run_mends_it_also_where_there_is_nothing_to_do(
 ) -> None:
     model, index = str(tmp_path / "model"), tmp_path / "index"
     small.save(model)
-    write_png(tmp_path / "pictures" / "a.png", smooth_pixels(48, 64))
+    write_png(tmp_path / "images" / "a.png", smooth_pixels(48, 64))
 
     def run() -> store.Snapshot:
-        request = Request(str(tmp_path / "pictures"), max_gone=parse_limit("100%"))
-        return index_pictures(request, model, str(index), Execution("cpu"))[1]
+        request = Request(str(tmp_path / "images"), max_gone=parse_limit("100%"))
+        return index_images(request, model, str(index), Execution("cpu"))[1]
 
     first = run()
     assert run() == first
@@ -205,8 +205,8 @@ def test_the_next_run_mends_it_also_where_there_is_nothing_to_do(
     assert run().version == mended.version
     entry(index, "images", mended.version).unlink()
     age(index)
-    shutil.rmtree(tmp_path / "pictures")
-    write_png(tmp_path / "pictures" / "b.png", smooth_pixels(48, 64, seed=1))
+    shutil.rmtree(tmp_path / "images")
+    write_png(tmp_path / "images" / "b.png", smooth_pixels(48, 64, seed=1))
     assert (run().ahead, uris(str(index))) == ({}, ["b.png"])
 
 

@@ -1,4 +1,4 @@
-"""Labelled pictures on disk: the class file, pairs, groups, and masks as they are meant."""
+"""Labelled images on disk: the class file, pairs, groups, and masks as they are meant."""
 
 import json
 import os
@@ -137,7 +137,7 @@ def test_files_that_are_no_files_are_refused(tmp_path: Path) -> None:
 
 def test_an_empty_folder_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
-    with pytest.raises(InputError, match="no pictures"):
+    with pytest.raises(InputError, match="no images"):
         pair(_files(tmp_path / "i", "a.png"), str(tmp_path / "m"))
 
 

@@ -168,7 +168,7 @@ def test_macos_own_files_are_none_of_ours(tmp_path_factory: pytest.TempPathFacto
     assert list_files(str(folder)).uris == (str(folder / "a.png"),)
     (folder / "a.png").unlink()
     with pytest.raises(
-        InputError, match=r"no pictures found \(5 other files: \._\* 3, Thumbs.db 1, .DS_Store 1;"
+        InputError, match=r"no images found \(5 other files: \._\* 3, Thumbs.db 1, .DS_Store 1;"
     ):
         list_files(str(folder))
 

@@ -196,7 +196,7 @@ def test_bfloat16_maps_stay_near_float32() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_picture_alone_gives_the_maps_it_gives_in_a_batch(dtype: torch.dtype) -> None:
+def test_an_image_alone_gives_the_maps_it_gives_in_a_batch(dtype: torch.dtype) -> None:
     batch = torch.randn(3, 3, 48, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
     backbone = Backbone(random_weights().state, ["conv3_3", "conv5_3"]).to(dtype)
     together, alone = backbone(batch), backbone(batch[1:2])

@@ -79,11 +79,11 @@ def test_a_saved_model_comes_back_equal(folder: Path) -> None:
 
 @pytest.mark.parametrize("engine", ["ncnn", "torch"])
 def test_a_saved_model_computes_the_same(engine: str, tmp_path: Path) -> None:
-    model, pictures = tiny_model(), smooth_batch(2)
+    model, images = tiny_model(), smooth_batch(2)
     model.save(str(tmp_path))
     sizes = [(100, 150)] * 2
     choice = EngineChoice(engine, "float32")
-    a, b = (load_segmenter(m, choice)(pictures, sizes) for m in (model, load_model(str(tmp_path))))
+    a, b = (load_segmenter(m, choice)(images, sizes) for m in (model, load_model(str(tmp_path))))
     np.testing.assert_array_equal(a.masks, b.masks)
     np.testing.assert_array_equal(a.labels, b.labels)
     np.testing.assert_allclose(a.feature, b.feature, rtol=0, atol=1e-6)

@@ -29,7 +29,7 @@ C, SEED = 2.0, 5
 
 @dataclass(frozen=True)
 class Fitted:
-    """An SVM of four targets, and what it was fitted on: cells of four pictures."""
+    """An SVM of four targets, and what it was fitted on: cells of four images."""
 
     taps: list[Tap]
     maps: dict[str, Tensor]

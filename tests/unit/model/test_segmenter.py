@@ -23,7 +23,7 @@ from segrec_batch.model.torch_engine import Normalise, TorchSegmenter
 from tests.support.builders import random_maps, smooth_batch, smooth_pixels, tiny_model
 
 B, H, W, K = 4, 64, 96, 3
-PICTURES = smooth_batch(B, H, W)
+IMAGES = smooth_batch(B, H, W)
 EXACT, ROUGH, NCNN = ("torch", "float32"), ("torch", "bfloat16"), ("ncnn", "float32")
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
@@ -45,15 +45,15 @@ def segmenter(request: pytest.FixtureRequest, segmenters: Mapping[Engine, Segmen
 
 @pytest.fixture(scope="module")
 def found(segmenter: Segmenter) -> Segmentation:
-    return segmenter(PICTURES)
+    return segmenter(IMAGES)
 
 
-def scores(segmenter: Segmenter, pictures: NDArray[np.uint8]) -> torch.Tensor:
+def scores(segmenter: Segmenter, images: NDArray[np.uint8]) -> torch.Tensor:
     if isinstance(segmenter, NcnnSegmenter):
-        return torch.from_numpy(np.stack([segmenter.score(pixels)[1] for pixels in pictures]))
+        return torch.from_numpy(np.stack([segmenter.score(pixels)[1] for pixels in images]))
     assert isinstance(segmenter, TorchSegmenter)
     with full_float32():
-        found: torch.Tensor = segmenter.head(segmenter.maps(pictures))
+        found: torch.Tensor = segmenter.head(segmenter.maps(images))
     return found.cpu()
 
 
@@ -63,7 +63,7 @@ def test_arithmetic_is_on_the_device(
 ) -> None:
     segmenter = segmenters[engine]
     assert isinstance(segmenter, TorchSegmenter)
-    maps = segmenter.maps(PICTURES)
+    maps = segmenter.maps(IMAGES)
     assert {m.device.type for m in maps.values()} == {device}
     assert {str(m.dtype).removeprefix("torch.") for m in maps.values()} == {engine[1]}
 
@@ -97,9 +97,9 @@ def test_counts_regions_and_features_agree(found: Segmentation) -> None:
 def test_features_are_the_mean_of_the_deepest_maps(
     segmenters: Mapping[Engine, Segmenter],
 ) -> None:
-    expected = random_maps(PICTURES, ["conv5_3"])["conv5_3"].mean(dim=(2, 3)).numpy()
+    expected = random_maps(IMAGES, ["conv5_3"])["conv5_3"].mean(dim=(2, 3)).numpy()
     for engine, segmenter in segmenters.items():
-        feature = segmenter(PICTURES).feature
+        feature = segmenter(IMAGES).feature
         if engine == ROUGH:
             assert np.linalg.norm(feature - expected) / np.linalg.norm(expected) < 0.01
         else:
@@ -109,10 +109,10 @@ def test_features_are_the_mean_of_the_deepest_maps(
 @pytest.mark.parametrize("shape", [(H, W), (240, 320), (7, 5), (1, 200), (1, 1)])
 def test_masks_come_at_any_size(segmenter: Segmenter, shape: tuple[int, int]) -> None:
     sizes = [(32, 32), (9, 8), shape, shape]
-    masks = segmenter(PICTURES, sizes).masks
+    masks = segmenter(IMAGES, sizes).masks
     assert [(mask.shape, mask.dtype) for mask in masks] == [(size, np.uint8) for size in sizes]
     if shape[0] >= H:  # upwards: plain bilinear
-        own = scores(segmenter, PICTURES)[2:]
+        own = scores(segmenter, IMAGES)[2:]
         wanted = F.interpolate(own, shape, mode="bilinear", align_corners=False).argmax(dim=1)
         assert (np.stack(masks[2:]) == wanted.numpy()).mean() > 0.999
 
@@ -120,35 +120,35 @@ def test_masks_come_at_any_size(segmenter: Segmenter, shape: tuple[int, int]) ->
 def test_all_class_maps_come_from_the_same_scores(
     segmenter: Segmenter, found: Segmentation
 ) -> None:
-    own, common = (segmenter(PICTURES, [s] * B).masks for s in ((H // 16, W // 16), (32, 32)))
+    own, common = (segmenter(IMAGES, [s] * B).masks for s in ((H // 16, W // 16), (32, 32)))
     np.testing.assert_array_equal(own, found.labels)
     np.testing.assert_array_equal(common, found.common)
 
 
-@pytest.mark.parametrize("pictures", [2, 1 / K], ids=["two pictures", "a class of one"])
+@pytest.mark.parametrize("images", [2, 1 / K], ids=["two images", "a class of one"])
 def test_masks_do_not_depend_on_how_many_are_resized_together(
-    segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch, pictures: float
+    segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch, images: float
 ) -> None:
     sizes = [(50, 70), (50, 70), (50, 70), (8, 9)]
-    together = segmenter(PICTURES, sizes).masks
-    monkeypatch.setattr("segrec_batch.model.torch_engine._AT_ONCE", int(pictures * K * 50 * 70))
-    for mask, alike in zip(segmenter(PICTURES, sizes).masks, together, strict=True):
+    together = segmenter(IMAGES, sizes).masks
+    monkeypatch.setattr("segrec_batch.model.torch_engine._AT_ONCE", int(images * K * 50 * 70))
+    for mask, alike in zip(segmenter(IMAGES, sizes).masks, together, strict=True):
         np.testing.assert_array_equal(mask, alike)
 
 
 def test_what_is_launched_before_another_result_is_read_stays_what_it_is(
     segmenter: Segmenter, found: Segmentation
 ) -> None:
-    launched = [segmenter.launch(PICTURES[::step].copy()) for step in (1, -1, 1, -1)]
+    launched = [segmenter.launch(IMAGES[::step].copy()) for step in (1, -1, 1, -1)]
     for i, one in enumerate(launched):
         np.testing.assert_array_equal(one.result().labels, found.labels[:: (-1) ** i])
 
 
-def test_a_picture_alone_gives_what_it_gives_in_a_batch(
+def test_an_image_alone_gives_what_it_gives_in_a_batch(
     segmenter: Segmenter, found: Segmentation
 ) -> None:
     for i in range(B):
-        alone: Segmentation = segmenter(PICTURES[i : i + 1])
+        alone: Segmentation = segmenter(IMAGES[i : i + 1])
         np.testing.assert_allclose(alone.feature[0], found.feature[i], rtol=1e-2, atol=1e-4)
         assert (alone.common[0] == found.common[i]).mean() > 0.99
         assert (alone.labels[0] == found.labels[i]).mean() > 0.95
@@ -157,8 +157,8 @@ def test_a_picture_alone_gives_what_it_gives_in_a_batch(
 
 
 def test_bfloat16_labels_are_those_of_float32(segmenters: Mapping[Engine, Segmenter]) -> None:
-    pictures = smooth_batch(12, H, W, seed=4)
-    exact, rough = (segmenters[e](pictures) for e in (EXACT, ROUGH))
+    images = smooth_batch(12, H, W, seed=4)
+    exact, rough = (segmenters[e](images) for e in (EXACT, ROUGH))
     assert (exact.labels == rough.labels).mean() >= 0.95  # measured 0.995 to 1
     assert (exact.common == rough.common).mean() >= 0.95  # measured 0.995 to 1
     bits = np.unpackbits((exact.sign_bits ^ rough.sign_bits).view(np.uint8), axis=1).sum(axis=1)
@@ -204,7 +204,7 @@ def test_normalisation_is_the_formula(minmax: bool) -> None:
 
 
 @pytest.mark.parametrize("value", [0, 1, 128, 255])
-def test_a_picture_of_one_value_has_finite_results(segmenter: Segmenter, value: int) -> None:
+def test_an_image_of_one_value_has_finite_results(segmenter: Segmenter, value: int) -> None:
     one: Segmentation = segmenter(np.full((1, H, W, 3), value, np.uint8))
     black: Segmentation = segmenter(np.zeros((1, H, W, 3), np.uint8))
     assert scores(segmenter, np.full((1, H, W, 3), value, np.uint8)).isfinite().all()
@@ -213,19 +213,19 @@ def test_a_picture_of_one_value_has_finite_results(segmenter: Segmenter, value: 
     assert one.counts.sum() == H * W // 256
 
 
-def test_a_low_picture_and_a_wide_one_pass(segmenter: Segmenter) -> None:
+def test_a_low_image_and_a_wide_one_pass(segmenter: Segmenter) -> None:
     for shape in ((16, 16), (32, 96), (96, 32)):
         found: Segmentation = segmenter(smooth_pixels(*shape)[None])
         assert found.labels.shape == (1, shape[0] // 16, shape[1] // 16)
 
 
 def _labels(segmenter: Segmenter) -> NDArray[np.uint8]:
-    labels: NDArray[np.uint8] = segmenter(PICTURES).labels
+    labels: NDArray[np.uint8] = segmenter(IMAGES).labels
     return labels
 
 
 def test_the_minmax_field_is_obeyed() -> None:
-    dark = (PICTURES // 8).astype(np.uint8)
+    dark = (IMAGES // 8).astype(np.uint8)
     scaled, plain = (TorchSegmenter(tiny_model(minmax=m)) for m in (True, False))
     inputs = [s.maps.normalise(torch.from_numpy(dark)).amax() for s in (scaled, plain)]
     assert inputs[0] > 1.5
@@ -237,10 +237,10 @@ def test_the_minmax_field_is_obeyed() -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_launching_waits_for_nothing(precision: str) -> None:
     segmenter, sizes = TorchSegmenter(tiny_model(), "cuda", precision), [(H, W)] * B
-    wanted = segmenter(PICTURES, sizes)
+    wanted = segmenter(IMAGES, sizes)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        launched = segmenter.launch(PICTURES, sizes)
+        launched = segmenter.launch(IMAGES, sizes)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert (launched.result().labels == wanted.labels).mean() > 0.99

@@ -10,7 +10,7 @@ import pytest
 from segrec_batch.index import snapshot as store
 from segrec_batch.pipeline import chain, stages
 from segrec_batch.pipeline.plan import Request
-from segrec_batch.pipeline.run import Execution, index_pictures
+from segrec_batch.pipeline.run import Execution, index_images
 from segrec_batch.pipeline.run_stats import Account
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -22,24 +22,24 @@ def size(folder: Path) -> int:
 
 def test_a_commit_says_what_the_run_cost_by_stage(index: str, scenes: Path) -> None:
     told: dict[str, Any] = dict(store.history(index)[0].info["segrec"])
-    assert told["bytes_read"] == size(scenes / "images") + len(b"no picture")
+    assert told["bytes_read"] == size(scenes / "images") + len(b"no image")
     assert told["bytes_written"] == sum(file.size for file in store.open_snapshot(index).all_files)
-    assert told["reasons"] == {"decode: not a picture": 1}
+    assert told["reasons"] == {"decode: not an image": 1}
     assert 0 <= told["starved"] < 1
     cost = told["stages"]
     assert sum(stage["share"] for stage in cost.values()) == pytest.approx(1, abs=1e-3)
     seen = {"read": 25, "decode": 25, "segment": 24, "write": 25}
-    for name, pictures in seen.items():
+    for name, images in seen.items():
         assert cost[name]["seconds"] > 0
         assert cost[name]["images_per_second"] == pytest.approx(
-            pictures / cost[name]["seconds"], rel=0.5
+            images / cost[name]["seconds"], rel=0.5
         )
     assert cost["describe"] == {"seconds": 0, "share": 0, "images_per_second": None}
 
 
 @pytest.mark.slow
 def test_what_dead_workers_did_is_not_in_the_books(
-    pictures: Path, model_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, model_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mark = str(tmp_path / "has died")
 
@@ -51,10 +51,10 @@ def test_what_dead_workers_did_is_not_in_the_books(
         return receipts
 
     monkeypatch.setattr(chain, "write_batch", dies_once)
-    account = run(pictures, model_dir, tmp_path)
+    account = run(images, model_dir, tmp_path)
     assert Path(mark).exists()
     assert (account.indexed, account.failed) == (6, 0)
-    assert account.cost["bytes_read"] == size(pictures)
+    assert account.cost["bytes_read"] == size(images)
     assert all(account.cost[stage] > 0 for stage in ("read", "decode", "segment", "write"))
     assert len(list((tmp_path / "index" / "images").glob("*.parquet"))) == 2, "one by the dead"
     assert account.bytes_written == sum(
@@ -62,7 +62,7 @@ def test_what_dead_workers_did_is_not_in_the_books(
     )
 
 
-def run(pictures: Path, model: str, folder: Path) -> Account:
+def run(images: Path, model: str, folder: Path) -> Account:
     execution = Execution("cpu", batch_size=4)
-    account, _ = index_pictures(Request(str(pictures)), model, str(folder / "index"), execution)
+    account, _ = index_images(Request(str(images)), model, str(folder / "index"), execution)
     return account

@@ -45,7 +45,7 @@ def stage(bundle: str, engine: EngineChoice) -> SegmentBatch:
 
 
 def decoded(seed: int = 0) -> pa.Table:
-    """Six pictures of two shapes, in between one that failed before."""
+    """Six images of two shapes, in between one that failed before."""
     rows: list[dict[str, Any]] = [
         {
             "uri": f"{i}.png", "shape": shape, "height": height, "width": width,
@@ -53,7 +53,7 @@ def decoded(seed: int = 0) -> pa.Table:
         }
         for i, (shape, (height, width)) in enumerate(zip(SHAPES, SIZES, strict=True))
     ]  # fmt: skip
-    rows.insert(2, {"uri": "broken.png", "stage": "decode", "reason": "not a picture"})
+    rows.insert(2, {"uri": "broken.png", "stage": "decode", "reason": "not an image"})
     return pa.Table.from_pylist(rows, DECODED)
 
 
@@ -77,7 +77,7 @@ def test_rows_keep_their_order_and_failures_pass_untouched(
     rows = stage(table).to_pylist()
     assert [row["uri"] for row in rows] == table["uri"].to_pylist()
     assert rows[2] == dict.fromkeys(SEGMENTED.names) | {
-        "uri": "broken.png", "stage": "decode", "reason": "not a picture"
+        "uri": "broken.png", "stage": "decode", "reason": "not an image"
     }  # fmt: skip
     segmenter = load_segmenter(tiny_model(), engine)
     for row, source in zip(rows, table.to_pylist(), strict=True):
@@ -135,7 +135,7 @@ def test_out_of_memory_halves_the_batch(
     assert sizes == {1: [4, 2, 1, 1, 1, 1, 1, 1], 3: [4, 2, 2, 2]}[bearable]
 
 
-def test_too_little_memory_for_one_picture_is_an_error(
+def test_too_little_memory_for_one_image_is_an_error(
     bundle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def exhausted(*_: Any) -> Any:

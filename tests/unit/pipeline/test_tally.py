@@ -1,4 +1,4 @@
-"""What stages cost and why pictures fail, on its way into the books."""
+"""What stages cost and why images fail, on its way into the books."""
 
 import threading
 import time
@@ -61,7 +61,7 @@ def test_a_label_has_the_stage_and_no_figures_and_no_details(reason: str, expect
 def test_reasons_are_counted_by_label() -> None:
     failed = [{"stage": "read", "reason": f"Error{c}: {i}"} for i, c in enumerate("aab")]
     assert sorted(reasons(failed), key=str) == [
-        {"label": "read: Errora", "pictures": 2}, {"label": "read: Errorb", "pictures": 1}
+        {"label": "read: Errora", "images": 2}, {"label": "read: Errorb", "images": 1}
     ]  # fmt: skip
 
 

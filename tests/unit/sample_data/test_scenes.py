@@ -54,7 +54,7 @@ def test_place_index_and_seed_each_make_another_scene(other: tuple[int, int, int
     size=st.sampled_from([(48, 36), (33, 65), (64, 31)]),
 )
 @settings(max_examples=25, deadline=None, derandomize=True)
-def test_any_scene_is_a_picture_with_labels(
+def test_any_scene_is_an_image_with_labels(
     place: int, index: int, seed: int, size: tuple[int, int]
 ) -> None:
     scene = render_scene(place, index, seed, size)
@@ -86,7 +86,7 @@ def _edges(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def _contrast(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> float:
-    """Mean colour step over the mask's edges, divided by the mean over the whole picture."""
+    """Mean colour step over the mask's edges, divided by the mean over the whole image."""
     pixels = image.astype(np.float64)
     across = np.abs(np.diff(pixels, axis=1)).sum(axis=2)[:-1]
     down = np.abs(np.diff(pixels, axis=0)).sum(axis=2)[:, :-1]

@@ -19,7 +19,7 @@ from segrec_batch.common.errors import IndexStateError, InputError, StorageError
 from segrec_batch.index import encode
 from segrec_batch.model.bundle import Model
 from segrec_batch.pipeline.plan import Request
-from segrec_batch.pipeline.run import Execution, index_pictures
+from segrec_batch.pipeline.run import Execution, index_images
 from segrec_batch.search.cache import refresh_cache
 from segrec_batch.search.database import open_cache
 from segrec_batch.search.sql.connection import Access
@@ -36,10 +36,10 @@ def cache(index: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def own_index(pictures: Path, model_dir: str, ray_cluster: None, tmp_path: Path) -> str:
-    """An index of `pictures`, to change."""
+def own_index(images: Path, model_dir: str, ray_cluster: None, tmp_path: Path) -> str:
+    """An index of `images`, to change."""
     uri = str(tmp_path / "index")
-    index_pictures(Request(str(pictures)), model_dir, uri, Execution("cpu"))
+    index_images(Request(str(images)), model_dir, uri, Execution("cpu"))
     return uri
 
 
@@ -130,17 +130,17 @@ def test_rows_lie_as_filters_on_coverage_like_them(cache: str) -> None:
 
 
 def test_a_refresh_takes_in_what_has_changed(
-    own_index: str, pictures: Path, model_dir: str, tmp_path: Path
+    own_index: str, images: Path, model_dir: str, tmp_path: Path
 ) -> None:
     path = str(tmp_path / "c.duckdb")
     first = refresh_cache(own_index, path)
     assert (first.added, first.removed) == (first.rows, 0)
     assert refresh_cache(own_index, path).added == 0
-    one, two, *_ = sorted(pictures.iterdir())
+    one, two, *_ = sorted(images.iterdir())
     one.unlink()
-    shutil.copy(two, pictures / "copy.png")
-    (pictures / "broken.jpg").write_bytes(b"no picture")
-    index_pictures(Request(str(pictures)), model_dir, own_index, Execution("cpu"))
+    shutil.copy(two, images / "copy.png")
+    (images / "broken.jpg").write_bytes(b"no image")
+    index_images(Request(str(images)), model_dir, own_index, Execution("cpu"))
     old = segrec_batch.connect(path)
     done = refresh_cache(own_index, path)
     assert done.version > first.version
@@ -160,16 +160,16 @@ def test_a_cache_with_changes_beside_it_is_not_renewed(index: str, tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_small_change_is_appended(
-    pictures: Path, model_dir: str, ray_cluster: None, tmp_path: Path
+    images: Path, model_dir: str, ray_cluster: None, tmp_path: Path
 ) -> None:
     index, path = str(tmp_path / "index"), str(tmp_path / "c.duckdb")
-    sources = sorted(pictures.iterdir())
+    sources = sorted(images.iterdir())
     for i in range(30):
-        shutil.copy(sources[i % 6], pictures / f"more{i}{sources[i % 6].suffix}")
-    index_pictures(Request(str(pictures)), model_dir, index, Execution("cpu"))
+        shutil.copy(sources[i % 6], images / f"more{i}{sources[i % 6].suffix}")
+    index_images(Request(str(images)), model_dir, index, Execution("cpu"))
     first = refresh_cache(index, path)
-    shutil.copy(sources[0], pictures / f"late{sources[0].suffix}")
-    index_pictures(Request(str(pictures)), model_dir, index, Execution("cpu"))
+    shutil.copy(sources[0], images / f"late{sources[0].suffix}")
+    index_images(Request(str(images)), model_dir, index, Execution("cpu"))
     done = refresh_cache(index, path)
     assert (done.added, done.removed) == (done.rows - first.rows, 0)
     assert 0 < done.added < first.rows / 4
@@ -209,7 +209,7 @@ def test_files_that_are_no_cache_of_this_index_are_left_alone(
 
 @pytest.mark.slow
 def test_a_cache_of_another_model_is_refused(
-    own_index: str, pictures: Path, model: Model, tmp_path: Path
+    own_index: str, images: Path, model: Model, tmp_path: Path
 ) -> None:
     path = str(tmp_path / "c.duckdb")
     refresh_cache(own_index, path)
@@ -219,8 +219,8 @@ def test_a_cache_of_another_model_is_refused(
         model.spec, {**model.head, "svm.bias": model.head["svm.bias"] + 0.25}, model.backbone
     )
     bundle.save(str(tmp_path / "other"))
-    request = Request(str(pictures))
-    index_pictures(request, str(tmp_path / "other"), own_index, Execution("cpu"), rebuild=True)
+    request = Request(str(images))
+    index_images(request, str(tmp_path / "other"), own_index, Execution("cpu"), rebuild=True)
     with pytest.raises(IndexStateError, match="--rebuild"):
         refresh_cache(own_index, path)
     assert (

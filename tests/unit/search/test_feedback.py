@@ -306,7 +306,7 @@ def test_one_can_go_back_to_a_round(recommender: Recommender) -> None:
     assert back == mark(recommender, session, {3: RELEVANT})
 
 
-def test_a_new_picture_is_asked_with_what_was_seen_in_it(
+def test_a_new_image_is_asked_with_what_was_seen_in_it(
     recommender: Recommender, tmp_path: Path
 ) -> None:
     seen = {"query": features()[4].tolist(), "coverages": [0.0, 1.0, 0.0], "masks": {}}
@@ -405,7 +405,7 @@ def test_sql_rocchio_is_that_of_python(recommender: Recommender) -> None:
 def test_a_walk_through_the_command(
     index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With a new picture, which is one of the index, so that round 0 finds it first."""
+    """With a new image, which is one of the index, so that round 0 finds it first."""
     database = open_index(index)
     ((uri,),) = database.connection.sql("SELECT min(uri) FROM images").fetchall()
     database.connection.close()

@@ -12,7 +12,7 @@ from segrec_batch.common.errors import InputError
 from segrec_batch.index import snapshot as store
 from segrec_batch.index.parts import write_part
 from segrec_batch.model.spec import COMMON_GRID
-from segrec_batch.pipeline.rows import descriptor_rows, picture_rows
+from segrec_batch.pipeline.rows import descriptor_rows, image_rows
 from segrec_batch.search.cache import refresh_cache
 from segrec_batch.search.database import open_index
 from segrec_batch.search.feedback.refine import MARKS, WAYS, Weights, refined
@@ -22,7 +22,7 @@ from segrec_batch.search.filters import Criteria
 from segrec_batch.search.methods import Method
 from segrec_batch.search.recommend import Recommender
 from tests.support.builders import tiny_model
-from tests.support.streets import picture
+from tests.support.streets import image
 
 COUNT = 60
 Rows = dict[str, dict[str, Any]]
@@ -34,7 +34,7 @@ def rows() -> Rows:
     rng = np.random.default_rng(1)
     found = {}
     for i in range(COUNT):
-        row = picture(i)
+        row = image(i)
         texture = rng.integers(0, 5, 6).astype(np.float32)  # so that there are ties
         localised = rng.random(5).astype(np.float32)
         row["vectors"] = {"texture": texture if i % 9 else None, "localised": localised}
@@ -53,7 +53,7 @@ def index(rows: Rows, tmp_path_factory: pytest.TempPathFactory) -> str:
     empty = store.create(uri, model)
     run = {"run_id": "r", "model_id": model.model_id}
     full = [{**row, **run, "described": list(_described(row, ids))} for row in rows.values()]
-    contents = [*picture_rows(full, model.spec), *descriptor_rows(full)]
+    contents = [*image_rows(full, model.spec), *descriptor_rows(full)]
     store.commit(empty, write_part(uri, contents))
     return uri
 

@@ -31,7 +31,7 @@ from segrec_batch.search.sql.guard import QueryGuard, ask, collect_answer
 from segrec_batch.search.sql.limits import Limits, memory_limit
 from segrec_batch.sources import storage
 from tests.support.s3 import new_bucket, put
-from tests.support.streets import picture, write_streets
+from tests.support.streets import image, write_streets
 
 SECRET = "sesame-0815"  # noqa: S105 - what no answer may hold
 READS = [
@@ -388,7 +388,7 @@ def test_the_name_of_a_parameter_is_a_name_in_the_query(
 def test_texts_of_segrec_query_are_values(
     target: Target, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    given = [picture(40)["image_id"] if a == "ID" else a for a in arguments]
+    given = [image(40)["image_id"] if a == "ID" else a for a in arguments]
     assert cli.main(["query", "--index", target.index, *given]) == 1
     out, err = capfd.readouterr()
     assert out == ""

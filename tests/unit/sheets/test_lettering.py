@@ -1,4 +1,4 @@
-"""Text on pictures fits its place, whatever the text and whichever fonts there are."""
+"""Text on images fits its place, whatever the text and whichever fonts there are."""
 
 import os
 import subprocess

@@ -17,7 +17,7 @@ from segrec_batch.sheets.card import Card
 from segrec_batch.sheets.html import LONG_SIDE, render_sheet
 from tests.support.browser import Page, needs_chromium, seen_in_browser
 from tests.support.builders import png_by_hand
-from tests.support.cards import CLASSES, card, encoded, mask, picture
+from tests.support.cards import CLASSES, card, encoded, image, mask
 
 ROOT = Path(__file__).parents[3]
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 class Sheet(Page):
     """What a contact sheet shows."""
 
-    def pictures(self) -> list[Image.Image]:
+    def images(self) -> list[Image.Image]:
         return [opened(attrs["src"]) for attrs in self.all("img") if "class" not in attrs]
 
     def masks(self) -> list[Image.Image]:
@@ -148,42 +148,42 @@ def test_labels_beyond_the_classes_are_transparent() -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_exif_orientation_is_applied(kind: str) -> None:
     """Orientation 6: what is stored on the left belongs at the top."""
-    data = picture(80, 40, kind, orientation=6)
+    data = image(80, 40, kind, orientation=6)
     shown = page(card(data=data, label_mask=mask(8, 16, labels=(0, 1))))
-    upright = np.asarray(shown.pictures()[0].convert("RGB")).astype(int)
+    upright = np.asarray(shown.images()[0].convert("RGB")).astype(int)
     assert upright.shape == (80, 40, 3)
     assert upright[10, 20].argmax() == 0
     assert upright[70, 20].argmax() == 2
     assert shown.masks()[0].size == (40, 80)
-    assert 0x0112 not in shown.pictures()[0].getexif()  # or a browser would turn it once more
+    assert 0x0112 not in shown.images()[0].getexif()  # or a browser would turn it once more
 
 
-def test_large_pictures_shrink_and_small_ones_stay() -> None:
-    shown = page(card(data=picture(2000, 1000)), card(data=picture(40, 30)))
-    assert [image.size for image in shown.pictures()] == [(LONG_SIDE, LONG_SIDE // 2), (40, 30)]
+def test_large_images_shrink_and_small_ones_stay() -> None:
+    shown = page(card(data=image(2000, 1000)), card(data=image(40, 30)))
+    assert [image.size for image in shown.images()] == [(LONG_SIDE, LONG_SIDE // 2), (40, 30)]
     assert [image.size for image in shown.masks()] == [(LONG_SIDE, LONG_SIDE // 2), (40, 30)]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "I;16"])
-def test_pictures_of_every_mode_become_rgb_thumbnails(mode: str) -> None:
+def test_images_of_every_mode_become_rgb_thumbnails(mode: str) -> None:
     grey = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))
     wide = Image.fromarray(grey.astype(np.uint16) * 200)
     image = wide if mode == "I;16" else Image.fromarray(grey).convert(mode)
     assert image.mode == mode
-    thumbnail = np.asarray(page(card(data=encoded(image, "PNG"))).pictures()[0].convert("L"))
+    thumbnail = np.asarray(page(card(data=encoded(image, "PNG"))).images()[0].convert("L"))
     left, right = (thumbnail[:, part].mean() for part in (slice(0, 20), slice(44, 64)))
     assert right - left > 100
 
 
 def test_transparent_parts_become_white() -> None:
     data = encoded(Image.new("RGBA", (40, 30), (0, 0, 0, 0)), "PNG")
-    assert page(card(data=data)).pictures()[0].getpixel((20, 15)) == (255, 255, 255)
+    assert page(card(data=data)).images()[0].getpixel((20, 15)) == (255, 255, 255)
 
 
-def test_metadata_of_the_picture_stays_out_of_the_sheet() -> None:
+def test_metadata_of_the_image_stays_out_of_the_sheet() -> None:
     buffer = BytesIO()
     Image.new("RGB", (40, 30)).save(buffer, "JPEG", comment="taken at home")
-    thumbnail = page(card(data=buffer.getvalue())).pictures()[0]
+    thumbnail = page(card(data=buffer.getvalue())).images()[0]
     assert "comment" not in thumbnail.info
 
 
@@ -191,43 +191,43 @@ UNREADABLE = {
     "missing": None,
     "empty": b"",
     "text": b"<html>404</html>",
-    "cut": picture(640, 480)[:2000],
-    "cut png": picture(640, 480, "PNG")[:200],
+    "cut": image(640, 480)[:2000],
+    "cut png": image(640, 480, "PNG")[:200],
 }
 
 
 @pytest.mark.parametrize("data", UNREADABLE.values(), ids=UNREADABLE)
-def test_a_picture_that_cannot_be_read_shows_a_placeholder_and_its_mask(data: bytes | None) -> None:
+def test_an_image_that_cannot_be_read_shows_a_placeholder_and_its_mask(data: bytes | None) -> None:
     shown = page(card(), Card("s3://bucket/b.jpg", data, mask(), {"car": 0.5}, 0.5))
-    assert shown.text("span").count("picture not readable") == 1
-    assert len(shown.pictures()) == 1
+    assert shown.text("span").count("image not readable") == 1
+    assert len(shown.images()) == 1
     assert [image.size for image in shown.masks()] == [(80, 60), (LONG_SIDE, LONG_SIDE * 3 // 4)]
     assert "50.0 %" in shown.text("span")
 
 
 def test_a_decompression_bomb_shows_a_placeholder() -> None:
     shown = page(card(data=png_by_hand(20_000, 9_000)))
-    assert shown.text("span").count("picture not readable") == 1
+    assert shown.text("span").count("image not readable") == 1
     assert len(shown.masks()) == 1
 
 
 def test_formats_that_no_index_takes_are_not_opened() -> None:
     """Pillow starts a PostScript interpreter for some of them."""
     shown = page(card(data=encoded(Image.new("RGB", (40, 30)), "EPS")))
-    assert shown.text("span").count("picture not readable") == 1
+    assert shown.text("span").count("image not readable") == 1
 
 
-def test_the_mask_of_a_very_long_unreadable_picture_is_shown() -> None:
+def test_the_mask_of_a_very_long_unreadable_image_is_shown() -> None:
     assert page(card(label_mask=mask(1024, 1), readable=False)).masks()[0].size == (LONG_SIDE, 1)
 
 
-@pytest.mark.parametrize("data", [b"no png", picture()], ids=["broken", "no labels"])
+@pytest.mark.parametrize("data", [b"no png", image()], ids=["broken", "no labels"])
 def test_a_mask_that_cannot_be_read_is_left_out(data: bytes) -> None:
     shown = page(card(label_mask=data), card(label_mask=data, readable=False))
     assert shown.masks() == []
-    assert len(shown.pictures()) == 1
+    assert len(shown.images()) == 1
     said = [text for text in shown.text("span") if "readable" in text]
-    assert said == ["mask not readable", "picture and mask not readable"]
+    assert said == ["mask not readable", "image and mask not readable"]
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ print(most() - before)
 """
 
 
-def test_large_pictures_are_decoded_one_at_a_time() -> None:
+def test_large_images_are_decoded_one_at_a_time() -> None:
     """Eight of 12 megapixels take 288 MB when all are held."""
     run = subprocess.run(
         [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, cwd=ROOT
@@ -409,9 +409,9 @@ frame.addEventListener("load", () => {{
 
 @needs_chromium
 def test_two_hundred_results_stay_fluid(tmp_path: Path) -> None:
-    results = [card(data=picture(600, 450, "PNG"), label_mask=mask(600, 448))] * 200
+    results = [card(data=image(600, 450, "PNG"), label_mask=mask(600, 448))] * 200
     text = sheet(card(), *results)
-    assert len(text) / 200 < 20_000  # flat pictures: nearly all of it is the page's own
+    assert len(text) / 200 < 20_000  # flat images: nearly all of it is the page's own
     seen, complaints = seen_in_browser(text, MANY, tmp_path)
     assert complaints == []
     assert seen["elements"] < 60 + 201 * 40

@@ -1,4 +1,4 @@
-"""The contact sheet as one picture: where things lie, their colours, and what it refuses."""
+"""The contact sheet as one image: where things lie, their colours, and what it refuses."""
 
 from io import BytesIO
 from itertools import combinations
@@ -14,7 +14,7 @@ from segrec_batch.sheets.card_png import ACCENT, MASK_OPACITY, WELL, WELL_COLOUR
 from segrec_batch.sheets.header_png import NOTICE, header
 from segrec_batch.sheets.png import GAP, MARGIN, MOST_CARDS, Grid, render_png
 from segrec_batch.sheets.thumbnail import ThumbnailMaker
-from tests.support.cards import CLASSES, card, mask, picture
+from tests.support.cards import CLASSES, card, image, mask
 
 
 def drawn(query: Card, *results: Card, **options: Any) -> bytes:
@@ -74,9 +74,9 @@ def test_the_query_comes_first_in_a_frame() -> None:
         assert (frame == rgb(ACCENT)).all() == (i == 0)
 
 
-def test_masks_are_blended_with_the_picture() -> None:
-    """Four stripes, background first; the picture is red on the left and blue on the right."""
-    data = drawn(card(data=picture(608, 456, "PNG")), card(data=picture(608, 456, "PNG")))
+def test_masks_are_blended_with_the_image() -> None:
+    """Four stripes, background first; the image is red on the left and blue on the right."""
+    data = drawn(card(data=image(608, 456, "PNG")), card(data=image(608, 456, "PNG")))
     row = cut(data, 2)[1][WELL[1] // 2]
     seen = [row[WELL[0] * i // 8] for i in (1, 3, 5, 7)]
     under = [rgb("#fa0000"), rgb("#fa0000"), rgb("#0000fa"), rgb("#0000fa")]
@@ -105,8 +105,8 @@ def test_a_window_changes_only_the_bar_of_the_class_asked_about() -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(900, 90), (90, 900), (4000, 1), (1, 3000), (3, 2)])
-def test_pictures_of_any_aspect_lie_in_the_middle_of_the_well(width: int, height: int) -> None:
-    data = drawn(card(data=picture(width, height, "PNG"), label_mask=mask(labels=(0, 0))))
+def test_images_of_any_aspect_lie_in_the_middle_of_the_well(width: int, height: int) -> None:
+    data = drawn(card(data=image(width, height, "PNG"), label_mask=mask(labels=(0, 0))))
     well = cut(data, 1)[0][3 : WELL[1], 3:-3]  # without the frame
     filled = (well != rgb(WELL_COLOUR)).any(axis=2)
     assert filled.any()
@@ -115,7 +115,7 @@ def test_pictures_of_any_aspect_lie_in_the_middle_of_the_well(width: int, height
         assert places[0] == pytest.approx(filled.shape[1 - axis] - 1 - places[-1], abs=4)
 
 
-@pytest.mark.parametrize("data", [b"", b"no png", picture(640, 480)[:2000]])
+@pytest.mark.parametrize("data", [b"", b"no png", image(640, 480)[:2000]])
 def test_what_cannot_be_read_leaves_the_layout_alone(data: bytes) -> None:
     whole = opened(drawn(card(), card(), card()))
     unread = Card("b.jpg", data, mask(), {}, None)
@@ -170,7 +170,7 @@ def test_the_longest_rank_and_scores_keep_apart() -> None:
     assert gap >= 5  # wider than between the letters of a word
 
 
-def test_more_cards_than_a_picture_can_show_are_an_error() -> None:
+def test_more_cards_than_an_image_can_show_are_an_error() -> None:
     with pytest.raises(InputError, match="501 cards are too many"):
         drawn(*[card(readable=False)] * (MOST_CARDS + 1))
 

@@ -1,4 +1,4 @@
-"""Listing local pictures: odd names, odd files, links, and memory."""
+"""Listing local images: odd names, odd files, links, and memory."""
 
 import os
 import tempfile
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from segrec_batch.common.errors import InputError
 from segrec_batch.sources import listing
-from segrec_batch.sources.listing import SOURCES, FileCounts, iter_pictures, list_pictures
+from segrec_batch.sources.listing import SOURCES, FileCounts, iter_images, list_images
 from segrec_batch.sources.recognise import EXTENSIONS, JPEG_EXTENSIONS
 from tests.support.builders import ODD_NAMES, encoded, smooth_pixels
 
@@ -24,7 +24,7 @@ NOBODY = 65534
 
 def listed(uri: str | Path) -> dict[str, tuple[int, str, str | None]]:
     """URI → (size, etag, problem); every row is there once."""
-    rows = pa.Table.from_batches(iter_pictures(str(uri)), SOURCES).to_pylist()
+    rows = pa.Table.from_batches(iter_images(str(uri)), SOURCES).to_pylist()
     found = {r["uri"]: (r["source_size"], r["source_etag"], r["problem"]) for r in rows}
     assert len(found) == len(rows)
     return found
@@ -56,7 +56,7 @@ def public() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_pictures_are_found_by_extension_with_size_and_time(tmp_path: Path) -> None:
+def test_images_are_found_by_extension_with_size_and_time(tmp_path: Path) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "deep" / "er" / "a.JPG").write_bytes(b"123")
     (tmp_path / "deep" / "notes.txt").write_bytes(b"")
@@ -74,8 +74,8 @@ def test_one_file_is_a_listing_too(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     file.write_bytes(b"1")
     assert [*listed(file)] == [str(file)]
-    with pytest.raises(InputError, match=r"no pictures found \(1 other files"):
-        list_pictures(str(file.rename(tmp_path / "a.txt")))
+    with pytest.raises(InputError, match=r"no images found \(1 other files"):
+        list_images(str(file.rename(tmp_path / "a.txt")))
 
 
 def test_the_table_is_sorted(tmp_path: Path) -> None:
@@ -83,19 +83,19 @@ def test_the_table_is_sorted(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    table = list_pictures(str(tmp_path))
+    table = list_images(str(tmp_path))
     assert table.schema == SOURCES
     assert table["uri"].to_pylist() == sorted(str(tmp_path / name) for name in names)
 
 
-def test_no_pictures_says_what_was_looked_for(tmp_path: Path) -> None:
+def test_no_images_says_what_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
     with pytest.raises(InputError, match=r"found \(1 other files: .txt 1; looked for avif, bmp"):
-        list_pictures(str(tmp_path))
-    with pytest.raises(InputError, match="no pictures found"):
-        next(iter_pictures(str(tmp_path / "nowhere")))
+        list_images(str(tmp_path))
+    with pytest.raises(InputError, match="no images found"):
+        next(iter_images(str(tmp_path / "nowhere")))
     with pytest.raises(InputError, match="nosuch"):
-        next(iter_pictures("nosuch://bucket/folder"))
+        next(iter_images("nosuch://bucket/folder"))
 
 
 def test_odd_names_are_kept(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_any_name_is_listed_once(
         if (extension != "txt" and not n.startswith("._")) or n == "always.jpg"
     }
     counts = FileCounts()
-    found = [b["uri"].to_pylist() for b in iter_pictures(str(folder), counts)]
+    found = [b["uri"].to_pylist() for b in iter_images(str(folder), counts)]
     assert sorted(uri for uris in found for uri in uris) == sorted(expected)
     assert counts.found == len(names) == len(expected) + counts.left_out.total()
 
@@ -153,7 +153,7 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> Non
     (root / "a" / "1.jpg").touch()
     (root / "a" / "b" / "2.jpg").touch()
     (root / "out").symlink_to(outside)
-    (root / "again.jpg").symlink_to(outside)  # the name of a picture, but a folder
+    (root / "again.jpg").symlink_to(outside)  # the name of an image, but a folder
     (root / "a" / "b" / "up").symlink_to("..")
     (root / "a" / "b" / "root").symlink_to(root)
     (root / "self").symlink_to(".")
@@ -162,7 +162,7 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> Non
     assert found == {"a/1.jpg", "a/b/2.jpg", "out/o.jpg", "again.jpg/o.jpg"}
 
 
-def test_links_to_pictures_are_pictures(tmp_path: Path) -> None:
+def test_links_to_images_are_images(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"123")
     os.utime(tmp_path / "a.jpg", ns=(0, 10**9))
     (tmp_path / "b.jpg").symlink_to("a.jpg")
@@ -206,7 +206,7 @@ def test_a_folder_that_cannot_be_read_ends_the_listing(public: Path, mode: int) 
     try:
         error = r"cannot be listed: PermissionError: .*closed"
         with unprivileged(), pytest.raises(InputError, match=error):
-            list_pictures(str(public))
+            list_images(str(public))
     finally:
         closed.chmod(0o700)
 
@@ -221,8 +221,8 @@ def test_links_into_a_closed_folder(public: Path) -> None:
     try:
         with unprivileged():
             assert problems(public / "open") == {"a.jpg": "broken link: Permission denied"}
-            with pytest.raises(InputError, match="PermissionError"):  # may be a folder of pictures
-                list_pictures(str(public / "closed" / "folder"))
+            with pytest.raises(InputError, match="PermissionError"):  # may be a folder of images
+                list_images(str(public / "closed" / "folder"))
     finally:
         (public / "closed").chmod(0o700)
 
@@ -235,7 +235,7 @@ def test_files_that_vanish_meanwhile_are_left_out(
         (tmp_path / f"folder{i}").mkdir()
         (tmp_path / f"folder{i}" / "in.jpg").touch()
     monkeypatch.setattr(listing, "BATCH_ROWS", 1)
-    batches = iter_pictures(str(tmp_path))
+    batches = iter_images(str(tmp_path))
     kept = next(batches)["uri"][0].as_py()
     for path in sorted(tmp_path.rglob("*"), reverse=True):
         if str(path) != kept and not kept.startswith(f"{path}/"):
@@ -251,7 +251,7 @@ def test_a_folder_that_vanishes_while_it_is_listed_is_an_error(
     for i in range(3):
         (root / f"{i}.jpg").touch()
     monkeypatch.setattr(listing, "BATCH_ROWS", 1)
-    batches = iter_pictures(str(root))
+    batches = iter_images(str(root))
     next(batches)
     root.rename(tmp_path / "away")
     with pytest.raises(InputError, match="cannot be listed: FileNotFoundError"):
@@ -276,7 +276,7 @@ def test_every_file_is_listed_or_counted_by_its_kind(tmp_path: Path) -> None:
     for name in images:
         (tmp_path / name).write_bytes(encoded(smooth_pixels(8, 8), "JPEG"))
     counts = FileCounts()
-    found = pa.Table.from_batches(iter_pictures(str(tmp_path), counts), SOURCES)
+    found = pa.Table.from_batches(iter_images(str(tmp_path), counts), SOURCES)
     assert {Path(uri).name for uri in found["uri"].to_pylist()} == images
     assert dict(counts.left_out) == {kind: len(names) for kind, names in left_out.items()}
     assert counts.found == len(list(tmp_path.iterdir()))
@@ -294,18 +294,18 @@ def test_batches_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for i in range(10):
         (tmp_path / f"{i}.jpg").touch()
     monkeypatch.setattr(listing, "BATCH_ROWS", 4)
-    assert [b.num_rows for b in iter_pictures(str(tmp_path))] == [4, 4, 2]
+    assert [b.num_rows for b in iter_images(str(tmp_path))] == [4, 4, 2]
     monkeypatch.setattr(listing, "BATCH_ROWS", 5)
-    assert [b.num_rows for b in iter_pictures(str(tmp_path))] == [5, 5]
+    assert [b.num_rows for b in iter_images(str(tmp_path))] == [5, 5]
 
 
 def peak(uri: Path) -> tuple[int, int]:
-    """Pictures under `uri`, and bytes of Python and Arrow at most held while listing them."""
+    """Images under `uri`, and bytes of Python and Arrow at most held while listing them."""
     pool = pa.default_memory_pool()
     arrow, start = 0, pool.bytes_allocated()
     tracemalloc.start()
     count = 0
-    for batch in iter_pictures(str(uri)):
+    for batch in iter_images(str(uri)):
         count += batch.num_rows
         arrow = max(arrow, pool.bytes_allocated() - start)
         del batch
@@ -315,7 +315,7 @@ def peak(uri: Path) -> tuple[int, int]:
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_number_of_pictures(
+def test_memory_does_not_grow_with_the_number_of_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listing, "BATCH_ROWS", 2_000)
@@ -342,7 +342,7 @@ def test_other_stores_can_be_listed() -> None:
         assert sorted(found) == ["memory:///tests-listing/a.jpg", "memory:///tests-listing/b/c.png"]
         assert {size for size, _, _ in found.values()} == {2}
         assert [*listed("memory://tests-listing/a.jpg")] == ["memory:///tests-listing/a.jpg"]
-        with pytest.raises(InputError, match="no pictures found"):
-            list_pictures("memory://tests-nowhere")
+        with pytest.raises(InputError, match="no images found"):
+            list_images("memory://tests-nowhere")
     finally:
         fs.rm("/tests-listing", recursive=True)

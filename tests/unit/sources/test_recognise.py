@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from segrec_batch.common.errors import PictureError
+from segrec_batch.common.errors import ImageError
 from segrec_batch.images import sandbox
 from segrec_batch.images.decode import decode
 from segrec_batch.sources.recognise import EXTENSIONS, HEAD, extension_of, find_images, is_image
@@ -34,7 +34,7 @@ def test_the_extensions_are_those_of_the_formats() -> None:
 @given(st.binary(max_size=64))
 def test_what_is_not_recognised_is_not_decoded(content: bytes) -> None:
     if not is_image(content[:HEAD]):
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             decode(content, SHAPES)
 
 

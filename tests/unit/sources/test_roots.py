@@ -214,7 +214,7 @@ def test_cards_say_what_was_not_fetched(tmp_path: Path) -> None:
         query = QueryImage(Card(str(tmp_path / "a.png"), None, b"", {}, None), "x")
         shown = cards(query, found, "pearson", ImageRoots((str(tmp_path),)))
     assert not asked
-    assert [card.picture for card in shown] == [b"a", None, None, None]
+    assert [card.image for card in shown] == [b"a", None, None, None]
     assert [card.is_withheld for card in shown] == [False, False, True, True]
 
 
@@ -230,7 +230,7 @@ def test_what_is_described_later_is_read_from_below_the_roots(tmp_path: Path) ->
         read_pixels(rows, [(32, 32)], ImageRoots((str(tmp_path),)))
     assert not asked
     assert rows[0]["shape"] == (32, 32)
-    outside = "read: the picture lies below no folder that the index was made from"
+    outside = "read: the image lies below no folder that the index was made from"
     assert [row["reason"] for row in rows[:3]] == [None, outside, outside]
     assert str(rows[3]["reason"]).startswith("read: FileNotFoundError")
 
@@ -264,7 +264,7 @@ def test_a_sheet_of_an_index_without_roots_names_the_option(
     error = " ".join(capsys.readouterr().err.split())
     assert "3 of 3 images are not fetched, e.g. " + uris[0] in error
     assert "--images-root URI" in error
-    assert page.read_text().count("picture not fetched") >= 3
+    assert page.read_text().count("image not fetched") >= 3
     assert "data:image/jpeg" not in page.read_text()
     assert cli.main([*command, "--images-root", str(images)]) == 0
     assert "not fetched" not in capsys.readouterr().err

@@ -15,7 +15,7 @@ import pytest
 
 from segrec_batch.common.errors import InputError, StorageError
 from segrec_batch.sources import storage
-from segrec_batch.sources.listing import SOURCES, iter_pictures, list_pictures
+from segrec_batch.sources.listing import SOURCES, iter_images, list_images
 from tests.support.builders import ODD_NAMES
 from tests.support.s3 import FaultyProxy, environment, new_bucket, put
 
@@ -26,7 +26,7 @@ NO_FILE_NAMES = ["/leading.jpg", "two//slashes.jpg", "dots/../up.jpg", "./here.j
 
 def listed(uri: str) -> dict[str, dict[str, Any]]:
     """URI → row; every row is there once."""
-    table = pa.Table.from_batches(iter_pictures(uri), SOURCES)
+    table = pa.Table.from_batches(iter_images(uri), SOURCES)
     found = {row["uri"]: row for row in table.to_pylist()}
     assert len(found) == table.num_rows
     return found
@@ -42,9 +42,9 @@ def fails(what: Callable[[], Any], error: type[Exception]) -> tuple[str, float]:
 
 @pytest.fixture(scope="module")
 def bucket(s3: dict[str, str]) -> str:
-    """A bucket with one picture, `a.jpg`."""
+    """A bucket with one image, `a.jpg`."""
     uri = new_bucket()
-    put({f"{uri}/a.jpg": b"picture"})
+    put({f"{uri}/a.jpg": b"image"})
     return uri
 
 
@@ -97,15 +97,15 @@ def test_a_folder_is_not_its_neighbours() -> None:
     assert list(listed(f"{bucket}/images.jpg")) == [f"{bucket}/images.jpg"]
     assert list(listed(f"s3a://{bucket[5:]}/images.jpg")) == [f"{bucket}/images.jpg"]
     assert set(listed(bucket)) == {f"{bucket}/{key}" for key in keys}
-    with pytest.raises(InputError, match="no pictures found"):
-        list_pictures(f"{bucket}/image")
-    with pytest.raises(InputError, match="no pictures found"):
-        list_pictures(f"{bucket}/images/x.jpg")
+    with pytest.raises(InputError, match="no images found"):
+        list_images(f"{bucket}/image")
+    with pytest.raises(InputError, match="no images found"):
+        list_images(f"{bucket}/images/x.jpg")
 
 
 def test_etag_and_size_are_those_of_the_store(bucket: str) -> None:
     (row,) = listed(f"{bucket}/a.jpg").values()
-    assert row["source_etag"] == hashlib.md5(b"picture").hexdigest()  # noqa: S324
+    assert row["source_etag"] == hashlib.md5(b"image").hexdigest()  # noqa: S324
     assert row["source_size"] == 7
     ((_, size, modified),) = storage.find_files(bucket, "a.jpg")
     assert size == 7
@@ -180,17 +180,17 @@ WRONG: dict[str, tuple[dict[str, str | None], str]] = {
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_credentials_are_the_stores_problem(bucket: str, wrong: str) -> None:
     changes, code = WRONG[wrong]
-    picture = f"{bucket}/a.jpg"
+    image = f"{bucket}/a.jpg"
     with environment(**changes):
-        message, _ = fails(lambda: list_pictures(bucket), InputError)
+        message, _ = fails(lambda: list_images(bucket), InputError)
         assert message.startswith(f"{bucket} cannot be listed: ")
         assert message.endswith("; check the name and AWS_*")
         messages = [message]
         for what in (
-            lambda: storage.read_many([picture], [9]),
-            lambda: storage.read_bytes(picture),
-            lambda: storage.write_bytes(picture, b""),
-            lambda: storage.delete([picture]),
+            lambda: storage.read_many([image], [9]),
+            lambda: storage.read_bytes(image),
+            lambda: storage.write_bytes(image, b""),
+            lambda: storage.delete([image]),
             lambda: list(storage.find_files(bucket)),
         ):
             message, _ = fails(what, StorageError)
@@ -202,9 +202,9 @@ def test_wrong_credentials_are_the_stores_problem(bucket: str, wrong: str) -> No
         assert "\n" not in message
 
 
-def test_a_missing_bucket_is_not_a_missing_picture() -> None:
+def test_a_missing_bucket_is_not_a_missing_image() -> None:
     uri = "s3://no-such-bucket/a.jpg"
-    assert "NoSuchBucket" in fails(lambda: list_pictures("s3://no-such-bucket"), InputError)[0]
+    assert "NoSuchBucket" in fails(lambda: list_images("s3://no-such-bucket"), InputError)[0]
     for what in (
         lambda: storage.read_many([uri], [9]),
         lambda: storage.read_many([uri]),
@@ -213,8 +213,8 @@ def test_a_missing_bucket_is_not_a_missing_picture() -> None:
         lambda: list(storage.find_files("s3://no-such-bucket")),
     ):
         assert "NoSuchBucket" in fails(what, StorageError)[0]
-    assert "bucket" in fails(lambda: list_pictures("s3://"), InputError)[0]
-    assert "bucket" in fails(lambda: list_pictures("s3://not a name"), InputError)[0]
+    assert "bucket" in fails(lambda: list_images("s3://"), InputError)[0]
+    assert "bucket" in fails(lambda: list_images("s3://not a name"), InputError)[0]
 
 
 def test_faults_that_pass_are_not_seen(s3: dict[str, str]) -> None:
@@ -237,7 +237,7 @@ def test_faults_that_pass_are_not_seen(s3: dict[str, str]) -> None:
 
 def test_faults_that_stay_end_in_storage_errors(s3: dict[str, str], bucket: str) -> None:
     faults = {"drop": "payload is not completed", "error": "InternalError: on order"}
-    put({f"{bucket}/{kind}.jpg": b"picture" for kind in faults})
+    put({f"{bucket}/{kind}.jpg": b"image" for kind in faults})
     with FaultyProxy(s3["AWS_ENDPOINT_URL"]) as proxy, environment(**proxy.env):
         for kind, text in faults.items():
             proxy.fault(kind, probability=1, path=f"{kind}.jpg")
@@ -253,10 +253,10 @@ def test_a_dead_store_is_told_in_time_and_a_live_one_again_is_used(
 ) -> None:
     uri = f"{bucket}/a.jpg"
     with FaultyProxy(s3["AWS_ENDPOINT_URL"]) as proxy, environment(**proxy.env):
-        assert storage.read_bytes(uri) == b"picture"
+        assert storage.read_bytes(uri) == b"image"
         proxy.kill()
         attempts: list[tuple[Callable[[], Any], type[Exception]]] = [
-            (lambda: list_pictures(bucket), InputError),
+            (lambda: list_images(bucket), InputError),
             (lambda: storage.read_many([uri] * 4, [9] * 4), StorageError),
             (lambda: storage.write_bytes(uri, b"x"), StorageError),
             (lambda: storage.delete([uri]), StorageError),
@@ -266,7 +266,7 @@ def test_a_dead_store_is_told_in_time_and_a_live_one_again_is_used(
                 assert "EndpointConnectionError" in message
                 assert seconds < 17
         proxy.revive()
-        assert storage.read_bytes(uri) == b"picture"
+        assert storage.read_bytes(uri) == b"image"
 
 
 def test_a_short_outage_is_waited_for(s3: dict[str, str], bucket: str) -> None:
@@ -277,4 +277,4 @@ def test_a_short_outage_is_waited_for(s3: dict[str, str], bucket: str) -> None:
             contents = pool.submit(storage.read_many, uris, [9] * 64)
             time.sleep(0.5)
             proxy.revive()
-            assert contents.result() == [b"picture"] * 64
+            assert contents.result() == [b"image"] * 64

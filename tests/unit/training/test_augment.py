@@ -1,4 +1,4 @@
-"""Augmented pictures and their masks stay aligned."""
+"""Augmented images and their masks stay aligned."""
 
 import numpy as np
 import pytest

@@ -64,7 +64,7 @@ def test_without_weights_it_is_not_run(scenes: Path) -> None:
     classes = load_classes(str(scenes / "classes.json"))
     with pytest.raises(NotRun, match="no weights: give --mask-rcnn-weights PATH, or download"):
         fit_mask_rcnn(images, classes, SETTINGS)
-    with pytest.raises(InputError, match="no labelled pictures"):
+    with pytest.raises(InputError, match="no labelled images"):
         fit_mask_rcnn([], classes, SETTINGS)
 
 

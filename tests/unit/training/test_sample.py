@@ -74,7 +74,7 @@ def test_weights_make_sums_unbiased(positions: int) -> None:
         assert (found * worth[cells]).sum() / len(draws) == pytest.approx(expected, rel=0.1)
 
 
-def test_a_picture_of_void_gives_no_cells() -> None:
+def test_an_image_of_void_gives_no_cells() -> None:
     void = np.full((4, 6), VOID, np.int16)
     value, cells, weight = draw_cells(void, 50, np.random.default_rng(0))
     assert (len(value), len(cells), len(weight)) == (0, 0, 0)
@@ -116,7 +116,7 @@ def test_columns_are_those_of_the_wanted_taps_in_their_order() -> None:
 
 
 def _images(folder: Path, values: list[list[int]]) -> list[LabelledImage]:
-    """Pictures of 90 x 120 with masks of equal upright stripes of the values."""
+    """Images of 90 x 120 with masks of equal upright stripes of the values."""
     items = []
     for i, stripes in enumerate(values):
         image = write_png(folder / "i" / f"{i}.png", smooth_pixels(90, 120, seed=i))
@@ -139,7 +139,7 @@ def test_samples_are_the_features_of_labelled_cells(tmp_path: Path) -> None:
     samples = _sampled(items, Sampling(positions=60))
     assert samples.features.dtype == np.float16
     lengths = {len(v) for v in (samples.features, samples.values, samples.weights, samples.groups)}
-    assert lengths == {120}, "two pictures of 60 positions; one is void"
+    assert lengths == {120}, "two images of 60 positions; one is void"
     assert set(samples.values[samples.groups == "group_0"]) == {0, 2, 8}
     assert set(samples.values[samples.groups == "group_2"]) == {2, 7}
     assert samples.weights[samples.groups == "group_0"].sum() == pytest.approx(72, rel=0.3)

@@ -66,7 +66,7 @@ def test_the_paths_halve_and_double_and_see_far() -> None:
 
 
 @pytest.mark.parametrize("size", [(200, 30), (17, 23), (1, 1), (64, 64)])
-def test_any_picture_gets_a_map_of_its_size(size: tuple[int, int], scenes: Path) -> None:
+def test_any_image_gets_a_map_of_its_size(size: tuple[int, int], scenes: Path) -> None:
     images = pair(str(scenes / "images"), str(scenes / "masks"))[:2]
     fitted = fit_unet(images, load_classes(str(scenes / "classes.json")), TINY)
     (found,) = fitted(Image.fromarray(smooth_pixels(*size))).values()
@@ -88,8 +88,8 @@ def test_training_repeats_and_does_not_see_what_lies_under_void(
     assert not torch.equal(first["score.bias"], other["score.bias"])
 
 
-def test_no_pictures_is_an_error() -> None:
-    with pytest.raises(InputError, match="no labelled pictures"):
+def test_no_images_is_an_error() -> None:
+    with pytest.raises(InputError, match="no labelled images"):
         fit_unet([], Classes({"car": (1,)}), TINY)
 
 

@@ -1,4 +1,4 @@
-"""Hostile and odd pictures through the sandbox: bounded time and memory, and a reason.
+"""Hostile and odd images through the sandbox: bounded time and memory, and a reason.
 
 What the decoders cannot tell, and no test here asks of them: that a file's tail was overwritten
 (with zeros, say), not cut off, where any bytes are pixels: baseline JPEG, WEBP, BMP, uncompressed
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segrec_batch.common.errors import PictureError
+from segrec_batch.common.errors import ImageError
 from segrec_batch.images import decode as d
 from segrec_batch.images.sandbox import Sandbox
 from tests.support.builders import encoded, png_by_hand, slow_jpeg, smooth_pixels
@@ -44,14 +44,14 @@ def _peak(box: Sandbox) -> int:
 
 
 def _reason(box: Sandbox, data: bytes) -> str:
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         box.decode(data, SHAPES)
     assert caught.value.stage == "decode"
     return caught.value.reason
 
 
 def _png_with(kind: bytes, body: bytes, times: int = 1) -> bytes:
-    """A good picture with chunks of a kind before its pixels."""
+    """A good image with chunks of a kind before its pixels."""
     chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
     data = encoded(smooth_pixels(32, 48), "PNG")
     at = data.index(b"IDAT") - 4
@@ -83,9 +83,9 @@ def test_compressed_text_that_unfolds_to_much_is_refused(
 def test_frames_after_the_first_cost_nothing(fresh: Sandbox, format_: str) -> None:
     frames = [Image.new("RGB", (200, 150), (i, 255 - i, 0)) for i in range(150)]
     data = encoded(frames[0], format_, save_all=True, append_images=frames[1:])
-    picture = fresh.decode(data, SHAPES)
-    assert (picture.width, picture.height) == (200, 150)
-    assert abs(picture.pixels.astype(int) - (0, 255, 0)).max() <= 8
+    image = fresh.decode(data, SHAPES)
+    assert (image.width, image.height) == (200, 150)
+    assert abs(image.pixels.astype(int) - (0, 255, 0)).max() <= 8
     assert _peak(fresh) < RESIDENT
 
 
@@ -126,16 +126,16 @@ def test_strips_that_unfold_to_more_than_there_is_memory_say_so(
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 16_000), (16_000, 10), (2000, 2000)])
-def test_pictures_of_extreme_shape_take_little_memory(
+def test_images_of_extreme_shape_take_little_memory(
     box: Sandbox, format_: str, width: int, height: int
 ) -> None:
-    picture = box.decode(encoded(smooth_pixels(height, width), format_), SHAPES)
-    assert (picture.width, picture.height, picture.format) == (width, height, format_)
+    image = box.decode(encoded(smooth_pixels(height, width), format_), SHAPES)
+    assert (image.width, image.height, image.format) == (width, height, format_)
     assert _peak(box) < RESIDENT
 
 
 @pytest.mark.parametrize(("depth", "row"), [(1, 1 + 1_125), (8, 1 + 9_000), (16, 1 + 18_000)])
-def test_a_picture_that_needs_more_memory_than_there_is_says_so(
+def test_an_image_that_needs_more_memory_than_there_is_says_so(
     box: Sandbox, depth: int, row: int
 ) -> None:
     data = png_by_hand(9_000, 9_000, depth, colour=0, raw=bytes(row * 9_000))
@@ -145,7 +145,7 @@ def test_a_picture_that_needs_more_memory_than_there_is_says_so(
 
 
 @pytest.mark.parametrize("format_", ["TIFF", "WEBP", "PNG"])
-def test_a_large_picture_leaves_the_child_small(format_: str) -> None:
+def test_a_large_image_leaves_the_child_small(format_: str) -> None:
     options = {"compression": "tiff_lzw"} if format_ == "TIFF" else {}
     data = encoded(Image.new("RGB", (5000, 5000), "#456"), format_, **options)
     with Sandbox(memory=2**30) as box:
@@ -172,7 +172,7 @@ def test_a_jpeg_of_very_many_scans_is_stopped() -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("quarters", [1, 2, 3])
-def test_a_picture_whose_tail_is_zeros_is_refused(
+def test_an_image_whose_tail_is_zeros_is_refused(
     box: Sandbox, format_: str, options: dict[str, object], quarters: int
 ) -> None:
     data = encoded(smooth_pixels(300, 400), format_, **options)
