@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from segrec_batch.common.errors import InputError
-from segrec_batch.descriptors import Parameters, pca
+from segrec_batch.descriptors import ImageBatch, Parameters, pca
 from segrec_batch.pipeline import moments
 from tests.support.builders import quick
 from tests.support.described import Learned
