@@ -16,7 +16,7 @@ import pytest
 from deltalake import DeltaTable
 
 import segrec_batch
-from segrec_batch.cli.main import main as cli
+from segrec_batch.cli import main as cli
 from segrec_batch.index import snapshot as store
 from segrec_batch.model.bundle import Model
 from segrec_batch.search.cache import refresh_cache

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from segrec_batch.cli.main import main as cli
+from segrec_batch.cli import main as cli
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import segrec_batch
-from segrec_batch.cli.main import main as cli
+from segrec_batch.cli import main as cli
 
 
 @pytest.fixture

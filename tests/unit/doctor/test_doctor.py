@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import segrec_batch
-from segrec_batch.cli.main import main as cli
+from segrec_batch.cli import main as cli
 from segrec_batch.common import host
 from segrec_batch.common.host import Cores, Memory, Space, parse_cpuinfo
 from segrec_batch.doctor import facts as doctor_facts

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segrec_batch.cli.main import main as cli
+from segrec_batch.cli import main as cli
 from segrec_batch.images import sandbox
 from segrec_batch.sheets import thumbnail
 from segrec_batch.sheets.png import render_png

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 import segrec_batch
-from segrec_batch.cli.main import main as cli
+from segrec_batch.cli import main as cli
 from segrec_batch.common.errors import IndexStateError, InputError, StorageError
 from segrec_batch.index import encode
 from segrec_batch.model.bundle import Model

@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from sklearn.svm import SVC
 
-from segrec_batch.cli.main import main as cli
+from segrec_batch.cli import main as cli
 from segrec_batch.common.errors import IndexStateError, InputError
 from segrec_batch.search.database import open_index
 from segrec_batch.search.feedback.refine import (

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import segrec_batch
-from segrec_batch.cli.main import main as cli
+from segrec_batch.cli import main as cli
 from segrec_batch.common.errors import IndexStateError, InputError
 from segrec_batch.model.bundle import Model
 from segrec_batch.search.cache import refresh_cache

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segrec_batch.cli.main import main as cli
+from segrec_batch.cli import main as cli
 from segrec_batch.common.errors import IndexStateError, InputError
 from segrec_batch.index import delta
 from segrec_batch.index import snapshot as store
