@@ -26,6 +26,9 @@ from segrec_batch.common.errors import InputError
 Vectors = NDArray[np.float32]
 
 
+_NOT_DESCRIPTORS = ("inputs", "runtime")  # modules of this package
+
+
 @dataclass(frozen=True)
 class ImageBatch:
     """B images of one shape, and what the model found in them.
@@ -133,7 +136,8 @@ def whole_numbers(arguments: Mapping[str, str], **defaults: int) -> dict[str, in
 
 def names() -> list[str]:
     """The descriptors that there are."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    modules = pkgutil.iter_modules(__path__)
+    return sorted(m.name for m in modules if not m.ispkg and m.name not in _NOT_DESCRIPTORS)
 
 
 def summaries() -> dict[str, str]:

@@ -46,7 +46,7 @@ def test_no_module_unpickles_or_evaluates(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_parquet_is_read_in_one_place(path: Path) -> None:
-    if path == PACKAGE / "store" / "parquet.py":
+    if path == PACKAGE / "index" / "parquet.py":
         return
     assert not READERS & {name.rpartition(".")[2] for name, _ in calls(path)}
 

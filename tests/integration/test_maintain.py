@@ -220,9 +220,9 @@ def test_a_compaction_that_dies_before_it_commits_changes_nothing(
 # beside jobs and readers
 
 OPERATIONS: dict[str, tuple[str, Callable[[str], object]]] = {
-    "compact": ("maintain.compact.commit", lambda index: compact(store.open_snapshot(index))),
-    "purge": ("maintain.purge.commit", lambda index: purge(index, sources(index)[:1], 0)),
-    "rollback": ("maintain.versions.replace", lambda index: rollback(index, 1)),
+    "compact": ("maintenance.compact.commit", lambda index: compact(store.open_snapshot(index))),
+    "purge": ("maintenance.purge.commit", lambda index: purge(index, sources(index)[:1], 0)),
+    "rollback": ("maintenance.versions.replace", lambda index: rollback(index, 1)),
 }
 
 
@@ -444,8 +444,8 @@ def delete_some(uris: Sequence[str], delete: Callable[[Sequence[str]], None]) ->
 @pytest.mark.parametrize(
     ("step", "broken"),
     [
-        ("maintain.purge.commit", stop),
-        ("maintain.purge.write_replacements", stop),
+        ("maintenance.purge.commit", stop),
+        ("maintenance.purge.write_replacements", stop),
         ("storage.delete", stop),
         ("storage.delete", partial(delete_some, delete=storage.delete)),
     ],

@@ -147,7 +147,7 @@ def test_a_job_without_an_address_joins_nobodys_cluster(ray_cluster: None) -> No
     """Ray by itself would join the one of this process, and die with it."""
     code = """
 import ray
-from segrec_batch.pipeline import cluster
+from segrec_batch.distributed import cluster
 with cluster.joined():
     print(ray.get_runtime_context().gcs_address)
 """

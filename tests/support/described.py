@@ -25,7 +25,7 @@ class Learned:
     def moments(self) -> Moments:
         return Moments(*moments.of_rows(self.features))
 
-    def images(self, count: int) -> Iterator[ImageBatch]:
+    def draw_images(self, count: int) -> Iterator[ImageBatch]:
         raise NotImplementedError
 
     def labelled(self, count: int) -> tuple[Vectors, Sequence[str]]:

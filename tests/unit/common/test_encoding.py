@@ -239,7 +239,8 @@ def test_a_command_ends_with_an_error_in_one_line(script: str, said: str, tmp_pa
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
-    code = "from segrec_batch import console, messages; import sys; sys.exit(messages.run_command("
+    code = "from segrec_batch.common import console, messages; import sys; "
+    code += "sys.exit(messages.run_command("
     code += "lambda: [console.show_line('x' * 99) for _ in range(9999)] and None))"
     done = in_shell(f'({sys.executable} -c "{code}"; echo $? >&2) | head -1', tmp_path)
     assert done.stderr == "141\n"

@@ -35,7 +35,7 @@ def test_lines_of_threads_do_not_mix(capsys: pytest.CaptureFixture[str]) -> None
 
 SPEAKERS = """
 import logging, os, time, warnings
-from segrec_batch import console, messages
+from segrec_batch.common import console, messages
 from segrec_batch.common.console import ProgressMeter
 from segrec_batch.common.messages import bind, run_command, say
 

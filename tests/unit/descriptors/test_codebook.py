@@ -34,7 +34,7 @@ def images(pixels: Pixels) -> ImageBatch:
 class Scenes:
     """The images above as the samples of an index, in twos."""
 
-    def images(self, count: int) -> Iterator[ImageBatch]:
+    def draw_images(self, count: int) -> Iterator[ImageBatch]:
         for i in range(0, min(count, len(PIXELS)), 2):
             yield images(PIXELS[i : min(i + 2, count)])
 

@@ -25,7 +25,7 @@ class Index:
     def moments(self) -> Moments:
         raise NotImplementedError
 
-    def images(self, count: int) -> Iterator[ImageBatch]:
+    def draw_images(self, count: int) -> Iterator[ImageBatch]:
         for batch in self.batches:
             if count > 0:
                 yield images(batch.pixels[:count])

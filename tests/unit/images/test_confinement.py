@@ -34,7 +34,7 @@ import ctypes, mmap, os, resource, signal, socket, subprocess, threading
 import errno as os_errno
 from pathlib import Path
 import numpy as np
-from segrec_batch import confinement
+from segrec_batch.images import confinement
 from segrec_batch.images.decode import DecodedImage
 from segrec_batch.common.errors import ImageError
 

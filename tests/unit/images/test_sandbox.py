@@ -327,7 +327,7 @@ def test_a_process_has_one_sandbox_and_ends_without_a_word(tmp_path: Path) -> No
     (tmp_path / "good.png").write_bytes(GOOD)
     code = f"""
 from pathlib import Path
-from segrec_batch import sandbox
+from segrec_batch.images import sandbox
 from segrec_batch.images.decode import shapes_of_size
 data = Path({str(tmp_path / "good.png")!r}).read_bytes()
 image = sandbox.shared().decode(data, shapes_of_size(64))
@@ -356,7 +356,7 @@ def test_a_child_starts_though_the_current_folder_is_gone(tmp_path: Path) -> Non
     code = f"""
 import os
 os.rmdir(os.getcwd())
-from segrec_batch import sandbox
+from segrec_batch.images import sandbox
 from segrec_batch.images.decode import shapes_of_size
 print(sandbox.shared().decode({GOOD!r}, shapes_of_size(64)).width)
 """
@@ -366,7 +366,7 @@ print(sandbox.shared().decode({GOOD!r}, shapes_of_size(64)).width)
 def test_a_fork_has_a_sandbox_of_its_own(tmp_path: Path) -> None:
     code = f"""
 import os
-from segrec_batch import sandbox
+from segrec_batch.images import sandbox
 from segrec_batch.images.decode import shapes_of_size
 def decoder():
     sandbox.shared().decode({GOOD!r}, shapes_of_size(64))
@@ -395,7 +395,7 @@ def test_a_child_that_is_started_early_is_ready_when_it_is_needed() -> None:
 def test_threads_that_borrow_decode_at_the_same_time(tmp_path: Path) -> None:
     code = f"""
 import threading
-from segrec_batch import sandbox
+from segrec_batch.images import sandbox
 from segrec_batch.images.decode import shapes_of_size
 both = threading.Barrier(2, timeout=20)
 children = []
