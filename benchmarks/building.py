@@ -1,6 +1,7 @@
 """Making what `query.py` asks, once: each step in a process of its own. Not a program."""
 
 import json
+import logging
 import os
 import shutil
 import time
@@ -14,28 +15,29 @@ from measured import check, measure
 from snapshot import Model
 from synthetic import Case, blocks, coverages, features, part, region, standardised, table
 
-from segrec_batch.common import messages
 from segrec_batch.index import files
 from segrec_batch.index import snapshot as index
 from segrec_batch.index.parts import write_part
 from segrec_batch.index.schema import FEATURE_LENGTH, regions_schema
 
+log = logging.getLogger("segrec_batch.benchmarks")
+
 
 def build(case: Case, peers: list[str]) -> dict[str, dict[str, float]]:
     """Make what is not there yet: seconds, peak memory in MB and MB on disk of every step."""
     Path(case.folder).mkdir(parents=True, exist_ok=True)
-    log = Path(case.folder, "built.json")
-    done = json.loads(log.read_text()) if log.exists() else {}
+    path = Path(case.folder, "built.json")
+    done = json.loads(path.read_text()) if path.exists() else {}
     if done.get("cache", {}).get("sql") != _sql():
         done.pop("cache", None)  # it holds macros; a change in place would have it rewritten
     for name, step in _STEPS.items():
         if name in done or (name in _OF_PEERS and name not in peers):
             continue
-        messages.say(f"{case.rows:,} images: {name}")
+        log.info(f"{case.rows:,} images: {name}")
         found = measure(step, case)
         seconds, size = found.result
         done[name] = {"s": seconds, "MB": size / 1e6, "peak MB": found.total / 1e6, "sql": _sql()}
-        log.write_text(json.dumps(done))
+        path.write_text(json.dumps(done))
     return {name: done[name] for name in _STEPS if name in done}
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from segrec_batch.common import console, messages
+from segrec_batch.common import console, logs
 from segrec_batch.common.errors import SegrecError
 from segrec_batch.common.host import read_processor, usable_cores
 from segrec_batch.images.decode import decode
@@ -124,4 +124,4 @@ def parse_arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(messages.run_command(lambda: run(arguments)))
+    sys.exit(logs.run_command(lambda: run(arguments)))

@@ -13,6 +13,7 @@ one image at the same time.
 
 import argparse
 import json
+import logging
 import multiprocessing
 import os
 import re
@@ -31,9 +32,11 @@ from typing import Any
 import numpy as np
 from engines_networks import BUILDERS, TAPS, Floats
 
-from segrec_batch.common import console, messages
+from segrec_batch.common import console, logs
 from segrec_batch.common.host import read_processor, usable_cores
 from segrec_batch.images.decode import Shape
+
+log = logging.getLogger("segrec_batch.benchmarks")
 
 EXAMPLES = """\
 examples:
@@ -238,7 +241,7 @@ def main(a: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     skipped = {engine: why for engine in a.only if (why := why_not(engine, a.emulated))}
     for engine, why in skipped.items():
-        messages.say(f"{engine}: {why}", "warning")
+        log.warning(f"{engine}: {why}")
     chosen = [engine for engine in BUILDERS if engine in a.only and engine not in skipped]
     modes = dict.fromkeys([(1, 1), (a.threads, 1), (1, a.threads)])
     with tempfile.TemporaryDirectory(prefix="segrec-engines-", dir=a.workdir) as folder:
@@ -248,7 +251,7 @@ def main(a: argparse.Namespace) -> None:
         for threads, processes in modes:
             for engine in chosen:
                 case = EngineCase(folder, engine, threads, processes, a.shapes, a.repeat)
-                messages.say(f"{engine}, {case.mode}")
+                log.info(f"{engine}, {case.mode}")
                 rows += measure(case)
     add_ratios(rows)
     show(rows)
@@ -292,4 +295,4 @@ def _shapes(text: str) -> tuple[Shape, ...]:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(messages.run_command(lambda: main(arguments)))
+    sys.exit(logs.run_command(lambda: main(arguments)))

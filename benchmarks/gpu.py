@@ -17,6 +17,7 @@ The exit code is 1 if a part failed; a missed goal is no failure.
 
 import argparse
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -28,9 +29,11 @@ from gpu_case import SMALL, GpuCase, Sizes
 from gpu_tables import check_goals, show
 from isolated import Outcome, Part, run_part
 
-from segrec_batch.common import messages
+from segrec_batch.common import logs
 from segrec_batch.common.errors import DeviceError
 from segrec_batch.common.host import usable_cores
+
+log = logging.getLogger("segrec_batch.benchmarks")
 
 EXAMPLES = """\
 examples:
@@ -65,11 +68,11 @@ def run_parts(case: GpuCase, chosen: set[str], seconds: float) -> dict[str, Outc
         if part.name not in wanted:
             continue
         spent = time.perf_counter() - start
-        messages.say(f"{spent:.0f} s: {part.name}")
+        log.info(f"{spent:.0f} s: {part.name}")
         outcome = outcomes[part.name] = run_part(part, case, seconds - spent)
-        messages.say(f"  {outcome.status}, {outcome.seconds:.0f} s")
+        log.info(f"  {outcome.status}, {outcome.seconds:.0f} s")
         if outcome.error:
-            messages.say(outcome.error.strip().rsplit("\n", 1)[-1], "warning")
+            log.warning(outcome.error.strip().rsplit("\n", 1)[-1])
         if part.name == "device" and outcome.has_failed:
             raise DeviceError(outcome.error.strip().rsplit("Error: ", 1)[-1])
     return outcomes
@@ -121,4 +124,4 @@ def _names(text: str) -> tuple[str, ...]:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(messages.run_command(lambda: main(arguments)))
+    sys.exit(logs.run_command(lambda: main(arguments)))

@@ -1,5 +1,6 @@
 """The bare convolutions of gpu.py: the device, its matrix product, and ways to run the network."""
 
+import logging
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -10,9 +11,10 @@ from bare import count_operations, measure_matrix_peak, measure_rate
 from gpu_case import GpuCase, Row, write_shape
 from torch import Tensor
 
-from segrec_batch.common import messages
 from segrec_batch.model.backbone import Backbone, load_weights
 from segrec_batch.model.device import resolve_device
+
+log = logging.getLogger("segrec_batch.benchmarks")
 
 TAPS = ("conv3_3", "conv4_3", "conv5_3")
 REPEATS = 4  # batches that a GPU has in its queue
@@ -125,7 +127,7 @@ def _measure_variant(
     for shape in case.sizes.shapes:
         for size in case.sizes.batches:
             row: Row = {"variant": variant, "shape": write_shape(shape), "batch": size}
-            messages.say(f"  {variant}, {row['shape']}, batches of {size}")
+            log.info(f"  {variant}, {row['shape']}, batches of {size}")
             try:
                 x = _draw_batch(case, (size, 3, *shape))
                 run = prepare(network, x)

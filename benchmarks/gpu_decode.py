@@ -3,6 +3,7 @@
 The processes that decode with Pillow import no torch.
 """
 
+import logging
 import multiprocessing
 import threading
 import time
@@ -15,8 +16,9 @@ from typing import Any
 
 from gpu_case import GpuCase, Row, write_shape
 
-from segrec_batch.common import messages
 from segrec_batch.images.decode import Shape, decode
+
+log = logging.getLogger("segrec_batch.benchmarks")
 
 Decoder = Callable[[bytes], Any]
 _HOST = ("Pillow", "torchvision", "TorchCodec")
@@ -33,14 +35,14 @@ def measure_decoding(case: GpuCase) -> Iterator[Row]:
             yield {"decoder": decoder, "where": "host", "skipped": why}
             continue
         for processes in dict.fromkeys((1, case.cores)):
-            messages.say(f"  {decoder}, {processes} processes")
+            log.info(f"  {decoder}, {processes} processes")
             yield from _guarded(_measure_host, case, decoder, processes)
     for decoder in ("torchvision, nvJPEG", "torchvision, nvJPEG, and resize", "TorchCodec, nvJPEG"):
         why = _missing("TorchCodec") if decoder.startswith("TorchCodec") else ""
         if not case.is_cuda or why:
             yield {"decoder": decoder, "where": "device", "skipped": why or "needs CUDA"}
             continue
-        messages.say(f"  {decoder}")
+        log.info(f"  {decoder}")
         yield from _guarded(_measure_device, case, decoder)
     if case.is_cuda:
         from gpu_bare import peak_memory

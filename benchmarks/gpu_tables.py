@@ -1,12 +1,15 @@
 """The tables and goals of gpu.py."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpu_case import GpuCase, Row, write_shape
 from isolated import Outcome
 
-from segrec_batch.common import console, messages
+from segrec_batch.common import console
+
+log = logging.getLogger("segrec_batch.benchmarks")
 
 SHARE_OF_PEAK = 0.5
 WHOLE_OF_BARE = 0.9
@@ -30,7 +33,7 @@ def show(case: GpuCase, outcomes: Outcomes) -> None:
         console.show(_decode_table(rows))
     console.show(_goals_table(check_goals(case, outcomes)))
     device = _rows(outcomes, "device")[0]
-    messages.say(", ".join(f"{key} {value}" for key, value in device.items()))
+    log.info(", ".join(f"{key} {value}" for key, value in device.items()))
 
 
 def check_goals(case: GpuCase, outcomes: Outcomes) -> list[Row]:

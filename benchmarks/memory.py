@@ -34,7 +34,7 @@ import pyarrow as pa
 from measured import check
 from mixed import BROKEN, write_images
 
-from segrec_batch.common import console, messages
+from segrec_batch.common import console, logs
 from segrec_batch.common.errors import SegrecError
 from segrec_batch.common.host import usable_cores
 from segrec_batch.images.decode import shapes_of_size
@@ -250,7 +250,7 @@ def main() -> None:
     single.add_argument("--engines", nargs="+", default=["ncnn", "torch:float32", "torch:bfloat16"])
     single.set_defaults(command=model)
     a = parser.parse_args()
-    sys.exit(messages.run_command(lambda: a.command(a)))
+    sys.exit(logs.run_command(lambda: a.command(a)))
 
 
 if __name__ == "__main__":

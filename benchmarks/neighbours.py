@@ -27,7 +27,7 @@ import torch
 from measured import measure
 from numpy.typing import NDArray
 
-from segrec_batch.common import console, messages
+from segrec_batch.common import console, logs
 from segrec_batch.common.errors import SegrecError
 from segrec_batch.search.batch.choice import Choice, as_table, choose
 from segrec_batch.search.batch.pairs import Pairs
@@ -204,4 +204,4 @@ def parse_arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(messages.run_command(lambda: main(arguments)))
+    sys.exit(logs.run_command(lambda: main(arguments)))

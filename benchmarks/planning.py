@@ -17,6 +17,7 @@ grows itself, the exit code is 1.
 """
 
 import argparse
+import logging
 import os
 import stat
 import sys
@@ -34,7 +35,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from measured import SPEC, Growth, check, measure
 
-from segrec_batch.common import console, messages
+from segrec_batch.common import console, logs
 from segrec_batch.index.encode import image_id
 from segrec_batch.index.parts import write_part
 from segrec_batch.index.schema import images_schema
@@ -43,6 +44,8 @@ from segrec_batch.sources.listing import BATCH_ROWS, LISTED, FileCounts, iter_fi
 
 if TYPE_CHECKING:  # DuckDB, imported while a process is spawned, takes that for a notebook
     from segrec_batch.pipeline.plan import Plan
+
+log = logging.getLogger("segrec_batch.benchmarks")
 
 EXAMPLES = """\
 examples:
@@ -202,10 +205,10 @@ def main(a: argparse.Namespace) -> None:
     growth, rows = Growth(), []
     for count in sorted(a.counts):
         with tempfile.TemporaryDirectory(prefix="segrec-planning-", dir=a.folder) as folder:
-            messages.say(f"{count:,} sources: files and index")
+            log.info(f"{count:,} sources: files and index")
             case = measure(make, Case(count, folder, a.memory)).result
             for name, (step, peer) in STEPS.items():
-                messages.say(f"{count:,} sources: {name}")
+                log.info(f"{count:,} sources: {name}")
                 bare, found = measure(peer, case).result, measure(step, case)
                 times = [f"{seconds / count * 1e6:.2f}" for seconds in (found.result, bare)]
                 memory = [f"{x / 1e6:,.0f}" for x in (found.driver, found.total, found.disk)]
@@ -232,4 +235,4 @@ def parse_arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(messages.run_command(lambda: main(arguments)))
+    sys.exit(logs.run_command(lambda: main(arguments)))

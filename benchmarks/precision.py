@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from segrec_batch.common import console, messages
+from segrec_batch.common import console, logs
 from segrec_batch.common.errors import SegrecError
 from segrec_batch.common.host import read_processor
 from segrec_batch.images.decode import Shape, decode
@@ -118,4 +118,4 @@ def parse_arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(messages.run_command(lambda: compare(arguments)))
+    sys.exit(logs.run_command(lambda: compare(arguments)))

@@ -17,6 +17,7 @@ over that with the number of rows before.
 
 import argparse
 import importlib.util
+import logging
 import os
 import sys
 import tempfile
@@ -32,12 +33,14 @@ import numpy as np
 from building import build
 from synthetic import WIDE, WINDOWS, Case, Vectors
 
-from segrec_batch.common import console, messages
+from segrec_batch.common import console, logs
 from segrec_batch.common.errors import AccountingError, InputError, SegrecError
 from segrec_batch.index.schema import FEATURE_LENGTH
 
 if TYPE_CHECKING:  # DuckDB, imported while a process is spawned, takes that for a notebook
     from peers import Ask, NumPy, Questions
+
+log = logging.getLogger("segrec_batch.benchmarks")
 
 Times = dict[tuple[str, str], float]
 """Best seconds by question and way."""
@@ -220,7 +223,7 @@ def row_groups(questions: "Questions") -> dict[str, float]:
         "unsorted Parquet": Parquet(questions).work(0, WIDE),
     }
     for name, work in works.items():
-        messages.say(f"13 % of σ, {name}: {work}")
+        log.info(f"13 % of σ, {name}: {work}")
     return {name: work.row_groups / work.of_row_groups for name, work in works.items()}
 
 
@@ -253,7 +256,7 @@ def ask(case: Case, built: Built, before: Times, without: list[str]) -> tuple[Ti
 
 def progress(case: Case, text: str) -> None:
     """One message, with the load of the machine."""
-    messages.say(f"{case.rows:,} rows, load {os.getloadavg()[0]:.1f}: {text}")
+    log.info(f"{case.rows:,} rows, load {os.getloadavg()[0]:.1f}: {text}")
 
 
 def main(a: argparse.Namespace) -> None:
@@ -293,4 +296,4 @@ def parse_arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(messages.run_command(lambda: main(arguments)))
+    sys.exit(logs.run_command(lambda: main(arguments)))

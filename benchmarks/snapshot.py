@@ -13,6 +13,7 @@ file more. If that grows itself, the exit code is 1.
 
 import argparse
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -22,10 +23,12 @@ from pathlib import Path
 from deltalake import DeltaTable
 from measured import SPEC, Growth, check, measure
 
-from segrec_batch.common import console, messages
+from segrec_batch.common import console, logs
 from segrec_batch.index import snapshot as store
 from segrec_batch.index.files import DataFile, new_part, path_in_part
 from segrec_batch.index.schema import TABLES, coverage_column
+
+log = logging.getLogger("segrec_batch.benchmarks")
 
 EXAMPLES = """\
 examples:
@@ -89,12 +92,14 @@ def make(case: Case) -> dict[str, float]:
     base = store.create(case.index, Model())  # type: ignore[arg-type]
     files = [file for _ in range(case.parts) for file in part()]
     store.commit(base, files, [])
-    logs = [Path(case.index, table, "_delta_log") for table in TABLES]
-    log = sum(path.stat().st_size for folder in logs for path in folder.glob("*1.json"))
+    folders = [Path(case.index, table, "_delta_log") for table in TABLES]
+    size = sum(path.stat().st_size for folder in folders for path in folder.glob("*1.json"))
     for table in TABLES:
         DeltaTable(f"{case.index}/{table}").create_checkpoint()
-    points = sum(p.stat().st_size for folder in logs for p in folder.glob("*.checkpoint.parquet"))
-    return {"commit": log / len(files), "checkpoint": points / len(files)}
+    points = sum(
+        p.stat().st_size for folder in folders for p in folder.glob("*.checkpoint.parquet")
+    )
+    return {"commit": size / len(files), "checkpoint": points / len(files)}
 
 
 def open_index(case: Case) -> float:
@@ -131,10 +136,10 @@ def main(a: argparse.Namespace) -> None:
     for parts in sorted(a.parts):
         with tempfile.TemporaryDirectory(prefix="segrec-snapshot-") as folder:
             case = Case(parts, folder)
-            log = measure(make, case).result
-            sizes = [f"{log[name]:,.0f}" for name in ("commit", "checkpoint")]
+            result = measure(make, case).result
+            sizes = [f"{result[name]:,.0f}" for name in ("commit", "checkpoint")]
             for name, step in STEPS.items():
-                messages.say(f"{parts:,} parts: {name}")
+                log.info(f"{parts:,} parts: {name}")
                 bare, found = measure(open_tables, case).result, measure(step, case)
                 kb = growth.add(name, parts * 5, found.driver)
                 times = [f"{found.result:.2f}", f"{bare:.2f}", f"{found.result / bare:.1f}"]
@@ -158,4 +163,4 @@ def parse_arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(messages.run_command(lambda: main(arguments)))
+    sys.exit(logs.run_command(lambda: main(arguments)))

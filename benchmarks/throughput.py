@@ -16,6 +16,7 @@ as fast, at the default input size and at 224. All figures are written as JSON.
 
 import argparse
 import json
+import logging
 import math
 import statistics
 import sys
@@ -29,9 +30,11 @@ from throughput_tables import cpu_table, limit_table, rates_table, ratios_table,
 from watched import Watched, watch
 
 from segrec_batch.cli.options import add_engine_options
-from segrec_batch.common import console, messages
+from segrec_batch.common import console, logs
 from segrec_batch.common.host import read_processor
 from segrec_batch.model.engines import EngineChoice, choose_engine, find_device
+
+log = logging.getLogger("segrec_batch.benchmarks")
 
 EXAMPLES = """\
 examples:
@@ -100,7 +103,7 @@ class Run:
         number = len(self.pairs)
         done = []
         for count in (self.count, 2 * self.count):
-            messages.say(f"({self.way}) {count} images, round {number + 1}")
+            log.info(f"({self.way}) {count} images, round {number + 1}")
             done.append(watch(step, case.taking(count, f"{self.way}_{count}_{number}")))
         self.pairs.append((done[0], done[1]))
 
@@ -112,13 +115,13 @@ def measure(case: Case, count: int, a: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"limits": [], "runs": runs, "stages": {}}
     for number in range(a.repeat):
         if "a" in a.only:
-            messages.say(f"(a) round {number + 1}")
+            log.info(f"(a) round {number + 1}")
             limit = watch("throughput_limit:limit", case.taking(count, "a"))
             found["limits"].append(limit.result)
         for way, step in steps.items():
             runs[way].more(step, case)
     if "s" in a.only:
-        messages.say("each stage alone")
+        log.info("each stage alone")
         few = min(count, ALONE if case.device == "cpu" else 256)
         found["stages"] = watch("throughput_stages:stages", case.taking(few, "s")).result
         if not a.without_ray:
@@ -169,7 +172,7 @@ def all_ratios(found: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
 def show(found: dict[str, Any], case: Case) -> None:
     """All tables."""
     shape = "×".join(map(str, case.shape[::-1]))
-    messages.say(
+    log.info(
         f"images as {shape}, {CORES} cores of {read_processor().name}, batches of "
         f"{case.batch_size}; backbone weights: {case.spec.weights}; engine: {case.choice} "
         f"({case.choice.reason})"
@@ -205,7 +208,7 @@ def main(a: argparse.Namespace) -> None:
             show(found, case)
             reports.append(report(found, case))
     Path(a.report).write_text(json.dumps(reports, indent=2, ensure_ascii=False) + "\n")
-    messages.say(f"all figures are in {a.report}")
+    log.info(f"all figures are in {a.report}")
 
 
 def _more(size: int | None) -> int:
@@ -223,7 +226,7 @@ def _prepare(
         sources = drawn_images(folder / "scenes", 2 * count)
     model = a.model
     if size is not None:
-        messages.say(f"a model of drawn scenes of input size {size}, backbone weights random:0")
+        log.info(f"a model of drawn scenes of input size {size}, backbone weights random:0")
         model = watch("throughput_case:drawn_model", (folder, size)).result
     peers = a.batch_size if choice.device == "cuda" else min(PEERS_BATCH, a.batch_size)
     return Case(str(folder), tuple(sources), model, choice, a.batch_size, peers, a.peers_threads)
@@ -272,4 +275,4 @@ def _ways(text: str) -> str:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(messages.run_command(lambda: main(arguments)))
+    sys.exit(logs.run_command(lambda: main(arguments)))

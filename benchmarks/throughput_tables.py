@@ -1,12 +1,15 @@
 """The tables of throughput.py."""
 
+import logging
 import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from segrec_batch.common import console, messages
+from segrec_batch.common import console
+
+log = logging.getLogger("segrec_batch.benchmarks")
 
 NAMES = {"a": "(a) limit", "b": "(b) segrec", "c": "(c) DataLoader", "d": "(d) Ray Data"}
 STAGES = "driver", "segrec_batch.images.sandbox", "decode, write"
@@ -88,7 +91,7 @@ def stages_table(stages: Mapping[str, Mapping[str, float]], limit: float | None)
     text = console.table("images/s of each stage alone", header, rows)
     share = f"; model, Arrow to Arrow / limit: {rate / limit:.2f}" if limit else ""
     passed = sum(stages[name]["bytes"] for name in (DECODE, MODEL)) / 1e6
-    messages.say(f"through the object store: {passed:.2f} MB an image{share}")
+    log.info(f"through the object store: {passed:.2f} MB an image{share}")
     return text
 
 

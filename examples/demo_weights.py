@@ -7,6 +7,7 @@ the business of the command that loads it: `imagenet` has no time limit and no s
 
 import argparse
 import hashlib
+import logging
 import multiprocessing
 import os
 import re
@@ -22,9 +23,11 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from segrec_batch.common import messages
+from segrec_batch.common import logs
 from segrec_batch.common.console import ProgressMeter
 from segrec_batch.common.errors import SegrecError
+
+log = logging.getLogger("segrec_batch.examples")
 
 SUBSTITUTE = "random:0"
 _MEGABYTE = 1_000_000
@@ -59,11 +62,10 @@ def choose_weights(url: str, cache: Path, limits: Limits) -> str:
         if not path.exists():
             download(url, path, limits)
     except (DownloadError, OSError) as error:
-        messages.say(
+        log.warning(
             f"no ImageNet weights ({error}): the demo runs on untrained ones, {SUBSTITUTE}; for "
             "trained ones run make demo WEIGHTS=PATH with a VGG-16 state dict, or WEIGHTS=imagenet "
-            "to download without a time limit",
-            "warning",
+            "to download without a time limit"
         )
         return SUBSTITUTE
     return "imagenet"
@@ -180,4 +182,4 @@ def main(a: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(messages.run_command(lambda: main(arguments)))
+    sys.exit(logs.run_command(lambda: main(arguments)))

@@ -1,13 +1,16 @@
 """Switch descriptors on in a model: fits what they have to learn on the images of an index."""
 
 import argparse
+import logging
 import sys
 
 from segrec_batch.cli.options import add_images_root
 from segrec_batch.cli.places import check_bundle_place, check_places
-from segrec_batch.common import console, messages
+from segrec_batch.common import console, logs
 from segrec_batch.descriptors import summaries
 from segrec_batch.sources import storage
+
+log = logging.getLogger("segrec_batch.jobs")
 
 EXAMPLES = """\
 examples:
@@ -77,7 +80,7 @@ def main(a: argparse.Namespace) -> None:
     rows = [[name, str(length)] for name, length in describing.lengths(model).items()]
     model.save(a.output)
     if model.spec.notice:
-        messages.say(model.spec.notice, "warning")
+        log.warning(model.spec.notice)
     title = f"bundle {model.bundle_id} of model {model.model_id}"
     console.show(console.table(title, ("descriptor", "values"), rows))
     console.show_line(
@@ -88,4 +91,4 @@ def main(a: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(messages.run_command(lambda: main(arguments)))
+    sys.exit(logs.run_command(lambda: main(arguments)))

@@ -2,6 +2,7 @@
 
 import argparse
 import datetime as dt
+import logging
 import sys
 
 from segrec_batch.cli.options import add_images_root
@@ -11,7 +12,7 @@ from segrec_batch.cli.training_options import (
     training_engine,
     training_settings,
 )
-from segrec_batch.common import console, messages
+from segrec_batch.common import console, logs
 from segrec_batch.evaluation.compare.report import compare_report
 from segrec_batch.evaluation.compare.reports import Settings as Compare
 from segrec_batch.evaluation.drift.figures import MEASURES
@@ -37,6 +38,8 @@ from segrec_batch.search.methods import OF_VECTORS
 from segrec_batch.sources import storage
 from segrec_batch.training.rivals.mask_rcnn import MaskRcnnSettings
 from segrec_batch.training.rivals.unet import UNetSettings
+
+log = logging.getLogger("segrec_batch.jobs")
 
 SEGMENTATION = """\
 examples:
@@ -326,7 +329,7 @@ def drift_between(a: argparse.Namespace) -> None:
     report = drift_report(settings)
     _write(report, a.report)
     if limits and not report.details["from"]["images"]:
-        messages.say("nothing was indexed before: there is no drift to judge")
+        log.info("nothing was indexed before: there is no drift to judge")
     elif limits:
         limits.check(report.estimates)
 
@@ -385,9 +388,9 @@ def _windows(text: str) -> tuple[tuple[float, float], ...]:
 def _write(report: Report, folder: str) -> None:
     report.write(folder)
     if report.notice:
-        messages.say(report.notice, "warning")
+        log.warning(report.notice)
     for method, reason in report.not_run.items():
-        messages.say(f"not run: {method}: {reason}")
+        log.info(f"not run: {method}: {reason}")
     shown = report.headline
     console.show(console.table(shown.caption, shown.header, shown.texts(interval=False)))
     console.show_line(f"written to {storage.join(storage.absolute(folder), 'report.html')}")
@@ -410,4 +413,4 @@ def main(a: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(messages.run_command(lambda: main(arguments)))
+    sys.exit(logs.run_command(lambda: main(arguments)))

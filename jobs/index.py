@@ -1,18 +1,21 @@
 """Index the images in a folder or bucket: new and changed ones are segmented, gone ones leave."""
 
 import argparse
+import logging
 import sys
 from typing import TYPE_CHECKING
 
-from segrec_batch.cli.options import add_engine_options
+from segrec_batch.cli.options import add_engine_options, add_log_options
 from segrec_batch.cli.places import check_places
-from segrec_batch.common import console, messages
+from segrec_batch.common import console, logs
 from segrec_batch.common.limits import parse_limit
 
 if TYPE_CHECKING:  # it imports Ray, which --help need not wait for
     from collections.abc import Mapping
 
     from segrec_batch.pipeline.run_stats import Account
+
+log = logging.getLogger("segrec_batch.jobs")
 
 EXAMPLES = """\
 examples:
@@ -107,7 +110,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="S",
         help="time between commits, the most that a crash loses (default: 300)",
     )
-    messages.add_log_format(parser)
+    add_log_options(parser)
     parsed = parser.parse_args()
     if parsed.rebuild and parsed.dry_run:
         parser.error("--rebuild does everything; there is nothing for --dry-run to say")
@@ -145,9 +148,9 @@ def main(a: argparse.Namespace) -> None:
         request, a.model, a.index, execution, a.rebuild, a.drop_descriptors
     )
     version, rows = snapshot.version, {table: snapshot.rows(table) for table in snapshot.files}
-    if messages.writes_json():
+    if logs.writes_json():
         figures = {"index": snapshot.index, "version": version, "rows": rows}
-        messages.say("run ended", event="ended", **account.summary(), **figures)
+        log.info("run ended", extra={"event": "ended", **account.summary(), **figures})
     else:
         console.show(f"{report(account)}\n\n")
         console.show_line(
@@ -228,4 +231,4 @@ def overall(account: "Account") -> list[list[str]]:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(messages.run_command(lambda: main(arguments), arguments.log_format))
+    sys.exit(logs.run_command(lambda: main(arguments), arguments.log_format, arguments.quiet))

@@ -2,14 +2,17 @@
 
 import argparse
 import datetime as dt
+import logging
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from segrec_batch.cli.places import check_places
-from segrec_batch.common import console, messages
+from segrec_batch.common import console, logs
 from segrec_batch.common.errors import IndexStateError, InputError
 from segrec_batch.sources import storage
+
+log = logging.getLogger("segrec_batch.jobs")
 
 EXAMPLES = """\
 examples:
@@ -104,11 +107,11 @@ def run_purge(a: argparse.Namespace) -> None:
         raise InputError("name the sources with --uri or --uri-file")
     done = purge(a.index, [storage.absolute(uri) for uri in uris], a.grace_seconds)
     for uri in done.unknown:
-        messages.say(f"not in any file: {uri}")
+        log.info(f"not in any file: {uri}")
     console.show_line(
         f"{len(done.found):,} sources purged, {done.files:,} files; version {done.version}"
     )
-    messages.say("sources that are still below --images would be indexed again by the next run")
+    log.info("sources that are still below --images would be indexed again by the next run")
 
 
 def _lines(uri: str) -> list[str]:
@@ -178,4 +181,4 @@ def main(a: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(messages.run_command(lambda: main(arguments)))
+    sys.exit(logs.run_command(lambda: main(arguments)))

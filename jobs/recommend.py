@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from segrec_batch.cli.places import check_places
-from segrec_batch.common import console, messages
+from segrec_batch.common import console, logs
 
 EXAMPLES = """\
 examples:
@@ -143,4 +143,4 @@ def main(a: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(messages.run_command(lambda: main(arguments)))
+    sys.exit(logs.run_command(lambda: main(arguments)))

@@ -1,6 +1,7 @@
 """Fit the segmentation model: VGG-16 features of labelled images, a linear SVM on top."""
 
 import argparse
+import logging
 import sys
 
 from segrec_batch.cli.places import check_bundle_place, check_places
@@ -9,12 +10,14 @@ from segrec_batch.cli.training_options import (
     training_engine,
     training_settings,
 )
-from segrec_batch.common import console, messages
+from segrec_batch.common import console, logs
 from segrec_batch.labels.labelled import load_classes, pair
 from segrec_batch.model.backbone import load_weights
 from segrec_batch.model.engines import report_engine
 from segrec_batch.sources import storage
 from segrec_batch.training.run import train
+
+log = logging.getLogger("segrec_batch.jobs")
 
 EXAMPLES = """\
 examples:
@@ -65,14 +68,14 @@ def main(a: argparse.Namespace) -> None:
     settings = training_settings(a, engine)
     weights = load_weights(a.backbone_weights)
     groups = len({item.group for item in images})
-    messages.say(f"{len(images)} labelled images in {groups} groups")
+    log.info(f"{len(images)} labelled images in {groups} groups")
     model = train(images, classes, weights, settings)
     model.save(a.output)
     if model.spec.notice:
-        messages.say(model.spec.notice, "warning")
+        log.warning(model.spec.notice)
     console.show_line(f"model {model.model_id} written to {storage.absolute(a.output)}")
 
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    sys.exit(messages.run_command(lambda: main(arguments)))
+    sys.exit(logs.run_command(lambda: main(arguments)))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from segrec_batch.common import logs
 from segrec_batch.images.decode import shapes_of_size
 from segrec_batch.labels.labelled import load_classes, pair
 from segrec_batch.model.backbone import load_weights
@@ -20,6 +21,13 @@ from segrec_batch.training.sample import Sampling
 os.environ["RAY_AUTH_MODE"] = "disabled"  # before anything imports ray
 if all(map(find_spec, ("duckdb", "ray", "s3fs"))):  # a machine with a GPU may have none
     from tests.support.s3 import s3  # noqa: F401 - a fixture
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _logging() -> Iterator[None]:
+    """Messages go to stderr, as those of a command."""
+    with logs.configured():
+        yield
 
 
 @pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -1,13 +1,14 @@
 """What the commands of `segrec` have in common: what is asked for, and where answers go."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from segrec_batch.cli.options import add_engine_options
 from segrec_batch.cli.places import check_places
-from segrec_batch.common import console, messages
+from segrec_batch.common import console
 from segrec_batch.common.errors import InputError
 from segrec_batch.model.engines import choose_engine, find_device
 from segrec_batch.sources import storage
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from segrec_batch.search.recommend import QueryImage, Recommender
     from segrec_batch.sheets.card import Card
     from segrec_batch.sources.roots import ImageRoots
+
+log = logging.getLogger(__name__)
 
 INDEX = "folder of the index (local or s3://), or a query cache"
 SHEETS = ("html", "png")
@@ -107,7 +110,7 @@ def asked_image(
         content = _read(a.image)
         engine = choose_engine(a.engine, a.precision, find_device(a.device))
         if engine.warning:
-            messages.say(engine.warning, "warning")
+            log.warning(engine.warning)
         return recommender.new_image(a.image, content, criteria, engine)
     if a.image_id is not None:
         return recommender.indexed_image("image_id", a.image_id)
@@ -135,10 +138,9 @@ def contact_sheet(
 
     withheld = [card for card in cards if card.is_withheld]
     if withheld:
-        messages.say(
+        log.warning(
             f"{len(withheld)} of {len(cards)} images are not fetched, e.g. {withheld[0].name}: it "
-            "lies below no folder that the index was made from; --images-root URI names others",
-            "warning",
+            "lies below no folder that the index was made from; --images-root URI names others"
         )
     query, *results = cards
     page = (render_png if kind == "png" else render_sheet)(
@@ -158,7 +160,7 @@ def put(content: bytes, output: str | None, kind: str) -> None:
     if output is not None:
         check_places({"--output": output})
         storage.write_bytes(output, content)
-        messages.say(f"written to {storage.absolute(output)}")
+        log.info(f"written to {storage.absolute(output)}")
     elif kind in _BINARY and sys.stdout.isatty():
         raise InputError(f"{kind} is not for a terminal: give --output FILE")
     elif kind not in _BINARY:

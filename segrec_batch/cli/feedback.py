@@ -1,6 +1,7 @@
 """`segrec feedback`: mark what was shown, and be shown what follows from it."""
 
 import argparse
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,15 @@ from segrec_batch.cli.answers import (
 )
 from segrec_batch.cli.options import add_images_root
 from segrec_batch.cli.places import check_places
-from segrec_batch.common import console, messages
+from segrec_batch.common import console
 from segrec_batch.common.errors import IndexStateError, InputError
 from segrec_batch.sources import storage
 
 if TYPE_CHECKING:
     from segrec_batch.search.feedback.session import Session
     from segrec_batch.search.recommend import Recommender
+
+log = logging.getLogger(__name__)
 
 EXAMPLES = """\
 examples:
@@ -215,7 +218,7 @@ def run_replay(a: argparse.Namespace) -> None:
 
 def _show(session: "Session", recommender: "Recommender") -> None:
     if recommender.database.spec.notice:
-        messages.say(recommender.database.spec.notice, "warning")
+        log.warning(recommender.database.spec.notice)
     put(_rows(session, session.last, "table"), None, "table")
 
 

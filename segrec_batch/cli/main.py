@@ -1,6 +1,7 @@
 """The `segrec` command: ask an index, by SQL or example; draw scenes; examine the machine."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,12 +24,14 @@ from segrec_batch.cli.answers import (
 )
 from segrec_batch.cli.options import add_images_root
 from segrec_batch.cli.places import check_places
-from segrec_batch.common import console, messages
+from segrec_batch.common import console, logs
 from segrec_batch.common.errors import InputError
 
 if TYPE_CHECKING:
     from segrec_batch.search.filters import Criteria
     from segrec_batch.search.recommend import QueryImage, Recommendation, Recommender
+
+log = logging.getLogger(__name__)
 
 EXAMPLES = """\
 examples:
@@ -165,9 +168,9 @@ def run_query(a: argparse.Namespace) -> None:
     asked = asked_image(a, recommender, criteria)
     found = recommender.recommend(asked, criteria)
     if a.explain:
-        messages.say(str(last_work(recommender.database.connection)))
+        log.info(str(last_work(recommender.database.connection)))
     if recommender.database.spec.notice:
-        messages.say(recommender.database.spec.notice, "warning")
+        log.warning(recommender.database.spec.notice)
     put(_answer(a.format, recommender, asked, found, criteria, a.images_roots), a.output, a.format)
 
 
@@ -224,7 +227,7 @@ def run_sql(a: argparse.Namespace) -> None:
     with last_resort(a.timeout + min(a.timeout, 10)):
         found = ask(database, a.sql, parameters, Limits(seconds=a.timeout))
     if a.explain:
-        messages.say(str(last_work(database.connection)))
+        log.info(str(last_work(database.connection)))
     title = f"{found.num_rows} rows"
     put(formatted(a.format, found.column_names, found.columns, title), a.output, a.format)
 
@@ -261,7 +264,7 @@ def run_scenes(a: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of `segrec`."""
     parsed = parse_arguments(arguments)
-    return messages.run_command(lambda: parsed.run(parsed))
+    return logs.run_command(lambda: parsed.run(parsed))
 
 
 if __name__ == "__main__":

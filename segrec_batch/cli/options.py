@@ -23,6 +23,18 @@ def add_engine_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup
     )
 
 
+def add_log_options(parser: argparse.ArgumentParser) -> None:
+    """Add --log-format and --quiet, for `logs.run_command`."""
+    group = parser.add_argument_group("logging")
+    group.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="json: messages are lines of JSON on stderr, without bars and tables (default: text)",
+    )
+    group.add_argument("--quiet", action="store_true", help="show warnings and errors only")
+
+
 def add_images_root(parser: argparse.ArgumentParser, purpose: str) -> None:
     """Add --images-root: below which folders images of an index may be fetched.
 

@@ -4,15 +4,17 @@
 then runs, and deletes the folder some time after. A relative path leads there.
 """
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from segrec_batch.common.errors import InputError
-from segrec_batch.common.messages import say
 from segrec_batch.model.spec import BUNDLE_FILE
 from segrec_batch.sources import storage
 from segrec_batch.sources.strict_json import read_json
+
+log = logging.getLogger(__name__)
 
 _UPLOADED = re.compile(r".*/runtime_resources/working_dir_files/[^/]+")  # Ray's names, in a session
 
@@ -35,7 +37,7 @@ def check_places(outputs: Mapping[str, object], inputs: Mapping[str, object] | N
     given = {option: str(place) for option, place in (inputs or {}).items() if place}
     read = [o for o, p in given.items() if _folder_of(p) and Path(storage.absolute(p)).exists()]
     if read:
-        say(
+        log.info(
             f"{', '.join(read)}: read from the project that was uploaded to Ray, "
             f"{_folder_of(given[read[0]])}, a copy that Ray deletes after the job"
         )

@@ -1,6 +1,7 @@
 """What commands show: progress on stderr, results on stdout."""
 
 import argparse
+import logging
 import sys
 import threading
 import time
@@ -23,7 +24,9 @@ from rich.progress import (
 from rich.table import Table
 
 from segrec_batch.common.encoding import escape_text
-from segrec_batch.common.messages import say, writes_json
+from segrec_batch.common.logs import writes_json
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -80,8 +83,8 @@ class ProgressMeter:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         console = Console(stderr=True)
-        bar = console.is_terminal and not writes_json()
-        self._bar = Progress(*columns, *times, console=console) if bar else None
+        has_bar = console.is_terminal and log.isEnabledFor(logging.INFO) and not writes_json()
+        self._bar = Progress(*columns, *times, console=console) if has_bar else None
 
     def __enter__(self) -> "ProgressMeter":
         if self._bar:
@@ -106,7 +109,7 @@ class ProgressMeter:
         text += f", about {duration(round(left))} left" if left is not None else ""
         figures: dict[str, Any] = {"label": self.label, "done": done, "total": self.total}
         rates: dict[str, Any] = {"per_second": round(rate, 3), "seconds_left": left and round(left)}
-        say(text, event="progress", **figures, **rates)
+        log.info(text, extra={"event": "progress", **figures, **rates})
 
     def __exit__(
         self,
@@ -123,7 +126,7 @@ class ProgressMeter:
                 "done": self.done,
                 "seconds": round(seconds, 3),
             }
-            say(text, event="done", **figures)
+            log.info(text, extra={"event": "done", **figures})
 
 
 def count(text: str) -> int:

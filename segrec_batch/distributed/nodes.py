@@ -1,5 +1,6 @@
 """Where the model runs: what the nodes of the Ray cluster have, and what is yet to come."""
 
+import logging
 import os
 import time
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ import ray
 from ray.autoscaler.sdk import request_resources
 
 from segrec_batch.common.errors import DeviceError
-from segrec_batch.common.messages import say
+
+log = logging.getLogger(__name__)
 
 _LEAST_CPUS = 0.4  # of an actor on a CPU; with those of a task, Ray would decode inside the actor
 _POLL = 1.0  # seconds
@@ -71,7 +73,7 @@ def _await_gpu(number: int, seconds: float) -> None:
     if _gpus():
         return
     seconds = seconds if os.environ.get("RAY_ADDRESS") else 0
-    say(f"the Ray cluster has no GPU; {number} asked for, waiting up to {seconds:,.0f} s")
+    log.info(f"the Ray cluster has no GPU; {number} asked for, waiting up to {seconds:,.0f} s")
     request_resources(bundles=[{"GPU": 1}] * number)
     try:
         end = time.monotonic() + seconds

@@ -1,13 +1,15 @@
 """Tasks on the Ray cluster, and values that they share."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Generic, TypeVar
 
 import ray
 
-from segrec_batch.common import messages
 from segrec_batch.distributed.cluster import ray_errors
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -69,5 +71,5 @@ def _at_once(cpus: float, gpus: float) -> int:
     name, need = ("GPU", gpus) if gpus else ("CPU", cpus)
     fit = int(ray.cluster_resources().get(name, 0) / need)
     if not fit:
-        messages.say(f"no node of the Ray cluster has {need:g} {name}; waiting for one", "warning")
+        log.warning(f"no node of the Ray cluster has {need:g} {name}; waiting for one")
     return 2 * fit or _BESIDE

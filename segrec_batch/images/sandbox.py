@@ -42,7 +42,7 @@ IMAGE_MEMORY = 2**32  # bytes of address space; an image of MAX_PIXELS needs 3.5
 STARTS = 3  # of a child that something kills before it is ready
 _GRACE = 5.0  # seconds beyond the limit of an image, after which its clock is not believed
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _NONSENSE = "decoder crashed (its answer makes no sense)"
 T = TypeVar("T")
@@ -271,9 +271,9 @@ def _report(confinement: Confinement) -> None:
     """Log once in a process what the kernel does not hold."""
     gaps = "; ".join(confinement.gaps)
     if not confinement.seccomp:
-        _log.warning("the process that decodes is not fully confined: %s (see segrec doctor)", gaps)
+        log.warning("the process that decodes is not fully confined: %s (see segrec doctor)", gaps)
     elif gaps:
-        _log.info("the process that decodes is confined, with %s", gaps)
+        log.info("the process that decodes is confined, with %s", gaps)
 
 
 def _image(answer: Answer) -> DecodedImage:

@@ -18,6 +18,7 @@ meanwhile, and the next run of the indexing job mends both: it commits what the 
 """
 
 import datetime as dt
+import logging
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +27,6 @@ from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, Any
 
 from segrec_batch.common.errors import IndexStateError, ModelError, StorageError
-from segrec_batch.common.messages import say
 from segrec_batch.index import delta, log
 from segrec_batch.index.files import DataFile, count_rows
 from segrec_batch.index.purged import read_replacements
@@ -38,6 +38,8 @@ from segrec_batch.sources.strict_json import shorten
 
 if TYPE_CHECKING:
     from segrec_batch.model.bundle import Model  # torch
+
+_log = logging.getLogger(__name__)
 
 _COMPANIONS = tuple(t for t in TABLES if t != "images")
 _FOR = "images"  # the transaction identifier of the others: the version of `images` they are for
@@ -167,7 +169,7 @@ def open_snapshot(index: str, version: int | None = None) -> Snapshot:
     problem = found.problem(index) if ahead else ""
     if problem and problem not in _warned:
         _warned.add(problem)
-        say(problem, "warning", event="ahead", index=index, ahead=ahead)
+        _log.warning(problem, extra={"event": "ahead", "index": index, "ahead": ahead})
     return Snapshot(index, found.versions, found.files, model_id, spec, ahead, problem)
 
 

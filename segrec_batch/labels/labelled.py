@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 import reprlib
 from collections import Counter
@@ -13,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segrec_batch.common import messages
 from segrec_batch.common.errors import ImageError, InputError, ModelError
 from segrec_batch.images import sandbox
 from segrec_batch.labels.pairing import describe_lone, list_files, pair_folders
 from segrec_batch.model.spec import check_class_names
 from segrec_batch.sources import storage
+
+log = logging.getLogger(__name__)
 
 VOID = -1
 MAX_VALUE = 2**15 - 1  # of a mask
@@ -174,7 +176,7 @@ def pair(images: str, masks: str, groups: str = "auto") -> list[LabelledImage]:
     files = list_files(images), list_files(masks)
     pairing = pair_folders(*files)
     if lone := describe_lone(*files, pairing):
-        messages.say(lone)
+        log.info(lone)
     uris = [(files[0].uris[i], files[1].uris[j]) for i, j in pairing.pairs]
     group_of = _groups([image for image, _ in uris], groups)
     return [LabelledImage(*both, group) for both, group in zip(uris, group_of, strict=True)]

@@ -6,6 +6,7 @@ of replacements; then the old files are deleted. After a crash in between, run i
 are not the index's own (see `versions.vacuum`) are neither searched nor changed; a message says so.
 """
 
+import logging
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +17,6 @@ import pyarrow.compute as pc
 
 from segrec_batch.common.console import ProgressMeter
 from segrec_batch.common.errors import IndexStateError, InputError
-from segrec_batch.common.messages import say
 from segrec_batch.distributed import cluster
 from segrec_batch.distributed.tasks import each
 from segrec_batch.index import staging
@@ -35,6 +35,8 @@ from segrec_batch.index.schema import TABLES
 from segrec_batch.index.snapshot import Snapshot, commit, open_snapshot
 from segrec_batch.maintenance.versions import named_files
 from segrec_batch.sources import storage
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def purge(index: str, uris: Collection[str], grace_seconds: float) -> Purged:
     if rewritten:
         write_replacements(index, (pair for old, new in rewritten for pair in _pairs(old, new)))
     if grace_seconds:
-        say(f"waiting {grace_seconds:g} s for queries on older snapshots (--grace-seconds)")
+        log.info(f"waiting {grace_seconds:g} s for queries on older snapshots (--grace-seconds)")
         time.sleep(grace_seconds)
     doomed = [file.uri(index) for part in hits for file in parts[part]]
     storage.delete(doomed)
@@ -122,10 +124,9 @@ def _own_files(index: str) -> list[DataFile]:
             is_ours = (table, file.path) in known or is_part_file(index, file)
             (own if is_ours else strangers).append(file)
     if strangers:
-        say(
+        log.warning(
             f"{len(strangers):,} files are not the index's own and were not searched, e.g. "
-            f"{strangers[0].uri(index)}",
-            "warning",
+            f"{strangers[0].uri(index)}"
         )
     return own
 

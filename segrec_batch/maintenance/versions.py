@@ -1,13 +1,13 @@
 """Older versions of an index: which files they need, going back to one."""
 
 import datetime as dt
+import logging
 import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace as replaced
 
 from segrec_batch.common.errors import IndexStateError, InputError
-from segrec_batch.common.messages import say
 from segrec_batch.index import log, staging
 from segrec_batch.index.files import file_at, files_below, is_part_file
 from segrec_batch.index.purged import read_replacements
@@ -24,6 +24,8 @@ from segrec_batch.index.snapshot import (
 )
 from segrec_batch.model.spec import BUNDLE_FILE
 from segrec_batch.sources import storage
+
+_log = logging.getLogger(__name__)
 
 SHORTEST = dt.timedelta(hours=1)  # a running job's files are published well before that
 
@@ -75,10 +77,9 @@ def vacuum(
     ):
         (doomed if is_ours else strangers).append(file)
     if strangers:
-        say(
+        _log.info(
             f"{len(strangers):,} files are not the index's own and stay, e.g. {strangers[0][0]}",
-            event="strangers",
-            files=len(strangers),
+            extra={"event": "strangers", "files": len(strangers)},
         )
     if not dry_run:
         for bundle in abandoned:

@@ -4,6 +4,7 @@ Engine and precision are how a run goes about its work, not what a model is: row
 come from different engines, within the tolerances of docs/segmentation.md.
 """
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segrec_batch.common import messages
 from segrec_batch.common.errors import EngineError
 from segrec_batch.common.host import Processor, read_processor, usable_cores
 from segrec_batch.images.decode import Shape
@@ -24,6 +24,8 @@ from segrec_batch.model.architecture import DEEPEST, LAYERS, Tap
 from segrec_batch.model.bundle import Model, check_backbone
 from segrec_batch.model.segmentation import Segmenter
 from segrec_batch.model.spec import Scaling
+
+log = logging.getLogger(__name__)
 
 ENGINES = ("ncnn", "torch")
 PRECISIONS = ("float32", "bfloat16")
@@ -327,6 +329,6 @@ def load_feature_maps(
 def report_engine(choice: EngineChoice) -> None:
     """Say which engine was chosen and why, and warn of arithmetic that has to be emulated."""
     figures = {"engine": choice.engine, "precision": choice.precision, "device": choice.device}
-    messages.say(f"engine: {choice} ({choice.reason})", event="engine", **figures)
+    log.info(f"engine: {choice} ({choice.reason})", extra={"event": "engine", **figures})
     if choice.warning:
-        messages.say(choice.warning, "warning")
+        log.warning(choice.warning)

@@ -12,7 +12,7 @@ from functools import partial
 import pyarrow as pa
 import ray.data
 
-from segrec_batch.common import messages
+from segrec_batch.common import logs
 from segrec_batch.common.errors import ClusterError
 from segrec_batch.distributed.cluster import ray_errors
 from segrec_batch.distributed.placement import Placement
@@ -46,7 +46,7 @@ def process(
     context.max_consecutive_actor_init_deaths = 3
     context.raise_original_map_exception = True  # in place of one that loses its cause on the way
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it logs its plan as a warning
-    messages.adopt("ray", "ray.data")
+    logs.adopt_loggers("ray", "ray.data")
     rows_per_part = min(max(total // 100, 2 * placement.batch_size), placement.part_rows)
     step = placement.round_rows
     try:

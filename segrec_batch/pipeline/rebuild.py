@@ -1,10 +1,10 @@
 """Rebuilds: an index is made anew beside the published one, and put in its place when complete."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from segrec_batch.common.errors import InputError, SourceError
-from segrec_batch.common.messages import say
 from segrec_batch.index import snapshot as store
 from segrec_batch.index import staging
 from segrec_batch.index.files import DataFile
@@ -13,6 +13,8 @@ from segrec_batch.pipeline.plan import Plan, Request
 from segrec_batch.pipeline.run_stats import Account
 from segrec_batch.search.database import open_database, reading
 from segrec_batch.search.sql.views import select_with_part
+
+log = logging.getLogger(__name__)
 
 _UNREAD = """
 SELECT count(*) FROM ({failures}) SEMI JOIN ({images}) USING (image_id)
@@ -44,7 +46,7 @@ def finish(published: Snapshot, staged: Snapshot, account: Account, request: Req
             accepted as many: their rows would be lost.
     """
     if account.postponed:
-        say(f"{account.postponed:,} images are left; run again with --rebuild to go on")
+        log.info(f"{account.postponed:,} images are left; run again with --rebuild to go on")
         return published
     unread, limit = _count_unread(published, staged), request.max_read_failures
     if unread and (limit is None or limit.is_exceeded(unread, published.rows("images"))):

@@ -1,6 +1,7 @@
 """One run of the indexing job: list, plan, process, account, publish."""
 
 import datetime as dt
+import logging
 import time
 import uuid
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from segrec_batch.common.console import ProgressMeter
 from segrec_batch.common.errors import IndexStateError, SegrecError, SourceError
-from segrec_batch.common.messages import bind, say
+from segrec_batch.common.logs import bind
 from segrec_batch.distributed import cluster, nodes
 from segrec_batch.distributed.placement import Placement, Work, choose_engine, place_model
 from segrec_batch.index import snapshot as store
@@ -29,6 +30,8 @@ from segrec_batch.sources.roots import check_root
 
 if TYPE_CHECKING:
     from segrec_batch.model.bundle import Model
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def index_images(
     else:
         base = store.adopt(published, spec)
     if base.spec.notice:
-        say(base.spec.notice, "warning")
+        log.warning(base.spec.notice)
     with Plan(request, base, published if rebuild else None) as plan:
         refuse_to_lose(plan, request, published)
         if error := _gone_error(plan, request, index):
@@ -94,7 +97,9 @@ def index_images(
         account.images_root = root.encode(errors="backslashreplace").decode()
         bind(run_id=account.run_id)
         account.seconds["list and plan"] = time.monotonic() - clock
-        say(str(account), event="planned", listed=account.listed, todo=plan.todo)
+        log.info(
+            str(account), extra={"event": "planned", "listed": account.listed, "todo": plan.todo}
+        )
         if not exists:  # not earlier: there may have been nothing to list
             base = store.create(index, _load(model))
         changed = base.bundle_id != published.bundle_id and not rebuild
@@ -131,12 +136,12 @@ def dry_run(
     _refuse_to_drop(snapshot, spec, drop_descriptors)
     with Plan(request, snapshot) as plan:
         yield from plan.lines()
-        say(f"{Account.open('dry run', plan)}; nothing was done")
+        log.info(f"{Account.open('dry run', plan)}; nothing was done")
         if error := _gone_error(plan, request, index):
-            say(f"a run would stop: {error}", "warning")
+            log.warning(f"a run would stop: {error}")
     missing = sum(lacking(store.adopt(snapshot, spec)).values())
     if missing:
-        say(f"{missing:,} vectors of images that stay would be added")
+        log.info(f"{missing:,} vectors of images that stay would be added")
 
 
 def _load(uri: str) -> "Model":
@@ -232,7 +237,7 @@ def _describe(publisher: Publisher, execution: Execution, retry: bool) -> None:
     if not parts or not base.spec.descriptors:
         return
     clock = time.monotonic()
-    say(f"descriptors: {', '.join(d.name for d in base.spec.descriptors)}")
+    log.info(f"descriptors: {', '.join(d.name for d in base.spec.descriptors)}")
     device = _device(base, execution)
     precision = _precision(account, device, execution)
     total = sum(missing.values())
@@ -243,10 +248,9 @@ def _describe(publisher: Publisher, execution: Execution, retry: bool) -> None:
             meter.advance(publisher.move(part, added))
             publisher.publish_every(execution.commit_seconds)
     if account.outside:
-        say(
+        log.warning(
             f"{account.outside:,} images have no new vectors, since they lie below no folder "
-            "that the index was made from: run once with --images over theirs",
-            "warning",
+            "that the index was made from: run once with --images over theirs"
         )
     publisher.publish_described()
     account.seconds["describe"] = time.monotonic() - clock
@@ -275,12 +279,12 @@ def _device(base: Snapshot, execution: Execution) -> str:
 
 def _say_device(where: nodes.Resources, execution: Execution) -> None:
     """Loud where it may surprise: nobody has asked for the slow device."""
-    text, level = f"device: {where} (--device {execution.device})", "info"
+    text, level = f"device: {where} (--device {execution.device})", logging.INFO
     if (execution.device, where.device) == ("auto", "cpu"):
         text = f"device: CPU, for the cluster has no GPU (--device auto); model on {where}"
-        level = "warning"
+        level = logging.WARNING
     figures = {"device": where.device, "actors": where.actors, "asked": execution.device}
-    say(text, level, event="device", **figures)
+    log.log(level, text, extra={"event": "device", **figures})
 
 
 @contextmanager
@@ -297,7 +301,7 @@ def _keep_what_is_done(publisher: Publisher, error: BaseException) -> None:
     try:
         publisher.publish()
     except SegrecError as second:
-        say(f"what was done since the last commit is lost: {second}", "warning")
+        log.warning(f"what was done since the last commit is lost: {second}")
     done, name = publisher.account.processed, type(error).__name__
     text = f"stopped by {name}; {done:,} images were done; run again to go on"
-    say(text, event="stopped", done=done, error=name)
+    log.info(text, extra={"event": "stopped", "done": done, "error": name})

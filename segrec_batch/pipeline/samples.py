@@ -3,6 +3,7 @@
 Draws are by a hash of `image_id`: the same images each time, and of a larger index mostly the same.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -11,7 +12,6 @@ import pyarrow.compute as pc
 
 from segrec_batch.common.console import ProgressMeter
 from segrec_batch.common.errors import InputError
-from segrec_batch.common.messages import say
 from segrec_batch.descriptors import ImageBatch, Moments, Vectors
 from segrec_batch.descriptors.inputs import assemble, by_shape, read_pixels, stored_rows
 from segrec_batch.distributed import cluster
@@ -20,6 +20,8 @@ from segrec_batch.index.snapshot import Snapshot, choose_roots
 from segrec_batch.pipeline import moments
 from segrec_batch.search.database import Database, open_files, query
 from segrec_batch.search.sql.batches import batches
+
+log = logging.getLogger(__name__)
 
 _GROUPS = 128  # of files that one task reads; a task's result takes 2 MiB
 _AT_ONCE = 64  # images that are read together
@@ -94,10 +96,9 @@ class IndexSamples:
             text = f"none of {count:,} images can be read any more, e.g. {lost[0]}{hint}"
             raise InputError(text)
         if lost:
-            say(
+            log.warning(
                 f"{len(lost):,} of {count:,} images to learn from cannot be read any more and "
-                f"are left out, e.g. {lost[0]}",
-                "warning",
+                f"are left out, e.g. {lost[0]}"
             )
 
     def _drawn(self, count: int) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:

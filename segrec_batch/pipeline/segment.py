@@ -26,7 +26,7 @@ from segrec_batch.pipeline.tally import Occupancy, charge
 
 Row = dict[str, Any]
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _AT_ONCE_IN_TORCH = 4
 _WITHOUT_PIXELS = pa.schema([field for field in SEGMENTED if field.name != "pixels"])
 
@@ -121,7 +121,7 @@ class SegmentBatch:
             import torch
 
             torch.cuda.empty_cache()
-        _log.warning("out of memory on the device: from now on %d at a time", self.at_once)
+        log.warning("out of memory on the device: from now on %d at a time", self.at_once)
 
 
 def _segmented(found: Segmentation, i: int) -> Row:

@@ -1,5 +1,6 @@
 """Training, from labelled images to a model bundle in memory."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segrec_batch.common import console, messages
+from segrec_batch.common import console
 from segrec_batch.common.errors import InputError
 from segrec_batch.common.host import usable_cores, usable_memory
 from segrec_batch.images.decode import Shape, shapes_of_size
@@ -33,6 +34,8 @@ from segrec_batch.training.tune import (
     judged_classes,
     split_groups,
 )
+
+log = logging.getLogger(__name__)
 
 DEFAULT_LAYERS = "conv3_3,conv4_3,conv5_3,conv4_3@5,conv5_3@11"
 DEFAULT_SIZE = 624
@@ -171,16 +174,15 @@ class Trainer:
     def _say_background(self) -> None:
         """Say what counts as background, or that nothing does."""
         if unnamed := describe_unnamed(self._pixels, self.classes):
-            messages.say(unnamed)
+            log.info(unnamed)
         found = {self.classes.class_of(int(v)) for v in np.unique(self.samples.values)}
         if found == {1}:
-            messages.say(
+            log.warning(
                 f"every labelled pixel is of class {self.classes.names[0]}: there is nothing to "
-                "tell apart, and the model will find this class everywhere",
-                "warning",
+                "tell apart, and the model will find this class everywhere"
             )
         elif 0 not in found:
-            messages.say(
+            log.info(
                 "no position is background: the model will give every pixel one of the classes"
             )
 
@@ -211,10 +213,9 @@ class Trainer:
         judged = judged_classes(labels, split_groups(self.samples.groups))
         names = [name for k, name in enumerate(self.classes.names, 1) if k not in judged]
         if names:
-            messages.say(
+            log.warning(
                 f"too few groups have pixels of {', '.join(names)} for cross-validation to "
-                "judge: an IoU of 0 says nothing of them; label them in images of more groups",
-                "warning",
+                "judge: an IoU of 0 says nothing of them; label them in images of more groups"
             )
 
     def best(self) -> Model:

@@ -178,15 +178,15 @@ def test_prometheus_is_told_the_nodes_for_the_token(head: Head) -> None:
 
 JOIN = """
 import os, sys
-from segrec_batch.common import messages
-from segrec_batch.distributed import cluster
+from segrec_batch.common import logs
+from segrec_batch.pipeline import cluster
 
 def join():
     with cluster.joined():
         pass
 
 for os.environ["RAY_ADDRESS"] in sys.argv[1:]:
-    assert messages.run_command(join) == 1
+    assert logs.run_command(join) == 1
 """
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from segrec_batch.common.messages import run_command
+from segrec_batch.common.logs import run_command
 from segrec_batch.pipeline import chain
 from segrec_batch.pipeline.segment import SegmentBatch
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from segrec_batch.common.messages import run_command
+from segrec_batch.common.logs import run_command
 from segrec_batch.images.decode import Shape
 from segrec_batch.model.architecture import DEEPEST, LAYERS
 from segrec_batch.model.engines import EngineChoice

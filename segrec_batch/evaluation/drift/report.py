@@ -1,6 +1,7 @@
 """The drift report: what happened to an index between two snapshots."""
 
 import datetime as dt
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,6 @@ import pyarrow as pa
 
 from segrec_batch.common.console import track
 from segrec_batch.common.errors import InputError
-from segrec_batch.common.messages import say
 from segrec_batch.distributed.scratch import scratch_folder
 from segrec_batch.evaluation.drift import page
 from segrec_batch.evaluation.drift.counts import golden_counts
@@ -24,6 +24,8 @@ from segrec_batch.index.schema import coverage_column
 from segrec_batch.index.snapshot import Snapshot, history, open_snapshot
 from segrec_batch.search.database import open_files
 from segrec_batch.sources import storage
+
+log = logging.getLogger(__name__)
 
 TIES = "of equal Pearson the lower image_id"
 
@@ -53,7 +55,7 @@ def drift_report(settings: Settings) -> Report:
     """Compare two snapshots. Raises InputError, IndexStateError, StorageError."""
     before, after = open_pair(settings)
     asked = read_golden(settings.golden) if settings.golden else None
-    say(f"{before.index}: version {before.version} ({before.rows('images'):,} images) against "
+    log.info(f"{before.index}: version {before.version} ({before.rows('images'):,} images) against "
         f"{after.version} ({after.rows('images'):,})")  # fmt: skip
     with scratch_folder("segrec-drift-") as folder:
         pair = Pair(before, after, folder)
@@ -65,7 +67,7 @@ def drift_report(settings: Settings) -> Report:
             counts = [pair.images(), pair.failures(), pair.stale(), pair.coverage()]
         finally:
             pair.close()
-    say(f"{found:,} golden images; recommendations for each, before and after")
+    log.info(f"{found:,} golden images; recommendations for each, before and after")
     rows = [*_figures(golden, pair.classes), *_overlaps(before, after, golden, pair, settings.k)]
     told = Told(
         pa.concat_tables([*counts, golden_counts(rows)]), golden, before, after, settings.limits,

@@ -1,13 +1,13 @@
 """Ground truth from labelled masks: the class that fills most of an image, and where it is."""
 
 import hashlib
+import logging
 from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segrec_batch.common import messages
 from segrec_batch.common.console import track
 from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.retrieval.collection import Collection, Ints
@@ -24,6 +24,8 @@ from segrec_batch.labels.labelled import (
 )
 from segrec_batch.labels.pairing import Files, list_files, pair_indexed
 from segrec_batch.model.spec import COMMON_GRID
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Masks:
             words[row] = _bitmaps(found, len(classes.names))
             labels[row] = _dominant(found, classes, self.window)
         if unnamed := describe_unnamed(pixels, classes):
-            messages.say(unnamed)
+            log.info(unnamed)
         used = {
             "images": len(images),
             "labelled": len(pairs),

@@ -1,5 +1,6 @@
 """The retrieval report, from its counts."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from types import MappingProxyType
@@ -8,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from segrec_batch.common.messages import say
 from segrec_batch.evaluation.report import Provenance, Report
 from segrec_batch.evaluation.retrieval import dimensions, filters, rounds, sections
 from segrec_batch.evaluation.retrieval.examples import (
@@ -24,6 +24,8 @@ from segrec_batch.evaluation.retrieval.rankings import Floats
 from segrec_batch.evaluation.retrieval.run import Retrieval, Run, first, retrieve
 from segrec_batch.evaluation.retrieval.significance import Comparison, compare
 from segrec_batch.index.snapshot import choose_roots
+
+log = logging.getLogger(__name__)
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -62,7 +64,7 @@ def _examples(run: Run) -> list[Example]:
     rows = run.images.rows(pa.array(ids, pa.string()))
     roots = choose_roots(run.index, run.asked.images_roots)
     if not roots.uris:
-        say(f"{run.index} does not say what it was made from: --images-root URI shows images")
+        log.info(f"{run.index} does not say what it was made from: --images-root URI shows images")
     return [
         Example(
             run.images.uris[int(row)].as_py(),

@@ -1,12 +1,12 @@
 """One run: read the images, find the ground truth, rank and count blocks of queries on Ray."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from segrec_batch.common.console import ProgressMeter
-from segrec_batch.common.messages import say
 from segrec_batch.distributed import cluster
 from segrec_batch.distributed.tasks import Shared, each
 from segrec_batch.evaluation.retrieval import feedback
@@ -21,6 +21,8 @@ from segrec_batch.evaluation.retrieval.ranking import count_block, in_order, lis
 from segrec_batch.evaluation.retrieval.settings import EPSILONS, WINDOWS, allowed, settings
 from segrec_batch.evaluation.retrieval.truth import Folders, Truth
 from segrec_batch.search.database import open_index
+
+log = logging.getLogger(__name__)
 
 Grid = tuple[tuple[str, ...], tuple[Setting, ...]]
 """Methods, and settings in each of which each of them is judged."""
@@ -102,7 +104,9 @@ def retrieve(asked: Retrieval) -> Run:
         images = load(database, *_needed(methods))
         truth = asked.truth.find(images)
         rows = truth.queries(asked.queries, asked.seed)
-        say(f"{len(rows):,} queries among {len(images):,} images, {images.copies:,} of them copies")
+        log.info(
+            f"{len(rows):,} queries among {len(images):,} images, {images.copies:,} of them copies"
+        )
         took = latencies(database, images, methods, rows, asked.seed)
     grids = [(methods, of), *([sweep(images)] if SWEPT in methods else [])]
     return Run(

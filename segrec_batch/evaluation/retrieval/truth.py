@@ -1,6 +1,7 @@
 """Ground truth: which images are relevant to which, and how much alike their labels are."""
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -9,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segrec_batch.common.errors import InputError
-from segrec_batch.common.messages import say
 from segrec_batch.evaluation.retrieval.collection import Collection, Ints
 from segrec_batch.evaluation.retrieval.kernels import overlaps
+
+log = logging.getLogger(__name__)
 
 Bools = NDArray[np.bool_]
 
@@ -143,5 +145,5 @@ def digest(*parts: object) -> str:
 
 def said(details: Mapping[str, int]) -> Mapping[str, int]:
     """The same counts, said on stderr."""
-    say("ground truth: " + ", ".join(f"{name} {count:,}" for name, count in details.items()))
+    log.info("ground truth: " + ", ".join(f"{name} {count:,}" for name, count in details.items()))
     return details

@@ -1,11 +1,11 @@
 """What is fitted on what and judged on what: from settings to counts."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from segrec_batch.common import messages
 from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.segmentation.counts import SegrecMethod, judge_images
 from segrec_batch.evaluation.segmentation.splits import GIVEN, SPLITS, split_images
@@ -17,6 +17,8 @@ from segrec_batch.training.augment import KINDS
 from segrec_batch.training.methods import Methods, NotRun
 from segrec_batch.training.run import Settings as Training
 from segrec_batch.training.run import Trainer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Study:
         self.judge(part, self.method(part.split), classes, pixels)
         unnamed = describe_unnamed(pixels, classes)
         if part.split == GIVEN and unnamed:
-            messages.say(f"judged images: {unnamed}")
+            log.info(f"judged images: {unnamed}")
 
     def judge(
         self,
@@ -186,7 +188,7 @@ def _splits(
     every = _trainer(settings, images, classes, {int(i): kinds for i in splits.judged})
     for split in SPLITS:
         trainer = every.subset(splits.rows(split, every.samples))
-        messages.say(f"split {split}: {len(trainer.images)} training images, {len(judged)} judged")
+        log.info(f"split {split}: {len(trainer.images)} training images, {len(judged)} judged")
         yield Part(split, trainer.best(), judged, trainer)
 
 

@@ -1,6 +1,7 @@
 """One run of the recommendation job: plan, search on Ray, write parts, prove the sum, finish."""
 
 import itertools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -9,7 +10,6 @@ import torch
 
 from segrec_batch.common.console import ProgressMeter
 from segrec_batch.common.errors import AccountingError, InputError
-from segrec_batch.common.messages import say
 from segrec_batch.distributed import cluster, nodes
 from segrec_batch.distributed.scratch import scratch_folder
 from segrec_batch.distributed.tasks import Shared, each
@@ -19,6 +19,8 @@ from segrec_batch.search.batch.output import Output, Receipt, read_receipt, writ
 from segrec_batch.search.batch.plan import NOTHING_LEFT, Plan, Request
 from segrec_batch.search.batch.search import Block, Candidates, Search, Steps, steps
 from segrec_batch.sources import storage
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1  # of the output; another one is another request
 
@@ -71,7 +73,7 @@ def recommend_all(
         place.begin(_identity(snapshot, request, choice, part_size, plan), overwrite)
         done = place.success()
         if done:
-            say(f"{place.uri} is complete; nothing to do")
+            log.info(f"{place.uri} is complete; nothing to do")
             return done
         return _run(plan, place, choice, execution, part_size)
 
@@ -101,7 +103,7 @@ def _run(
     given = counts.pop("")
     parts = set(range(-(-given // part_size)))
     done = place.finished_parts() & parts
-    say(
+    log.info(
         f"{given:,} queries in {len(parts):,} parts, {len(done):,} of them in place; "
         f"{sum(counts.values()):,} cannot be asked"
     )
@@ -138,7 +140,7 @@ def _tasks(
             blocks.append(Shared(block))
             sizes.append(len(block))
             meter.advance(len(block))
-    say(f"scores on {where} (--device {execution.device})")
+    log.info(f"scores on {where} (--device {execution.device})")
     for number, queries in plan.queries(missing, part_size):
         uri = place.part_uri(number)
         yield _Task(uri, Shared(queries), blocks, sizes, choice, at_once, where)
@@ -152,7 +154,7 @@ def _search(tasks: Iterator[_Task], queries: int) -> list[Receipt]:
         for _, receipt in each(_work, itertools.chain([first], tasks), cpus, gpus):
             meter.advance(receipt.queries)
             receipts.append(receipt)
-    say(f"{sum(r.swept for r in receipts):,} of these took a second pass")
+    log.info(f"{sum(r.swept for r in receipts):,} of these took a second pass")
     return receipts
 
 

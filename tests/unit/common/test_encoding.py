@@ -1,5 +1,6 @@
 """What is written to terminals, logs, CSV, JSON and pages, of text that comes from outside."""
 
+import logging
 import csv
 import io
 import json
@@ -25,9 +26,10 @@ from segrec_batch.common.encoding import (
     redact,
 )
 from segrec_batch.common.errors import InputError
-from segrec_batch.common.messages import run_command, say
+from segrec_batch.common.logs import run_command
 from segrec_batch.sources import storage
 
+log = logging.getLogger("segrec_batch.tests")
 # by hand, from the Unicode standard: what drives a terminal, breaks lines, or turns text around
 HOSTILE = [
     "\x1b[2J\x1b]0;title\x07",
@@ -90,7 +92,7 @@ def test_answers_show_no_unsafe_character(name: str, kind: str) -> None:
 
 
 def test_a_message_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
-    say("cannot read a\x1b[2J\nerror: all is lost", "warning")
+    log.warning("cannot read a\x1b[2J\nerror: all is lost")
     assert capsys.readouterr().err == "warning: cannot read a\\x1b[2J\n  error: all is lost\n"
 
 
@@ -150,7 +152,7 @@ def test_messages_for_programs_repeat_no_secret(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
 
     def fail() -> None:
-        say("begins", index="s3://KEY:hunter2@bucket/x")
+        log.info("begins", extra={"index": "s3://KEY:hunter2@bucket/x"})
         raise RuntimeError("denied for wJalrXUtnFEMI at s3://KEY:hunter2@bucket/x")
 
     assert run_command(fail, "json") == 1
@@ -239,8 +241,7 @@ def test_a_command_ends_with_an_error_in_one_line(script: str, said: str, tmp_pa
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
-    code = "from segrec_batch.common import console, messages; import sys; "
-    code += "sys.exit(messages.run_command("
+    code = "from segrec_batch.common import console, logs; import sys; sys.exit(logs.run_command("
     code += "lambda: [console.show_line('x' * 99) for _ in range(9999)] and None))"
     done = in_shell(f'({sys.executable} -c "{code}"; echo $? >&2) | head -1', tmp_path)
     assert done.stderr == "141\n"

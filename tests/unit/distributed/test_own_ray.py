@@ -148,7 +148,7 @@ import os, sys
 from pathlib import Path
 import ray
 from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, get_authentication_mode
-from segrec_batch.distributed import cluster
+from segrec_batch.pipeline import cluster
 from segrec_batch.distributed.own_ray import read_authentication
 
 read_authentication()
@@ -183,8 +183,8 @@ def test_each_run_has_a_token_of_its_own_and_gives_the_users_back(
 UNDER_UV = """
 import sys
 import ray
-from segrec_batch.common import messages
-from segrec_batch.distributed import cluster
+from segrec_batch.common import logs
+from segrec_batch.pipeline import cluster
 from ray._private.runtime_env.uv_runtime_env_hook import _get_uv_run_cmdline
 
 def run():
@@ -193,7 +193,7 @@ def run():
         assert not ray.get_runtime_context().runtime_env, ray.get_runtime_context().runtime_env
         print("joined")
 
-sys.exit(messages.run_command(run))
+sys.exit(logs.run_command(run))
 """
 
 
@@ -212,15 +212,15 @@ def test_under_uv_run_nothing_is_uploaded(ray_cluster: None, tmp_path: Path) -> 
 
 JOIN = """
 import sys
-from segrec_batch.common import messages
-from segrec_batch.distributed import cluster
+from segrec_batch.common import logs
+from segrec_batch.pipeline import cluster
 
 def join():
     with cluster.joined():
         print("joined")
 
 cluster._WORKER_START = float(sys.argv[1])
-sys.exit(messages.run_command(join))
+sys.exit(logs.run_command(join))
 """
 
 
@@ -276,4 +276,4 @@ def test_the_package_starts_ray_in_one_place() -> None:
     starters = {
         str(path.relative_to(PACKAGE)) for path in MODULES if "ray.init(" in path.read_text()
     }
-    assert starters == {"distributed/cluster.py", "distributed/own_ray.py"}
+    assert starters == {"pipeline/cluster.py", "pipeline/own_ray.py"}

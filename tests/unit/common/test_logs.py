@@ -1,8 +1,9 @@
-"""What commands tell: messages for people and for programs, exit codes."""
+"""Tests of logging: messages as text and as JSON, exit codes."""
 
 import argparse
 import datetime as dt
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -11,8 +12,12 @@ from typing import Any
 
 import pytest
 
+from segrec_batch.cli.options import add_log_options
+from segrec_batch.common.console import ProgressMeter
 from segrec_batch.common.errors import InputError
-from segrec_batch.common.messages import add_log_format, run_command, say
+from segrec_batch.common.logs import run_command
+
+log = logging.getLogger("segrec_batch.tests")
 
 
 def parsed(text: str) -> list[dict[str, Any]]:
@@ -25,7 +30,8 @@ def parsed(text: str) -> list[dict[str, Any]]:
 
 
 def test_lines_of_threads_do_not_mix(capsys: pytest.CaptureFixture[str]) -> None:
-    threads = [threading.Thread(target=lambda: [say("x" * 99) for _ in range(50)]) for _ in "1234"]
+    lines = lambda: [log.info("x" * 99) for _ in range(50)]  # noqa: E731
+    threads = [threading.Thread(target=lines) for _ in "1234"]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -35,12 +41,14 @@ def test_lines_of_threads_do_not_mix(capsys: pytest.CaptureFixture[str]) -> None
 
 SPEAKERS = """
 import logging, os, time, warnings
-from segrec_batch.common import console, messages
+from segrec_batch.common import console
 from segrec_batch.common.console import ProgressMeter
-from segrec_batch.common.messages import bind, run_command, say
+from segrec_batch.common.logs import bind, run_command
+
+log = logging.getLogger("segrec_batch.tests")
 
 def command():
-    say("before\\nthe run é", n=1)
+    log.info("before\\nthe run é", extra={"n": 1})
     bind(run_id="r1")
     with ProgressMeter("indexed", 10) as meter:
         meter.advance(5)
@@ -51,7 +59,7 @@ def command():
 
 console._LOG_SECONDS = 0.05
 assert run_command(command, "json") == 0
-say("text again", "warning")
+run_command(lambda: log.warning("text again"))
 """
 
 
@@ -96,7 +104,7 @@ def test_text_is_the_default_and_an_error_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     parser = argparse.ArgumentParser()
-    add_log_format(parser)
+    add_log_options(parser)
     assert parser.parse_args([]).log_format == "text"
     assert parser.parse_args(["--log-format", "json"]).log_format == "json"
 
@@ -110,3 +118,20 @@ def test_text_is_the_default_and_an_error_is_one_line(
     assert capsys.readouterr().err == "error: no such\n"
     assert run_command(command(RuntimeError("a bug"))) == 1
     assert capsys.readouterr().err.startswith("error: RuntimeError: a bug; this is a fault of")
+
+
+def test_quiet_leaves_warnings_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        log.info("of no account")
+        with ProgressMeter("steps", 2) as meter:
+            meter.advance()
+        log.warning("of some account")
+        raise InputError("no such")
+
+    assert run_command(command, is_quiet=True) == 1
+    assert capsys.readouterr().err == "warning: of some account\nerror: no such\n"
+
+
+def test_figures_of_an_event_are_left_out_of_text(capsys: pytest.CaptureFixture[str]) -> None:
+    log.warning("disk full", extra={"event": "full", "bytes": 7})
+    assert capsys.readouterr().err == "warning: disk full\n"
