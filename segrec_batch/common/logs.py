@@ -16,7 +16,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 from pythonjsonlogger.core import BaseJsonFormatter
 
@@ -78,17 +78,20 @@ def _level(record: logging.LogRecord) -> str:
     return "warning" if record.levelno >= logging.WARNING else "info"
 
 
-class _Handler(logging.StreamHandler[TextIO]):
+class _Handler(logging.Handler):
     """Handler that writes to the stderr of the moment, which progress bars replace."""
 
     def __init__(self, log_format: str) -> None:
-        logging.Handler.__init__(self)
+        super().__init__()
         self.is_json = log_format == "json"
         self.setFormatter(_JsonFormatter() if self.is_json else _TextFormatter())
 
-    @property  # type: ignore[override]
-    def stream(self) -> TextIO:
-        return sys.stderr
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record in one piece: threads log, too."""
+        try:
+            print(f"{self.format(record)}\n", end="", file=sys.stderr, flush=True)
+        except Exception:
+            self.handleError(record)
 
 
 def _handler() -> _Handler | None:

@@ -1,9 +1,9 @@
 """What is written to terminals, logs, CSV, JSON and pages, of text that comes from outside."""
 
-import logging
 import csv
 import io
 import json
+import logging
 import subprocess
 import sys
 import unicodedata
