@@ -179,7 +179,7 @@ def test_prometheus_is_told_the_nodes_for_the_token(head: Head) -> None:
 JOIN = """
 import os, sys
 from segrec_batch.common import logs
-from segrec_batch.pipeline import cluster
+from segrec_batch.distributed import cluster
 
 def join():
     with cluster.joined():

@@ -148,7 +148,7 @@ import os, sys
 from pathlib import Path
 import ray
 from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, get_authentication_mode
-from segrec_batch.pipeline import cluster
+from segrec_batch.distributed import cluster
 from segrec_batch.distributed.own_ray import read_authentication
 
 read_authentication()
@@ -184,7 +184,7 @@ UNDER_UV = """
 import sys
 import ray
 from segrec_batch.common import logs
-from segrec_batch.pipeline import cluster
+from segrec_batch.distributed import cluster
 from ray._private.runtime_env.uv_runtime_env_hook import _get_uv_run_cmdline
 
 def run():
@@ -213,7 +213,7 @@ def test_under_uv_run_nothing_is_uploaded(ray_cluster: None, tmp_path: Path) -> 
 JOIN = """
 import sys
 from segrec_batch.common import logs
-from segrec_batch.pipeline import cluster
+from segrec_batch.distributed import cluster
 
 def join():
     with cluster.joined():
