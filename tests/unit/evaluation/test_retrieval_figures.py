@@ -40,7 +40,9 @@ def collection(n: int = 30, seed: int = 11) -> Collection:
     rng = np.random.default_rng(seed)
     kind = np.arange(n) % 3
     counts = rng.multinomial(8, [0.4, 0.4, 0.2], n)
-    masks = rng.integers(-(2**63), 2**63, (n, 2, 4)) & rng.integers(-(2**63), 2**63, (3, 2, 4))[kind]
+    masks = (
+        rng.integers(-(2**63), 2**63, (n, 2, 4)) & rng.integers(-(2**63), 2**63, (3, 2, 4))[kind]
+    )
     masks[counts[:, 1:] == 0] = 0
     members = {k: np.flatnonzero(counts[:, k]) for k in (1, 2)}
     ids = pa.array([f"{i:04x}" for i in range(n)])
@@ -92,7 +94,9 @@ def by_masks(folder: Path) -> Figures:
 def by_folders(folder: Path) -> Figures:
     """An index on disk, of which some images are copies, with folders as ground truth."""
     rng = np.random.default_rng(2)
-    features = (rng.random((4, 16))[np.arange(24) % 4] + 2 * rng.random((24, 16))).astype(np.float32)
+    features = (rng.random((4, 16))[np.arange(24) % 4] + 2 * rng.random((24, 16))).astype(
+        np.float32
+    )
     features[7], features[9] = features[3], 0
     index = str(folder / "index")
     write_index(index, features, (rng.integers(0, 5, 24) / 4).astype(np.float32))
