@@ -115,7 +115,7 @@ def main(a: argparse.Namespace) -> None:
     from segrec_batch.search.batch.choice import Choice
     from segrec_batch.search.batch.plan import Request
     from segrec_batch.search.batch.run import Execution, recommend_all
-    from segrec_batch.search.recommend import Criteria
+    from segrec_batch.search.filters import Criteria
 
     check_places({"--output": a.output}, {"--index": a.index, "--queries": a.queries})
     request = Request(Criteria(a.cls, tuple(a.coverage), a.k), a.queries)

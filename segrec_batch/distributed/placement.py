@@ -1,6 +1,6 @@
 """Placement of the model on the Ray cluster: its engine, actors and threads.
 
-Measured with benchmarks/throughput.py: threads that take whole images do as much as actors of one
+Measured with benchmarks.throughput: threads that take whole images do as much as actors of one
 thread each, and share the weights. But Python's own part of an image, a few hundredths, is done by
 one thread at a time; so an actor has a handful of them.
 """

@@ -1,4 +1,4 @@
-"""Benchmarks start, and those for a GPU run without Ray and the libraries beside it."""
+"""Tests of the benchmarks: each starts, and those for a GPU run without Ray and its neighbours."""
 
 import json
 import os
@@ -11,46 +11,49 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.common.bare_network import count_operations
+from benchmarks.common.timed_parts import Part, run_part
 from segrec_batch.model.architecture import LAYERS
 from segrec_batch.model.backbone import Backbone, load_weights
 from tests.support.commands import exit_code
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = "benchmarks/throughput.py"
-PROGRAMS = (PROGRAM, *(f"benchmarks/{name}.py" for name in ("cold", "gpu", "engines")))
-# what a machine that is there for its GPU may lack
+PROGRAMS = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+    for path in (ROOT / "benchmarks").rglob("*.py")
+    if 'if __name__ == "__main__":' in path.read_text()
+)
+# packages that a machine with a GPU may lack
 ABSENT = ("ray", "duckdb", "deltalake", "s3fs", "aiohttp", "botocore", "cv2", "skimage", "ncnn")
 
 
 def without(folder: Path) -> dict[str, str]:
-    """An environment in which nothing can import these."""
+    """Return an environment in which the ABSENT packages cannot be imported."""
     for name in ABSENT:
         (folder / f"{name}.py").write_text("raise ModuleNotFoundError(__name__)")
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
 
 
-@pytest.fixture(autouse=True)
-def _benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-
-
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_help_says_what_is_compared(program: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code(program, "--help") == 0
-    assert "examples:" in capsys.readouterr().out
+def test_benchmark_help_states_comparison(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(f"-m {program}", "--help") == 0
+    text = capsys.readouterr().out
+    assert "examples:" in text or f"python -m {program} " in text
 
 
-@pytest.mark.parametrize(
-    ("program", "option"), [("gpu.py", "--only=tea"), ("engines.py", "--only=tea")]
-)
-def test_unknown_parts_and_engines_are_refused(program: str, option: str) -> None:
-    assert exit_code(f"benchmarks/{program}", option) == 2
+def test_benchmarks_readme_names_every_program() -> None:
+    readme = (ROOT / "benchmarks/README.md").read_text()
+    assert len(PROGRAMS) > 10
+    assert [program for program in PROGRAMS if f"`python -m {program}" not in readme] == []
+
+
+@pytest.mark.parametrize("program", ["gpu", "engines"])
+def test_benchmark_refuses_unknown_part(program: str) -> None:
+    assert exit_code(f"-m benchmarks.{program}", "--only=tea") == 2
 
 
 @pytest.mark.parametrize("shape", [(224, 224), (544, 720), (32, 48)])
-def test_operations_are_those_that_torch_counts(shape: tuple[int, int]) -> None:
-    from bare import count_operations
-
+def test_count_operations_agrees_with_torch(shape: tuple[int, int]) -> None:
     state = {name: tensor.to("meta") for name, tensor in load_weights("random:0").state.items()}
     with FlopCounterMode(display=False) as counter:
         Backbone(state, list(LAYERS))(torch.zeros(1, 3, *shape, device="meta"))
@@ -88,7 +91,7 @@ def hanging(case):
         ("hanging", "stopped: out of time", ""),
     ],
 )
-def test_a_part_keeps_its_rows_however_it_ends(
+def test_run_part_keeps_rows_of_any_ending(
     step: str,
     status: str,
     error: str,
@@ -96,8 +99,6 @@ def test_a_part_keeps_its_rows_however_it_ends(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    from isolated import Part, run_part
-
     (tmp_path / "steps.py").write_text(STEPS)
     monkeypatch.syspath_prepend(str(tmp_path))
     limit = 8.0 if step == "hanging" else 60.0
@@ -119,20 +120,18 @@ def _has_ended(pid: int) -> bool:
     return not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] == "Z"
 
 
-def test_a_part_without_time_is_not_run() -> None:
-    from isolated import Part, run_part
-
+def test_run_part_without_time_is_not_run() -> None:
     outcome = run_part(Part("late", "nowhere:nothing", 60, needs=10), None, 9)
     assert outcome.status == "not run: out of time"
     assert not outcome.has_failed
 
 
 @pytest.mark.slow
-def test_what_needs_no_gpu_is_rehearsed_on_a_cpu(tmp_path: Path) -> None:
+def test_gpu_benchmark_rehearses_on_cpu(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     options = ["--device", "cpu", "--small", "--only", "peak,bare,decode"]
     subprocess.run(
-        [sys.executable, "benchmarks/gpu.py", *options, "--report", str(report)],
+        [sys.executable, "-m", "benchmarks.gpu", *options, "--report", str(report)],
         cwd=ROOT,
         env=without(tmp_path),
         check=True,
@@ -147,13 +146,16 @@ def test_what_needs_no_gpu_is_rehearsed_on_a_cpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_engines_agree_with_the_reference(tmp_path: Path) -> None:
+def test_engines_benchmark_agrees_with_torch(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     options = ["--shapes", "48x32", "--repeat", "1", "--threads", "1", "--report", str(report)]
     options += ["--workdir", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     subprocess.run(
-        [sys.executable, "benchmarks/engines.py", *options], cwd=ROOT, env=environment, check=True
+        [sys.executable, "-m", "benchmarks.engines", *options],
+        cwd=ROOT,
+        env=environment,
+        check=True,
     )
     found = json.loads(report.read_text())
     others = [row for row in found["rows"] if row["engine"] != "torch-float32"]
@@ -167,13 +169,24 @@ def test_engines_agree_with_the_reference(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_stages_run_without_ray(scenes: Path, model_dir: str, tmp_path: Path) -> None:
+def test_throughput_benchmark_runs_without_ray(
+    scenes: Path, model_dir: str, tmp_path: Path
+) -> None:
     report = tmp_path / "report.json"
     images = str(scenes / "images" / "place_00")
     options = ["--without-ray", "--only", "b", "--repeat", "1", "--count", "2", "--device", "cpu"]
     options += ["--batch-size", "2", "--workdir", str(tmp_path), "--report", str(report)]
     subprocess.run(
-        [sys.executable, PROGRAM, "--images", images, "--model", model_dir, *options],
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.throughput",
+            "--images",
+            images,
+            "--model",
+            model_dir,
+            *options,
+        ],
         cwd=ROOT,
         env=without(tmp_path),
         check=True,

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def exit_code(program: str, *arguments: str) -> int:
-    """Of `segrec`, or of a job by its path."""
+    """Return the exit code of `segrec`, of a job by its path or of a module `-m NAME`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [program, *arguments])
         with pytest.raises(SystemExit) as ended:
@@ -23,4 +23,6 @@ def exit_code(program: str, *arguments: str) -> int:
 def _run(program: str) -> None:
     if program == "segrec":
         sys.exit(cli.main())
+    if program.startswith("-m "):
+        runpy.run_module(program.removeprefix("-m "), run_name="__main__")
     runpy.run_path(str(ROOT / program), run_name="__main__")

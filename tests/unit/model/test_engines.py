@@ -394,7 +394,7 @@ def street_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def test_engines_are_within_tolerance_on_real_images(
     candidate: Candidate, street_model: Model
 ) -> None:
-    """See docs/segmentation.md; benchmarks/precision.py takes more images."""
+    """See docs/segmentation.md; benchmarks.engines.precision takes more images."""
     exact, other = (load_segmenter(street_model, EngineChoice(*c)) for c in (TORCH, candidate))
     found = [
         agree(exact(pixels), other(pixels))

@@ -1,0 +1,1 @@
+"""Benchmarks: one folder for each study. Run `python -m benchmarks.NAME --help`."""

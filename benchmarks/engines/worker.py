@@ -1,0 +1,132 @@
+"""Measurement of one engine inside a process of the benchmark."""
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.engines.networks import BUILDERS, TAPS, Floats
+from segrec_batch.images.decode import Shape
+
+REFERENCE = "torch-float32"
+IMPORTED = {"ncnn": "ncnn", "mnn": "MNN.nn"}
+_WAIT = 300  # seconds for the slowest process of a round
+
+
+@dataclass(frozen=True)
+class EngineCase:
+    """One engine with its threads, in each of some processes; files and images are in a folder."""
+
+    folder: str
+    engine: str
+    threads: int
+    processes: int
+    shapes: tuple[Shape, ...]
+    repeat: int
+
+    @property
+    def mode(self) -> str:
+        """Threads and processes in words."""
+        if self.processes > 1:
+            return f"{self.processes} processes"
+        return "1 thread" if self.threads == 1 else f"{self.threads} threads"
+
+    @property
+    def compares(self) -> bool:
+        """True if maps are compared with those of the reference."""
+        return (self.threads, self.processes) == (1, 1)
+
+
+class _Process:
+    """State of a process of the pool: the barrier of all processes."""
+
+    barrier: Any
+
+
+def join_round(barrier: Any) -> None:
+    """Keep the barrier of all processes, and discard standard output, on which MNN reports."""
+    _Process.barrier = barrier
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def prepare(folder: str, shapes: Sequence[Shape], weights: str) -> None:
+    """Write weights and a normalised image of each shape to a folder."""
+    from segrec_batch.model.architecture import IMAGENET_MEAN, IMAGENET_STD
+    from segrec_batch.model.backbone import load_weights
+    from segrec_batch.sample_data import render_scene
+
+    arrays = {name: tensor.numpy() for name, tensor in load_weights(weights).state.items()}
+    np.savez(Path(folder, "weights.npz"), allow_pickle=False, **arrays)
+    for height, width in shapes:
+        pixels = render_scene(0, 0, 0, (width, height)).image / np.float32(255)
+        image = (pixels - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)
+        chw = np.ascontiguousarray(image.transpose(2, 0, 1), np.float32)  # (H, W, C) -> (C, H, W)
+        np.save(Path(folder, f"{write_shape((height, width))}.npy"), chw)
+
+
+def measure_network(case: EngineCase) -> list[dict[str, Any]]:
+    """Return seconds, CPU seconds, memory and differences for each shape, in this process."""
+    with np.load(Path(case.folder, "weights.npz")) as file:
+        state = {name: file[name] for name in file.files}
+    # what is imported here does not count as memory of the network
+    import_module(IMPORTED.get(case.engine, "segrec_batch.model.backbone"))
+    before = _memory("VmRSS")
+    run = BUILDERS[case.engine](state, case.threads)
+    rows = []
+    for shape in case.shapes:
+        image = np.load(Path(case.folder, f"{write_shape(shape)}.npy"))
+        _reset_peak()
+        maps = run(image)
+        row: dict[str, Any] = {"seconds": [], "cpu": []}
+        for _ in range(case.repeat):
+            _Process.barrier.wait(_WAIT)
+            start, spent = time.perf_counter(), time.process_time()
+            run(image)
+            row["seconds"].append(time.perf_counter() - start)
+            row["cpu"].append(time.process_time() - spent)
+        row["memory"] = _memory("VmHWM") - before
+        rows.append(row | (_compare(case, shape, maps) if case.compares else {}))
+    return rows
+
+
+def _compare(case: EngineCase, shape: Shape, maps: Any) -> dict[str, float]:
+    """Return the largest difference of each tap over the reference's largest value, and Pearson's
+    r of the mean of conv5_3. The reference itself writes its maps.
+    """
+    path = Path(case.folder, f"reference_{write_shape(shape)}.npz")
+    if case.engine == REFERENCE:
+        np.savez(path, **maps)
+    if not path.exists():
+        return {}
+    with np.load(path) as reference:
+        found = {tap: _difference(maps[tap], reference[tap]) for tap in TAPS}
+        means = [x[TAPS[-1]].astype(np.float64).mean(axis=(1, 2)) for x in (maps, reference)]
+    return {**found, "pearson": float(np.corrcoef(*means)[0, 1])}
+
+
+def _difference(found: Floats, wanted: Floats) -> float:
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+
+def _memory(field: str) -> int:
+    """Return bytes of this process, VmRSS now or VmHWM since `_reset_peak`."""
+    text = Path("/proc/self/status").read_text()
+    (kilobytes,) = re.findall(rf"^{field}:\s+(\d+) kB$", text, re.MULTILINE)
+    return int(kilobytes) * 1024
+
+
+def _reset_peak() -> None:
+    with suppress(OSError):  # some sandboxes forbid it; the peak is then that of all before
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def write_shape(shape: Shape) -> str:
+    """Return width×height."""
+    return f"{shape[1]}×{shape[0]}"

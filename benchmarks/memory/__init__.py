@@ -1,0 +1,1 @@
+"""Memory of an indexing run and of the model."""

@@ -1,0 +1,36 @@
+"""A model with random weights, for measurements of memory."""
+
+import numpy as np
+
+from segrec_batch.images.decode import shapes_of_size
+from segrec_batch.model.architecture import Tap
+from segrec_batch.model.backbone import load_weights
+from segrec_batch.model.bundle import Model
+from segrec_batch.model.describe import random_rotation
+from segrec_batch.model.spec import ModelSpec
+from segrec_batch.training.run import DEFAULT_LAYERS
+
+
+def random_model(size: int, classes: int) -> Model:
+    """Default layers, random weights, a random head: `classes` with the background."""
+    weights, taps = load_weights("random:0"), [Tap.parse(t) for t in DEFAULT_LAYERS.split(",")]
+    rng = np.random.default_rng(0)
+    head = {
+        f"svm.{tap}": rng.standard_normal((classes, tap.source.channels), np.float32)
+        / tap.source.channels
+        for tap in taps
+    }
+    head |= {"svm.bias": np.zeros(classes, np.float32)}
+    head["sign_bits.centre"] = np.zeros(512, np.float32)
+    head["sign_bits.rotation"] = random_rotation(512).numpy()
+    spec = ModelSpec(
+        classes=tuple(f"class_{k}" for k in range(1, classes)),
+        taps=tuple(map(str, taps)),
+        components=tuple(range(classes)),
+        shapes=shapes_of_size(size),
+        mean=weights.mean,
+        std=weights.std,
+        weights=weights.origin,
+        weights_fingerprint=weights.fingerprint,
+    )
+    return Model(spec, head, weights.arrays)

@@ -1,0 +1,1 @@
+"""Speed of queries and of the recommendation job."""

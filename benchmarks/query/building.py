@@ -1,0 +1,154 @@
+"""Making what `query.py` asks, once: each step in a process of its own. Not a program."""
+
+import json
+import logging
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.common.peak_memory import check, measure
+from benchmarks.common.stand_in import StandInModel
+from benchmarks.query.synthetic import (
+    Case,
+    blocks,
+    coverages,
+    features,
+    part,
+    region,
+    standardised,
+    table,
+)
+from segrec_batch.index import files
+from segrec_batch.index import snapshot as index
+from segrec_batch.index.parts import write_part
+from segrec_batch.index.schema import FEATURE_LENGTH, regions_schema
+
+log = logging.getLogger("segrec_batch.benchmarks")
+
+
+def build(case: Case, peers: list[str]) -> dict[str, dict[str, float]]:
+    """Make what is not there yet: seconds, peak memory in MB and MB on disk of every step."""
+    Path(case.folder).mkdir(parents=True, exist_ok=True)
+    record = Path(case.folder, "built.json")
+    done = json.loads(record.read_text()) if record.exists() else {}
+    if done.get("cache", {}).get("sql") != _sql():
+        done.pop("cache", None)  # it holds macros; a change in place would have it rewritten
+    for name, step in _STEPS.items():
+        if name in done or (name in _OF_PEERS and name not in peers):
+            continue
+        log.info(f"{case.rows:,} images: {name}")
+        found = measure(step, case)
+        seconds, size = found.result
+        done[name] = {"s": seconds, "MB": size / 1e6, "peak MB": found.total / 1e6, "sql": _sql()}
+        record.write_text(json.dumps(done))
+    return {name: done[name] for name in _STEPS if name in done}
+
+
+def _sql() -> int:
+    """Tells one state of what a cache is made of from another."""
+    root = Path(__file__).parents[2]
+    paths = [*sorted((root / "schemas").glob("*.sql")), root / "segrec_batch/search/cache.py"]
+    return zlib.crc32(b"".join(path.read_bytes() for path in paths))
+
+
+def _index(case: Case) -> tuple[float, int]:
+    shutil.rmtree(case.index, ignore_errors=True)
+    clock = time.perf_counter()
+    base = index.create(case.index, StandInModel())  # type: ignore[arg-type]
+    parts = [write_part(case.index, part(0, *block)) for block in blocks(case.rows)]
+    made = index.commit(base, [file for part in parts for file in part])
+    check(made.rows("images"), case.rows)
+    check(made.version, 1)
+    return time.perf_counter() - clock, sum(f.size for f in made.all_files)
+
+
+def _bare(case: Case) -> tuple[float, int]:
+    """Read the files of the index, as the cache has to."""
+    found = list(index.open_snapshot(case.index).all_files)
+    clock = time.perf_counter()
+    for file in found:
+        check(pq.read_table(file.uri(case.index), partitioning=None).num_rows, file.rows)
+    return time.perf_counter() - clock, sum(f.size for f in found)
+
+
+def _cache(case: Case) -> tuple[float, int]:
+    from segrec_batch.search.cache import refresh_cache
+
+    clock = time.perf_counter()
+    refresh_cache(case.index, case.cache, rebuild=Path(case.cache).exists())
+    return time.perf_counter() - clock, Path(case.cache).stat().st_size
+
+
+def _refresh(case: Case) -> tuple[float, int]:
+    """Change 1 % of the images; bring a copy of the cache to that; change them back."""
+    from segrec_batch.search.cache import refresh_cache
+
+    base = index.open_snapshot(case.index)
+    start, rows = blocks(case.rows)[-1]
+    old = next(p for p in files.by_part(base.all_files).values() if p[0].rows == rows)
+    changed = index.commit(base, write_part(case.index, part(2, start, rows)), old)
+    link = f"{case.cache}.link"  # the new file takes the place of this name, not of the file
+    Path(link).unlink(missing_ok=True)
+    os.link(case.cache, link)
+    clock = time.perf_counter()
+    found = refresh_cache(case.index, link)
+    seconds, size = time.perf_counter() - clock, Path(link).stat().st_size
+    Path(link).unlink()
+    check(found.added, sum(f.rows for f in old))
+    index.replace(changed, base)
+    return seconds, size
+
+
+def _unsorted(case: Case) -> tuple[float, int]:
+    clock = time.perf_counter()
+    schema = regions_schema()
+    with pq.ParquetWriter(case.unsorted, schema, compression="none", use_dictionary=False) as sink:
+        for start, rows in blocks(case.rows):
+            found = features(0, start, rows)
+            cars = table(schema, region(found, "car", coverages(start, rows), start))
+            sink.write_table(cars, row_group_size=files.ROW_GROUP)
+    return time.perf_counter() - clock, Path(case.unsorted).stat().st_size
+
+
+def _lance(case: Case) -> tuple[float, int]:
+    import lancedb
+
+    shutil.rmtree(case.lance, ignore_errors=True)
+    vector = pa.list_(pa.float32(), FEATURE_LENGTH)
+    kinds = {"row": pa.int64(), "coverage": pa.float32(), "vector": vector}
+    schema = pa.schema(kinds.items())
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for start, rows in blocks(case.rows):
+            vectors = pa.array(standardised(features(0, start, rows)).ravel())
+            yield pa.record_batch(
+                [
+                    pa.array(range(start, start + rows)),
+                    pa.array(coverages(start, rows)),
+                    pa.FixedSizeListArray.from_arrays(vectors, type=vector),
+                ],
+                schema,
+            )
+
+    clock = time.perf_counter()
+    reader = pa.RecordBatchReader.from_batches(schema, batches())
+    lancedb.connect(case.lance).create_table("car", reader)
+    size = sum(p.stat().st_size for p in Path(case.lance).rglob("*") if p.is_file())
+    return time.perf_counter() - clock, size
+
+
+_STEPS: dict[str, Callable[[Case], tuple[float, int]]] = {
+    "index": _index,
+    "bare": _bare,
+    "cache": _cache,
+    "refresh": _refresh,
+    "parquet": _unsorted,
+    "lancedb": _lance,
+}
+_OF_PEERS = ("lancedb",)

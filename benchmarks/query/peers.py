@@ -1,0 +1,240 @@
+"""Who answers the questions of `query.py`, from the same rows. Not a program.
+
+All take a query as the row of a new feature in `Questions`. All but `NumPy.product`, `NumPy.read`
+and `recommend_by_sign_bits` are exact: they answer with the ten rows of the highest Pearson
+correlation whose σ is in a window.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from benchmarks.query.synthetic import (
+    WINDOWS,
+    Case,
+    Vectors,
+    Window,
+    blocks,
+    coverages,
+    features,
+    row_of,
+    standardised,
+    uri,
+)
+from segrec_batch.index.encode import image_id
+from segrec_batch.index.schema import FEATURE_LENGTH
+from segrec_batch.search.database import open_index
+from segrec_batch.search.sql.connection import Access
+from segrec_batch.search.sql.work import WATCHED, Work, last_work
+
+K = 10
+CORES = len(os.sched_getaffinity(0))
+_ASKED = "class := 'car', min_coverage := $low, max_coverage := $high"
+_FROM_FILE = "FROM read_parquet($file) WHERE coverage BETWEEN $low AND $high"
+
+Ask = Callable[[int, Window], list[int]]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """New features as queries, and rows of the index as queries."""
+
+    case: Case
+    count: int
+
+    @cached_property
+    def vectors(self) -> Vectors:
+        """New features (count, 512), not in the index."""
+        return features(4, 0, self.count)
+
+    @cached_property
+    def units(self) -> Vectors:
+        """The same, centred and at unit length."""
+        return standardised(self.vectors)
+
+    @cached_property
+    def rows(self) -> list[int]:
+        """Of images in the index."""
+        rows = np.random.default_rng(5).integers(self.case.rows, size=self.count)
+        return [int(row) for row in rows]
+
+
+class NumPy:
+    """All features in memory, and one matrix-vector product of all cores."""
+
+    def __init__(self, questions: Questions) -> None:
+        threadpool_limits(CORES, user_api="blas")
+        case, self._asked = questions.case, questions
+        self.matrix = np.empty((case.rows, FEATURE_LENGTH), np.float32)
+        for start, rows in blocks(case.rows):
+            self.matrix[start : start + rows] = standardised(features(0, start, rows))
+        self.coverage = np.concatenate([coverages(*block) for block in blocks(case.rows)])
+
+    def product(self, query: int, _: Window) -> list[int]:
+        """The product alone: what others are measured against."""
+        self.matrix @ self._asked.units[query]
+        return []
+
+    def passing(self, window: Window) -> int:
+        """How many rows have their σ in a window."""
+        low, high = window
+        return int(((self.coverage >= low) & (self.coverage <= high)).sum())
+
+    def best(self, unit: Vectors, without: int | None) -> dict[Window, list[int]]:
+        """The answers for all windows; a row may be left out."""
+        scores = self.matrix @ unit
+        if without is not None:
+            scores[without] = -2
+        return {window: self._first(scores, window) for window in WINDOWS.values()}
+
+    def _first(self, scores: Vectors, window: Window) -> list[int]:
+        low, high = window
+        rows = np.flatnonzero((self.coverage >= low) & (self.coverage <= high))
+        if len(rows) > K:
+            rows = rows[np.argpartition(-scores[rows], K)[:K]]
+        return rows.tolist()
+
+    def read(self, _query: int, _window: Window) -> list[int]:
+        """Sum the bits of the matrix on all cores: as fast as memory is read."""
+        slices = np.array_split(self.matrix.reshape(-1).view(np.int64), CORES)
+        with ThreadPoolExecutor(CORES) as pool:
+            list(pool.map(np.add.reduce, slices))
+        return []
+
+
+class Faiss:
+    """A flat index for each core, as FAISS runs one query on one thread."""
+
+    def __init__(self, questions: Questions, matrix: Vectors) -> None:
+        import faiss
+
+        faiss.omp_set_num_threads(CORES)
+        self._asked = questions
+        self._index = faiss.IndexShards(FEATURE_LENGTH, True, True)
+        self._flat = [faiss.IndexFlatIP(FEATURE_LENGTH) for _ in range(CORES)]
+        for flat, rows in zip(self._flat, np.array_split(matrix, CORES), strict=True):
+            flat.add(rows)
+            self._index.add_shard(flat)
+
+    def ask(self, query: int, _: Window) -> list[int]:
+        """The answer among all rows."""
+        rows = self._index.search(self._asked.units[query][None], K)[1][0]
+        return [int(row) for row in rows]
+
+
+class Lance:
+    """A LanceDB table without an index of vectors: it scans."""
+
+    def __init__(self, questions: Questions) -> None:
+        os.environ["LANCE_CPU_THREADS"] = str(CORES)
+        import lancedb
+
+        self._asked = questions
+        self._table = lancedb.connect(questions.case.lance).open_table("car")
+
+    def ask(self, query: int, window: Window) -> list[int]:
+        """The answer; the window is a filter before the scan."""
+        low, high = window
+        search = self._table.search(self._asked.units[query]).distance_type("dot")
+        search = search.where(f"coverage BETWEEN {low} AND {high}", prefilter=True)
+        rows: list[int] = search.limit(K).select(["row", "_distance"]).to_arrow()["row"].to_pylist()
+        return rows
+
+
+def _watch(connection: Any) -> None:
+    for name, value in WATCHED.items():
+        connection.execute(f"SET {name} = '{value}'")
+
+
+class Parquet:
+    """DuckDB over one Parquet file of regions that lie in no order, and the macro `pearson`."""
+
+    def __init__(self, questions: Questions) -> None:
+        self._asked = questions
+        # any index brings the macro
+        self._connection = open_index(questions.case.cache, access=Access.OPEN).connection
+        self._connection.execute(f"SET threads = {CORES}")
+
+    def ask(self, query: int, window: Window) -> list[int]:
+        """The answer."""
+        found = self._connection.execute(
+            f"SELECT uri {_FROM_FILE} "
+            "ORDER BY pearson(feature, $query::FLOAT[]) DESC, image_id LIMIT $k",
+            {**self._values(query, window), "k": K},
+        )
+        return [row_of(uri) for (uri,) in found.fetchall()]
+
+    def work(self, query: int, window: Window) -> Work:
+        """What that reads."""
+        _watch(self._connection)
+        self._connection.execute(  # ORDER BY … LIMIT would read the files twice
+            f"SELECT sum(pearson(feature, $query::FLOAT[])) {_FROM_FILE}",
+            self._values(query, window),
+        ).fetchall()
+        return last_work(self._connection)
+
+    def _values(self, query: int, window: Window) -> dict[str, object]:
+        file, vector = self._asked.case.unsorted, self._asked.vectors[query].tolist()
+        return {"file": file, "query": vector, "low": window[0], "high": window[1]}
+
+
+class Segrec:
+    """`recommend` of this package, over the files of an index or over its query cache."""
+
+    def __init__(self, questions: Questions, cache: bool) -> None:
+        case, self._asked = questions.case, questions
+        source, version = (case.cache, None) if cache else (case.index, 1)
+        database = open_index(source, version, Access.OPEN)
+        self._connection = database.connection
+        self._connection.execute(f"SET threads = {CORES}")
+
+    def by_vector(self, query: int, window: Window) -> list[int]:
+        """The answer among the regions of class car."""
+        return self._rows(
+            f"recommend($query::FLOAT[], k := $k, {_ASKED})",
+            query=self._asked.vectors[query].tolist(),
+            low=window[0],
+            high=window[1],
+        )
+
+    def by_image(self, query: int, window: Window) -> list[int]:
+        """The answer to an indexed image, itself left out."""
+        return self._rows(
+            f"recommend($query::VARCHAR, k := $k, {_ASKED})",
+            query=self._id(query),
+            low=window[0],
+            high=window[1],
+        )
+
+    def images_by_vector(self, query: int, _: Window) -> list[int]:
+        """The answer among all whole images."""
+        vector = self._asked.vectors[query].tolist()
+        return self._rows("recommend($query::FLOAT[], k := $k)", query=vector)
+
+    def images_by_image(self, query: int, _: Window) -> list[int]:
+        """The same for an indexed image, itself left out."""
+        return self._rows("recommend($query::VARCHAR, k := $k)", query=self._id(query))
+
+    def by_sign_bits(self, query: int, _: Window) -> list[int]:
+        """Nearly that answer."""
+        return self._rows("recommend_by_sign_bits($query, k := $k)", query=self._id(query))
+
+    def work(self, query: int, window: Window) -> Work:
+        """What `by_vector` reads."""
+        _watch(self._connection)
+        self.by_vector(query, window)
+        return last_work(self._connection)
+
+    def _id(self, query: int) -> str:
+        return image_id(uri(self._asked.rows[query]))
+
+    def _rows(self, source: str, **values: object) -> list[int]:
+        sql = f"SELECT uri FROM {source} ORDER BY rank"  # noqa: S608
+        found = self._connection.execute(sql, {**values, "k": K})
+        return [row_of(uri) for (uri,) in found.fetchall()]

@@ -1,0 +1,1 @@
+"""Cost of planning and of snapshots as an index grows."""

@@ -1,0 +1,1 @@
+"""Speed of the whole indexing job and of descriptors."""

@@ -1,0 +1,126 @@
+"""(a) of throughput.py, the limit: the bare convolutions of VGG-16 on images that are in memory."""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchvision.models import vgg16
+
+from benchmarks.common.bare_network import count_operations, measure_matrix_peak, measure_rate
+from benchmarks.throughput.case import CORES, Case
+from segrec_batch.images.decode import decode
+from segrec_batch.model.allocation import keep_memory
+from segrec_batch.model.architecture import DEEPEST
+from segrec_batch.model.bundle import load_model
+from segrec_batch.model.class_maps import normalise
+from segrec_batch.model.device import full_float32
+from segrec_batch.model.torch_engine import Normalise, as_tensors
+from segrec_batch.sources.storage import read_many
+
+CONVOLUTIONS = 30  # of vgg16().features, up to the ReLU of conv5_3
+CPU_BATCHES = 1, 4  # larger ones are no faster there
+CUDA_BATCHES = 1, 2, 4  # times the batch of segrec
+SECONDS = 8.0  # of forwards that are timed, for each way
+
+
+def limit(case: Case) -> dict[str, Any]:
+    """Return images/s of the best way; on a GPU also the share of its bf16 matrix product."""
+    if case.device == "cpu":
+        keep_memory()  # as segrec does: a tenth faster, and so the harder limit
+    measure = _measure_ncnn if case.choice.engine == "ncnn" else _measure_torch
+    measured = measure(case)
+    rates = {way: rate for way, (rate, _) in measured.items()}
+    best = max(rates, key=rates.__getitem__)
+    found: dict[str, Any] = {
+        "rates": rates,
+        "images/s": rates[best],
+        "flops": count_operations(case.shape),
+    }
+    found["cpu"] = min(cpu for _, cpu in measured.values())
+    if case.device == "cuda":
+        found["peak bytes"] = torch.cuda.max_memory_allocated()
+        found["peak flops/s"] = measure_matrix_peak()["best"]
+        found["share of peak"] = rates[best] * found["flops"] / found["peak flops/s"]
+    return found
+
+
+Measured = dict[str, tuple[float, float]]  # images/s and CPU seconds per image, by way
+
+
+def _measure_ncnn(case: Case) -> Measured:
+    """All threads on one image, against a thread an image, in one network or in networks."""
+    from segrec_batch.model.ncnn_engine import NcnnNetwork  # a machine with a GPU may lack it
+
+    state, images = load_model(case.model).backbone, _images(case, CORES)
+    scaled = [normalise(image, case.spec.scaling) for image in images]
+    wide = NcnnNetwork(state, [DEEPEST], threads=CORES)
+    one, *others = (NcnnNetwork(state, [DEEPEST]) for _ in range(CORES))
+    shared = [lambda x=x: one(x) for x in scaled]
+    apart = [lambda n=n, x=x: n(x) for n, x in zip((one, *others), scaled, strict=True)]
+    return {
+        f"{CORES} threads an image": _rate_in_turn([lambda: wide(scaled[0])]),
+        "a thread an image": _rate_in_turn(shared),
+        "a thread an image, a network each": _rate_in_turn(apart),
+    }
+
+
+def _rate_in_turn(runs: Sequence[Callable[[], Any]]) -> tuple[float, float]:
+    """Return images/s and CPU seconds per image of functions that run side by side."""
+
+    def repeat(run: Callable[[], Any]) -> int:
+        done = 0
+        while time.perf_counter() < end:
+            run()
+            done += 1
+        return done
+
+    for run in runs:
+        run()
+    spent, start = time.process_time(), time.perf_counter()
+    end = start + SECONDS
+    with ThreadPoolExecutor(len(runs)) as threads:
+        done = sum(threads.map(repeat, runs))
+    return done / (time.perf_counter() - start), (time.process_time() - spent) / done
+
+
+def _measure_torch(case: Case) -> Measured:
+    """Batches of several sizes, on all threads."""
+    torch.set_num_threads(CORES)
+    sizes = (
+        [case.batch_size * n for n in CUDA_BATCHES] if case.device == "cuda" else list(CPU_BATCHES)
+    )
+    network, images = _network(case), _batch(case, sizes[-1])
+    with full_float32():
+        return {
+            f"batches of {size}": measure_rate(network, images.split(size), SECONDS)
+            for size in sizes
+        }
+
+
+def _network(case: Case) -> nn.Module:
+    features = vgg16(weights=None).features
+    features.load_state_dict(as_tensors(load_model(case.model).backbone))
+    dtype = getattr(torch, case.choice.precision)
+    network = features[:CONVOLUTIONS].eval().requires_grad_(False).to(case.device, dtype)
+    channels_last: nn.Module = network.to(memory_format=torch.channels_last)
+    return channels_last
+
+
+def _images(case: Case, count: int) -> list[NDArray[np.uint8]]:
+    """Some images as the model sees them, (H, W, 3)."""
+    files = [c for c in read_many(case.paths()[:count]) if isinstance(c, bytes)]
+    found = [decode(c, case.spec.shapes).pixels for c in files]
+    return [found[i % len(found)] for i in range(count)]
+
+
+def _batch(case: Case, count: int) -> Tensor:
+    """Some images as the network takes them: (B, 3, H, W)."""
+    scale = Normalise(case.spec.scaling, case.choice.precision).to(case.device)
+    few = torch.from_numpy(np.stack(_images(case, min(count, 8)))).to(case.device)
+    repeated: Tensor = scale(few).repeat(-(-count // len(few)), 1, 1, 1)[:count]
+    return repeated.contiguous(memory_format=torch.channels_last)
