@@ -1,4 +1,4 @@
-"""Speed and operations of VGG-16's bare convolutions. Not a program: others import it."""
+"""Speed and operations of VGG-16's bare convolutions."""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""Seconds and CPU seconds of a step in a process of its own. Not a program: others import it."""
+"""Seconds and CPU seconds of a step in a process of its own."""
 
 import multiprocessing
 import re
@@ -19,8 +19,12 @@ _EVERY = 0.25  # seconds between two looks; a look takes milliseconds
 
 @dataclass(frozen=True)
 class Watched:
-    """What a step returned; seconds from the start of its process to its end; the CPU seconds of
-    that and of all processes below it, by what they do.
+    """Result and time of a step.
+
+    Attributes:
+        result: what the step returned.
+        seconds: from the start of the step's process to its end.
+        cpu: CPU seconds of that process and of all processes below it, by name.
     """
 
     result: Any
@@ -90,7 +94,7 @@ class _Processes:
 
 
 def _name(command: list[str]) -> str:
-    """What a process does: Ray writes it into the title, Python has a module or a script."""
+    """Return the name of a process: its Ray title, its Python module or its script."""
     if not command:
         return "gone"
     if command[0].startswith("ray::"):

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of a step, in a process of its own. Not a program: others import it."""
+"""Seconds and peak memory of a step in a process of its own."""
 
 import multiprocessing
 import tempfile
@@ -21,8 +21,13 @@ _NOISE = 1.1, 0.1  # no growth of memory per item: up to this factor, or to thes
 
 @dataclass(frozen=True)
 class Measured:
-    """What a step returned, and peaks in bytes: memory of its process, of that and all below it,
-    temporary files.
+    """Result and peaks of a step, in bytes.
+
+    Attributes:
+        result: what the step returned.
+        driver: peak memory of the step's process.
+        total: peak memory of that process and of all processes below it.
+        disk: peak size of the temporary files.
     """
 
     result: Any
@@ -96,7 +101,7 @@ class Growth:
         return [(b - a) / (n - m) / 1e3 for (m, a), (n, b) in pairwise(self._peaks[step])]
 
     def check(self) -> None:
-        """Raises SegrecError if memory per item grows."""
+        """Check that memory per item does not grow; raise SegrecError if it does."""
         factor, floor = _NOISE
         pairs = {step: list(pairwise(self._slopes(step))) for step in self._peaks}
         growing = [s for s in pairs if any(b > max(a * factor, floor) for a, b in pairs[s])]
@@ -105,6 +110,6 @@ class Growth:
 
 
 def check(found: int, wanted: int) -> None:
-    """Raises AccountingError if two counts differ."""
+    """Raise AccountingError if two counts differ."""
     if found != wanted:
         raise AccountingError(f"{found:,} found, {wanted:,} wanted")

@@ -1,4 +1,4 @@
-"""Parts of a benchmark, each in a process of its own with a time limit. Not a program.
+"""Parts of a benchmark, each in a process of its own with a time limit.
 
 A part that fails, dies or does not end leaves the rows that it has measured, and the next one runs.
 """

@@ -1,4 +1,4 @@
-"""VGG-16's 13 convolutions in the engines of engines.py, built from weights in memory.
+"""VGG-16's 13 convolutions in each engine, built from weights in memory.
 
 Each builder takes a state dict of `features` as arrays and a number of threads, and returns a
 network: a normalised image (3, H, W) float32 → its maps (C, h, w) float32 by tap.
@@ -148,7 +148,7 @@ def _tensor(name: str, array: Floats) -> bytes:
 
 
 def _value(number: int, name: str, channels: int) -> bytes:
-    """An input or output (1, channels, height, width) of floats."""
+    """Describe an input or output (1, channels, height, width) of floats."""
     sizes = [_field(2, "n"), _field(1, channels), _field(2, "height"), _field(2, "width")]
     shape = b"".join(_field(1, size) for size in sizes)
     kind: Any = _field(1, _field(1, 1) + _field(2, shape))

@@ -1,4 +1,4 @@
-"""How far the engines differ: the same model and images in each, next to torch in float32.
+"""Differences of the engines from torch in float32, on one model and the same images.
 
     python -m benchmarks.engines.precision --model MODEL --images DIR [--count 40] [--device cuda]
 

@@ -97,8 +97,10 @@ def measure_network(case: EngineCase) -> list[dict[str, Any]]:
 
 
 def _compare(case: EngineCase, shape: Shape, maps: Any) -> dict[str, float]:
-    """Return the largest difference of each tap over the reference's largest value, and Pearson's
-    r of the mean of conv5_3. The reference itself writes its maps.
+    """Return how far the maps are from those of the reference, which writes its own.
+
+    For each tap: the largest difference over the reference's largest value; then Pearson's r of the
+    mean of conv5_3.
     """
     path = Path(case.folder, f"reference_{write_shape(shape)}.npz")
     if case.engine == REFERENCE:

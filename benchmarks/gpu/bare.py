@@ -1,4 +1,4 @@
-"""The bare convolutions of gpu.py: the device, its matrix product, and ways to run the network."""
+"""The device, its matrix product, and ways to run the bare convolutions."""
 
 import logging
 import platform

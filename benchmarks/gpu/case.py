@@ -1,4 +1,4 @@
-"""Sizes, files and model of gpu.py."""
+"""Sizes, files and model of the GPU benchmark."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ SMALL = Sizes(((64, 96), (32, 32)), (2,), 0.1, 256, scenes=2, decoded=4, indexed
 
 @dataclass(frozen=True)
 class GpuCase:
-    """One run of gpu.py: a folder for its files, cpu or cuda, the cores of the host, the sizes."""
+    """One run: a folder for its files, cpu or cuda, the cores of the host, the sizes."""
 
     folder: str
     device: str

@@ -1,4 +1,4 @@
-"""The decoders of gpu.py: JPEGs on the cores of the host, and on the device.
+"""Decoders of JPEGs on the cores of the host and on the device.
 
 The processes that decode with Pillow import no torch.
 """

@@ -1,4 +1,4 @@
-"""The tables and goals of gpu.py."""
+"""Tables and goals of the GPU benchmark."""
 
 import logging
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The tests for GPUs and the whole job of gpu.py."""
+"""The tests for GPUs and the whole job."""
 
 import math
 import re

@@ -1,6 +1,6 @@
-"""Segmentation quality of the default layers against each single layer and the majority class.
+r"""Segmentation quality of the default layers against each single layer and the majority class.
 
-    python -m benchmarks.layers --train DIR --val DIR --classes classes.json \\
+    python -m benchmarks.layers --train DIR --val DIR --classes classes.json \
         --backbone-weights vgg16.safetensors --report DIR
 
 DIR holds images/ and masks/. One pass of the backbone over each set serves all layer sets. Prints a
@@ -51,7 +51,7 @@ def fit_models(trainer: Trainer) -> dict[str, Model]:
 def confusions(
     models: dict[str, Model], trainer: Trainer, images: list[LabelledImage], classes: Classes
 ) -> dict[str, np.ndarray]:
-    """The confusion matrix of each model, at the images' own resolution."""
+    """Return the confusion matrix of each model at the resolution of the images."""
     maps_of = trainer.feature_maps
     heads = {
         name: LinearHead(as_tensors(m.svm_weights), torch.from_numpy(m.svm_bias), m.spec.components)

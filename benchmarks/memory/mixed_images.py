@@ -1,4 +1,4 @@
-"""Images of mixed shapes, sizes and formats, some of them broken. Not a program.
+"""Images of mixed shapes, sizes and formats, some of them broken.
 
 What a bucket holds that people have filled: mostly small JPEGs, now and then one of 24 megapixels,
 PNGs with transparency or 16 bits, strips of 40:1, files that are no images.

@@ -50,7 +50,7 @@ def peaks_of_batches(
 
 
 def decoded(shapes: list[tuple[int, int]], batch: int, seed: int) -> pa.Table:
-    """DECODED rows of noise, of shapes by chance, whose masks are as large as masks can be."""
+    """Return DECODED rows of noise in random shapes, with masks of the largest size."""
     from segrec_batch.pipeline.stage_schema import DECODED
 
     rng, rows = np.random.default_rng(seed), []

@@ -102,7 +102,7 @@ def growing(samples: list[Sample]) -> list[str]:
 
 
 def run(a: argparse.Namespace) -> None:
-    """The job over mixed images. Raises SegrecError if its memory grows."""
+    """Run the job over mixed images. Raises SegrecError if its memory grows."""
     with tempfile.TemporaryDirectory(dir=a.workdir) as folder:
         kinds = write_images(Path(folder), a.images)
         random_model(a.size, 4).save(f"{folder}/model")

@@ -1,4 +1,4 @@
-"""How fast an index is asked for the ten most similar images, next to others on the same vectors.
+"""Time to find the ten most similar images, next to other systems on the same vectors.
 
 ×: times a matrix-vector product of NumPy over all vectors in memory. Everything is measured in one
 run, warm, on all cores, the ways in turn with a new query in each round; the best round counts.
@@ -109,7 +109,7 @@ class Way:
         self.answers.append(answer)
 
     def forget(self) -> None:
-        """What was asked so far was to warm up."""
+        """Discard the times so far, which were for warming up."""
         self.seconds.clear()
         self.answers.clear()
 
@@ -154,7 +154,7 @@ def ask_all(found: list[Way]) -> None:
 
 
 def check_answers(found: list[Way], questions: "Questions", numpy: "NumPy") -> None:
-    """Raises AccountingError unless each exact answer is that of NumPy, but for equal scores."""
+    """Raise AccountingError unless each exact answer is that of NumPy, except for ties."""
     exact = [way for way in found if way.name not in INEXACT]
     for query in range(QUERIES):
         asked = [way for way in exact if query < way.rounds]
@@ -167,7 +167,7 @@ def check_answers(found: list[Way], questions: "Questions", numpy: "NumPy") -> N
 
 
 def compare(way: Way, answer: list[int], wanted: list[int], numpy: "NumPy", unit: Vectors) -> None:
-    """Raises AccountingError for answers with other scores."""
+    """Raise AccountingError for answers with other scores."""
     exact = unit.astype(np.float64)
     first, second = [np.sort(numpy.matrix[rows] @ exact) for rows in (answer, wanted)]
     if len(answer) != len(wanted) or not np.allclose(first, second, rtol=0, atol=1e-6):
@@ -196,7 +196,7 @@ def table(case: Case, found: list[Way], before: Times, numpy: "NumPy") -> str:
 
 
 def line(way: Way, unit: float, before: Times) -> list[str]:
-    """What the table says of a way; `unit`: seconds of 1 ×."""
+    """Return the table cells of a way; `unit` is the seconds of 1 ×."""
     p95 = 1000 * float(np.quantile(way.seconds, 0.95))
     figures = [f"{1000 * way.best:.1f}", f"{p95:.1f}", f"{way.best / unit:.3f}"]
     bar = f"{BARS[way.key]:g}" if way.key in BARS else "absent"
@@ -205,7 +205,7 @@ def line(way: Way, unit: float, before: Times) -> list[str]:
 
 
 def build_table(case: Case, built: Built) -> str:
-    """What making the index, the cache and the peers' files took."""
+    """Return the table of building the index, the cache and the files of the peers."""
     bare = built["bare"]["s"]
     rows = [
         [STEPS[name], f"{x['s']:.1f}", f"{x['s'] / bare:.1f}", *(f"{x[n]:,.0f}" for n in SIZES)]
@@ -281,7 +281,7 @@ def main(a: argparse.Namespace) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""What exactness costs: a part of the recommendation job against the bare blocked product.
+"""Cost of exactness: a part of the recommendation job against the bare blocked product.
 
 Clustered vectors, the same for queries and candidates. One process and the same number of threads:
 
@@ -109,7 +109,7 @@ def block(features: NDArray[np.float32], first: int) -> Block:
 
 
 def bare(case: Case, units: list[torch.Tensor], query: torch.Tensor) -> torch.Tensor:
-    """The indices of the k best float32 scores of each query."""
+    """Return the indices of the k best float32 scores of each query."""
     values, indices, first = [], [], 0
     memory = torch.empty(len(query) * case.at_once.block, device=case.device)
     for unit in units:
@@ -124,7 +124,7 @@ def bare(case: Case, units: list[torch.Tensor], query: torch.Tensor) -> torch.Te
 
 
 def search(case: Case, candidates: Candidates, queries: Block) -> tuple[Search, Pairs]:
-    """What a task computes."""
+    """Search as a task of the job does."""
     choice = Choice(case.k)
     found = Search(queries, candidates, choice.rule, case.at_once, case.device)
     return found, choose(found, choice)
@@ -160,7 +160,7 @@ def peak(case: Case) -> int:
 
 
 def resident(name: str) -> int:
-    """A figure of this process's memory, in bytes."""
+    """Read a value of this process's memory, in bytes."""
     (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if name in x)
     return int(line.split()[1]) * 1024
 
@@ -187,7 +187,7 @@ def main(a: argparse.Namespace) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Making what `query.py` asks, once: each step in a process of its own. Not a program."""
+"""Build the index, the cache and the peers' files; each step in a process of its own."""
 
 import json
 import logging

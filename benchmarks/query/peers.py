@@ -1,4 +1,4 @@
-"""Who answers the questions of `query.py`, from the same rows. Not a program.
+"""The compared systems, on the same rows.
 
 All take a query as the row of a new feature in `Questions`. All but `NumPy.product`, `NumPy.read`
 and `recommend_by_sign_bits` are exact: they answer with the ten rows of the highest Pearson
@@ -60,7 +60,7 @@ class Questions:
 
     @cached_property
     def rows(self) -> list[int]:
-        """Of images in the index."""
+        """Rows of indexed images."""
         rows = np.random.default_rng(5).integers(self.case.rows, size=self.count)
         return [int(row) for row in rows]
 
@@ -77,17 +77,17 @@ class NumPy:
         self.coverage = np.concatenate([coverages(*block) for block in blocks(case.rows)])
 
     def product(self, query: int, _: Window) -> list[int]:
-        """The product alone: what others are measured against."""
+        """Compute only the product, the unit of all ratios."""
         self.matrix @ self._asked.units[query]
         return []
 
     def passing(self, window: Window) -> int:
-        """How many rows have their σ in a window."""
+        """Return the number of rows with σ in a window."""
         low, high = window
         return int(((self.coverage >= low) & (self.coverage <= high)).sum())
 
     def best(self, unit: Vectors, without: int | None) -> dict[Window, list[int]]:
-        """The answers for all windows; a row may be left out."""
+        """Return the answers for all windows, without row `without`."""
         scores = self.matrix @ unit
         if without is not None:
             scores[without] = -2
@@ -123,7 +123,7 @@ class Faiss:
             self._index.add_shard(flat)
 
     def ask(self, query: int, _: Window) -> list[int]:
-        """The answer among all rows."""
+        """Return the answer among all rows."""
         rows = self._index.search(self._asked.units[query][None], K)[1][0]
         return [int(row) for row in rows]
 
@@ -139,7 +139,7 @@ class Lance:
         self._table = lancedb.connect(questions.case.lance).open_table("car")
 
     def ask(self, query: int, window: Window) -> list[int]:
-        """The answer; the window is a filter before the scan."""
+        """Return the answer; the window is a filter before the scan."""
         low, high = window
         search = self._table.search(self._asked.units[query]).distance_type("dot")
         search = search.where(f"coverage BETWEEN {low} AND {high}", prefilter=True)
@@ -162,7 +162,7 @@ class Parquet:
         self._connection.execute(f"SET threads = {CORES}")
 
     def ask(self, query: int, window: Window) -> list[int]:
-        """The answer."""
+        """Return the answer."""
         found = self._connection.execute(
             f"SELECT uri {_FROM_FILE} "
             "ORDER BY pearson(feature, $query::FLOAT[]) DESC, image_id LIMIT $k",
@@ -171,7 +171,7 @@ class Parquet:
         return [row_of(uri) for (uri,) in found.fetchall()]
 
     def work(self, query: int, window: Window) -> Work:
-        """What that reads."""
+        """Return the work of that query."""
         _watch(self._connection)
         self._connection.execute(  # ORDER BY … LIMIT would read the files twice
             f"SELECT sum(pearson(feature, $query::FLOAT[])) {_FROM_FILE}",
@@ -195,7 +195,7 @@ class Segrec:
         self._connection.execute(f"SET threads = {CORES}")
 
     def by_vector(self, query: int, window: Window) -> list[int]:
-        """The answer among the regions of class car."""
+        """Return the answer among the regions of class car."""
         return self._rows(
             f"recommend($query::FLOAT[], k := $k, {_ASKED})",
             query=self._asked.vectors[query].tolist(),
@@ -204,7 +204,7 @@ class Segrec:
         )
 
     def by_image(self, query: int, window: Window) -> list[int]:
-        """The answer to an indexed image, itself left out."""
+        """Return the answer to an indexed image without that image."""
         return self._rows(
             f"recommend($query::VARCHAR, k := $k, {_ASKED})",
             query=self._id(query),
@@ -213,12 +213,12 @@ class Segrec:
         )
 
     def images_by_vector(self, query: int, _: Window) -> list[int]:
-        """The answer among all whole images."""
+        """Return the answer among whole images."""
         vector = self._asked.vectors[query].tolist()
         return self._rows("recommend($query::FLOAT[], k := $k)", query=vector)
 
     def images_by_image(self, query: int, _: Window) -> list[int]:
-        """The same for an indexed image, itself left out."""
+        """Return the answer to an indexed image among whole images, without that image."""
         return self._rows("recommend($query::VARCHAR, k := $k)", query=self._id(query))
 
     def by_sign_bits(self, query: int, _: Window) -> list[int]:
@@ -226,7 +226,7 @@ class Segrec:
         return self._rows("recommend_by_sign_bits($query, k := $k)", query=self._id(query))
 
     def work(self, query: int, window: Window) -> Work:
-        """What `by_vector` reads."""
+        """Return the work of `by_vector`."""
         _watch(self._connection)
         self.by_vector(query, window)
         return last_work(self._connection)

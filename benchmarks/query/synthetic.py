@@ -1,4 +1,4 @@
-"""An index of images that nobody took, and the same rows as its peers keep them. Not a program.
+"""A synthetic index, and the same rows in the formats of the peers.
 
 Features scatter around 1,000 centres and are not negative, as averages behind a ReLU. An image has
 the feature of its car, so that one matrix serves every peer; one image in 100 has a background
@@ -49,12 +49,12 @@ class Case:
 
     @property
     def folder(self) -> str:
-        """For all of its files."""
+        """Folder of all files."""
         return f"{self.workdir}/{self.rows}"
 
     @property
     def index(self) -> str:
-        """The index. Version 1 and the newest have the rows, one between them others for 1 %."""
+        """The index; versions 1 and the newest have the rows, one between them differs in 1 %."""
         return f"{self.folder}/index"
 
     @property
@@ -74,12 +74,12 @@ class Case:
 
 
 def uri(row: int) -> str:
-    """Of the image of a row."""
+    """Return the URI of a row."""
     return f"/synthetic/{row}.jpg"
 
 
 def row_of(uri: str) -> int:
-    """The row of an image."""
+    """Return the row of an image."""
     return int(Path(uri).stem)
 
 
@@ -100,7 +100,7 @@ def coverages(start: int, rows: int) -> Vectors:
 
 
 def standardised(vectors: Vectors) -> Vectors:
-    """Minus their mean, at unit length: Pearson is then the inner product."""
+    """Centre vectors and scale them to unit length, so that Pearson is the inner product."""
     centred: Vectors = vectors - vectors.mean(axis=1, keepdims=True, dtype=np.float64).astype("f4")
     centred /= np.linalg.norm(centred, axis=1, keepdims=True)
     return centred
@@ -114,7 +114,7 @@ def blocks(rows: int) -> list[tuple[int, int]]:
 
 
 def part(seed: int, start: int, rows: int) -> Iterator[Rows]:
-    """The contents of a part of the index."""
+    """Yield the rows of a part of the index, by table and class."""
     found, shares = features(seed, start, rows), coverages(start, rows)
     columns = {
         "coverage_car": pa.array(shares),
@@ -163,7 +163,7 @@ def _sign_bits(found: Vectors) -> NDArray[np.int64]:
 
 @cache
 def _signing() -> tuple[Any, Any]:
-    """The centre and the rotation that a bundle would have."""
+    """Return the centre and the rotation that a bundle would have."""
     import torch
 
     from segrec_batch.model.describe import centred_unit, random_rotation

@@ -129,7 +129,7 @@ def walk(case: Case) -> float:
 
 
 def planner(case: Case) -> "Callable[[Snapshot], Plan]":
-    """What compares the listing with a snapshot."""
+    """Make a plan from the listing and a snapshot."""
     from segrec_batch.pipeline import plan
 
     vars(plan)["_MEMORY"] = case.memory or vars(plan)["_MEMORY"]
@@ -222,7 +222,7 @@ def main(a: argparse.Namespace) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

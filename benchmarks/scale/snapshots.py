@@ -1,4 +1,4 @@
-"""What the files of an index cost the driver: opening a snapshot, and a commit.
+"""Cost of opening a snapshot and of a commit, as the number of files grows.
 
 The tables have 5 files a part (images, and regions of 4 classes); the log describes them, but they
 are not there. Each step runs in a process of its own:
@@ -48,12 +48,12 @@ class Case:
 
     @property
     def index(self) -> str:
-        """Where it is."""
+        """Folder of the index."""
         return f"{self.folder}/index"
 
 
 def part() -> list[DataFile]:
-    """The files of a part that nobody wrote."""
+    """Return the files of a part that does not exist on disk."""
     name = new_part()
     columns = ["image_id", *map(coverage_column, SPEC.all_classes)]
     places: list[tuple[str, str | None, list[str]]] = [("images", None, columns)]
@@ -138,7 +138,7 @@ def main(a: argparse.Namespace) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""How much of the bare model's speed the whole indexing job keeps, next to what one would write.
+"""Speed of the whole indexing job next to the bare model and to common alternatives.
 
     (a) the limit   VGG-16's bare convolutions in the same engine, on images that are in memory
     (b) segrec      the whole job: read, decode, segment, describe, encode, write, commit
@@ -78,7 +78,7 @@ def find_targets(case: Case) -> dict[str, float]:
 
 
 def measure(case: Case, count: int, a: argparse.Namespace) -> dict[str, Any]:
-    """All that was asked for."""
+    """Measure the chosen ways and stages."""
     steps = {way: step for way, step in STEPS[a.without_ray].items() if way in a.only}
     runs = {way: Run(way, max(count // PARTS[case.device][way], 1)) for way in steps}
     found: dict[str, Any] = {"limits": [], "runs": runs, "stages": {}}
@@ -100,7 +100,7 @@ def measure(case: Case, count: int, a: argparse.Namespace) -> dict[str, Any]:
 
 
 def report(found: dict[str, Any], case: Case) -> dict[str, Any]:
-    """What was measured, as plain JSON."""
+    """Return all measurements as plain JSON values."""
     runs = {
         way: {
             "count": run.count,
@@ -125,7 +125,7 @@ def report(found: dict[str, Any], case: Case) -> dict[str, Any]:
 
 
 def show(found: dict[str, Any], case: Case) -> None:
-    """All tables."""
+    """Print all tables."""
     shape = "×".join(map(str, case.shape[::-1]))
     log.info(
         f"images as {shape}, {CORES} cores of {read_processor().name}, batches of "
@@ -188,7 +188,7 @@ def _prepare(
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Images and model of throughput.py, and the ways to take them as the stages do."""
+"""Images and model of the throughput benchmark, as the stages take them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -44,7 +44,7 @@ class Case:
     output: str = ""
 
     def taking(self, count: int, name: str) -> "Case":
-        """The same with the first `count` images in a folder of their own; `name`: of a run."""
+        """Return the case with its first `count` images and a folder for run `name`."""
         images = Path(self.folder, f"images_{count}")
         if not images.exists():
             images.mkdir()
@@ -69,16 +69,16 @@ class Case:
         return nearest_shape(self.spec.shapes, *image_shape(self.sources))
 
     def paths(self) -> list[str]:
-        """The images, sorted."""
+        """Return the paths of the images, sorted."""
         return [str(path) for path in sorted(Path(self.images).iterdir())]
 
     def manifest(self) -> pa.Table:
-        """The images as the first stage takes them, none known from an index."""
+        """Return the manifest of the first stage, with no image in an index."""
         rows = list_images(self.images).to_pylist()
         return pa.Table.from_pylist(rows, MANIFEST)
 
     def blocks(self) -> list[pa.Table]:
-        """The manifest in batches."""
+        """Return the manifest in batches."""
         rows = self.manifest()
         return [rows.slice(i, self.batch_size) for i in range(0, rows.num_rows, self.batch_size)]
 
@@ -108,7 +108,7 @@ def drawn_images(folder: Path, count: int) -> list[str]:
 
 
 def drawn_model(where: tuple[Path, int]) -> str:
-    """A model of drawn scenes on random filters, as fast as a real one; returns where it is.
+    """Train a model of drawn scenes on random filters; return its folder.
 
     `where`: a folder, and the size of the model's input.
     """

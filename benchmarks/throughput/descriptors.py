@@ -1,4 +1,4 @@
-"""What descriptors cost: each beside VGG-16's forward pass over the same images.
+"""Cost of descriptors beside VGG-16's forward pass over the same images.
 
     OMP_NUM_THREADS=1 python -m benchmarks.throughput.descriptors --model MODEL --images DIR
 
@@ -42,7 +42,7 @@ def read(uris: Sequence[str], model: Model) -> list[NDArray[np.uint8]]:
 
 
 def seen(pixels: NDArray[np.uint8], segmenter: TorchSegmenter) -> ImageBatch:
-    """An image as descriptors see it."""
+    """Return an image as descriptors take it."""
     found = segmenter(pixels, [pixels.shape[1:3]])
     return ImageBatch(
         pixels, np.stack(found.masks), found.feature, found.region_features, found.counts
@@ -68,7 +68,7 @@ def stored(vectors: NDArray[np.float32], **encoding: Any) -> float:
 def row(
     name: str, describe: Descriptor, images: Sequence[ImageBatch], forward: TorchSegmenter
 ) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     describe(images[0])  # for what is done once
     times, vectors = [], []
     for image in console.track(images, name):

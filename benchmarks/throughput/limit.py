@@ -1,4 +1,4 @@
-"""(a) of throughput.py, the limit: the bare convolutions of VGG-16 on images that are in memory."""
+"""(a) The limit: the bare convolutions of VGG-16 on images in memory."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -112,14 +112,14 @@ def _network(case: Case) -> nn.Module:
 
 
 def _images(case: Case, count: int) -> list[NDArray[np.uint8]]:
-    """Some images as the model sees them, (H, W, 3)."""
+    """Return images as the model takes them, (H, W, 3)."""
     files = [c for c in read_many(case.paths()[:count]) if isinstance(c, bytes)]
     found = [decode(c, case.spec.shapes).pixels for c in files]
     return [found[i % len(found)] for i in range(count)]
 
 
 def _batch(case: Case, count: int) -> Tensor:
-    """Some images as the network takes them: (B, 3, H, W)."""
+    """Return images as the network takes them, (B, 3, H, W)."""
     scale = Normalise(case.spec.scaling, case.choice.precision).to(case.device)
     few = torch.from_numpy(np.stack(_images(case, min(count, 8)))).to(case.device)
     repeated: Tensor = scale(few).repeat(-(-count // len(few)), 1, 1, 1)[:count]

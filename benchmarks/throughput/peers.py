@@ -1,4 +1,4 @@
-"""(c) and (d) of throughput.py: what one would write with PyTorch or Ray Data, for the same rows.
+"""(c) and (d): the usual loops with PyTorch and Ray Data, for the same rows.
 
 Both run torchvision's VGG-16 as it comes, in float32, and save for each image what the index has:
 the coverage of each class, the feature of the image and of each class, the class map as a PNG.
@@ -78,7 +78,7 @@ def _png(labels: np.ndarray[Any, Any]) -> bytes:
 
 
 def transforms(spec: ModelSpec, shape: Shape) -> v2.Compose:
-    """An image, PIL or (H, W, 3), as the network takes it: (3, H, W) float32."""
+    """Convert an image, PIL or (H, W, 3), to the network's input (3, H, W) float32."""
     steps = [v2.ToImage(), v2.Resize(shape), v2.ToDtype(torch.float32, scale=True)]
     if spec.minmax:
         steps.append(v2.Lambda(_min_max))

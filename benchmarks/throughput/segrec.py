@@ -1,4 +1,4 @@
-"""(b) of throughput.py: the whole job on Ray, or its stages one behind the other without Ray."""
+"""(b) The whole job on Ray, or its stages chained without Ray."""
 
 import multiprocessing
 import time
@@ -36,8 +36,9 @@ def job(case: Case) -> dict[str, float]:
 
 
 def chained(case: Case) -> dict[str, float]:
-    """The same stages without Ray, and without the commit: processes that decode, the model here,
-    others that write.
+    """Run the same stages without Ray and without the commit.
+
+    Other processes decode and write; the model is in this process.
     """
     spec, model_id = read_spec(case.model)
     clock = time.perf_counter()
@@ -76,7 +77,7 @@ def load_stage(case: Case) -> SegmentBatch:
 def _ahead(
     pool: Executor, stage: Callable[[pa.Table], pa.Table], batches: Iterable[pa.Table], most: int
 ) -> Iterator[pa.Table]:
-    """What a stage makes of batches, in order; few are under way, whatever their number."""
+    """Yield the results of a stage in order, with a bounded number of pending batches."""
     running: deque[Future[pa.Table]] = deque()
     for batch in batches:
         running.append(pool.submit(stage, batch))

@@ -1,4 +1,4 @@
-"""Each stage of segrec alone, for throughput.py: images/s, CPU seconds and bytes of an image."""
+"""Each stage of segrec alone: images/s, CPU seconds and bytes of an image."""
 
 import time
 from collections.abc import Callable
@@ -90,7 +90,7 @@ def _decode(alone: Stages) -> pa.Table:
 
 
 def _model(alone: Stages, decoded: pa.Table) -> pa.Table:
-    """The model bare and from Arrow to Arrow, then the descriptors that are off its device."""
+    """Measure the model alone and from Arrow to Arrow, then the descriptors on the host."""
     device, size = alone.case.device, alone.case.batch_size
     stage = load_stage(alone.case)
     batches = [decoded.slice(i, size) for i in range(0, decoded.num_rows, size)]

@@ -1,4 +1,4 @@
-"""The tables of throughput.py."""
+"""Tables of the throughput benchmark."""
 
 import logging
 import math
@@ -25,7 +25,7 @@ def _spread(values: Sequence[float], digits: str = ".2f") -> str:
 
 
 def limit_table(limits: Sequence[Mapping[str, Any]]) -> str:
-    """(a) by batch, and what it makes of the device."""
+    """Return the table of (a) by batch size, with its share of the device."""
     rows = [
         [f"images/s, {way}", _spread([limit["rates"][way] for limit in limits])]
         for way in limits[0]["rates"]

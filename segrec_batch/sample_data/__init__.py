@@ -6,7 +6,7 @@ never depends on another one.
 
     paint      camera, light and brush; colour and label in one stroke
     trees, cars, people    the three classes
-    places     the settings: ground, houses, lanes, trees
+    places, layout, settings    the settings: ground, houses, lanes, trees
     backdrop, buildings    what is background: sky, ground, shadows; houses, street furniture
     staging    viewpoint and objects of one image
 """
@@ -28,7 +28,8 @@ from segrec_batch.sample_data.buildings import house_depth, paint_house, paint_p
 from segrec_batch.sample_data.cars import Car, car_shadow, paint_car
 from segrec_batch.sample_data.paint import Points, Rng, Stage, View, between, smooth_noise
 from segrec_batch.sample_data.people import Person, paint_person, person_shadow
-from segrec_batch.sample_data.places import Place, Prop, make_place
+from segrec_batch.sample_data.places import Place, Prop
+from segrec_batch.sample_data.settings import make_place
 from segrec_batch.sample_data.staging import Thing, choose_subject, choose_things, choose_view
 from segrec_batch.sample_data.trees import TREE, Tree, paint_tree, tree_shadow
 from segrec_batch.sources import storage
@@ -102,7 +103,7 @@ def _save(pixels: NDArray[np.uint8], path: Path) -> None:
 
 
 def _paint(place: Place, view: View, things: list[Thing], cloud_drift: float) -> Image.Image:
-    """The image on an RGBA canvas of twice the size; the fourth channel is the label."""
+    """Paint the image on an RGBA canvas of twice the size; the fourth channel is the label."""
     size = (view.width, view.height)
     canvas = sky(view, place, cloud_drift).resize(size, Image.Resampling.BILINEAR)
     canvas.putalpha(0)
@@ -145,7 +146,7 @@ def _paint_thing(stage: Stage, thing: Thing) -> None:
 
 
 def _develop(rng: Rng, canvas: Image.Image, night: bool) -> Scene:
-    """The canvas as a camera would give it: half the size, exposure, cast, softness and noise."""
+    """Reduce the canvas to half its size with the exposure, cast, blur and noise of a camera."""
     mask = _majority(np.asarray(canvas.getchannel("A")))
     image = canvas.convert("RGB").reduce(2)
     if night:
@@ -160,14 +161,14 @@ def _develop(rng: Rng, canvas: Image.Image, night: bool) -> Scene:
 
 
 def _majority(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The commonest label of each 2 x 2 block, (2H, 2W) -> (H, W); of equal ones the lower."""
+    """Return the commonest label of each 2 x 2 block, (2H, 2W) -> (H, W); ties: the lowest."""
     blocks = np.stack([labels[i::2, j::2] for i in (0, 1) for j in (0, 1)])
     votes = np.stack([(blocks == label).sum(axis=0, dtype=np.uint8) for label in range(4)])
     return np.asarray(votes.argmax(axis=0), dtype=np.uint8)
 
 
 def _exposure(rng: Rng) -> list[int]:
-    """A camera's brightness, colour cast and contrast, as a table of three times 256 levels."""
+    """Return a camera's brightness, cast and contrast as a table of 3 x 256 levels."""
     gain, contrast = between(rng, 0.84, 1.14) * rng.normal(1, 0.02, 3), between(rng, 0.72, 1.1)
     levels = (np.arange(256) * gain[:, None] - 118) * contrast + 118
     return [int(level) for level in np.clip(levels, 0, 255).ravel()]

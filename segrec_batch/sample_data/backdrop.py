@@ -14,7 +14,7 @@ from segrec_batch.sample_data.places import Ground, Place
 
 
 def sky(view: View, place: Place, drift: float) -> Image.Image:
-    """The sky, RGB at a quarter of the canvas size; clouds move with `drift` (0-1)."""
+    """Draw the sky, RGB at a quarter of the canvas size; clouds move with `drift` (0-1)."""
     width, height = view.width // 4, view.height // 4
     light, rng = place.light, np.random.default_rng(place.seed)
     rows = np.linspace(0, 1, height, dtype=np.float32)[:, None, None] * (
@@ -87,7 +87,7 @@ def _grain() -> NDArray[np.float32]:
 
 
 def roughen(canvas: Image.Image, view: View) -> Image.Image:
-    """The canvas with the grain of the ground multiplied in; label 0 everywhere."""
+    """Multiply the grain of the ground into the canvas; set label 0 everywhere."""
     width, height = view.width // 2, view.height // 2
     first = min(max(int(view.horizon / 2), 0), height - 1)
     rows = np.arange(first, height, dtype=np.float32)[:, None] * 2 + 1

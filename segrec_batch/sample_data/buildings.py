@@ -131,14 +131,14 @@ def paint_house(stage: Stage, house: House) -> None:
 
 
 def _bar(x: float, low: float, high: float, half: float) -> Points:
-    """An upright rectangle, (4, 2)."""
+    """Return an upright rectangle, (4, 2)."""
     return np.array([(x - half, low), (x + half, low), (x + half, high), (x - half, high)])
 
 
 def _post(
     stage: Stage, prop: Prop, height: float, wide: float, colour: Colour
 ) -> tuple[Brush, Points, float]:
-    """An upright post; gives the brush, the top of the post and pixels per metre."""
+    """Paint an upright post; return the brush, the top of the post and pixels per metre."""
     foot, metre = stage.upright(prop.x, prop.z)
     brush, half = stage.brush(0, stage.view.focal / metre), max(wide * metre / 2, 0.6)
     brush.polygon(foot + _bar(0.0, 0.0, -height * metre, half), colour)

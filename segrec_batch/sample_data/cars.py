@@ -138,7 +138,7 @@ class _Prism:
     inside: Points  # (3,) the middle
 
     def across(self, low: int, high: int) -> Points:
-        """The face (4, 3) between two points of the profile."""
+        """Return the face (4, 3) between two points of the profile."""
         return np.stack([self.left[low], self.right[low], self.right[high], self.left[high]])
 
     def faces(self, paint: Colour) -> list[tuple[Points, Colour]]:
@@ -194,7 +194,7 @@ def _upper(work: _Work) -> _Prism:
 
 
 def _disc(work: _Work, axle: float, share: float, side: float) -> Points:
-    """A circle (18, 3) in camera axes around a hub, `side` half widths off the middle."""
+    """Return a circle (18, 3) in camera axes around a hub, `side` half widths off the middle."""
     radius = 0.2 * work.body.height + 0.03
     height = np.maximum(radius + share * radius * CIRCLE[:, 1], 0.0)
     ahead = axle * work.body.length + share * radius * CIRCLE[:, 0]

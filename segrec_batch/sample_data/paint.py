@@ -30,17 +30,17 @@ CIRCLE: Points = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=-1)
 
 
 def between(rng: Rng, low: float, high: float) -> float:
-    """A random number, evenly spread."""
+    """Draw a uniform random number."""
     return float(rng.uniform(low, high))
 
 
 def new_seed(rng: Rng) -> int:
-    """A random seed for one object."""
+    """Draw a random seed for one object."""
     return int(rng.integers(1 << 31))
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
-    """The colour `share` of the way from `a` to `b`; channels 0-255."""
+    """Return the colour `share` of the way from `a` to `b`; channels 0-255."""
     return (
         a[0] + (b[0] - a[0]) * share,
         a[1] + (b[1] - a[1]) * share,
@@ -49,7 +49,7 @@ def mix(a: Colour, b: Colour, share: float) -> Colour:
 
 
 def dim(colour: Colour, factor: float) -> Colour:
-    """The colour times `factor`; values over 255 are cut when painted."""
+    """Multiply a colour by `factor`; painting clips values over 255."""
     return (colour[0] * factor, colour[1] * factor, colour[2] * factor)
 
 
@@ -98,7 +98,7 @@ class View:
         return (world - self._origin) @ self._axes
 
     def unturn(self, lateral: Number, depth: Number) -> tuple[Number, Number]:
-        """The world (x, z) of points `lateral` metres right of the eye and `depth` ahead."""
+        """Return the world (x, z) of points `lateral` metres right of the eye and `depth` ahead."""
         cos, sin = math.cos(self.yaw), math.sin(self.yaw)
         return self.x + cos * lateral + sin * depth, self.z - sin * lateral + cos * depth
 
@@ -113,12 +113,12 @@ class View:
         return camera[..., :2] * (scale * (1.0, -1.0)) + (self.width / 2, self.horizon)
 
     def outline(self, camera: Points) -> Points:
-        """The visible part of a polygon (n, 3) on the canvas (m, 2); m is 0 behind the eye."""
+        """Return the visible part of a polygon (n, 3), (m, 2) on the canvas; m may be 0."""
         return self.project(_clip_near(camera))
 
 
 def _clip_near(polygon: Points) -> Points:
-    """The part of a polygon (n, 3) beyond the near plane."""
+    """Return the part of a polygon (n, 3) beyond the near plane."""
     beyond = polygon[:, 2] >= NEAR
     if beyond.all():
         return polygon
@@ -142,7 +142,7 @@ class Brush:
     fog: float  # 0-1, how much of the haze lies before the object
 
     def ink(self, colour: Colour, glow: bool = False) -> tuple[int, int, int, int]:
-        """The colour as it reaches the eye; a glowing colour needs no light."""
+        """Return the colour as it reaches the eye; a glowing colour needs no light."""
         red, green, blue = self.gain if not glow else (1.0, 1.0, 1.0)
         lit = (colour[0] * red, colour[1] * green, colour[2] * blue)
         r, g, b = mix(lit, self.haze, self.fog)
@@ -179,7 +179,7 @@ class Stage:
     light: Light
 
     def brush(self, label: int = 0, depth: float = 0.0) -> Brush:
-        """A brush for an object `depth` metres away."""
+        """Return a brush for an object `depth` metres away."""
         fog = 1.0 - math.exp(-max(depth, 0.0) * self.light.fog)
         return Brush(self.draw, label, self.light.gain, self.light.skyline, fog)
 
@@ -243,7 +243,7 @@ def box_faces(low: Vector, high: Vector) -> list[Points]:
 
 
 def ring(x: float, z: float, radius: float, height: float) -> Points:
-    """A level circle around the world's (x, z), (18, 3)."""
+    """Return a level circle around the world's (x, z), (18, 3)."""
     return np.column_stack(
         [x + radius * CIRCLE[:, 0], np.full(len(CIRCLE), height), z + radius * CIRCLE[:, 1]]
     )

@@ -126,7 +126,7 @@ class _Figure:
         self.brush.polygon(self.at(np.array(points)), colour)
 
     def band(self, x: float, low: Spot, high: Spot, colour: Colour) -> None:
-        """An upright trapezium around x; each end is (half width, y)."""
+        """Paint an upright trapezium around x; each end is (half width, y)."""
         (wide, y), (narrow, top) = low, high
         self.shape([(x - wide, y), (x + wide, y), (x + narrow, top), (x - narrow, top)], colour)
 
@@ -135,7 +135,7 @@ class _Figure:
         self.brush.ellipse(centre, rx * self.scale, ry * self.scale, colour)
 
     def limb(self, a: Spot, b: Spot, ra: float, rb: float, colour: Colour) -> None:
-        """A tapered limb with round ends, lit from one side."""
+        """Paint a tapered limb with round ends, lit from one side."""
         (ax, ay), (bx, by) = a, b
         length = max(math.hypot(bx - ax, by - ay), 1e-6)
         px, py = (ay - by) / length, (bx - ax) / length

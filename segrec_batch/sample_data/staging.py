@@ -7,9 +7,10 @@ import math
 import numpy as np
 
 from segrec_batch.sample_data.cars import Car, car_depth
+from segrec_batch.sample_data.layout import flora
 from segrec_batch.sample_data.paint import Rng, View, between, new_seed
 from segrec_batch.sample_data.people import Person
-from segrec_batch.sample_data.places import Lane, Place, Prop, flora
+from segrec_batch.sample_data.places import Lane, Place, Prop
 from segrec_batch.sample_data.trees import Tree
 
 Thing = Car | Person | Tree | Prop
@@ -18,7 +19,7 @@ _SHARES = {"street": 0.4, "car": 0.23, "person": 0.16, "tree": 0.16, "quiet": 0.
 
 
 def choose_subject(rng: Rng, place: Place) -> str:
-    """What an image is about: street (the place), quiet (the empty place), or something close.
+    """Choose the subject: street (the place), quiet (the empty place), or a close object.
 
     The close ones are car, person and tree.
     """
@@ -27,7 +28,7 @@ def choose_subject(rng: Rng, place: Place) -> str:
 
 
 def choose_view(rng: Rng, place: Place, subject: str, size: tuple[int, int]) -> View:
-    """The place's camera, moved a little; `size` is the canvas's (width, height).
+    """Move the camera of the place a little; `size` is the canvas's (width, height).
 
     Close subjects are seen from eye level, trees from below.
     """
@@ -89,7 +90,7 @@ def _close_up(rng: Rng, view: View, subject: str) -> list[Thing]:
 
 
 def _aside(rng: Rng, view: View, share: float, depth: float) -> tuple[float, float]:
-    """A ground point (x, z) at some depth, at most `share` of half the image off its middle."""
+    """Choose a ground point (x, z) at a depth, at most `share` of half the image off its middle."""
     return view.unturn(between(rng, -share, share) * view.width / 2 / view.focal * depth, depth)
 
 
@@ -117,12 +118,12 @@ def _close_car(rng: Rng, view: View) -> list[Thing]:
 
 
 def _spot(rng: Rng, view: View, far: float) -> tuple[float, float]:
-    """A ground point (x, z) in view, 5 m to `far` away, as likely near as far in scale."""
+    """Choose a ground point (x, z) in view, 5 m to `far` away, uniform in log distance."""
     return _aside(rng, view, 1.1, 5.0 * (far / 5.0) ** between(rng, 0, 1))
 
 
 def _snap(rng: Rng, lane: Lane, z: float) -> Car:
-    """A car in the lane, in one of its bays if it has any."""
+    """Place a car in the lane, in one of its bays if it has any."""
     if lane.pitch:
         z = round(z / lane.pitch) * lane.pitch
     back = math.pi if lane.pitch and rng.random() < 0.2 else 0.0

@@ -63,7 +63,7 @@ class _Plant:
         return self.foot + points * (self.scale, -self.scale)
 
     def bough(self, a: Points, b: Points, wide: float, narrow: float, colour: Colour) -> None:
-        """A tapered piece of wood, lit from one side; widths are metres."""
+        """Paint a tapered piece of wood, lit from one side; widths are metres."""
         (ax, ay), (bx, by) = a.tolist(), b.tolist()
         length = max(math.hypot(bx - ax, by - ay), 1e-6)
         px, py = (ay - by) / length, (bx - ax) / length
@@ -99,7 +99,7 @@ class _Plant:
         self.brush.polygons(self.at(shapes), colours * self.rng.uniform(0.9, 1.1, (count, 3)))
 
     def count(self, extent: float, low: int, high: int) -> int:
-        """How many details something `extent` metres large deserves."""
+        """Return the number of details for an object of `extent` metres."""
         return int(np.clip(extent * self.scale * 0.9, low, high))
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segrec_batch.sample_data import CLASSES, Scene, render_scene, write_scenes
-from segrec_batch.sample_data.places import make_place
+from segrec_batch.sample_data.settings import make_place
 
 PLACES, EACH = 8, 6
 CAR, PERSON, TREE = 1, 2, 3
