@@ -90,7 +90,7 @@ def download(url: str, path: Path, limits: Limits) -> None:
 
 @contextmanager
 def _worker(url: str, part: Path, timeout: float) -> Iterator[Connection]:
-    """A process that downloads, as the pipe from it; the process ends with the block."""
+    """Start a process that downloads; yield its pipe, and end the process with the block."""
     spawn = multiprocessing.get_context("spawn")
     receiver, sender = spawn.Pipe(duplex=False)
     process = spawn.Process(target=_send_progress, args=(url, part, timeout, sender), daemon=True)
@@ -152,7 +152,7 @@ def _send_progress(url: str, part: Path, timeout: float, sender: Connection) -> 
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
