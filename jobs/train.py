@@ -11,11 +11,11 @@ from segrec_batch.cli.training_options import (
     training_settings,
 )
 from segrec_batch.common import console, logs
-from segrec_batch.labels.labelled import load_classes, pair
+from segrec_batch.labels.labelled import load_classes, pair_images
 from segrec_batch.model.backbone import load_weights
 from segrec_batch.model.engines import report_engine
 from segrec_batch.sources import storage
-from segrec_batch.training.run import train
+from segrec_batch.training.trainer import train
 
 log = logging.getLogger("segrec_batch.jobs")
 
@@ -62,7 +62,7 @@ def main(a: argparse.Namespace) -> None:
     check_places({"--output": a.output}, {f"--{n.replace('_', '-')}": vars(a)[n] for n in inputs})
     check_bundle_place(a.output)
     classes = load_classes(a.classes)
-    images = pair(a.images, a.masks, a.groups)
+    images = pair_images(a.images, a.masks, a.groups)
     engine = training_engine(a, len(images))
     report_engine(engine)
     settings = training_settings(a, engine)

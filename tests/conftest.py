@@ -11,12 +11,12 @@ import torch
 
 from segrec_batch.common import logs
 from segrec_batch.images.decode import shapes_of_size
-from segrec_batch.labels.labelled import load_classes, pair
+from segrec_batch.labels.labelled import load_classes, pair_images
 from segrec_batch.model.backbone import load_weights
 from segrec_batch.model.bundle import Model
 from segrec_batch.sample_data import write_scenes
-from segrec_batch.training.run import Settings, train
-from segrec_batch.training.sample import Sampling
+from segrec_batch.training.sampling import Sampling
+from segrec_batch.training.trainer import Settings, train
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # before anything imports ray
 if all(map(find_spec, ("duckdb", "ray", "s3fs"))):  # a machine with a GPU may have none
@@ -55,7 +55,7 @@ def model(scenes: Path) -> Model:
         shapes=shapes_of_size(128),
         sampling=Sampling(positions=100),
     )
-    images = pair(str(scenes / "images"), str(scenes / "masks"))
+    images = pair_images(str(scenes / "images"), str(scenes / "masks"))
     return train(
         images, load_classes(str(scenes / "classes.json")), load_weights("random:0"), settings
     )

@@ -21,13 +21,13 @@ from segrec_batch.evaluation.segmentation.judge import majority
 from segrec_batch.evaluation.segmentation.ratios import MEAN, Pixels, figures
 from segrec_batch.evaluation.statistics import Key
 from segrec_batch.images.decode import fit, shapes_of_size
-from segrec_batch.labels.labelled import Classes, LabelledImage, load_classes, pair
+from segrec_batch.labels.labelled import Classes, LabelledImage, load_classes, pair_images
 from segrec_batch.model.backbone import load_weights
 from segrec_batch.model.bundle import Model
 from segrec_batch.model.engines import choose_engine
 from segrec_batch.model.head import LinearHead, resize
 from segrec_batch.model.torch_engine import as_tensors
-from segrec_batch.training.run import DEFAULT_LAYERS, DEFAULT_SIZE, Settings, Trainer
+from segrec_batch.training.trainer import DEFAULT_LAYERS, DEFAULT_SIZE, Settings, Trainer
 
 LAYER_SETS = (
     "conv3_3",
@@ -82,10 +82,10 @@ def main() -> None:
     classes = load_classes(a.classes)
     engine = choose_engine(a.engine, a.precision)
     settings = Settings(layers=LAYER_SETS, shapes=shapes_of_size(a.input_size), engine=engine)
-    train = pair(f"{a.train}/images", f"{a.train}/masks")
+    train = pair_images(f"{a.train}/images", f"{a.train}/masks")
     trainer = Trainer(train, classes, load_weights(a.backbone_weights), settings)
     models = fit_models(trainer)
-    val = pair(f"{a.val}/images", f"{a.val}/masks")
+    val = pair_images(f"{a.val}/images", f"{a.val}/masks")
     names = ("background", *classes.names)
     report = Path(a.report)
     report.mkdir(parents=True, exist_ok=True)

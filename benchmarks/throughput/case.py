@@ -112,14 +112,14 @@ def drawn_model(where: tuple[Path, int]) -> str:
 
     `where`: a folder, and the size of the model's input.
     """
-    from segrec_batch.labels.labelled import load_classes, pair
+    from segrec_batch.labels.labelled import load_classes, pair_images
     from segrec_batch.model.backbone import load_weights
-    from segrec_batch.training.run import Settings, train
-    from segrec_batch.training.sample import Sampling
+    from segrec_batch.training.sampling import Sampling
+    from segrec_batch.training.trainer import Settings, train
 
     folder, size = where
     write_scenes(folder / "labelled", LABELLED, places=4)
-    images = pair(str(folder / "labelled/images"), str(folder / "labelled/masks"))
+    images = pair_images(str(folder / "labelled/images"), str(folder / "labelled/masks"))
     classes = load_classes(str(folder / "labelled/classes.json"))
     settings = Settings(c=(1.0,), shapes=shapes_of_size(size), sampling=Sampling(positions=200))
     train(images, classes, load_weights("random:0"), settings).save(str(folder / "model"))

@@ -8,8 +8,8 @@ from segrec_batch.images.decode import Shape, shapes_of_size
 from segrec_batch.model.device import resolve_device
 from segrec_batch.model.engines import EngineChoice, choose_engine
 from segrec_batch.training.augment import KINDS
-from segrec_batch.training.run import DEFAULT_LAYERS, DEFAULT_SIZE, Settings
-from segrec_batch.training.sample import Sampling
+from segrec_batch.training.sampling import Sampling
+from segrec_batch.training.trainer import DEFAULT_LAYERS, DEFAULT_SIZE, Settings
 
 
 def add_training_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

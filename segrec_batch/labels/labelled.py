@@ -1,4 +1,4 @@
-"""Labelled images: images paired with masks, the meaning of mask values, and groups."""
+"""Labelled images: pairs of image and mask, classes of mask values, groups."""
 
 import hashlib
 import json
@@ -16,23 +16,22 @@ from PIL import Image
 
 from segrec_batch.common.errors import ImageError, InputError, ModelError
 from segrec_batch.images import sandbox
-from segrec_batch.labels.pairing import describe_lone, list_files, pair_folders
+from segrec_batch.labels.pairing import describe_unpaired, list_files, pair_folders
 from segrec_batch.model.spec import check_class_names
 from segrec_batch.sources import storage
 
 log = logging.getLogger(__name__)
 
 VOID = -1
-MAX_VALUE = 2**15 - 1  # of a mask
-_SHOWN = 10  # values that a message names at most
+MAX_VALUE = 2**15 - 1  # highest mask value
+_SHOWN = 10  # maximum number of mask values in a message
 
 
 @dataclass(frozen=True)
 class Classes:
-    """`classes.json`: the mask values of each foreground class, and those to ignore (void).
+    """Content of `classes.json`: mask values of each foreground class and values to ignore.
 
-    Class i (from 1) is the i-th name; every value that is not listed is background, class 0. There
-    need not be any.
+    Class i (from 1) is the i-th name. Values that are not listed are background, class 0.
     """
 
     values: Mapping[str, tuple[int, ...]]
@@ -40,18 +39,18 @@ class Classes:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The foreground classes in the order of the file."""
+        """Foreground classes in the order of the file."""
         return tuple(self.values)
 
     def class_of(self, value: int) -> int:
-        """The class of a mask value that is not void."""
+        """Return the class of a mask value that is not void."""
         for i, values in enumerate(self.values.values(), start=1):
             if value in values:
                 return i
         return 0
 
     def to_classes(self, labels: NDArray[np.int16]) -> NDArray[np.int16]:
-        """Mask values with void at VOID → classes, void kept."""
+        """Map mask values to classes; VOID stays VOID."""
         table = np.array(
             [self.class_of(v) for v in range(int(labels.max(initial=0)) + 1)], np.int16
         )
@@ -59,7 +58,7 @@ class Classes:
 
 
 def load_classes(uri: str) -> Classes:
-    """Read `{"car": [8], "ignore": [11], …}`. Raises InputError, ModelError for unusable names."""
+    """Read `{"car": [8], "ignore": [11], …}`. Raises InputError, and ModelError for bad names."""
     try:
         content = json.loads(storage.read_bytes(uri), object_pairs_hook=_Pairs)
     except (OSError, ValueError, RecursionError) as error:
@@ -71,7 +70,7 @@ def load_classes(uri: str) -> Classes:
     for name, count in Counter(names).items():
         if count > 1:
             raise InputError(
-                f"{uri}: {name!r} stands there {count} times; write all its values into one list"
+                f"{uri}: {name!r} is there {count} times; write all its values into one list"
             )
     for name, values in content:
         _check_values(uri, name, values)
@@ -96,7 +95,7 @@ def load_classes(uri: str) -> Classes:
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """The names and values of a JSON object, in order, doubled names as well."""
+    """Names and values of a JSON object in order, including repeated names."""
 
 
 def _check_values(uri: str, name: str, values: object) -> None:
@@ -116,14 +115,14 @@ def _check_values(uri: str, name: str, values: object) -> None:
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """URIs of an image and its mask; images of one `group` never straddle a split."""
+    """URIs of an image and its mask; a split never divides the images of one `group`."""
 
     image: str
     mask: str
     group: str
 
     def load(self, classes: Classes) -> tuple[Image.Image, NDArray[np.int16]]:
-        """The RGB image and its mask values (H, W), void at VOID. Raises InputError."""
+        """Return the RGB image and its mask values (H, W), void as VOID. Raises InputError."""
         try:
             content = storage.read_bytes(self.image)
             with sandbox.borrowed() as decoder:  # several threads load
@@ -142,7 +141,7 @@ class LabelledImage:
 
 
 def load_mask(uri: str, classes: Classes) -> NDArray[np.int16]:
-    """Return the values of a mask (H, W), void at VOID. Raises InputError."""
+    """Return the values of a mask (H, W), void as VOID. Raises InputError."""
     try:
         content = storage.read_bytes(uri)
         with sandbox.borrowed() as decoder:
@@ -164,19 +163,23 @@ def _reason(error: OSError | ImageError) -> str:
     return error.reason if isinstance(error, ImageError) else str(error)
 
 
-def pair(images: str, masks: str, groups: str = "auto") -> list[LabelledImage]:
-    """Pair images with masks, see `pair_folders`: sorted by image. What has no partner is not used,
-    and said.
+def pair_images(images: str, masks: str, groups: str = "auto") -> list[LabelledImage]:
+    """Pair images with masks, see `pair_folders`, sorted by image.
 
-    `groups`: `folder` (of the image), `prefix` (its name without the number at the end, as in video
-    frames), `none` (each image for itself), or `auto`: the first of these that gives two groups.
+    Files without a partner are left out and logged.
 
-    Raises InputError if nothing pairs, or two files could be the partner of one.
+    Args:
+        groups: rule for the group of an image: `folder`, `prefix` (its name without a trailing
+            number, as in video frames), `none` (each image is a group), or `auto`: the first of
+            these that gives two groups.
+
+    Raises:
+        InputError: nothing pairs, or a file has two possible partners.
     """
     files = list_files(images), list_files(masks)
     pairing = pair_folders(*files)
-    if lone := describe_lone(*files, pairing):
-        log.info(lone)
+    if message := describe_unpaired(*files, pairing):
+        log.info(message)
     uris = [(files[0].uris[i], files[1].uris[j]) for i, j in pairing.pairs]
     group_of = _groups([image for image, _ in uris], groups)
     return [LabelledImage(*both, group) for both, group in zip(uris, group_of, strict=True)]
@@ -194,7 +197,7 @@ def _groups(uris: Sequence[str], rule: str) -> list[str]:
 
 
 def fingerprint(images: Sequence[LabelledImage], classes: Classes) -> str:
-    """16 hex digits over names and content of images and masks, and the classes."""
+    """Return 16 hex digits of a hash of names and contents of images and masks, and classes."""
     digest = hashlib.sha256(repr(classes).encode())
     for item in images:
         for uri in (item.image, item.mask):
@@ -204,16 +207,23 @@ def fingerprint(images: Sequence[LabelledImage], classes: Classes) -> str:
 
 
 def count_values(labels: NDArray[np.int16]) -> dict[int, int]:
-    """Return how many pixels of a mask (H, W) have each of its values, VOID among them."""
+    """Return the number of pixels of a mask (H, W) by value, VOID included."""
     counts = np.zeros(int(labels.max()) + 2, np.int64)
-    for block in np.array_split(labels.ravel(), 1 + labels.size // 2**22):  # a cast takes memory
+    for block in np.array_split(
+        labels.ravel(), 1 + labels.size // 2**22
+    ):  # the cast needs memory
         counts += np.bincount(block.astype(np.int32) + 1, minlength=len(counts))
     return {int(place) - 1: int(counts[place]) for place in np.flatnonzero(counts)}
 
 
 def describe_unnamed(pixels: Mapping[int, int], classes: Classes) -> str | None:
-    """Return a sentence about the mask values that count as background, with their shares of all
-    pixels; None if every value has a class. pixels: numbers by value, see `count_values`.
+    """Return a message on the mask values that count as background, with their shares.
+
+    Args:
+        pixels: number of pixels by value, see `count_values`.
+
+    Returns:
+        None if every value has a class.
     """
     unnamed = {v: n for v, n in pixels.items() if v != VOID and classes.class_of(v) == 0}
     if not unnamed:
@@ -226,7 +236,7 @@ def describe_unnamed(pixels: Mapping[int, int], classes: Classes) -> str | None:
     if rest:
         share = sum(unnamed[value] for value in rest) / total
         parts.append(f"{len(rest):,} more ({_percent(share)})")
-    advice = "" if set(unnamed) == {0} else '; what is void belongs under "ignore"'
+    advice = "" if set(unnamed) == {0} else '; list void values under "ignore"'
     return f"mask values that no class names count as background: {', '.join(parts)}{advice}"
 
 

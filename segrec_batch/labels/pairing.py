@@ -1,4 +1,4 @@
-"""Which image a mask belongs to: by its path, then by its name alone."""
+"""Pairing of images with masks by path, then by file name."""
 
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -10,18 +10,20 @@ from segrec_batch.sources import storage
 from segrec_batch.sources.listing import list_images
 
 Parts = tuple[str, ...]
-"""The components of a path without the extension, composed (NFC): macOS stores names decomposed."""
+"""Components of a path without extension, in NFC (macOS stores names in NFD)."""
 
 _Key = Callable[[Parts], Parts | None]
-_Round = tuple[_Key, _Key]  # keys of images and of masks; a path without one sits the round out
+_Round = tuple[_Key, _Key]  # keys of images and of masks; a path may have none
 
 
 @dataclass(frozen=True)
 class Files:
-    """The files of one side of a pairing.
+    """Files on one side of a pairing.
 
-    root: the folder that was listed, "" for none. uris: sorted. problems: why a file cannot be
-    read, by URI.
+    Attributes:
+        root: listed folder; "" for none.
+        uris: sorted.
+        problems: reasons why files cannot be read, by URI.
     """
 
     root: str
@@ -30,11 +32,11 @@ class Files:
 
     @property
     def parts(self) -> list[Parts]:
-        """Of each file, below the root."""
+        """Path components of each file below the root."""
         return [_parts(uri.removeprefix(f"{self.root}/")) for uri in self.uris]
 
     def check(self, number: int) -> None:
-        """Raise InputError for a file that cannot be read at all, as one that is a device."""
+        """Raise InputError if a file cannot be read, for example because it is a device."""
         uri = self.uris[number]
         if uri in self.problems:
             raise InputError(f"{uri}: {self.problems[uri]}; remove it or put a file in its place")
@@ -46,8 +48,11 @@ class Files:
 
 @dataclass(frozen=True)
 class Pairing:
-    """pairs: numbers of an image and its mask, in order of images. images, masks: numbers of those
-    without a partner, in order.
+    """Result of a pairing, as positions in `Files.uris`.
+
+    Attributes:
+        pairs: image and mask, in order of images.
+        images, masks: files without a partner.
     """
 
     pairs: list[tuple[int, int]]
@@ -65,11 +70,12 @@ def list_files(uri: str) -> Files:
 
 
 def pair_folders(images: Files, masks: Files) -> Pairing:
-    """Pair files of two folders: first those of the same path in both, then the rest by their names
-    alone; extensions do not count.
+    """Pair files of two folders by equal paths, then the rest by equal file names.
 
-    Raises InputError where two files could be the partner of one, naming them, and if nothing
-    pairs.
+    Extensions are ignored.
+
+    Raises:
+        InputError: nothing pairs, or a file has two possible partners.
     """
     pairing = _pair(images, masks, [(_whole, _whole), (_name, _name)])
     if not pairing.pairs:
@@ -85,19 +91,22 @@ def pair_folders(images: Files, masks: Files) -> Pairing:
 
 
 def pair_indexed(images: Files, masks: Files) -> Pairing:
-    """Pair images of an index, which lie anywhere, with the files of a folder of masks: first where
-    the path of a mask ends that of an image, longer ones before shorter ones, then by names alone.
+    """Pair images of an index, which may lie anywhere, with the files of a folder of masks.
 
-    Raises InputError where two files could be the partner of one, naming them.
+    A mask belongs to the image whose path ends with the path of the mask; longer paths come first,
+    file names last.
+
+    Raises:
+        InputError: a file has two possible partners.
     """
     depths = sorted({len(parts) for parts in masks.parts} - {1}, reverse=True)
     rounds: list[_Round] = [(_end_of(depth), _of_depth(depth)) for depth in depths]
     return _pair(images, masks, [*rounds, (_name, _name)])
 
 
-def describe_lone(images: Files, masks: Files, pairing: Pairing) -> str | None:
-    """Return a sentence about the files that have no partner; None if all have one."""
-    lone = [
+def describe_unpaired(images: Files, masks: Files, pairing: Pairing) -> str | None:
+    """Return a message on files without a partner; None if all have one."""
+    unpaired = [
         f"{len(numbers):,} without {partner} {'is' if len(numbers) == 1 else 'are'} not used, "
         f"such as {files.uris[numbers[0]]}"
         for numbers, partner, files in (
@@ -106,30 +115,30 @@ def describe_lone(images: Files, masks: Files, pairing: Pairing) -> str | None:
         )
         if numbers
     ]
-    if not lone:
+    if not unpaired:
         return None
-    return f"{len(images.uris):,} images, {len(masks.uris):,} masks: {'; '.join(lone)}"
+    return f"{len(images.uris):,} images, {len(masks.uris):,} masks: {'; '.join(unpaired)}"
 
 
 def _pair(images: Files, masks: Files, rounds: Sequence[_Round]) -> Pairing:
     pairs: list[tuple[int, int]] = []
-    left = [dict(enumerate(files.parts)) for files in (images, masks)]
+    unpaired = [dict(enumerate(files.parts)) for files in (images, masks)]
     for keys in rounds:
-        groups = [_grouped(part, key) for part, key in zip(left, keys, strict=True)]
+        groups = [_group_by_key(part, key) for part, key in zip(unpaired, keys, strict=True)]
         for key in sorted(groups[0].keys() & groups[1].keys()):
             own, others = groups[0][key], groups[1][key]
             _check_single([images.uris[i] for i in own], [masks.uris[j] for j in others])
             pairs.append((own[0], others[0]))
-            del left[0][own[0]], left[1][others[0]]
-    return Pairing(sorted(pairs), list(left[0]), list(left[1]))
+            del unpaired[0][own[0]], unpaired[1][others[0]]
+    return Pairing(sorted(pairs), list(unpaired[0]), list(unpaired[1]))
 
 
-def _grouped(left: dict[int, Parts], key: _Key) -> dict[Parts, list[int]]:
-    found: dict[Parts, list[int]] = {}
-    for number, parts in left.items():
+def _group_by_key(files: dict[int, Parts], key: _Key) -> dict[Parts, list[int]]:
+    groups: dict[Parts, list[int]] = {}
+    for number, parts in files.items():
         if (name := key(parts)) is not None:
-            found.setdefault(name, []).append(number)
-    return found
+            groups.setdefault(name, []).append(number)
+    return groups
 
 
 def _check_single(images: Sequence[str], masks: Sequence[str]) -> None:

@@ -1,1 +1,1 @@
-"""Training: labelled images, positions, the SVM, and what cross-validation chooses."""
+"""Training: sampling of positions, linear SVM, cross-validation, rival methods."""

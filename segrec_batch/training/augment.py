@@ -1,4 +1,4 @@
-"""The paper's augmentations (Abdullah 2026, section 3): rotation, crop, flip, zoom, scale."""
+"""Augmentations of labelled images: flip, rotation, crop, zoom, scale (Abdullah 2026, sec. 3)."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,19 +14,20 @@ KINDS = ("flip", "rotate", "crop", "zoom", "scale")
 def augment(
     image: Image.Image, labels: Labels, kind: str, rng: np.random.Generator
 ) -> tuple[Image.Image, Labels]:
-    """One random variant of an RGB image and its mask values (H, W); added borders are void.
+    """Return a random variant of an RGB image and its mask values (H, W).
 
-    flip: mirrored. rotate: by up to ±15°. crop: a window of 60 to 90 % of each side, anywhere.
-    zoom: the central window of 50 to 80 %. scale: shrunk to 50 to 80 % on a grey canvas.
+    Added borders are void. Kinds: `flip` mirrors; `rotate` turns by up to ±15°; `crop` takes a
+    random window of 60 to 90 % of each side; `zoom` takes the central window of 50 to 80 %; `scale`
+    shrinks to 50 to 80 % on a grey canvas.
     """
-    mask = Image.fromarray(labels.astype(np.int32))  # mode I: keeps VOID
+    mask = Image.fromarray(labels.astype(np.int32))  # mode I keeps VOID, which is negative
     if kind == "flip":
         flip = Image.Transpose.FLIP_LEFT_RIGHT
         return image.transpose(flip), _labels(mask.transpose(flip))
     if kind == "rotate":
         angle = rng.uniform(-15, 15)
-        turned = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=(128, 128, 128))
-        return turned, _labels(mask.rotate(angle, fillcolor=VOID))
+        rotated = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=(128, 128, 128))
+        return rotated, _labels(mask.rotate(angle, fillcolor=VOID))
     if kind == "crop":
         return _window(image, mask, rng.uniform(0.6, 0.9), rng.uniform(size=2))
     if kind == "zoom":
@@ -41,10 +42,10 @@ def _labels(mask: Image.Image) -> Labels:
 
 
 def _window(
-    image: Image.Image, mask: Image.Image, share: float, where: NDArray[np.float64]
+    image: Image.Image, mask: Image.Image, share: float, position: NDArray[np.float64]
 ) -> tuple[Image.Image, Labels]:
     w, h = max(1, round(image.width * share)), max(1, round(image.height * share))
-    x, y = round((image.width - w) * where[0]), round((image.height - h) * where[1])
+    x, y = round((image.width - w) * position[0]), round((image.height - h) * position[1])
     box = (x, y, x + w, y + h)
     return image.crop(box), _labels(mask.crop(box))
 

@@ -1,4 +1,4 @@
-"""Names of groups of images, told from their features by a linear classifier (scikit-learn)."""
+"""Classification of features into named groups of images by logistic regression."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,13 @@ _ITERATIONS = 1000
 
 @dataclass(frozen=True)
 class Categories:
-    """K names, and on raw features `weights` (K, C) and `bias` (K,), float32: the highest score
-    w·x + b names an image. accuracy: of cross-validation, in [0, 1]; None if no two groups have
-    two images.
+    """A linear classifier of raw features: the category with the highest w·x + b.
+
+    Attributes:
+        names: the K categories.
+        weights: (K, C) float32.
+        bias: (K,) float32.
+        accuracy: of cross-validation, in [0, 1]; None if fewer than two groups have two images.
     """
 
     names: tuple[str, ...]
@@ -30,14 +34,20 @@ class Categories:
 
 
 def fit_categories(features: NDArray[np.float32], groups: Sequence[str]) -> Categories:
-    """Fit a multinomial logistic regression on standardised features (n, C) of images of groups
-    (n,). Raises InputError for a single group.
+    """Fit a multinomial logistic regression on standardised features.
+
+    Args:
+        features: (n, C).
+        groups: (n,) group of each image.
+
+    Raises:
+        InputError: there is only one group.
     """
     names, targets = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < 2:
         raise InputError(
-            f"category=folder tells folders apart, but all {len(targets):,} images lie in "
-            f"{''.join(names)!r}; say category=class"
+            f"category=folder needs images of two folders, but all {len(targets):,} images are in "
+            f"{''.join(names)!r}; use category=class"
         )
     classifier = _classifier().fit(features, targets)
     scaler, regression = (step for _, step in classifier.steps)
@@ -59,11 +69,11 @@ def _classifier() -> Pipeline:
 
 
 def _accuracy(features: NDArray[np.float32], targets: NDArray[np.int64]) -> float | None:
-    """Over the images of groups that have two or more, in up to five stratified folds."""
+    """Return the cross-validated accuracy over groups of at least two images."""
     sizes = np.bincount(targets)
     if (sizes > 1).sum() < 2:
         return None
-    kept = sizes[targets] > 1
+    usable = sizes[targets] > 1
     folds = StratifiedKFold(min(_FOLDS, sizes[sizes > 1].min()), shuffle=True, random_state=0)
-    scores = cross_val_score(_classifier(), features[kept], targets[kept], cv=folds)
+    scores = cross_val_score(_classifier(), features[usable], targets[usable], cv=folds)
     return float(scores.mean())

@@ -1,4 +1,4 @@
-"""Which groups of labelled images to hold out (scikit-learn)."""
+"""Selection of held-out groups of labelled images."""
 
 from collections.abc import Sequence
 
@@ -6,19 +6,22 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import GroupShuffleSplit
 
-SHARE = 0.3  # of the images; Abdullah 2026 tests on 30 %
+SHARE = 0.3  # share of held-out images; Abdullah 2026 tests on 30 %
 _TRIES = 200
 
 
 def hold_out(groups: Sequence[str], seed: int, share: float = SHARE) -> NDArray[np.bool_]:
-    """Whether each image, of these groups (n,), is held out: whole groups, about `share` of them.
+    """Return a mask (n,) of the images to hold out: whole groups, about `share` of the images.
 
-    Of random choices of groups the one whose images come nearest to the share; one group at
-    least is held out, one at least is left (ValueError if there is only one).
+    Random selections of groups are drawn; the one nearest to the share is taken. At least one group
+    is held out and at least one is not.
+
+    Raises:
+        ValueError: there is only one group.
     """
     n = len(groups)
     splits = GroupShuffleSplit(_TRIES, test_size=share, random_state=seed)
     rows = np.arange(n)
-    choices = [test for _, test in splits.split(rows, groups=groups)]
-    best = min(choices, key=lambda test: abs(len(test) - share * n))
+    selections = [test for _, test in splits.split(rows, groups=groups)]
+    best = min(selections, key=lambda test: abs(len(test) - share * n))
     return np.asarray(np.isin(rows, best))

@@ -29,10 +29,10 @@ from segrec_batch.evaluation.statistics import Estimate, Key
 from segrec_batch.images.decode import shapes_of_size
 from segrec_batch.labels.labelled import load_classes
 from segrec_batch.training.holdout import hold_out
-from segrec_batch.training.methods import ClassMap, Methods, NotRun
-from segrec_batch.training.run import Settings as Training
-from segrec_batch.training.run import Trainer
-from segrec_batch.training.sample import Sampling
+from segrec_batch.training.rivals.base import ClassMap, Methods, NotRun
+from segrec_batch.training.sampling import Sampling
+from segrec_batch.training.trainer import Settings as Training
+from segrec_batch.training.trainer import Trainer
 from tests.support.builders import smooth_pixels, write_png
 
 TRAINING = Training(

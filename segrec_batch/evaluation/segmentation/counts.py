@@ -18,7 +18,7 @@ from segrec_batch.model.segmentation import Segmenter
 from segrec_batch.model.spec import BACKGROUND
 from segrec_batch.sources import storage
 from segrec_batch.sources.strict_json import parse_json
-from segrec_batch.training.methods import ClassMap, Methods
+from segrec_batch.training.rivals.base import ClassMap, Methods
 
 SEGREC = "segrec"
 """The name of the proposed method, a model bundle run by an engine."""

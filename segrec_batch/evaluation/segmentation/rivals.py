@@ -5,13 +5,13 @@ from dataclasses import dataclass, field, replace
 
 from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.segmentation.study import Rival
-from segrec_batch.training.methods import Methods
+from segrec_batch.training.rivals.base import Methods
 from segrec_batch.training.rivals.classical import ClassicalSettings, fit_classical
 from segrec_batch.training.rivals.mask_rcnn import NAME as MASK_RCNN
 from segrec_batch.training.rivals.mask_rcnn import MaskRcnnSettings, fit_mask_rcnn
 from segrec_batch.training.rivals.unet import NAME as U_NET
 from segrec_batch.training.rivals.unet import UNetSettings, fit_unet
-from segrec_batch.training.run import Trainer
+from segrec_batch.training.trainer import Trainer
 
 RIVALS = ("classical", "unet", "mask-rcnn")
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from segrec_batch.common.errors import InputError
 from segrec_batch.training.holdout import hold_out
-from segrec_batch.training.sample import Samples
+from segrec_batch.training.sampling import Samples
 
 GIVEN = "given"
 """The judged images were given apart from those trained on."""

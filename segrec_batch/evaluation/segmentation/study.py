@@ -9,14 +9,14 @@ from typing import Any
 from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.segmentation.counts import SegrecMethod, judge_images
 from segrec_batch.evaluation.segmentation.splits import GIVEN, SPLITS, split_images
-from segrec_batch.labels.labelled import Classes, LabelledImage, describe_unnamed, pair
+from segrec_batch.labels.labelled import Classes, LabelledImage, describe_unnamed, pair_images
 from segrec_batch.model.backbone import load_weights
 from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.model.engines import EngineChoice, choose_engine, load_segmenter
 from segrec_batch.training.augment import KINDS
-from segrec_batch.training.methods import Methods, NotRun
-from segrec_batch.training.run import Settings as Training
-from segrec_batch.training.run import Trainer
+from segrec_batch.training.rivals.base import Methods, NotRun
+from segrec_batch.training.trainer import Settings as Training
+from segrec_batch.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -122,12 +122,12 @@ class Study:
 
 def labelled(settings: Settings) -> tuple[list[LabelledImage], list[LabelledImage]]:
     """The labelled images and the test images. Raises InputError."""
-    images = pair(settings.images, settings.masks, settings.groups)
+    images = pair_images(settings.images, settings.masks, settings.groups)
     if not settings.test_images:
         return images, []
     if settings.model:
         raise InputError("a model is judged on --images: test images are for --train")
-    return images, pair(settings.test_images, settings.test_masks, settings.groups)
+    return images, pair_images(settings.test_images, settings.test_masks, settings.groups)
 
 
 def conduct(

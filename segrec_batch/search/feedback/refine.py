@@ -75,7 +75,9 @@ def svm(query: Floats, marked: Floats, marks: Floats, weights: Weights) -> Float
     divided by that length first, so that `c` means the same for all. Raises InputError unless
     there are images of both kinds that can be told apart.
     """
-    from segrec_batch.training.marked import separate  # imports scikit-learn, which takes a second
+    from segrec_batch.training.svm import (
+        fit_marked_svm,  # imports scikit-learn, which takes a second
+    )
 
     good = marks > 0
     if not good.any() or good.all():
@@ -85,7 +87,7 @@ def svm(query: Floats, marked: Floats, marks: Floats, weights: Weights) -> Float
     wanted, weigh = np.append(True, good), np.append(1.0, np.where(good, marks, 1.0))
     w = query  # of length 0, where all are
     if length:
-        w, _ = separate(vectors / length, wanted, weigh, weights.c)
+        w, _ = fit_marked_svm(vectors / length, wanted, weigh, weights.c)
     norm = np.linalg.norm(w)
     if not norm > 0:
         raise InputError("the SVM cannot tell the marked images apart: they have equal vectors")

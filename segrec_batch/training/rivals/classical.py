@@ -1,31 +1,101 @@
-"""The SVM and its rivals on the same features: logistic regression, random forest, k-NN.
+"""Linear SVM, logistic regression, random forest and k-NN on the same features.
 
-Abdullah 2026, table 2. All four learn from the same positions and score the same cells: those of
-the stride-16 grid, on which coverage σ is defined. Positions are drawn half by mask value, so every
-classifier overrates rare classes; all four get the same cure, offsets per class (see
-`choose_offsets`) from the same held-out groups.
+Source: Abdullah 2026, table 2. All four methods learn from the same positions and score the cells
+of the grid on which coverage σ is defined. Half of the positions are drawn per mask value, so every
+classifier overrates rare classes. All four are corrected by offsets per class (see
+`choose_offsets`), chosen on the same held-out groups. Each method has one output per component (see
+`Components`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
+from sklearn.ensemble import RandomForestClassifier
 from torch import Tensor
 
 from segrec_batch.common.errors import InputError
 from segrec_batch.images.decode import Shape, fit
 from segrec_batch.labels.labelled import Classes
 from segrec_batch.model.architecture import DEEPEST, Tap
-from segrec_batch.training import scorers
-from segrec_batch.training.methods import ClassMap
-from segrec_batch.training.rivals.deep import class_map
-from segrec_batch.training.sample import Samples, cell_features
-from segrec_batch.training.scorers import Features, Scorer, Scores
-from segrec_batch.training.tune import Components, choose_offsets, split_groups
+from segrec_batch.training.rivals.base import ClassMap, class_map
+from segrec_batch.training.sampling import Samples, cell_features
+from segrec_batch.training.svm import Scaler
+from segrec_batch.training.validation import Components, choose_offsets, fit_all, split_groups
+
+Features = NDArray[np.float16]  # (n, D)
+Targets = NDArray[np.int64]  # (n,), numbers of components
+Scores = NDArray[np.float32]  # (n, K) of classes
+Scorer = Callable[[Features], Scores]
+
+_LOWEST = 1e-3  # lower bound of probabilities before the logarithm
+_BLOCK = 512  # positions scored at a time
+
+
+def fit_linear(
+    x: Features, targets: Targets, components: Components, loss: str, c: float, seed: int
+) -> Scorer:
+    """Fit linear models; a class scores the decision value of its best component.
+
+    Args:
+        loss, c: see `fit_svm`.
+    """
+    fitted = fit_all(x, targets, len(components.classes), c, seed, loss)
+    return lambda features: components.class_scores(fitted.decision(features))
+
+
+def fit_forest(
+    x: Features, targets: Targets, components: Components, trees: int, leaf: int, seed: int
+) -> Scorer:
+    """Fit a random forest; a class scores the log of its components' summed probability.
+
+    Args:
+        leaf: minimum number of positions in a leaf; bounds the size of the trees.
+    """
+    fitted = RandomForestClassifier(trees, min_samples_leaf=leaf, n_jobs=-1, random_state=seed)
+    fitted.fit(x.astype(np.float32), targets)
+    owners = np.array(components.classes)[fitted.classes_]
+    member = owners[:, None] == np.arange(max(components.classes) + 1)  # (M, K)
+    return lambda features: components.exclude_unseen(
+        _log(fitted.predict_proba(features.astype(np.float32)) @ member)
+    )
+
+
+def fit_neighbours(x: Features, targets: Targets, components: Components, k: int) -> Scorer:
+    """Fit k-NN; a class scores the log of its share among the k nearest positions.
+
+    The distance is Euclidean on standardised features, computed as matrix products of blocks.
+    """
+    scaler = Scaler.of(x)
+    rows = torch.from_numpy(scaler.transform(x))
+    classes = torch.tensor(components.classes)
+    votes = F.one_hot(classes[targets], max(components.classes) + 1).float()  # (n, K)
+    nearest = partial(_nearest, rows, rows.square().sum(dim=1), min(k, len(x)))
+
+    def score(features: Features) -> Scores:
+        blocks = torch.from_numpy(scaler.transform(features)).split(_BLOCK)
+        shares = torch.cat([votes[nearest(block)].mean(dim=1) for block in blocks])
+        return components.exclude_unseen(_log(shares.numpy()))
+
+    return score
+
+
+def _nearest(rows: torch.Tensor, squares: torch.Tensor, k: int, x: torch.Tensor) -> torch.Tensor:
+    # |x - r|² - |x|²: the omitted term is the same for all rows r
+    distance = torch.addmm(squares, x, rows.T, alpha=-2)
+    return distance.topk(k, largest=False).indices
+
+
+def _log(probabilities: NDArray[np.floating]) -> Scores:
+    logs: Scores = np.log(np.maximum(probabilities, _LOWEST)).astype(np.float32)
+    return logs
+
 
 Rows = NDArray[np.int64]
 Fit = Callable[[Rows], Scorer]
@@ -33,10 +103,12 @@ Fit = Callable[[Rows], Scorer]
 
 @dataclass(frozen=True)
 class ClassicalSettings:
-    """Choices of the four methods, and from how many positions each learns at most.
+    """Parameters of the four methods and the maximum number of positions each learns from.
 
-    c: of the SVM and the logistic regression, see `fit_svm`. leaf: the fewest positions in a leaf
-    of a tree. neighbours: the k of k-NN.
+    Attributes:
+        c: regularisation of the SVM and the logistic regression, see `fit_svm`.
+        leaf: minimum number of positions in a leaf of a tree.
+        neighbours: k of k-NN.
     """
 
     c: float = 1.0
@@ -50,34 +122,34 @@ class ClassicalSettings:
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A method that scores cells; `settings` says how it was made."""
+class CellClassifier:
+    """A fitted method that scores cells, with its offsets per class and its settings."""
 
     score: Scorer
     offsets: NDArray[np.float32]
     settings: Mapping[str, Any]
 
     def __call__(self, features: Features) -> Scores:
-        """(n, D) → class scores (n, K), offsets added."""
+        """Return class scores (n, K) of features (n, D), offsets included."""
         return self.score(features) + self.offsets
 
 
 @dataclass(frozen=True)
-class Classical:
-    """Fitted methods, by name, behind one pass of the backbone."""
+class ClassicalMethods:
+    """Fitted methods by name that share one forward pass of the backbone."""
 
-    fitted: Mapping[str, Fitted]
+    fitted: Mapping[str, CellClassifier]
     taps: Sequence[Tap]
     feature_maps: Callable[[NDArray[np.uint8]], Mapping[str, Tensor]]
     shapes: Sequence[Shape]
 
     @property
     def settings(self) -> dict[str, Mapping[str, Any]]:
-        """What a report says of each method."""
+        """Settings of each method, by name."""
         return {name: fitted.settings for name, fitted in self.fitted.items()}
 
     def __call__(self, image: Image.Image) -> dict[str, ClassMap]:
-        """The class map of an RGB image for each method; scores are resized, then argmax."""
+        """Return the class map of an RGB image by each method: scores are resized, then argmax."""
         maps = self.feature_maps(fit(image, self.shapes)[None])
         h, w = maps[DEEPEST].shape[-2:]
         read = cell_features(maps, self.taps, np.arange(h * w), (h, w))
@@ -101,30 +173,35 @@ def fit_classical(
     shapes: Sequence[Shape],
     classes: Classes,
     settings: ClassicalSettings | None = None,
-) -> Classical:
-    """Fit `svm`, `logistic regression`, `random forest` and `k-NN` on sampled positions, whose
-    features are those of `taps`.
+) -> ClassicalMethods:
+    """Fit `svm`, `logistic regression`, `random forest` and `k-NN` on sampled positions.
 
-    Each is fitted twice: without the held-out groups, on which its offsets are chosen, and then on
-    all. Raises InputError if there are less than two groups.
+    Each method is fitted twice: without the held-out groups, on which its offsets are chosen, and
+    then on all positions.
+
+    Args:
+        samples: positions with the features of `taps`.
+
+    Raises:
+        InputError: there are fewer than two groups.
     """
     settings = settings or ClassicalSettings()
     train, held_out = _hold_out(samples, classes)
     fitted = {}
-    for name, (fit_rows, bound, said) in _methods(samples, classes, settings).items():
+    for name, (fit_rows, bound, parameters) in _methods(samples, classes, settings).items():
         rng = np.random.default_rng(settings.seed)
-        trial = fit_rows(_at_most(bound, train, rng))
-        offsets = _offsets(trial, samples, classes, _at_most(bound, held_out, rng))
-        rows = _at_most(bound, np.arange(len(samples.values)), rng)
-        said |= {"positions": len(rows), "seed": settings.seed, "offsets": offsets.tolist()}
-        fitted[name] = Fitted(fit_rows(rows), offsets, said)
-    return Classical(fitted, taps, feature_maps, shapes)
+        trial = fit_rows(_draw_at_most(bound, train, rng))
+        offsets = _offsets(trial, samples, classes, _draw_at_most(bound, held_out, rng))
+        rows = _draw_at_most(bound, np.arange(len(samples.values)), rng)
+        parameters |= {"positions": len(rows), "seed": settings.seed, "offsets": offsets.tolist()}
+        fitted[name] = CellClassifier(fit_rows(rows), offsets, parameters)
+    return ClassicalMethods(fitted, taps, feature_maps, shapes)
 
 
 def _methods(
     samples: Samples, classes: Classes, settings: ClassicalSettings
 ) -> dict[str, tuple[Fit, int, dict[str, Any]]]:
-    """How each method is fitted on rows, its bound on them, and what to say of it."""
+    """Return for each method its fit function, its maximum number of rows and its parameters."""
     s = settings
     components = Components.of(samples.values, classes)
 
@@ -133,10 +210,10 @@ def _methods(
             samples.features[rows], components.targets(samples.values[rows]), components, **choices
         )
 
-    svm = on(scorers.linear, loss="hinge", c=s.c, seed=s.seed)
-    logistic = on(scorers.linear, loss="log_loss", c=s.c, seed=s.seed)
-    forest = on(scorers.forest, trees=s.trees, leaf=s.leaf, seed=s.seed)
-    neighbours = on(scorers.neighbours, k=s.neighbours)
+    svm = on(fit_linear, loss="hinge", c=s.c, seed=s.seed)
+    logistic = on(fit_linear, loss="log_loss", c=s.c, seed=s.seed)
+    forest = on(fit_forest, trees=s.trees, leaf=s.leaf, seed=s.seed)
+    neighbours = on(fit_neighbours, k=s.neighbours)
     return {
         "svm": (svm, s.linear_positions, {"c": s.c}),
         "logistic regression": (logistic, s.linear_positions, {"c": s.c}),
@@ -146,7 +223,7 @@ def _methods(
 
 
 def _hold_out(samples: Samples, classes: Classes) -> tuple[Rows, Rows]:
-    """Rows (train, test) of the first fold of groups with the most classes on both sides."""
+    """Return rows (train, test) of the first fold that has the most classes on both sides."""
     if len(set(samples.groups)) < 2:
         raise InputError("offsets of classes need labelled images of at least two groups")
     labels = classes.to_classes(samples.values)
@@ -154,12 +231,12 @@ def _hold_out(samples: Samples, classes: Classes) -> tuple[Rows, Rows]:
     return max(folds, key=lambda rows: len(set(labels[rows[0]]) & set(labels[rows[1]])))
 
 
-def _at_most(bound: int, rows: Rows, rng: np.random.Generator) -> Rows:
+def _draw_at_most(bound: int, rows: Rows, rng: np.random.Generator) -> Rows:
     return np.sort(rng.choice(rows, bound, replace=False)) if len(rows) > bound else rows
 
 
 def _offsets(score: Scorer, samples: Samples, classes: Classes, rows: Rows) -> NDArray[np.float32]:
-    """Chosen on some rows; 0 for a class that is not among them."""
+    """Return offsets chosen on the given rows; 0 for a class that they lack."""
     labels = classes.to_classes(samples.values[rows]).astype(np.int64)
     offsets = choose_offsets(score(samples.features[rows]), labels, samples.weights[rows])
     offsets[~np.isin(np.arange(len(offsets)), labels)] = 0

@@ -1,4 +1,4 @@
-"""torchvision's Mask R-CNN (He et al. 2017) on ResNet-50 with FPN, fine-tuned on class maps."""
+"""Mask R-CNN of torchvision (He et al. 2017) on ResNet-50 with FPN, fine-tuned on class maps."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 from torch import Tensor, nn
 
 from segrec_batch.common.console import ProgressMeter
@@ -18,12 +19,10 @@ from segrec_batch.labels.labelled import Classes, LabelledImage
 from segrec_batch.model.backbone import download, read_state
 from segrec_batch.model.device import resolve_device
 from segrec_batch.model.head import resize
-from segrec_batch.training.methods import ClassMap, NotRun
-from segrec_batch.training.rivals.deep import seeded, shrink, shrink_both
-from segrec_batch.training.rivals.instances import connected_instances
+from segrec_batch.training.rivals.base import ClassMap, NotRun, seeded, shrink, shrink_both
 
 NAME = "Mask R-CNN"
-_PREDICTORS = (  # of as many classes as the weights were trained for: they start anew
+_PREDICTORS = (  # layers that depend on the number of classes; they are trained from scratch
     "roi_heads.box_predictor.",
     "roi_heads.mask_predictor.mask_fcn_logits.",
 )
@@ -33,12 +32,16 @@ Example = tuple[Tensor, dict[str, Tensor]]  # pixels (3, h, w) in [0, 1], target
 
 @dataclass(frozen=True)
 class MaskRcnnSettings:
-    """Choices of the fine-tuning.
+    """Parameters of the fine-tuning.
 
-    weights: path or URI of a state dict of `maskrcnn_resnet50_fpn` (.pth, .safetensors), or
-    `download` for torchvision's own. min_size: pixels to which an image's short side is scaled,
-    its long side to at most twice that. min_pixels: smaller objects are not learned. score: objects
-    found below it are not drawn. rate: the highest learning rate of SGD.
+    Attributes:
+        weights: path or URI of a state dict of `maskrcnn_resnet50_fpn` (.pth, .safetensors), or
+            `download` for torchvision's weights.
+        min_size: pixels to which the short side of an image is scaled; the long side gets at most
+            twice that.
+        min_pixels: minimum size of an object in training.
+        score: minimum score of an object in a prediction.
+        rate: highest learning rate of SGD.
     """
 
     weights: str | None = None
@@ -53,12 +56,12 @@ class MaskRcnnSettings:
 
     @property
     def max_size(self) -> int:
-        """Pixels of the long side at most."""
+        """Maximum pixels of the long side."""
         return 2 * self.min_size
 
 
 class FittedMaskRcnn:
-    """A fine-tuned Mask R-CNN; `settings` says how it was made, `losses` how it went, by step."""
+    """A fine-tuned Mask R-CNN with its settings and its training loss at each step."""
 
     def __init__(
         self, network: nn.Module, settings: MaskRcnnSettings, losses: Sequence[float]
@@ -69,29 +72,31 @@ class FittedMaskRcnn:
 
     @property
     def settings(self) -> dict[str, Mapping[str, Any]]:
-        """What a report says about it, by method."""
+        """Settings by name of the method."""
         return {NAME: asdict(self._settings)}
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image) -> dict[str, ClassMap]:
-        """The class map of an RGB image: objects painted in ascending order of their scores."""
+        """Return the class map of an RGB image; objects are painted in ascending order of score."""
         device = next(self.network.parameters()).device
         pixels = _tensor(shrink(image, self._settings.max_size)).to(device)
-        (found,) = self.network([pixels])
-        labels = painted(found, (image.height, image.width), self._settings.score)
+        (objects,) = self.network([pixels])
+        labels = paint_objects(objects, (image.height, image.width), self._settings.score)
         return {NAME: ClassMap(labels, None)}
 
 
-def painted(found: Mapping[str, Tensor], size: Shape, least: float) -> NDArray[np.uint8]:
-    """The class map of `size` of objects that score `least` or more, the best on top.
+def paint_objects(objects: Mapping[str, Tensor], size: Shape, least: float) -> NDArray[np.uint8]:
+    """Return the class map of `size` of the objects that score at least `least`, best on top.
 
-    scores, labels: (n,). masks: (n, 1, h, w) in [0, 1], which are resized bilinearly.
+    Args:
+        objects: `scores` and `labels` (n,), `masks` (n, 1, h, w) in [0, 1], which are resized
+            bilinearly.
     """
-    canvas = torch.zeros(size, dtype=torch.uint8, device=found["masks"].device)
-    for i in found["scores"].argsort(stable=True):
-        if found["scores"][i] >= least:
-            mask = resize(found["masks"][i][None], size)[0, 0]
-            canvas[mask >= 0.5] = found["labels"][i].to(torch.uint8)
+    canvas = torch.zeros(size, dtype=torch.uint8, device=objects["masks"].device)
+    for i in objects["scores"].argsort(stable=True):
+        if objects["scores"][i] >= least:
+            mask = resize(objects["masks"][i][None], size)[0, 0]
+            canvas[mask >= 0.5] = objects["labels"][i].to(torch.uint8)
     return canvas.cpu().numpy()
 
 
@@ -100,8 +105,11 @@ def fit_mask_rcnn(
 ) -> FittedMaskRcnn:
     """Fine-tune on the connected regions of the classes, see `connected_instances`.
 
-    Raises NotRun without weights or if the loss diverges, ModelError for weights that are not a
-    Mask R-CNN's, InputError without images, DeviceError.
+    Raises:
+        NotRun: no weights are given, or the loss diverges.
+        ModelError: the weights are not those of a Mask R-CNN.
+        InputError: there are no images.
+        DeviceError: the device is missing.
     """
     settings = settings or MaskRcnnSettings()
     if not images:
@@ -115,7 +123,7 @@ def fit_mask_rcnn(
 
 
 def load_state(weights: str | None) -> dict[str, Tensor]:
-    """The state dict that `MaskRcnnSettings.weights` names. Raises NotRun, ModelError."""
+    """Return the state dict named by `MaskRcnnSettings.weights`. Raises NotRun, ModelError."""
     if weights is None:
         raise NotRun("no weights: give --mask-rcnn-weights PATH, or download")
     if weights == "download":
@@ -149,11 +157,11 @@ def build_network(
         names = network.load_state_dict({**given, **fresh}, strict=False)
     except RuntimeError as error:
         raise ModelError(f"not weights of maskrcnn_resnet50_fpn: {error}") from error
-    # of batch normalisation that was not frozen; it decides nothing
+    # counters of unfrozen batch normalisation do not affect the result
     wrong = {n for n in names.unexpected_keys if not n.endswith(".num_batches_tracked")}
-    for problem, found in (("is missing", set(names.missing_keys)), ("is not expected", wrong)):
-        if found:
-            raise ModelError(f"not weights of maskrcnn_resnet50_fpn: {min(found)} {problem}")
+    for problem, names_ in (("is missing", set(names.missing_keys)), ("is not expected", wrong)):
+        if names_:
+            raise ModelError(f"not weights of maskrcnn_resnet50_fpn: {min(names_)} {problem}")
     return network
 
 
@@ -195,7 +203,7 @@ def _finite(loss: float, step: int) -> float:
 def _batches(
     images: Sequence[LabelledImage], classes: Classes, settings: MaskRcnnSettings
 ) -> Iterator[list[Example]]:
-    """Each epoch all images in another order, half of them mirrored."""
+    """Yield batches; each epoch has all images in a new order, half of them mirrored."""
     rng = np.random.default_rng(settings.seed)
     for _ in range(settings.epochs):
         order = rng.permutation(len(images))
@@ -209,15 +217,51 @@ def _example(
 ) -> Example:
     pixels, values = shrink_both(*item.load(classes), settings.max_size)
     labels = classes.to_classes(values)[:, ::step]
-    found = connected_instances(labels, len(classes.names), settings.min_pixels)
+    objects = connected_instances(labels, len(classes.names), settings.min_pixels)
     target = {
-        "labels": torch.from_numpy(found.labels),
-        "boxes": torch.from_numpy(found.boxes),
-        "masks": torch.from_numpy(found.masks.astype(np.uint8)),
+        "labels": torch.from_numpy(objects.labels),
+        "boxes": torch.from_numpy(objects.boxes),
+        "masks": torch.from_numpy(objects.masks.astype(np.uint8)),
     }
     return _tensor(pixels[:, ::step]), target
 
 
 def _tensor(pixels: NDArray[np.uint8]) -> Tensor:
-    """uint8 (h, w, 3) → float32 (3, h, w) in [0, 1]."""
+    """Convert uint8 (h, w, 3) to float32 (3, h, w) in [0, 1]."""
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+
+
+@dataclass(frozen=True)
+class Instances:
+    """The n objects of an image.
+
+    Attributes:
+        labels: (n,) int64 classes, from 1.
+        boxes: (n, 4) float32, x0, y0, x1, y1 in pixels; x1 and y1 are exclusive.
+        masks: (n, H, W) bool.
+    """
+
+    labels: NDArray[np.int64]
+    boxes: NDArray[np.float32]
+    masks: NDArray[np.bool_]
+
+
+def connected_instances(labels: NDArray[np.int16], classes: int, min_pixels: int) -> Instances:
+    """Return the 4-connected regions of at least `min_pixels` in a class map (H, W).
+
+    Classes 1 to `classes` are taken in order; void pixels belong to no region.
+    """
+    owners, boxes, masks = [], [], []
+    for k in range(1, classes + 1):
+        regions, _ = ndimage.label(labels == k)
+        sizes = np.bincount(regions.ravel())
+        for i, (rows, columns) in enumerate(ndimage.find_objects(regions), start=1):
+            if sizes[i] >= min_pixels:
+                owners.append(k)
+                boxes.append((columns.start, rows.start, columns.stop, rows.stop))
+                masks.append(regions == i)
+    return Instances(
+        np.array(owners, np.int64),
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(masks, np.bool_).reshape(-1, *labels.shape),
+    )

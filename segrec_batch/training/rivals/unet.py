@@ -1,4 +1,4 @@
-"""A U-Net trained from nothing on labelled images (Ronneberger, Fischer, Brox 2015)."""
+"""U-Net trained from scratch on labelled images (Ronneberger, Fischer, Brox 2015)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,23 +16,25 @@ from segrec_batch.common.errors import InputError
 from segrec_batch.labels.labelled import VOID, Classes, LabelledImage
 from segrec_batch.model.device import resolve_device
 from segrec_batch.model.engines import choose_engine
-from segrec_batch.training.methods import ClassMap
-from segrec_batch.training.rivals.deep import class_map, seeded, shrink, shrink_both
+from segrec_batch.training.rivals.base import ClassMap, class_map, seeded, shrink, shrink_both
 
 NAME = "U-Net"
-_GREY = 128  # of added borders: 0 after normalisation
+_GREY = 128  # value of added borders; 0 after normalisation
 
 Example = tuple[NDArray[np.uint8], NDArray[np.int16]]  # pixels (h, w, 3), classes (h, w)
 
 
 @dataclass(frozen=True)
 class UNetSettings:
-    """Choices of the U-Net and its training.
+    """Parameters of the U-Net and its training.
 
-    side: pixels of an image's long side, to which larger ones are shrunk. crop: side of the
-    windows that training sees. width: channels at full resolution, doubled at each of `depth`
-    halvings. rate: the highest learning rate of Adam. precision: of the convolutions' arithmetic;
-    auto takes bfloat16 where the device computes it natively.
+    Attributes:
+        side: maximum pixels of the long side; larger images are shrunk.
+        crop: side of the training windows in pixels.
+        width: channels at full resolution, doubled at each of `depth` halvings.
+        rate: highest learning rate of Adam.
+        precision: arithmetic of the convolutions; auto takes bfloat16 where the device computes it
+            natively.
     """
 
     side: int = 256
@@ -48,11 +50,11 @@ class UNetSettings:
 
 
 class UNet(nn.Module):
-    """(B, 3, h, w) → class scores (B, K, h, w); h and w are multiples of 2**depth.
+    """Network from (B, 3, h, w) to class scores (B, K, h, w); h, w are multiples of 2**depth.
 
-    A contracting path of pairs of 3×3 convolutions and max pooling, an expanding path of 2×2
-    up-convolutions, each joined with what the contracting path had at that size. Other than in the
-    paper, convolutions are padded and batch-normalised.
+    The contracting path has pairs of 3×3 convolutions and max pooling; the expanding path has 2×2
+    up-convolutions, each concatenated with the maps of the contracting path at the same size.
+    Unlike in the paper, convolutions are padded and batch-normalised.
     """
 
     def __init__(self, classes: int, width: int, depth: int) -> None:
@@ -65,7 +67,7 @@ class UNet(nn.Module):
         self.score = nn.Conv2d(width, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Return class scores."""
         skipped = []
         for i, block in enumerate(self.contract):
             x = block(F.max_pool2d(x, 2) if i else x)
@@ -85,7 +87,7 @@ def _two_convolutions(channels: int, width: int) -> nn.Sequential:
 
 
 class FittedUNet:
-    """A trained U-Net; `settings` says how it was made."""
+    """A trained U-Net with its settings."""
 
     def __init__(self, network: UNet, settings: UNetSettings) -> None:
         self.network = network.eval()
@@ -93,13 +95,13 @@ class FittedUNet:
 
     @property
     def settings(self) -> dict[str, Mapping[str, Any]]:
-        """What a report says about it, by method."""
+        """Settings by name of the method."""
         parameters = sum(p.numel() for p in self.network.parameters())
         return {NAME: {**asdict(self._settings), "parameters": parameters}}
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image) -> dict[str, ClassMap]:
-        """The class map of an RGB image."""
+        """Return the class map of an RGB image."""
         pixels = shrink(image, self._settings.side)
         h, w, _ = pixels.shape
         whole = 2**self._settings.depth
@@ -111,9 +113,11 @@ class FittedUNet:
 def fit_unet(
     images: Sequence[LabelledImage], classes: Classes, settings: UNetSettings | None = None
 ) -> FittedUNet:
-    """Train on all known pixels of the images; shrunk, they are all held in memory.
+    """Train on all labelled pixels of the images, which are held in memory at reduced size.
 
-    Raises InputError without images, DeviceError.
+    Raises:
+        InputError: there are no images.
+        DeviceError: the device is missing.
     """
     settings = settings or UNetSettings()
     if not images:
@@ -152,7 +156,7 @@ def _train(network: UNet, examples: Sequence[Example], settings: UNetSettings) -
 def _batches(
     examples: Sequence[Example], settings: UNetSettings
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int16]]]:
-    """Each epoch one window of every example, in another order."""
+    """Yield batches; each epoch has one window of every example, in a new order."""
     rng = np.random.default_rng(settings.seed)
     crop = -(-settings.crop // 2**settings.depth) * 2**settings.depth
     for _ in range(settings.epochs):
@@ -164,7 +168,7 @@ def _batches(
 
 
 def _window(example: Example, crop: int, rng: np.random.Generator) -> Example:
-    """A random crop × crop window, mirrored half of the time; what lies outside is void."""
+    """Return a random crop × crop window, mirrored half of the time; padding is void."""
     pixels, labels = example
     below, right = (max(0, crop - n) for n in labels.shape)
     pixels, labels = _pad(pixels, below, right, _GREY), _pad(labels, below, right, VOID)
@@ -180,7 +184,7 @@ def _pad(array: NDArray[Any], below: int, right: int, value: int) -> NDArray[Any
 
 
 def _scores(network: UNet, pixels: NDArray[np.uint8], settings: UNetSettings) -> Tensor:
-    """uint8 (B, h, w, 3) → float32 (B, K, h, w)."""
+    """Return class scores float32 (B, K, h, w) of pixels uint8 (B, h, w, 3)."""
     device = next(network.parameters()).device
     x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)  # (B, h, w, 3) -> (B, 3, h, w)
     x = ((x.float() - _GREY) / 64).contiguous(memory_format=torch.channels_last)
@@ -191,10 +195,11 @@ def _scores(network: UNet, pixels: NDArray[np.uint8], settings: UNetSettings) ->
 
 
 def segmentation_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy plus soft Dice of (B, K, h, w) scores, over the pixels that are not void.
+    """Return cross-entropy plus soft Dice of (B, K, h, w) scores over labelled pixels.
 
-    The Dice part is 1 minus the mean over foreground classes of 2·Σp·y / (Σp + Σy), sums over the
-    batch, for which rare classes count like common ones (Milletari, Navab, Ahmadi 2016, section 3).
+    The Dice term is 1 minus the mean over foreground classes of 2·Σp·y / (Σp + Σy), with sums over
+    the batch, so that rare classes weigh as much as common ones (Milletari, Navab, Ahmadi 2016,
+    section 3).
     """
     known = labels != VOID
     total = F.cross_entropy(scores, labels, ignore_index=VOID, reduction="sum")

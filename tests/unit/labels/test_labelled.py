@@ -20,7 +20,7 @@ from segrec_batch.labels.labelled import (
     describe_unnamed,
     fingerprint,
     load_classes,
-    pair,
+    pair_images,
 )
 from tests.support.builders import png_by_hand, quick, smooth_pixels, write_png
 
@@ -107,7 +107,7 @@ def _files(folder: Path, *names: str) -> str:
 def test_images_and_masks_pair_by_stem_in_any_folder(tmp_path: Path) -> None:
     images = _files(tmp_path / "i", "b/x_2.png", "a/x_1.png", "c/y.png")
     masks = _files(tmp_path / "m", "x_1.png", "deep/er/y.png", "x_2.png")
-    found = pair(images, masks)
+    found = pair_images(images, masks)
     assert [Path(p.image).relative_to(images).as_posix() for p in found] == [
         "a/x_1.png", "b/x_2.png", "c/y.png",
     ]  # fmt: skip
@@ -119,12 +119,12 @@ def test_what_has_no_partner_is_left_out_and_counted(
 ) -> None:
     images = _files(tmp_path / "i", "a.png", "b.png", "more/b.png", "._b.png")
     masks = _files(tmp_path / "m", "b.png", "c.png", "d.png", "._b.png")
-    assert [Path(item.image).name for item in pair(images, masks)] == ["b.png"]
+    assert [Path(item.image).name for item in pair_images(images, masks)] == ["b.png"]
     assert capsys.readouterr().err == (
         f"3 images, 3 masks: 2 without a mask are not used, such as {images}/a.png; "
         f"2 without an image are not used, such as {masks}/c.png\n"
     )
-    pair(images, images)
+    pair_images(images, images)
     assert capsys.readouterr().err == ""
 
 
@@ -132,13 +132,13 @@ def test_files_that_are_no_files_are_refused(tmp_path: Path) -> None:
     images, masks = _files(tmp_path / "i", "a.png"), _files(tmp_path / "m", "b.png")
     os.mkfifo(f"{masks}/a.png")
     with pytest.raises(InputError, match=r"m/a\.png: not a regular file; remove it"):
-        pair(images, masks)
+        pair_images(images, masks)
 
 
 def test_an_empty_folder_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     with pytest.raises(InputError, match="no images"):
-        pair(_files(tmp_path / "i", "a.png"), str(tmp_path / "m"))
+        pair_images(_files(tmp_path / "i", "a.png"), str(tmp_path / "m"))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_groups_follow_the_rule(
 ) -> None:
     images = _files(tmp_path / "i", *(f"{n}.png" for n in names))
     masks = _files(tmp_path / "m", *(f"{Path(n).name}.png" for n in names))
-    found = [p.group.removeprefix(f"{images}/") for p in pair(images, masks, rule)]
+    found = [p.group.removeprefix(f"{images}/") for p in pair_images(images, masks, rule)]
     assert found == groups
 
 

@@ -11,7 +11,7 @@ from segrec_batch.common.errors import InputError
 from segrec_batch.labels.pairing import (
     Files,
     Pairing,
-    describe_lone,
+    describe_unpaired,
     list_files,
     pair_folders,
     pair_indexed,
@@ -86,13 +86,13 @@ def test_nothing_that_pairs_is_refused_with_an_example_of_both() -> None:
 def test_what_is_left_over_is_counted() -> None:
     images = _files("/i", *(f"{i}.jpg" for i in range(5)))
     masks = _files("/m", "0.png", "1.png", "x.png")
-    text = describe_lone(images, masks, pair_folders(images, masks))
+    text = describe_unpaired(images, masks, pair_folders(images, masks))
     assert text == (
         "5 images, 3 masks: 3 without a mask are not used, such as /i/2.jpg; "
         "1 without an image is not used, such as /m/x.png"
     )
     same = _files("/m", *(f"{i}.png" for i in range(5)))
-    assert describe_lone(images, same, pair_folders(images, same)) is None
+    assert describe_unpaired(images, same, pair_folders(images, same)) is None
 
 
 def test_a_file_that_cannot_be_read_is_refused_if_it_is_wanted() -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from segrec_batch.common.errors import EngineError
 from segrec_batch.common.host import Processor
 from segrec_batch.images.decode import fit
-from segrec_batch.labels.labelled import load_classes, pair
+from segrec_batch.labels.labelled import load_classes, pair_images
 from segrec_batch.model import class_maps, describe, engines
 from segrec_batch.model.architecture import Tap
 from segrec_batch.model.backbone import load_weights
@@ -38,8 +38,8 @@ from segrec_batch.model.engines import (
 from segrec_batch.model.head import LinearHead, resize
 from segrec_batch.model.ncnn_engine import Head, NcnnNetwork
 from segrec_batch.model.segmentation import Segmentation
-from segrec_batch.training.run import Settings, Trainer, train
-from segrec_batch.training.sample import Sampling
+from segrec_batch.training.sampling import Sampling
+from segrec_batch.training.trainer import Settings, Trainer, train
 from tests.support.builders import quick, random_backbone, random_weights, smooth_batch, tiny_model
 from tests.support.commands import exit_code
 
@@ -203,8 +203,8 @@ def test_training_runs_images_at_the_same_time(
         return call(self, image)
 
     monkeypatch.setattr(NcnnNetwork, "__call__", wait)
-    monkeypatch.setattr("segrec_batch.training.run.usable_cores", lambda: 2)
-    images = pair(str(scenes / "images"), str(scenes / "masks"))
+    monkeypatch.setattr("segrec_batch.training.trainer.usable_cores", lambda: 2)
+    images = pair_images(str(scenes / "images"), str(scenes / "masks"))
     settings = Settings(
         layers=("conv5_3",),
         c=(1.0,),
@@ -382,7 +382,7 @@ def street_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
             (folder / kind / source.name).symlink_to(source)
     classes = folder / "classes.json"
     classes.write_text('{"car": [8], "person": [9], "tree": [5], "ignore": [11]}')
-    images = pair(str(folder / "images"), str(folder / "masks"))
+    images = pair_images(str(folder / "images"), str(folder / "masks"))
     settings = Settings(c=(1.0,), sampling=Sampling(positions=600))
     weights = load_weights(str(DATA / "vgg16_imagenet_fp16.pth"))
     return train(images, load_classes(str(classes)), weights, settings)

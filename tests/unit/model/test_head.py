@@ -17,10 +17,10 @@ from segrec_batch.common.errors import ModelError, SegrecError
 from segrec_batch.model.architecture import LAYERS, Tap
 from segrec_batch.model.head import LinearHead, pool, resize
 from segrec_batch.model.torch_engine import as_tensors
-from segrec_batch.training.run import Settings, _head_tensors
-from segrec_batch.training.sample import cell_features
+from segrec_batch.training.sampling import cell_features
 from segrec_batch.training.svm import LinearSvm, Scaler, fit_svm
-from segrec_batch.training.tune import fit_all
+from segrec_batch.training.trainer import Settings, _head_tensors
+from segrec_batch.training.validation import fit_all
 from tests.support.builders import TAPS, quick, random_maps, smooth_batch
 
 GRID = (16, 24)  # of conv3_3, the finest tap, at 64 x 96

@@ -13,13 +13,13 @@ from segrec_batch.evaluation.segmentation.run import segmentation_report
 from segrec_batch.evaluation.segmentation.study import Settings as Judged
 from segrec_batch.evaluation.statistics import Key
 from segrec_batch.images.decode import shapes_of_size
-from segrec_batch.labels.labelled import Classes, load_classes, pair
+from segrec_batch.labels.labelled import Classes, load_classes, pair_images
 from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.model.engines import choose_engine, load_segmenter
 from segrec_batch.training import scorers
-from segrec_batch.training.run import Settings, Trainer, train
-from segrec_batch.training.sample import Sampling
-from segrec_batch.training.tune import LOWEST, Components, choose_offsets, judged_classes
+from segrec_batch.training.sampling import Sampling
+from segrec_batch.training.trainer import Settings, Trainer, train
+from segrec_batch.training.validation import LOWEST, Components, choose_offsets, evaluable_classes
 from tests.support.builders import random_weights, smooth_batch, write_png
 from tests.support.commands import exit_code
 
@@ -48,7 +48,7 @@ def full(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def full_model(full: Path) -> Model:
-    images = pair(str(full / "images"), str(full / "masks"))
+    images = pair_images(str(full / "images"), str(full / "masks"))
     return train(images, load_classes(str(full / "classes.json")), random_weights(), SETTINGS)
 
 
@@ -146,7 +146,7 @@ def test_a_class_of_one_group_keeps_its_offset_and_is_named(
         values[:32, :48] = 3 if i == 0 else 1
         write_png(tmp_path / "i" / f"x{i}.png", Image.fromarray(pixels))
         write_png(tmp_path / "m" / f"x{i}.png", values)
-    images = pair(str(tmp_path / "i"), str(tmp_path / "m"))
+    images = pair_images(str(tmp_path / "i"), str(tmp_path / "m"))
     trainer = Trainer(images, classes, random_weights(), SETTINGS)
     (judged,) = trainer.validate(SETTINGS.candidates)
     assert judged.offsets[3] == 0
@@ -158,7 +158,7 @@ def test_a_class_of_one_group_keeps_its_offset_and_is_named(
 def test_cross_validation_judges_what_two_folds_hold_out() -> None:
     labels = np.array([0, 1, 1, 2, 2, 0])
     folds = [(np.array([2, 3, 4, 5]), np.array([0, 1])), (np.array([0, 1]), np.array([2, 3, 4, 5]))]
-    assert judged_classes(labels, folds) == [1]
+    assert evaluable_classes(labels, folds) == [1]
 
 
 @pytest.mark.slow

@@ -14,14 +14,18 @@ from sklearn.preprocessing import StandardScaler
 from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.segmentation.counts import count_pixels
 from segrec_batch.images.decode import shapes_of_size
-from segrec_batch.labels.labelled import Classes, LabelledImage, load_classes, pair
+from segrec_batch.labels.labelled import Classes, LabelledImage, load_classes, pair_images
 from segrec_batch.model.architecture import Tap
 from segrec_batch.model.spec import Scaling
 from segrec_batch.model.torch_engine import FeatureMaps, Normalise
 from segrec_batch.training import scorers
-from segrec_batch.training.rivals.classical import Classical, ClassicalSettings, fit_classical
-from segrec_batch.training.sample import Sampling, sample_images
-from segrec_batch.training.tune import Components
+from segrec_batch.training.rivals.classical import (
+    ClassicalMethods,
+    ClassicalSettings,
+    fit_classical,
+)
+from segrec_batch.training.sampling import Sampling, sample_images
+from segrec_batch.training.validation import Components
 from tests.support.builders import quality, random_weights, smooth_pixels, void_variants
 
 TAPS = (Tap("conv4_3"), Tap("conv5_3"))
@@ -33,11 +37,11 @@ NAMES = ["svm", "logistic regression", "random forest", "k-NN"]
 
 
 def labelled(scenes: Path) -> tuple[list[LabelledImage], Classes]:
-    images = pair(str(scenes / "images"), str(scenes / "masks"))
+    images = pair_images(str(scenes / "images"), str(scenes / "masks"))
     return images, load_classes(str(scenes / "classes.json"))
 
 
-def _fit(images: list[LabelledImage], classes: Classes) -> Classical:
+def _fit(images: list[LabelledImage], classes: Classes) -> ClassicalMethods:
     weights = random_weights()
     normalise = Normalise(Scaling(True, weights.mean, weights.std))
     maps = FeatureMaps(weights.state, [tap.layer for tap in TAPS], normalise, "cpu")
@@ -46,12 +50,12 @@ def _fit(images: list[LabelledImage], classes: Classes) -> Classical:
 
 
 @pytest.fixture(scope="module")
-def fitted(scenes: Path) -> Classical:
+def fitted(scenes: Path) -> ClassicalMethods:
     images, classes = labelled(scenes)
     return _fit(images, classes)
 
 
-def test_each_method_beats_the_majority_class(scenes: Path, fitted: Classical) -> None:
+def test_each_method_beats_the_majority_class(scenes: Path, fitted: ClassicalMethods) -> None:
     images, classes = labelled(scenes)
     confusion = {name: np.zeros((4, 4), np.int64) for name in NAMES}
     for item in images[::4]:
@@ -70,7 +74,7 @@ def test_each_method_beats_the_majority_class(scenes: Path, fitted: Classical) -
         assert iou > 0.2, name
 
 
-def test_cells_are_those_of_the_map_where_it_is_the_grid(fitted: Classical) -> None:
+def test_cells_are_those_of_the_map_where_it_is_the_grid(fitted: ClassicalMethods) -> None:
     found = fitted(Image.fromarray(smooth_pixels(7, 9)))  # nothing to resize
     for name, (labels, cells) in found.items():
         np.testing.assert_array_equal(np.bincount(labels.ravel(), minlength=4), cells, name)
@@ -79,7 +83,7 @@ def test_cells_are_those_of_the_map_where_it_is_the_grid(fitted: Classical) -> N
 
 @pytest.mark.slow
 def test_fitting_repeats_and_does_not_see_what_lies_under_void(
-    scenes: Path, fitted: Classical, tmp_path: Path
+    scenes: Path, fitted: ClassicalMethods, tmp_path: Path
 ) -> None:
     images, classes = labelled(scenes)
     variants, classes = void_variants(images[::3], classes, tmp_path)

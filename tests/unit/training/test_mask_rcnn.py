@@ -13,15 +13,15 @@ from torch import Tensor
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from segrec_batch.common.errors import InputError, ModelError
-from segrec_batch.labels.labelled import VOID, Classes, load_classes, pair
-from segrec_batch.training.methods import NotRun
-from segrec_batch.training.rivals.instances import connected_instances
+from segrec_batch.labels.labelled import VOID, Classes, load_classes, pair_images
+from segrec_batch.training.rivals.base import NotRun
 from segrec_batch.training.rivals.mask_rcnn import (
     MaskRcnnSettings,
     build_network,
+    connected_instances,
     fit_mask_rcnn,
     load_state,
-    painted,
+    paint_objects,
 )
 from tests.support.builders import quick, void_variants
 
@@ -60,7 +60,7 @@ def test_instances_are_those_of_a_flood_fill(seed: int, least: int) -> None:
 
 
 def test_without_weights_it_is_not_run(scenes: Path) -> None:
-    images = pair(str(scenes / "images"), str(scenes / "masks"))
+    images = pair_images(str(scenes / "images"), str(scenes / "masks"))
     classes = load_classes(str(scenes / "classes.json"))
     with pytest.raises(NotRun, match="no weights: give --mask-rcnn-weights PATH, or download"):
         fit_mask_rcnn(images, classes, SETTINGS)
@@ -145,9 +145,9 @@ def test_objects_are_painted_in_ascending_order_of_their_scores() -> None:
     expected = np.zeros((20, 30), np.uint8)
     expected[4:12, 4:12] = 2
     expected[8:16, 8:16] = 1
-    np.testing.assert_array_equal(painted(found, (20, 30), 0.5), expected)
+    np.testing.assert_array_equal(paint_objects(found, (20, 30), 0.5), expected)
     double = np.repeat(np.repeat(expected, 2, axis=0), 2, axis=1)
-    wrong = painted(found, (40, 60), 0.5) != double
+    wrong = paint_objects(found, (40, 60), 0.5) != double
     assert wrong.mean() < 0.03, "enlarged; edges may move by a pixel"
 
 
@@ -158,7 +158,7 @@ def test_it_learns_from_weights_on_disk_and_repeats(
     torch.save(state, tmp_path / "weights.pth")
     weights = str(tmp_path / "weights.pth")
     settings = replace(SETTINGS, weights=weights, epochs=5, batch=1, rate=0.03)
-    images = pair(str(scenes / "images"), str(scenes / "masks"))[::12]
+    images = pair_images(str(scenes / "images"), str(scenes / "masks"))[::12]
     variants, classes = void_variants(images, load_classes(str(scenes / "classes.json")), tmp_path)
     first, again = (fit_mask_rcnn(v, classes, settings) for v in variants)
     assert len(first.losses) == 10

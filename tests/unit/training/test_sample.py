@@ -17,8 +17,7 @@ from segrec_batch.images.decode import fit, open_rgb
 from segrec_batch.labels.labelled import VOID, Classes, LabelledImage
 from segrec_batch.model.architecture import Tap
 from segrec_batch.training.augment import KINDS
-from segrec_batch.training.run import Settings, train
-from segrec_batch.training.sample import (
+from segrec_batch.training.sampling import (
     Samples,
     Sampling,
     cell_features,
@@ -26,6 +25,7 @@ from segrec_batch.training.sample import (
     draw_cells,
     sample_images,
 )
+from segrec_batch.training.trainer import Settings, train
 from tests.support.builders import quick, random_maps, random_weights, smooth_pixels, write_png
 
 SHAPES = ((64, 96), (96, 64))

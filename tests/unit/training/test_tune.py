@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from segrec_batch.labels.labelled import Classes
 from segrec_batch.model.architecture import Tap
-from segrec_batch.training.sample import Samples
-from segrec_batch.training.tune import (
-    Candidate,
+from segrec_batch.training.sampling import Samples
+from segrec_batch.training.validation import (
     Components,
+    HeadCandidate,
     Validation,
     choose_offsets,
     cross_validate,
@@ -95,7 +95,7 @@ def test_iou_is_nan_for_a_class_that_is_nowhere_and_0_for_one_that_is_missed() -
 
 def test_the_mean_iou_is_over_the_foreground_that_occurs() -> None:
     found = Validation(
-        Candidate((Tap("conv5_3"),), 1.0), np.array([0.9, 0.2, np.nan, 0.4]), np.zeros(4), 0.5
+        HeadCandidate((Tap("conv5_3"),), 1.0), np.array([0.9, 0.2, np.nan, 0.4]), np.zeros(4), 0.5
     )
     assert found.mean_iou == pytest.approx(0.3)
     assert str(found.candidate) == "conv5_3 C=1"
@@ -160,7 +160,7 @@ def _samples(n: int = 120) -> Samples:
 
 def test_cross_validation_tells_a_telling_tap_from_noise() -> None:
     samples, taps = _samples(), (Tap("conv1_1"), Tap("conv1_2"))
-    candidates = [Candidate((tap,), 1.0) for tap in taps]
+    candidates = [HeadCandidate((tap,), 1.0) for tap in taps]
     components = Components.of(samples.values, CLASSES)
     judged = list(cross_validate(samples, taps, candidates, components, CLASSES, 0))
     assert [v.candidate for v in judged] == candidates

@@ -11,7 +11,7 @@ from PIL import Image
 
 from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.segmentation.counts import count_pixels
-from segrec_batch.labels.labelled import VOID, Classes, load_classes, pair
+from segrec_batch.labels.labelled import VOID, Classes, load_classes, pair_images
 from segrec_batch.training.rivals.unet import UNet, UNetSettings, fit_unet, segmentation_loss
 from tests.support.builders import quality, quick, smooth_pixels, void_variants
 
@@ -67,7 +67,7 @@ def test_the_paths_halve_and_double_and_see_far() -> None:
 
 @pytest.mark.parametrize("size", [(200, 30), (17, 23), (1, 1), (64, 64)])
 def test_any_image_gets_a_map_of_its_size(size: tuple[int, int], scenes: Path) -> None:
-    images = pair(str(scenes / "images"), str(scenes / "masks"))[:2]
+    images = pair_images(str(scenes / "images"), str(scenes / "masks"))[:2]
     fitted = fit_unet(images, load_classes(str(scenes / "classes.json")), TINY)
     (found,) = fitted(Image.fromarray(smooth_pixels(*size))).values()
     assert found.labels.shape == size
@@ -78,7 +78,7 @@ def test_any_image_gets_a_map_of_its_size(size: tuple[int, int], scenes: Path) -
 def test_training_repeats_and_does_not_see_what_lies_under_void(
     scenes: Path, tmp_path: Path
 ) -> None:
-    images = pair(str(scenes / "images"), str(scenes / "masks"))[::6]
+    images = pair_images(str(scenes / "images"), str(scenes / "masks"))[::6]
     variants, classes = void_variants(images, load_classes(str(scenes / "classes.json")), tmp_path)
     before = torch.random.get_rng_state()
     first, again = (fit_unet(v, classes, TINY).network.state_dict() for v in variants)
@@ -96,7 +96,7 @@ def test_no_images_is_an_error() -> None:
 @pytest.mark.slow
 def test_it_beats_the_majority_class(scenes: Path) -> None:
     classes = load_classes(str(scenes / "classes.json"))
-    images = pair(str(scenes / "images"), str(scenes / "masks"))
+    images = pair_images(str(scenes / "images"), str(scenes / "masks"))
     settings = UNetSettings(side=128, crop=96, width=8, depth=3, epochs=25, batch=4, device="cpu")
     fitted = fit_unet(images, classes, settings)
     assert fitted.settings["U-Net"]["epochs"] == 25

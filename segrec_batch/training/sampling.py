@@ -1,4 +1,4 @@
-"""Training positions: which cells of the feature maps the SVM sees, and their features."""
+"""Sampling of training positions: cells of the feature maps and their features."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,14 +22,18 @@ from segrec_batch.training.augment import augment
 
 @dataclass(frozen=True)
 class Samples:
-    """n sampled positions of labelled images.
+    """The n sampled positions of labelled images.
 
-    features: (n, D) float16, the taps' channels side by side. values: (n,) mask values.
-    weights: (n,) float64, how many cells of the maps a position stands for: sums over them estimate
-    sums over all cells. groups: (n,) group of the image. centre: (512,) mean centred feature of all
-    images that were sampled, which parts of the rows keep. images: (n,) int64, number of the
-    image. variants: (n,) int64, 0 for the image itself, then its augmented copies. pixels: of the
-    whole mask of each image the number by value, see `count_values`.
+    Attributes:
+        features: (n, D) float16, channels of the taps side by side.
+        values: (n,) mask values.
+        weights: (n,) float64, number of cells that a position represents: weighted sums over
+            positions estimate sums over all cells.
+        groups: (n,) group of the image.
+        centre: (C,) mean centred feature of all sampled images; subsets of positions keep it.
+        images: (n,) int64, number of the image.
+        variants: (n,) int64, 0 for the image, from 1 for its augmented copies.
+        pixels: pixels of each image's whole mask by value, see `count_values`.
     """
 
     features: NDArray[np.float16]
@@ -41,31 +45,37 @@ class Samples:
     variants: NDArray[np.int64]
     pixels: Sequence[Mapping[int, int]] = ()
 
-    def rows(self, wanted: NDArray[np.bool_]) -> "Samples":
-        """Some of the positions: wanted (n,)."""
+    def rows(self, selected: NDArray[np.bool_]) -> "Samples":
+        """Return the positions selected by a mask (n,)."""
         return replace(
             self,
-            features=self.features[wanted],
-            values=self.values[wanted],
-            weights=self.weights[wanted],
-            groups=self.groups[wanted],
-            images=self.images[wanted],
-            variants=self.variants[wanted],
+            features=self.features[selected],
+            values=self.values[selected],
+            weights=self.weights[selected],
+            groups=self.groups[selected],
+            images=self.images[selected],
+            variants=self.variants[selected],
         )
 
-    def columns(self, taps: Sequence[Tap], wanted: Sequence[Tap]) -> NDArray[np.float16]:
-        """The features of some of the taps that were sampled, in the order of `wanted`."""
+    def columns(self, taps: Sequence[Tap], selected: Sequence[Tap]) -> NDArray[np.float16]:
+        """Return the features of the selected taps, in their order; `taps` are all sampled taps."""
         stops = np.cumsum([tap.source.channels for tap in taps])
         spans = {t: range(e - t.source.channels, e) for t, e in zip(taps, stops, strict=True)}
-        if list(wanted) == list(taps):
+        if list(selected) == list(taps):
             return self.features
-        return self.features[:, [i for tap in wanted for i in spans[tap]]]
+        return self.features[:, [i for tap in selected for i in spans[tap]]]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How positions are drawn: up to `positions` an image, half of them uniformly, half in equal
-    parts from each mask value present; `copies` random variants of each image by each of `kinds`.
+    """Parameters of sampling.
+
+    Attributes:
+        positions: maximum per image; half are drawn uniformly, half in equal parts from each mask
+            value of the image.
+        kinds: augmentations.
+        copies: random variants of each image per augmentation.
+        seed: of the random generator.
     """
 
     positions: int = 1000
@@ -75,14 +85,18 @@ class Sampling:
 
     @property
     def variants(self) -> int:
-        """Images drawn from one image, itself included."""
+        """Variants per image, the image itself included."""
         return 1 + len(self.kinds) * self.copies
 
 
 @dataclass(frozen=True)
 class _PositionSample:
-    """Sampled positions of one variant of an image, its mean feature (1, 512), and the pixels of
-    its whole mask by value.
+    """Sampled positions of one variant of an image.
+
+    Attributes:
+        features, values, weights: see `Samples`.
+        pooled: (1, C) mean feature.
+        pixels: pixels of the whole mask by value.
     """
 
     features: NDArray[np.float16]
@@ -103,15 +117,16 @@ def sample_images(
     special: Mapping[int, Sampling] | None = None,
     workers: int = 1,
 ) -> Samples:
-    """Run the backbone over all images and their variants once and keep sampled positions.
+    """Run the backbone once over all images and their variants and sample positions.
 
-    special: another sampling for some of the images, by number. workers: threads that take an image
-    each; the result does not depend on them.
+    Args:
+        special: sampling of individual images, by number, in place of `sampling`.
+        workers: number of threads with one image each; the result does not depend on it.
     """
     plans = [(special or {}).get(number, sampling) for number in range(len(images))]
     rows = sum(plan.variants * plan.positions for plan in plans)
     width = sum(tap.source.channels for tap in taps)
-    features = np.empty((rows, width), np.float16)  # at once: joining parts would take twice that
+    features = np.empty((rows, width), np.float16)  # allocated once: joins need twice that
     values, weights, groups, pooled = [], [], [], []
     owners, variants, pixels = [], [], []
     filled = 0
@@ -126,13 +141,13 @@ def sample_images(
 
     for index, drawn in enumerate(_in_order(draw, track(images), workers)):
         pixels.append(drawn[0].pixels)
-        for variant, found in enumerate(drawn):
-            count = len(found.values)
-            features[filled : filled + count] = found.features
+        for variant, sample in enumerate(drawn):
+            count = len(sample.values)
+            features[filled : filled + count] = sample.features
             filled += count
-            values.append(found.values)
-            weights.append(found.weights)
-            pooled.append(found.pooled)
+            values.append(sample.values)
+            weights.append(sample.weights)
+            pooled.append(sample.pooled)
             groups.append(np.full(count, images[index].group, object))
             owners.append(np.full(count, index))
             variants.append(np.full(count, variant))
@@ -151,7 +166,7 @@ def sample_images(
 def _in_order(
     work: Callable[[int], list[_PositionSample]], items: Iterator[LabelledImage], workers: int
 ) -> Iterator[list[_PositionSample]]:
-    """Yield what `work` makes of the number of each item; a few are under way in threads."""
+    """Yield `work(number)` for each item in order; up to `workers` run ahead in threads."""
     running: deque[Future[list[_PositionSample]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for number, _ in enumerate(items):
@@ -196,7 +211,7 @@ def _finest(maps: Mapping[str, Tensor], taps: Sequence[Tap]) -> Shape:
 
 
 def cell_labels(labels: NDArray[np.int16], grid: Shape) -> NDArray[np.int16]:
-    """Mask values (H, W) at the centres of the cells of a grid (h, w)."""
+    """Return the mask values (H, W) at the centres of the cells of a grid (h, w)."""
     rows, columns = (
         ((np.arange(n) + 0.5) * side / n).astype(int)
         for n, side in zip(grid, labels.shape, strict=True)
@@ -207,10 +222,10 @@ def cell_labels(labels: NDArray[np.int16], grid: Shape) -> NDArray[np.int16]:
 def draw_cells(
     labels: NDArray[np.int16], positions: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.int16], NDArray[np.int64], NDArray[np.float64]]:
-    """Draw cells of (h, w) mask values: their values, flat indices, and weights (see `Samples`).
+    """Draw cells of mask values (h, w); return their values, flat indices and weights.
 
     Void is not drawn. With p(i) the expected number of draws of cell i, its weight is 1/p(i), so
-    that a weighted sum over the drawn cells is unbiased for the sum over all.
+    that the weighted sum over drawn cells is an unbiased estimate of the sum over all cells.
     """
     flat = labels.ravel()
     known = np.flatnonzero(flat != VOID)
@@ -229,9 +244,9 @@ def draw_cells(
 def cell_features(
     maps: Mapping[str, Tensor], taps: Sequence[Tap], cells: NDArray[np.int64], grid: Shape
 ) -> Tensor:
-    """What the taps of one image say at flat cells of a grid (h, w): (n, D) float32.
+    """Return the features (n, D) float32 of the taps at flat cells of a grid (h, w).
 
-    Equal to the maps resized bilinearly to the grid and read at the cells.
+    The result equals the maps resized bilinearly to the grid and read at the cells.
     """
     h, w = grid
     centres = np.stack([(cells % w + 0.5) / w, (cells // w + 0.5) / h], axis=-1)

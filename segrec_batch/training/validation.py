@@ -1,4 +1,4 @@
-"""Choosing taps, C and per-class offsets by grouped cross-validation."""
+"""Selection of taps, C and offsets per class by grouped cross-validation."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from sklearn.model_selection import GroupKFold
 
 from segrec_batch.labels.labelled import Classes
 from segrec_batch.model.architecture import Tap
-from segrec_batch.training.sample import Samples
+from segrec_batch.training.sampling import Samples
 from segrec_batch.training.svm import LinearSvm, fit_svm
 
 MAX_FOLDS = 5
-CV_ROWS = 120_000  # positions that cross-validation works on; the final fit takes all
-LOWEST = float(np.finfo(np.float16).min)  # score of what no position was of: it never wins
-_RARE = 50  # mask values of the background with fewer positions share one SVM
+CV_ROWS = 120_000  # maximum positions in cross-validation; the final fit takes all
+LOWEST = float(np.finfo(np.float16).min)  # score of a class without any position; it never wins
+_RARE = 50  # background mask values with fewer positions share one SVM
 
 
 Fold = tuple[NDArray[np.int64], NDArray[np.int64]]  # row numbers: train, test
@@ -23,11 +23,15 @@ Fold = tuple[NDArray[np.int64], NDArray[np.int64]]  # row numbers: train, test
 
 @dataclass(frozen=True)
 class Components:
-    """Which SVMs there are: one per mask value, so that the parts of a mixed class such as the
-    background (sky, road, building…) need not fit behind one hyperplane.
+    """Assignment of mask values to SVMs and of SVMs to classes.
 
-    `of_value[v]` is the SVM of mask value v, `classes[m]` the class of SVM m. If every position has
-    a class, one SVM without a value stands for the background, so that every class has one.
+    There is one SVM per mask value, so that the parts of a mixed class such as the background (sky,
+    road, building…) need not fit behind one hyperplane.
+
+    Attributes:
+        of_value: SVM of each mask value.
+        classes: class of each SVM. If every position has a class, one SVM without a mask value
+            represents the background, so that every class has at least one.
     """
 
     of_value: Mapping[int, int]
@@ -35,7 +39,7 @@ class Components:
 
     @classmethod
     def of(cls, values: NDArray[np.int16], classes: Classes) -> "Components":
-        """From the mask values of sampled positions; rare background values share one SVM."""
+        """Assign the mask values of sampled positions; rare background values share one SVM."""
         of_value: dict[int, int] = {}
         owners: list[int] = []
         rare: int | None = None
@@ -54,29 +58,29 @@ class Components:
         return cls(of_value, tuple(owners))
 
     def targets(self, values: NDArray[np.int16]) -> NDArray[np.int64]:
-        """Mask values (n,) → SVM numbers (n,)."""
+        """Return the SVM numbers (n,) of mask values (n,)."""
         table = np.zeros(max(self.of_value) + 1, np.int64)
         for value, component in self.of_value.items():
             table[value] = component
         return table[values]
 
-    def bar_unseen(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    def exclude_unseen(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return class scores (n, K) in which a class without any mask value never wins."""
-        seen = {self.classes[component] for component in self.of_value.values()}
-        unseen = [k for k in range(scores.shape[1]) if k not in seen]
+        trained = {self.classes[component] for component in self.of_value.values()}
+        unseen = [k for k in range(scores.shape[1]) if k not in trained]
         scores[:, unseen] = LOWEST
         return scores
 
     def class_scores(self, decision: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Decision values (n, M) → class scores (n, K): the best SVM of each class."""
+        """Return class scores (n, K): the highest decision value (n, M) among a class's SVMs."""
         owners = np.array(self.classes)
         classes = range(owners.max() + 1)
         return np.stack([decision[:, owners == k].max(axis=1) for k in classes], axis=1)
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One setting that cross-validation judges."""
+class HeadCandidate:
+    """Taps and C that cross-validation evaluates."""
 
     taps: tuple[Tap, ...]
     c: float
@@ -87,45 +91,47 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Validation:
-    """What cross-validation found for a candidate on positions of held-out groups.
+    """Result of cross-validation of one candidate on held-out groups.
 
-    iou: per class, background first, after the offsets; NaN for a class that does not occur.
-    offsets: (K,) to add to class scores; they were chosen on the same positions as `iou`.
+    Attributes:
+        iou: (K,) per class, background first, with offsets; NaN for a class that does not occur.
+        offsets: (K,) added to class scores; chosen on the same positions as `iou`.
+        accuracy: weighted share of correct positions.
     """
 
-    candidate: Candidate
+    candidate: HeadCandidate
     iou: NDArray[np.float64]
     offsets: NDArray[np.float32]
     accuracy: float
 
     @property
     def mean_iou(self) -> float:
-        """Mean over the foreground classes."""
+        """Mean IoU over the foreground classes."""
         return float(np.nanmean(self.iou[1:]))
 
 
 def cross_validate(
     samples: Samples,
     taps: Sequence[Tap],
-    candidates: Sequence[Candidate],
+    candidates: Sequence[HeadCandidate],
     components: Components,
     classes: Classes,
     seed: int,
 ) -> Iterator[Validation]:
-    """Judge each candidate on groups that its SVMs did not see."""
+    """Evaluate each candidate on groups that its SVMs were not fitted on."""
     keep = _subset(len(samples.values), seed)
     values, weights = samples.values[keep], samples.weights[keep]
     labels = classes.to_classes(values).astype(np.int64)
     targets = components.targets(values)
     folds = split_groups(samples.groups[keep])
-    judged = judged_classes(labels, folds)
+    evaluable = evaluable_classes(labels, folds)
     for candidate in candidates:
         x = samples.columns(taps, candidate.taps)[keep]
         scores = np.empty((len(x), max(components.classes) + 1), np.float32)
         for train, test in folds:
             svm = fit_all(x[train], targets[train], len(components.classes), candidate.c, seed)
             scores[test] = components.class_scores(svm.decision(x[test]))
-        offsets = choose_offsets(scores, labels, weights, judged)
+        offsets = choose_offsets(scores, labels, weights, evaluable)
         confusion = weighted_confusion(scores + offsets, labels, weights)
         accuracy = float(np.trace(confusion) / confusion.sum())
         yield Validation(candidate, iou(confusion), offsets, accuracy)
@@ -143,9 +149,10 @@ def split_groups(groups: NDArray[np.object_]) -> list[Fold]:
     return list(GroupKFold(folds).split(groups, groups=groups))
 
 
-def judged_classes(labels: NDArray[np.int64], folds: Sequence[Fold]) -> list[int]:
-    """Return the foreground classes that cross-validation can judge: those that two folds or more
-    hold out. The SVMs that are tried on the only fold of a class have not seen it.
+def evaluable_classes(labels: NDArray[np.int64], folds: Sequence[Fold]) -> list[int]:
+    """Return the foreground classes that at least two folds hold out.
+
+    If only one fold has a class, the SVMs evaluated on it were fitted without that class.
     """
     held_out = [set(np.unique(labels[test]).tolist()) for _, test in folds]
     every = set().union(*held_out) - {0}
@@ -160,7 +167,7 @@ def fit_all(
     seed: int,
     loss: str = "hinge",
 ) -> LinearSvm:
-    """`fit_svm` with a place for each of n targets; one that does not occur scores lowest."""
+    """Fit SVMs for n targets; a target that does not occur scores lowest."""
     present, compact = np.unique(targets, return_inverse=True)
     weights = np.zeros((n, x.shape[1]), np.float32)
     bias = np.full(n, LOWEST, np.float32)
@@ -174,14 +181,14 @@ def fit_all(
 def weighted_confusion(
     scores: NDArray[np.float32], labels: NDArray[np.int64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """(K, K) estimated cells by true class (row) and predicted class (column)."""
+    """Return estimated cells (K, K) by true class (row) and predicted class (column)."""
     k = scores.shape[1]
     cells = np.bincount(labels * k + scores.argmax(axis=1), weights, minlength=k * k)
     return np.asarray(cells.reshape(k, k), np.float64)
 
 
 def iou(confusion: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Intersection over union per class; NaN for a class in neither labels nor predictions."""
+    """Return IoU per class; NaN for a class in neither labels nor predictions."""
     hit = np.diag(confusion)
     union = confusion.sum(axis=0) + confusion.sum(axis=1) - hit
     return np.asarray(np.divide(hit, union, out=np.full(len(hit), np.nan), where=union > 0))
@@ -193,11 +200,13 @@ def choose_offsets(
     weights: NDArray[np.float64],
     classes: Sequence[int] | None = None,
 ) -> NDArray[np.float32]:
-    """Offsets (K,) for class scores that maximise the mean IoU of the foreground classes.
+    """Return offsets (K,) of class scores that maximise the mean IoU of the foreground classes.
 
-    Training positions are drawn by class, so the SVMs overrate rare classes: an offset a class is
-    the cheapest cure. Coordinate ascent over a grid that narrows; the background stays at 0, and so
-    do foreground classes that are not among `classes` (default: all are).
+    Training positions are drawn by class, so the SVMs overrate rare classes; offsets correct that.
+    The search is a coordinate ascent over a narrowing grid.
+
+    Args:
+        classes: foreground classes to adjust (default: all); other offsets stay 0.
     """
     k = scores.shape[1]
     offsets = np.zeros(k, np.float32)
@@ -212,6 +221,6 @@ def choose_offsets(
             for step in np.linspace(-reach, reach, 17) * spread:
                 trial = offsets.copy()
                 trial[i] += step
-                if (found := quality(trial)) > best:
-                    best, offsets = found, trial
+                if (value := quality(trial)) > best:
+                    best, offsets = value, trial
     return offsets
