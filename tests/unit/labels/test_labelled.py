@@ -55,8 +55,8 @@ def test_an_unusable_class_file_is_an_input_error(text: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"car": [8], "tree": [2], "car": [9]}', "'car' stands there 2 times; write all its"),
-        ('{"ignore": [8], "ignore": [2], "car": [9]}', "'ignore' stands there 2 times"),
+        ('{"car": [8], "tree": [2], "car": [9]}', "'car' is there 2 times; write all its"),
+        ('{"ignore": [8], "ignore": [2], "car": [9]}', "'ignore' is there 2 times"),
         ('{"car": [8, 3, 8]}', "mask value 8 stands 2 times under 'car'"),
         ('{"car": [8], "tree": [8]}', "mask value 8 stands under 'car' and under 'tree'; give"),
         ('{"car": [8], "ignore": [8]}', "under 'car' and under 'ignore'"),
@@ -272,13 +272,13 @@ def test_counts_are_those_of_the_pixels(values: list[int]) -> None:
         (
             {8: 8655, 7: 310, 255: 40, VOID: 990, 4: 5},
             "4 (less than 0.1 % of all pixels), 7 (3.1 %), 255 (0.4 %); "
-            'what is void belongs under "ignore"',
+            'list void values under "ignore"',
         ),
         (
             dict.fromkeys(range(20, 35), 100),
             "20 (6.7 % of all pixels), "
             + ", ".join(f"{v} (6.7 %)" for v in range(21, 30))
-            + ', 5 more (33.3 %); what is void belongs under "ignore"',
+            + ', 5 more (33.3 %); list void values under "ignore"',
         ),
     ],
 )

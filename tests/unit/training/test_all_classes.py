@@ -16,7 +16,7 @@ from segrec_batch.images.decode import shapes_of_size
 from segrec_batch.labels.labelled import Classes, load_classes, pair_images
 from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.model.engines import choose_engine, load_segmenter
-from segrec_batch.training import scorers
+from segrec_batch.training.rivals import classical as scorers
 from segrec_batch.training.sampling import Sampling
 from segrec_batch.training.trainer import Settings, Trainer, train
 from segrec_batch.training.validation import LOWEST, Components, choose_offsets, evaluable_classes
@@ -105,9 +105,9 @@ def test_rivals_do_not_say_background_either() -> None:
     components = Components.of(values, Classes({"a": (1,), "b": (2,)}))
     targets = components.targets(values)
     for score in (
-        scorers.linear(x, targets, components, "hinge", 1.0, 0),
-        scorers.forest(x, targets, components, 5, 5, 0),
-        scorers.neighbours(x, targets, components, 5),
+        scorers.fit_linear(x, targets, components, "hinge", 1.0, 0),
+        scorers.fit_forest(x, targets, components, 5, 5, 0),
+        scorers.fit_neighbours(x, targets, components, 5),
     ):
         found = score(x)
         assert (found[:, 0] == LOWEST).all()
@@ -152,7 +152,7 @@ def test_a_class_of_one_group_keeps_its_offset_and_is_named(
     assert judged.offsets[3] == 0
     assert np.abs(judged.offsets).max() < 100
     said = capsys.readouterr().err
-    assert "warning: too few groups have pixels of rare for cross-validation to judge" in said
+    assert "warning: too few groups have pixels of rare for cross-validation" in said
 
 
 def test_cross_validation_judges_what_two_folds_hold_out() -> None:

@@ -18,7 +18,7 @@ from segrec_batch.labels.labelled import Classes, LabelledImage, load_classes, p
 from segrec_batch.model.architecture import Tap
 from segrec_batch.model.spec import Scaling
 from segrec_batch.model.torch_engine import FeatureMaps, Normalise
-from segrec_batch.training import scorers
+from segrec_batch.training.rivals import classical as scorers
 from segrec_batch.training.rivals.classical import (
     ClassicalMethods,
     ClassicalSettings,
@@ -125,7 +125,7 @@ def _sums(probabilities: NDArray[np.float64], values: NDArray[np.int16]) -> NDAr
 
 def test_forest_scores_are_summed_probabilities() -> None:
     x, values, components = _problem()
-    score = scorers.forest(x[:400], components.targets(values[:400]), components, 20, 3, 1)
+    score = scorers.fit_forest(x[:400], components.targets(values[:400]), components, 20, 3, 1)
     oracle = RandomForestClassifier(20, min_samples_leaf=3, random_state=1)
     oracle.fit(x[:400].astype(np.float32), values[:400])
     expected = _sums(oracle.predict_proba(x[400:].astype(np.float32)), oracle.classes_)
@@ -135,7 +135,7 @@ def test_forest_scores_are_summed_probabilities() -> None:
 @pytest.mark.parametrize("k", [1, 15])
 def test_neighbour_scores_are_summed_shares(k: int) -> None:
     x, values, components = _problem()
-    score = scorers.neighbours(x[:400], components.targets(values[:400]), components, k)
+    score = scorers.fit_neighbours(x[:400], components.targets(values[:400]), components, k)
     oracle = make_pipeline(StandardScaler(), KNeighborsClassifier(k, algorithm="brute"))
     oracle.fit(x[:400].astype(np.float64), values[:400])
     shares = oracle.predict_proba(x[400:].astype(np.float64))
@@ -148,9 +148,9 @@ def test_a_class_without_positions_scores_lowest() -> None:
     x, values = x[values != 2], values[values != 2]
     targets = components.targets(values)
     for score in (
-        scorers.linear(x, targets, components, "log_loss", 1.0, 0),
-        scorers.forest(x, targets, components, 5, 5, 0),
-        scorers.neighbours(x, targets, components, 5),
+        scorers.fit_linear(x, targets, components, "log_loss", 1.0, 0),
+        scorers.fit_forest(x, targets, components, 5, 5, 0),
+        scorers.fit_neighbours(x, targets, components, 5),
     ):
         found = score(x)
         assert found.shape == (len(x), 3)
