@@ -25,7 +25,7 @@ from segrec_batch.common import console, logs
 from segrec_batch.common.host import usable_cores
 from segrec_batch.images.decode import shapes_of_size
 from segrec_batch.model.engines import EngineChoice
-from segrec_batch.training.run import DEFAULT_SIZE
+from segrec_batch.training.trainer import DEFAULT_SIZE
 
 
 def peaks_of_batches(

@@ -8,7 +8,7 @@ from segrec_batch.model.backbone import load_weights
 from segrec_batch.model.bundle import Model
 from segrec_batch.model.describe import random_rotation
 from segrec_batch.model.spec import ModelSpec
-from segrec_batch.training.run import DEFAULT_LAYERS
+from segrec_batch.training.trainer import DEFAULT_LAYERS
 
 
 def random_model(size: int, classes: int) -> Model:

@@ -209,9 +209,7 @@ def fingerprint(images: Sequence[LabelledImage], classes: Classes) -> str:
 def count_values(labels: NDArray[np.int16]) -> dict[int, int]:
     """Return the number of pixels of a mask (H, W) by value, VOID included."""
     counts = np.zeros(int(labels.max()) + 2, np.int64)
-    for block in np.array_split(
-        labels.ravel(), 1 + labels.size // 2**22
-    ):  # the cast needs memory
+    for block in np.array_split(labels.ravel(), 1 + labels.size // 2**22):  # the cast needs memory
         counts += np.bincount(block.astype(np.int32) + 1, minlength=len(counts))
     return {int(place) - 1: int(counts[place]) for place in np.flatnonzero(counts)}
 
