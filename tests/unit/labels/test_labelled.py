@@ -1,4 +1,4 @@
-"""Labelled images on disk: the class file, pairs, groups, and masks as they are meant."""
+"""Tests of labelled images: class files, pairs, groups, masks."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def _classes(tmp_path: Path, text: str) -> Classes:
     return load_classes(str(tmp_path / "classes.json"))
 
 
-def test_a_class_file_names_values_and_what_to_ignore(tmp_path: Path) -> None:
+def test_load_classes_reads_values_and_ignore(tmp_path: Path) -> None:
     found = _classes(tmp_path, '{"tree": [2], "ignore": [11], "car": [8, 9]}')
     assert found == Classes({"tree": (2,), "car": (8, 9)}, (11,))
     assert found.names == ("tree", "car")
@@ -46,7 +46,7 @@ def test_a_class_file_names_values_and_what_to_ignore(tmp_path: Path) -> None:
      '{"car": [[8]]}', '{"car": [8], "tree": [8]}', '{"car": [8], "ignore": [8]}',
      '{"car": {"8": 1}}', '{"car": [NaN]}', '{"car": [1e400]}', '[["car", [8]]]', "\xff"],
 )  # fmt: skip
-def test_an_unusable_class_file_is_an_input_error(text: str, tmp_path: Path) -> None:
+def test_load_classes_rejects_unusable_file(text: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"classes\.json: ") as refused:
         _classes(tmp_path, text)
     assert "\n" not in str(refused.value)
@@ -71,7 +71,7 @@ def test_an_unusable_class_file_is_an_input_error(text: str, tmp_path: Path) -> 
     ],
     ids=range(13),
 )
-def test_a_class_file_is_told_what_is_wrong_with_it(
+def test_load_classes_names_the_fault(
     text: str, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -79,19 +79,19 @@ def test_a_class_file_is_told_what_is_wrong_with_it(
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "x=y", "'; drop", "é", "Ignore", "background", ""])
-def test_unusable_class_names_are_refused(name: str, tmp_path: Path) -> None:
+def test_load_classes_rejects_bad_names(name: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"classes\.json: "):
         _classes(tmp_path, json.dumps({name: [1]}))
 
 
-def test_a_class_file_that_is_not_there_is_an_input_error(tmp_path: Path) -> None:
+def test_load_classes_of_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         load_classes(str(tmp_path / "none.json"))
 
 
 @given(values=st.lists(st.sampled_from([VOID, 0, 1, 2, 8, 9, 10, 300, 32767]), max_size=30))
 @quick
-def test_values_become_classes_and_void_stays(values: list[int]) -> None:
+def test_classes_map_values_and_keep_void(values: list[int]) -> None:
     expected = [v if v == VOID else CLASSES.class_of(v) for v in values]
     found = CLASSES.to_classes(np.array(values, np.int16))
     assert found.tolist() == expected
@@ -104,7 +104,7 @@ def _files(folder: Path, *names: str) -> str:
     return str(folder)
 
 
-def test_images_and_masks_pair_by_stem_in_any_folder(tmp_path: Path) -> None:
+def test_pair_images_by_stem_in_any_folder(tmp_path: Path) -> None:
     images = _files(tmp_path / "i", "b/x_2.png", "a/x_1.png", "c/y.png")
     masks = _files(tmp_path / "m", "x_1.png", "deep/er/y.png", "x_2.png")
     found = pair_images(images, masks)
@@ -114,7 +114,7 @@ def test_images_and_masks_pair_by_stem_in_any_folder(tmp_path: Path) -> None:
     assert [Path(p.mask).stem for p in found] == ["x_1", "x_2", "y"]
 
 
-def test_what_has_no_partner_is_left_out_and_counted(
+def test_pair_images_counts_unpaired_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = _files(tmp_path / "i", "a.png", "b.png", "more/b.png", "._b.png")
@@ -128,14 +128,14 @@ def test_what_has_no_partner_is_left_out_and_counted(
     assert capsys.readouterr().err == ""
 
 
-def test_files_that_are_no_files_are_refused(tmp_path: Path) -> None:
+def test_pair_images_rejects_irregular_files(tmp_path: Path) -> None:
     images, masks = _files(tmp_path / "i", "a.png"), _files(tmp_path / "m", "b.png")
     os.mkfifo(f"{masks}/a.png")
     with pytest.raises(InputError, match=r"m/a\.png: not a regular file; remove it"):
         pair_images(images, masks)
 
 
-def test_an_empty_folder_is_an_input_error(tmp_path: Path) -> None:
+def test_pair_images_rejects_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     with pytest.raises(InputError, match="no images"):
         pair_images(_files(tmp_path / "i", "a.png"), str(tmp_path / "m"))
@@ -156,7 +156,7 @@ def test_an_empty_folder_is_an_input_error(tmp_path: Path) -> None:
         (["s"], "auto", ["s"]),
     ],
 )
-def test_groups_follow_the_rule(
+def test_pair_images_groups_follow_rule(
     names: list[str], rule: str, groups: list[str], tmp_path: Path
 ) -> None:
     images = _files(tmp_path / "i", *(f"{n}.png" for n in names))
@@ -172,7 +172,7 @@ def _labelled(tmp_path: Path, mask: object) -> LabelledImage:
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "I;16"])
-def test_ignored_values_are_void_and_others_stay(mode: str, tmp_path: Path) -> None:
+def test_load_mask_makes_ignored_values_void(mode: str, tmp_path: Path) -> None:
     values = np.random.default_rng(0).choice([0, 2, 8, 11, 255], (6, 8)).astype(np.uint8)
     mask = Image.fromarray(values.astype(np.uint16) if mode == "I;16" else values)
     if mode == "P":
@@ -185,26 +185,26 @@ def test_ignored_values_are_void_and_others_stay(mode: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("value", [32768, 40_000, 65_535])
-def test_mask_values_over_15_bits_are_refused(value: int, tmp_path: Path) -> None:
+def test_load_mask_rejects_values_over_15_bits(value: int, tmp_path: Path) -> None:
     item = _labelled(tmp_path, np.full((6, 8), value, np.uint16))
     with pytest.raises(InputError, match=f"has the value {value}; number the labels from 0 to"):
         CLASSES.to_classes(item.load(CLASSES)[1])
 
 
 @pytest.mark.parametrize("shape", [(8, 6), (6, 9), (6, 8, 3), (6, 8, 2), (3, 4)])
-def test_a_mask_of_another_shape_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_load_rejects_mask_of_other_shape(shape: tuple[int, ...], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"m/a\.png.* one value a pixel"):
         _labelled(tmp_path, np.zeros(shape, np.uint8)).load(CLASSES)
 
 
-def test_a_mask_in_jpeg_is_refused_by_name(tmp_path: Path) -> None:
+def test_load_mask_rejects_jpeg(tmp_path: Path) -> None:
     item = _labelled(tmp_path, np.zeros((6, 8), np.uint8))
     Image.fromarray(np.zeros((6, 8), np.uint8)).save(item.mask, "JPEG")  # whatever it is called
     with pytest.raises(InputError, match=r"m/a\.png: a mask in JPEG is refused: .*; save masks as"):
         item.load(CLASSES)
 
 
-def test_a_mask_belongs_to_the_upright_image(tmp_path: Path) -> None:
+def test_load_applies_orientation_before_shape_check(tmp_path: Path) -> None:
     item = _labelled(tmp_path, np.zeros((8, 6), np.uint8))
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
@@ -214,7 +214,7 @@ def test_a_mask_belongs_to_the_upright_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["image", "mask"])
-def test_unreadable_images_and_masks_are_input_errors(which: str, tmp_path: Path) -> None:
+def test_load_of_unreadable_files_is_an_input_error(which: str, tmp_path: Path) -> None:
     item = _labelled(tmp_path, np.random.default_rng(0).integers(0, 9, (6, 8), dtype=np.uint8))
     path = Path(getattr(item, which))
     whole = path.read_bytes()
@@ -227,7 +227,7 @@ def test_unreadable_images_and_masks_are_input_errors(which: str, tmp_path: Path
         item.load(CLASSES)
 
 
-def test_a_damaged_mask_is_read_or_an_input_error(tmp_path: Path) -> None:
+def test_load_mask_of_damaged_file(tmp_path: Path) -> None:
     item = _labelled(tmp_path, np.random.default_rng(0).integers(0, 9, (6, 8), dtype=np.uint8))
     whole = Path(item.mask).read_bytes()
     for at in range(len(whole)):
@@ -239,14 +239,14 @@ def test_a_damaged_mask_is_read_or_an_input_error(tmp_path: Path) -> None:
                 item.load(CLASSES)
 
 
-def test_a_mask_that_promises_too_many_pixels_is_an_input_error(tmp_path: Path) -> None:
+def test_load_mask_rejects_too_many_pixels(tmp_path: Path) -> None:
     item = _labelled(tmp_path, np.zeros((6, 8), np.uint8))
     Path(item.mask).write_bytes(png_by_hand(50_000, 50_000, colour=0))
     with pytest.raises(InputError):
         item.load(CLASSES)
 
 
-def test_the_fingerprint_covers_content_and_classes_not_places(tmp_path: Path) -> None:
+def test_fingerprint_covers_content_and_classes(tmp_path: Path) -> None:
     items = [_labelled(tmp_path / k, np.zeros((6, 8), np.uint8)) for k in ("x", "y")]
     first, second = (fingerprint([item], CLASSES) for item in items)
     assert first == second
@@ -259,7 +259,7 @@ def test_the_fingerprint_covers_content_and_classes_not_places(tmp_path: Path) -
 
 @given(values=st.lists(st.sampled_from([VOID, 0, 1, 2, 8, 300, 32767]), min_size=1, max_size=30))
 @quick
-def test_counts_are_those_of_the_pixels(values: list[int]) -> None:
+def test_count_values_equals_unique(values: list[int]) -> None:
     found = count_values(np.array([values], np.int16))
     assert found == {value: values.count(value) for value in set(values)}
 
@@ -282,7 +282,7 @@ def test_counts_are_those_of_the_pixels(values: list[int]) -> None:
         ),
     ],
 )
-def test_values_without_a_class_are_told_with_their_share(
+def test_describe_unnamed_gives_shares(
     pixels: dict[int, int], text: str | None
 ) -> None:
     found = describe_unnamed(pixels, CLASSES)

@@ -1,4 +1,4 @@
-"""Pairing: paths before names, Unicode composed, nothing guessed, all that is left over told."""
+"""Tests of the pairing of images with masks."""
 
 import unicodedata
 from pathlib import PurePosixPath
@@ -33,25 +33,25 @@ def _paired(images: list[str], masks: list[str]) -> dict[str, str]:
     return {i.removeprefix("/i/"): m.removeprefix("s3://bucket/m/") for i, m in found.items()}
 
 
-def test_the_path_goes_before_the_name() -> None:
+def test_pair_prefers_path_over_name() -> None:
     images = ["train/1.jpg", "val/1.jpg", "2.jpg"]
     masks = ["train/1.png", "val/1.png", "deep/2.png"]
     expected = {"train/1.jpg": "train/1.png", "val/1.jpg": "val/1.png", "2.jpg": "deep/2.png"}
     assert _paired(images, masks) == expected
 
 
-def test_a_mask_that_a_path_has_claimed_is_no_other_image_s() -> None:
+def test_pair_uses_each_mask_once() -> None:
     assert _paired(["1.jpg", "val/1.jpg"], ["1.png"]) == {"1.jpg": "1.png"}
 
 
-def test_extensions_do_not_count_in_any_case() -> None:
+def test_pair_ignores_extensions() -> None:
     expected = {"a.JPG": "a.PNG", "b.v1.jpeg": "b.v1.Tif"}
     assert _paired(["a.JPG", "b.v1.jpeg"], ["a.PNG", "b.v1.Tif"]) == expected
 
 
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
 @pytest.mark.parametrize("path", ["Straße Köln/Café.jpg", "ガラス.jpg", "Å.jpg"])
-def test_names_pair_however_their_accents_are_stored(path: str, forms: tuple[str, str]) -> None:
+def test_pair_ignores_unicode_form(path: str, forms: tuple[str, str]) -> None:
     image, mask = (unicodedata.normalize(form, path) for form in forms)
     assert _paired([image], [f"{PurePosixPath(mask).with_suffix('')}.png"]).keys() == {image}
 
@@ -66,7 +66,7 @@ def test_names_pair_however_their_accents_are_stored(path: str, forms: tuple[str
         (["caf\u00e9.jpg", "cafe\u0301.jpg"], ["café.png"], ["two masks", "more than one image"]),
     ],
 )
-def test_two_candidates_are_refused_and_named(
+def test_pair_rejects_two_candidates(
     images: list[str], masks: list[str], named: list[str]
 ) -> None:
     with pytest.raises(InputError) as refused:
@@ -78,12 +78,12 @@ def test_two_candidates_are_refused_and_named(
     assert "give" in str(refused.value)
 
 
-def test_nothing_that_pairs_is_refused_with_an_example_of_both() -> None:
+def test_pair_of_nothing_names_examples() -> None:
     with pytest.raises(InputError, match=r"x/1\.jpg in /i.*1_mask\.png in s3://bucket/m; give a"):
         _paired(["x/1.jpg"], ["1_mask.png"])
 
 
-def test_what_is_left_over_is_counted() -> None:
+def test_pair_counts_unpaired_files() -> None:
     images = _files("/i", *(f"{i}.jpg" for i in range(5)))
     masks = _files("/m", "0.png", "1.png", "x.png")
     text = describe_unpaired(images, masks, pair_folders(images, masks))
@@ -95,7 +95,7 @@ def test_what_is_left_over_is_counted() -> None:
     assert describe_unpaired(images, same, pair_folders(images, same)) is None
 
 
-def test_a_file_that_cannot_be_read_is_refused_if_it_is_wanted() -> None:
+def test_pair_rejects_unreadable_partner() -> None:
     masks = _files("/m", "a.png", "b.png", problems={"/m/b.png": "not a regular file"})
     pair_folders(_files("/i", "a.jpg"), masks)
     with pytest.raises(InputError, match=r"/m/b\.png: not a regular file"):
@@ -110,7 +110,7 @@ NAMES = st.lists(
 
 @given(images=NAMES, masks=NAMES)
 @quick
-def test_pairs_are_one_to_one_of_one_name_and_of_one_path_where_there_is_one(
+def test_pairs_are_one_to_one(
     images: list[tuple[str, str]], masks: list[tuple[str, str]]
 ) -> None:
     sides = [
@@ -139,7 +139,7 @@ def test_pairs_are_one_to_one_of_one_name_and_of_one_path_where_there_is_one(
 
 @given(names=NAMES, order=st.randoms(use_true_random=False))
 @quick
-def test_pairs_do_not_depend_on_the_order(names: list[tuple[str, str]], order: object) -> None:
+def test_pairs_are_independent_of_order(names: list[tuple[str, str]], order: object) -> None:
     paths = [f"{folder}{name}" for folder, name in names]
     images = _files("/i", *(f"{path}.jpg" for path in paths))
     order.shuffle(paths)  # type: ignore[attr-defined]
@@ -148,7 +148,7 @@ def test_pairs_do_not_depend_on_the_order(names: list[tuple[str, str]], order: o
     assert found == {f"/i/{path}.jpg": f"/m/{path}.png" for path in paths}
 
 
-def test_images_of_an_index_pair_by_the_end_of_their_path() -> None:
+def test_pair_indexed_by_end_of_path() -> None:
     images = Files("", ("/data/train/a.jpg", "/data/val/a.jpg", "s3://b/c.jpg"), {})
     masks = _files("/m", "train/a.png", "val/a.png", "old/c.png", "none.png")
     found = pair_indexed(images, masks)
@@ -160,7 +160,7 @@ def test_images_of_an_index_pair_by_the_end_of_their_path() -> None:
     assert found.masks == [3]
 
 
-def test_macos_own_files_are_none_of_ours(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_list_files_skips_macos_metadata(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("apple")
     for name in ("a.png", "._a.png", "x/._b.jpg", ".DS_Store", "Thumbs.db", "._.DS_Store"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -173,7 +173,7 @@ def test_macos_own_files_are_none_of_ours(tmp_path_factory: pytest.TempPathFacto
         list_files(str(folder))
 
 
-def test_one_file_is_listed_below_its_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_list_files_of_single_file(tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("one") / "a.png"
     path.write_bytes(b"")
     assert list_files(str(path)).parts == [("a",)]

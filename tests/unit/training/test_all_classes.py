@@ -1,4 +1,4 @@
-"""Labels without a background: every pixel has a class, and a model never says background."""
+"""Tests of labels without a background class."""
 
 import json
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def full_model(full: Path) -> Model:
     return train(images, load_classes(str(full / "classes.json")), random_weights(), SETTINGS)
 
 
-def test_a_model_of_classes_alone_has_a_background_that_never_wins(full_model: Model) -> None:
+def test_train_without_background_adds_one_that_never_wins(full_model: Model) -> None:
     spec = full_model.spec
     assert spec.all_classes == ("background", "car", "person", "tree", "street")
     (place,) = [i for i, k in enumerate(spec.components) if k == 0]
@@ -68,7 +68,7 @@ def test_a_model_of_classes_alone_has_a_background_that_never_wins(full_model: M
 @pytest.mark.parametrize(
     ("engine", "precision"), [("ncnn", "float32"), ("torch", "float32"), ("torch", "bfloat16")]
 )
-def test_no_engine_finds_background_where_there_is_none(
+def test_engines_predict_no_background_if_untrained(
     full_model: Model, engine: str, precision: str
 ) -> None:
     segmenter = load_segmenter(full_model, choose_engine(engine, precision, "cpu"))
@@ -80,7 +80,7 @@ def test_no_engine_finds_background_where_there_is_none(
     assert np.isfinite(found.region_features).all()
 
 
-def test_a_report_leaves_the_background_out_that_no_label_has(
+def test_report_omits_background_absent_from_labels(
     full: Path, full_model: Model, tmp_path: Path
 ) -> None:
     full_model.save(str(tmp_path))
@@ -98,7 +98,7 @@ def test_a_report_leaves_the_background_out_that_no_label_has(
     assert not np.array(confusion)[:, 0].any()
 
 
-def test_rivals_do_not_say_background_either() -> None:
+def test_rivals_predict_no_background_if_untrained() -> None:
     rng = np.random.default_rng(0)
     values = rng.choice([1, 2], 300).astype(np.int16)
     x = (rng.normal(size=(300, 8)) + values[:, None]).astype(np.float16)
@@ -116,7 +116,7 @@ def test_rivals_do_not_say_background_either() -> None:
         assert (np.argmax(found + offsets, axis=1) > 0).all()
 
 
-def test_one_class_everywhere_trains_and_says_that_it_tells_nothing(
+def test_train_on_one_class_warns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for i, pixels in enumerate(smooth_batch(3)):
@@ -136,7 +136,7 @@ def test_one_class_everywhere_trains_and_says_that_it_tells_nothing(
     assert (found.labels == 1).all()
 
 
-def test_a_class_of_one_group_keeps_its_offset_and_is_named(
+def test_validate_names_class_of_single_group(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     classes = Classes({"a": (1,), "b": (2,), "rare": (3,)})
@@ -155,7 +155,7 @@ def test_a_class_of_one_group_keeps_its_offset_and_is_named(
     assert "warning: too few groups have pixels of rare for cross-validation" in said
 
 
-def test_cross_validation_judges_what_two_folds_hold_out() -> None:
+def test_evaluable_classes_need_two_folds() -> None:
     labels = np.array([0, 1, 1, 2, 2, 0])
     folds = [(np.array([2, 3, 4, 5]), np.array([0, 1])), (np.array([0, 1]), np.array([2, 3, 4, 5]))]
     assert evaluable_classes(labels, folds) == [1]
@@ -163,7 +163,7 @@ def test_cross_validation_judges_what_two_folds_hold_out() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_an_index_without_background_is_whole(
+def test_index_without_background_is_complete(
     full: Path, full_model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, index = str(tmp_path / "model"), str(tmp_path / "index")

@@ -1,4 +1,4 @@
-"""Augmented images and their masks stay aligned."""
+"""Tests of augmentations."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def _augment(
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_image_and_mask_stay_aligned(kind: str, seed: int) -> None:
+def test_augment_keeps_image_and_mask_aligned(kind: str, seed: int) -> None:
     pixels, labels = _augment(kind, seed)
     same = (pixels[:, :, None] == COLOURS).all(axis=-1)  # (h, w, colours)
     pure, drawn = same.any(axis=-1), same.argmax(axis=-1)  # not mixed by interpolation
@@ -55,7 +55,7 @@ def test_image_and_mask_stay_aligned(kind: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_void_stays_void(kind: str) -> None:
+def test_augment_keeps_void(kind: str) -> None:
     pixels, labels = _augment(kind, 0, void=True)
     old = (pixels == 77).all(axis=-1)
     assert old.sum() > 100
@@ -64,7 +64,7 @@ def test_what_was_void_stays_void(kind: str) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_void_is_only_where_a_border_was_added(kind: str, seed: int) -> None:
+def test_augment_adds_void_only_in_borders(kind: str, seed: int) -> None:
     pixels, labels = _augment(kind, seed)
     void = labels == VOID
     grey = (pixels == 128).all(axis=-1)
@@ -85,7 +85,7 @@ def test_void_is_only_where_a_border_was_added(kind: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_crops_and_zooms_are_windows_of_the_size_they_say(seed: int) -> None:
+def test_augment_crop_and_zoom_window_sizes(seed: int) -> None:
     whole = _blocks()
     crop, zoom = (_augment(kind, seed)[1] for kind in ("crop", "zoom"))
     assert 0.59 < crop.shape[0] / H < 0.91
@@ -96,14 +96,14 @@ def test_crops_and_zooms_are_windows_of_the_size_they_say(seed: int) -> None:
     np.testing.assert_array_equal(zoom, whole[top : top + h, left : left + w])
 
 
-def test_a_flip_is_a_mirror_image() -> None:
+def test_augment_flip_mirrors() -> None:
     pixels, labels = _augment("flip", 0)
     np.testing.assert_array_equal(labels, _blocks()[:, ::-1])
     np.testing.assert_array_equal(pixels, COLOURS[_blocks()[:, ::-1]])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_generator_gives_the_same_variant(kind: str) -> None:
+def test_augment_is_reproducible(kind: str) -> None:
     for found, again in zip(_augment(kind, 3), _augment(kind, 3), strict=True):
         np.testing.assert_array_equal(found, again)
     labels = [_augment(kind, seed)[1] for seed in SEEDS]
@@ -112,7 +112,7 @@ def test_the_same_generator_gives_the_same_variant(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_source_is_left_alone_and_may_be_tiny(kind: str) -> None:
+def test_augment_keeps_source_and_accepts_tiny_images(kind: str) -> None:
     labels = np.array([[3]], np.int16)
     image = _drawn(labels)
     found, mask = augment(image, labels, kind, np.random.default_rng(0))
@@ -121,6 +121,6 @@ def test_the_source_is_left_alone_and_may_be_tiny(kind: str) -> None:
     assert image.getpixel((0, 0)) == tuple(COLOURS[3])
 
 
-def test_an_unknown_kind_is_a_value_error() -> None:
+def test_augment_rejects_unknown_kind() -> None:
     with pytest.raises(ValueError, match="flip, rotate, crop, zoom, scale"):
         augment(_drawn(_blocks()), _blocks(), "shear", np.random.default_rng(0))

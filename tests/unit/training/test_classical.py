@@ -1,4 +1,4 @@
-"""The SVM's rivals: probabilities are scikit-learn's, cells are shared, each beats guessing."""
+"""Tests of the SVM, logistic regression, random forest and k-NN on shared features."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def fitted(scenes: Path) -> ClassicalMethods:
     return _fit(images, classes)
 
 
-def test_each_method_beats_the_majority_class(scenes: Path, fitted: ClassicalMethods) -> None:
+def test_classical_methods_beat_majority_class(scenes: Path, fitted: ClassicalMethods) -> None:
     images, classes = labelled(scenes)
     confusion = {name: np.zeros((4, 4), np.int64) for name in NAMES}
     for item in images[::4]:
@@ -74,7 +74,7 @@ def test_each_method_beats_the_majority_class(scenes: Path, fitted: ClassicalMet
         assert iou > 0.2, name
 
 
-def test_cells_are_those_of_the_map_where_it_is_the_grid(fitted: ClassicalMethods) -> None:
+def test_classical_cells_equal_map_on_grid(fitted: ClassicalMethods) -> None:
     found = fitted(Image.fromarray(smooth_pixels(7, 9)))  # nothing to resize
     for name, (labels, cells) in found.items():
         np.testing.assert_array_equal(np.bincount(labels.ravel(), minlength=4), cells, name)
@@ -82,7 +82,7 @@ def test_cells_are_those_of_the_map_where_it_is_the_grid(fitted: ClassicalMethod
 
 
 @pytest.mark.slow
-def test_fitting_repeats_and_does_not_see_what_lies_under_void(
+def test_classical_fit_is_reproducible_and_ignores_void(
     scenes: Path, fitted: ClassicalMethods, tmp_path: Path
 ) -> None:
     images, classes = labelled(scenes)
@@ -99,7 +99,7 @@ def test_fitting_repeats_and_does_not_see_what_lies_under_void(
     assert first.settings["k-NN"]["positions"] == SMALL.neighbour_positions
 
 
-def test_offsets_need_a_group_to_hold_out(scenes: Path) -> None:
+def test_classical_offsets_need_two_groups(scenes: Path) -> None:
     images, classes = labelled(scenes)
     with pytest.raises(InputError, match="at least two groups"):
         _fit([LabelledImage(i.image, i.mask, "one") for i in images[:2]], classes)
@@ -123,7 +123,7 @@ def _sums(probabilities: NDArray[np.float64], values: NDArray[np.int16]) -> NDAr
     return sums
 
 
-def test_forest_scores_are_summed_probabilities() -> None:
+def test_forest_scores_sum_component_probabilities() -> None:
     x, values, components = _problem()
     score = scorers.fit_forest(x[:400], components.targets(values[:400]), components, 20, 3, 1)
     oracle = RandomForestClassifier(20, min_samples_leaf=3, random_state=1)
@@ -133,7 +133,7 @@ def test_forest_scores_are_summed_probabilities() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 15])
-def test_neighbour_scores_are_summed_shares(k: int) -> None:
+def test_neighbour_scores_sum_component_shares(k: int) -> None:
     x, values, components = _problem()
     score = scorers.fit_neighbours(x[:400], components.targets(values[:400]), components, k)
     oracle = make_pipeline(StandardScaler(), KNeighborsClassifier(k, algorithm="brute"))
@@ -143,7 +143,7 @@ def test_neighbour_scores_are_summed_shares(k: int) -> None:
     np.testing.assert_allclose(np.exp(score(x[400:])), np.maximum(expected, 1e-3), rtol=1e-5)
 
 
-def test_a_class_without_positions_scores_lowest() -> None:
+def test_scores_of_class_without_positions_are_lowest() -> None:
     x, values, components = _problem()
     x, values = x[values != 2], values[values != 2]
     targets = components.targets(values)

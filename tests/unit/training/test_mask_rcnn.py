@@ -1,4 +1,4 @@
-"""Mask R-CNN: objects by plain loops, weights by name, painting by score, and that it learns."""
+"""Tests of Mask R-CNN."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +42,7 @@ def _flood(labels: np.ndarray, start: tuple[int, int]) -> set[tuple[int, int]]:
 
 @given(seed=st.integers(0, 1000), least=st.integers(1, 6))
 @quick
-def test_instances_are_those_of_a_flood_fill(seed: int, least: int) -> None:
+def test_connected_instances_equal_flood_fill(seed: int, least: int) -> None:
     labels = np.random.default_rng(seed).choice([VOID, 0, 1, 2], (7, 9)).astype(np.int16)
     expected = {}
     for start in np.ndindex(labels.shape):
@@ -59,7 +59,7 @@ def test_instances_are_those_of_a_flood_fill(seed: int, least: int) -> None:
         assert expected[region] == (label, tuple(box))
 
 
-def test_without_weights_it_is_not_run(scenes: Path) -> None:
+def test_mask_rcnn_without_weights_is_not_run(scenes: Path) -> None:
     images = pair_images(str(scenes / "images"), str(scenes / "masks"))
     classes = load_classes(str(scenes / "classes.json"))
     with pytest.raises(NotRun, match="no weights: give --mask-rcnn-weights PATH, or download"):
@@ -94,7 +94,7 @@ def _old(name: str) -> str:
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_everything_but_the_predictors_comes_from_the_weights(
+def test_mask_rcnn_loads_all_but_predictors(
     state: dict[str, Tensor], old: bool
 ) -> None:
     given_ = {_old(n): t for n, t in state.items() if "num_batches" not in n} if old else state
@@ -114,7 +114,7 @@ def test_everything_but_the_predictors_comes_from_the_weights(
         ({"backbone.body.conv1.weight": torch.zeros(64, 4, 7, 7)}, "size mismatch for backbone"),
     ],
 )
-def test_other_weights_are_refused(
+def test_mask_rcnn_rejects_other_weights(
     change: dict[str, Tensor | None], message: str, state: dict[str, Tensor]
 ) -> None:
     wrong = {n: t for n, t in {**state, **change}.items() if t is not None}
@@ -123,7 +123,7 @@ def test_other_weights_are_refused(
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_weights_files(suffix: str, tmp_path: Path) -> None:
+def test_mask_rcnn_reads_weight_files(suffix: str, tmp_path: Path) -> None:
     tensors = {"a": torch.arange(3.0)}
     path = tmp_path / f"weights{suffix}"
     with pytest.raises(ModelError, match="cannot be read"):
@@ -135,7 +135,7 @@ def test_weights_files(suffix: str, tmp_path: Path) -> None:
     assert torch.equal(load_state(str(path))["a"], tensors["a"])
 
 
-def test_objects_are_painted_in_ascending_order_of_their_scores() -> None:
+def test_paint_objects_puts_best_score_on_top() -> None:
     masks = torch.zeros(3, 1, 20, 30)
     masks[0, :, 4:12, 4:12] = 0.9
     masks[1, :, 8:16, 8:16] = 0.6
@@ -152,7 +152,7 @@ def test_objects_are_painted_in_ascending_order_of_their_scores() -> None:
 
 
 @pytest.mark.slow
-def test_it_learns_from_weights_on_disk_and_repeats(
+def test_mask_rcnn_learns_and_is_reproducible(
     scenes: Path, state: dict[str, Tensor], tmp_path: Path
 ) -> None:
     torch.save(state, tmp_path / "weights.pth")
@@ -170,7 +170,7 @@ def test_it_learns_from_weights_on_disk_and_repeats(
     np.testing.assert_array_equal(one.labels, other.labels)
 
 
-def test_classes_are_counted_from_one() -> None:
+def test_mask_rcnn_classes_start_at_one() -> None:
     labels = Classes({"car": (7,)}).to_classes(np.array([[7, 7], [0, 3]], np.int16))
     found = connected_instances(labels, 1, 1)
     assert found.labels.tolist() == [1]

@@ -1,4 +1,4 @@
-"""The U-Net: its loss by plain loops, its shapes, and that it learns the scenes."""
+"""Tests of the U-Net."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ TINY = UNetSettings(
 
 @given(seed=st.integers(0, 1000), void=st.floats(0, 1))
 @quick
-def test_the_loss_is_that_of_plain_loops_over_known_pixels(seed: int, void: float) -> None:
+def test_segmentation_loss_equals_plain_loops(seed: int, void: float) -> None:
     rng = np.random.default_rng(seed)
     scores = rng.normal(size=(2, 3, 4, 5))
     labels = rng.integers(0, 3, (2, 4, 5))
@@ -42,7 +42,7 @@ def test_the_loss_is_that_of_plain_loops_over_known_pixels(seed: int, void: floa
     assert float(found) == pytest.approx(expected)
 
 
-def test_scores_under_void_have_no_say() -> None:
+def test_segmentation_loss_ignores_void() -> None:
     scores = torch.randn(1, 3, 6, 6, requires_grad=True, generator=torch.manual_seed(0))
     labels = torch.zeros(1, 6, 6, dtype=torch.long)
     labels[:, 2:, 3:] = VOID
@@ -52,7 +52,7 @@ def test_scores_under_void_have_no_say() -> None:
     assert (scores.grad[:, :, :2] != 0).all()
 
 
-def test_the_paths_halve_and_double_and_see_far() -> None:
+def test_unet_shapes_and_receptive_field() -> None:
     network = UNet(5, 4, 3).eval()
     x = torch.randn(1, 3, 64, 96, requires_grad=True, generator=torch.manual_seed(0))
     scores = network(x)
@@ -66,7 +66,7 @@ def test_the_paths_halve_and_double_and_see_far() -> None:
 
 
 @pytest.mark.parametrize("size", [(200, 30), (17, 23), (1, 1), (64, 64)])
-def test_any_image_gets_a_map_of_its_size(size: tuple[int, int], scenes: Path) -> None:
+def test_unet_map_has_size_of_image(size: tuple[int, int], scenes: Path) -> None:
     images = pair_images(str(scenes / "images"), str(scenes / "masks"))[:2]
     fitted = fit_unet(images, load_classes(str(scenes / "classes.json")), TINY)
     (found,) = fitted(Image.fromarray(smooth_pixels(*size))).values()
@@ -75,7 +75,7 @@ def test_any_image_gets_a_map_of_its_size(size: tuple[int, int], scenes: Path) -
     assert found.cells is None
 
 
-def test_training_repeats_and_does_not_see_what_lies_under_void(
+def test_unet_fit_is_reproducible_and_ignores_void(
     scenes: Path, tmp_path: Path
 ) -> None:
     images = pair_images(str(scenes / "images"), str(scenes / "masks"))[::6]
@@ -88,13 +88,13 @@ def test_training_repeats_and_does_not_see_what_lies_under_void(
     assert not torch.equal(first["score.bias"], other["score.bias"])
 
 
-def test_no_images_is_an_error() -> None:
+def test_unet_fit_without_images_is_an_error() -> None:
     with pytest.raises(InputError, match="no labelled images"):
         fit_unet([], Classes({"car": (1,)}), TINY)
 
 
 @pytest.mark.slow
-def test_it_beats_the_majority_class(scenes: Path) -> None:
+def test_unet_beats_majority_class(scenes: Path) -> None:
     classes = load_classes(str(scenes / "classes.json"))
     images = pair_images(str(scenes / "images"), str(scenes / "masks"))
     settings = UNetSettings(side=128, crop=96, width=8, depth=3, epochs=25, batch=4, device="cpu")

@@ -1,4 +1,4 @@
-"""Choosing by cross-validation: folds, components, figures and offsets are what they say."""
+"""Tests of cross-validation and offsets."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def _values(**counts: int) -> NDArray[np.int16]:
     return np.random.default_rng(0).permutation(values)
 
 
-def test_rare_background_values_share_one_svm_and_foreground_values_never_do() -> None:
+def test_components_merge_rare_background_values() -> None:
     values = _values(v0=60, v5=50, v3=10, v4=7, v6=49, v8=5, v9=100, v2=1)
     components = Components.of(values, CLASSES)
     of = components.of_value
@@ -43,7 +43,7 @@ def test_rare_background_values_share_one_svm_and_foreground_values_never_do() -
 
 @given(values=st.lists(st.sampled_from([0, 2, 3, 4, 8, 9, 300]), min_size=1, max_size=200))
 @quick
-def test_each_value_trains_an_svm_of_its_class(values: list[int]) -> None:
+def test_components_map_values_to_their_class(values: list[int]) -> None:
     array = np.array(values, np.int16)
     components = Components.of(array, CLASSES)
     targets = components.targets(array)
@@ -56,7 +56,7 @@ def test_each_value_trains_an_svm_of_its_class(values: list[int]) -> None:
     np.testing.assert_array_equal(owners, CLASSES.to_classes(array))
 
 
-def test_a_class_scores_as_its_best_svm() -> None:
+def test_class_scores_take_best_component() -> None:
     components = Components({}, (1, 0, 2, 0, 1))
     decision = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
     expected = [[max(row[[1, 3]]), max(row[[0, 4]]), row[2]] for row in decision]
@@ -73,7 +73,7 @@ def _case(seed: int, n: int = 60, k: int = 4) -> tuple[NDArray, NDArray, NDArray
 
 @given(seed=seeds)
 @quick
-def test_confusion_and_iou_are_those_of_plain_loops(seed: int) -> None:
+def test_confusion_and_iou_equal_plain_loops(seed: int) -> None:
     scores, labels, weights = _case(seed)
     expected = np.zeros((4, 4))
     for row, label, weight in zip(scores, labels, weights, strict=True):
@@ -88,12 +88,12 @@ def test_confusion_and_iou_are_those_of_plain_loops(seed: int) -> None:
         assert iou(found)[k] == pytest.approx(both / either)
 
 
-def test_iou_is_nan_for_a_class_that_is_nowhere_and_0_for_one_that_is_missed() -> None:
+def test_iou_of_absent_and_missed_classes() -> None:
     confusion = np.array([[5.0, 0, 1, 0], [0, 0, 0, 0], [2, 0, 4, 0], [3, 0, 0, 0]])
     np.testing.assert_allclose(iou(confusion), [5 / 11, np.nan, 4 / 7, 0])
 
 
-def test_the_mean_iou_is_over_the_foreground_that_occurs() -> None:
+def test_mean_iou_covers_present_foreground() -> None:
     found = Validation(
         HeadCandidate((Tap("conv5_3"),), 1.0), np.array([0.9, 0.2, np.nan, 0.4]), np.zeros(4), 0.5
     )
@@ -107,7 +107,7 @@ def _mean_iou(scores: NDArray, labels: NDArray, weights: NDArray) -> float:
 
 @given(seed=seeds)
 @quick
-def test_offsets_never_worsen_and_leave_the_background_alone(seed: int) -> None:
+def test_choose_offsets_never_lowers_iou(seed: int) -> None:
     scores, labels, weights = _case(seed)
     offsets = choose_offsets(scores, labels, weights)
     assert (offsets.shape, offsets.dtype, offsets[0]) == ((4,), np.float32, 0)
@@ -115,7 +115,7 @@ def test_offsets_never_worsen_and_leave_the_background_alone(seed: int) -> None:
 
 
 @pytest.mark.parametrize("planted", [(0, 1.8, 0), (0, 0, -1.8), (-1.2, 1.8, 1)])
-def test_a_planted_offset_is_found(planted: tuple[float, ...]) -> None:
+def test_choose_offsets_finds_planted_offset(planted: tuple[float, ...]) -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, 2000)
     fair = rng.normal(0, 0.3, (2000, 4)).astype(np.float32)
@@ -131,7 +131,7 @@ def test_a_planted_offset_is_found(planted: tuple[float, ...]) -> None:
 
 @given(groups=st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=60))
 @quick
-def test_no_group_stands_on_both_sides_of_a_split(groups: list[str]) -> None:
+def test_split_groups_keeps_groups_together(groups: list[str]) -> None:
     array = np.array(groups, object)
     if len(set(groups)) < 2:
         return
@@ -158,7 +158,7 @@ def _samples(n: int = 120) -> Samples:
     return Samples(features, values, np.ones(n), groups, torch.zeros(512), numbers, 0 * numbers)
 
 
-def test_cross_validation_tells_a_telling_tap_from_noise() -> None:
+def test_cross_validate_prefers_informative_tap() -> None:
     samples, taps = _samples(), (Tap("conv1_1"), Tap("conv1_2"))
     candidates = [HeadCandidate((tap,), 1.0) for tap in taps]
     components = Components.of(samples.values, CLASSES)

@@ -1,4 +1,4 @@
-"""Training positions: never void, unbiased in their weights, with the features of their cells."""
+"""Tests of the sampling of training positions."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +43,7 @@ def _skewed(seed: int = 0) -> NDArray[np.int16]:
 
 @given(positions=st.integers(1, 60), seed=st.integers(0, 99))
 @quick
-def test_drawn_cells_are_known_cells(positions: int, seed: int) -> None:
+def test_draw_cells_never_draws_void(positions: int, seed: int) -> None:
     labels = _skewed(seed)
     value, cells, weight = draw_cells(labels, positions, np.random.default_rng(seed))
     assert 1 <= len(value) == len(cells) == len(weight) <= positions
@@ -52,7 +52,7 @@ def test_drawn_cells_are_known_cells(positions: int, seed: int) -> None:
     assert (weight > 0).all()
 
 
-def test_every_value_is_drawn_and_rare_ones_more_than_their_share() -> None:
+def test_draw_cells_oversamples_rare_values() -> None:
     labels = _skewed()
     value, _, _ = draw_cells(labels, 400, np.random.default_rng(0))
     present, counts = np.unique(value, return_counts=True)
@@ -61,7 +61,7 @@ def test_every_value_is_drawn_and_rare_ones_more_than_their_share() -> None:
 
 
 @pytest.mark.parametrize("positions", [7, 200, 20_001])
-def test_weights_make_sums_unbiased(positions: int) -> None:
+def test_draw_cells_weights_are_unbiased(positions: int) -> None:
     labels, rng = _skewed(), np.random.default_rng(0)
     worth = rng.uniform(0, 1, labels.size)  # any quantity of a cell
     draws = [draw_cells(labels, positions, rng) for _ in range(max(10, 60_000 // positions))]
@@ -74,7 +74,7 @@ def test_weights_make_sums_unbiased(positions: int) -> None:
         assert (found * worth[cells]).sum() / len(draws) == pytest.approx(expected, rel=0.1)
 
 
-def test_an_image_of_void_gives_no_cells() -> None:
+def test_draw_cells_of_void_image_is_empty() -> None:
     void = np.full((4, 6), VOID, np.int16)
     value, cells, weight = draw_cells(void, 50, np.random.default_rng(0))
     assert (len(value), len(cells), len(weight)) == (0, 0, 0)
@@ -86,7 +86,7 @@ def test_an_image_of_void_gives_no_cells() -> None:
     grid=st.tuples(st.integers(1, 40), st.integers(1, 40)),
 )
 @quick
-def test_labels_of_cells_are_those_of_the_pixel_at_their_centre(
+def test_cell_labels_read_centre_pixels(
     size: tuple[int, int], grid: tuple[int, int]
 ) -> None:
     labels = np.random.default_rng(0).integers(-1, 99, size).astype(np.int16)
@@ -99,7 +99,7 @@ def test_labels_of_cells_are_those_of_the_pixel_at_their_centre(
         assert found[r, c] == labels[y, x]
 
 
-def test_columns_are_those_of_the_wanted_taps_in_their_order() -> None:
+def test_samples_columns_follow_selected_taps() -> None:
     taps = [Tap("conv1_1"), Tap("conv2_1"), Tap("conv3_1"), Tap("conv1_1", 3)]
     widths = [64, 128, 256, 64]
     parts = [np.full((5, w), i, np.float16) + np.arange(w) / 1024 for i, w in enumerate(widths)]
@@ -134,7 +134,7 @@ def _sampled(items: list[LabelledImage], sampling: Sampling) -> Samples:
     return sample_images(items, CLASSES, TAPS, SHAPES, _maps, sampling, iter)
 
 
-def test_samples_are_the_features_of_labelled_cells(tmp_path: Path) -> None:
+def test_sample_images_features_match_cells(tmp_path: Path) -> None:
     items = _images(tmp_path, [[0, 8, 2, 11], [11], [2, 2, 7]])
     samples = _sampled(items, Sampling(positions=60))
     assert samples.features.dtype == np.float16
@@ -151,7 +151,7 @@ def test_samples_are_the_features_of_labelled_cells(tmp_path: Path) -> None:
     assert samples.centre.sum().abs() < 1e-4
 
 
-def test_sampling_repeats_with_its_seed(tmp_path: Path) -> None:
+def test_sample_images_is_reproducible(tmp_path: Path) -> None:
     items = _images(tmp_path, [[0, 8], [2, 0]])
     first, again, other = (_sampled(items, Sampling(20, ("crop",), 2, s)) for s in (1, 1, 2))
     np.testing.assert_array_equal(first.features, again.features)
@@ -160,7 +160,7 @@ def test_sampling_repeats_with_its_seed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [2, 5])
-def test_workers_change_nothing(workers: int, tmp_path: Path) -> None:
+def test_sample_images_is_independent_of_workers(workers: int, tmp_path: Path) -> None:
     items = _images(tmp_path, [[0, 8], [2, 0], [8, 2, 7], [0, 2]])
     sampling = Sampling(20, ("crop",), 2)
     alone = _sampled(items, sampling)
@@ -170,7 +170,7 @@ def test_workers_change_nothing(workers: int, tmp_path: Path) -> None:
     assert torch.equal(alone.centre, shared.centre)
 
 
-def test_each_kind_and_copy_adds_a_variant(tmp_path: Path) -> None:
+def test_sample_images_counts_variants(tmp_path: Path) -> None:
     items = _images(tmp_path, [[0, 8, 2]])
     sampling = Sampling(10, KINDS, 2)
     assert sampling.variants == 11
@@ -187,7 +187,7 @@ def test_each_kind_and_copy_adds_a_variant(tmp_path: Path) -> None:
         ([[0, 7], [3]], r"car \[8\], tree \[2\]; .* the values 0, 3, 7:"),
     ],
 )
-def test_training_names_the_class_that_no_pixel_has(
+def test_train_names_class_without_pixels(
     stripes: list[list[int]], absent: str, tmp_path: Path
 ) -> None:
     settings = Settings(layers=("conv1_1",), c=(1.0,), shapes=SHAPES, sampling=Sampling(20))
@@ -195,7 +195,7 @@ def test_training_names_the_class_that_no_pixel_has(
         train(_images(tmp_path, stripes), CLASSES, random_weights(), settings)
 
 
-def test_training_counts_the_pixels_of_a_class_that_falls_between_the_cells(tmp_path: Path) -> None:
+def test_train_names_class_between_cells(tmp_path: Path) -> None:
     items = _images(tmp_path, [[0, 8], [8, 0]])
     mask = np.array(Image.open(items[1].mask))
     mask[0, 0] = 2
@@ -207,13 +207,13 @@ def test_training_counts_the_pixels_of_a_class_that_falls_between_the_cells(tmp_
         train(items, CLASSES, random_weights(), settings)
 
 
-def test_masks_of_void_alone_are_refused(tmp_path: Path) -> None:
+def test_train_rejects_masks_of_void_only(tmp_path: Path) -> None:
     settings = Settings(layers=("conv1_1",), c=(1.0,), shapes=SHAPES, sampling=Sampling(20))
     with pytest.raises(InputError, match="no labelled pixel"):
         train(_images(tmp_path, [[11], [11]]), CLASSES, random_weights(), settings)
 
 
-def test_samples_know_the_pixels_of_whole_masks(tmp_path: Path) -> None:
+def test_samples_count_pixels_of_whole_masks(tmp_path: Path) -> None:
     items = _images(tmp_path, [[0, 8, 2, 11], [11], [2, 2, 7]])
     quarter, third = 90 * 30, 90 * 40
     assert list(_sampled(items, Sampling(20, ("flip",))).pixels) == [
