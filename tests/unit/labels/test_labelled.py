@@ -71,9 +71,7 @@ def test_load_classes_rejects_unusable_file(text: str, tmp_path: Path) -> None:
     ],
     ids=range(13),
 )
-def test_load_classes_names_the_fault(
-    text: str, message: str, tmp_path: Path
-) -> None:
+def test_load_classes_names_the_fault(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         _classes(tmp_path, text)
 
@@ -282,8 +280,6 @@ def test_count_values_equals_unique(values: list[int]) -> None:
         ),
     ],
 )
-def test_describe_unnamed_gives_shares(
-    pixels: dict[int, int], text: str | None
-) -> None:
+def test_describe_unnamed_gives_shares(pixels: dict[int, int], text: str | None) -> None:
     found = describe_unnamed(pixels, CLASSES)
     assert found == (text and f"mask values that no class names count as background: {text}")

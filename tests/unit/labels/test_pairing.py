@@ -66,9 +66,7 @@ def test_pair_ignores_unicode_form(path: str, forms: tuple[str, str]) -> None:
         (["caf\u00e9.jpg", "cafe\u0301.jpg"], ["café.png"], ["two masks", "more than one image"]),
     ],
 )
-def test_pair_rejects_two_candidates(
-    images: list[str], masks: list[str], named: list[str]
-) -> None:
+def test_pair_rejects_two_candidates(images: list[str], masks: list[str], named: list[str]) -> None:
     with pytest.raises(InputError) as refused:
         _paired(images, masks)
     if named[0] == "two masks":
@@ -110,9 +108,7 @@ NAMES = st.lists(
 
 @given(images=NAMES, masks=NAMES)
 @quick
-def test_pairs_are_one_to_one(
-    images: list[tuple[str, str]], masks: list[tuple[str, str]]
-) -> None:
+def test_pairs_are_one_to_one(images: list[tuple[str, str]], masks: list[tuple[str, str]]) -> None:
     sides = [
         _files("/r", *sorted(f"{folder}{name}.{end}" for folder, name in side))
         for side, end in ((images, "jpg"), (masks, "png"))

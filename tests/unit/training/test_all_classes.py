@@ -116,9 +116,7 @@ def test_rivals_predict_no_background_if_untrained() -> None:
         assert (np.argmax(found + offsets, axis=1) > 0).all()
 
 
-def test_train_on_one_class_warns(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_train_on_one_class_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i, pixels in enumerate(smooth_batch(3)):
         write_png(tmp_path / "i" / f"x{i}.png", Image.fromarray(pixels))
         write_png(tmp_path / "m" / f"x{i}.png", np.full((64, 96), 1, np.uint8))

@@ -94,9 +94,7 @@ def _old(name: str) -> str:
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_mask_rcnn_loads_all_but_predictors(
-    state: dict[str, Tensor], old: bool
-) -> None:
+def test_mask_rcnn_loads_all_but_predictors(state: dict[str, Tensor], old: bool) -> None:
     given_ = {_old(n): t for n, t in state.items() if "num_batches" not in n} if old else state
     assert ("backbone.fpn.inner_blocks.0.weight" in given_) == old
     network = build_network(given_, 4, SETTINGS).state_dict()

@@ -86,9 +86,7 @@ def test_draw_cells_of_void_image_is_empty() -> None:
     grid=st.tuples(st.integers(1, 40), st.integers(1, 40)),
 )
 @quick
-def test_cell_labels_read_centre_pixels(
-    size: tuple[int, int], grid: tuple[int, int]
-) -> None:
+def test_cell_labels_read_centre_pixels(size: tuple[int, int], grid: tuple[int, int]) -> None:
     labels = np.random.default_rng(0).integers(-1, 99, size).astype(np.int16)
     found = cell_labels(labels, grid)
     assert found.shape == grid

@@ -75,9 +75,7 @@ def test_unet_map_has_size_of_image(size: tuple[int, int], scenes: Path) -> None
     assert found.cells is None
 
 
-def test_unet_fit_is_reproducible_and_ignores_void(
-    scenes: Path, tmp_path: Path
-) -> None:
+def test_unet_fit_is_reproducible_and_ignores_void(scenes: Path, tmp_path: Path) -> None:
     images = pair_images(str(scenes / "images"), str(scenes / "masks"))[::6]
     variants, classes = void_variants(images, load_classes(str(scenes / "classes.json")), tmp_path)
     before = torch.random.get_rng_state()
