@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from croniter import croniter
 
-from tests.support.head_node import BIN, ROOT
+from tests.support.commands import find_program
+from tests.support.head_node import ROOT
 
 CLUSTER = ROOT / "cluster"
 CRONTAB = (CLUSTER / "crontab").read_text()
@@ -19,18 +20,9 @@ HOME = "/opt/segrec_batch"  # where the files say that the project is
 ENTRY = re.compile(r"^((?:\S+ +){4}\S+) +(set -a; .*)$", re.MULTILINE)
 
 
-def found_program(name: str) -> str:
-    """The path of a program; where it is missing, skip, but in CI fail."""
-    program = shutil.which(name, path=f"{BIN}:{os.environ['PATH']}")
-    if program is None:
-        missing = f"{name} is not installed"
-        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
-    return program
-
-
 def run(*command: object) -> subprocess.CompletedProcess[str]:
     """A checker, to its end."""
-    program = found_program(str(command[0]))
+    program = find_program(str(command[0]))
     return subprocess.run(
         [program, *map(str, command[1:])], capture_output=True, text=True, timeout=60
     )

@@ -17,8 +17,7 @@ import pytest
 
 from segrec_batch.index.snapshot import open_snapshot
 from segrec_batch.maintenance.verify import verify
-from tests.integration.test_submit import write_images
-from tests.support.builders import tiny_model, uris
+from tests.support.builders import tiny_model, uris, write_images
 from tests.support.head_node import BIN, ROOT, Head, head_node
 
 NIGHTLY = ROOT / "cluster" / "nightly.sh"

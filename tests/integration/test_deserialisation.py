@@ -9,8 +9,8 @@ import torch
 
 from segrec_batch.common.errors import ModelError
 from segrec_batch.model.backbone import read_state
-from tests.integration.test_layout import MODULES, PACKAGE, ROOT
-from tests.unit.index.test_trust_index import Payload
+from tests.support.modules import MODULES, PACKAGE, ROOT
+from tests.support.payloads import Payload
 
 SOURCES = [*MODULES, *sorted((ROOT / "jobs").glob("*.py"))]
 UNPICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "yaml", "pandas"}

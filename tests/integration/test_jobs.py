@@ -1,34 +1,16 @@
 """The jobs as a user runs them: commands in a shell, exit codes, files."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from segrec_batch.evaluation.report import read_metrics
 from segrec_batch.model.bundle import load_model
-from tests.support.commands import exit_code
+from tests.support.commands import ROOT, exit_code, job
 
-ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="the reference data is not here")
-
-
-def job(*command: object, expect: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    found = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert found.returncode == expect, found.stderr
-    assert (expect == 0) or "Traceback" not in found.stderr
-    return found
 
 
 def run(program: str, *arguments: object) -> None:

@@ -13,10 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import exit_code
+from tests.support.modules import MODULES, PACKAGE, ROOT
 
-ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "segrec_batch"
-MODULES = sorted(PACKAGE.rglob("*.py"))
 DOORS = {  # each heavy library is imported in these packages only
     "ray": {"distributed", "pipeline"},
     "duckdb": {"search"},
@@ -230,4 +228,12 @@ def test_documents_have_no_placeholders(path: Path) -> None:
     lines = path.read_text().splitlines()
     assert [
         line for line in lines if re.fullmatch(r"[A-Z]{4,}|.*\b(TODO|TBD|FIXME)\b.*", line)
+    ] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda p: p.name)
+def test_no_test_module_imports_another(path: Path) -> None:
+    tests = {name for name in imports(path) if name.startswith("tests.")}
+    assert [
+        name for name in tests if not name.startswith(("tests.support", "tests.conftest"))
     ] == []

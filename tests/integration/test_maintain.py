@@ -41,9 +41,15 @@ from segrec_batch.pipeline.plan import Request
 from segrec_batch.pipeline.run import Execution, index_images
 from segrec_batch.pipeline.run_stats import Account
 from segrec_batch.sources import storage
-from tests.integration.test_jobs import job
-from tests.support.builders import encoded, png_by_hand, smooth_pixels, tiny_model, write_png
-from tests.unit.index.test_store import failure_file
+from tests.support.builders import (
+    encoded,
+    failure_file,
+    png_by_hand,
+    smooth_pixels,
+    tiny_model,
+    write_png,
+)
+from tests.support.commands import job
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

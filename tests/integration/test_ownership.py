@@ -31,9 +31,8 @@ from segrec_batch.pipeline.run import dry_run, index_images
 from segrec_batch.sample_data import write_scenes
 from segrec_batch.search.batch.output import Output
 from segrec_batch.sources import storage
-from tests.support.builders import tiny_model
+from tests.support.builders import failure_file, tiny_model
 from tests.support.s3 import new_bucket
-from tests.unit.index.test_store import failure_file
 
 NOW = dt.timedelta(0)
 OLD = (1e9, 1e9)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.test_cluster_schedulers import found_program
+from tests.support.commands import find_program
 from tests.support.head_node import ROOT
 
 PIN = re.compile(
@@ -24,7 +24,7 @@ def recipe() -> str:
 
 @pytest.mark.slow
 def test_the_bill_of_materials_is_the_lock_file(tmp_path: Path) -> None:
-    program = found_program("cyclonedx-py")
+    program = find_program("cyclonedx-py")
     made = tmp_path / "sbom.json"
     command = recipe().replace("$(BIN)/cyclonedx-py", program).replace("sbom.json", str(made))
     subprocess.run(["bash", "-c", command], cwd=ROOT, check=True, capture_output=True)

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from PIL import Image
 
 from segrec_batch.index.snapshot import exists, open_snapshot
 from segrec_batch.maintenance.verify import verify
-from tests.support.builders import smooth_pixels, tiny_model, uris
+from tests.support.builders import tiny_model, uris, write_images
 from tests.support.cluster_files import CLUSTER
 from tests.support.head_node import ROOT, Head, head_node
 
@@ -37,15 +36,6 @@ def head() -> Iterator[Head]:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = str(tmp_path_factory.mktemp("model"))
     tiny_model(taps=("conv3_3",)).save(folder)
-    return folder
-
-
-def write_images(folder: Path, count: int) -> Path:
-    folder.mkdir(exist_ok=True)
-    for i in range(count):
-        path = folder / f"{i:03}.png"
-        if not path.exists():
-            Image.fromarray(smooth_pixels(48, 64, seed=i)).save(path)
     return folder
 
 

@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
 
 import segrec_batch
+from segrec_batch.index.files import DataFile, new_part, write_file
+from segrec_batch.index.schema import failures_schema
 from segrec_batch.labels.labelled import Classes, LabelledImage
 from segrec_batch.model import describe
 from segrec_batch.model.architecture import Tap
 from segrec_batch.model.backbone import Backbone, Weights, load_weights
-from segrec_batch.model.bundle import Model
+from segrec_batch.model.bundle import Model, fingerprint
 from segrec_batch.model.spec import ModelSpec, Scaling
 from segrec_batch.model.torch_engine import Normalise
 
@@ -203,3 +206,37 @@ def _packed(value: Sequence[int] | str, order: str) -> bytes:
     if isinstance(value, str):
         return value.encode()
     return struct.pack(f"{order}{len(value)}I", *value)
+
+
+def write_images(folder: Path, count: int) -> Path:
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        path = folder / f"{i:03}.png"
+        if not path.exists():
+            Image.fromarray(smooth_pixels(48, 64, seed=i)).save(path)
+    return folder
+
+
+def failure_file(index: str, name: str) -> DataFile:
+    row = {f.name: name if f.type == pa.string() else 0 for f in failures_schema()}
+    return write_file(index, new_part(), "failures", pa.Table.from_pylist([row], failures_schema()))
+
+
+def small_model() -> Model:
+    """A model of few bytes; its backbone is only for keeping."""
+    backbone = {
+        "0.weight": np.arange(1728, dtype=np.float32).reshape(64, 3, 3, 3),
+        "0.bias": np.zeros(64, np.float32),
+    }
+    spec = ModelSpec(
+        classes=("car", "person"), taps=("conv1_1",), components=(0, 1, 2),
+        shapes=((64, 96), (96, 64)), mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3),
+        weights="random:0", weights_fingerprint=fingerprint(backbone), training={"images": 1},
+    )  # fmt: skip
+    head = {
+        "svm.conv1_1": np.linspace(-1, 1, 192, dtype=np.float32).reshape(3, 64),
+        "svm.bias": np.array([0.1, 0.2, 0.3], np.float32),
+        "sign_bits.centre": np.linspace(0, 1, 512, dtype=np.float32),
+        "sign_bits.rotation": np.eye(512, dtype=np.float32),
+    }
+    return Model(spec, head, backbone)

@@ -1,12 +1,17 @@
 """Cards of contact sheets: small images and masks whose colours are known."""
 
+import base64
+import re
 from collections.abc import Mapping
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from segrec_batch.sheets.card import Card
+from segrec_batch.sheets.html import render_sheet
+from tests.support.browser import Page
 
 CLASSES = {"car": "#4363d8", "person": "#e6194B", "tree": "#3cb44b"}
 
@@ -54,3 +59,27 @@ def card(
         score,
         mask_iou,
     )
+
+
+class Sheet(Page):
+    """What a contact sheet shows."""
+
+    def images(self) -> list[Image.Image]:
+        return [opened(attrs["src"]) for attrs in self.all("img") if "class" not in attrs]
+
+    def masks(self) -> list[Image.Image]:
+        return [opened(attrs["src"]) for attrs in self.of_class("mask")]
+
+
+def opened(uri: str | None) -> Image.Image:
+    head, _, body = (uri or "").partition(",")
+    assert re.fullmatch(r"data:image/(jpeg|png);base64", head)
+    return Image.open(BytesIO(base64.b64decode(body, validate=True)))
+
+
+def sheet(query: Card, *results: Card, **options: Any) -> str:
+    return render_sheet(query, results, **{"classes": CLASSES, "caption": "ranked", **options})
+
+
+def page(query: Card, *results: Card) -> Sheet:
+    return Sheet(sheet(query, *results))

@@ -1,12 +1,16 @@
 """Programs of the project in this process: a start of Python and its imports take seconds."""
 
+import os
 import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from segrec_batch.cli import main as cli
+from tests.support.head_node import BIN
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,3 +30,29 @@ def _run(program: str) -> None:
     if program.startswith("-m "):
         runpy.run_module(program.removeprefix("-m "), run_name="__main__")
     runpy.run_path(str(ROOT / program), run_name="__main__")
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def job(*command: object, expect: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    found = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert found.returncode == expect, found.stderr
+    assert (expect == 0) or "Traceback" not in found.stderr
+    return found
+
+
+def find_program(name: str) -> str:
+    """The path of a program; where it is missing, skip, but in CI fail."""
+    program = shutil.which(name, path=f"{BIN}:{os.environ['PATH']}")
+    if program is None:
+        missing = f"{name} is not installed"
+        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
+    return program

@@ -19,7 +19,7 @@ from segrec_batch.search.sql.limits import last_resort, time_limit
 from tests.support.damage import Damage
 from tests.support.feature_index import image_files, names, write_index
 from tests.support.fuzz_targets import FEATURES, Target
-from tests.unit.search.test_sql_lock import (
+from tests.support.sql_attacks import (
     ATTACKS,
     SECRET,
     argument,
@@ -28,7 +28,7 @@ from tests.unit.search.test_sql_lock import (
     of_this_module,
     settings_of,
 )
-from tests.unit.search.test_sql_lock import Target as Home
+from tests.support.sql_attacks import Target as Home
 
 SECONDS = 2.0  # for a statement
 PLAN_SECONDS = 9.0

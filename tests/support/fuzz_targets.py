@@ -48,10 +48,10 @@ from segrec_batch.search.sql.guard import ask
 from segrec_batch.search.sql.limits import Limits
 from segrec_batch.sheets.card import Card
 from segrec_batch.sources.strict_json import parse_json
+from tests.support.builders import small_model
 from tests.support.damage import Damage
 from tests.support.feature_index import SPEC, add_images, image_files, names, write_index
-from tests.unit.model.test_bundle import _small
-from tests.unit.search.test_trust_session import REPORT
+from tests.support.reports import REPORT
 
 FEATURES = np.random.default_rng(0).random((12, 512), np.float32)
 COUNTS = "SELECT " + ", ".join(f"(SELECT count(*) FROM {t}) AS {t}" for t in TABLES)
@@ -175,7 +175,7 @@ class BundleTarget(Target):
     settings: ClassVar[Mapping[str, Any]] = {"dimension": 4, "keypoints": 50, "threshold": 3}
 
     def prepare(self) -> None:
-        model = _small()
+        model = small_model()
         for name, tensors in self.descriptors.items():
             model = model.describing(name, self.settings, tensors)
         model.save(str(self.input))

@@ -56,3 +56,21 @@ def report(name: str = "car.jpg", created_at: str = "2026-11-22T03:00:00+00:00")
         not_run={f"method {name}": name},
         notice=f"Untrained: {name}",
     )  # fmt: skip
+
+
+REPORT = {
+    "format": 1,
+    "provenance": {
+        "kind": "retrieval", "data": "d", "ties": "t", "seed": 0, "model_id": "", "weights": "",
+        "index": "", "version": None, "code_version": "0", "created_at": "2026-01-01T00:00:00",
+    },
+    "notice": None,
+    "measures": [
+        {
+            "measure": "map", "method": "pearson", "split": "", "setting": "", "class": "",
+            "k": 0, "value": 0.5, "low": 0.4, "high": 0.6, "units": 3,
+        }
+    ],
+    "not_run": {},
+    "details": {},
+}  # fmt: skip

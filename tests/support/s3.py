@@ -1,6 +1,5 @@
 """A real S3 server for tests (Ceph), and a proxy in front of it that misbehaves on order.
 
-from tests.support.s3 import FaultyProxy, environment, new_bucket, s3  # `s3` is a session fixture
 
 def test_it(s3: dict[str, str]) -> None:
     bucket = new_bucket()  # "s3://test-…"

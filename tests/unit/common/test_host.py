@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import joblib
@@ -10,26 +9,8 @@ import psutil
 import pytest
 
 from segrec_batch.common import host
+from tests.support.machines import GRAVITON_3, ZEN_3, ZEN_4, write_files
 
-# Of /proc/cpuinfo of real machines, flags in part: an AMD Ryzen 9 5950X and a Graviton2 as archspec
-# collects them, an EPYC 9004 in a virtual machine, an Intel Xeon 8488C and a Graviton3 of AWS.
-ZEN_3 = """\
-processor\t: 0
-vendor_id\t: AuthenticAMD
-model name\t: AMD Ryzen 9 5950X 16-Core Processor
-flags\t\t: fpu vme de pse sse sse2 ht syscall nx ssse3 fma cx16 sse4_1 sse4_2 movbe popcnt aes avx \
-f16c rdrand lahf_lm svm abm sse4a fsgsbase bmi1 avx2 smep bmi2 erms rdseed adx smap sha_ni vaes
-power management: ts ttp tm hwpstate cpb eff_freq_ro [13] [14]
-
-processor\t: 1
-"""
-ZEN_4 = """\
-processor\t: 0
-model name\t: AMD EPYC
-flags\t\t: fpu vme de pse tsc msr pni pclmulqdq ssse3 fma avx f16c bmi1 avx2 smep bmi2 avx512f \
-avx512dq rdseed adx avx512ifma avx512cd sha_ni avx512bw avx512vl avx512_bf16 avx512vbmi gfni vaes \
-avx512_vnni avx512_bitalg avx512_vpopcntdq rdpid fsrm
-"""
 SAPPHIRE_RAPIDS = """\
 processor\t: 0
 model name\t: Intel(R) Xeon(R) Platinum 8488C
@@ -48,15 +29,6 @@ CPU architecture: 8
 CPU variant     : 0x3
 CPU part        : 0xd0c
 CPU revision    : 1
-"""
-GRAVITON_3 = """\
-processor\t: 0
-BogoMIPS\t: 2100.00
-Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm jscvt \
-fcma lrcpc dcpop sha3 sm3 sm4 asimddp sha512 sve asimdfhm dit uscat ilrcpc flagm ssbs paca pacg \
-dcpodp svei8mm svebf16 i8mm bf16 dgh rng
-CPU implementer\t: 0x41
-CPU part\t: 0xd40
 """
 BF16 = "AVX512_CORE_BF16"
 AMX = "AVX512_CORE_AMX"
@@ -141,15 +113,6 @@ def test_this_processor_is_as_torch_sees_it() -> None:
         assert "avx2" in processor.features
 
 
-def tree(root: Path, files: Mapping[str, str]) -> Path:
-    """A folder with files, such as those of /proc and /sys on another machine."""
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
-
-
 V1 = "4:memory:{0}\n3:cpuset:/\n1:cpu,cpuacct:{0}\n"
 QUOTA, PERIOD = "cpu.cfs_quota_us", "cpu.cfs_period_us"
 GROUPS: list[tuple[dict[str, str], float | None]] = [  # files, and cores of the quota
@@ -216,7 +179,7 @@ def test_usable_cores_heed_the_quota_of_control_groups(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    root = tree(tmp_path, files)
+    root = write_files(tmp_path, files)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     cores = host.read_cores(root)
@@ -226,7 +189,7 @@ def test_usable_cores_heed_the_quota_of_control_groups(
 
 
 def test_a_quota_above_the_cores_of_the_affinity_limits_nothing(tmp_path: Path) -> None:
-    root = tree(tmp_path, {"sys/fs/cgroup/cpu.max": "99900000 100000\n"})
+    root = write_files(tmp_path, {"sys/fs/cgroup/cpu.max": "99900000 100000\n"})
     assert host.read_cores(root) == host.read_cores(tmp_path / "empty")
 
 
@@ -277,7 +240,7 @@ def test_usable_memory_is_that_of_the_control_group(
     files: dict[str, str], limit: int | None, tmp_path: Path
 ) -> None:
     present = psutil.virtual_memory().total
-    memory = host.read_memory(tree(tmp_path, files))
+    memory = host.read_memory(write_files(tmp_path, files))
     assert memory == host.Memory(limit or present, present, "cgroup" if limit else None)
     assert host.usable_memory(tmp_path) == memory.usable
 

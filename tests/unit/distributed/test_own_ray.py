@@ -18,8 +18,8 @@ import pytest
 import ray
 from ray._raylet import AuthenticationTokenLoader
 
-from tests.integration.test_layout import MODULES, PACKAGE
 from tests.support.head_node import ROOT, head_node
+from tests.support.modules import MODULES, PACKAGE
 
 CALLS = (  # of each of Ray's servers one that tells or changes something
     "NodeInfoGcsService/GetAllNodeInfo",

@@ -31,7 +31,7 @@ from segrec_batch.images.confinement import Confinement
 from segrec_batch.images.sandbox import Sandbox
 from segrec_batch.model import engines
 from segrec_batch.model.engines import EngineChoice
-from tests.unit.common.test_host import GRAVITON_3, ZEN_3, ZEN_4, tree
+from tests.support.machines import GRAVITON_3, ZEN_3, ZEN_4, write_files
 
 GIB = 2**30
 NCNN = EngineRate("ncnn", "float32", 4.0, None)
@@ -235,7 +235,7 @@ def test_facts_of_a_small_container(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "sys/fs/cgroup/memory.max": f"{2**29}\n",
         "proc/driver/nvidia/version": "NVRM version: 570\n",
     }
-    found = doctor_facts.gather_facts(0, root=tree(tmp_path, files))
+    found = doctor_facts.gather_facts(0, root=write_files(tmp_path, files))
     assert found.processor.name == "Arm Neoverse V1"
     assert found.cores == Cores(1, os.cpu_count() or 1, "cgroup")
     assert (found.memory.usable, found.memory.limit) == (2**29, "cgroup")

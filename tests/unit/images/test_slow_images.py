@@ -14,8 +14,7 @@ from segrec_batch.images import sandbox
 from segrec_batch.sheets import thumbnail
 from segrec_batch.sheets.png import render_png
 from tests.support.builders import slow_jpeg
-from tests.support.cards import CLASSES, card, image
-from tests.unit.sheets.test_sheet import page
+from tests.support.cards import CLASSES, card, image, page
 
 PACKAGE = Path(__file__).parents[3] / "segrec_batch"
 

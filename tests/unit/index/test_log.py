@@ -22,8 +22,7 @@ from segrec_batch.maintenance.versions import rollback, vacuum
 from segrec_batch.model.bundle import Model
 from segrec_batch.pipeline.plan import Request
 from segrec_batch.pipeline.run import Execution, index_images
-from tests.support.builders import smooth_pixels, tiny_model, uris, write_png
-from tests.unit.index.test_store import failure_file
+from tests.support.builders import failure_file, smooth_pixels, tiny_model, uris, write_png
 
 HOUR = dt.timedelta(hours=1)
 NOW = dt.timedelta(0)

@@ -15,16 +15,11 @@ import segrec_batch
 from segrec_batch.common.errors import IndexStateError, InputError
 from segrec_batch.index import delta, purged, staging
 from segrec_batch.index import snapshot as store
-from segrec_batch.index.files import DataFile, new_part, write_file
-from segrec_batch.index.schema import failures_schema, regions_schema, schemas
+from segrec_batch.index.schema import regions_schema, schemas
 from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.model.spec import FORMAT
+from tests.support.builders import failure_file
 from tests.support.regenerate_schemas import FOLDER, snapshots
-
-
-def failure_file(index: str, name: str) -> DataFile:
-    row = {f.name: name if f.type == pa.string() else 0 for f in failures_schema()}
-    return write_file(index, new_part(), "failures", pa.Table.from_pylist([row], failures_schema()))
 
 
 def as_text(row: dict[str, object]) -> str:

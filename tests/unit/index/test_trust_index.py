@@ -1,7 +1,6 @@
 """An index that somebody else made: its log, its manifests and its Parquet files are only data."""
 
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Callable, Mapping
@@ -40,6 +39,7 @@ from segrec_batch.search.feedback.session import read as read_session
 from tests.support.commands import exit_code
 from tests.support.feature_index import SPEC, image_files, write_index
 from tests.support.mutations import changed_bytes, mutated
+from tests.support.payloads import Payload
 
 FEATURES = np.random.default_rng(0).random((6, 512), np.float32)
 PART = "0" * 32
@@ -298,16 +298,6 @@ def test_a_rebuild_cannot_stage_a_file_from_elsewhere(index: str) -> None:
     staging.stage(base, [DataFile("images", "../../secret.parquet", 1, 1, None, "{}")])
     with pytest.raises(IndexStateError, match="not what a rebuild has staged"):
         staging.staged_files(index, base.bundle_id)
-
-
-class Payload:
-    """What, unpickled, leaves a file."""
-
-    def __init__(self, canary: Path) -> None:
-        self.canary = str(canary)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.open, (self.canary, os.O_CREAT | os.O_WRONLY)
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from segrec_batch.common.errors import ModelError
-from segrec_batch.model.bundle import Array, Model, fingerprint, load_model
+from segrec_batch.model.bundle import Array, Model, load_model
 from segrec_batch.model.engines import EngineChoice, load_segmenter
 from segrec_batch.model.spec import FORMAT, DescriptorSpec, ModelSpec, check_class_names
-from tests.support.builders import quick, smooth_batch, tiny_model
+from tests.support.builders import quick, small_model, smooth_batch, tiny_model
 
 FILES = ("model.json", "head.safetensors", "backbone.safetensors")
 CHANGES: dict[str, Any] = {
@@ -37,29 +37,9 @@ PROVENANCE = {"training", "weights"}  # no output depends on them
 APART = {*PROVENANCE, "descriptors"}  # which have identities of their own
 
 
-def _small() -> Model:
-    """A model of few bytes; its backbone is only for keeping."""
-    backbone = {
-        "0.weight": np.arange(1728, dtype=np.float32).reshape(64, 3, 3, 3),
-        "0.bias": np.zeros(64, np.float32),
-    }
-    spec = ModelSpec(
-        classes=("car", "person"), taps=("conv1_1",), components=(0, 1, 2),
-        shapes=((64, 96), (96, 64)), mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3),
-        weights="random:0", weights_fingerprint=fingerprint(backbone), training={"images": 1},
-    )  # fmt: skip
-    head = {
-        "svm.conv1_1": np.linspace(-1, 1, 192, dtype=np.float32).reshape(3, 64),
-        "svm.bias": np.array([0.1, 0.2, 0.3], np.float32),
-        "sign_bits.centre": np.linspace(0, 1, 512, dtype=np.float32),
-        "sign_bits.rotation": np.eye(512, dtype=np.float32),
-    }
-    return Model(spec, head, backbone)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    _small().save(str(tmp_path / "model"))
+    small_model().save(str(tmp_path / "model"))
     return tmp_path / "model"
 
 
@@ -70,7 +50,7 @@ def _same(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
 
 
 def test_a_saved_model_comes_back_equal(folder: Path) -> None:
-    model, again = _small(), load_model(str(folder))
+    model, again = small_model(), load_model(str(folder))
     assert again.spec == model.spec
     assert again.model_id == model.model_id
     assert _same(dict(again.head), dict(model.head))
@@ -92,27 +72,27 @@ def test_a_saved_model_computes_the_same(engine: str, tmp_path: Path) -> None:
 def test_a_bundle_holds_json_and_safetensors_only(folder: Path) -> None:
     assert {p.name for p in folder.rglob("*")} == set(FILES)
     stated = json.loads((folder / "model.json").read_text())
-    assert stated["model_id"] == _small().model_id
+    assert stated["model_id"] == small_model().model_id
     assert stated["format"] == FORMAT
 
 
 def test_the_id_is_16_hex_digits_and_repeats() -> None:
-    assert _small().model_id == _small().model_id
-    assert len(_small().model_id) == 16
-    int(_small().model_id, 16)
+    assert small_model().model_id == small_model().model_id
+    assert len(small_model().model_id) == 16
+    int(small_model().model_id, 16)
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(ModelSpec)])
 def test_the_id_covers_each_field_that_changes_an_output(field: str) -> None:
-    model = _small()
+    model = small_model()
     spec = dataclasses.replace(model.spec, **{field: CHANGES[field]})
     changed = Model(spec, model.head, model.backbone).model_id != model.model_id
     assert changed == (field not in APART)
 
 
-@pytest.mark.parametrize("name", list(_small().head))
+@pytest.mark.parametrize("name", list(small_model().head))
 def test_the_id_covers_each_tensor_of_the_head(name: str) -> None:
-    model = _small()
+    model = small_model()
     tensor = model.head[name].copy()
     tensor.reshape(-1)[-1] += 1e-6
     head = {**model.head, name: tensor}
@@ -120,11 +100,11 @@ def test_the_id_covers_each_tensor_of_the_head(name: str) -> None:
 
 
 def _described(settings: dict[str, object], value: float) -> Model:
-    return _small().describing("pca", settings, {"mean": np.full(3, value, np.float32)})
+    return small_model().describing("pca", settings, {"mean": np.full(3, value, np.float32)})
 
 
 def test_a_descriptor_has_an_identity_of_its_own() -> None:
-    plain, one = _small(), _described({"dimension": 2}, 0.5)
+    plain, one = small_model(), _described({"dimension": 2}, 0.5)
     others = [_described({"dimension": 3}, 0.5), _described({"dimension": 2}, 0.6)]
     assert plain.bundle_id == plain.model_id == one.model_id
     assert len({plain.bundle_id, one.bundle_id, *(m.bundle_id for m in others)}) == 4
@@ -137,7 +117,7 @@ def test_a_descriptor_takes_the_place_of_another_of_its_name() -> None:
     assert [d.settings for d in again.spec.descriptors] == [{"dimension": 3}]
     both = again.describing("hog", {}, {})
     assert [d.name for d in both.spec.descriptors] == ["hog", "pca"]
-    assert both.bundle_id == _small().describing("hog", {}, {}).describing(
+    assert both.bundle_id == small_model().describing("hog", {}, {}).describing(
         "pca", {"dimension": 3}, {}
     ).bundle_id  # fmt: skip
 
@@ -160,7 +140,7 @@ def test_descriptors_are_saved_and_checked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["head.safetensors", "backbone.safetensors"])
 def test_tensors_of_another_model_are_refused(name: str, folder: Path) -> None:
-    model = _small()
+    model = small_model()
     tensors = model.head if name.startswith("head") else model.backbone
     first, *rest = tensors
     save_file({first: tensors[first] + 1, **{k: tensors[k] for k in rest}}, folder / name)
@@ -186,7 +166,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_flipped_byte_is_noticed(
     name: str, where: float, flip: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    folder, model = tmp_path_factory.mktemp("model"), _small()
+    folder, model = tmp_path_factory.mktemp("model"), small_model()
     model.save(str(folder))
     data = bytearray((folder / name).read_bytes())
     data[int(where * len(data))] ^= flip
@@ -248,7 +228,7 @@ def test_a_field_that_was_tampered_with_is_refused(field: str, value: object, fo
     (folder / "model.json").write_text(json.dumps({**values, field: value}))
     harmless = [("weights", "x"), ("training", {"a": 1}), ("descriptors", [])]
     if (field, value) in harmless:
-        assert load_model(str(folder)).model_id == _small().model_id
+        assert load_model(str(folder)).model_id == small_model().model_id
     else:
         with pytest.raises(ModelError):
             load_model(str(folder))
@@ -287,7 +267,7 @@ def test_more_classes_than_fit_in_a_byte_are_refused() -> None:
 
 def test_each_class_has_a_colour_and_random_weights_a_notice() -> None:
     classes = tuple(f"c{i}" for i in range(20))
-    spec = dataclasses.replace(_small().spec, classes=classes, components=tuple(range(21)))
+    spec = dataclasses.replace(small_model().spec, classes=classes, components=tuple(range(21)))
     assert list(spec.colours) == list(spec.classes)
     assert all(len(c) == 7 and int(c[1:], 16) > 0 for c in spec.colours.values())
     assert spec.all_classes == ("background", *spec.classes)
@@ -296,8 +276,8 @@ def test_each_class_has_a_colour_and_random_weights_a_notice() -> None:
 
 
 def test_untrained_networks_are_said() -> None:
-    trained = dataclasses.replace(_small().spec, weights="imagenet")
-    model = Model(trained, _small().head, _small().backbone)
+    trained = dataclasses.replace(small_model().spec, weights="imagenet")
+    model = Model(trained, small_model().head, small_model().backbone)
     assert model.spec.notice is None
     drawn = model.describing("alexnet", {"weights": "random:0"}, {}).describing("hog", {}, {})
     assert drawn.spec.notice == "Untrained networks of alexnet, for trying out only."

@@ -19,15 +19,15 @@ from segrec_batch.model.bundle import BACKBONE_SHAPES, load_model
 from segrec_batch.model.engines import EngineChoice, load_segmenter
 from segrec_batch.model.spec import DescriptorSpec, ModelSpec, is_descriptor_id, read_spec
 from segrec_batch.sources.strict_json import MAX_DEPTH, check_values, parse_json
+from tests.support.builders import small_model
 from tests.support.mutations import json_documents, mutated
-from tests.unit.model.test_bundle import _small
 
 DEEP = "[" * 100_000
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    _small().save(str(tmp_path / "model"))
+    small_model().save(str(tmp_path / "model"))
     return tmp_path / "model"
 
 
@@ -113,7 +113,7 @@ def test_a_pipe_in_a_bundle_is_not_waited_for(name: str, folder: Path) -> None:
 
 
 def test_a_spec_that_cannot_be_is_not_made_in_python_either() -> None:
-    spec = _small().spec
+    spec = small_model().spec
     for change in (
         {"classes": ("a b", "c")},
         {"classes": ["car", "person"]},
@@ -132,7 +132,7 @@ def test_a_spec_that_cannot_be_is_not_made_in_python_either() -> None:
 def test_figures_of_the_training_that_are_no_numbers_become_null(tmp_path: Path) -> None:
     import dataclasses
 
-    model = _small()
+    model = small_model()
     training = {"iou": {"car": math.nan, "tree": [1, math.inf]}}
     dataclasses.replace(model, spec=dataclasses.replace(model.spec, training=training)).save(
         str(tmp_path)
@@ -182,7 +182,7 @@ def test_a_file_longer_than_its_tensors_can_be_is_not_read(folder: Path) -> None
 def test_settings_of_a_descriptor_that_cannot_be_are_refused(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    model = _small().describing("bovw", settings, {"words": np.ones((4, 128), np.float32)})
+    model = small_model().describing("bovw", settings, {"words": np.ones((4, 128), np.float32)})
     model.save(str(tmp_path))
     with pytest.raises(ModelError, match="descriptor bovw: ") as caught:
         describer.load(str(tmp_path), ("bovw",), "cpu")
@@ -192,7 +192,7 @@ def test_settings_of_a_descriptor_that_cannot_be_are_refused(
 @pytest.mark.parametrize("engine", ["ncnn", "torch"])
 def test_a_backbone_that_lacks_layers_is_not_run(engine: str) -> None:
     with pytest.raises(ModelError, match=r"the backbone: the bundle is not complete: 2\.weight"):
-        load_segmenter(_small(), EngineChoice(engine, "float32"))
+        load_segmenter(small_model(), EngineChoice(engine, "float32"))
 
 
 def test_the_shapes_of_the_backbone_are_those_of_torch() -> None:
@@ -224,7 +224,7 @@ def test_any_description_is_read_or_refused(
 ) -> None:
     folder = tmp_path_factory.getbasetemp() / "described"
     folder.mkdir(exist_ok=True)
-    model = _small().describing("pca", {"dimension": 2}, {})
+    model = small_model().describing("pca", {"dimension": 2}, {})
     text = json.dumps({"model_id": model.model_id, **model.spec.to_json()}).encode()
     (folder / "model.json").write_bytes(data.draw(mutated(text)))
     try:
@@ -241,7 +241,7 @@ def test_any_tensors_are_read_or_refused(
 ) -> None:
     folder = tmp_path_factory.getbasetemp() / "tensors"
     if not folder.exists():
-        _small().save(str(folder))
+        small_model().save(str(folder))
     whole = (folder / "backbone.safetensors").read_bytes()
     head, body = whole[:200], whole[200:]
     (folder / "backbone.safetensors").write_bytes(data.draw(mutated(head)) + body)

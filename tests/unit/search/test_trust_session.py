@@ -23,6 +23,7 @@ from segrec_batch.search.filters import Criteria
 from segrec_batch.search.recommend import QueryImage
 from segrec_batch.sheets.card import Card
 from tests.support.mutations import changed_bytes, mutated
+from tests.support.reports import REPORT
 
 SEEN = {"query": [0.5, -1], "coverages": [1, 0], "masks": {"car": [1, -1]}, "category": None}
 NEW = QueryImage(Card("new.jpg", None, b"png", {"car": 1.0}, None), None, SEEN)
@@ -147,24 +148,6 @@ def test_any_session_is_read_or_refused(
     except SegrecError:
         return
     assert set(session.query.seen) == set(SEEN) if isinstance(session.query, QueryImage) else True
-
-
-REPORT = {
-    "format": 1,
-    "provenance": {
-        "kind": "retrieval", "data": "d", "ties": "t", "seed": 0, "model_id": "", "weights": "",
-        "index": "", "version": None, "code_version": "0", "created_at": "2026-01-01T00:00:00",
-    },
-    "notice": None,
-    "measures": [
-        {
-            "measure": "map", "method": "pearson", "split": "", "setting": "", "class": "",
-            "k": 0, "value": 0.5, "low": 0.4, "high": 0.6, "units": 3,
-        }
-    ],
-    "not_run": {},
-    "details": {},
-}  # fmt: skip
 
 
 def test_the_report_of_these_tests_is_one(tmp_path: Path) -> None:

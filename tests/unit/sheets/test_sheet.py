@@ -7,7 +7,6 @@ import subprocess
 import sys
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,33 +16,9 @@ from segrec_batch.sheets.card import Card
 from segrec_batch.sheets.html import LONG_SIDE, render_sheet
 from tests.support.browser import Page, needs_chromium, seen_in_browser
 from tests.support.builders import png_by_hand
-from tests.support.cards import CLASSES, card, encoded, image, mask
+from tests.support.cards import CLASSES, card, encoded, image, mask, page, sheet
 
 ROOT = Path(__file__).parents[3]
-
-
-class Sheet(Page):
-    """What a contact sheet shows."""
-
-    def images(self) -> list[Image.Image]:
-        return [opened(attrs["src"]) for attrs in self.all("img") if "class" not in attrs]
-
-    def masks(self) -> list[Image.Image]:
-        return [opened(attrs["src"]) for attrs in self.of_class("mask")]
-
-
-def opened(uri: str | None) -> Image.Image:
-    head, _, body = (uri or "").partition(",")
-    assert re.fullmatch(r"data:image/(jpeg|png);base64", head)
-    return Image.open(BytesIO(base64.b64decode(body, validate=True)))
-
-
-def sheet(query: Card, *results: Card, **options: Any) -> str:
-    return render_sheet(query, results, **{"classes": CLASSES, "caption": "ranked", **options})
-
-
-def page(query: Card, *results: Card) -> Sheet:
-    return Sheet(sheet(query, *results))
 
 
 def test_query_comes_first_then_one_card_for_each_result_in_order() -> None:

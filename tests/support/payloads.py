@@ -1,0 +1,15 @@
+"""A pickle that leaves a file behind when it is loaded."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+
+class Payload:
+    """What, unpickled, leaves a file."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = str(canary)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.open, (self.canary, os.O_CREAT | os.O_WRONLY)
