@@ -1,4 +1,4 @@
-"""Fit the segmentation model: VGG-16 features of labelled images, a linear SVM on top."""
+"""Fit the segmentation model: backbone features of labelled images, a linear SVM on top."""
 
 import argparse
 import logging
@@ -12,8 +12,8 @@ from segrec_batch.cli.training_options import (
 )
 from segrec_batch.common import console, logs
 from segrec_batch.labels.labelled import load_classes, pair_images
-from segrec_batch.model.backbone import load_weights
 from segrec_batch.model.engines import report_engine
+from segrec_batch.model.weights import load_weights
 from segrec_batch.sources import storage
 from segrec_batch.training.trainer import train
 
@@ -66,7 +66,7 @@ def main(a: argparse.Namespace) -> None:
     engine = training_engine(a, len(images))
     report_engine(engine)
     settings = training_settings(a, engine)
-    weights = load_weights(a.backbone_weights)
+    weights = load_weights(a.backbone_weights, settings.backbone)
     groups = len({item.group for item in images})
     log.info(f"{len(images)} labelled images in {groups} groups")
     model = train(images, classes, weights, settings)

@@ -45,6 +45,13 @@ CREATE OR REPLACE MACRO method_metric(method) AS
 CREATE OR REPLACE MACRO set_bits(words) AS
     list_sum(list_transform(words, lambda w: bit_count(w)::INTEGER));
 
+-- Sign bits, a list of 64-bit words, as `sign_distance` compares them, and the number of bits in
+-- which two such differ. segrec_batch replaces both by macros for the length of the model's features,
+-- which are 1.5 to 3 times as fast.
+CREATE OR REPLACE MACRO sign_words(bits) AS bits;
+CREATE OR REPLACE MACRO sign_distance(a, b) AS
+    list_sum(list_transform(a, lambda w, i: bit_count(xor(w, b[i]))::INTEGER));
+
 -- Bits that are set in both of two lists of one length; else an error.
 CREATE OR REPLACE MACRO shared_bits(a, b) AS
     if(len(a) <> len(b), error('masks of two sizes'),

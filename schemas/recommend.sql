@@ -280,12 +280,7 @@ CREATE OR REPLACE MACRO recommend_by_sign_bits(
     near AS MATERIALIZED (
         SELECT i.image_id
         FROM segrec.images AS i, asked AS a
-        ORDER BY bit_count(xor(i.sign_1, a.sign_1))::INTEGER
-                 + bit_count(xor(i.sign_2, a.sign_2)) + bit_count(xor(i.sign_3, a.sign_3))
-                 + bit_count(xor(i.sign_4, a.sign_4)) + bit_count(xor(i.sign_5, a.sign_5))
-                 + bit_count(xor(i.sign_6, a.sign_6)) + bit_count(xor(i.sign_7, a.sign_7))
-                 + bit_count(xor(i.sign_8, a.sign_8)),
-                 i.image_id
+        ORDER BY sign_distance(i.sign_words, a.sign_words), i.image_id
         LIMIT pool
     ),
     found AS MATERIALIZED (  -- by themselves: a second join here would carry all features

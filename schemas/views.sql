@@ -4,10 +4,7 @@ CREATE SCHEMA IF NOT EXISTS segrec;
 
 CREATE OR REPLACE VIEW segrec.images AS
     SELECT i.*, feature_error(i.feature, i.inv_norm) AS feature_error,
-           list_value(*COLUMNS('^coverage_')) AS coverages,
-           i.sign_bits[1] AS sign_1, i.sign_bits[2] AS sign_2, i.sign_bits[3] AS sign_3,
-           i.sign_bits[4] AS sign_4, i.sign_bits[5] AS sign_5, i.sign_bits[6] AS sign_6,
-           i.sign_bits[7] AS sign_7, i.sign_bits[8] AS sign_8
+           list_value(*COLUMNS('^coverage_')) AS coverages, sign_words(i.sign_bits) AS sign_words
     FROM main.images AS i;
 
 -- Columns are named with their table: a macro with a parameter `class` would hide the column.

@@ -12,8 +12,8 @@ import torch
 from segrec_batch.common import logs
 from segrec_batch.images.decode import shapes_of_size
 from segrec_batch.labels.labelled import load_classes, pair_images
-from segrec_batch.model.backbone import load_weights
 from segrec_batch.model.bundle import Model
+from segrec_batch.model.weights import load_weights
 from segrec_batch.sample_data import write_scenes
 from segrec_batch.training.sampling import Sampling
 from segrec_batch.training.trainer import Settings, train
@@ -52,7 +52,7 @@ def model(scenes: Path) -> Model:
     settings = Settings(
         layers=("conv4_3,conv5_3",),
         c=(1.0,),
-        shapes=shapes_of_size(128),
+        shapes=shapes_of_size(128, 16),
         sampling=Sampling(positions=100),
     )
     images = pair_images(str(scenes / "images"), str(scenes / "masks"))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segrec_batch.model.architecture import LAYERS
+from segrec_batch.model.backbones.vgg16 import LAYERS
 
 Floats = NDArray[np.float32]
 State = Mapping[str, Floats]
@@ -37,8 +37,8 @@ def _torch_network(state: State, threads: int, precision: str) -> Network:
     import torch
 
     from segrec_batch.model.allocation import keep_memory
-    from segrec_batch.model.backbone import Backbone
     from segrec_batch.model.torch_engine import as_tensors
+    from segrec_batch.model.weights import Backbone
 
     keep_memory()  # as the indexing job does
     torch.set_num_threads(threads)

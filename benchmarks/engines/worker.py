@@ -58,8 +58,8 @@ def join_round(barrier: Any) -> None:
 
 def prepare(folder: str, shapes: Sequence[Shape], weights: str) -> None:
     """Write weights and a normalised image of each shape to a folder."""
-    from segrec_batch.model.architecture import IMAGENET_MEAN, IMAGENET_STD
-    from segrec_batch.model.backbone import load_weights
+    from segrec_batch.model.backbones.base import IMAGENET_MEAN, IMAGENET_STD
+    from segrec_batch.model.weights import load_weights
     from segrec_batch.sample_data import render_scene
 
     arrays = {name: tensor.numpy() for name, tensor in load_weights(weights).state.items()}
@@ -76,7 +76,7 @@ def measure_network(case: EngineCase) -> list[dict[str, Any]]:
     with np.load(Path(case.folder, "weights.npz")) as file:
         state = {name: file[name] for name in file.files}
     # what is imported here does not count as memory of the network
-    import_module(IMPORTED.get(case.engine, "segrec_batch.model.backbone"))
+    import_module(IMPORTED.get(case.engine, "segrec_batch.model.weights"))
     before = _memory("VmRSS")
     run = BUILDERS[case.engine](state, case.threads)
     rows = []

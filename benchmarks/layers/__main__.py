@@ -22,19 +22,20 @@ from segrec_batch.evaluation.segmentation.ratios import MEAN, Pixels, figures
 from segrec_batch.evaluation.statistics import Key
 from segrec_batch.images.decode import fit, shapes_of_size
 from segrec_batch.labels.labelled import Classes, LabelledImage, load_classes, pair_images
-from segrec_batch.model.backbone import load_weights
+from segrec_batch.model.backbones import DEFAULT_BACKBONE
 from segrec_batch.model.bundle import Model
 from segrec_batch.model.engines import choose_engine
 from segrec_batch.model.head import LinearHead, resize
 from segrec_batch.model.torch_engine import as_tensors
-from segrec_batch.training.trainer import DEFAULT_LAYERS, DEFAULT_SIZE, Settings, Trainer
+from segrec_batch.model.weights import load_weights
+from segrec_batch.training.trainer import DEFAULT_SIZE, Settings, Trainer
 
 LAYER_SETS = (
     "conv3_3",
     "conv4_3",
     "conv5_3",
     "conv3_3,conv4_3,conv5_3",
-    DEFAULT_LAYERS,
+    DEFAULT_BACKBONE.default_layers,
 )
 
 
@@ -81,7 +82,11 @@ def main() -> None:
     a = parser.parse_args()
     classes = load_classes(a.classes)
     engine = choose_engine(a.engine, a.precision)
-    settings = Settings(layers=LAYER_SETS, shapes=shapes_of_size(a.input_size), engine=engine)
+    settings = Settings(
+        layers=LAYER_SETS,
+        shapes=shapes_of_size(a.input_size, DEFAULT_BACKBONE.stride),
+        engine=engine,
+    )
     train = pair_images(f"{a.train}/images", f"{a.train}/masks")
     trainer = Trainer(train, classes, load_weights(a.backbone_weights), settings)
     models = fit_models(trainer)

@@ -24,6 +24,7 @@ from benchmarks.memory.random_model import random_model
 from segrec_batch.common import console, logs
 from segrec_batch.common.host import usable_cores
 from segrec_batch.images.decode import shapes_of_size
+from segrec_batch.model.backbones import DEFAULT_BACKBONE
 from segrec_batch.model.engines import EngineChoice
 from segrec_batch.training.trainer import DEFAULT_SIZE
 
@@ -67,7 +68,10 @@ def model(a: argparse.Namespace) -> None:
     columns = ("engine", "threads", "classes", "shapes", "loaded MiB", "first peak", "last peak")
     print(f"| {' | '.join(columns)} | CPU s an image |")
     print("| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |")
-    shapes = {"square": [(a.size, a.size)], "all": list(shapes_of_size(a.size))}
+    shapes = {
+        "square": [(a.size, a.size)],
+        "all": list(shapes_of_size(a.size, DEFAULT_BACKBONE.stride)),
+    }
     for text, classes, name in product(a.engines, a.classes, shapes):
         engine, _, precision = text.partition(":")
         threads = min(usable_cores(), 8)  # as the indexing job lays them out

@@ -3,17 +3,17 @@
 import numpy as np
 
 from segrec_batch.images.decode import shapes_of_size
-from segrec_batch.model.architecture import Tap
-from segrec_batch.model.backbone import load_weights
+from segrec_batch.model.backbones import DEFAULT_BACKBONE, Tap
 from segrec_batch.model.bundle import Model
 from segrec_batch.model.describe import random_rotation
 from segrec_batch.model.spec import ModelSpec
-from segrec_batch.training.trainer import DEFAULT_LAYERS
+from segrec_batch.model.weights import load_weights
 
 
 def random_model(size: int, classes: int) -> Model:
     """Default layers, random weights, a random head: `classes` with the background."""
-    weights, taps = load_weights("random:0"), [Tap.parse(t) for t in DEFAULT_LAYERS.split(",")]
+    weights = load_weights("random:0")
+    taps = [Tap.parse(t) for t in DEFAULT_BACKBONE.default_layers.split(",")]
     rng = np.random.default_rng(0)
     head = {
         f"svm.{tap}": rng.standard_normal((classes, tap.source.channels), np.float32)
@@ -21,13 +21,13 @@ def random_model(size: int, classes: int) -> Model:
         for tap in taps
     }
     head |= {"svm.bias": np.zeros(classes, np.float32)}
-    head["sign_bits.centre"] = np.zeros(512, np.float32)
-    head["sign_bits.rotation"] = random_rotation(512).numpy()
+    head["sign_bits.centre"] = np.zeros(DEFAULT_BACKBONE.feature_length, np.float32)
+    head["sign_bits.rotation"] = random_rotation(DEFAULT_BACKBONE.feature_length).numpy()
     spec = ModelSpec(
         classes=tuple(f"class_{k}" for k in range(1, classes)),
         taps=tuple(map(str, taps)),
         components=tuple(range(classes)),
-        shapes=shapes_of_size(size),
+        shapes=shapes_of_size(size, DEFAULT_BACKBONE.stride),
         mean=weights.mean,
         std=weights.std,
         weights=weights.origin,

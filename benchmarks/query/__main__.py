@@ -35,7 +35,7 @@ from benchmarks.query.building import build
 from benchmarks.query.synthetic import WIDE, WINDOWS, Case, Vectors
 from segrec_batch.common import console, logs
 from segrec_batch.common.errors import AccountingError, InputError, SegrecError
-from segrec_batch.index.schema import FEATURE_LENGTH
+from segrec_batch.model.backbones import DEFAULT_BACKBONE
 
 log = logging.getLogger("segrec_batch.benchmarks")
 
@@ -185,14 +185,14 @@ def table(case: Case, found: list[Way], before: Times, numpy: "NumPy") -> str:
     (read,) = (way.best for way in found if way.name == MEMORY)
     bandwidth, rows = numpy.matrix.nbytes / read, []
     for question, window in WINDOWS.items():
-        size = numpy.passing(window) * FEATURE_LENGTH * 4
+        size = numpy.passing(window) * DEFAULT_BACKBONE.feature_length * 4
         floor = size / bandwidth
         text = f"floor: {size / 1e6:,.0f} MB at {bandwidth / 1e9:.0f} GB/s"
         figures = [f"{1000 * floor:.1f}", "absent", f"{floor / found[0].best:.3f}"]
         rows.append([question, text, *figures, "absent", "absent"])
         rows += [line(way, found[0].best, before) for way in found if way.question == question]
     header = ["passing", "way", "ms", "p95 ms", "×", "bar", "growth"]
-    return console.table(f"{case.rows:,} rows × {FEATURE_LENGTH}", header, rows)
+    return console.table(f"{case.rows:,} rows × {DEFAULT_BACKBONE.feature_length}", header, rows)
 
 
 def line(way: Way, unit: float, before: Times) -> list[str]:

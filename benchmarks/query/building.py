@@ -27,7 +27,8 @@ from benchmarks.query.synthetic import (
 from segrec_batch.index import files
 from segrec_batch.index import snapshot as index
 from segrec_batch.index.parts import write_part
-from segrec_batch.index.schema import FEATURE_LENGTH, regions_schema
+from segrec_batch.index.schema import regions_schema
+from segrec_batch.model.backbones import DEFAULT_BACKBONE
 
 log = logging.getLogger("segrec_batch.benchmarks")
 
@@ -120,7 +121,7 @@ def _lance(case: Case) -> tuple[float, int]:
     import lancedb
 
     shutil.rmtree(case.lance, ignore_errors=True)
-    vector = pa.list_(pa.float32(), FEATURE_LENGTH)
+    vector = pa.list_(pa.float32(), DEFAULT_BACKBONE.feature_length)
     kinds = {"row": pa.int64(), "coverage": pa.float32(), "vector": vector}
     schema = pa.schema(kinds.items())
 

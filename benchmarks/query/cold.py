@@ -24,7 +24,7 @@ from segrec_batch.common.errors import SegrecError
 from segrec_batch.common.host import read_processor, usable_cores
 from segrec_batch.images.decode import decode
 from segrec_batch.index.snapshot import open_snapshot
-from segrec_batch.model.architecture import DEEPEST
+from segrec_batch.model.backbones import DEFAULT_BACKBONE
 from segrec_batch.model.bundle import load_model
 from segrec_batch.model.class_maps import normalise
 from segrec_batch.model.ncnn_engine import NcnnNetwork
@@ -69,7 +69,7 @@ def measure_forward(index: str, image: str, repeat: int) -> list[float]:
     """Return the seconds of bare forward passes of one image on all cores."""
     model = load_model(open_snapshot(index).model_uri)
     pixels = decode(read_bytes(image), model.spec.shapes).pixels
-    network = NcnnNetwork(model.backbone, [DEEPEST], threads=usable_cores())
+    network = NcnnNetwork(model.backbone, [DEFAULT_BACKBONE.feature_layer], threads=usable_cores())
     scaled = normalise(pixels, model.spec.scaling)
     return [_seconds(lambda: network(scaled)) for _ in range(repeat + 2)][2:]
 

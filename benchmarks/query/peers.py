@@ -28,7 +28,7 @@ from benchmarks.query.synthetic import (
     uri,
 )
 from segrec_batch.index.encode import image_id
-from segrec_batch.index.schema import FEATURE_LENGTH
+from segrec_batch.model.backbones import DEFAULT_BACKBONE
 from segrec_batch.search.database import open_index
 from segrec_batch.search.sql.connection import Access
 from segrec_batch.search.sql.work import WATCHED, Work, last_work
@@ -71,7 +71,7 @@ class NumPy:
     def __init__(self, questions: Questions) -> None:
         threadpool_limits(CORES, user_api="blas")
         case, self._asked = questions.case, questions
-        self.matrix = np.empty((case.rows, FEATURE_LENGTH), np.float32)
+        self.matrix = np.empty((case.rows, DEFAULT_BACKBONE.feature_length), np.float32)
         for start, rows in blocks(case.rows):
             self.matrix[start : start + rows] = standardised(features(0, start, rows))
         self.coverage = np.concatenate([coverages(*block) for block in blocks(case.rows)])
@@ -116,8 +116,8 @@ class Faiss:
 
         faiss.omp_set_num_threads(CORES)
         self._asked = questions
-        self._index = faiss.IndexShards(FEATURE_LENGTH, True, True)
-        self._flat = [faiss.IndexFlatIP(FEATURE_LENGTH) for _ in range(CORES)]
+        self._index = faiss.IndexShards(DEFAULT_BACKBONE.feature_length, True, True)
+        self._flat = [faiss.IndexFlatIP(DEFAULT_BACKBONE.feature_length) for _ in range(CORES)]
         for flat, rows in zip(self._flat, np.array_split(matrix, CORES), strict=True):
             flat.add(rows)
             self._index.add_shard(flat)

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from benchmarks.common.stand_in import SPEC
 from segrec_batch.index import encode
 from segrec_batch.index.parts import Rows
-from segrec_batch.index.schema import FEATURE_LENGTH, images_schema, regions_schema
+from segrec_batch.index.schema import images_schema, regions_schema
+from segrec_batch.model.backbones import DEFAULT_BACKBONE
 
 Vectors = NDArray[np.float32]
 Window = tuple[float, float]
@@ -86,7 +87,7 @@ def row_of(uri: str) -> int:
 def features(seed: int, start: int, rows: int) -> Vectors:
     """`rows` features (rows, 512); another seed or start, others."""
     rng = np.random.default_rng([seed, start])
-    found = rng.standard_normal((rows, FEATURE_LENGTH), np.float32)
+    found = rng.standard_normal((rows, DEFAULT_BACKBONE.feature_length), np.float32)
     found *= _NOISE
     found += _centres()[rng.integers(_CENTRES, size=rows)]
     return np.maximum(found, 0, out=found)
@@ -169,12 +170,14 @@ def _signing() -> tuple[Any, Any]:
     from segrec_batch.model.describe import centred_unit, random_rotation
 
     training = torch.from_numpy(features(3, 0, 5000))
-    return centred_unit(training).mean(dim=0), random_rotation(FEATURE_LENGTH)
+    return centred_unit(training).mean(dim=0), random_rotation(DEFAULT_BACKBONE.feature_length)
 
 
 @cache
 def _centres() -> Vectors:
-    return np.random.default_rng(0).standard_exponential((_CENTRES, FEATURE_LENGTH), np.float32)
+    return np.random.default_rng(0).standard_exponential(
+        (_CENTRES, DEFAULT_BACKBONE.feature_length), np.float32
+    )
 
 
 def _lists(values: NDArray[Any]) -> pa.Array:

@@ -12,6 +12,7 @@ from segrec_batch.common import console
 from segrec_batch.common.errors import InputError
 from segrec_batch.common.host import usable_cores
 from segrec_batch.images.decode import Shape, nearest_shape, shapes_of_size
+from segrec_batch.model.backbones import DEFAULT_BACKBONE
 from segrec_batch.model.engines import EngineChoice
 from segrec_batch.model.spec import ModelSpec, read_spec
 from segrec_batch.pipeline.stage_schema import MANIFEST
@@ -113,7 +114,7 @@ def drawn_model(where: tuple[Path, int]) -> str:
     `where`: a folder, and the size of the model's input.
     """
     from segrec_batch.labels.labelled import load_classes, pair_images
-    from segrec_batch.model.backbone import load_weights
+    from segrec_batch.model.weights import load_weights
     from segrec_batch.training.sampling import Sampling
     from segrec_batch.training.trainer import Settings, train
 
@@ -121,6 +122,10 @@ def drawn_model(where: tuple[Path, int]) -> str:
     write_scenes(folder / "labelled", LABELLED, places=4)
     images = pair_images(str(folder / "labelled/images"), str(folder / "labelled/masks"))
     classes = load_classes(str(folder / "labelled/classes.json"))
-    settings = Settings(c=(1.0,), shapes=shapes_of_size(size), sampling=Sampling(positions=200))
+    settings = Settings(
+        c=(1.0,),
+        shapes=shapes_of_size(size, DEFAULT_BACKBONE.stride),
+        sampling=Sampling(positions=200),
+    )
     train(images, classes, load_weights("random:0"), settings).save(str(folder / "model"))
     return str(folder / "model")

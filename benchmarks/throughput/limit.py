@@ -15,7 +15,7 @@ from benchmarks.common.bare_network import count_operations, measure_matrix_peak
 from benchmarks.throughput.case import CORES, Case
 from segrec_batch.images.decode import decode
 from segrec_batch.model.allocation import keep_memory
-from segrec_batch.model.architecture import DEEPEST
+from segrec_batch.model.backbones import DEFAULT_BACKBONE
 from segrec_batch.model.bundle import load_model
 from segrec_batch.model.class_maps import normalise
 from segrec_batch.model.device import full_float32
@@ -58,8 +58,8 @@ def _measure_ncnn(case: Case) -> Measured:
 
     state, images = load_model(case.model).backbone, _images(case, CORES)
     scaled = [normalise(image, case.spec.scaling) for image in images]
-    wide = NcnnNetwork(state, [DEEPEST], threads=CORES)
-    one, *others = (NcnnNetwork(state, [DEEPEST]) for _ in range(CORES))
+    wide = NcnnNetwork(state, [DEFAULT_BACKBONE.feature_layer], threads=CORES)
+    one, *others = (NcnnNetwork(state, [DEFAULT_BACKBONE.feature_layer]) for _ in range(CORES))
     shared = [lambda x=x: one(x) for x in scaled]
     apart = [lambda n=n, x=x: n(x) for n, x in zip((one, *others), scaled, strict=True)]
     return {

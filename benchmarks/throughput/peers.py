@@ -21,7 +21,6 @@ from torchvision.transforms import v2
 
 from benchmarks.throughput.case import CORES, Case
 from segrec_batch.images.decode import Shape, mask_shape
-from segrec_batch.model.architecture import DEEPEST, LAYERS
 from segrec_batch.model.bundle import load_model
 from segrec_batch.model.device import resolve_device
 from segrec_batch.model.head import LinearHead, resize
@@ -46,8 +45,9 @@ class PlainModel:
         weights, bias = as_tensors(bundle.svm_weights), torch.from_numpy(bundle.svm_bias)
         head = LinearHead(weights, bias, bundle.spec.components)
         self.head = head.to(self.device)
-        layers = {DEEPEST, *(tap.layer for tap in bundle.taps)}
-        self.taken = {LAYERS[name].position: name for name in layers}
+        backbone = bundle.spec.backbone_spec
+        layers = {backbone.feature_layer, *(tap.layer for tap in bundle.taps)}
+        self.taken = {backbone.layers[name].position: name for name in layers}
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, sizes: Sequence[Shape]) -> Columns:

@@ -5,16 +5,23 @@ import argparse
 from segrec_batch.cli.options import add_engine_options
 from segrec_batch.common import console
 from segrec_batch.images.decode import Shape, shapes_of_size
+from segrec_batch.model.backbones import BACKBONES, DEFAULT_BACKBONE
 from segrec_batch.model.device import resolve_device
 from segrec_batch.model.engines import EngineChoice, choose_engine
 from segrec_batch.training.augment import KINDS
 from segrec_batch.training.sampling import Sampling
-from segrec_batch.training.trainer import DEFAULT_LAYERS, DEFAULT_SIZE, Settings
+from segrec_batch.training.trainer import DEFAULT_SIZE, Settings
 
 
 def add_training_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """All choices of training, from the backbone's weights to the seed."""
     add = parser.add_argument
+    add(
+        "--backbone",
+        default=DEFAULT_BACKBONE.name,
+        choices=list(BACKBONES),
+        help=f"network of the features (default: {DEFAULT_BACKBONE.name})",
+    )
     add(
         "--backbone-weights",
         default="imagenet",
@@ -25,10 +32,9 @@ def add_training_arguments(parser: argparse.ArgumentParser | argparse._ArgumentG
     add(
         "--layers",
         nargs="+",
-        default=[DEFAULT_LAYERS],
         metavar="A,B",
         help="layers of the SVM, comma-separated; @N averages over N×N cells for context; "
-        f"of several sets the best is chosen (default: {DEFAULT_LAYERS})",
+        f"of several sets the best is chosen (default: {DEFAULT_BACKBONE.default_layers})",
     )
     add(
         "--C",
@@ -81,18 +87,21 @@ def training_engine(a: argparse.Namespace, images: int = 0) -> EngineChoice:
     height, width = max(a.input_size)
     variants = 1 + len(a.augment) * a.copies
     work = images * variants * height * width
-    return choose_engine(a.engine, a.precision, resolve_device(a.device), work)
+    backbone = BACKBONES[a.backbone]
+    return choose_engine(a.engine, a.precision, resolve_device(a.device), work, backbone)
 
 
 def training_settings(a: argparse.Namespace, engine: EngineChoice) -> Settings:
     """Return the settings that these arguments ask for."""
+    backbone = BACKBONES[a.backbone]
     return Settings(
-        layers=tuple(a.layers),
+        layers=tuple(a.layers or [backbone.default_layers]),
         c=tuple(a.C),
         shapes=a.input_size,
         minmax=not a.no_minmax,
         sampling=Sampling(a.positions, tuple(a.augment), a.copies, a.seed),
         engine=engine,
+        backbone=backbone,
     )
 
 
@@ -105,7 +114,7 @@ def _shapes(text: str) -> tuple[Shape, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is neither SIZE nor HEIGHTxWIDTH") from None
     if min(sides) < 32 or max(sides) > 4096:
         raise argparse.ArgumentTypeError(f"{text!r}: sides from 32 to 4096 pixels, please")
-    return (sides,) if len(sides) == 2 else shapes_of_size(sides[0])
+    return (sides,) if len(sides) == 2 else shapes_of_size(sides[0], DEFAULT_BACKBONE.stride)
 
 
 def _positions(text: str) -> int:

@@ -98,6 +98,10 @@ class Samples(Protocol):
     def classes(self) -> Sequence[str]:
         """Names of the classes, of which position is label; the background is the first."""
 
+    @property
+    def feature_length(self) -> int:
+        """Values of a feature."""
+
     def moments(self) -> Moments:
         """Of the features of all images, in one pass."""
 

@@ -8,22 +8,21 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from segrec_batch.descriptors import Described, ImageBatch, Parameters, Samples, whole_numbers
-from segrec_batch.index.schema import FEATURE_LENGTH
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
-    """There is nothing to set. Raises InputError."""
-    return Parameters(whole_numbers(arguments))
+    """Take the length of a feature from the index. Raises InputError for any argument."""
+    return Parameters({**whole_numbers(arguments), "feature_length": samples.feature_length})
 
 
 class Descriptor:
-    """(classes · 512,): the region feature of each class, background first."""
+    """(classes · C,): the region feature of each class, background first."""
 
     reads_pixels: ClassVar[bool] = False
     on_device: ClassVar[bool] = False
 
     def __init__(self, parameters: Parameters, classes: int, device: str) -> None:
-        self.length = classes * FEATURE_LENGTH
+        self.length = classes * int(parameters.settings["feature_length"])
 
     def __call__(self, images: ImageBatch) -> Described:
         """Describe images."""

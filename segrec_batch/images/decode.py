@@ -35,7 +35,6 @@ from segrec_batch.images.tiff_layout import Layout, read_layout
 
 MAX_PIXELS = 178_956_970  # Pillow's own bound for decompression bombs
 MASK_SIDE = 1024  # masks keep the image's size up to this long side
-STRIDE = 16  # of the deepest convolution layers; sides of shapes are multiples of it
 _ASPECTS = (1.0, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2.0, 3.0)  # long side : short side
 
 # not all that Pillow knows: some of its plug-ins start other programs
@@ -77,19 +76,19 @@ class DecodedImage:
     format: str
 
 
-def shapes_of_size(size: int) -> tuple[Shape, ...]:
-    """The shapes of about `size`² pixels, sides multiples of 16, portrait to landscape.
+def shapes_of_size(size: int, stride: int) -> tuple[Shape, ...]:
+    """Return shapes of about `size`² pixels, sides multiples of `stride`, portrait to landscape.
 
-    >>> shapes_of_size(224)[6:9]
+    >>> shapes_of_size(224, 16)[6:9]
     ((224, 224), (208, 256), (192, 256))
     """
     wide = [(size / math.sqrt(a), size * math.sqrt(a)) for a in _ASPECTS]
     tall = [(w, h) for h, w in reversed(wide[1:])]
-    return tuple((_whole_strides(h), _whole_strides(w)) for h, w in tall + wide)
+    return tuple((_whole_strides(h, stride), _whole_strides(w, stride)) for h, w in tall + wide)
 
 
-def _whole_strides(side: float) -> int:
-    return max(STRIDE, round(side / STRIDE) * STRIDE)
+def _whole_strides(side: float, stride: int) -> int:
+    return max(stride, round(side / stride) * stride)
 
 
 def nearest_shape(shapes: Sequence[Shape], height: int, width: int) -> Shape:

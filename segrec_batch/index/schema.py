@@ -18,8 +18,6 @@ TABLES = (
     "images",
 )  # in the order of commits
 PARTITION = {"regions": "class", "descriptors": "descriptor"}
-FEATURE_LENGTH = 512
-SIGN_WORDS = 8
 
 _VECTOR = pa.list_(pa.field("element", pa.float32(), nullable=False))
 _WORDS = pa.list_(pa.field("element", pa.int64(), nullable=False))
@@ -43,8 +41,9 @@ def images_schema(classes: Sequence[str]) -> pa.Schema:
 
     width, height: of the upright image. coverage_*: σ in [0, 1] on the feature grid, sum 1.
     mask_grid: grid_h · grid_w labels, one byte each. mask: palette PNG at the image's size, long
-    side at most 1024. feature: 512 values, raw. inv_norm: 1/‖feature − mean‖, NULL if constant.
-    sign_bits: 8 words of bits.
+    side at most 1024. feature: raw, as long as the
+    backbone makes it. inv_norm: 1/‖feature − mean‖, NULL if constant.
+    sign_bits: one bit for each value of a feature, in words.
     """
     names = (BACKGROUND, *classes)
     return pa.schema(

@@ -18,9 +18,7 @@ from segrec_batch.images.decode import mask_shape
 from segrec_batch.index.encode import image_id, inverse_norms
 from segrec_batch.index.files import DataFile, by_part, parse_rows, statistics
 from segrec_batch.index.schema import (
-    FEATURE_LENGTH,
     PARTITION,
-    SIGN_WORDS,
     coverage_column,
     regions_schema,
     schemas,
@@ -33,12 +31,6 @@ from segrec_batch.sources import storage
 _SHOWN = 5  # examples of one kind of problem in one file
 
 _NO_REGIONS = regions_schema().empty_table()
-
-_LENGTHS = {
-    "feature": FEATURE_LENGTH,
-    "sign_bits": SIGN_WORDS,
-    "mask_bits": COMMON_GRID**2 // 64,
-}
 
 Problem = str
 Job = tuple[str, list[DataFile], ModelSpec, str]
@@ -115,7 +107,12 @@ def _against_log(file: DataFile, size: int, rows: pa.Table, spec: ModelSpec) -> 
         return
     if _values(json.loads(statistics(rows))) != _values(json.loads(file.stats)):
         yield "statistics in the log are not those of the rows"
-    for name, length in _LENGTHS.items():
+    expected = {
+        "feature": spec.feature_length,
+        "sign_bits": spec.sign_words,
+        "mask_bits": COMMON_GRID**2 // 64,
+    }
+    for name, length in expected.items():
         if name in rows.column_names:
             lengths = pc.unique(pc.list_value_length(rows[name])).to_pylist()
             if lengths not in ([], [length]):

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from segrec_batch.common.errors import ModelError
-from segrec_batch.model.architecture import DEEPEST, LAYERS, Tap
+from segrec_batch.model.backbones import BackboneSpec, Tap
 from segrec_batch.model.spec import DescriptorSpec, ModelSpec, bundle_id, read_spec
 from segrec_batch.sources import storage
 from segrec_batch.sources.strict_json import parse_json, shorten
@@ -46,8 +46,9 @@ def fingerprint(tensors: Mapping[str, Array]) -> str:
 class Model:
     """A bundle in memory: the spec and the tensors of `head` and `backbone`.
 
-    head: `svm.TAP` (M, C) per tap, `svm.bias` (M,), `sign_bits.centre` (512,) and
-    `sign_bits.rotation` (512, 512), float32. backbone: a state dict of VGG-16's features.
+    head: `svm.TAP` (M, C) per tap, `svm.bias` (M,), `sign_bits.centre` (C,) and
+    `sign_bits.rotation` (C, C) for features of length C, float32. backbone: a state dict, see
+    `BackboneSpec.tensors`.
     descriptors: the tensors of each descriptor of the spec.
     """
 
@@ -59,7 +60,7 @@ class Model:
     @property
     def taps(self) -> tuple[Tap, ...]:
         """The layers of the SVM."""
-        return tuple(Tap.parse(t) for t in self.spec.taps)
+        return self.spec.parsed_taps
 
     @property
     def svm_weights(self) -> dict[Tap, Array]:
@@ -128,7 +129,7 @@ def load_model(uri: str) -> Model:
     spec, stated_id = read_spec(uri)
     head = _load_tensors(storage.join(uri, "head.safetensors"), head_shapes(spec))
     _check_complete(head, head_shapes(spec), uri)
-    backbone = _load_tensors(storage.join(uri, "backbone.safetensors"), BACKBONE_SHAPES)
+    backbone = _load_tensors(storage.join(uri, "backbone.safetensors"), spec.backbone_spec.tensors)
     descriptors = {d.name: load_descriptor(uri, d) for d in spec.descriptors}
     model = Model(spec, head, backbone, descriptors)
     if fingerprint(backbone) != spec.weights_fingerprint or model.model_id != stated_id:
@@ -146,32 +147,20 @@ def load_descriptor(uri: str, descriptor: DescriptorSpec) -> dict[str, Array]:
     return found
 
 
-BACKBONE_SHAPES: Shapes = {
-    name: shape
-    for layer in LAYERS.values()
-    for name, shape in (
-        (layer.weight, (layer.channels, layer.inputs, 3, 3)),
-        (layer.bias, (layer.channels,)),
-    )
-}
-"""The tensors of a backbone: of VGG-16's convolution layers."""
-
-
 def head_shapes(spec: ModelSpec) -> Shapes:
     """The tensors of a head, see `Model`."""
-    components, width = len(spec.components), LAYERS[DEEPEST].channels
-    taps = [Tap.parse(text) for text in spec.taps]
+    components, width = len(spec.components), spec.feature_length
     return {
-        **{f"svm.{tap}": (components, tap.source.channels) for tap in taps},
+        **{f"svm.{tap}": (components, tap.source.channels) for tap in spec.parsed_taps},
         "svm.bias": (components,),
         "sign_bits.centre": (width,),
         "sign_bits.rotation": (width, width),
     }
 
 
-def check_backbone(backbone: Mapping[str, Array]) -> None:
-    """Raise ModelError if a layer is missing that an engine needs."""
-    _check_complete(backbone, BACKBONE_SHAPES, "the backbone")
+def check_backbone(state: Mapping[str, Array], backbone: BackboneSpec) -> None:
+    """Raise ModelError if a tensor of a backbone is missing."""
+    _check_complete(state, backbone.tensors, "the backbone")
 
 
 def _check_complete(tensors: Mapping[str, Array], shapes: Shapes, what: str) -> None:

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from segrec_batch.images.decode import Shape
 from segrec_batch.model.spec import Scaling
 
-SIGN_WORDS = 8  # of 64 bits: one bit per channel of the deepest layer
-
 Floats = NDArray[np.float32]
 
 
@@ -74,13 +72,16 @@ def class_means(
 
 
 def sign_bits(feature: Floats, centre: Floats, rotation: Floats) -> NDArray[np.int64]:
-    """Signs of a rotated, centred feature (C,) as bits: (8,) int64, see `describe.sign_bits`."""
+    """Return signs of a rotated, centred feature (C,) as ⌈C/64⌉ int64, see `describe.sign_bits`."""
     exact = feature.astype(np.float64)  # in which the mean of equal float32 values is that value
     centred = exact - exact.mean()
     norm = np.linalg.norm(centred)
     unit = (centred / max(norm, 1e-12)).astype(np.float32)
     signs = (unit - centre) @ rotation > 0
-    return np.packbits(signs.reshape(SIGN_WORDS, 64), axis=1, bitorder="little").view("<i8").ravel()
+    words = np.zeros(-(-len(signs) // 64), "<i8")
+    packed = np.packbits(signs, bitorder="little")
+    words.view(np.uint8)[: len(packed)] = packed
+    return words
 
 
 def normalise(pixels: NDArray[np.uint8], scaling: Scaling) -> Floats:

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from segrec_batch.model.class_maps import SIGN_WORDS
-
 
 def class_means(maps: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
     """Global average pooling inside each class's mask (Abdullah 2026, eq. 3, per class).
@@ -35,15 +33,16 @@ def centred_unit(features: Tensor) -> Tensor:
 
 
 def sign_bits(features: Tensor, centre: Tensor, rotation: Tensor) -> Tensor:
-    """Signs of rotated, centred features as bits: (N, 512) → (N, 8) int64, first bit lowest.
+    """Signs of rotated, centred features as bits: (N, C) → (N, ⌈C/64⌉) int64, first bit lowest.
 
     The Hamming distance of two such grows with the angle between the features, and so falls
-    with their Pearson correlation: a filter before the exact ranking. `centre` (512,) is the mean
-    of `centred_unit` features of the training images, `rotation` (512, 512) orthogonal.
+    with their Pearson correlation: a filter before the exact ranking. `centre` (C,) is the mean
+    of `centred_unit` features of the training images, `rotation` (C, C) orthogonal.
     """
     signs = (centred_unit(features) - centre) @ rotation > 0
     shifts = torch.arange(64, device=features.device)
-    words = signs.reshape(len(signs), SIGN_WORDS, 64).long() << shifts
+    padded = torch.nn.functional.pad(signs, (0, -signs.shape[1] % 64))
+    words = padded.reshape(len(signs), -1, 64).long() << shifts
     return words.sum(dim=2)  # distinct bits: the sum is the bitwise or
 
 

@@ -5,6 +5,7 @@ come from different engines, within the tolerances of docs/segmentation.md.
 """
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from segrec_batch.common.errors import EngineError
 from segrec_batch.common.host import Processor, read_processor, usable_cores
 from segrec_batch.images.decode import Shape
-from segrec_batch.model.architecture import DEEPEST, LAYERS, Tap
+from segrec_batch.model.backbones import DEFAULT_BACKBONE, BackboneSpec, Tap
 from segrec_batch.model.bundle import Model, check_backbone
 from segrec_batch.model.segmentation import Segmenter
 from segrec_batch.model.spec import Scaling
@@ -95,7 +96,11 @@ def candidates(processor: Processor) -> list[Candidate]:
 
 
 def choose_engine(
-    engine: str = "auto", precision: str = "auto", device: str = "cpu", work: float = 0.0
+    engine: str = "auto",
+    precision: str = "auto",
+    device: str = "cpu",
+    work: float = 0.0,
+    backbone: BackboneSpec = DEFAULT_BACKBONE,
 ) -> EngineChoice:
     """Choose engine and precision for this machine.
 
@@ -103,6 +108,7 @@ def choose_engine(
     work: pixels of all images of the run; much of it is worth a calibration of a few seconds.
     Raises EngineError for what does not exist here, or does not go together.
     """
+    engine = engine_of(engine, backbone)
     check_names(engine, precision)
     if device != "cpu":
         return _choose_for_gpu(engine, precision, device)
@@ -114,6 +120,19 @@ def choose_engine(
     if len(found) == 1 or work < LONG:
         return EngineChoice(*found[0], device, explain(read_processor()))
     return choose_fastest([measure_candidates(found)], device)
+
+
+def engine_of(engine: str, backbone: BackboneSpec) -> str:
+    """Return the engine, or the only one that runs a backbone if it is `auto`.
+
+    Raises EngineError for an engine that does not run the backbone.
+    """
+    if engine == "auto":
+        return engine if backbone.engines == ENGINES else backbone.engines[0]
+    if engine in ENGINES and engine not in backbone.engines:
+        engines = " and ".join(backbone.engines)
+        raise EngineError(f"--engine {engine}: {backbone.title} runs in {engines} only")
+    return engine
 
 
 def find_device(name: str) -> str:
@@ -212,14 +231,14 @@ def measure_rate(
     shape: Shape = (224, 224),
     seconds: float = 1.0,
 ) -> float:
-    """Return images/s of the bare 13 convolutions on the CPU, on weights drawn at random.
+    """Return images/s of the bare backbone on the CPU, on weights drawn at random.
 
     Takes about `seconds`, after one forward pass to warm up; the fastest pass counts. Of a single
     thread it is CPU seconds that count, which other work on the machine does not change much.
     """
     with _kept_threads(engine):
         choice = EngineChoice(engine, precision)
-        run = load_feature_maps(random_arrays(), (), choice, threads=threads)
+        run = load_feature_maps(random_arrays(DEFAULT_BACKBONE), (), choice, threads=threads)
         return _measure_rate(run, _BATCH if engine == "torch" else 1, threads, shape, seconds)
 
 
@@ -253,15 +272,16 @@ def _kept_threads(engine: str) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def random_arrays() -> dict[str, NDArray[np.float32]]:
-    """Return weights of `features` drawn at random, of the size of trained ones (He 2015)."""
+def random_arrays(backbone: BackboneSpec) -> dict[str, NDArray[np.float32]]:
+    """Return weights of a backbone drawn at random, of the size of trained ones (He 2015)."""
     rng = np.random.default_rng(0)
     arrays = {}
-    for layer in LAYERS.values():
-        shape = (layer.channels, layer.inputs, 3, 3)
-        scale = np.float32((2 / (9 * layer.inputs)) ** 0.5)
-        arrays[layer.weight] = rng.standard_normal(shape, np.float32) * scale
-        arrays[layer.bias] = np.zeros(layer.channels, np.float32)
+    for name, shape in backbone.tensors.items():
+        if len(shape) > 1:
+            scale = np.float32((2 / math.prod(shape[1:])) ** 0.5)
+            arrays[name] = rng.standard_normal(shape, np.float32) * scale
+        else:
+            arrays[name] = np.full(shape, name.endswith(("weight", "running_var")), np.float32)
     return arrays
 
 
@@ -278,7 +298,9 @@ def load_segmenter(
     many images at a time, of which ncnn then gives each thread some. few: whether for so few images
     that what loads faster is better than what runs faster. Raises DeviceError, ModelError.
     """
-    check_backbone(model.backbone)
+    backbone = model.spec.backbone_spec
+    engine_of(choice.engine, backbone)
+    check_backbone(model.backbone, backbone)
     if choice.engine == "ncnn":
         from segrec_batch.model.ncnn_engine import NcnnSegmenter, Threads
 
@@ -304,18 +326,21 @@ def load_feature_maps(
     scaling: Scaling | None = None,
     threads: int | None = None,
     images: int = 1,
+    backbone: BackboneSpec = DEFAULT_BACKBONE,
 ) -> FeatureMaps:
-    """Load the backbone alone into an engine: the maps of the taps' layers and of conv5_3.
+    """Load the backbone alone into an engine: the maps of the taps' layers and of `feature_layer`.
 
-    state: weights of `features` by name. threads: that compute an image together; all usable cores
-    if None. images: that ncnn computes at a time.
+    state: weights of the backbone by name. threads: that compute an image; all usable cores if
+    None. images: that ncnn computes at a time.
     """
     scaling = scaling or Scaling()
-    layers = list(dict.fromkeys([*(tap.layer for tap in taps), DEEPEST]))
+    engine_of(choice.engine, backbone)
+    layers = list(dict.fromkeys([*(tap.layer for tap in taps), backbone.feature_layer]))
     if choice.engine == "ncnn":
         from segrec_batch.model.ncnn_engine import NcnnFeatureMaps, Threads
 
-        return NcnnFeatureMaps(state, layers, scaling, Threads(threads or usable_cores(), images))
+        shared = Threads(threads or usable_cores(), images)
+        return NcnnFeatureMaps(state, layers, scaling, shared, backbone)
     import torch
 
     from segrec_batch.model.torch_engine import FeatureMaps, Normalise, as_tensors
@@ -323,7 +348,7 @@ def load_feature_maps(
     if threads:
         torch.set_num_threads(threads)
     normalise = Normalise(scaling, choice.precision)
-    return FeatureMaps(as_tensors(state), layers, normalise, choice.device)
+    return FeatureMaps(as_tensors(state), layers, normalise, choice.device, backbone)
 
 
 def report_engine(choice: EngineChoice) -> None:

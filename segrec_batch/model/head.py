@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segrec_batch.model.architecture import Tap
+from segrec_batch.model.backbones import Tap
 
 # Numbers that a block of a GPU's threads has room for. PyTorch keeps there the weights by which it
 # averages, of 32 columns and a row: 156 cells to one, of an image one pixel high, are too many.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from segrec_batch.common.errors import EngineError
 from segrec_batch.images.decode import Shape
 from segrec_batch.model import class_maps
-from segrec_batch.model.architecture import DEEPEST, LAYERS, Tap
+from segrec_batch.model.backbones import DEFAULT_BACKBONE, BackboneSpec, Tap
 from segrec_batch.model.bundle import Model
 from segrec_batch.model.segmentation import Segmentation
 from segrec_batch.model.spec import COMMON_GRID, Scaling
@@ -118,9 +118,9 @@ def _copy(blob: str, number: int) -> str:
 
 
 class NcnnNetwork:
-    """VGG-16's convolutions up to the deepest of `layers`, and a head, as one ncnn network.
+    """A backbone up to the deepest of `layers`, and a head, as one ncnn network.
 
-    state: weights of `features` by name, float32. layers: whose maps are returned, after the ReLU.
+    state: weights of the backbone by name, float32. layers: whose maps are returned.
     threads: that compute one image together. Images may be given to it by several threads at a
     time. few: whether it is for a few images only, so that it pays to transform weights less, by
     Winograd's F(2×2) in place of F(4×4). Raises EngineError if ncnn cannot build it.
@@ -133,11 +133,16 @@ class NcnnNetwork:
         head: Head | None = None,
         threads: int = 1,
         few: bool = False,
+        backbone: BackboneSpec = DEFAULT_BACKBONE,
     ) -> None:
+        if backbone.add_to_graph is None:
+            raise EngineError(f"{backbone.title} does not run in ncnn; say --engine torch")
         graph = _Graph()
         graph.add("Input", _INPUT, [])
         kept = list(layers)
-        _add_backbone(graph, state, kept + ([tap.layer for tap in head.weights] if head else []))
+        used = kept + ([tap.layer for tap in head.weights] if head else [])
+        last = max(backbone.layers[name].position for name in used)
+        backbone.add_to_graph(graph, _INPUT, state, last)
         if head:
             _add_head(graph, head)
             kept.append(_SCORES)
@@ -187,28 +192,16 @@ class NcnnNetwork:
         return found
 
 
-def _add_backbone(graph: _Graph, state: Mapping[str, Floats], layers: Sequence[str]) -> None:
-    depth = max(LAYERS[name].position for name in layers)
-    blob, stride = _INPUT, 1
-    for name, layer in LAYERS.items():
-        if layer.position > depth:
-            return
-        if layer.stride > stride:
-            # 2 × 2 cells to one; 5=1: a last odd one is left out
-            blob = graph.add("Pooling", f"pool{layer.stride}", [blob], "0=0 1=2 2=2 5=1")
-            stride = layer.stride
-        blob = graph.convolve(name, blob, state[layer.weight], state[layer.bias], relu=True)
-
-
 def _add_head(graph: _Graph, head: Head) -> None:
     """Scores of each tap at its own stride, resized to the finest and added (see `head`)."""
-    layers = sorted({tap.layer for tap in head.weights}, key=lambda name: LAYERS[name].stride)
+    strides = {tap.layer: tap.source.stride for tap in head.weights}
+    layers = sorted(strides, key=lambda name: strides[name])
     parts: list[str] = []
     for layer in layers:
         bias = None if parts else head.bias
         weights = {tap: w for tap, w in head.weights.items() if tap.layer == layer}
         for part in _add_layer_head(graph, layer, weights, bias):
-            if LAYERS[layer].stride > LAYERS[layers[0]].stride:
+            if strides[layer] > strides[layers[0]]:
                 # bilinear (0=2), to the size of a second blob (5=1)
                 graph.add("Interp", f"{part}_resized", [part, parts[0]], "0=2 5=1")
                 parts.append(f"{part}_resized")
@@ -260,8 +253,9 @@ class NcnnFeatureMaps:
         layers: Sequence[str],
         scaling: Scaling,
         threads: "Threads",
+        backbone: BackboneSpec = DEFAULT_BACKBONE,
     ) -> None:
-        self._network = NcnnNetwork(state, layers, threads=threads.each)
+        self._network = NcnnNetwork(state, layers, threads=threads.each, backbone=backbone)
         self._scaling = scaling
         self._threads = threads
 
@@ -311,7 +305,11 @@ class NcnnSegmenter:
     def __init__(self, model: Model, threads: Threads, few: bool = False) -> None:
         self.model = model
         head = Head(model.svm_weights, model.svm_bias)
-        self._network = NcnnNetwork(model.backbone, [DEEPEST], head, threads.each, few)
+        backbone = model.spec.backbone_spec
+        self._feature_layer = backbone.feature_layer
+        self._network = NcnnNetwork(
+            model.backbone, [self._feature_layer], head, threads.each, few, backbone
+        )
         self._threads = threads
         components = np.array(model.spec.components)
         self._members = [np.flatnonzero(components == k) for k in range(components.max() + 1)]
@@ -329,13 +327,13 @@ class NcnnSegmenter:
         return _FinishedWork(self(pixels, masks))
 
     def score(self, pixels: NDArray[np.uint8]) -> tuple[Floats, Floats]:
-        """Return conv5_3 (512, h, w) and class scores (K, h', w') of an image (H, W, 3) uint8.
+        """Return the feature map (C, h, w) and class scores (K, h', w') of a uint8 image.
 
         A class scores as its best component, on the grid of the finest tap.
         """
         maps = self._network(class_maps.normalise(pixels, self.model.spec.scaling))
         best = [maps[_SCORES][members].max(axis=0) for members in self._members]
-        return maps[DEEPEST], np.stack(best)
+        return maps[self._feature_layer], np.stack(best)
 
     def _segment(self, pixels: NDArray[np.uint8], size: Shape | None) -> dict[str, Any]:
         deepest, scores = self.score(pixels)

@@ -15,12 +15,12 @@ from segrec_batch.model.bundle import Model
 class Segmentation:
     """Class maps and features of B images of one shape; K classes, class 0 is the background.
 
-    labels: (B, h, w) uint8, the class map on the feature grid, stride 16.
+    labels: (B, h, w) uint8, the class map on the grid of the backbone's feature layer.
     common: (B, 32, 32) uint8, the class map on the common grid.
     counts: (B, K) int64, cells of each class on the feature grid; their sum is h·w.
-    feature: (B, 512) float32, global average of conv5_3.
-    region_features: (B, K, 512) float32, the same average inside each class.
-    sign_bits: (B, 8) int64, bits of `feature`.
+    feature: (B, C) float32, global average of the feature layer.
+    region_features: (B, K, C) float32, the same average inside each class.
+    sign_bits: (B, ⌈C/64⌉) int64, bits of `feature`.
     masks: the class map of each image at the size that was asked for it: (H, W) uint8.
     """
 

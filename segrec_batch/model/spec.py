@@ -10,7 +10,7 @@ from typing import Any
 
 from segrec_batch.common.errors import ModelError
 from segrec_batch.images.decode import MAX_PIXELS, Shape
-from segrec_batch.model.architecture import Tap
+from segrec_batch.model.backbones import DEFAULT_BACKBONE, BackboneSpec, Tap, backbone_of
 from segrec_batch.sources import storage
 from segrec_batch.sources.strict_json import check_values, read_json, shorten
 
@@ -87,16 +87,21 @@ class ModelSpec:
     weights: str
     weights_fingerprint: str
     minmax: bool = True
-    backbone: str = "vgg16"
+    backbone: str = DEFAULT_BACKBONE.name
     descriptors: tuple[DescriptorSpec, ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_sequence("classes", self.classes, str)
         check_class_names(list(self.classes))
+        _check_text("backbone", self.backbone, _NAME)
+        try:
+            backbone_of(self.backbone)
+        except ModelError as error:
+            raise ModelError(f"backbone: {error}") from error
         _check_sequence("taps", self.taps, str)
         try:
-            _refuse_doubles("taps", [str(Tap.parse(tap)) for tap in self.taps])
+            _refuse_doubles("taps", [str(tap) for tap in self.parsed_taps])
         except ModelError as error:
             raise ModelError(f"taps: {str(error).removeprefix('taps: ')}") from error
         _check_sequence("components", self.components, int, most=_COMPONENTS)
@@ -118,13 +123,32 @@ class ModelSpec:
             raise ModelError(f"std: {shorten(self.std)} is not above 0")
         _check_text("weights", self.weights, _ANY)
         _check_text("weights_fingerprint", self.weights_fingerprint, _FINGERPRINT)
-        _check_text("backbone", self.backbone, _NAME)
         if not isinstance(self.minmax, bool):
             raise ModelError(f"minmax: {shorten(self.minmax)} is neither true nor false")
         _check_sequence("descriptors", self.descriptors, DescriptorSpec)
         _refuse_doubles("descriptors", [d.name for d in self.descriptors])
         if not isinstance(self.training, Mapping):
             raise ModelError(f"training: {shorten(self.training)} is no object")
+
+    @property
+    def backbone_spec(self) -> BackboneSpec:
+        """The backbone network."""
+        return backbone_of(self.backbone)
+
+    @property
+    def parsed_taps(self) -> tuple[Tap, ...]:
+        """The layers of the SVM."""
+        return tuple(Tap.parse(text, self.backbone_spec) for text in self.taps)
+
+    @property
+    def feature_length(self) -> int:
+        """Values of a feature."""
+        return self.backbone_spec.feature_length
+
+    @property
+    def sign_words(self) -> int:
+        """Words of 64 bits of `sign_bits`, one bit for each value of a feature."""
+        return self.backbone_spec.sign_words
 
     @property
     def scaling(self) -> Scaling:

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from segrec_batch.images.decode import Shape
 from segrec_batch.model import describe
-from segrec_batch.model.architecture import DEEPEST
-from segrec_batch.model.backbone import Backbone
+from segrec_batch.model.backbones import DEFAULT_BACKBONE, BackboneSpec
 from segrec_batch.model.bundle import Model
 from segrec_batch.model.device import Download, Upload, full_float32, resolve_device
 from segrec_batch.model.head import LinearHead, resize
 from segrec_batch.model.segmentation import Segmentation
 from segrec_batch.model.spec import COMMON_GRID, Scaling
+from segrec_batch.model.weights import Backbone
 
 K = TypeVar("K")
 
@@ -49,9 +49,12 @@ class TorchSegmenter(nn.Module):
         self.model = model
         self.device = resolve_device(device)
         spec = model.spec
-        layers = dict.fromkeys([*(tap.layer for tap in model.taps), DEEPEST])
+        backbone = spec.backbone_spec
+        self.feature_layer = backbone.feature_layer
+        layers = dict.fromkeys([*(tap.layer for tap in model.taps), self.feature_layer])
         scale = Normalise(spec.scaling, precision)
-        self.maps = FeatureMaps(as_tensors(model.backbone), list(layers), scale, self.device)
+        state = as_tensors(model.backbone)
+        self.maps = FeatureMaps(state, list(layers), scale, self.device, backbone)
         bias = torch.from_numpy(model.svm_bias)
         self.head = LinearHead(as_tensors(model.svm_weights), bias, spec.components)
         self.head.to(self.device)
@@ -66,7 +69,7 @@ class TorchSegmenter(nn.Module):
     def launch(self, pixels: NDArray[np.uint8], masks: Sequence[Shape] = ()) -> _DeviceWork:
         """Start what a call does, see `segmentation.Segmenter`."""
         maps = self.maps(pixels)
-        deepest = maps[DEEPEST]
+        deepest = maps[self.feature_layer]
         with full_float32():
             scores: Tensor = self.head(maps)
         labels = _class_map(scores, deepest.shape[-2:])
@@ -127,12 +130,13 @@ class FeatureMaps(nn.Module):
         layers: Sequence[str],
         normalise: "Normalise",
         device: str,
+        backbone: BackboneSpec = DEFAULT_BACKBONE,
     ) -> None:
         super().__init__()
         self.device = device
         self._upload = Upload(device)
         self.normalise = normalise.to(device)
-        self.backbone = Backbone(state, layers).to(device, normalise.dtype)
+        self.backbone = Backbone(state, layers, backbone).to(device, normalise.dtype)
 
     @torch.inference_mode()
     def forward(self, pixels: NDArray[np.uint8]) -> dict[str, Tensor]:

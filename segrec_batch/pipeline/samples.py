@@ -57,6 +57,11 @@ class IndexSamples:
         """Names of the classes, of which position is label; the background is the first."""
         return self._snapshot.spec.all_classes
 
+    @property
+    def feature_length(self) -> int:
+        """Values of a feature."""
+        return self._snapshot.spec.feature_length
+
     def moments(self) -> Moments:
         """Of the features of all images, in one pass on the Ray cluster.
 

@@ -2,10 +2,10 @@
 
 import duckdb
 
-from segrec_batch.index.schema import FEATURE_LENGTH, SIGN_WORDS, TABLES, coverage_column, schemas
+from segrec_batch.index.schema import TABLES, coverage_column, schemas
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.search.sql.connection import open_connection
-from segrec_batch.search.sql.views import complete, identifier, schema_file
+from segrec_batch.search.sql.views import complete, create_functions, identifier
 
 SNAPSHOT = "snapshot"
 """The table of one row that says what the cache was made of."""
@@ -22,10 +22,10 @@ def create_snapshot_table(connection: duckdb.DuckDBPyConnection, database: str) 
 
 
 def create_tables(connection: duckdb.DuckDBPyConnection, database: str, spec: ModelSpec) -> None:
-    """Create the tables of rows in the schema of an attached database, empty, and `functions.sql`
-    in the database that is in use.
+    """Create the tables of rows in the schema of an attached database, empty, and the functions in
+    the database that is in use.
     """
-    connection.execute(schema_file("functions.sql"))
+    create_functions(connection, spec)
     for table, schema in schemas(spec.classes).items():
         connection.register("model_of_rows", schema.empty_table())
         columns = f"{columns_of(table, spec)}, NULL::VARCHAR AS part"
@@ -119,11 +119,11 @@ def _derived(table: str, spec: ModelSpec) -> dict[str, str]:
         return {}
     # a row of an array can be read without its neighbours; macros take both kinds
     found = {
-        "feature": f"feature::FLOAT[{FEATURE_LENGTH}]",
+        "feature": f"feature::FLOAT[{spec.feature_length}]",
         "feature_error": "feature_error(feature, inv_norm)",
     }
     if table == "images":
         names = ", ".join(identifier(coverage_column(name)) for name in spec.all_classes)
         found["coverages"] = f"[{names}]"
-        found |= {f"sign_{i}": f"sign_bits[{i}]" for i in range(1, SIGN_WORDS + 1)}
+        found["sign_words"] = "sign_words(sign_bits)"
     return found

@@ -16,11 +16,11 @@ from segrec_batch.common.host import usable_cores, usable_memory
 from segrec_batch.images.decode import Shape, shapes_of_size
 from segrec_batch.labels.labelled import Classes, LabelledImage, fingerprint
 from segrec_batch.model import describe
-from segrec_batch.model.architecture import Tap
-from segrec_batch.model.backbone import Weights
+from segrec_batch.model.backbones import DEFAULT_BACKBONE, BackboneSpec, Tap
 from segrec_batch.model.bundle import Array, Model
 from segrec_batch.model.engines import PER_PIXEL, EngineChoice, choose_engine, load_feature_maps
 from segrec_batch.model.spec import ModelSpec, Scaling
+from segrec_batch.model.weights import Weights
 from segrec_batch.training import label_checks
 from segrec_batch.training.sampling import Samples, Sampling, sample_images
 from segrec_batch.training.validation import (
@@ -31,7 +31,6 @@ from segrec_batch.training.validation import (
     fit_all,
 )
 
-DEFAULT_LAYERS = "conv3_3,conv4_3,conv5_3,conv4_3@5,conv5_3@11"
 DEFAULT_SIZE = 624
 MAX_POSITIONS = 400_000  # of all images; bounds the memory of the fit at about 5 GB
 
@@ -40,18 +39,20 @@ MAX_POSITIONS = 400_000  # of all images; bounds the memory of the fit at about 
 class Settings:
     """Parameters of training; of several `layers` or `c`, cross-validation selects the best."""
 
-    layers: tuple[str, ...] = (DEFAULT_LAYERS,)
+    layers: tuple[str, ...] = (DEFAULT_BACKBONE.default_layers,)
     c: tuple[float, ...] = (1.0, 3.0)
-    shapes: tuple[Shape, ...] = shapes_of_size(DEFAULT_SIZE)
+    shapes: tuple[Shape, ...] = shapes_of_size(DEFAULT_SIZE, DEFAULT_BACKBONE.stride)
     minmax: bool = True
     sampling: Sampling = field(default_factory=Sampling)
     engine: EngineChoice = field(default_factory=choose_engine)
+    backbone: BackboneSpec = DEFAULT_BACKBONE
 
     @property
     def candidates(self) -> list[HeadCandidate]:
         """All combinations of layers and C."""
         combinations = [
-            tuple(dict.fromkeys(Tap.parse(t) for t in text.split(","))) for text in self.layers
+            tuple(dict.fromkeys(Tap.parse(t, self.backbone) for t in text.split(",")))
+            for text in self.layers
         ]
         return [HeadCandidate(taps, c) for taps in combinations for c in self.c]
 
@@ -85,7 +86,13 @@ class Trainer:
         self._workers = _count_workers(settings) if settings.engine.engine == "ncnn" else 1
         threads = max(usable_cores() // self._workers, 1)
         self._maps = load_feature_maps(
-            weights.arrays, self.taps, settings.engine, scaling, threads, self._workers
+            weights.arrays,
+            self.taps,
+            settings.engine,
+            scaling,
+            threads,
+            self._workers,
+            weights.backbone,
         )
         label_checks.check_groups({item.group for item in images})
         self.samples = self._sample(extra or {})
@@ -182,6 +189,7 @@ class Trainer:
             weights=self.weights.origin,
             weights_fingerprint=self.weights.fingerprint,
             minmax=self.settings.minmax,
+            backbone=self.weights.backbone.name,
             training={
                 "data": self.data,
                 "images": len(self.images),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from segrec_batch.common.errors import ModelError
-from segrec_batch.model.backbone import read_state
+from segrec_batch.model.weights import read_state
 from tests.support.modules import MODULES, PACKAGE, ROOT
 from tests.support.payloads import Payload
 

@@ -38,7 +38,7 @@ from tests.support.builders import smooth_pixels, write_png
 TRAINING = Training(
     layers=("conv3_3",),
     c=(1.0,),
-    shapes=shapes_of_size(96),
+    shapes=shapes_of_size(96, 16),
     sampling=Sampling(positions=60, kinds=("flip",)),
 )
 

@@ -21,11 +21,11 @@ from segrec_batch.index.files import DataFile, new_part, write_file
 from segrec_batch.index.schema import failures_schema
 from segrec_batch.labels.labelled import Classes, LabelledImage
 from segrec_batch.model import describe
-from segrec_batch.model.architecture import Tap
-from segrec_batch.model.backbone import Backbone, Weights, load_weights
+from segrec_batch.model.backbones import DEFAULT_BACKBONE, Tap
 from segrec_batch.model.bundle import Model, fingerprint
 from segrec_batch.model.spec import ModelSpec, Scaling
 from segrec_batch.model.torch_engine import Normalise
+from segrec_batch.model.weights import Backbone, Weights, load_weights
 
 Pixels = NDArray[np.uint8]
 quick = settings(deadline=None, max_examples=50, derandomize=True)
@@ -105,8 +105,8 @@ def tiny_model(
         head[f"svm.{tap}"] = svm.numpy()
         bias -= svm @ maps[tap.layer].mean(dim=(0, 2, 3))  # centred: no SVM always wins
     head["svm.bias"] = bias.numpy()
-    head["sign_bits.centre"] = np.zeros(512, np.float32)
-    head["sign_bits.rotation"] = describe.random_rotation(512).numpy()
+    head["sign_bits.centre"] = np.zeros(DEFAULT_BACKBONE.feature_length, np.float32)
+    head["sign_bits.rotation"] = describe.random_rotation(DEFAULT_BACKBONE.feature_length).numpy()
     spec = ModelSpec(
         classes=tuple(f"class_{k}" for k in range(1, max(components) + 1)),
         taps=tuple(map(str, parsed)),

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from segrec_batch.common.logs import run_command
 from segrec_batch.images.decode import Shape
-from segrec_batch.model.architecture import DEEPEST, LAYERS
+from segrec_batch.model.backbones import DEFAULT_BACKBONE
 from segrec_batch.model.engines import EngineChoice
 from segrec_batch.model.segmentation import Segmentation
 from segrec_batch.model.spec import COMMON_GRID
@@ -42,7 +42,7 @@ class Sleeper:
 
     def launch(self, pixels: NDArray[np.uint8], masks: Sequence[Shape]) -> "Slept":
         time.sleep(self.seconds * len(pixels))
-        n, channels, stride = len(pixels), LAYERS[DEEPEST].channels, LAYERS[DEEPEST].stride
+        n, channels, stride = len(pixels), DEFAULT_BACKBONE.feature_length, DEFAULT_BACKBONE.stride
         grid = pixels.shape[1] // stride, pixels.shape[2] // stride
         counts = np.zeros((n, self.classes), np.int64)
         counts[:, 0] = grid[0] * grid[1]
@@ -52,7 +52,7 @@ class Sleeper:
             counts=counts,
             feature=np.ones((n, channels), np.float32),
             region_features=np.ones((n, self.classes, channels), np.float32),
-            sign_bits=np.zeros((n, channels // 64), np.int64),
+            sign_bits=np.zeros((n, DEFAULT_BACKBONE.sign_words), np.int64),
             masks=[np.zeros(shape, np.uint8) for shape in masks],
         )
         return Slept(found)

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segrec_batch.common.errors import ModelError
-from segrec_batch.model.architecture import IMAGENET_MEAN, IMAGENET_STD
-from segrec_batch.model.backbone import download, read_state, seed
+from segrec_batch.model.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from segrec_batch.model.device import full_float32
 from segrec_batch.model.head import resize
 from segrec_batch.model.torch_engine import as_tensors
+from segrec_batch.model.weights import download, read_state, seed
 from segrec_batch.sources import storage
 
 SIDE = 224

@@ -10,9 +10,9 @@ from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.segmentation.counts import SegrecMethod, judge_images
 from segrec_batch.evaluation.segmentation.splits import GIVEN, SPLITS, split_images
 from segrec_batch.labels.labelled import Classes, LabelledImage, describe_unnamed, pair_images
-from segrec_batch.model.backbone import load_weights
 from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.model.engines import EngineChoice, choose_engine, load_segmenter
+from segrec_batch.model.weights import load_weights
 from segrec_batch.training.augment import KINDS
 from segrec_batch.training.rivals.base import Methods, NotRun
 from segrec_batch.training.trainer import Settings as Training
@@ -203,4 +203,5 @@ def _trainer(
         engine=settings.engine,
         sampling=replace(settings.training.sampling, seed=settings.seed),
     )
-    return Trainer(images, classes, load_weights(settings.weights), chosen, extra)
+    weights = load_weights(settings.weights, chosen.backbone)
+    return Trainer(images, classes, weights, chosen, extra)

@@ -10,6 +10,7 @@ import pyarrow as pa
 from segrec_batch.index.files import DataFile
 from segrec_batch.index.schema import PARTITION, coverage_column, schemas
 from segrec_batch.index.snapshot import Snapshot
+from segrec_batch.model.spec import ModelSpec
 from segrec_batch.search.sql.remote import SnapshotFiles
 from segrec_batch.sources import storage
 
@@ -33,9 +34,28 @@ def create_views(
             nothing = pa.RecordBatchReader.from_batches(schema, [])
             connection.from_arrow(nothing).create(f"nothing_in_{table}")
         connection.execute(f"CREATE VIEW {table} AS {scan}")
-    connection.execute(schema_file("functions.sql"))
+    create_functions(connection, snapshot.spec)
     connection.execute(schema_file("views.sql"))
     complete(connection, snapshot.spec.classes)
+
+
+def create_functions(connection: duckdb.DuckDBPyConnection, spec: ModelSpec) -> None:
+    """Create the functions of `functions.sql`, and those that depend on the length of a feature."""
+    connection.execute(schema_file("functions.sql"))
+    connection.execute(sign_functions(spec.sign_words))
+
+
+def sign_functions(words: int) -> str:
+    """Return SQL that replaces `sign_words` and `sign_distance` for some number of 64-bit words.
+
+    A struct in place of a list: DuckDB compares its fields 1.5 to 3 times as fast.
+    """
+    fields = ", ".join(f"w{i}: bits[{i}]" for i in range(1, words + 1))
+    counts = (f"bit_count(xor(a['w{i}'], b['w{i}']))::INTEGER" for i in range(1, words + 1))
+    return (
+        f"CREATE OR REPLACE MACRO sign_words(bits) AS {{{fields}}};\n"
+        f"CREATE OR REPLACE MACRO sign_distance(a, b) AS {' + '.join(counts)};"
+    )
 
 
 def complete(connection: duckdb.DuckDBPyConnection, classes: Sequence[str]) -> None:

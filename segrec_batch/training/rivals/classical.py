@@ -23,7 +23,7 @@ from torch import Tensor
 from segrec_batch.common.errors import InputError
 from segrec_batch.images.decode import Shape, fit
 from segrec_batch.labels.labelled import Classes
-from segrec_batch.model.architecture import DEEPEST, Tap
+from segrec_batch.model.backbones import BACKBONES, Tap
 from segrec_batch.training.rivals.base import ClassMap, class_map
 from segrec_batch.training.sampling import Samples, cell_features
 from segrec_batch.training.svm import Scaler
@@ -151,7 +151,7 @@ class ClassicalMethods:
     def __call__(self, image: Image.Image) -> dict[str, ClassMap]:
         """Return the class map of an RGB image by each method: scores are resized, then argmax."""
         maps = self.feature_maps(fit(image, self.shapes)[None])
-        h, w = maps[DEEPEST].shape[-2:]
+        h, w = maps[BACKBONES[self.taps[0].backbone].feature_layer].shape[-2:]
         read = cell_features(maps, self.taps, np.arange(h * w), (h, w))
         features = read.half().cpu().numpy()
         return {

@@ -16,9 +16,9 @@ from segrec_batch.common.console import ProgressMeter
 from segrec_batch.common.errors import InputError, ModelError
 from segrec_batch.images.decode import Shape
 from segrec_batch.labels.labelled import Classes, LabelledImage
-from segrec_batch.model.backbone import download, read_state
 from segrec_batch.model.device import resolve_device
 from segrec_batch.model.head import resize
+from segrec_batch.model.weights import download, read_state
 from segrec_batch.training.rivals.base import ClassMap, NotRun, seeded, shrink, shrink_both
 
 NAME = "Mask R-CNN"

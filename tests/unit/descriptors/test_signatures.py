@@ -30,6 +30,8 @@ LABELS = np.stack([scene.mask for scene in SCENES])
 class NoSamples:
     """Of descriptors that have nothing to learn."""
 
+    feature_length = LENGTHS["signature"]
+
     def __getattr__(self, name: str) -> None:
         raise AssertionError(f"samples.{name} is not needed")
 

@@ -20,7 +20,7 @@ from segrec_batch.images import decode as d
 from segrec_batch.images.sandbox import Sandbox
 from tests.support.builders import encoded, png_by_hand, slow_jpeg, smooth_pixels
 
-SHAPES = d.shapes_of_size(64)
+SHAPES = d.shapes_of_size(64, 16)
 MEMORY = 2**28
 RESIDENT = 160 * 2**20  # greatest resident size of a child, of which 35 MiB are Python and Pillow
 

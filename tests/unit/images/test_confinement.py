@@ -15,7 +15,7 @@ from segrec_batch.images import sandbox as s
 from segrec_batch.images import sandbox_child, sandbox_process
 from tests.support.builders import encoded, smooth_pixels
 
-SHAPES = d.shapes_of_size(64)
+SHAPES = d.shapes_of_size(64, 16)
 FAULTS = Path(__file__).parents[4] / "shared" / "faults"
 SECRET = "not-for-a-decoder"  # noqa: S105
 WITHOUT = {"Landlock": "_forbid_paths", "seccomp": "_filter_system_calls"}

@@ -27,7 +27,7 @@ def refuse(event, arguments):
 
 import os
 sys.addaudithook(refuse)
-shapes = shapes_of_size(64)
+shapes = shapes_of_size(64, 16)
 known = set(sys.modules)
 for data in files:
     try:

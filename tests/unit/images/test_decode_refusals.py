@@ -22,7 +22,7 @@ from tests.support.builders import (
     tiff_by_hand,
 )
 
-SHAPES = d.shapes_of_size(64)
+SHAPES = d.shapes_of_size(64, 16)
 
 
 def _failure(data: bytes) -> str:

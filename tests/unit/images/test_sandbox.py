@@ -18,7 +18,7 @@ from segrec_batch.images import decode as d
 from segrec_batch.images import sandbox as s
 from tests.support.builders import encoded, smooth_pixels
 
-SHAPES = d.shapes_of_size(64)
+SHAPES = d.shapes_of_size(64, 16)
 GOOD = encoded(smooth_pixels(48, 80), "PNG")
 POISON = """
 import ctypes, mmap, os, re, signal, sys, time, warnings
@@ -123,7 +123,7 @@ def _wait(seconds: float, until: Callable[[], bool]) -> bool:
     return until()
 
 
-@pytest.mark.parametrize("shapes", [SHAPES, d.shapes_of_size(224)], ids=len)
+@pytest.mark.parametrize("shapes", [SHAPES, d.shapes_of_size(224, 16)], ids=len)
 def test_an_image_comes_out_as_without_a_sandbox(shapes: tuple[d.Shape, ...]) -> None:
     with s.Sandbox() as box:
         for size in [(48, 80), (80, 48), (1, 1), (700, 1100)]:
@@ -307,7 +307,7 @@ import sys, time
 sys.path.insert(0, {str(poison)!r})
 from segrec_batch.images.decode import shapes_of_size
 from segrec_batch.images.sandbox import Sandbox
-SHAPES = shapes_of_size(64)
+SHAPES = shapes_of_size(64, 16)
 box = Sandbox(function="poison:decode", seconds=2)
 box.decode({GOOD!r}, SHAPES)
 print(box.pid, flush=True)
@@ -330,7 +330,7 @@ from pathlib import Path
 from segrec_batch.images import sandbox
 from segrec_batch.images.decode import shapes_of_size
 data = Path({str(tmp_path / "good.png")!r}).read_bytes()
-image = sandbox.shared().decode(data, shapes_of_size(64))
+image = sandbox.shared().decode(data, shapes_of_size(64, 16))
 assert sandbox.shared() is sandbox.shared()
 print(sandbox.shared().pid)
 """
@@ -358,7 +358,7 @@ import os
 os.rmdir(os.getcwd())
 from segrec_batch.images import sandbox
 from segrec_batch.images.decode import shapes_of_size
-print(sandbox.shared().decode({GOOD!r}, shapes_of_size(64)).width)
+print(sandbox.shared().decode({GOOD!r}, shapes_of_size(64, 16)).width)
 """
     assert _run(code, tmp_path / "gone") == "80\n"
 
@@ -369,7 +369,7 @@ import os
 from segrec_batch.images import sandbox
 from segrec_batch.images.decode import shapes_of_size
 def decoder():
-    sandbox.shared().decode({GOOD!r}, shapes_of_size(64))
+    sandbox.shared().decode({GOOD!r}, shapes_of_size(64, 16))
     return sandbox.shared().pid
 first = decoder()
 if not os.fork():
@@ -402,7 +402,7 @@ children = []
 def decode():
     with sandbox.borrowed() as box:
         both.wait()
-        assert box.decode({GOOD!r}, shapes_of_size(64)).width == 80
+        assert box.decode({GOOD!r}, shapes_of_size(64, 16)).width == 80
         children.append(box.pid)
 for _ in range(2):
     threads = [threading.Thread(target=decode) for _ in range(2)]

@@ -12,14 +12,10 @@ from torch import Tensor, nn
 from torchvision.models import VGG16_Weights, vgg16
 
 from segrec_batch.common.errors import ModelError
-from segrec_batch.model.backbone import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    LAYERS,
-    Backbone,
-    fingerprint,
-    load_weights,
-)
+from segrec_batch.model.backbones.base import IMAGENET_MEAN, IMAGENET_STD
+from segrec_batch.model.backbones.vgg16 import LAYERS
+from segrec_batch.model.bundle import fingerprint
+from segrec_batch.model.weights import Backbone, load_weights
 from tests.support.builders import random_maps, random_weights, smooth_batch, tiny_model
 
 

@@ -20,8 +20,7 @@ from segrec_batch.common.host import Processor
 from segrec_batch.images.decode import fit
 from segrec_batch.labels.labelled import load_classes, pair_images
 from segrec_batch.model import class_maps, describe, engines
-from segrec_batch.model.architecture import Tap
-from segrec_batch.model.backbone import load_weights
+from segrec_batch.model.backbones import Tap
 from segrec_batch.model.bundle import Model
 from segrec_batch.model.engines import (
     LONG,
@@ -38,6 +37,7 @@ from segrec_batch.model.engines import (
 from segrec_batch.model.head import LinearHead, resize
 from segrec_batch.model.ncnn_engine import Head, NcnnNetwork
 from segrec_batch.model.segmentation import Segmentation
+from segrec_batch.model.weights import load_weights
 from segrec_batch.training.sampling import Sampling
 from segrec_batch.training.trainer import Settings, Trainer, train
 from tests.support.builders import quick, random_backbone, random_weights, smooth_batch, tiny_model

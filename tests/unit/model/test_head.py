@@ -14,7 +14,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from segrec_batch.common.errors import ModelError, SegrecError
-from segrec_batch.model.architecture import LAYERS, Tap
+from segrec_batch.model.backbones import Tap
+from segrec_batch.model.backbones.vgg16 import LAYERS
 from segrec_batch.model.head import LinearHead, pool, resize
 from segrec_batch.model.torch_engine import as_tensors
 from segrec_batch.training.sampling import cell_features

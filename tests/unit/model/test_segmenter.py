@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from segrec_batch.common.errors import DeviceError
 from segrec_batch.images.decode import decode
-from segrec_batch.model.architecture import IMAGENET_MEAN, IMAGENET_STD
+from segrec_batch.model.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from segrec_batch.model.bundle import Model
 from segrec_batch.model.class_maps import normalise
 from segrec_batch.model.device import full_float32, resolve_device

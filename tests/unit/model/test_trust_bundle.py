@@ -15,7 +15,8 @@ from safetensors.numpy import save
 
 from segrec_batch.common.errors import ModelError, SegrecError
 from segrec_batch.descriptors import runtime as describer
-from segrec_batch.model.bundle import BACKBONE_SHAPES, load_model
+from segrec_batch.model.backbones.vgg16 import VGG16
+from segrec_batch.model.bundle import load_model
 from segrec_batch.model.engines import EngineChoice, load_segmenter
 from segrec_batch.model.spec import DescriptorSpec, ModelSpec, is_descriptor_id, read_spec
 from segrec_batch.sources.strict_json import MAX_DEPTH, check_values, parse_json
@@ -196,10 +197,8 @@ def test_a_backbone_that_lacks_layers_is_not_run(engine: str) -> None:
 
 
 def test_the_shapes_of_the_backbone_are_those_of_torch() -> None:
-    from segrec_batch.model.backbone import _architecture
-
-    state = _architecture().state_dict()
-    assert {name: tuple(value.shape) for name, value in state.items()} == BACKBONE_SHAPES
+    state = VGG16.build().state_dict()
+    assert {name: tuple(value.shape) for name, value in state.items()} == VGG16.tensors
 
 
 @given(json_documents())

@@ -26,7 +26,7 @@ from tests.support.commands import exit_code
 SETTINGS = Settings(
     layers=("conv4_3,conv5_3",),
     c=(1.0,),
-    shapes=shapes_of_size(64),
+    shapes=shapes_of_size(64, 16),
     sampling=Sampling(positions=60),
 )
 STREET = 4

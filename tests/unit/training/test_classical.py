@@ -15,7 +15,7 @@ from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.segmentation.counts import count_pixels
 from segrec_batch.images.decode import shapes_of_size
 from segrec_batch.labels.labelled import Classes, LabelledImage, load_classes, pair_images
-from segrec_batch.model.architecture import Tap
+from segrec_batch.model.backbones import Tap
 from segrec_batch.model.spec import Scaling
 from segrec_batch.model.torch_engine import FeatureMaps, Normalise
 from segrec_batch.training.rivals import classical as scorers
@@ -29,7 +29,7 @@ from segrec_batch.training.validation import Components
 from tests.support.builders import quality, random_weights, smooth_pixels, void_variants
 
 TAPS = (Tap("conv4_3"), Tap("conv5_3"))
-SHAPES = shapes_of_size(128)
+SHAPES = shapes_of_size(128, 16)
 SMALL = ClassicalSettings(
     linear_positions=900, trees=10, forest_positions=500, neighbour_positions=500
 )

@@ -15,7 +15,7 @@ from torch import Tensor
 from segrec_batch.common.errors import InputError
 from segrec_batch.images.decode import fit, open_rgb
 from segrec_batch.labels.labelled import VOID, Classes, LabelledImage
-from segrec_batch.model.architecture import Tap
+from segrec_batch.model.backbones import Tap
 from segrec_batch.training.augment import KINDS
 from segrec_batch.training.sampling import (
     Samples,

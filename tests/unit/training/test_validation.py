@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from segrec_batch.labels.labelled import Classes
-from segrec_batch.model.architecture import Tap
+from segrec_batch.model.backbones import Tap
 from segrec_batch.training.sampling import Samples
 from segrec_batch.training.validation import (
     Components,

@@ -1,0 +1,57 @@
+"""The backbones by name, and taps of the SVM. A new backbone is a module and a line here."""
+
+import re
+from dataclasses import dataclass
+
+from segrec_batch.common.errors import ModelError
+from segrec_batch.model.backbones.base import BackboneSpec, Layer
+from segrec_batch.model.backbones.vgg16 import VGG16
+
+BACKBONES: dict[str, BackboneSpec] = {b.name: b for b in (VGG16,)}
+DEFAULT_BACKBONE = VGG16
+
+_ODD = re.compile(r"[0-9]{0,2}[13579]")
+
+
+def backbone_of(name: str) -> BackboneSpec:
+    """Return the backbone of a name. Raises ModelError for an unknown one."""
+    if name not in BACKBONES:
+        raise ModelError(f"there is no backbone {name[:80]}; there are {', '.join(BACKBONES)}")
+    return BACKBONES[name]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A layer as the SVM reads it: its map (`conv4_3`), or the map averaged over a window of
+    `window` × `window` cells for context (`conv5_3@11`). `str(tap)` returns that name.
+    """
+
+    layer: str
+    window: int = 1
+    backbone: str = DEFAULT_BACKBONE.name
+
+    @classmethod
+    def parse(cls, text: str, backbone: BackboneSpec = DEFAULT_BACKBONE) -> "Tap":
+        """Return the tap of a name. Raises ModelError for what is not `LAYER` or `LAYER@ODD`."""
+        layer, at, window = text.partition("@")
+        if layer not in backbone.layers:
+            raise ModelError(
+                f"{text[:80]}: no such layer; {backbone.title} has {', '.join(backbone.layers)}"
+            )
+        if at and not _ODD.fullmatch(window):
+            raise ModelError(
+                f"{text[:80]}: the window behind @ must be an odd number of cells, of 3 digits "
+                "at most"
+            )
+        return cls(layer, int(window) if at else 1, backbone.name)
+
+    def __str__(self) -> str:
+        return f"{self.layer}@{self.window}" if self.window > 1 else self.layer
+
+    @property
+    def source(self) -> Layer:
+        """The layer of the backbone."""
+        return BACKBONES[self.backbone].layers[self.layer]
+
+
+__all__ = ["BACKBONES", "DEFAULT_BACKBONE", "BackboneSpec", "Layer", "Tap", "backbone_of"]
