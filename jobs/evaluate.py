@@ -23,12 +23,11 @@ from segrec_batch.evaluation.drift.report import drift_report
 from segrec_batch.evaluation.report import Report, check_report_place
 from segrec_batch.evaluation.retrieval.masks import Masks
 from segrec_batch.evaluation.retrieval.measures import judge as judge_retrieval
-from segrec_batch.evaluation.retrieval.methods import ALWAYS
-from segrec_batch.evaluation.retrieval.pairs import Pairs
+from segrec_batch.evaluation.retrieval.methods import BASE_METHODS
 from segrec_batch.evaluation.retrieval.report import retrieval_report
-from segrec_batch.evaluation.retrieval.run import Retrieval
+from segrec_batch.evaluation.retrieval.run import RetrievalOptions
 from segrec_batch.evaluation.retrieval.settings import EPSILONS, PAPER_WINDOW, WINDOWS
-from segrec_batch.evaluation.retrieval.truth import Folders
+from segrec_batch.evaluation.retrieval.truth import Folders, Pairs
 from segrec_batch.evaluation.segmentation.judge import judge as judge_segmentation
 from segrec_batch.evaluation.segmentation.rivals import RIVALS, RivalSettings
 from segrec_batch.evaluation.segmentation.run import segmentation_report
@@ -209,9 +208,9 @@ def _retrieval_arguments(command: argparse.ArgumentParser) -> None:
     add(
         "--methods",
         type=_names,
-        default=Retrieval.methods,
+        default=RetrievalOptions.methods,
         metavar="A,B",
-        help=f"of {', '.join(ALWAYS)}; a descriptor of the index, by Euclidean distance; "
+        help=f"of {', '.join(BASE_METHODS)}; a descriptor of the index, by Euclidean distance; "
         f"DESCRIPTOR-METRIC, METRIC of {', '.join(OF_VECTORS)}; all stands for the first and for "
         "each descriptor as its paper compares it (default: all)",
     )
@@ -234,17 +233,17 @@ def _retrieval_arguments(command: argparse.ArgumentParser) -> None:
     add(
         "--queries",
         type=console.count,
-        default=Retrieval.queries,
+        default=RetrievalOptions.queries,
         metavar="N",
-        help=f"ask for at most so many images, drawn at random (default: {Retrieval.queries})",
+        help=f"greatest number of queries, drawn at random (default: {RetrievalOptions.queries})",
     )
     add(
         "--feedback-rounds",
         type=int,
-        default=Retrieval.feedback_rounds,
+        default=RetrievalOptions.feedback_rounds,
         metavar="N",
         help="how often simulated users mark the next ten images; 0: not at all "
-        f"(default: {Retrieval.feedback_rounds})",
+        f"(default: {RetrievalOptions.feedback_rounds})",
     )
     add("--seed", type=int, default=0, help="of the draw and the bootstrap (default: 0)")
     add_images_root(command, "show images")
@@ -252,7 +251,7 @@ def _retrieval_arguments(command: argparse.ArgumentParser) -> None:
 
 def retrieval(a: argparse.Namespace) -> None:
     """Judge what an index answers."""
-    asked = Retrieval(
+    asked = RetrievalOptions(
         index=a.index,
         truth=_truth(a),
         methods=a.methods,

@@ -7,9 +7,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from segrec_batch.evaluation.retrieval.conditions import KEPT, Setting
-from segrec_batch.evaluation.retrieval.counts import COUNTS
-from segrec_batch.evaluation.retrieval.rankings import DEPTH
+from segrec_batch.evaluation.retrieval.counts import COUNTS, DEPTH
+from segrec_batch.evaluation.retrieval.settings import KEPT, PLAIN, Setting
 
 STRENGTHS = {
     "region Pearson": 1.6,
@@ -19,9 +18,10 @@ STRENGTHS = {
     "Pearson, then mask IoU": 1.65,
 }
 CLASSES = ["building", "car", "person", "road", "sky", "tree"]
-WINDOWS = [f"σ {low}–0.96" for low in (0.05, 0.15, 0.29, 0.4)]
-LIMITS = [f"ε {limit}" for limit in (0.3, 0.5, 0.7, 0.9, 1.1, 1.5)]
-FEW = ("", KEPT, "σ 0.29–0.96", "ε 0.5", "ε 0.9")
+_WINDOWS = [Setting(window=(low, 0.96)) for low in (0.05, 0.15, 0.29, 0.4)]
+_LIMITS = [Setting(epsilon=limit) for limit in (0.3, 0.5, 0.7, 0.9, 1.1, 1.5)]
+SETTINGS = {s.name: s for s in (PLAIN, KEPT, *_WINDOWS, *_LIMITS)}
+FEW = ("", KEPT.name, "σ 0.29–0.96", "ε 0.5", "ε 0.9")
 
 Flags = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -34,8 +34,10 @@ def counts_table(
     gains: bool = True,
     seed: int = 0,
 ) -> pa.Table:
-    """Each query is an image of one of six classes, to be found among all others. A method adds its
-    strength to the scores of that class; a filter drops images, relevant ones less often.
+    """Return the counts of queries of six classes, each among all other images.
+
+    A method adds its strength to the scores of the query's class; a filter drops images, relevant
+    ones less often.
     """
     rng = np.random.default_rng(seed)
     labels = rng.integers(len(CLASSES), size=queries)
@@ -47,19 +49,20 @@ def counts_table(
             relevant = labels == labels[q]
             score = STRENGTHS[method] * relevant + noise[q]
             score[q] = np.inf
-            for setting in settings:
-                candidate = (np.arange(queries) != q) | (setting == KEPT)
+            for setting in (SETTINGS[name] for name in settings):
+                candidate = (np.arange(queries) != q) | setting.keeps_query
                 kept = candidate & (luck[q] ** (1 + 2 * relevant) < passing(setting))
                 row = ranked(relevant, score, candidate, kept, worth[q] if gains else None)
                 about = {"query": f"{q:032x}", "uri": f"{q}.jpg", "class": CLASSES[labels[q]]}
-                rows.append({**about, "method": method, "setting": setting, **row})
+                about |= {"method": method, "setting": setting.name}
+                rows.append({**about, "condition": setting.to_row(), **row})
     return pa.Table.from_pylist(rows, COUNTS)
 
 
 def ranked(
     relevant: Flags, score: Floats, candidate: Flags, kept: Flags, worth: Floats | None = None
 ) -> dict[str, Any]:
-    """What a counts table holds of one ranking: the kept candidates, best scores first."""
+    """Return the counts of one ranking of the kept candidates, best scores first."""
     places = np.flatnonzero(kept)
     order = places[np.argsort(-score[places], kind="stable")]
     return {
@@ -72,9 +75,8 @@ def ranked(
     }
 
 
-def passing(setting: str) -> float:
-    """How strong a made-up filter is: the share of irrelevant images that pass."""
-    if edges := Setting.parse(setting).window:
-        return 1 - edges[0]
-    limit = Setting.parse(setting).epsilon
-    return 1.0 if limit is None else min(limit / 1.2, 1.0)
+def passing(setting: Setting) -> float:
+    """Return the share of irrelevant images that pass a made-up filter."""
+    if setting.window:
+        return 1 - setting.window[0]
+    return 1.0 if setting.epsilon is None else min(setting.epsilon / 1.2, 1.0)

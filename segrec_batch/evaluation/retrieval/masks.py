@@ -1,4 +1,4 @@
-"""Ground truth from labelled masks: the class that fills most of an image, and where it is."""
+"""Ground truth by label masks: the class that fills most of an image, and its place."""
 
 import hashlib
 import logging
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from segrec_batch.common.console import track
 from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.retrieval.collection import Collection, Ints
-from segrec_batch.evaluation.retrieval.conditions import Window
-from segrec_batch.evaluation.retrieval.truth import Groups, Truth, digest, said
+from segrec_batch.evaluation.retrieval.settings import Window
+from segrec_batch.evaluation.retrieval.truth import GroundTruth, Groups, digest, log_details
 from segrec_batch.index.encode import bitmap_words
 from segrec_batch.labels.labelled import (
     VOID,
@@ -30,28 +30,30 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Masks:
-    """Relevant is what has the same dominant foreground class, if that fills a share of both
-    images that lies in the window, all by their masks. masks: a folder with a mask for each
-    image, see `pair_indexed`. classes: the file that names the mask values.
+    """Ground truth by label masks: images of one dominant foreground class are relevant.
 
-    Shares are of the pixels that are not void; of equal classes the first in the file is dominant.
-    An image without a mask, without foreground or outside the window is relevant to nothing, but
-    stays a candidate.
+    The class must fill a share of both images that lies in the window. Shares are of the pixels
+    that are not void; the first class of the file wins a tie. An image without a mask, without
+    foreground or outside the window is relevant to nothing, but stays a candidate.
+
+    Attributes:
+        masks: folder with a mask for each image, see `pair_indexed`.
+        classes: file that names the mask values.
+        window: least and greatest share, in [0, 1].
     """
 
     masks: str
     classes: str
     window: Window = (0.0, 1.0)
 
-    def find(self, images: Collection) -> Truth:
-        """The ground truth for the images of an index. Raises InputError."""
+    def read(self, images: Collection) -> GroundTruth:
+        """Return the ground truth for the images of an index. Raises InputError."""
         low, high = self.window
         if not 0 <= low <= high <= 1:
             raise InputError(
                 f"the window of the labels is {low:g} {high:g}; give 0 <= LOW <= HIGH <= 1"
             )
-        classes = load_classes(self.classes)
-        files = list_files(self.masks)
+        classes, files = load_classes(self.classes), list_files(self.masks)
         pairs = pair_indexed(Files("", tuple(images.uris.to_pylist()), {}), files).pairs
         words = np.zeros((len(images), len(classes.names) * COMMON_GRID**2 // 64), np.int64)
         labels = np.full(len(images), -1)
@@ -61,43 +63,45 @@ class Masks:
             files.check(number)
             values = load_mask(files.uris[number], classes)
             pixels.update(count_values(values))
-            found = classes.to_classes(values)
-            content.update(images.ids[row].as_py().encode() + found.tobytes())
-            words[row] = _bitmaps(found, len(classes.names))
-            labels[row] = _dominant(found, classes, self.window)
+            class_map = classes.to_classes(values)
+            content.update(images.ids[row].as_py().encode() + class_map.tobytes())
+            words[row] = _bitmaps(class_map, len(classes.names))
+            labels[row] = _dominant(class_map, classes, self.window)
         if unnamed := describe_unnamed(pixels, classes):
             log.info(unnamed)
-        used = {
+        details = {
             "images": len(images),
             "labelled": len(pairs),
             "without a mask": len(images) - len(pairs),
             "masks without an image": len(files.uris) - len(pairs),
             "outside the window or without foreground": len(pairs) - int((labels >= 0).sum()),
         }
-        return Truth(
+        log_details(details)
+        return GroundTruth(
             relevance=Groups(labels),
-            words="Relevant is what has the dominant class of the query, where that fills "
-            f"{low:g} to {high:g} of both images, by labelled masks.",
+            description="Images with the query's dominant class are relevant, where it fills "
+            f"{low:g} to {high:g} of both images by the label masks.",
             fingerprint=digest("masks", content.hexdigest(), self.window),
             classes=classes.names,
             labels=labels,
             masks=words,
-            details=said(used),
+            details=details,
         )
 
 
-def _bitmaps(found: NDArray[np.int16], count: int) -> Ints:
-    """A class map (H, W) as bitmaps of `count` foreground classes on the common grid, whose cells
-    have the class at their centre.
+def _bitmaps(class_map: NDArray[np.int16], count: int) -> Ints:
+    """Return a class map (H, W) as bitmaps of `count` foreground classes on the common grid.
+
+    A cell has the class at its centre.
     """
-    y, x = (((np.arange(COMMON_GRID) + 0.5) * n / COMMON_GRID).astype(int) for n in found.shape)
-    cells = found[np.ix_(y, x)].ravel()
+    y, x = (((np.arange(COMMON_GRID) + 0.5) * n / COMMON_GRID).astype(int) for n in class_map.shape)
+    cells = class_map[np.ix_(y, x)].ravel()
     return bitmap_words(cells == np.arange(1, count + 1)[:, None]).ravel()
 
 
-def _dominant(found: NDArray[np.int16], classes: Classes, window: Window) -> int:
-    """The number of the dominant foreground class, from 0; -1 for none, or outside the window."""
-    pixels = np.bincount(found[found != VOID], minlength=len(classes.names) + 1)
+def _dominant(class_map: NDArray[np.int16], classes: Classes, window: Window) -> int:
+    """Return the number of the dominant foreground class, from 0; -1 outside the window."""
+    pixels = np.bincount(class_map[class_map != VOID], minlength=len(classes.names) + 1)
     largest = int(pixels[1:].argmax())
     share = pixels[largest + 1] / max(int(pixels.sum()), 1)
     low, high = window

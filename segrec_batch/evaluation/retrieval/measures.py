@@ -1,115 +1,106 @@
-"""The measures of retrieval, of each query and over all.
+"""Metrics of retrieval for each query and over all queries, and tests of their differences.
 
-A query that has no relevant candidate has no part in any of them; what a method did not retrieve
-counts as not found. With A relevant and B irrelevant images among the first k, C relevant ones that
-are not, and R = A + C.
+Queries without a relevant candidate take no part; relevant images that a method does not retrieve
+count as missed. Among the first k results, A are relevant and B are not, C relevant ones are
+missing, and R = A + C.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise, product
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from segrec_batch.evaluation.retrieval.conditions import NONE, Feedback, Setting
-from segrec_batch.evaluation.retrieval.rankings import (
+from segrec_batch.evaluation.retrieval.counts import (
+    Bools,
     Floats,
-    Integers,
+    Ints,
     Rankings,
-    rankings,
-    taking_part,
+    evaluated_queries,
+    read_rankings,
 )
-from segrec_batch.evaluation.statistics import Judged, Key, Measure
+from segrec_batch.evaluation.retrieval.settings import PLAIN, Feedback
+from segrec_batch.evaluation.statistics import Estimate, Judged, Key, Measure, contrast, holm
 
 CUTOFFS = (1, 5, 10, 20, 100)
 NDCG_CUTOFFS = (10, 100)
 LEVELS = np.linspace(0, 1, 21)
-"""Of recall, where precision is interpolated."""
+"""Levels of recall at which precision is interpolated."""
+DRAWS = 9999
+_BATCH = 1000  # draws at a time: they take 8 bytes a query each
 
 
 def average_precision(r: Rankings) -> Floats:
-    """(n,) AP = 1/R Σ i / rank_i over the relevant images i = 1, 2, … that were retrieved, as
-    trec_eval has it.
-    """
-    return _share(_sums(r, r.order / r.ranks), r.relevant)
+    """Return AP = 1/R Σ i / rank_i over the retrieved relevant images i, as trec_eval: (n,)."""
+    return _ratio(_sums(r, r.order / r.ranks), r.relevant)
 
 
 def average_precision_by_trapezoids(r: Rankings) -> Floats:
-    """(n,) The area under the precision-recall curve: 1/R Σ (p_i + q_i) / 2, where p_i = i / rank_i
-    and q_i = (i − 1) / (rank_i − 1), or 1 for rank 1, is the precision just before; as `compute_ap`
-    of the revisited Oxford and Paris benchmark has it (Radenović et al. 2018).
+    """Return the area under the precision-recall curve: (n,).
+
+    It is 1/R Σ (p_i + q_i) / 2 with the precision at a relevant image, p_i = i / rank_i, and just
+    before it, q_i = (i − 1) / (rank_i − 1), or 1 at rank 1, as `compute_ap` of the revisited Oxford
+    and Paris benchmark (Radenović et al. 2018).
     """
-    before = _share(r.order - 1, r.ranks - 1)
+    before = _ratio(r.order - 1, r.ranks - 1)
     before[r.ranks == 1] = 1
-    return _share(_sums(r, (before + r.order / r.ranks) / 2), r.relevant)
+    return _ratio(_sums(r, (before + r.order / r.ranks) / 2), r.relevant)
 
 
 def precision(r: Rankings, k: int) -> Floats:
-    """(n,) A / k, also where fewer than k were retrieved."""
-    return _share(r.hits(k), np.full(len(r.queries), k))
+    """Return A / k, also where fewer than k images were retrieved: (n,)."""
+    return _ratio(r.hits(k), np.full(len(r.queries), k))
 
 
 def new_precision(r: Rankings, feedback: Feedback) -> Floats:
-    """(n,) The precision of the images that are shown next after feedback: of the last `shown` of
-    the first `page`, those before them being marked.
-    """
+    """Return the precision of the `shown` images that are shown next after feedback: (n,)."""
     last = feedback.page
     hits = r.hits(last) - r.hits(last - feedback.shown)
-    return _share(hits, np.full(len(r.queries), feedback.shown))
+    return _ratio(hits, np.full(len(r.queries), feedback.shown))
 
 
 def recall(r: Rankings, k: int) -> Floats:
-    """(n,) A / R."""
-    return _share(r.hits(k), r.relevant)
+    """Return A / R: (n,)."""
+    return _ratio(r.hits(k), r.relevant)
 
 
 def false_acceptance(r: Rankings, k: int) -> Floats:
-    """(n,) FIAR = B / (A + B), of what was really retrieved; NaN if that is nothing."""
-    shown = np.minimum(r.retrieved, k)
-    return _share(shown - r.hits(k), shown)
+    """Return FIAR = B / (A + B) of the retrieved images, NaN without any: (n,)."""
+    retrieved = np.minimum(r.retrieved, k)
+    return _ratio(retrieved - r.hits(k), retrieved)
 
 
 def false_rejection(r: Rankings, k: int) -> Floats:
-    """(n,) FIRR = C / (A + C)."""
-    return _share(r.relevant - r.hits(k), r.relevant)
+    """Return FIRR = C / (A + C): (n,)."""
+    return _ratio(r.relevant - r.hits(k), r.relevant)
 
 
 def r_precision(r: Rankings) -> Floats:
-    """(n,) Precision at k = R."""
-    return _share(r.hits(r.relevant), r.relevant)
+    """Return the precision at k = R: (n,)."""
+    return _ratio(r.hits(r.relevant), r.relevant)
 
 
 def ndcg(r: Rankings, k: int) -> Floats:
-    """(n,) DCG of the ranking / DCG of the ideal one, DCG = Σ gain_i / log2(1 + i) over i = 1 … k
-    (Järvelin and Kekäläinen 2002); NaN without gains, or if none is above 0.
+    """Return DCG of the ranking / DCG of the ideal one: (n,).
+
+    DCG = Σ gain_i / log2(1 + i) over i = 1 … k (Järvelin and Kekäläinen 2002); NaN without gains,
+    or if none is above 0.
     """
     discounts = 1 / np.log2(np.arange(2, k + 2))
-    reached, ideal = (np.nan_to_num(gains[:, :k]) @ discounts for gains in (r.gains, r.ideal))
-    return _share(reached, ideal)
+    dcg, ideal = (np.nan_to_num(gains[:, :k]) @ discounts for gains in (r.gains, r.ideal))
+    return _ratio(dcg, ideal)
 
 
 def relevant_lost(r: Rankings) -> Floats:
-    """(n,) The share of the relevant candidates that were not retrieved at all."""
-    return _share(r.relevant - _sums(r, np.ones(len(r.ranks))), r.relevant)
-
-
-def average_retrieval_rate(r: Rankings, part: NDArray[np.bool_], k: int) -> Measure:
-    """ARR = Σ A / Σ R, sums over the queries: the mean recall where all classes are of one size
-    (Guo and Prasetyo 2015, as the paper on semantic features cites it).
-    """
-    return _pooled(r.hits(k), r.relevant, part)
-
-
-def candidates_left(r: Rankings, part: NDArray[np.bool_]) -> Measure:
-    """Σ retrieved / Σ candidates, sums over the queries."""
-    return _pooled(r.retrieved, r.candidates, part)
+    """Return the share of the relevant candidates that were not retrieved: (n,)."""
+    return _ratio(r.relevant - _sums(r, np.ones(len(r.ranks))), r.relevant)
 
 
 def interpolated_precision(r: Rankings, levels: Floats = LEVELS) -> Floats:
-    """(n, levels) The greatest precision at any recall of at least the level, 0 where that is not
-    reached; NaN for queries without relevant candidates.
+    """Return the greatest precision at any recall of at least each level: (n, levels).
+
+    It is 0 where the level is not reached, NaN for queries without relevant candidates.
     """
     curves = np.zeros((len(r.queries), len(levels)))
     bounds = np.searchsorted(r.owner, np.arange(len(r.queries) + 1))
@@ -123,32 +114,13 @@ def interpolated_precision(r: Rankings, levels: Floats = LEVELS) -> Floats:
     return curves
 
 
-def judge(counts: pa.Table) -> list[Judged]:
-    """The measures of each method under each setting, by class as well where there is no filter;
-    the units are the queries, sorted. Raises InputError as `rankings` does.
-    """
-    return [judged(rankings(counts))]
-
-
-def judged(found: Sequence[Rankings]) -> Judged:
-    """The same of all rankings of a counts table."""
-    part = taking_part(found)
-    measures: dict[Key, Measure] = {}
-    for r in found:
-        measures |= _measures(r, part)
-        if r.setting == NONE:
-            measures |= _by_class(r, part)
-        measures |= _of_pages(r, found, part)
-    return Judged(found[0].queries, measures)
-
-
-_WHOLE: Mapping[str, Callable[[Rankings], Floats]] = {
+_METRICS: Mapping[str, Callable[[Rankings], Floats]] = {
     "map": average_precision,
     "map_trapezoid": average_precision_by_trapezoids,
     "r_precision": r_precision,
     "relevant_lost": relevant_lost,
 }
-_AT: Mapping[str, tuple[Callable[[Rankings, int], Floats], Sequence[int]]] = {
+_METRICS_AT: Mapping[str, tuple[Callable[[Rankings, int], Floats], Sequence[int]]] = {
     "precision": (precision, CUTOFFS),
     "recall": (recall, CUTOFFS),
     "fiar": (false_acceptance, CUTOFFS),
@@ -158,69 +130,153 @@ _AT: Mapping[str, tuple[Callable[[Rankings, int], Floats], Sequence[int]]] = {
 _BY_CLASS = {("map", 0), ("r_precision", 0), ("precision", 10), ("recall", 10), ("recall", 100)}
 
 
+def judge(counts: pa.Table) -> list[Judged]:
+    """Return the measures of a counts table; raises InputError as `read_rankings` does."""
+    return [measure(read_rankings(counts))]
+
+
+def measure(rankings: Sequence[Rankings]) -> Judged:
+    """Return the measures of all methods under all settings, over the queries, sorted by name.
+
+    Under the plain setting there are measures of each class as well.
+    """
+    part = evaluated_queries(rankings)
+    measures: dict[Key, Measure] = {}
+    for r in rankings:
+        measures |= _measures(r, part)
+        measures |= _class_measures(r, part) if r.setting == PLAIN else {}
+        for feedback in _pages(r, rankings):
+            key = Key("new_precision", r.method, setting=r.setting.name, k=feedback.page)
+            measures[key] = Measure.of(new_precision(r, feedback), part)
+    return Judged(rankings[0].queries, measures)
+
+
 def _values(r: Rankings) -> Iterator[tuple[str, int, Floats]]:
-    """Name, k and (n,) values of all that is a mean over queries."""
-    for name, whole in _WHOLE.items():
-        yield name, 0, whole(r)
-    for name, (at, cutoffs) in _AT.items():
+    """Yield name, k and values (n,) of every metric that is a mean over queries."""
+    for name, metric in _METRICS.items():
+        yield name, 0, metric(r)
+    for name, (metric_at, cutoffs) in _METRICS_AT.items():
         for k in cutoffs:
-            yield name, k, at(r, k)
+            yield name, k, metric_at(r, k)
 
 
-def _measures(r: Rankings, part: NDArray[np.bool_]) -> dict[Key, Measure]:
+def _measures(r: Rankings, part: Bools) -> dict[Key, Measure]:
+    """Return means over queries, and two ratios of sums over queries.
+
+    ARR = Σ A / Σ R is the mean recall where all classes have one size (Guo and Prasetyo 2015, as
+    cited by the paper on semantic features).
+    """
+
     def key(name: str, k: int = 0) -> Key:
-        return Key(name, r.method, setting=r.setting, k=k)
+        return Key(name, r.method, setting=r.setting.name, k=k)
 
     return {
         **{key(name, k): Measure.of(values, part) for name, k, values in _values(r)},
-        **{key("arr", k): average_retrieval_rate(r, part, k) for k in CUTOFFS},
-        key("candidates_left"): candidates_left(r, part),
+        **{key("arr", k): _pooled(r.hits(k), r.relevant, part) for k in CUTOFFS},
+        key("candidates_left"): _pooled(r.retrieved, r.candidates, part),
     }
 
 
-def _of_pages(
-    r: Rankings, found: Sequence[Rankings], part: NDArray[np.bool_]
-) -> dict[Key, Measure]:
-    """The precision of new images after feedback; without, of the same pages of the ranking."""
-    mine = Setting.parse(r.setting).feedback
-    others = (Setting.parse(o.setting).feedback for o in found if o.method == r.method)
-    pages = {f.page: f for f in others if f}
-    if mine:
-        pages = {mine.page: mine}
-    elif r.setting == NONE:
-        pages |= {f.shown: replace(f, rounds=0) for f in pages.values()}
-    else:
-        pages = {}
+def _class_measures(r: Rankings, part: Bools) -> dict[Key, Measure]:
+    values = [v for v in _values(r) if v[:2] in _BY_CLASS]
     return {
-        Key("new_precision", r.method, setting=r.setting, k=k): Measure.of(
-            new_precision(r, feedback), part
-        )
-        for k, feedback in sorted(pages.items())
-    }
-
-
-def _by_class(r: Rankings, part: NDArray[np.bool_]) -> dict[Key, Measure]:
-    chosen = [v for v in _values(r) if v[:2] in _BY_CLASS]
-    return {
-        Key(name, r.method, setting=r.setting, cls=cls, k=k): Measure.of(
-            values, part & (r.classes == cls)
-        )
+        Key(name, r.method, cls=cls, k=k): Measure.of(value, part & (r.classes == cls))
         for cls in sorted(set(r.classes.tolist()) - {""})
-        for name, k, values in chosen
+        for name, k, value in values
     }
+
+
+def _pages(r: Rankings, rankings: Sequence[Rankings]) -> list[Feedback]:
+    """Return the pages of new images of a ranking, sorted.
+
+    A ranking after feedback has one; that without has the same pages as those after feedback.
+    """
+    if r.setting.feedback:
+        return [r.setting.feedback]
+    same_method = (o.setting.feedback for o in rankings if o.method == r.method)
+    pages = {f.page: f for f in same_method if f}
+    if r.setting != PLAIN:
+        return []
+    pages |= {f.shown: replace(f, rounds=0) for f in pages.values()}
+    return [pages[k] for k in sorted(pages)]
 
 
 def _sums(r: Rankings, values: Floats) -> Floats:
-    """(n,) of (m,) values at the relevant images, the sum of each query."""
+    """Return the sum of values at the relevant results (m,) for each query: (n,)."""
     return np.bincount(r.owner, values, minlength=len(r.queries)).astype(np.float64)
 
 
-def _share(part: Floats | Integers, whole: Floats | Integers) -> Floats:
-    """The ratios, NaN where the whole is 0."""
+def _ratio(part: Floats | Ints, whole: Floats | Ints) -> Floats:
+    """Return part / whole, NaN where the whole is 0."""
     nothing = np.full(len(whole), np.nan)
     return np.asarray(np.divide(part, whole, out=nothing, where=whole > 0))
 
 
-def _pooled(part: Integers, whole: Integers, counted: NDArray[np.bool_]) -> Measure:
+def _pooled(part: Ints, whole: Ints, counted: Bools) -> Measure:
     numerator, denominator = (np.where(counted, v, 0.0)[:, None] for v in (part, whole))
     return Measure(numerator, denominator)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The difference of two methods on the same queries under the plain setting.
+
+    Attributes:
+        difference: mAP of a minus mAP of b, with its paired bootstrap interval.
+        p: of the two-sided randomisation test.
+        p_holm: p corrected for the number of pairs.
+    """
+
+    a: str
+    b: str
+    difference: Estimate
+    p: float
+    p_holm: float
+
+
+def compare_methods(judged: Judged, methods: Sequence[str], seed: int = 0) -> list[Comparison]:
+    """Compare all pairs of methods by the average precisions of the queries.
+
+    Source: paired randomisation test (Smucker, Allan and Carterette 2007), corrected (Holm 1979).
+    """
+    pairs = {
+        Key("map_difference", f"{a} − {b}"): (Key("map", a), Key("map", b))
+        for a, b in combinations(methods, 2)
+    }
+    if not pairs:
+        return []
+    differences = np.hstack([_ap(judged, a) - _ap(judged, b) for a, b in pairs.values()])
+    p = randomisation_test(differences, seed=seed)
+    estimates = contrast(judged, pairs, seed=seed)
+    return [
+        Comparison(a.method, b.method, estimate, float(raw), float(corrected))
+        for (a, b), estimate, raw, corrected in zip(
+            pairs.values(), estimates, p, holm(p), strict=True
+        )
+    ]
+
+
+def randomisation_test(differences: Floats, draws: int = DRAWS, seed: int = 0) -> Floats:
+    """Return the two-sided p of each column of differences (n, c) of n queries: (c,).
+
+    p is the share of random signs for which the sum is at least as far from 0: exact over all 2ⁿ
+    signs if there are no more than draws, otherwise (1 + count) / (1 + draws). The same signs serve
+    all columns.
+    """
+    n = len(differences)
+    observed = np.abs(differences.sum(axis=0)) - 1e-12 * np.abs(differences).sum(axis=0)
+    if 2**n <= draws:
+        signs = np.array(list(product((-1.0, 1.0), repeat=n))).reshape(2**n, n)
+        return np.asarray((np.abs(signs @ differences) >= observed).mean(axis=0))
+    rng = np.random.default_rng(seed)
+    count = np.zeros(differences.shape[1])
+    for start in range(0, draws, _BATCH):
+        signs = 2.0 * rng.integers(0, 2, (min(_BATCH, draws - start), n)) - 1
+        count += (np.abs(signs @ differences) >= observed).sum(axis=0)
+    return (1 + count) / (1 + draws)
+
+
+def _ap(judged: Judged, key: Key) -> Floats:
+    """Return the average precisions of the queries that take part: (n, 1)."""
+    measure = judged.measures[key]
+    return measure.numerator[measure.denominator[:, 0] > 0]

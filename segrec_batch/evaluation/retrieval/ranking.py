@@ -1,128 +1,166 @@
-"""Rankings of a block of queries and what is counted in them."""
+"""Rankings of a block of queries, also after relevance feedback, and their counts.
 
-from collections.abc import Iterator, Sequence, Set
+Users are simulated. In each round the first images without a mark are marked by the ground truth as
+relevant or not; with label masks, an image that is not relevant but whose mask overlaps that of the
+query by half or more (IoU) is somewhat relevant. Marked images keep their ranks, and only those
+after them are ranked again, so that metrics gain from new images only (a residual ranking).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from segrec_batch.evaluation.retrieval import feedback
+from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.retrieval.collection import Collection, Ints
-from segrec_batch.evaluation.retrieval.conditions import NEIGHBOURS, Setting
-from segrec_batch.evaluation.retrieval.counts import COUNTS, FIRST
-from segrec_batch.evaluation.retrieval.methods import DEPTH, Scores, scores
-from segrec_batch.evaluation.retrieval.settings import allowed
-from segrec_batch.evaluation.retrieval.truth import Truth
+from segrec_batch.evaluation.retrieval.counts import CONDITION, COUNTS, DEPTH
+from segrec_batch.evaluation.retrieval.methods import RERANKED, Scores, parse_method, score
+from segrec_batch.evaluation.retrieval.settings import (
+    NEIGHBOURS,
+    Bools,
+    Feedback,
+    Setting,
+    candidates,
+)
+from segrec_batch.evaluation.retrieval.similarity import (
+    Features,
+    Floats,
+    Prepare,
+    dots,
+    normalised,
+    rounded,
+    scaled,
+    squares,
+    standardised,
+)
+from segrec_batch.evaluation.retrieval.truth import GroundTruth
+from segrec_batch.search.feedback.refine import (
+    NOT_RELEVANT,
+    RELEVANT,
+    SOMEWHAT,
+    STANDARD,
+    SVM,
+    refined,
+)
+from segrec_batch.search.feedback.vectors import prepared
 
-Bools = NDArray[np.bool_]
+SIMILAR = 0.5
+"""Overlap of masks from which an image is somewhat relevant."""
+
+_PREPARE: Mapping[str, Prepare] = {"pearson": standardised, "cosine": normalised}
+_FROZEN = 1e9  # above all scores
 
 
 def count_block(
-    rows: Ints, images: Collection, truth: Truth, methods: Sequence[str], of: Sequence[Setting]
+    rows: Ints,
+    images: Collection,
+    truth: GroundTruth,
+    methods: Sequence[str],
+    settings: Sequence[Setting],
 ) -> pa.Table:
-    """COUNTS of a block of queries (q,): by method, setting, query, in the order given. Settings
-    with feedback come last, and only of methods that have it.
+    """Return the COUNTS of a block of queries (q,): by method, setting, query, in their order.
 
-    Takes some 60 bytes for each of q · n pairs, at most.
+    Settings with feedback come last, and only of methods that have it. Takes some 60 bytes for each
+    of q · n pairs, at most.
     """
-    conditions = list(allowed(rows, images, [setting for setting in of if not setting.feedback]))
-    block = _Block(rows, images, truth, {s.neighbours for s in of if s.neighbours})
+    filters = list(candidates(rows, images, [s for s in settings if not s.feedback]))
+    block = _Block(rows, images, truth, {s.neighbours for s in settings if s.neighbours})
     parts = []
     for name in methods:
-        found = scores(name, rows, images)
-        after = feedback.rankings(name, found.values, rows, images, truth, of)
-        parts += [block.counts(name, *ranked) for ranked in _rankings(found, conditions)]
-        parts += [block.counts(name, *ranked) for ranked in after]
+        scores = score(name, rows, images)
+        order = sort_images(scores.values)
+        for setting, passes in filters:
+            parts.append(block.counts(name, setting, *rank(scores, order, passes)))
+        rounds = feedback_rankings(name, scores.values, rows, images, truth, settings)
+        parts += [block.counts(name, *ranking) for ranking in rounds]
     return pa.concat_tables(parts)
 
 
-def neighbours(rows: Ints, images: Collection, metric: str) -> Bools:
-    """Which others are nearest to some images by a metric on the feature, each to itself as well:
-    (q, n).
+def nearest_images(rows: Ints, images: Collection, metric: str) -> Bools:
+    """Return the NEIGHBOURS nearest images by a metric of the feature, and each itself: (q, n)."""
+    nearest = np.zeros((len(rows), len(images)), bool)
+    nearest[np.arange(len(rows)), rows] = True
+    scores = score(metric, rows, images)
+    order, listed = rank(scores, sort_images(scores.values), ~nearest)
+    first = listed & (listed.cumsum(axis=1) <= NEIGHBOURS)
+    nearest[np.nonzero(first)[0], order[first]] = True
+    return nearest
+
+
+def sort_images(scores: Floats) -> Ints:
+    """Return all images of each query by descending score, ties by image_id, NaN last: (q, n)."""
+    return np.argsort(-scores, axis=1, kind="stable")
+
+
+def rank(scores: Scores, order: Ints, passes: Bools) -> tuple[Ints, Bools]:
+    """Return a ranking of each query (q, n), and which of its images are results (q, n).
+
+    Results are the images that pass (q, n) and have a score; the first RERANKED of them are put in
+    the order of `scores.rerank`.
     """
-    found = np.zeros((len(rows), len(images)), bool)
-    found[np.arange(len(rows)), rows] = True
-    given = scores(metric, rows, images)
-    order, left = listed(given, in_order(given), ~found)
-    first = left & (left.cumsum(axis=1) <= NEIGHBOURS)
-    found[np.nonzero(first)[0], order[first]] = True
-    return found
-
-
-def _rankings(
-    given: Scores, conditions: Sequence[tuple[Setting, Bools]]
-) -> Iterator[tuple[Setting, Ints, Bools]]:
-    """For each setting all images, best first (q, n), and which of them are listed."""
-    order = in_order(given)
-    for setting, found in conditions:
-        yield setting, *listed(given, order, found)
-
-
-def in_order(scores: Scores) -> Ints:
-    """All images of each query by descending score (q, n), equal ones by image_id, NaN last."""
-    return np.argsort(-scores.values, axis=1, kind="stable")
-
-
-def listed(scores: Scores, order: Ints, found: Bools) -> tuple[Ints, Bools]:
-    """The order with its first DEPTH ranked again, and which of it is listed: those that are
-    `found` (q, n) and have a score.
-    """
-    left = np.take_along_axis(found & ~np.isnan(scores.values), order, axis=1)
-    if scores.again is None:
-        return order, left
-    first = left & (left.cumsum(axis=1) <= DEPTH)
+    listed = np.take_along_axis(passes & ~np.isnan(scores.values), order, axis=1)
+    if scores.rerank is None:
+        return order, listed
+    first = listed & (listed.cumsum(axis=1) <= RERANKED)
     queries = np.nonzero(first)[0]
-    again = scores.again[queries, order[first]]
+    again = scores.rerank[queries, order[first]]
     turn = np.lexsort((np.nan_to_num(-again, nan=np.inf), queries))  # stable; by query, then score
     order = order.copy()
     order[first] = order[first][turn]
-    return order, left
+    return order, listed
 
 
 class _Block:
-    """What all rankings of some queries have in common."""
+    """Values that all rankings of some queries share."""
 
-    def __init__(self, rows: Ints, images: Collection, truth: Truth, metrics: Set[str]) -> None:
+    def __init__(
+        self, rows: Ints, images: Collection, truth: GroundTruth, metrics: Set[str]
+    ) -> None:
         self.rows = rows
         self.candidates = len(images) - 1
-        self.relevant = {"": truth.relevant(rows)}
-        self.relevant |= {metric: neighbours(rows, images, metric) for metric in metrics}
+        self.relevant = {"": truth.relevance.matrix(rows)}
+        self.relevant |= {metric: nearest_images(rows, images, metric) for metric in metrics}
         self.gains = truth.gains(rows)
-        self.named = [
+        self.identity = [
             images.ids.take(pa.array(rows)),
             images.uris.take(pa.array(rows)),
-            pa.array([truth.name(int(row)) for row in rows], pa.string()),
+            pa.array([truth.class_name(int(row)) for row in rows], pa.string()),
         ]
-        self.ideal = {kept: self._ideal(kept) for kept in (False, True)}
+        self.ideal = {keeps: self._ideal(keeps) for keeps in (False, True)}
 
-    def _ideal(self, kept: bool) -> pa.Array:
+    def _ideal(self, keeps_query: bool) -> pa.Array:
         if self.gains is None:
             return pa.nulls(len(self.rows), COUNTS.field("ideal").type)
         gains = self.gains.copy()
-        if not kept:
+        if not keeps_query:
             gains[np.arange(len(gains)), self.rows] = -1  # below all others
-        count = min(FIRST, self.candidates + kept)
+        count = min(DEPTH, self.candidates + keeps_query)
         best = -np.partition(-gains, max(count - 1, 0), axis=1)[:, :count]
         best = -np.sort(-best, axis=1)
         return _lists(np.full(len(best), count), best.ravel(), "ideal")
 
     def counts(self, method: str, setting: Setting, order: Ints, listed: Bools) -> pa.Table:
-        """The rows of one method and setting."""
+        """Return the rows of one method and setting."""
         q = len(self.rows)
-        places = listed.cumsum(axis=1, dtype=np.int32)
-        found = self.relevant[setting.neighbours]
-        hits = np.take_along_axis(found, order, axis=1) & listed
-        relevant = found.sum(axis=1) - int(not setting.kept)  # all are so to themselves
+        ranks = listed.cumsum(axis=1, dtype=np.int32)
+        matrix = self.relevant[setting.neighbours]
+        hits = np.take_along_axis(matrix, order, axis=1) & listed
+        relevant = matrix.sum(axis=1) - int(not setting.keeps_query)  # each is so to itself
         columns = [
-            *self.named,
+            *self.identity,
             pa.array([method] * q),
             pa.array([setting.name] * q),
-            pa.array(np.full(q, self.candidates + setting.kept, np.int32)),
-            pa.array(places[:, -1]),
+            pa.array([setting.to_row()] * q, CONDITION),
+            pa.array(np.full(q, self.candidates + setting.keeps_query, np.int32)),
+            pa.array(ranks[:, -1]),
             pa.array(relevant.astype(np.int32)),
-            _lists(hits.sum(axis=1), places[hits], "ranks"),
-            self._gains(order, listed & (places <= FIRST)),
-            self.ideal[setting.kept],
+            _lists(hits.sum(axis=1), ranks[hits], "ranks"),
+            self._gains(order, listed & (ranks <= DEPTH)),
+            self.ideal[setting.keeps_query],
         ]
         return pa.table(columns, schema=COUNTS)
 
@@ -134,7 +172,103 @@ class _Block:
 
 
 def _lists(lengths: Ints, values: NDArray[np.generic], column: str) -> pa.Array:
-    """Lists of some lengths, one after the other in `values`, as a column of COUNTS."""
+    """Return consecutive lists of some lengths as a column of COUNTS."""
     kind = COUNTS.field(column).type
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, kind.value_type), type=kind)
+
+
+def feedback_rankings(
+    method: str,
+    scores: Floats,
+    rows: Ints,
+    images: Collection,
+    truth: GroundTruth,
+    settings: Sequence[Setting],
+) -> Iterator[tuple[Setting, Ints, Bools]]:
+    """Yield for each setting with feedback the ranking (q, n), and which of it are results.
+
+    Yields nothing for a method that is more than a metric of vectors.
+
+    Args:
+        method: name of a method.
+        scores: its scores without feedback, (q, n).
+        rows: the queries, (q,).
+        images: all images.
+        truth: what users mark images by.
+        settings: settings with and without feedback.
+    """
+    by_feedback = {s.feedback: s for s in settings if s.feedback}
+    parsed = parse_method(method)
+    if not parsed.metric or not by_feedback:
+        return
+    users = _Users(rows, _marks(rows, truth), parsed.metric, parsed.vectors(images))
+    for way, shown in dict.fromkeys((f.way, f.shown) for f in by_feedback):
+        last = max(f.rounds for f in by_feedback if (f.way, f.shown) == (way, shown))
+        rounds = users.rounds(way, scores, shown)
+        for i, (order, listed) in zip(range(1, last + 1), rounds, strict=False):
+            if setting := by_feedback.get(Feedback(way, i, shown)):
+                yield setting, order, listed
+
+
+def _marks(rows: Ints, truth: GroundTruth) -> Floats:
+    """Return the marks that the users of some queries give to all images: (q, n)."""
+    marks = np.where(truth.relevance.matrix(rows), RELEVANT, NOT_RELEVANT)
+    gains = truth.gains(rows)
+    if gains is not None:
+        marks[(marks == NOT_RELEVANT) & (gains >= SIMILAR)] = SOMEWHAT
+    return marks
+
+
+@dataclass(frozen=True)
+class _Users:
+    """Users of q queries with the marks (q, n) that they give, and the vectors (n, C) compared."""
+
+    rows: Ints
+    marks: Floats
+    metric: str
+    features: Features
+
+    def rounds(self, way: str, scores: Floats, shown: int) -> Iterator[tuple[Ints, Bools]]:
+        """Yield the rankings after one round, after two, and so on without end."""
+        scores = scores.copy()
+        scores[np.arange(len(self.rows)), self.rows] = np.nan
+        known = ~np.isnan(scores)
+        for marked in count(shown, shown):
+            first = sort_images(scores)[:, :marked]
+            scores = self._refined_scores(way, scores, first, known)
+            np.put_along_axis(scores, first, _FROZEN - np.arange(first.shape[1])[None], axis=1)
+            scores[~known] = np.nan
+            order = sort_images(scores)
+            yield order, np.take_along_axis(known, order, axis=1)
+
+    def _refined_scores(self, way: str, scores: Floats, first: Ints, known: Bools) -> Floats:
+        """Return scores that follow from marks on the first images (q, m).
+
+        They stay where the way is undefined: an SVM needs images of both kinds with other vectors.
+        """
+        vectors = np.zeros((len(self.rows), self.features.shape[1]), np.float32)
+        is_refined = np.zeros(len(self.rows), bool)
+        for i, places in enumerate(first):
+            places = places[known[i, places]]
+            marks = self.marks[i, places]
+            if not len(marks):
+                continue
+            ready = prepared(self.features[[self.rows[i], *places]], self.metric)
+            with suppress(InputError):
+                vectors[i] = refined(way, ready[0], ready[1:], marks, STANDARD)
+                is_refined[i] = True
+        # the direction of an SVM ranks as its products do
+        metric = "dot" if way == SVM and self.metric == "euclidean" else self.metric
+        return np.where(is_refined[:, None], _scores(vectors, self.features, metric), scores)
+
+
+def _scores(queries: Features, features: Features, metric: str) -> Floats:
+    """Return scores that rank images (n, C) by a metric with vectors (q, C): (q, n)."""
+    if metric in _PREPARE:
+        return rounded(dots(queries, features, _PREPARE[metric]))
+    _, prepare = scaled(features, 2)  # refined vectors may be longer
+    products = dots(queries, features, prepare)
+    if metric == "dot":
+        return rounded(products)
+    return rounded(2 * products - squares(features, prepare))  # ‖q‖² − ‖q − x‖²

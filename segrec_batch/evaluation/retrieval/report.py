@@ -1,53 +1,86 @@
-"""The retrieval report, from its counts."""
+"""The retrieval report: a page and metric values that follow from the counts of a run."""
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from segrec_batch.common.errors import InputError
+from segrec_batch.evaluation.items import Gallery, GalleryImage, Section
 from segrec_batch.evaluation.report import Provenance, Report
-from segrec_batch.evaluation.retrieval import dimensions, filters, rounds, sections
-from segrec_batch.evaluation.retrieval.examples import (
-    SHOWN,
-    Example,
-    average_precisions,
-    best_and_worst,
-)
-from segrec_batch.evaluation.retrieval.findings import Findings
+from segrec_batch.evaluation.retrieval import sections
+from segrec_batch.evaluation.retrieval.counts import Floats, evaluated_queries, read_rankings
+from segrec_batch.evaluation.retrieval.figures import Figures
 from segrec_batch.evaluation.retrieval.latency import Latency
-from segrec_batch.evaluation.retrieval.measures import LEVELS, interpolated_precision
-from segrec_batch.evaluation.retrieval.rankings import Floats
-from segrec_batch.evaluation.retrieval.run import Retrieval, Run, first, retrieve
-from segrec_batch.evaluation.retrieval.significance import Comparison, compare
+from segrec_batch.evaluation.retrieval.measures import (
+    LEVELS,
+    Comparison,
+    average_precision,
+    compare_methods,
+    interpolated_precision,
+)
+from segrec_batch.evaluation.retrieval.run import (
+    RetrievalOptions,
+    RetrievalRun,
+    first_hits,
+    run_retrieval,
+)
+from segrec_batch.evaluation.retrieval.settings import PLAIN
 from segrec_batch.index.snapshot import choose_roots
+from segrec_batch.sheets.card import Card
+from segrec_batch.sheets.thumbnail import ThumbnailMaker
+from segrec_batch.sources.roots import ImageRoots, fetch_images
 
 log = logging.getLogger(__name__)
 
+RESULTS = 8
+"""Number of results of an example."""
+_BOX = 240, 240  # pixels
+_TIES = "of equal scores the lower image_id, of equal mask IoU the order before"
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-def retrieval_report(asked: Retrieval) -> Report:
-    """Run methods over an index and say how well they answer. Raises SegrecError."""
-    run = retrieve(asked)
-    ties = "of equal scores the lower image_id, of equal mask IoU the order before"
+@dataclass(frozen=True)
+class Example:
+    """A query without a filter, with its first results by a method.
+
+    Attributes:
+        query: URI.
+        cls: class of the query, "" for none.
+        ap: average precision.
+        results: URI, relevance and score of each.
+        roots: folders below which images are fetched.
+    """
+
+    query: str
+    cls: str
+    ap: float
+    method: str
+    results: Sequence[tuple[str, bool, float]]
+    roots: ImageRoots
+
+
+def retrieval_report(options: RetrievalOptions) -> Report:
+    """Evaluate the methods of an index. Raises SegrecError."""
+    run = run_retrieval(options)
     provenance = Provenance(
         kind="retrieval",
         data=f"{run.truth.fingerprint}, {run.queries:,} queries among {len(run.images):,} images",
-        ties=ties,
-        seed=asked.seed,
+        ties=_TIES,
+        seed=options.seed,
         model_id=run.model_id,
         weights=run.weights,
         index=run.index,
         version=run.version,
     )
-    report = render(
+    report = build_report(
         run.counts,
         provenance,
-        run.truth.words,
+        run.truth.description,
         examples=_examples(run),
         latency=run.latencies,
         notice=run.notice,
@@ -55,30 +88,7 @@ def retrieval_report(asked: Retrieval) -> Report:
     return replace(report, details={**report.details, "labels": run.truth.details})
 
 
-def _examples(run: Run) -> list[Example]:
-    """The best and the worst queries of the first method."""
-    method = run.asked.methods[0]
-    ap = average_precisions(run.counts, method)
-    ids = [query for some in best_and_worst(ap) for query in some]
-    found = first(run, method, ids, SHOWN)
-    rows = run.images.rows(pa.array(ids, pa.string()))
-    roots = choose_roots(run.index, run.asked.images_roots)
-    if not roots.uris:
-        log.info(f"{run.index} does not say what it was made from: --images-root URI shows images")
-    return [
-        Example(
-            run.images.uris[int(row)].as_py(),
-            run.truth.name(int(row)),
-            ap[query],
-            method,
-            [(hit.uri, hit.relevant, hit.score) for hit in found[query]],
-            roots,
-        )
-        for query, row in zip(ids, rows, strict=True)
-    ]
-
-
-def render(
+def build_report(
     counts: pa.Table,
     provenance: Provenance,
     truth: str,
@@ -88,68 +98,146 @@ def render(
     not_run: Mapping[str, str] = _NOTHING,
     notice: str | None = None,
 ) -> Report:
-    """All that the counts say, and what else was seen in the run.
+    """Return the report of some counts.
 
-    truth: in a sentence, what is relevant to a query. examples: see `best_and_worst`; their
-    images are read here. latency: of what SQL can answer. not_run: by method. Raises InputError
-    for what is not a counts table or judges nothing, StorageError where images cannot be had.
+    Args:
+        counts: table of COUNTS.
+        provenance: of the counts.
+        truth: a sentence about the ground truth.
+        examples: queries whose images are read and shown.
+        latency: of the methods that SQL has.
+        not_run: reasons by method.
+        notice: a warning.
+
+    Raises:
+        InputError: as `Figures.of`.
+        StorageError: for images that cannot be read.
     """
-    found = Findings.of(counts, provenance.seed)
-    compared = compare(found.judged, found.methods, provenance.seed)
-    curves = _curves(found)
+    figures = Figures.of(counts, provenance.seed)
+    compared = compare_methods(figures.measures, figures.methods, provenance.seed)
+    curves = {
+        r.method: np.nanmean(interpolated_precision(r), axis=0)
+        for r in figures.rankings
+        if r.method in figures.methods
+    }
     parts = [
-        sections.overview(found, truth, provenance.ties),
-        sections.curves(found, curves),
-        filters.filters(found),
-        filters.query_kept(found),
-        rounds.feedback(found),
-        sections.classes(found),
-        dimensions.dimensions(found),
-        sections.significance(found, compared),
+        sections.overview(figures, compared, truth, provenance.ties),
+        sections.curves(figures, curves),
+        sections.filters(figures),
+        sections.query_kept(figures),
+        sections.feedback(figures),
+        sections.classes(figures),
+        sections.components(figures),
+        sections.significance(figures, compared),
         sections.latencies(latency),
-        sections.examples(examples),
+        Section("Best and worst queries", galleries(examples)) if examples else None,
     ]
     return Report(
         title="How well the index answers",
         provenance=provenance,
-        estimates=found.estimates,
+        estimates=figures.estimates,
         counts=counts,
         sections=[part for part in parts if part],
-        details=_details(found, truth, compared, curves, latency),
+        details=_details(figures, truth, compared, curves, latency),
         not_run=not_run,
         notice=notice,
     )
 
 
-def _curves(found: Findings) -> dict[str, Floats]:
-    """Precision at `LEVELS` of recall, the mean over the queries that take part."""
-    return {
-        r.method: np.nanmean(interpolated_precision(r), axis=0)
-        for r in found.unfiltered
-        if r.method in found.methods
-    }
-
-
 def _details(
-    found: Findings,
+    figures: Figures,
     truth: str,
     compared: Sequence[Comparison],
     curves: Mapping[str, Floats],
     latency: Sequence[Latency],
 ) -> dict[str, Any]:
+    pairs = [asdict(c) for c in compared]
+    for pair in pairs:
+        del pair["difference"]["key"]
     return {
         "truth": truth,
-        "queries": {"all": len(found.judged.units), "without_relevant": found.outside},
+        "queries": {"all": len(figures.measures.units), "without_relevant": figures.outside},
         "curves": {
             "recall": LEVELS.tolist(),
             "precision": {method: curve.tolist() for method, curve in curves.items()},
         },
-        "significance": [_pair(c) for c in compared],
+        "significance": pairs,
         "latency": [asdict(times) for times in latency],
     }
 
 
-def _pair(c: Comparison) -> dict[str, Any]:
-    found = asdict(c.difference)
-    del found["key"]
-    return {"a": c.a, "b": c.b, "difference": found, "p": c.p, "p_holm": c.p_holm}
+def _examples(run: RetrievalRun) -> list[Example]:
+    """Return the best and the worst queries of the first method."""
+    method = run.options.methods[0]
+    ap = average_precisions(run.counts, method)
+    ids = [query for some in best_and_worst(ap) for query in some]
+    hits = first_hits(run, method, ids, RESULTS)
+    rows = run.images.rows(pa.array(ids, pa.string()))
+    roots = choose_roots(run.index, run.options.images_roots)
+    if not roots.uris:
+        log.info("%s does not name its images: --images-root URI shows them", run.index)
+    return [
+        Example(
+            run.images.uris[int(row)].as_py(),
+            run.truth.class_name(int(row)),
+            ap[query],
+            method,
+            [(hit.uri, hit.is_relevant, hit.score) for hit in hits[query]],
+            roots,
+        )
+        for query, row in zip(ids, rows, strict=True)
+    ]
+
+
+def average_precisions(counts: pa.Table, method: str) -> dict[str, float]:
+    """Return the AP of each evaluated query, by image_id, without a filter.
+
+    Raises:
+        InputError: if the method is not in the counts.
+    """
+    rankings = read_rankings(counts)
+    part = evaluated_queries(rankings)
+    for r in rankings:
+        if (r.method, r.setting) == (method, PLAIN):
+            ap = average_precision(r)
+            return {
+                q: float(a) for q, a, counted in zip(r.queries, ap, part, strict=True) if counted
+            }
+    raise InputError(f"{method} was not judged without a filter")
+
+
+def best_and_worst(ap: Mapping[str, float], n: int = 3) -> tuple[list[str], list[str]]:
+    """Return the n queries of greatest and those of least AP, none in both; ties go by name."""
+    best = sorted(ap, key=lambda q: (-ap[q], q))[:n]
+    worst = [q for q in sorted(ap, key=lambda q: (ap[q], q)) if q not in best]
+    return best, worst[:n]
+
+
+def galleries(examples: Sequence[Example]) -> list[Gallery]:
+    """Return a gallery for each method: queries by AP, each with its marked results."""
+    maker = ThumbnailMaker((), _BOX)
+    by_ap = sorted(examples, key=lambda e: (-e.ap, e.query))
+    return [
+        Gallery(
+            f"{method}: queries and their first results, by average precision",
+            [_strip(e, maker) for e in by_ap if e.method == method],
+        )
+        for method in dict.fromkeys(e.method for e in examples)
+    ]
+
+
+def _strip(example: Example, maker: ThumbnailMaker) -> tuple[str, list[GalleryImage]]:
+    results = example.results[:RESULTS]
+    uris = [example.query, *(uri for uri, *_ in results)]
+    cards = [
+        Card(uri, data if isinstance(data, bytes) else None, b"", {}, None)
+        for uri, data in zip(uris, fetch_images(uris, example.roots), strict=True)
+    ]
+    labels = ["query", *(f"{i} · {score:.3f}" for i, (*_, score) in enumerate(results, start=1))]
+    marks = ["", *("good" if is_relevant else "bad" for _, is_relevant, _ in results)]
+    images = [
+        GalleryImage(maker.make(card).image, label, mark=mark)
+        for card, label, mark in zip(cards, labels, marks, strict=True)
+    ]
+    title = " · ".join(filter(None, (example.cls, f"AP {example.ap:.3f}", cards[0].name)))
+    return title, images

@@ -1,4 +1,4 @@
-"""One run: read the images, find the ground truth, rank and count blocks of queries on Ray."""
+"""A run of a retrieval evaluation: images, ground truth, counts of all queries on Ray."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -9,33 +9,52 @@ import pyarrow as pa
 from segrec_batch.common.console import ProgressMeter
 from segrec_batch.distributed import cluster
 from segrec_batch.distributed.tasks import Shared, each
-from segrec_batch.evaluation.retrieval import feedback
 from segrec_batch.evaluation.retrieval.collection import FEATURE, Collection, Ints, load
-from segrec_batch.evaluation.retrieval.conditions import PLAIN, Setting, Window
-from segrec_batch.evaluation.retrieval.dimensions import SWEPT, sweep
-from segrec_batch.evaluation.retrieval.latency import Latency, latencies
+from segrec_batch.evaluation.retrieval.latency import Latency, measure_latencies
 from segrec_batch.evaluation.retrieval.masks import Masks
-from segrec_batch.evaluation.retrieval.methods import chosen, method, scores
-from segrec_batch.evaluation.retrieval.pairs import Pairs
-from segrec_batch.evaluation.retrieval.ranking import count_block, in_order, listed
-from segrec_batch.evaluation.retrieval.settings import EPSILONS, WINDOWS, allowed, settings
-from segrec_batch.evaluation.retrieval.truth import Folders, Truth
+from segrec_batch.evaluation.retrieval.methods import parse_method, resolve_methods, score
+from segrec_batch.evaluation.retrieval.ranking import count_block, rank, sort_images
+from segrec_batch.evaluation.retrieval.settings import (
+    EPSILONS,
+    PLAIN,
+    WINDOWS,
+    Setting,
+    Window,
+    candidates,
+    feedback_settings,
+    filter_settings,
+)
+from segrec_batch.evaluation.retrieval.truth import Folders, GroundTruth, Pairs
 from segrec_batch.search.database import open_index
 
 log = logging.getLogger(__name__)
 
 Grid = tuple[tuple[str, ...], tuple[Setting, ...]]
-"""Methods, and settings in each of which each of them is judged."""
+"""Methods, and the settings in each of which each of them is evaluated."""
+
+SWEPT_METHOD = "pca-cosine"
+"""Method that is evaluated for some numbers of components: the first d values of its vectors are
+the projection on d components."""
+FULL_METRICS = ("cosine", "pearson")
+"""Metrics of the full vector that components are compared with."""
+
 _PAIRS = 2**21  # of queries and images in a block: some 60 bytes each
-_BLOCKS = 64  # queries of a block, at most: several blocks a core
+_BLOCK_QUERIES = 64  # at most, so that each core has several blocks
 
 
 @dataclass(frozen=True)
-class Retrieval:
-    """What to judge. index: or a query cache. truth: what is relevant to what. methods: see
-    `methods`; `all` stands for those of the index. windows, epsilons: filters, see `Setting`.
-    queries: at most so many, drawn with `seed`. feedback_rounds: how often simulated users mark
-    images, 0 for not at all. images_roots: see `choose_roots`.
+class RetrievalOptions:
+    """Options of a retrieval evaluation.
+
+    Attributes:
+        index: URI of an index or of a query cache.
+        truth: source of the ground truth.
+        methods: names of `methods`; `all` stands for those of the index.
+        windows, epsilons: filters, see `Setting`.
+        queries: greatest number of queries, drawn with `seed`.
+        version: of the index, None for the newest.
+        feedback_rounds: number of rounds in which simulated users mark images.
+        images_roots: see `choose_roots`.
     """
 
     index: str
@@ -46,21 +65,26 @@ class Retrieval:
     queries: int = 1000
     seed: int = 0
     version: int | None = None
-    feedback_rounds: int = feedback.ROUNDS
+    feedback_rounds: int = 3
     images_roots: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Run:
-    """What came of it. asked: with the names of all methods. counts: COUNTS, by method and setting
-    in the order asked for, then by query; behind them those of `dimensions`. queries: how many were
-    asked. index, version, model_id, weights, notice: what was judged.
+class RetrievalRun:
+    """The results of a run.
+
+    Attributes:
+        options: with the names of all methods.
+        counts: COUNTS, by method and setting in the order of the options, then by query; those of
+            `dimension_grid` at the end.
+        queries: number of queries.
+        index, version, model_id, weights, notice: the snapshot and its model.
     """
 
-    asked: Retrieval
+    options: RetrievalOptions
     counts: pa.Table
     images: Collection
-    truth: Truth
+    truth: GroundTruth
     latencies: Sequence[Latency]
     queries: int
     index: str
@@ -72,49 +96,42 @@ class Run:
 
 @dataclass(frozen=True)
 class Hit:
-    """One image of a ranking."""
+    """A result of a query."""
 
     image_id: str
     uri: str
-    relevant: bool
+    is_relevant: bool
     score: float
 
 
-@dataclass(frozen=True)
-class _Task:
-    """A block of queries, and what all blocks share."""
-
-    rows: Ints
-    images: Shared[Collection]
-    truth: Shared[Truth]
-    grids: Sequence[Grid]
-
-
-def retrieve(asked: Retrieval) -> Run:
+def run_retrieval(options: RetrievalOptions) -> RetrievalRun:
     """Rank all images for each query by each method in each setting, and count.
 
     The images are in memory twice, here and where the tasks read them. Counts take 4 bytes for each
     query, method, setting and image that is relevant to the query. Raises SegrecError.
     """
-    of = (*settings(asked.windows, asked.epsilons), *feedback.settings(asked.feedback_rounds))
-    database = open_index(asked.index, asked.version)
+    settings = (
+        *filter_settings(options.windows, options.epsilons),
+        *feedback_settings(options.feedback_rounds),
+    )
+    database = open_index(options.index, options.version)
     with database.connection:
         spec = database.spec
-        methods = chosen(asked.methods, [descriptor.name for descriptor in spec.descriptors])
-        images = load(database, *_needed(methods))
-        truth = asked.truth.find(images)
-        rows = truth.queries(asked.queries, asked.seed)
-        log.info(
-            f"{len(rows):,} queries among {len(images):,} images, {images.copies:,} of them copies"
-        )
-        took = latencies(database, images, methods, rows, asked.seed)
-    grids = [(methods, of), *([sweep(images)] if SWEPT in methods else [])]
-    return Run(
-        asked=replace(asked, methods=methods),
-        counts=count(rows, images, truth, grids, block_size(len(images))),
+        methods = resolve_methods(options.methods, [d.name for d in spec.descriptors])
+        images = load(database, *_parts(methods))
+        truth = options.truth.read(images)
+        rows = truth.queries(options.queries, options.seed)
+        log.info(f"{len(rows):,} queries among {len(images):,} images, {images.copies:,} copies")
+        latencies = measure_latencies(database, images, methods, rows, options.seed)
+    grids = [(methods, settings)]
+    grids += [dimension_grid(images)] if SWEPT_METHOD in methods else []
+    block = min(max(_PAIRS // len(images), 1), _BLOCK_QUERIES)
+    return RetrievalRun(
+        options=replace(options, methods=methods),
+        counts=count_queries(rows, images, truth, grids, block),
         images=images,
         truth=truth,
-        latencies=took,
+        latencies=latencies,
         queries=len(rows),
         index=database.index,
         version=database.version,
@@ -124,36 +141,48 @@ def retrieve(asked: Retrieval) -> Run:
     )
 
 
-def _needed(methods: Sequence[str]) -> tuple[set[str], set[str]]:
-    """The parts of a collection, and the descriptors, that methods read."""
-    read = [method(name) for name in methods]
-    parts = {part for m in read for part in m.parts}
-    swept = {FEATURE} if SWEPT in methods else set()  # neighbours are by the full vector
-    return parts | swept, {m.descriptor for m in read if m.descriptor}
+def _parts(methods: Sequence[str]) -> tuple[set[str], set[str]]:
+    """Return the parts of a collection, and the descriptors, that methods read."""
+    parsed = [parse_method(name) for name in methods]
+    parts = {part for m in parsed for part in m.parts}
+    swept = {FEATURE} if SWEPT_METHOD in methods else set()  # neighbours are by the full vector
+    return parts | swept, {m.descriptor for m in parsed if m.descriptor}
 
 
-def block_size(images: int) -> int:
-    """Queries that are ranked at once."""
-    return min(max(_PAIRS // images, 1), _BLOCKS)
+def dimension_grid(images: Collection) -> Grid:
+    """Return the methods for 2, 4, 8, … components up to all, and their settings (Krupa 2022)."""
+    length = images.vectors[parse_method(SWEPT_METHOD).descriptor].shape[1]
+    numbers = [2**i for i in range(1, length.bit_length()) if 2**i < length]
+    methods = tuple(f"{SWEPT_METHOD}@{d}" for d in (*numbers, length))
+    return methods, (PLAIN, *(Setting(neighbours=metric) for metric in FULL_METRICS))
 
 
-def count(
-    rows: Ints,
-    images: Collection,
-    truth: Truth,
-    grids: Sequence[Grid],
-    size: int,
+@dataclass(frozen=True)
+class _Task:
+    """A block of queries, and what all blocks share."""
+
+    rows: Ints
+    images: Shared[Collection]
+    truth: Shared[GroundTruth]
+    grids: Sequence[Grid]
+
+
+def count_queries(
+    rows: Ints, images: Collection, truth: GroundTruth, grids: Sequence[Grid], size: int
 ) -> pa.Table:
-    """COUNTS of queries, ranked on the cluster in blocks of `size`, which they do not depend on."""
+    """Return the COUNTS of queries, ranked on the cluster in blocks of `size` queries.
+
+    The counts do not depend on the size.
+    """
     blocks = [rows[i : i + size] for i in range(0, len(rows), size)]
-    found: dict[int, pa.Table] = {}
+    tables: dict[int, pa.Table] = {}
     with cluster.joined(), ProgressMeter("queries ranked", len(rows)) as meter:
         shared = Shared(images), Shared(truth)
         tasks = (_Task(block, *shared, grids) for block in blocks)
         for task, table in each(_count, tasks, cpus=1):
-            found[int(task.rows[0])] = table
+            tables[int(task.rows[0])] = table
             meter.advance(len(task.rows))
-    parts = [found[int(block[0])] for block in blocks]
+    parts = [tables[int(block[0])] for block in blocks]
     return pa.concat_tables(
         part.slice(i * len(block), len(block))
         for i in range(parts[0].num_rows // len(blocks[0]))
@@ -163,30 +192,27 @@ def count(
 
 def _count(task: _Task) -> pa.Table:
     images, truth = task.images.get(), task.truth.get()
-    return pa.concat_tables(
-        count_block(task.rows, images, truth, methods, of) for methods, of in task.grids
-    )
+    return pa.concat_tables(count_block(task.rows, images, truth, *grid) for grid in task.grids)
 
 
-def first(
-    run: Run, method: str, queries: Sequence[str], k: int, setting: Setting = PLAIN
+def first_hits(
+    run: RetrievalRun, method: str, queries: Sequence[str], k: int, setting: Setting = PLAIN
 ) -> Mapping[str, list[Hit]]:
-    """The k first of the rankings of some queries, by image_id, as they were counted."""
+    """Return the k first results of some queries, by image_id, as they were counted."""
     rows = run.images.rows(pa.array(queries, pa.string()))
-    ((_, found),) = allowed(rows, run.images, [setting])
-    given = scores(method, rows, run.images)
-    order, left = listed(given, in_order(given), found)
-    relevant = run.truth.relevant(rows)
-    hits = {}
-    for i, query in enumerate(queries):
-        best = order[i][left[i]][:k]
-        hits[query] = [
+    ((_, passes),) = candidates(rows, run.images, [setting])
+    scores = score(method, rows, run.images)
+    order, listed = rank(scores, sort_images(scores.values), passes)
+    relevant = run.truth.relevance.matrix(rows)
+    return {
+        query: [
             Hit(
                 run.images.ids[int(j)].as_py(),
                 run.images.uris[int(j)].as_py(),
                 bool(relevant[i, j]),
-                float(given.values[i, j]),
+                float(scores.values[i, j]),
             )
-            for j in best
+            for j in order[i][listed[i]][:k]
         ]
-    return hits
+        for i, query in enumerate(queries)
+    }

@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 
 from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.report import Provenance
-from segrec_batch.evaluation.retrieval import kernels
+from segrec_batch.evaluation.retrieval import similarity
 from segrec_batch.evaluation.retrieval.collection import FOREGROUND, Collection, load
-from segrec_batch.evaluation.retrieval.conditions import NEIGHBOURS, PLAIN
-from segrec_batch.evaluation.retrieval.dimensions import sweep
-from segrec_batch.evaluation.retrieval.latency import latencies
+from segrec_batch.evaluation.retrieval.latency import measure_latencies
 from segrec_batch.evaluation.retrieval.measures import judge
-from segrec_batch.evaluation.retrieval.methods import ALWAYS, chosen, scores
-from segrec_batch.evaluation.retrieval.metrics import METRICS
-from segrec_batch.evaluation.retrieval.ranking import count_block, in_order, listed
-from segrec_batch.evaluation.retrieval.report import render
-from segrec_batch.evaluation.retrieval.truth import Groups, Truth
+from segrec_batch.evaluation.retrieval.methods import BASE_METHODS, resolve_methods, score
+from segrec_batch.evaluation.retrieval.ranking import count_block, rank, sort_images
+from segrec_batch.evaluation.retrieval.report import build_report
+from segrec_batch.evaluation.retrieval.run import dimension_grid
+from segrec_batch.evaluation.retrieval.settings import NEIGHBOURS, PLAIN
+from segrec_batch.evaluation.retrieval.similarity import METRICS
+from segrec_batch.evaluation.retrieval.truth import GroundTruth, Groups
 from segrec_batch.evaluation.statistics import Key
 from segrec_batch.search.database import open_index
 from segrec_batch.search.methods import OF_VECTORS
@@ -118,8 +118,8 @@ def check(images: Collection, names: list[str], rows: NDArray[np.int64]) -> None
     found = np.ones((len(rows), len(images)), bool)
     found[np.arange(len(rows)), rows] = False
     for name in names:
-        given = scores(name, rows, images)
-        order, left = listed(given, in_order(given), found)
+        scores = score(name, rows, images)
+        order, left = rank(scores, sort_images(scores.values), found)
         for i, q in enumerate(rows):
             expected = literal_ranking(images, name, int(q))
             assert order[i][left[i]].tolist() == expected, (name, q)
@@ -147,7 +147,7 @@ def test_long_vectors_are_ranked_as_in_literal_loops() -> None:
 
 def test_candidates_of_other_categories_are_lost() -> None:
     images = collection(60, 4)
-    truth = Truth(Groups(np.zeros(60, np.int64)), "", "")
+    truth = GroundTruth(Groups(np.zeros(60, np.int64)), "", "")
     rows = np.arange(60)
     for row in count_block(rows, images, truth, ["localised"], [PLAIN]).to_pylist():
         assert row["relevant"] == 59
@@ -167,8 +167,8 @@ def test_products_of_long_vectors_are_right_and_the_same_in_any_block(
     vectors[3:6, :7] += rng.random((3, 7), np.float32)
     vectors[7], vectors[8] = vectors[1], 0
     vectors[9] = np.nan
-    for prepare in (kernels.standardised, kernels.normalised):
-        whole = kernels.dots(vectors, vectors, prepare)
+    for prepare in (similarity.standardised, similarity.normalised):
+        whole = similarity.dots(vectors, vectors, prepare)
         exact = prepare(vectors)
         for i in range(10):
             for j in range(i, 10):
@@ -178,12 +178,12 @@ def test_products_of_long_vectors_are_right_and_the_same_in_any_block(
         order = rng.permutation(24)
         with monkeypatch.context() as patched:
             for values in (1, 5 * length, 7 * length):
-                patched.setattr(kernels, "_TILE", values)
-                again = kernels.dots(vectors[order], vectors[order], prepare)
+                patched.setattr(similarity, "_TILE", values)
+                again = similarity.dots(vectors[order], vectors[order], prepare)
                 assert np.array_equal(whole[np.ix_(order, order)], again, equal_nan=True)
-                alone = kernels.dots(vectors[1:2], vectors, prepare)
+                alone = similarity.dots(vectors[1:2], vectors, prepare)
                 assert np.array_equal(whole[1:2], alone, equal_nan=True)
-                squares = kernels.squares(vectors, prepare)
+                squares = similarity.squares(vectors, prepare)
                 assert np.array_equal(np.diag(whole), squares, equal_nan=True)
         assert np.array_equal(whole, whole.T, equal_nan=True)
         assert np.array_equal(whole[7], whole[1], equal_nan=True)
@@ -207,20 +207,20 @@ def test_distances_do_not_depend_on_the_unit(size: float) -> None:
 
 
 def test_all_is_what_the_index_has() -> None:
-    *others, chance = ALWAYS
+    *others, chance = BASE_METHODS
     has = ["hog", "localised", "pca", "sift"]
     natural = ("hog", "localised", "localised-euclidean", "pca-cosine", "sift")
-    assert chosen(["all"], has) == (*others, *natural, chance)
-    assert chosen(["all", "hog-dot", "hog"], ["hog"])[-2:] == ("random", "hog-dot")
-    assert chosen(["dot", "hog-cosine"], ["hog"]) == ("dot", "hog-cosine")
+    assert resolve_methods(["all"], has) == (*others, *natural, chance)
+    assert resolve_methods(["all", "hog-dot", "hog"], ["hog"])[-2:] == ("random", "hog-dot")
+    assert resolve_methods(["dot", "hog-cosine"], ["hog"]) == ("dot", "hog-cosine")
 
 
 @pytest.mark.parametrize("name", ["sift", "sift-cosine", "hog-sine", "hog@2", "localised", "-dot"])
 def test_what_the_index_does_not_have_is_said(name: str) -> None:
     with pytest.raises(InputError, match=rf"no method '{name}'.* descriptors hog, pca, jobs/desc"):
-        chosen(["pearson", name], ["hog", "pca"])
+        resolve_methods(["pearson", name], ["hog", "pca"])
     with pytest.raises(InputError, match=r"has no descriptors, jobs/describe\.py adds them"):
-        chosen([name], [])
+        resolve_methods([name], [])
 
 
 # --- an index ----------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def test_a_view_of_descriptors_becomes_arrays(tmp_path: Path) -> None:
     assert load(database, []).foreground.shape == (0, 16)
 
     database.connection.execute("DROP VIEW temp.regions")
-    took = latencies(database, images, ["hog", "localised", "sift"], np.arange(7), 0)
+    took = measure_latencies(database, images, ["hog", "localised", "sift"], np.arange(7), 0)
     assert [(t.method, t.setting, t.queries) for t in took] == [
         ("hog", "", 6),
         ("localised", "", 7),
@@ -280,8 +280,8 @@ def projected(n: int = 90, length: int = 16) -> Collection:
 def test_components_are_compared_with_the_full_vector() -> None:
     images = projected()
     rows, methods = np.arange(90), ["pearson", "cosine", "pca-cosine", "hog", "localised"]
-    truth = Truth(Groups(np.arange(90) % 3), "", "", ("a", "b", "c"), np.arange(90) % 3)
-    cut, settings = sweep(images)
+    truth = GroundTruth(Groups(np.arange(90) % 3), "", "", ("a", "b", "c"), np.arange(90) % 3)
+    cut, settings = dimension_grid(images)
     assert cut == tuple(f"pca-cosine@{d}" for d in (2, 4, 8, 16))
     counts = pa.concat_tables(
         [
@@ -297,7 +297,7 @@ def test_components_are_compared_with_the_full_vector() -> None:
         shared = [len(set(a) & set(b)) for a, b in zip(near, full, strict=True)]
         assert judged.measures[key].value == pytest.approx(np.mean(shared) / NEIGHBOURS)
 
-    report = render(counts, Provenance("retrieval", "", ""), "Relevant is the same kind.")
+    report = build_report(counts, Provenance("retrieval", "", ""), "Relevant is the same kind.")
     sections = {section.title: section.items for section in report.sections}
     table = next(i for i in sections["Principal components"] if hasattr(i, "header"))
     names = ["2", "4", "8", "16", "full vector, cosine", "full vector, pearson"]
@@ -316,8 +316,8 @@ def literal_neighbours(images: Collection, metric: str) -> list[list[int]]:
 def test_a_query_without_neighbours_keeps_its_part_in_the_other_figures() -> None:
     images = projected()
     images.features[0] = 0
-    truth = Truth(Groups(np.arange(90) % 3), "", "")
-    counts = count_block(np.arange(90), images, truth, *sweep(images))
+    truth = GroundTruth(Groups(np.arange(90) % 3), "", "")
+    counts = count_block(np.arange(90), images, truth, *dimension_grid(images))
     (judged,) = judge(counts)
     sizes = {
         setting: int(judged.measures[Key("recall", "pca-cosine@4", setting=setting, k=10)]

@@ -16,13 +16,13 @@ from sklearn.svm import SVC
 
 from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.report import Provenance
-from segrec_batch.evaluation.retrieval import feedback
 from segrec_batch.evaluation.retrieval.collection import Collection
-from segrec_batch.evaluation.retrieval.conditions import PLAIN, Feedback, Setting, in_order
+from segrec_batch.evaluation.retrieval.counts import CONDITION
 from segrec_batch.evaluation.retrieval.measures import judge
 from segrec_batch.evaluation.retrieval.ranking import count_block
-from segrec_batch.evaluation.retrieval.report import render
-from segrec_batch.evaluation.retrieval.truth import Groups, Truth
+from segrec_batch.evaluation.retrieval.report import build_report
+from segrec_batch.evaluation.retrieval.settings import PLAIN, Feedback, Setting, feedback_settings
+from segrec_batch.evaluation.retrieval.truth import GroundTruth, Groups
 from segrec_batch.evaluation.statistics import Key
 from tests.support.builders import quick
 
@@ -33,7 +33,7 @@ OF = [PLAIN] + [
 Floats = NDArray[np.float64]
 
 
-def made(seed: int, masks: bool = False) -> tuple[Collection, Truth]:
+def made(seed: int, masks: bool = False) -> tuple[Collection, GroundTruth]:
     """Images of three kinds, and one that is constant. With masks, some others are alike, too."""
     rng = np.random.default_rng(seed)
     group = rng.integers(0, 3, N)
@@ -46,7 +46,9 @@ def made(seed: int, masks: bool = False) -> tuple[Collection, Truth]:
         coverages=np.ones((N, 2), np.float32) / 2, features=features,
         sign_bits=np.empty((N, 0), np.int64), masks=np.empty((N, 0), np.int64), regions=none,
     )  # fmt: skip
-    return images, Truth(Groups(group), "", "", ("a", "b", "c"), group, words if masks else None)
+    return images, GroundTruth(
+        Groups(group), "", "", ("a", "b", "c"), group, words if masks else None
+    )
 
 
 def prepared(method: str, x: Floats) -> Floats | None:
@@ -58,7 +60,7 @@ def prepared(method: str, x: Floats) -> Floats | None:
     return x / length if length > 1e-6 else None
 
 
-def literal_mark(truth: Truth, q: int, i: int) -> float:
+def literal_mark(truth: GroundTruth, q: int, i: int) -> float:
     assert truth.labels is not None
     if truth.labels[i] == truth.labels[q]:
         return 1.0
@@ -98,7 +100,7 @@ def literal_score(method: str, way: str, q: Floats, x: Floats) -> float:
 
 
 def literal_rounds(
-    images: Collection, truth: Truth, method: str, way: str, q: int
+    images: Collection, truth: GroundTruth, method: str, way: str, q: int
 ) -> list[list[int]]:
     """The rankings after 0, 1, 2 … rounds, one step of a user at a time."""
     known = {
@@ -178,7 +180,7 @@ def test_users_who_are_shown_nothing_defined_change_nothing(features: NDArray[np
     features[:] = features[:, :1]
     images = replace(images, ids=images.ids[:8], uris=images.uris[:8], features=features,
                      coverages=images.coverages[:8])  # fmt: skip
-    truth = Truth(Groups(np.zeros(8, np.int64)), "", "")
+    truth = GroundTruth(Groups(np.zeros(8, np.int64)), "", "")
     found = count_block(np.arange(8), images, truth, ["pearson"], OF)
     assert set(found["retrieved"].to_pylist()) == {0}
 
@@ -186,7 +188,7 @@ def test_users_who_are_shown_nothing_defined_change_nothing(features: NDArray[np
 def test_figures_follow_from_the_counts_and_are_on_the_page(tmp_path: Path) -> None:
     images, truth = made(4)
     rows = np.arange(1, N)
-    of = [PLAIN, *feedback.settings(2)]
+    of = [PLAIN, *feedback_settings(2)]
     counts = count_block(rows, images, truth, ["pearson", "histogram"], of)
     (judged,) = judge(counts)
     ranks = {}
@@ -204,7 +206,7 @@ def test_figures_follow_from_the_counts_and_are_on_the_page(tmp_path: Path) -> N
     for key, measure in pages.items():
         assert measure.value == pytest.approx(precision(key.method, key.setting, key.k))
 
-    report = render(counts, Provenance("retrieval", "0", "id"), "By kind.")
+    report = build_report(counts, Provenance("retrieval", "0", "id"), "By kind.")
     (section,) = (s for s in report.sections if s.title == "Relevance feedback")
     tables = [item for item in section.items if hasattr(item, "header")]
     names = ["pearson, no feedback", "pearson, rocchio", "pearson, svm"]
@@ -219,15 +221,19 @@ def test_figures_follow_from_the_counts_and_are_on_the_page(tmp_path: Path) -> N
 def test_no_rounds_no_section() -> None:
     images, truth = made(4)
     counts = count_block(
-        np.arange(1, N), images, truth, ["pearson"], [PLAIN, *feedback.settings(0)]
+        np.arange(1, N), images, truth, ["pearson"], [PLAIN, *feedback_settings(0)]
     )
-    report = render(counts, Provenance("retrieval", "0", "id"), "By kind.")
+    report = build_report(counts, Provenance("retrieval", "0", "id"), "By kind.")
     assert "Relevance feedback" not in [section.title for section in report.sections]
     with pytest.raises(InputError, match="-1 rounds of feedback"):
-        feedback.settings(-1)
+        feedback_settings(-1)
 
 
 def test_settings_have_names_and_an_order() -> None:
-    names = [setting.name for setting in feedback.settings(11)]
-    assert [Setting.parse(name).name for name in names] == names
-    assert in_order(["svm 1×10", "ε 0.9", *names[::-1], ""]) == ["", "ε 0.9", *names]
+    rounds = feedback_settings(11)
+    names = [setting.name for setting in rounds]
+    cells = pa.array([setting.to_row() for setting in rounds], CONDITION).to_pylist()
+    assert [Setting.from_row(cell).name for cell in cells] == names
+    some = {PLAIN, Setting(epsilon=0.9), *rounds[::-1]}
+    ordered = sorted(some, key=lambda setting: setting.sort_key)
+    assert [setting.name for setting in ordered] == ["", "ε 0.9", *names]

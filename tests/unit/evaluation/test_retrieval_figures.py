@@ -15,17 +15,15 @@ import pyarrow as pa
 import pytest
 
 from segrec_batch.evaluation.report import Provenance, Report
-from segrec_batch.evaluation.retrieval import feedback
 from segrec_batch.evaluation.retrieval.collection import FEATURE, REGIONS, Collection, Regions, load
-from segrec_batch.evaluation.retrieval.dimensions import sweep
 from segrec_batch.evaluation.retrieval.latency import Latency
 from segrec_batch.evaluation.retrieval.masks import Masks
-from segrec_batch.evaluation.retrieval.methods import ALWAYS
-from segrec_batch.evaluation.retrieval.pairs import Pairs
+from segrec_batch.evaluation.retrieval.methods import BASE_METHODS
 from segrec_batch.evaluation.retrieval.ranking import count_block
-from segrec_batch.evaluation.retrieval.report import render
-from segrec_batch.evaluation.retrieval.settings import settings
-from segrec_batch.evaluation.retrieval.truth import Folders, Truth
+from segrec_batch.evaluation.retrieval.report import build_report
+from segrec_batch.evaluation.retrieval.run import dimension_grid
+from segrec_batch.evaluation.retrieval.settings import feedback_settings, filter_settings
+from segrec_batch.evaluation.retrieval.truth import Folders, GroundTruth, Pairs
 from segrec_batch.search.database import open_index
 from tests.support.builders import write_png
 from tests.support.feature_index import write_index
@@ -82,12 +80,12 @@ def by_masks(folder: Path) -> Figures:
         mask[:, : rng.integers(1, 9)] = 2
         write_png(folder / "masks" / f"{i:02}.png", mask.astype(np.uint8))
     (folder / "classes.json").write_text(json.dumps({"car": [1], "tree": [2]}))
-    truth = Masks(str(folder / "masks"), str(folder / "classes.json"), (0.1, 0.9)).find(images)
-    names = (*ALWAYS, "dot", "hog", "hog-cosine", "pca-cosine", "localised")
-    of = (*settings([(0.29, 0.96)], [0.5, 0.9]), *feedback.settings(2))
+    truth = Masks(str(folder / "masks"), str(folder / "classes.json"), (0.1, 0.9)).read(images)
+    names = (*BASE_METHODS, "dot", "hog", "hog-cosine", "pca-cosine", "localised")
+    of = (*filter_settings([(0.29, 0.96)], [0.5, 0.9]), *feedback_settings(2))
     rows = truth.queries(20, 1)
     counts = [count_block(rows, images, truth, names, of)]
-    counts.append(count_block(rows, images, truth, *sweep(images)))
+    counts.append(count_block(rows, images, truth, *dimension_grid(images)))
     return figures(pa.concat_tables(counts), truth)
 
 
@@ -104,10 +102,10 @@ def by_folders(folder: Path) -> Figures:
     number = [int(uri[-10:-4]) % 4 for uri in images.uris.to_pylist()]
     uris = [f"/{k}/{i}.jpg" for i, k in enumerate(number)]
     images = Collection(**{**vars(images), "uris": pa.array(uris)})
-    truth = Folders().find(images)
+    truth = Folders().read(images)
     counts = count_block(
         np.arange(24), images, truth, ("pearson", "region", "euclidean", "random"),
-        settings([(0.2, 1), (0.29, 0.96)], [0.5]),
+        filter_settings([(0.2, 1), (0.29, 0.96)], [0.5]),
     )  # fmt: skip
     return figures(counts, truth)
 
@@ -119,8 +117,8 @@ def by_pairs(folder: Path) -> Figures:
     lines += [f"{i:02}.jpg,{i * 7 % 24:02}.jpg,{'xy'[i % 2]}" for i in range(2, 20)]
     lines += [f"{i:02}.jpg,{(i + 3) % 24:02}.jpg,{'xy'[i % 2]}" for i in range(2, 14)]
     (folder / "pairs.csv").write_text("\n".join(lines))
-    truth = Pairs(str(folder / "pairs.csv")).find(images)
-    of = (*settings([], [0.9]), *feedback.settings(1))
+    truth = Pairs(str(folder / "pairs.csv")).read(images)
+    of = (*filter_settings([], [0.9]), *feedback_settings(1))
     rows = truth.queries(100, 0)
     return figures(count_block(rows, images, truth, ("cosine", "sign-bits"), of), truth)
 
@@ -130,10 +128,10 @@ def by_counts(_: Path) -> Figures:
     return figures(counts_table(40, settings=("", "query kept", "ε 0.9"), seed=4), None)
 
 
-def figures(counts: pa.Table, truth: Truth | None) -> Figures:
+def figures(counts: pa.Table, truth: GroundTruth | None) -> Figures:
     """Return what programs read of a report: metric values by key, and the details."""
-    latency = [Latency("pearson", "", 1.5, 4.0, 0.75, 20)]
-    report = render(counts, Provenance("retrieval", "", "", seed=3), "Truth.", latency=latency)
+    latency, provenance = Latency("pearson", "", 1.5, 4.0, 0.75, 20), Provenance("", "", "", seed=3)
+    report = build_report(counts, provenance, "Truth.", latency=[latency])
     return {
         **of_report(report),
         "labels": None if truth is None else list(truth.details.values()),

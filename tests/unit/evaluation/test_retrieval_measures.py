@@ -15,10 +15,9 @@ from sklearn.metrics import average_precision_score, ndcg_score
 
 from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.retrieval import measures
-from segrec_batch.evaluation.retrieval.conditions import KEPT
-from segrec_batch.evaluation.retrieval.counts import COUNTS
+from segrec_batch.evaluation.retrieval.counts import COUNTS, Rankings, read_rankings
 from segrec_batch.evaluation.retrieval.measures import CUTOFFS, judge
-from segrec_batch.evaluation.retrieval.rankings import Rankings, rankings
+from segrec_batch.evaluation.retrieval.settings import KEPT
 from segrec_batch.evaluation.statistics import Estimate, Judged, Key
 from tests.support.builders import quick
 from tests.support.retrieval_counts import counts_table, ranked
@@ -35,7 +34,7 @@ def table(rows: list[dict[str, object]]) -> pa.Table:
 
 def of_lists(lists: Lists, missed: int = 0) -> Rankings:
     """`missed` more relevant candidates were not retrieved."""
-    (found,) = rankings(
+    (found,) = read_rankings(
         table(
             [
                 {
@@ -64,7 +63,7 @@ def random_runs(n: int = 15, images: int = 120) -> tuple[list[dict[str, np.ndarr
         runs.append({"gains": gains, "kept": kept, "score": rng.permutation(images) / 1.0})
     everyone = np.ones(images, bool)
     rows = [ranked(r["gains"] > 0, r["score"], everyone, r["kept"], 1.0 * r["gains"]) for r in runs]
-    (found,) = rankings(table(rows))
+    (found,) = read_rankings(table(rows))
     return runs, found
 
 
@@ -115,7 +114,7 @@ def test_scikit_learn_agrees_where_nothing_is_filtered() -> None:
     rows = [
         ranked(r, s, everyone, everyone, g) for r, s, g in zip(relevant, scores, gains, strict=True)
     ]
-    (found,) = rankings(table(rows))
+    (found,) = read_rankings(table(rows))
     ap = [average_precision_score(r, s) for r, s in zip(relevant, scores, strict=True)]
     assert measures.average_precision(found) == pytest.approx(ap)
     for k in (10, 100):
@@ -204,7 +203,7 @@ def test_a_perfect_ranking_has_the_greatest_gain() -> None:
     worth = np.random.default_rng(0).random(40)
     everyone = np.ones(40, bool)
     rows = [ranked(everyone, s, everyone, everyone, worth) for s in (worth, -worth)]
-    perfect, reverse = measures.ndcg(rankings(table(rows))[0], 10)
+    perfect, reverse = measures.ndcg(read_rankings(table(rows))[0], 10)
     assert perfect == 1
     assert reverse < 0.5
 
@@ -223,17 +222,17 @@ def value(judged: Judged, name: str, k: int = 0, **key: str) -> float | None:
 def test_the_average_retrieval_rate_is_pooled() -> None:
     lists = [[True, False], [True] + [False] * 8 + [True] * 9]
     found = of_lists(lists)
-    judged = measures.judged([found])
+    judged = measures.measure([found])
     assert value(judged, "arr", 1) == 2 / 11
     assert value(judged, "recall", 1) == pytest.approx((1 + 1 / 10) / 2)
-    same_size = measures.judged([of_lists([[True, False, True], [False, True, True]])])
+    same_size = measures.measure([of_lists([[True, False, True], [False, True, True]])])
     for k in CUTOFFS:
         assert value(same_size, "arr", k) == pytest.approx(value(same_size, "recall", k))
 
 
 def test_a_query_that_has_nothing_to_find_has_no_part_in_any_figure() -> None:
-    with_it = measures.judged([of_lists([[True, False], [False, False], [False, True]])])
-    without = measures.judged([of_lists([[True, False], [False, True]])])
+    with_it = measures.measure([of_lists([[True, False], [False, False], [False, True]])])
+    without = measures.measure([of_lists([[True, False], [False, True]])])
     figures = {e.key: e for e in with_it.estimates(draws=5)}
     assert len(with_it.units) == 3
     for expected in without.estimates(draws=5):
@@ -252,11 +251,11 @@ def test_nothing_retrieved_is_nothing_found_and_nothing_falsely_accepted() -> No
 
 def test_a_kept_query_does_not_bring_others_into_the_figures() -> None:
     """Alone in its class, it is relevant to itself only."""
-    counts = counts_table(8, settings=("", KEPT))
+    counts = counts_table(8, settings=("", KEPT.name))
     (judged,) = judge(counts)
     alone = {row["query"] for row in counts.to_pylist() if not row["relevant"]}
     assert alone
-    units = {_taking_part(judged, Key("map", "image Pearson", setting=s)) for s in ("", KEPT)}
+    units = {_taking_part(judged, Key("map", "image Pearson", setting=s)) for s in ("", KEPT.name)}
     assert units == {8 - len(alone)}
 
 

@@ -17,22 +17,37 @@ from numpy.typing import NDArray
 
 import segrec_batch
 from segrec_batch.common.errors import InputError
-from segrec_batch.evaluation.retrieval import feedback, kernels, methods
+from segrec_batch.evaluation.retrieval import similarity
 from segrec_batch.evaluation.retrieval.collection import PARTS, Collection, Regions, load
-from segrec_batch.evaluation.retrieval.conditions import PLAIN, Setting
 from segrec_batch.evaluation.retrieval.counts import COUNTS
 from segrec_batch.evaluation.retrieval.masks import Masks
-from segrec_batch.evaluation.retrieval.methods import ALWAYS, chosen, scores
+from segrec_batch.evaluation.retrieval.methods import (
+    BASE_METHODS,
+    parse_method,
+    resolve_methods,
+    score,
+)
 from segrec_batch.evaluation.retrieval.ranking import count_block
-from segrec_batch.evaluation.retrieval.run import Retrieval, Run, count, first, retrieve
-from segrec_batch.evaluation.retrieval.settings import settings
-from segrec_batch.evaluation.retrieval.truth import Folders, Groups, Truth
+from segrec_batch.evaluation.retrieval.run import (
+    RetrievalOptions,
+    RetrievalRun,
+    count_queries,
+    first_hits,
+    run_retrieval,
+)
+from segrec_batch.evaluation.retrieval.settings import (
+    PLAIN,
+    Setting,
+    feedback_settings,
+    filter_settings,
+)
+from segrec_batch.evaluation.retrieval.truth import Folders, GroundTruth, Groups
 from segrec_batch.search.cache import refresh_cache
 from segrec_batch.search.database import open_index
 from tests.support.builders import quick
 from tests.support.feature_index import write_index
 
-OF = settings([(0, 1), (0.29, 0.96)], [0.3, 0.9])
+OF = filter_settings([(0, 1), (0.29, 0.96)], [0.3, 0.9])
 values = st.floats(-100, 100, width=32, allow_subnormal=False)
 matrices = arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(2, 40)), elements=values)
 
@@ -59,12 +74,12 @@ def collection(n: int, seed: int, words: int = 2) -> Collection:
     )  # fmt: skip
 
 
-def with_masks(images: Collection, seed: int) -> Truth:
+def with_masks(images: Collection, seed: int) -> GroundTruth:
     """Three groups and images in none; gains by masks."""
     rng = np.random.default_rng(seed + 1)
     group = rng.integers(-1, 3, len(images))
     masks = rng.integers(-(2**63), 2**63, (len(images), 2)) * rng.integers(0, 2, (len(images), 1))
-    return Truth(Groups(group), "", "", ("a", "b", "c"), group, masks)
+    return GroundTruth(Groups(group), "", "", ("a", "b", "c"), group, masks)
 
 
 # --- the literal transcription -----------------------------------------------------------------
@@ -125,7 +140,7 @@ def literal_ranking(images: Collection, method: str, setting: Setting, q: int) -
         if setting.epsilon is not None and distance > setting.epsilon:
             continue
         score = literal_score(images, method, q, i)
-        if not math.isnan(score) and (i != q or setting.kept):
+        if not math.isnan(score) and (i != q or setting.keeps_query):
             scored.append((-round(score, 12), i))
     order = [i for _, i in sorted(scored)]
     if method != "pearson+iou":
@@ -136,12 +151,12 @@ def literal_ranking(images: Collection, method: str, setting: Setting, q: int) -
 
 
 def literal_row(
-    images: Collection, truth: Truth, method: str, setting: Setting, q: int
+    images: Collection, truth: GroundTruth, method: str, setting: Setting, q: int
 ) -> dict[str, Any]:
     labels, masks = truth.labels, truth.masks
     assert labels is not None
     assert masks is not None
-    pool = [i for i in range(len(images)) if i != q or setting.kept]
+    pool = [i for i in range(len(images)) if i != q or setting.keeps_query]
     relevant = {i for i in pool if i == q or (labels[i] == labels[q] and labels[q] >= 0)}
     gain = {i: literal_overlap(masks[q], masks[i]) for i in pool}
     gain = {i: 0.0 if math.isnan(g) else float(np.float32(g)) for i, g in gain.items()}
@@ -152,6 +167,7 @@ def literal_row(
         "class": truth.classes[labels[q]] if labels[q] >= 0 else "",
         "method": method,
         "setting": setting.name,
+        "condition": literal_condition(setting),
         "candidates": len(pool),
         "retrieved": len(order),
         "relevant": len(relevant),
@@ -161,10 +177,18 @@ def literal_row(
     }
 
 
-KNOWN = [name for name in ALWAYS if name != "random"]
+def literal_condition(setting: Setting) -> dict[str, Any]:
+    window = list(setting.window) if setting.window else None
+    return {
+        "keeps_query": setting.keeps_query, "window": window, "epsilon": setting.epsilon,
+        "neighbours": "", "feedback": None,
+    }  # fmt: skip
 
 
-def check(images: Collection, truth: Truth, rows: NDArray[np.int64]) -> None:
+KNOWN = [name for name in BASE_METHODS if name != "random"]
+
+
+def check(images: Collection, truth: GroundTruth, rows: NDArray[np.int64]) -> None:
     found = count_block(rows, images, truth, KNOWN, OF)
     assert found.schema == COUNTS
     expected = [
@@ -198,22 +222,22 @@ def test_only_the_first_hundred_are_ranked_again_and_have_gains() -> None:
 def test_products_do_not_depend_on_the_block(features: NDArray[np.float32], seed: int) -> None:
     rng = np.random.default_rng(seed)
     many = np.vstack([features, features[::-1], rng.random((300, features.shape[1]), np.float32)])
-    for prepare in (kernels.standardised, kernels.normalised):
-        whole = kernels.dots(many, many, prepare)
+    for prepare in (similarity.standardised, similarity.normalised):
+        whole = similarity.dots(many, many, prepare)
         order = rng.permutation(len(many))
-        again = kernels.dots(many[order], many[order], prepare)
+        again = similarity.dots(many[order], many[order], prepare)
         assert np.array_equal(whole[np.ix_(order, order)], again, equal_nan=True)
-        alone = kernels.dots(many[:1], many, prepare)
+        alone = similarity.dots(many[:1], many, prepare)
         assert np.array_equal(whole[:1], alone, equal_nan=True)
         assert np.array_equal(whole, whole.T, equal_nan=True)
-        squares = kernels.squares(many, prepare)
+        squares = similarity.squares(many, prepare)
         assert np.array_equal(np.diag(whole), squares, equal_nan=True)
 
 
 @quick
 @given(matrices)
 def test_products_are_exact_to_thirteen_places(features: NDArray[np.float32]) -> None:
-    found = kernels.dots(features, features, kernels.standardised)
+    found = similarity.dots(features, features, similarity.standardised)
     for i, x in enumerate(features):
         for j, y in enumerate(features):
             expected = math.nan if np.ptp(x) == 0 or np.ptp(y) == 0 else literal_pearson(x, y)
@@ -224,9 +248,9 @@ def test_products_are_exact_to_thirteen_places(features: NDArray[np.float32]) ->
 @pytest.mark.slow
 def test_many_blocks_count_what_one_counts() -> None:
     images = collection(60, 1)
-    truth, rows, methods = with_masks(images, 1), np.arange(0, 60, 2), ALWAYS
+    truth, rows, methods = with_masks(images, 1), np.arange(0, 60, 2), BASE_METHODS
     grids = [(methods, OF), (("cosine", "euclidean"), (PLAIN, Setting(neighbours="pearson")))]
-    one, many = (count(rows, images, truth, grids, size) for size in (100, 7))
+    one, many = (count_queries(rows, images, truth, grids, size) for size in (100, 7))
     assert one.num_rows == len(rows) * (len(methods) * len(OF) + 4)
     assert one.equals(many)
 
@@ -235,10 +259,10 @@ def test_many_blocks_count_what_one_counts() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(index: str, scenes: Path) -> Run:
+def run(index: str, scenes: Path) -> RetrievalRun:
     """All methods and settings on the index of the scenes."""
     truth = Masks(str(scenes / "masks"), str(scenes / "classes.json"))
-    return retrieve(Retrieval(index, truth))
+    return run_retrieval(RetrievalOptions(index, truth))
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +285,7 @@ def sql(con: duckdb.DuckDBPyConnection, query: str, arguments: str) -> list[str]
     ("method", "setting", "arguments"),
     [
         ("pearson", PLAIN, ""),
-        ("pearson", Setting(kept=True), ", exclude_self := false"),
+        ("pearson", Setting(keeps_query=True), ", exclude_self := false"),
         ("pearson", Setting(epsilon=0.3), ", epsilon := 0.3"),
         ("pearson", Setting(window=(0.1, 0.5)),
          ", class := '{}', scope := 'image', min_coverage := 0.1, max_coverage := 0.5"),
@@ -274,10 +298,10 @@ def sql(con: duckdb.DuckDBPyConnection, query: str, arguments: str) -> list[str]
     ids=lambda value: value.name if isinstance(value, Setting) else None,
 )  # fmt: skip
 def test_the_first_are_those_that_sql_recommends(
-    run: Run, con: duckdb.DuckDBPyConnection, method: str, setting: Setting, arguments: str
+    run: RetrievalRun, con: duckdb.DuckDBPyConnection, method: str, setting: Setting, arguments: str
 ) -> None:
     queries = run.images.ids.to_pylist()
-    found = first(run, method, queries, 9, setting)
+    found = first_hits(run, method, queries, 9, setting)
     some = 0
     for i, query in enumerate(queries):
         k = run.images.dominant[i]
@@ -299,24 +323,27 @@ def test_equal_features_are_ranked_by_image_id_as_in_sql(tmp_path: Path) -> None
     write_index(index, features)
     images = load(open_index(index), PARTS)
     rows = np.arange(40)
-    truth = Truth(Groups(np.zeros(40, np.int64)), "", "")
-    run = Run(Retrieval(index, Folders()), count_block(rows, images, truth, ["pearson"], OF),
-              images, truth, [], len(images), index, 1, "", "", None)  # fmt: skip
+    truth = GroundTruth(Groups(np.zeros(40, np.int64)), "", "")
+    counts, options = (
+        count_block(rows, images, truth, ["pearson"], OF),
+        RetrievalOptions(index, Folders()),
+    )
+    run = RetrievalRun(options, counts, images, truth, [], len(images), index, 1, "", "", None)
     with segrec_batch.connect(index) as con:
-        for query, hits in first(run, "pearson", images.ids.to_pylist(), 9).items():
+        for query, hits in first_hits(run, "pearson", images.ids.to_pylist(), 9).items():
             assert [hit.image_id for hit in hits] == sql(con, query, "")
 
 
-def test_all_counts_of_a_run_are_consistent(run: Run) -> None:
+def test_all_counts_of_a_run_are_consistent(run: RetrievalRun) -> None:
     rows = run.counts.to_pylist()
     n = len(run.images)
     queries = set(run.images.ids.take(pa.array(run.truth.queries(1000, 0))).to_pylist())
-    names = [setting.name for setting in settings(run.asked.windows, run.asked.epsilons)]
-    rounds = [setting.name for setting in feedback.settings(3)]
+    names = [setting.name for setting in filter_settings(run.options.windows, run.options.epsilons)]
+    rounds = [setting.name for setting in feedback_settings(3)]
     expected = [
         (method, name)
-        for method in ALWAYS
-        for name in (*names, *(rounds if methods.method(method).metric else ()))
+        for method in BASE_METHODS
+        for name in (*names, *(rounds if parse_method(method).metric else ()))
     ]
     assert list(dict.fromkeys((r["method"], r["setting"]) for r in rows)) == expected
     assert len(rows) == len(queries) * len(expected)
@@ -336,24 +363,24 @@ def test_all_counts_of_a_run_are_consistent(run: Run) -> None:
             assert row["ranks"][0] == 1
 
 
-def test_a_query_cache_gives_the_same_counts(index: str, run: Run, tmp_path: Path) -> None:
+def test_a_query_cache_gives_the_same_counts(index: str, run: RetrievalRun, tmp_path: Path) -> None:
     cache = str(tmp_path / "cache.duckdb")
     refresh_cache(index, cache)
-    again = retrieve(replace(run.asked, index=cache, methods=("region", "sign-bits")))
+    again = run_retrieval(replace(run.options, index=cache, methods=("region", "sign-bits")))
     of_run = pa.compute.is_in(run.counts["method"], pa.array(["region", "sign-bits"]))
     assert again.counts.equals(run.counts.filter(of_run))
     assert (again.index, again.version, again.model_id) == (run.index, run.version, run.model_id)
     assert again.notice is not None
 
 
-def test_chance_is_drawn_for_each_query_and_again_the_same(run: Run) -> None:
+def test_chance_is_drawn_for_each_query_and_again_the_same(run: RetrievalRun) -> None:
     rows = np.arange(len(run.images))
-    drawn = scores("random", rows, run.images).values
-    assert np.array_equal(scores("random", rows[3:5], run.images).values, drawn[3:5])
+    drawn = score("random", rows, run.images).values
+    assert np.array_equal(score("random", rows[3:5], run.images).values, drawn[3:5])
     assert len(np.unique(drawn)) == drawn.size
 
 
-def test_sql_is_timed_for_the_methods_that_it_has(run: Run) -> None:
+def test_sql_is_timed_for_the_methods_that_it_has(run: RetrievalRun) -> None:
     timed = [(latency.method, latency.setting) for latency in run.latencies]
     assert timed == [
         ("pearson", ""), ("pearson", "ε 0.9"), ("pearson", "σ 0.29–0.96"), ("region", ""),
@@ -371,8 +398,8 @@ def test_an_index_without_foreground_has_rankings_but_no_regions() -> None:
     bare = np.zeros_like(images.coverages)
     bare[:, 0] = 1
     images = replace(images, coverages=bare, regions={}, masks=np.zeros((8, 0), np.int64))
-    truth = Truth(Groups(np.arange(8) % 2), "", "")
-    rows = count_block(np.arange(8), images, truth, ALWAYS, OF).to_pylist()
+    truth = GroundTruth(Groups(np.arange(8) % 2), "", "")
+    rows = count_block(np.arange(8), images, truth, BASE_METHODS, OF).to_pylist()
     for row in rows:
         nobody = row["method"] == "region" or row["setting"].startswith("σ")
         assert (row["retrieved"] == 0) == nobody or row["method"] in ("pearson", "cosine")
@@ -385,12 +412,12 @@ def test_an_index_without_foreground_has_rankings_but_no_regions() -> None:
 
 
 def test_methods_are_named() -> None:
-    assert chosen(["all"], []) == ALWAYS
-    assert chosen(["cosine", "pearson", "cosine"], []) == ("cosine", "pearson")
+    assert resolve_methods(["all"], []) == BASE_METHODS
+    assert resolve_methods(["cosine", "pearson", "cosine"], []) == ("cosine", "pearson")
     with pytest.raises(InputError, match=r"no method 'person'; there are pearson, cosine"):
-        chosen(["pearson", "person"], [])
+        resolve_methods(["pearson", "person"], [])
     with pytest.raises(InputError, match=r"no method ''; there are pearson"):
-        chosen([], [])
+        resolve_methods([], [])
 
 
 @pytest.mark.parametrize(
@@ -400,9 +427,9 @@ def test_filters_out_of_range_are_refused(
     windows: list[tuple[float, float]], epsilons: list[float]
 ) -> None:
     with pytest.raises(InputError, match=r"give 0 <=|is 0 to 2"):
-        settings(windows, epsilons)
+        filter_settings(windows, epsilons)
 
 
-def test_an_image_that_is_not_there_is_an_input_error(run: Run) -> None:
+def test_an_image_that_is_not_there_is_an_input_error(run: RetrievalRun) -> None:
     with pytest.raises(InputError, match="nobody is not an image_id"):
-        first(run, "pearson", ["nobody"], 3)
+        first_hits(run, "pearson", ["nobody"], 3)

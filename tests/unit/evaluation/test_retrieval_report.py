@@ -15,10 +15,14 @@ from segrec_batch.evaluation.items import Gallery, Plot, Table
 from segrec_batch.evaluation.plots import Line, heat_map, line_plot
 from segrec_batch.evaluation.report import Provenance, Report, read_counts, read_metrics
 from segrec_batch.evaluation.retrieval.counts import COUNTS
-from segrec_batch.evaluation.retrieval.examples import Example, average_precisions, best_and_worst
 from segrec_batch.evaluation.retrieval.latency import Latency
 from segrec_batch.evaluation.retrieval.measures import judge
-from segrec_batch.evaluation.retrieval.report import render
+from segrec_batch.evaluation.retrieval.report import (
+    Example,
+    average_precisions,
+    best_and_worst,
+    build_report,
+)
 from segrec_batch.evaluation.statistics import Key
 from segrec_batch.sources.roots import ImageRoots
 from tests.support.cards import image
@@ -57,7 +61,7 @@ def counts() -> pa.Table:
 
 @pytest.fixture(scope="module")
 def report(counts: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> Report:
-    return render(
+    return build_report(
         counts,
         provenance(),
         TRUTH,
@@ -128,7 +132,9 @@ def test_what_the_counts_have_nothing_for_is_left_out() -> None:
     counts = counts_table(20, methods=METHODS[:1], settings=("",), gains=False)
     blank = pa.array([""] * len(counts))
     place = COUNTS.get_field_index("class")
-    report = render(counts.set_column(place, COUNTS.field("class"), blank), provenance(), TRUTH)
+    report = build_report(
+        counts.set_column(place, COUNTS.field("class"), blank), provenance(), TRUTH
+    )
     assert titles(report) == ["Overview", "Curves"]
     (table, _) = (item for item in report.sections[0].items if hasattr(item, "header"))
     assert "nDCG@10" not in table.header
@@ -137,7 +143,7 @@ def test_what_the_counts_have_nothing_for_is_left_out() -> None:
 def test_a_method_that_cannot_be_filtered_is_said_not_to_run() -> None:
     counts = counts_table(20, settings=("", "σ 0.29–0.96", "ε 0.5"))
     one = [r for r in counts.to_pylist() if r["method"] != METHODS[1] or not r["setting"]]
-    report = render(pa.Table.from_pylist(one, COUNTS), provenance(), TRUTH)
+    report = build_report(pa.Table.from_pylist(one, COUNTS), provenance(), TRUTH)
     filters = report.sections[titles(report).index("Filters")]
     tables = [item for item in filters.items if hasattr(item, "header")]
     assert len(tables) == 6  # three for each kind of filter
@@ -156,7 +162,7 @@ def test_many_methods_are_told_apart() -> None:
         counts.set_column(place, COUNTS.field("method"), pa.array([f"{n} {i}" for n in names]))
         for i in range(3)
     ]
-    report = render(pa.concat_tables(many), provenance(), TRUTH)
+    report = build_report(pa.concat_tables(many), provenance(), TRUTH)
     items = {section.title: section.items for section in report.sections}
     ap = {e.key.method: e.value for e in report.estimates if e.key == Key("map", e.key.method)}
     (best_first,) = (i for i in items["Overview"] if isinstance(i, Plot))
@@ -246,7 +252,7 @@ def test_examples_show_what_was_found_and_what_is_gone(report: Report) -> None:
 def test_counts_that_judge_nothing_are_refused() -> None:
     counts = counts_table(20, settings=("ε 0.5",))
     with pytest.raises(InputError, match="not judged without a filter: image Pearson"):
-        render(counts, provenance(), TRUTH)
+        build_report(counts, provenance(), TRUTH)
     alone = pa.Table.from_pylist([{**r, "relevant": 0} for r in counts.to_pylist()], COUNTS)
     with pytest.raises(InputError, match="no query has a relevant candidate"):
-        render(alone, provenance(), TRUTH)
+        build_report(alone, provenance(), TRUTH)

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import permutation_test
 
-from segrec_batch.evaluation.retrieval.measures import judge
-from segrec_batch.evaluation.retrieval.significance import compare, randomisation_test
+from segrec_batch.evaluation.retrieval.measures import compare_methods, judge, randomisation_test
 from segrec_batch.evaluation.statistics import Key
 from tests.support.retrieval_counts import counts_table
 
@@ -54,7 +53,7 @@ def test_p_is_uniform_where_there_is_no_difference() -> None:
 def test_all_pairs_are_compared_on_the_queries_that_take_part() -> None:
     (judged,) = judge(counts_table(60))
     methods = ["region Pearson", "image Pearson", "semantic histogram"]
-    pairs = compare(judged, methods)
+    pairs = compare_methods(judged, methods)
     assert [(c.a, c.b) for c in pairs] == [
         (methods[0], methods[1]),
         (methods[0], methods[2]),
@@ -66,4 +65,4 @@ def test_all_pairs_are_compared_on_the_queries_that_take_part() -> None:
         assert c.difference.low is not None
         assert c.difference.low > 0  # they were made of different strengths
         assert c.p <= c.p_holm < 0.05
-    assert compare(judged, methods[:1]) == []
+    assert compare_methods(judged, methods[:1]) == []

@@ -10,8 +10,7 @@ import pytest
 from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.retrieval.collection import Collection
 from segrec_batch.evaluation.retrieval.masks import Masks
-from segrec_batch.evaluation.retrieval.pairs import Pairs
-from segrec_batch.evaluation.retrieval.truth import Folders, Truth
+from segrec_batch.evaluation.retrieval.truth import Folders, GroundTruth, Pairs
 from tests.support.builders import write_png
 
 URIS = ["/p/x/a.jpg", "/p/x/b.jpg", "/p/y/a.jpg", "/p/y/c.jpg", "/p/y/d.jpg", "/q/y/e.jpg"]
@@ -29,26 +28,26 @@ def images(uris: list[str]) -> Collection:
     )  # fmt: skip
 
 
-def relevant(truth: Truth) -> list[list[int]]:
+def relevant(truth: GroundTruth) -> list[list[int]]:
     """For each image the others that are relevant to it."""
-    n = len(truth.relevance.others())
-    found = truth.relevant(np.arange(n))
+    n = len(truth.relevance.counts())
+    found = truth.relevance.matrix(np.arange(n))
     assert found.diagonal().all()
     np.fill_diagonal(found, False)
-    assert found.sum(axis=1).tolist() == truth.relevance.others().tolist()
+    assert found.sum(axis=1).tolist() == truth.relevance.counts().tolist()
     return [np.flatnonzero(line).tolist() for line in found]
 
 
 def test_a_folder_is_its_whole_path_and_its_name_is_the_class() -> None:
-    truth = Folders().find(images(URIS))
+    truth = Folders().read(images(URIS))
     assert relevant(truth) == [[1], [0], [3, 4], [2, 4], [2, 3], []]
-    assert [truth.name(i) for i in range(6)] == ["x", "x", "y", "y", "y", "y"]
+    assert [truth.class_name(i) for i in range(6)] == ["x", "x", "y", "y", "y", "y"]
     assert truth.queries(10, 0).tolist() == [0, 1, 2, 3, 4]
     assert truth.gains(np.arange(2)) is None
 
 
 def test_queries_are_a_sample_drawn_with_a_seed_in_order() -> None:
-    truth = Folders().find(images([f"/p/{i % 9}/{i}.jpg" for i in range(300)]))
+    truth = Folders().read(images([f"/p/{i % 9}/{i}.jpg" for i in range(300)]))
     drawn = truth.queries(50, 3)
     assert len(np.unique(drawn)) == 50
     assert np.array_equal(drawn, np.sort(drawn))
@@ -57,23 +56,23 @@ def test_queries_are_a_sample_drawn_with_a_seed_in_order() -> None:
 
 
 def test_without_anything_relevant_there_is_no_query() -> None:
-    with pytest.raises(InputError, match="no query has anything relevant"):
-        Folders().find(images(["/a/1.jpg", "/b/2.jpg"])).queries(10, 0)
+    with pytest.raises(InputError, match="no image has a relevant image"):
+        Folders().read(images(["/a/1.jpg", "/b/2.jpg"])).queries(10, 0)
 
 
 # --- pairs -------------------------------------------------------------------------------------
 
 
-def pairs(tmp_path: Path, text: str) -> Truth:
+def pairs(tmp_path: Path, text: str) -> GroundTruth:
     (tmp_path / "pairs.csv").write_bytes(text.encode())
-    return Pairs(str(tmp_path / "pairs.csv")).find(images(URIS))
+    return Pairs(str(tmp_path / "pairs.csv")).read(images(URIS))
 
 
 def test_pairs_name_images_by_id_uri_or_its_end(tmp_path: Path) -> None:
     text = "\ufeffquery,relevant\r\n00,/p/x/b.jpg\r\nc.jpg,y/a.jpg\n\n04,04\n00,b.jpg\n"
     truth = pairs(tmp_path, text + '"c.jpg","x/a.jpg"\n')
     assert relevant(truth) == [[1], [], [], [0, 2], [], []]
-    assert truth.name(0) == ""
+    assert truth.class_name(0) == ""
     assert truth.queries(10, 0).tolist() == [0, 3]
     assert truth.details["pairs"] == 3
 
@@ -82,12 +81,12 @@ def test_pairs_name_images_however_their_accents_are_stored(tmp_path: Path) -> N
     nfc, nfd = "caf\u00e9", "cafe\u0301"
     (tmp_path / "pairs.csv").write_text(f"query,relevant\nx/{nfc}.jpg,b.jpg\nb.jpg,{nfd}.png\n")
     listed = images([f"/p/x/{nfd}.jpg", "/p/b.jpg", f"/p/{nfd}.png", f"/p/{nfc}.png"])
-    assert relevant(Pairs(str(tmp_path / "pairs.csv")).find(listed)) == [[1], [2], [], []]
+    assert relevant(Pairs(str(tmp_path / "pairs.csv")).read(listed)) == [[1], [2], [], []]
 
 
 def test_pairs_may_give_the_class_of_the_query(tmp_path: Path) -> None:
     truth = pairs(tmp_path, "query,relevant,class\n00,01,cars\n00,03,cars\n05,00,trees\n")
-    assert [truth.name(i) for i in (0, 1, 5)] == ["cars", "", "trees"]
+    assert [truth.class_name(i) for i in (0, 1, 5)] == ["cars", "", "trees"]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +118,7 @@ def test_an_unreadable_file_of_pairs_is_an_input_error(
     if content is not None:
         (tmp_path / "pairs.csv").write_bytes(content)
     with pytest.raises(InputError, match=r"pairs\.csv: not a readable"):
-        Pairs(str(tmp_path / "pairs.csv")).find(images(URIS))
+        Pairs(str(tmp_path / "pairs.csv")).read(images(URIS))
 
 
 # --- masks -------------------------------------------------------------------------------------
@@ -151,9 +150,9 @@ LABELLED = [f"s3://bucket/p{i}.jpg" for i in range(6)]
 def test_relevant_is_the_same_dominant_class(
     masks: Masks, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    truth = masks.find(images(LABELLED))
+    truth = masks.read(images(LABELLED))
     assert relevant(truth) == [[1], [0], [3], [2], [], []]
-    assert [truth.name(i) for i in range(6)] == ["car", "car", "tree", "tree", "", ""]
+    assert [truth.class_name(i) for i in range(6)] == ["car", "car", "tree", "tree", "", ""]
     assert dict(truth.details) == {
         "images": 6, "labelled": 5, "without a mask": 1, "masks without an image": 1,
         "outside the window or without foreground": 1,
@@ -162,7 +161,7 @@ def test_relevant_is_the_same_dominant_class(
 
 
 def test_gains_are_overlaps_of_all_classes_together(masks: Masks) -> None:
-    gains = masks.find(images(LABELLED)).gains(np.arange(6))
+    gains = masks.read(images(LABELLED)).gains(np.arange(6))
     assert gains is not None
     p0, p1, p2, p3 = {1: 16}, {1: 8, 2: 2}, {1: 4, 2: 16}, {2: 4}  # rows of the grid, by class
     cells = [sum(p.values()) for p in (p0, p1, p2, p3)]
@@ -175,20 +174,20 @@ def test_gains_are_overlaps_of_all_classes_together(masks: Masks) -> None:
 
 
 def test_a_window_takes_shares_of_what_is_not_void(masks: Masks) -> None:
-    truth = replace(masks, window=(0.3, 0.5)).find(images(LABELLED))
-    assert [truth.name(i) for i in range(6)] == ["car", "", "tree", "tree", "", ""]
+    truth = replace(masks, window=(0.3, 0.5)).read(images(LABELLED))
+    assert [truth.class_name(i) for i in range(6)] == ["car", "", "tree", "tree", "", ""]
     assert relevant(truth) == [[], [], [3], [2], [], []]
     with pytest.raises(InputError, match="window of the labels"):
-        replace(masks, window=(0.5, 0.3)).find(images(LABELLED))
+        replace(masks, window=(0.5, 0.3)).read(images(LABELLED))
 
 
 def test_a_fingerprint_tells_labels_apart(masks: Masks) -> None:
-    found = masks.find(images(LABELLED))
-    assert masks.find(images(LABELLED)).fingerprint == found.fingerprint
-    assert replace(masks, window=(0, 0.9)).find(images(LABELLED)).fingerprint != found.fingerprint
+    found = masks.read(images(LABELLED))
+    assert masks.read(images(LABELLED)).fingerprint == found.fingerprint
+    assert replace(masks, window=(0, 0.9)).read(images(LABELLED)).fingerprint != found.fingerprint
     write_png(Path(masks.masks) / "p0.png", np.ones((64, 64), np.uint8))
-    assert masks.find(images(LABELLED)).fingerprint != found.fingerprint
-    folders = {Folders().find(images(uris)).fingerprint for uris in (URIS, URIS[:5], LABELLED)}
+    assert masks.read(images(LABELLED)).fingerprint != found.fingerprint
+    folders = {Folders().read(images(uris)).fingerprint for uris in (URIS, URIS[:5], LABELLED)}
     assert len(folders) == 3
 
 
@@ -201,19 +200,19 @@ def test_a_fingerprint_tells_labels_apart(masks: Masks) -> None:
 )
 def test_a_mask_belongs_to_one_image(masks: Masks, uris: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        masks.find(images(uris))
+        masks.read(images(uris))
 
 
 def test_images_without_masks_may_share_a_name(masks: Masks) -> None:
-    found = masks.find(images(["/a/new.jpg", "/b/new.jpg", *LABELLED]))
+    found = masks.read(images(["/a/new.jpg", "/b/new.jpg", *LABELLED]))
     assert found.details["without a mask"] == 3
 
 
 def test_two_masks_of_one_name_are_refused_unless_the_path_tells(masks: Masks) -> None:
     write_png(Path(masks.masks) / "more" / "p0.png", np.ones((4, 4), np.uint8))
     with pytest.raises(InputError, match=r"two masks have the name of s3://bucket/p0\.jpg"):
-        masks.find(images(LABELLED))
-    found = masks.find(images([*LABELLED, "/a/more/p0.jpg"]))
+        masks.read(images(LABELLED))
+    found = masks.read(images([*LABELLED, "/a/more/p0.jpg"]))
     assert dict(found.details)["labelled"] == 6
 
 
@@ -223,7 +222,7 @@ def test_values_without_a_class_are_reported(
     values = np.full((64, 64), 7, np.uint8)
     values[:16] = 1
     write_png(Path(masks.masks) / "p0.png", values)
-    masks.find(images(LABELLED))
+    masks.read(images(LABELLED))
     said = capsys.readouterr().err
     assert "no class names count as background: 0 (46.2 % of all pixels), 7 (15.0 %);" in said
 
@@ -231,4 +230,4 @@ def test_values_without_a_class_are_reported(
 def test_a_mask_of_colours_is_refused(masks: Masks) -> None:
     write_png(Path(masks.masks) / "p0.png", np.ones((4, 4, 3), np.uint8))
     with pytest.raises(InputError, match=r"p0\.png: a mask of 3 channels .* one value a pixel"):
-        masks.find(images(LABELLED))
+        masks.read(images(LABELLED))

@@ -1,0 +1,176 @@
+"""Similarities of a block of q vectors with n others, by block products.
+
+A score is higher for more similar vectors, NaN where it is undefined, and the same whatever the
+blocks, the number of threads and the machine, so that equal vectors have equal scores. Scores are
+rounded to 12 decimal places, those of `dot` and `euclidean` relative to the longest vector.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Features = NDArray[np.float32]
+Prepare = Callable[[Features], Floats]
+
+_TILE = 2**21  # values of candidates that are in float64 at once: 16 MB
+_COLUMNS = 512  # whose mixed products are exact, see `dots`
+_HIGH, _LOW = 2.0**26, 2.0**48  # 1 / the grids of the two parts of a value
+
+
+def standardised(features: Features) -> Floats:
+    """Return (x − x̄) / ‖x − x̄‖ of rows, so that Pearson is a dot product; NaN for constant rows."""
+    x = features.astype(np.float64)
+    usable = np.isfinite(x).all(axis=1)
+    x[~usable] = 0
+    x -= x.mean(axis=1, keepdims=True)
+    return _unit(x, usable & (features.max(axis=1) > features.min(axis=1)))
+
+
+def normalised(features: Features) -> Floats:
+    """Return x / ‖x‖ of rows; NaN for zero rows."""
+    x = features.astype(np.float64)
+    usable = np.isfinite(x).all(axis=1)
+    x[~usable] = 0
+    return _unit(x, usable & (x != 0).any(axis=1))
+
+
+def _unit(x: Floats, usable: NDArray[np.bool_]) -> Floats:
+    x[~usable] = np.nan
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    return x
+
+
+def scaled(features: Features, factor: float = 1) -> tuple[float, Prepare]:
+    """Return a power of two of at least `factor` times the longest row, and division by it."""
+    longest = 0.0
+    for tile in _tiles(features):
+        lengths = np.linalg.norm(features[tile].astype(np.float64), axis=1)
+        longest = max(longest, float(lengths[np.isfinite(lengths)].max(initial=0)))
+    scale = float(2.0 ** np.ceil(np.log2(factor * longest))) if longest else 1.0
+    return scale, lambda rows: rows.astype(np.float64) / scale
+
+
+def dots(queries: Features, features: Features, prepare: Prepare) -> Floats:
+    """Return x · y of prepared rows of length 1 or less: (q, C), (n, C) → (q, n).
+
+    It is exact but for C · 2^-54 + √C · 2^-48: 1e-13 for 512 values, 1e-12 for 8192.
+
+    A value is split into h, a multiple of 2^-26, and l, a multiple of 2^-48 of at most 2^-27.
+    Products h·h are multiples of 2^-52, and any of them sum up to less than 2, as ‖h‖ is at most
+    1 + √C · 2^-27 (Cauchy and Schwarz). Mixed products are multiples of 2^-74, and those of 512
+    columns sum up to less than 2^-21. float64 holds all of these, so that no order of summation, as
+    a matrix product may choose it, rounds. The sums of 512 columns each are then added, first to
+    last, to that of h·h: this does round, but always in the same way. The product l·l is left out,
+    at most C · 2^-54, and l is rounded by at most √C · 2^-49 in each row.
+    """
+    high, low = _split(prepare(queries))
+    products = np.empty((len(queries), len(features)))
+    for tile in _tiles(features):
+        first, second = _split(prepare(features[tile]))
+        sums = high @ first.T
+        for some in _columns(features):
+            mixed = np.hstack([high[:, some], low[:, some]])
+            sums += mixed @ np.hstack([second[:, some], first[:, some]]).T
+        products[:, tile] = sums
+    return products
+
+
+def squares(features: Features, prepare: Prepare) -> Floats:
+    """Return x · x of prepared rows, equal to the diagonal of `dots`: (n,)."""
+    values = np.empty(len(features))
+    for tile in _tiles(features):
+        high, low = _split(prepare(features[tile]))
+        sums = (high * high).sum(axis=1)
+        for some in _columns(features):
+            sums += 2 * (high[:, some] * low[:, some]).sum(axis=1)
+        values[tile] = sums
+    return values
+
+
+def _tiles(features: Features) -> Iterator[slice]:
+    """Yield blocks of rows that may be in float64 at once."""
+    step = max(_TILE // features.shape[1], 1)
+    return (slice(start, start + step) for start in range(0, len(features), step))
+
+
+def _columns(features: Features) -> Iterator[slice]:
+    return (slice(c, c + _COLUMNS) for c in range(0, features.shape[1], _COLUMNS))
+
+
+def _split(x: Floats) -> tuple[Floats, Floats]:
+    high = np.rint(x * _HIGH) / _HIGH
+    return high, np.rint((x - high) * _LOW) / _LOW
+
+
+def rounded(values: Floats) -> Floats:
+    """Return values to 12 decimal places."""
+    return np.asarray(np.round(values, 12))
+
+
+def _products(rows: Ints, vectors: Features, prepare: Prepare) -> Floats:
+    return rounded(dots(vectors[rows], vectors, prepare))
+
+
+def _euclidean(rows: Ints, vectors: Features) -> Floats:
+    scale, prepare = scaled(vectors)
+    squared = squares(vectors, prepare)
+    gaps = squared[rows][:, None] + squared - 2 * dots(vectors[rows], vectors, prepare)
+    return -scale * np.sqrt(np.maximum(rounded(gaps), 0))
+
+
+def _dot(rows: Ints, vectors: Features) -> Floats:
+    scale, prepare = scaled(vectors)
+    return scale**2 * _products(rows, vectors, prepare)
+
+
+METRICS: Mapping[str, Callable[[Ints, Features], Floats]] = {
+    "pearson": partial(_products, prepare=standardised),
+    "cosine": partial(_products, prepare=normalised),
+    "euclidean": _euclidean,
+    "dot": _dot,
+}
+"""Scores of some rows of a matrix with all of them, by metric: (q,), (n, C) → (q, n).
+
+pearson: Σ(x−x̄)(y−ȳ) / ‖x−x̄‖‖y−ȳ‖ (Abdullah 2026, eq. 6), undefined for constant vectors. cosine:
+x·y / ‖x‖‖y‖, undefined for zero vectors. euclidean: −‖x−y‖. dot: x·y.
+"""
+
+
+def semantic_distances(queries: Features, coverages: Features) -> Floats:
+    """Return Σ_k |σ_k − σ_k'| over all classes and the background: (q, K), (n, K) → (q, n).
+
+    It is in [0, 2] (Ouni 2020, eq. 1). Terms are added in the order of the SQL macro
+    `semantic_distance`.
+    """
+    distances = np.zeros((len(queries), len(coverages)))
+    for a, b in zip(queries.T.astype(np.float64), coverages.T.astype(np.float64), strict=True):
+        distances += np.abs(a[:, None] - b)
+    return distances
+
+
+def hamming_distances(queries: Ints, words: Ints) -> NDArray[np.int32]:
+    """Return the number of bits that differ between rows of words: (q, W), (n, W) → (q, n)."""
+    return _bit_counts(np.bitwise_xor, queries, words)
+
+
+def mask_overlaps(queries: Ints, words: Ints) -> Floats:
+    """Return the IoU of masks, bitmaps of all classes together: (q, W), (n, W) → (q, n) in [0, 1].
+
+    It is cells in both masks / cells in either (Waqas 2023), NaN if both are empty.
+    """
+    both, either = (_bit_counts(f, queries, words) for f in (np.bitwise_and, np.bitwise_or))
+    nothing = np.full(both.shape, np.nan)
+    return np.asarray(np.divide(both, either, out=nothing, where=either > 0))
+
+
+def _bit_counts(combine: np.ufunc, queries: Ints, words: Ints) -> NDArray[np.int32]:
+    """Return the number of set bits in combinations of rows: (q, W), (n, W) → (q, n)."""
+    counts = np.zeros((len(queries), len(words)), np.int32)
+    # without a sign: of a negative number NumPy counts the bits of its absolute value
+    for a, b in zip(queries.view(np.uint64).T, words.view(np.uint64).T, strict=True):
+        counts += np.bitwise_count(combine(a[:, None], np.ascontiguousarray(b)))
+    return counts
