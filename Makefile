@@ -1,4 +1,5 @@
 # `make demo`: train, index and query sample scenes under demo/. `make test`: lint, types, tests.
+# `make sheet`: draw docs/images/contact-sheet.png from the index of the demo. `make site`: the documents.
 PYTHON ?= python3
 WEIGHTS ?= auto
 SCENES ?= 240
@@ -10,7 +11,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
 .DELETE_ON_ERROR:
-.PHONY: demo test slow lint lock sbom clean
+.PHONY: demo sheet site test slow lint lock sbom clean
 
 demo: .venv/ready
 	@test ! -e "$(DEMO)" || test -f "$(DEMO)/$(MARK)" || { $(FOREIGN); exit 1; }
@@ -41,6 +42,18 @@ demo: .venv/ready
 
 SQL = $(BIN)/segrec sql --index $(DEMO)/index
 FULLEST = SELECT arg_max(image_id, coverage) FROM regions WHERE class = 'car' AND coverage <= 0.96
+
+# 256 colours without dithering: 180 KB in place of 560.
+sheet: .venv/ready
+	@test -d "$(DEMO)/index" || { echo "run make demo first" >&2; exit 1; }
+	$(BIN)/segrec query --index $(DEMO)/index --uri $(DEMO)/scenes/images/place_10/place_10_0019.jpg \
+	    --class car --coverage 0.29 0.96 -k 5 --format png --output $(DEMO)/sheet.png
+	$(BIN)/python -c 'from PIL import Image; \
+	    Image.open("$(DEMO)/sheet.png").convert("RGB").quantize(256, dither=Image.Dither.NONE) \
+	    .save("docs/images/contact-sheet.png", optimize=True)'
+
+site: .venv/ready
+	$(BIN)/mkdocs build --strict
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow"
