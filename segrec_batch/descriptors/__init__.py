@@ -1,13 +1,13 @@
-"""Descriptors: further vectors of an image, from its pixels, its class map and its features.
+"""Descriptors: further vectors of an image, from its pixels, class map and features.
 
-Each module of this package is one descriptor, and is named as it is. It has two names:
+A descriptor is a module of this package with the name of the descriptor and two members:
 
-`fit(arguments, samples) -> Parameters`: what goes into the model bundle. `arguments` are the
-user's, texts by name, `samples` is what the index has of its images. InputError for arguments it
-does not know.
+`fit(arguments, samples) -> Parameters` computes what the model bundle stores. `arguments` are
+texts by name, `samples` gives access to the images of the index. It raises InputError for unknown
+arguments.
 
-`Descriptor(parameters, classes, device)`: what computes vectors, as the protocol below says.
-`classes` counts the background.
+`Descriptor(parameters, classes, device)` computes vectors, see the protocol below. `classes` counts
+the background.
 """
 
 import ast
@@ -26,7 +26,7 @@ from segrec_batch.common.errors import InputError
 Vectors = NDArray[np.float32]
 
 
-_NOT_DESCRIPTORS = ("inputs", "runtime")  # modules of this package
+_NOT_DESCRIPTORS = ("inputs", "runtime")  # other modules of this package
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,19 @@ class Described:
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a bundle holds of a descriptor: JSON values and tensors, as NumPy arrays."""
+    """Parameters of a descriptor in a bundle: JSON values and NumPy arrays."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 class Descriptor(Protocol):
-    """What computes vectors. Equal images have equal vectors, up to how batches round.
+    """Computes vectors. Equal images have equal vectors up to rounding in batches.
 
-    reads_pixels: whether `pixels` and `labels` are needed. on_device: whether it computes on the
-    device that it was given, rather than on the host.
+    Attributes:
+        reads_pixels: it needs `pixels` and `labels`.
+        on_device: it computes on the given device rather than on the host.
+        length: of its vectors.
     """
 
     reads_pixels: ClassVar[bool]
@@ -79,12 +81,12 @@ class Descriptor(Protocol):
     length: int
 
     def __call__(self, images: ImageBatch) -> Described:
-        """Describe images."""
+        """Return the vectors of images."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of n vectors: their mean (C,) and scatter Σ (x − x̄)(x − x̄)ᵀ (C, C), float64."""
+    """Mean (C,) and scatter Σ (x − x̄)(x − x̄)ᵀ (C, C) of n vectors, float64."""
 
     n: int
     mean: NDArray[np.float64]
@@ -92,70 +94,66 @@ class Moments:
 
 
 class Samples(Protocol):
-    """The images of an index, for what a descriptor has to learn."""
+    """Images of an index from which a descriptor learns its parameters."""
 
     @property
     def classes(self) -> Sequence[str]:
-        """Names of the classes, of which position is label; the background is the first."""
+        """Names of the classes by label; the background is the first."""
 
     @property
     def feature_length(self) -> int:
         """Values of a feature."""
 
     def moments(self) -> Moments:
-        """Of the features of all images, in one pass."""
+        """Return the moments of the features of all images, computed in one pass."""
 
     def draw_images(self, count: int) -> Iterator[ImageBatch]:
-        """At most `count` images, and no more than the user allows, drawn at random, a few at a
-        time.
-        """
+        """Yield batches of at most `count` random images, and no more than the user allows."""
 
     def labelled(self, count: int) -> tuple[Vectors, Sequence[str]]:
-        """Features (n, C) of at most `count` images, drawn at random, and the names of the folders
-        that the images lie in.
-        """
+        """Return features (n, C) of at most `count` random images and their folders."""
 
 
-def chosen(arguments: Mapping[str, str], **defaults: str) -> dict[str, str]:
-    """The user's arguments over the defaults of all that there are. Raises InputError for others.
+def parse_arguments(arguments: Mapping[str, str], **defaults: str) -> dict[str, str]:
+    """Return the arguments with defaults for missing ones. Raises InputError for unknown ones.
 
-    >>> chosen({"bins": "8"}, bins="16", size="64")
+    >>> parse_arguments({"bins": "8"}, bins="16", size="64")
     {'bins': '8', 'size': '64'}
     """
     unknown = sorted(set(arguments) - set(defaults))
     if unknown:
         known = ", ".join(defaults) or "none"
-        raise InputError(f"no argument {unknown[0]!r} here; there are {known}")
+        raise InputError(f"unknown argument {unknown[0]!r}; known are {known}")
     return {**defaults, **arguments}
 
 
-def whole_numbers(arguments: Mapping[str, str], **defaults: int) -> dict[str, int]:
-    """The same where all are whole numbers, of 1 or more."""
-    given = chosen(arguments, **{name: str(number) for name, number in defaults.items()})
-    for name, text in given.items():
+def parse_integers(arguments: Mapping[str, str], **defaults: int) -> dict[str, int]:
+    """Return the arguments as integers of at least 1. Raises InputError."""
+    values = parse_arguments(arguments, **{name: str(number) for name, number in defaults.items()})
+    for name, text in values.items():
         if not (text.isascii() and text.isdecimal() and int(text)):
             raise InputError(f"{name}={text} is not a whole number of 1 or more")
-    return {name: int(text) for name, text in given.items()}
+    return {name: int(text) for name, text in values.items()}
 
 
 def names() -> list[str]:
-    """The descriptors that there are."""
+    """Return the names of all descriptors."""
     modules = pkgutil.iter_modules(__path__)
     return sorted(m.name for m in modules if not m.ispkg and m.name not in _NOT_DESCRIPTORS)
 
 
 def summaries() -> dict[str, str]:
-    """What each descriptor is, in a line. Imports none of them."""
+    """Return the first docstring line of each descriptor, without importing it."""
     (folder,) = __path__
-    found = {}
+    lines = {}
     for name in names():
         tree = ast.parse((Path(folder) / f"{name}.py").read_text())
-        found[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return found
+        lines[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return lines
 
 
 def module(name: str) -> Any:
-    """The module of a descriptor. Raises InputError."""
+    """Import the module of a descriptor. Raises InputError if there is none."""
     if name not in names():
-        raise InputError(f"no descriptor {name!r}; there are {', '.join(names())}")
+        raise InputError(f"unknown descriptor {name!r}; known are {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")

@@ -1,32 +1,29 @@
-"""fc7 of AlexNet: 4096 values, the network baseline of Ouni 2020, table 6.
+"""fc7 of AlexNet: 4096 values, a baseline of Ouni 2020, table 6; compare by L2.
 
-The argument `weights` (default: imagenet), and how images are resized: see `operators.networks`.
-Compare by L2.
+For the argument `weights` (default: imagenet) and the resizing see `operators.networks`.
 """
 
 from collections.abc import Mapping
 from typing import ClassVar
 
-from segrec_batch.descriptors import Described, ImageBatch, Parameters, Samples, chosen
+from segrec_batch.descriptors import Described, ImageBatch, Parameters, Samples, parse_arguments
 from segrec_batch.descriptors.operators import networks
 from segrec_batch.descriptors.operators.networks import ALEXNET, Architecture
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
-    """The network's weights; nothing is learned. Raises InputError, ModelError."""
-    return weights_of(ALEXNET, arguments)
+    """Load the weights of the network. Raises InputError, ModelError."""
+    return fit_network(ALEXNET, arguments)
 
 
-def weights_of(architecture: Architecture, arguments: Mapping[str, str]) -> Parameters:
-    """The weights that arguments name, for a network. Raises InputError, ModelError."""
-    given = chosen(arguments, weights="imagenet")
-    return Parameters(*networks.fitted(architecture, given["weights"]))
+def fit_network(architecture: Architecture, arguments: Mapping[str, str]) -> Parameters:
+    """Load the weights named by the arguments. Raises InputError, ModelError."""
+    values = parse_arguments(arguments, weights="imagenet")
+    return Parameters(*networks.load_weights(architecture, values["weights"]))
 
 
 class Descriptor:
-    """The vector of the whole image, values 0 or above. Other networks differ in the
-    architecture.
-    """
+    """Vector of the whole image, values ≥ 0. Subclasses set another `architecture`."""
 
     architecture: ClassVar[Architecture] = ALEXNET
     reads_pixels: ClassVar[bool] = True
@@ -40,5 +37,5 @@ class Descriptor:
         self.length = self.architecture.length
 
     def __call__(self, images: ImageBatch) -> Described:
-        """Describe images."""
+        """Return the vectors of images."""
         return Described(self._network(networks.as_images(images.pixels, self._device)))

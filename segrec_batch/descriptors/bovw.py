@@ -1,34 +1,31 @@
-"""The bag of visual words of SIFT (Csurka 2004): a baseline of Ouni 2020, see `operators.codebook`.
-
-Of the whole image: classes play no part.
-"""
+"""Bag of visual words of SIFT (Csurka 2004), a baseline of Ouni 2020; classes are not used."""
 
 from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 
-from segrec_batch.descriptors import Described, ImageBatch, Parameters, Samples, whole_numbers
+from segrec_batch.descriptors import Described, ImageBatch, Parameters, Samples, parse_integers
 from segrec_batch.descriptors.operators import codebook, keypoints
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
-    """`words`, learned from so many `images` of the index; `keypoints`: at most, of an image.
+    """Learn visual words from images of the index. Raises InputError.
 
-    Raises InputError.
+    Arguments: `words`, their number; `keypoints`, maximum per image; `images`, number of images.
     """
-    return with_words(whole_numbers(arguments, words=500, keypoints=500, images=500), samples)
+    return fit_words(parse_integers(arguments, words=500, keypoints=500, images=500), samples)
 
 
-def with_words(settings: Mapping[str, int], samples: Samples) -> Parameters:
-    """The settings, and the visual words (words, 128). Raises InputError."""
-    seen = (one for some in samples.draw_images(settings["images"]) for one in some.pixels)
-    words = codebook.learn(keypoints.sift(settings["keypoints"]), seen, settings["words"])
+def fit_words(settings: Mapping[str, int], samples: Samples) -> Parameters:
+    """Learn visual words (words, 128). Raises InputError."""
+    images = (image for b in samples.draw_images(settings["images"]) for image in b.pixels)
+    words = codebook.learn_words(keypoints.sift(settings["keypoints"]), images, settings["words"])
     return Parameters(settings, {"words": words})
 
 
 class Descriptor:
-    """(words,): shares of the words, at unit length."""
+    """Vector (words,): shares of the words, at unit length."""
 
     reads_pixels: ClassVar[bool] = True
     on_device: ClassVar[bool] = False
@@ -39,6 +36,6 @@ class Descriptor:
         self.length = len(self._words)
 
     def __call__(self, images: ImageBatch) -> Described:
-        """Describe images; of one without keypoints the vector is zero."""
-        found = [codebook.bovw(self._extract(p).vectors, self._words) for p in images.pixels]
-        return Described(np.array(found, np.float32).reshape(len(images), self.length))
+        """Return the vectors of images; zero for an image without keypoints."""
+        rows = [codebook.bovw(self._extract(p).vectors, self._words) for p in images.pixels]
+        return Described(np.array(rows, np.float32).reshape(len(images), self.length))

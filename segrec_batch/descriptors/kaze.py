@@ -1,4 +1,4 @@
-"""The semantic signature of KAZE (Ouni 2020), see `operators.signature`."""
+"""Semantic signature of KAZE (Ouni 2020), see `operators.signature`."""
 
 from segrec_batch.descriptors import sift
 from segrec_batch.descriptors.operators import keypoints
@@ -7,6 +7,6 @@ fit = sift.fit
 
 
 class Descriptor(sift.Descriptor):
-    """(classes · 64,): a centre for each class, background first."""
+    """Vector (classes · 64,): one centre per class, background first."""
 
     extractor = staticmethod(keypoints.kaze)

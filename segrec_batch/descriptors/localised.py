@@ -1,14 +1,14 @@
 """pool5 of ResNet-50 of the foreground alone, with a category, after Waqas 2023; compare by L2.
 
-The model's classes are what is localised (section 4.1): pixels of the background are painted white,
-the image is made grey (section 3) and resized to 224 × 224, and ResNet-50 sees it (section 4.3).
-An image without any foreground is seen as a whole: alone on a white canvas all such would be
-equal. Under `category=class` they compete with each other only, as `background`.
+The classes of the model localise the foreground (section 4.1). Background pixels are painted white,
+the image is converted to grey (section 3), resized to 224 × 224 and passed to ResNet-50 (section
+4.3). An image without foreground is used whole, since all such images would be equal if white.
+With `category=class` they have the category `background`.
 
-Arguments: `weights` as in `operators.networks`; `grey`, yes (default) or no;
-`category`, to which a search can be narrowed: `class` (default), that which fills most of the
-foreground, or `folder`, told from the feature by a linear classifier that is fitted on the names of
-the folders that the index's images lie in (section 4.2 has an EfficientNetV2-L there).
+Arguments: `weights`, see `operators.networks`; `grey`, yes (default) or no; `category`, by which a
+search can be restricted: `class` (default), the class that fills most of the foreground, or
+`folder`, predicted from the feature by a linear classifier fitted on the folders of the index's
+images (section 4.2 uses an EfficientNetV2-L).
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,27 +20,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segrec_batch.common.errors import InputError
-from segrec_batch.descriptors import Described, ImageBatch, Parameters, Samples, chosen
+from segrec_batch.descriptors import Described, ImageBatch, Parameters, Samples, parse_arguments
 from segrec_batch.descriptors.operators import networks
 from segrec_batch.descriptors.operators.networks import RESNET50
 
-_LABELLED = 20_000  # images at most, on which the classifier of folders is fitted
+_LABELLED = 20_000  # maximum number of images for the classifier of folders
 _CLASSIFIER = "categories."  # prefix of its tensors
 _LUMA = (0.299, 0.587, 0.114)  # of grey in ITU-R BT.601
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
-    """ResNet-50's weights and, for folders, the classifier's `categories.weights` (K, C) and
-    `categories.bias` (K,). Settings: `categories`, their names, and of folders the `accuracy` of
-    cross-validation. Raises InputError, ModelError.
+    """Load the weights of ResNet-50 and fit the classifier of folders if asked for.
+
+    The classifier has the tensors `categories.weights` (K, C) and `categories.bias` (K,). Settings
+    are `categories`, their names, and for folders the cross-validated `accuracy`.
+
+    Raises:
+        InputError, ModelError.
     """
-    given = chosen(arguments, weights="imagenet", grey="yes", category="class")
+    values = parse_arguments(arguments, weights="imagenet", grey="yes", category="class")
     for name, known in (("grey", ("yes", "no")), ("category", ("class", "folder"))):
-        if given[name] not in known:
-            raise InputError(f"{name}={given[name]}; there are {' and '.join(known)}")
-    settings, state = networks.fitted(RESNET50, given["weights"])
-    found, tensors = _categories(given["category"], samples)
-    return Parameters({**settings, "grey": given["grey"] == "yes", **found}, {**state, **tensors})
+        if values[name] not in known:
+            raise InputError(f"{name}={values[name]}; known are {' and '.join(known)}")
+    settings, state = networks.load_weights(RESNET50, values["weights"])
+    categories, tensors = _categories(values["category"], samples)
+    return Parameters(
+        {**settings, "grey": values["grey"] == "yes", **categories}, {**state, **tensors}
+    )
 
 
 def _categories(category: str, samples: Samples) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -48,16 +54,16 @@ def _categories(category: str, samples: Samples) -> tuple[dict[str, Any], dict[s
         return {"category": category, "categories": list(samples.classes)}, {}
     from segrec_batch.training.categories import fit_categories  # scikit-learn
 
-    found = fit_categories(*samples.labelled(_LABELLED))
-    settings = {"category": category, "categories": list(found.names), "accuracy": found.accuracy}
+    fitted = fit_categories(*samples.labelled(_LABELLED))
+    settings = {"category": category, "categories": list(fitted.names), "accuracy": fitted.accuracy}
     return settings, {
-        f"{_CLASSIFIER}weights": found.weights,
-        f"{_CLASSIFIER}bias": found.bias,
+        f"{_CLASSIFIER}weights": fitted.weights,
+        f"{_CLASSIFIER}bias": fitted.bias,
     }
 
 
 class Descriptor:
-    """The vector of the foreground, values 0 or above, and the category."""
+    """Vector of the foreground, values ≥ 0, and category."""
 
     length = RESNET50.length
     reads_pixels = True
@@ -74,37 +80,37 @@ class Descriptor:
             self._bias = parameters.tensors[f"{_CLASSIFIER}bias"].astype(np.float64)
 
     def __call__(self, batch: ImageBatch) -> Described:
-        """Describe batch."""
+        """Return vectors and categories of images."""
         labels = torch.from_numpy(batch.labels).to(self._device)
-        images = painted(networks.as_images(batch.pixels, self._device), labels)
+        images = paint_background_white(networks.as_images(batch.pixels, self._device), labels)
         if self._settings["grey"]:
-            images = grey(images)
+            images = to_grey(images)
         return Described(self._network(images), self._names(batch))
 
     def _names(self, batch: ImageBatch) -> Sequence[str]:
         if self._settings["category"] == "folder":
-            found = (batch.feature @ self._weights.T + self._bias).argmax(axis=1)
+            labels = (batch.feature @ self._weights.T + self._bias).argmax(axis=1)
         else:
-            found = dominant(batch.counts)
-        return [self._settings["categories"][k] for k in found]
+            labels = dominant_classes(batch.counts)
+        return [self._settings["categories"][k] for k in labels]
 
 
-def painted(images: Tensor, labels: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1]: white where `labels` (B, H, W) are 0, unless all are."""
+def paint_background_white(images: Tensor, labels: Tensor) -> Tensor:
+    """Paint images (B, 3, H, W) white where labels (B, H, W) are 0, unless all labels are 0."""
     outside = (labels == 0) & (labels != 0).any(dim=(1, 2), keepdim=True)
     return torch.where(outside[:, None], torch.ones((), device=images.device), images)
 
 
-def grey(images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) with their luma in each of the three channels."""
+def to_grey(images: Tensor) -> Tensor:
+    """Return images (B, 3, H, W) with their luma in all three channels."""
     luma = torch.tensor(_LUMA, device=images.device)[:, None, None]
     return (images * luma).sum(dim=1, keepdim=True).expand_as(images)
 
 
-def dominant(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Of cells (B, K) the foreground class that has most, the first of equals; 0 if none has any.
+def dominant_classes(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the foreground class with the most cells (B, K), the first of equals; 0 if none.
 
-    As `dominant_class` of the index.
+    The rule is that of `dominant_class` in the index.
     """
     foreground = counts[:, 1:]
     largest: NDArray[np.int64] = foreground.argmax(axis=1) + 1

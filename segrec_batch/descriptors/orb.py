@@ -1,4 +1,4 @@
-"""The semantic signature of ORB (Ouni 2020), see `operators.signature`: shares of bits."""
+"""Semantic signature of ORB (Ouni 2020), see `operators.signature`; values are shares of bits."""
 
 from segrec_batch.descriptors import sift
 from segrec_batch.descriptors.operators import keypoints
@@ -7,6 +7,6 @@ fit = sift.fit
 
 
 class Descriptor(sift.Descriptor):
-    """(classes · 256,): a centre for each class, background first."""
+    """Vector (classes · 256,): one centre per class, background first."""
 
     extractor = staticmethod(keypoints.orb)

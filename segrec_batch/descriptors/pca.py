@@ -1,8 +1,8 @@
-"""Principal components of the image's feature: 64 values, after Krupa 2022; compare by cosine.
+"""Principal components of the feature: 64 values, after Krupa 2022; compare by cosine.
 
 The components are those of the features of all images of the index (Krupa 2022, section 3.3;
-Pearson 1901). The argument `dimension` (default: 64) is how many of them are kept. Projections are
-nested: the first d values of a longer one are the one of dimension d.
+Pearson 1901). The argument `dimension` (default: 64) is their number. Projections are nested: the
+first d values of a longer projection are the projection of dimension d.
 """
 
 from collections.abc import Mapping
@@ -17,21 +17,22 @@ from segrec_batch.descriptors import (
     Moments,
     Parameters,
     Samples,
-    whole_numbers,
+    parse_integers,
 )
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
-    """Tensors `mean` (C,) and `components` (d, C), float32; the setting `explained_variance_ratio`
-    is what share of the features' variance each keeps. Raises InputError.
+    """Compute the tensors `mean` (C,) and `components` (d, C), float32. Raises InputError.
+
+    The setting `explained_variance_ratio` is the share of the variance along each component.
     """
-    dimension = whole_numbers(arguments, dimension=64)["dimension"]
+    dimension = parse_integers(arguments, dimension=64)["dimension"]
     moments = samples.moments()
     components, variances = principal_components(moments)
     if dimension > len(components):
         raise InputError(
             f"dimension={dimension}, but the features of {moments.n:,} images span only "
-            f"{len(components)} dimensions, and no more can be kept"
+            f"{len(components)} dimensions: give a smaller dimension"
         )
     shares = variances[:dimension] / np.trace(moments.scatter)
     return Parameters(
@@ -44,9 +45,9 @@ def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
 
 
 def principal_components(moments: Moments) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Orthonormal rows (rank, C) and the scatter (rank,) along each, the largest first.
+    """Return orthonormal rows (rank, C) and the scatter (rank,) along each, largest first.
 
-    Of a row the value that is largest without its sign is positive, so that fits repeat.
+    The value of largest magnitude in a row is positive, so that results are reproducible.
     """
     values, vectors = np.linalg.eigh(moments.scatter)
     values, rows = values[::-1], vectors.T[::-1]
@@ -59,7 +60,7 @@ def principal_components(moments: Moments) -> tuple[NDArray[np.float64], NDArray
 
 
 class Descriptor:
-    """The feature's projection, centred on the mean of the index."""
+    """Projection of the feature, centred on the mean of the index."""
 
     reads_pixels = False
     on_device = False
@@ -70,6 +71,6 @@ class Descriptor:
         self.length = len(self._components)
 
     def __call__(self, images: ImageBatch) -> Described:
-        """Describe images."""
-        centred = images.feature - self._mean  # float64, so that no batch shows in float32
+        """Return the vectors of images."""
+        centred = images.feature - self._mean  # float64: the result does not depend on the batch
         return Described((centred @ self._components.T).astype(np.float32))

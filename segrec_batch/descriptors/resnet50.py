@@ -1,7 +1,6 @@
-"""pool5 of ResNet-50: 2048 values, the network baseline of Ouni 2020, table 6.
+"""pool5 of ResNet-50: 2048 values, a baseline of Ouni 2020, table 6; compare by L2.
 
-The argument `weights` (default: imagenet), and how images are resized: see `operators.networks`.
-Compare by L2.
+For the argument `weights` (default: imagenet) and the resizing see `operators.networks`.
 """
 
 from collections.abc import Mapping
@@ -11,11 +10,11 @@ from segrec_batch.descriptors.operators.networks import RESNET50
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
-    """The network's weights; nothing is learned. Raises InputError, ModelError."""
-    return alexnet.weights_of(RESNET50, arguments)
+    """Load the weights of the network. Raises InputError, ModelError."""
+    return alexnet.fit_network(RESNET50, arguments)
 
 
 class Descriptor(alexnet.Descriptor):
-    """The vector of the whole image, values 0 or above."""
+    """Vector of the whole image, values ≥ 0."""
 
     architecture = RESNET50

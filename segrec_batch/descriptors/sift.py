@@ -1,22 +1,22 @@
-"""The semantic signature of SIFT (Ouni 2020), see `operators.signature`."""
+"""Semantic signature of SIFT (Ouni 2020), see `operators.signature`."""
 
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
-from segrec_batch.descriptors import Described, ImageBatch, Parameters, Samples, whole_numbers
+from segrec_batch.descriptors import Described, ImageBatch, Parameters, Samples, parse_integers
 from segrec_batch.descriptors.operators import keypoints
 from segrec_batch.descriptors.operators.signature import signatures
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
-    """`keypoints`: at most so many, those of the largest response. Raises InputError."""
-    return Parameters(whole_numbers(arguments, keypoints=500))
+    """Parse `keypoints`, the maximum per image by largest response. Raises InputError."""
+    return Parameters(parse_integers(arguments, keypoints=500))
 
 
 class Descriptor:
-    """(classes · 128,): a centre for each class, background first.
+    """Vector (classes · 128,): one centre per class, background first.
 
-    extractor: of local descriptors, made with the settings. Other signatures differ in it only.
+    Subclasses set another `extractor` of local descriptors, which is called with the settings.
     """
 
     reads_pixels: ClassVar[bool] = True
@@ -29,6 +29,5 @@ class Descriptor:
         self.length = classes * self._extract.dim
 
     def __call__(self, images: ImageBatch) -> Described:
-        """Describe images; of one without keypoints the vector is zero."""
-        found = signatures(self._extract, images.pixels, images.labels, self._classes)
-        return Described(found)
+        """Return the vectors of images; zero for an image without keypoints."""
+        return Described(signatures(self._extract, images.pixels, images.labels, self._classes))

@@ -1,22 +1,22 @@
-"""The semantic signature of deep features: those of each class, in place of local descriptors.
+"""Semantic signature of deep features: the region feature of each class (Ouni 2020, section 3.1).
 
-Ouni 2020, section 3.1: a vector per class, null where it is absent. A cell of the feature map
-stands for a keypoint, so that the centre of a class is its region feature.
+A cell of the feature map takes the place of a keypoint, so the centre of a class is its region
+feature. An absent class has the null vector.
 """
 
 from collections.abc import Mapping
 from typing import ClassVar
 
-from segrec_batch.descriptors import Described, ImageBatch, Parameters, Samples, whole_numbers
+from segrec_batch.descriptors import Described, ImageBatch, Parameters, Samples, parse_integers
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
     """Take the length of a feature from the index. Raises InputError for any argument."""
-    return Parameters({**whole_numbers(arguments), "feature_length": samples.feature_length})
+    return Parameters({**parse_integers(arguments), "feature_length": samples.feature_length})
 
 
 class Descriptor:
-    """(classes · C,): the region feature of each class, background first."""
+    """Vector (classes · C,): the region feature of each class, background first."""
 
     reads_pixels: ClassVar[bool] = False
     on_device: ClassVar[bool] = False
@@ -25,5 +25,5 @@ class Descriptor:
         self.length = classes * int(parameters.settings["feature_length"])
 
     def __call__(self, images: ImageBatch) -> Described:
-        """Describe images."""
+        """Return the vectors of images."""
         return Described(images.region_features.reshape(len(images), self.length))

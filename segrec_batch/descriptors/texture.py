@@ -1,6 +1,6 @@
 """Texture: Tamura's features, busyness, local patterns and binary wavelets of the grey image.
 
-Eight blocks, 1044 numbers, all of the whole image:
+The vector has eight blocks, 1044 values of the whole image:
 
     directionality, contrast, coarseness, busyness    1 each
     lbp                                               59
@@ -8,13 +8,13 @@ Eight blocks, 1044 numbers, all of the whole image:
     ltrp                                              13 × 59
     wavelet                                           3 levels × 4 sub-bands × 8 states
 
-Of shares the roots are taken, so that their Euclidean distance is Hellinger's, which frequent
-patterns do not rule alone. Blocks have different units, and a search knows one distance over all of
-them: each block is divided by the root of the sum of its variances over sample images. So each
-contributes the same, 2, to the mean squared distance of two samples.
+Shares are stored as roots, so that their Euclidean distance is the Hellinger distance, which
+frequent patterns do not dominate. Blocks have different units: each block is divided by the root of
+the sum of its variances over sample images, so that each contributes the same, 2, to the mean
+squared distance of two samples.
 
-The choice of features is that of a paper on retrieval with semantic features and relevance
-feedback; each operator names the publication that its formula is from.
+The features are those of a paper on retrieval with semantic features and relevance feedback; each
+operator names the publication of its formula.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segrec_batch.common.errors import InputError
-from segrec_batch.descriptors import Described, ImageBatch, Parameters, Samples, whole_numbers
+from segrec_batch.descriptors import Described, ImageBatch, Parameters, Samples, parse_integers
 from segrec_batch.descriptors.operators import (
     binary_patterns,
     binary_wavelet,
@@ -48,21 +48,21 @@ BLOCKS = {
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
-    """The mean of each number and the spread of each block, over sample images.
+    """Compute the mean of each value and the spread of each block over sample images.
 
-    Arguments: `threshold` of the local ternary pattern, 1 to 255 grey levels (5); `images`, how
-    many samples to take (512). Tensors: `mean` (1044,) and `spread` (8,), float64.
+    Arguments: `threshold` of the local ternary pattern, 1 to 255 grey levels (default 5); `images`,
+    number of samples (default 512). Tensors: `mean` (1044,) and `spread` (8,), float64.
 
-    Raises InputError: an argument that is not known or not in its range; samples that do not differ
-    in a block.
+    Raises:
+        InputError: an argument is unknown or out of range, or samples do not differ in a block.
     """
-    given = whole_numbers(arguments, threshold=5, images=512)
-    threshold = given["threshold"]
+    values = parse_integers(arguments, threshold=5, images=512)
+    threshold = values["threshold"]
     if threshold > 255:
-        raise InputError(f"threshold={threshold} is more than there are grey levels, 255")
-    images = samples.draw_images(given["images"])
-    found = [raw_vectors(luma(some.pixels), threshold) for some in images]
-    raw = np.concatenate([np.empty((0, Descriptor.length)), *found])
+        raise InputError(f"threshold={threshold} is more than 255, the highest grey level")
+    images = samples.draw_images(values["images"])
+    vectors = [raw_vectors(luma(batch.pixels), threshold) for batch in images]
+    raw = np.concatenate([np.empty((0, Descriptor.length)), *vectors])
     tensors = {"spread": _spread(raw), "mean": raw.mean(axis=0)}
     return Parameters({"threshold": threshold}, tensors)
 
@@ -71,18 +71,18 @@ def _spread(raw: Values) -> Values:
     ends = np.cumsum(list(BLOCKS.values()))
     blocks = np.split(raw, ends[:-1], axis=1)
     for name, block in zip(BLOCKS, blocks, strict=True):
-        if (block == block[:1]).all():  # no rounding, as there would be in the variance
+        if (block == block[:1]).all():  # exact, unlike the variance
             raise InputError(f"{len(raw)} sample images do not differ in {name}: index more")
     return np.array([np.sqrt(block.var(axis=0).sum()) for block in blocks])
 
 
 def raw_vectors(grey: Grey, threshold: int) -> Values:
-    """The blocks (B, 1044) of grey images (B, H, W) in their own units, one after the other.
+    """Return the blocks (B, 1044) of grey images (B, H, W) in their own units.
 
-    All but the first four are roots of shares, 0 to 1. Of busyness b it is b / (1 + b), 0 to 1,
-    which has an end where b has none.
+    All but the first four values are roots of shares, 0 to 1. Busyness b is stored as b / (1 + b),
+    0 to 1, because b is unbounded.
     """
-    images = (grey[i : i + 1] for i in range(len(grey)))  # each fits a processor's cache
+    images = (grey[i : i + 1] for i in range(len(grey)))  # one at a time: it fits into the cache
     return np.array([_raw_vector(image, threshold) for image in images])
 
 
@@ -104,7 +104,7 @@ def _raw_vector(grey: Grey, threshold: int) -> Values:
 
 
 class Descriptor:
-    """Vectors (B, 1044) of images of any shape with sides of at least 8 pixels."""
+    """Vectors (B, 1044) of images with sides of at least 8 pixels."""
 
     length = sum(BLOCKS.values())
     reads_pixels = True
@@ -116,6 +116,6 @@ class Descriptor:
         self._spread = np.repeat(parameters.tensors["spread"], list(BLOCKS.values()))
 
     def __call__(self, images: ImageBatch) -> Described:
-        """Describe images."""
+        """Return the vectors of images."""
         raw = raw_vectors(luma(images.pixels), self._threshold)
         return Described(((raw - self._mean) / self._spread).astype(np.float32))

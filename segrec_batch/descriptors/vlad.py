@@ -1,28 +1,25 @@
-"""VLAD of SIFT (Jégou 2010): a baseline of Ouni 2020, see `operators.codebook`.
-
-Of the whole image: classes play no part.
-"""
+"""VLAD of SIFT (Jégou 2010), a baseline of Ouni 2020; classes are not used."""
 
 from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 
-from segrec_batch.descriptors import Described, ImageBatch, Parameters, Samples, whole_numbers
-from segrec_batch.descriptors.bovw import with_words
+from segrec_batch.descriptors import Described, ImageBatch, Parameters, Samples, parse_integers
+from segrec_batch.descriptors.bovw import fit_words
 from segrec_batch.descriptors.operators import codebook, keypoints
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
-    """`words`, learned from so many `images` of the index; `keypoints`: at most, of an image.
+    """Learn visual words from images of the index. Raises InputError.
 
-    Raises InputError.
+    Arguments: `words`, their number; `keypoints`, maximum per image; `images`, number of images.
     """
-    return with_words(whole_numbers(arguments, words=16, keypoints=500, images=500), samples)
+    return fit_words(parse_integers(arguments, words=16, keypoints=500, images=500), samples)
 
 
 class Descriptor:
-    """(words · 128,): residuals by word, at unit length."""
+    """Vector (words · 128,): residuals by word, at unit length."""
 
     reads_pixels: ClassVar[bool] = True
     on_device: ClassVar[bool] = False
@@ -33,6 +30,6 @@ class Descriptor:
         self.length = self._words.size
 
     def __call__(self, images: ImageBatch) -> Described:
-        """Describe images; of one without keypoints the vector is zero."""
-        found = [codebook.vlad(self._extract(p).vectors, self._words) for p in images.pixels]
-        return Described(np.array(found, np.float32).reshape(len(images), self.length))
+        """Return the vectors of images; zero for an image without keypoints."""
+        rows = [codebook.vlad(self._extract(p).vectors, self._words) for p in images.pixels]
+        return Described(np.array(rows, np.float32).reshape(len(images), self.length))

@@ -77,7 +77,7 @@ def test_what_is_refused(index: str, tmp_path: Path, capsys: pytest.CaptureFixtu
             "--model",
             other,
         ): r"belongs to model \w+, not to \w+ \(.*other\); give the",
-        ("--add", "pac"): "no descriptor 'pac'; there are alexnet,",
+        ("--add", "pac"): "unknown descriptor 'pac'; known are alexnet,",
         ("--add", "pca:dimension=99"): "span only 23 dimensions",
         ("--add", "pca", "--add", "pca:dimension=3"): "pca is to be added twice",
         ("--drop", "pca"): "no pca to drop; there are none",

@@ -1,1 +1,1 @@
-"""Arithmetic of the descriptors: pure functions of images, each with its source."""
+"""Arithmetic of the descriptors: pure functions of images."""

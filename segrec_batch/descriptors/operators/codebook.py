@@ -1,4 +1,4 @@
-"""Visual words, and vectors of an image by the words of its local descriptors: BoVW and VLAD."""
+"""Visual words and the vectors BoVW and VLAD of an image."""
 
 from collections.abc import Iterable
 
@@ -14,55 +14,61 @@ Vectors = NDArray[np.float32]
 _UNTIL = (cv2.TERM_CRITERIA_MAX_ITER | cv2.TERM_CRITERIA_EPS, 25, 0.1)
 
 
-def learn(extract: Extractor, images: Iterable[NDArray[np.uint8]], words: int) -> Vectors:
-    """The visual words of images, each (H, W, 3) → (words, dim). Raises InputError."""
-    found = [extract(image).vectors for image in images]
-    vectors = np.concatenate([np.zeros((0, extract.dim), np.float32), *found])
+def learn_words(extract: Extractor, images: Iterable[NDArray[np.uint8]], words: int) -> Vectors:
+    """Return visual words (words, dim) learned from images (H, W, 3). Raises InputError."""
+    samples = [extract(image).vectors for image in images]
+    vectors = np.concatenate([np.zeros((0, extract.dim), np.float32), *samples])
     if len(vectors) < words:
         raise InputError(
-            f"{len(found)} images have {len(vectors)} local descriptors, too few for {words} "
+            f"{len(samples)} images have {len(vectors)} local descriptors, too few for {words} "
             "words: ask for fewer words, or for more images"
         )
     return vocabulary(vectors, words)
 
 
 def vocabulary(vectors: Vectors, words: int, seed: int = 0) -> Vectors:
-    """Centres of k-means from k-means++ (Arthur, Vassilvitskii 2007): (n, dim) → (words, dim).
+    """Return centres (words, dim) of k-means on vectors (n, dim), seeded by k-means++.
 
-    At most 25 rounds, until no centre moves by 0.1: SIFT's values go to 255.
+    It stops after 25 iterations, or when no centre moves by 0.1 (values of SIFT go up to 255).
+
+    Source: Arthur, Vassilvitskii 2007.
     """
-    cv2.setRNGSeed(seed)  # of this thread, from which k-means++ draws
+    cv2.setRNGSeed(seed)  # k-means++ draws from the generator of this thread
     labels = np.zeros((0, 1), np.int32)
     _, _, centres = cv2.kmeans(vectors, words, labels, _UNTIL, 1, cv2.KMEANS_PP_CENTERS)
     return np.asarray(centres, np.float32)
 
 
 def nearest(vectors: Vectors, words: Vectors) -> NDArray[np.int64]:
-    """The nearest word of each vector by Euclidean distance: (n, dim), (K, dim) → (n,)."""
+    """Return the nearest of the words (K, dim) to each vector (n, dim) by Euclidean distance."""
     if not len(vectors):
         return np.zeros(0, np.int64)
-    _, found = cv2.batchDistance(vectors, words, cv2.CV_32F, normType=cv2.NORM_L2SQR, K=1)
-    return np.asarray(found[:, 0], np.int64)
+    _, indices = cv2.batchDistance(vectors, words, cv2.CV_32F, normType=cv2.NORM_L2SQR, K=1)
+    return np.asarray(indices[:, 0], np.int64)
 
 
 def bovw(vectors: Vectors, words: Vectors) -> Vectors:
-    """The bag of visual words: a histogram of words (Csurka 2004) at unit length: (n, dim) → (K,).
+    """Return the bag of visual words (K,) of vectors (n, dim): a histogram at unit length.
 
-    Unit length makes the Euclidean distance an order by the normalised scalar product of Sivic and
-    Zisserman (2003). Words are not weighted. Zero where there are no local descriptors.
+    At unit length the Euclidean distance orders like the normalised scalar product of Sivic and
+    Zisserman (2003). Words are not weighted. Without local descriptors the result is zero.
+
+    Source: Csurka 2004.
     """
     return _unit(np.bincount(nearest(vectors, words), minlength=len(words)).astype(np.float64))
 
 
 def vlad(vectors: Vectors, words: Vectors) -> Vectors:
-    """VLAD: per word the sum of residuals x − c (Jégou 2010, eq. 1): (n, dim) → (K · dim,).
+    """Return VLAD (K · dim,) of vectors (n, dim): the sum of residuals x − c per word.
 
-    The whole at unit length, as there; without the power law of later work (Jégou 2012). Zero where
-    there are no local descriptors.
+    The result has unit length; the power law of Jégou 2012 is not applied. Without local
+    descriptors the result is zero.
+
+    Source: Jégou 2010, eq. 1.
     """
-    found = nearest(vectors, words)
-    counts = np.bincount(found, minlength=len(words))
-    return _unit((sums(vectors, found, len(words)) - counts[:, None] * words).ravel())
+    members = nearest(vectors, words)
+    counts = np.bincount(members, minlength=len(words))
+    return _unit((sums(vectors, members, len(words)) - counts[:, None] * words).ravel())
 
 
 def _unit(vector: NDArray[np.float64]) -> Vectors:

@@ -1,6 +1,6 @@
 """Local descriptors of a grey image: at keypoints (SIFT, KAZE, ORB) and on a grid (HOG).
 
-All by OpenCV with its own parameters, those of the publications, but where said.
+OpenCV computes all of them, with the parameters of the publications unless noted.
 
     SIFT    Lowe, Distinctive image features from scale-invariant keypoints, IJCV 2004
     KAZE    Alcantarilla, Bartoli, Davison, KAZE features, ECCV 2012
@@ -21,9 +21,11 @@ from segrec_batch.descriptors.operators.grey import luma
 
 @dataclass(frozen=True)
 class Local:
-    """n local descriptors. rows, columns: (n,) int64, the pixel of each. vectors: (n, dim) float32.
+    """The n local descriptors of an image, in an order that depends on the image only.
 
-    In an order that depends on the image only.
+    Attributes:
+        rows, columns: (n,) int64, pixel of each descriptor.
+        vectors: (n, dim) float32.
     """
 
     rows: NDArray[np.int64]
@@ -32,36 +34,36 @@ class Local:
 
 
 class Extractor(Protocol):
-    """What finds local descriptors of `dim` values in an image, uint8 (H, W, 3) RGB."""
+    """Extractor of local descriptors with `dim` values from an RGB image uint8 (H, W, 3)."""
 
     dim: int
 
     def __call__(self, image: NDArray[np.uint8]) -> Local:
-        """The local descriptors; maybe none."""
+        """Return the local descriptors; there may be none."""
 
 
 def sift(keypoints: int) -> Extractor:
-    """SIFT, 128 values of 0 to 255: plain, without the square root of RootSIFT (Arandjelović 2012).
+    """Return an extractor of SIFT: 128 values from 0 to 255, without the root of RootSIFT.
 
-    The first octave is upscaled without OpenCV's shift of a quarter of a pixel, which would change
-    with a rotation.
+    The first octave is upscaled without OpenCV's shift by a quarter of a pixel, which is not
+    invariant to rotation.
     """
     detector = cv2.SIFT.create(nfeatures=keypoints, enable_precise_upscale=True)
     return _AtKeypoints(detector, 128, keypoints)
 
 
 def kaze(keypoints: int) -> Extractor:
-    """KAZE, 64 values of a vector at unit length."""
+    """Return an extractor of KAZE: 64 values at unit length."""
     return _AtKeypoints(cv2.KAZE.create(), 64, keypoints)
 
 
 def orb(keypoints: int) -> Extractor:
-    """ORB, 256 bits as values 0 and 1, so that a mean of them is a share."""
+    """Return an extractor of ORB: 256 bits as values 0 and 1, so that means are shares."""
     return _AtKeypoints(cv2.ORB.create(nfeatures=keypoints), 256, keypoints)
 
 
 class _AtKeypoints:
-    """At most so many keypoints, those of the largest response."""
+    """Extractor at the `keypoints` keypoints of the largest response."""
 
     def __init__(self, detector: cv2.Feature2D, dim: int, keypoints: int) -> None:
         self.dim = dim
@@ -69,24 +71,26 @@ class _AtKeypoints:
         self._keypoints = keypoints
 
     def __call__(self, image: NDArray[np.uint8]) -> Local:
-        found, described = self._detector.detectAndCompute(luma(image[None])[0], None)
-        if not found:
+        points, vectors_ = self._detector.detectAndCompute(luma(image[None])[0], None)
+        if not points:
             return _local(np.zeros((0, 2)), np.zeros((0, self.dim)), image)
-        # of equal responses the detectors themselves keep more than they were told
-        best = sorted(range(len(found)), key=lambda i: _rank(found[i]))[: self._keypoints]
-        vectors = np.asarray(described)[best]
+        # detectors return more keypoints than requested if responses are equal
+        best = sorted(range(len(points)), key=lambda i: _rank(points[i]))[: self._keypoints]
+        vectors = np.asarray(vectors_)[best]
         if vectors.dtype == np.uint8:  # bits, eight in a byte
             vectors = np.unpackbits(vectors.astype(np.uint8), axis=1)
-        return _local(np.array([found[i].pt for i in best]), vectors, image)
+        return _local(np.array([points[i].pt for i in best]), vectors, image)
 
 
 class Hog:
-    """HOG of every square of `block`² cells of `cell`² pixels, a cell apart: R-HOG of section 6.
+    """Extractor of HOG on blocks of `block`² cells of `cell`² pixels, one cell apart (R-HOG).
 
-    Per cell a histogram of `bins` unsigned orientations; blocks at unit length, clipped at 0.2 and
-    at unit length again (L2-Hys); Gaussian weights of σ half a block; no gamma correction. The
-    values of a block go cell by cell, column by column. The pixel of a block is the one right
-    below its centre.
+    A cell has a histogram of `bins` unsigned orientations. Blocks are normalised to unit length,
+    clipped at 0.2 and normalised again (L2-Hys), with Gaussian weights of σ = half a block and
+    without gamma correction. Values are ordered by cell, column by column. The pixel of a block is
+    the one to the lower right of its centre.
+
+    Source: Dalal, Triggs 2005, section 6.
     """
 
     def __init__(self, cell: int, block: int, bins: int) -> None:
@@ -98,17 +102,17 @@ class Hog:
         )
 
     def __call__(self, image: NDArray[np.uint8]) -> Local:
-        """See the class; none where the image is smaller than a block."""
+        """Return the descriptors of all blocks; none if the image is smaller than a block."""
         rows, columns = (
             np.arange(0, side - self._side + 1, self._cell) for side in image.shape[:2]
         )
         corners = np.array([(x, y) for y in rows for x in columns]).reshape(-1, 2)
-        found = (
+        values = (
             self._hog.compute(luma(image[None])[0], (self._cell, self._cell))
             if len(corners)
             else ()
         )
-        vectors = np.asarray(found, np.float32).reshape(-1, self.dim)
+        vectors = np.asarray(values, np.float32).reshape(-1, self.dim)
         return _local(corners + self._side // 2, vectors, image)
 
 
@@ -119,7 +123,7 @@ def _rank(point: cv2.KeyPoint) -> tuple[float, ...]:
 def _local(
     points: NDArray[np.number], vectors: NDArray[np.number], image: NDArray[np.uint8]
 ) -> Local:
-    """Of positions (n, 2) x, y; a whole number is the centre of a pixel."""
+    """Build `Local` from positions (n, 2) x, y; whole numbers are centres of pixels."""
     height, width = image.shape[:2]
     nearest = np.floor(points + 0.5).astype(np.int64)
     columns, rows = nearest[:, 0].clip(0, width - 1), nearest[:, 1].clip(0, height - 1)

@@ -1,8 +1,7 @@
-"""AlexNet and ResNet-50 of torchvision, up to the vector that their classifier would see.
+"""AlexNet and ResNet-50 of torchvision without their last layer.
 
-Images are resized to 224 × 224 by bilinear interpolation that averages (antialiased), whatever
-their aspect, and normalised by ImageNet's mean and deviation. The ImageNet weights are those of the
-first recipe (IMAGENET1K_V1), as the papers that compare with them had.
+Images of any aspect are resized to 224 × 224 by antialiased bilinear interpolation and normalised
+by ImageNet's mean and deviation. The ImageNet weights are IMAGENET1K_V1, as in the papers.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from segrec_batch.model.weights import download, read_state, seed
 from segrec_batch.sources import storage
 
 SIDE = 224
-_COUNTER = ".num_batches_tracked"  # of batch normalisation; decides nothing
+_COUNTER = ".num_batches_tracked"  # of batch normalisation; not used in inference
 
 
 def _alexnet() -> nn.Module:
@@ -58,13 +57,17 @@ RESNET50 = Architecture("ResNet-50", 2048, "ResNet50_Weights.IMAGENET1K_V1", _re
 """He 2016; the vector is the global average of the last block (pool5)."""
 
 
-def fitted(
+def load_weights(
     architecture: Architecture, weights: str
 ) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
-    """Settings and state dict of a network.
+    """Return settings and state dict of a network.
 
-    weights: `imagenet` (torchvision's own, downloaded on first use), `random:SEED` (as torchvision
-    initialises), or the path or URI of a state dict (.pth, .safetensors). Raises ModelError.
+    Args:
+        weights: `imagenet` (torchvision's, downloaded on first use), `random:SEED` (torchvision's
+            initialisation), or path or URI of a state dict (.pth, .safetensors).
+
+    Raises:
+        ModelError: the weights are not those of the network.
     """
     named = weights == "imagenet" or weights.startswith("random:")
     state = _load_state(architecture, weights)
@@ -83,12 +86,14 @@ def _load_state(architecture: Architecture, weights: str) -> dict[str, Tensor]:
             state = architecture.build().state_dict()
     else:
         state = read_state(weights, f"{architecture.name} weights")
-    return _needed(architecture, state, weights)
+    return _select_parameters(architecture, state, weights)
 
 
-def _needed(architecture: Architecture, state: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
-    """The entries that decide a vector, float32."""
-    found = {}
+def _select_parameters(
+    architecture: Architecture, state: Mapping[str, Any], origin: str
+) -> dict[str, Tensor]:
+    """Return the entries used in inference, float32."""
+    parameters = {}
     for name, like in _empty(architecture).state_dict().items():
         if name.endswith(_COUNTER):
             continue
@@ -96,20 +101,21 @@ def _needed(architecture: Architecture, state: Mapping[str, Any], origin: str) -
         if not isinstance(value, Tensor) or value.shape != like.shape:
             shape = f"has shape {tuple(value.shape)}" if isinstance(value, Tensor) else "is missing"
             raise ModelError(f"{origin} is not torchvision's {architecture.name}: {name} {shape}")
-        found[name] = value.detach().float().contiguous()
-    return found
+        parameters[name] = value.detach().float().contiguous()
+    return parameters
 
 
 def _empty(architecture: Architecture) -> nn.Module:
-    """The network with no memory behind its parameters."""
+    """Return the network on the meta device, without memory for its parameters."""
     with torch.device("meta"):
         return architecture.build()
 
 
 class Network:
-    """A network on a device: images (B, 3, H, W) in [0, 1] → vectors (B, length) float32.
+    """A network on a device; maps images (B, 3, H, W) in [0, 1] to vectors (B, length) float32.
 
-    precision: of its arithmetic, float32 or bfloat16.
+    Args:
+        precision: arithmetic of the network, float32 or bfloat16.
     """
 
     def __init__(
@@ -120,7 +126,7 @@ class Network:
         device: str,
     ) -> None:
         network = _empty(architecture)
-        network.load_state_dict(as_tensors(state), assign=True)  # which sets the counters to 0
+        network.load_state_dict(as_tensors(state), assign=True)  # sets the counters to 0
         self._dtype: torch.dtype = getattr(torch, precision)
         network.eval().requires_grad_(False)
         self._network = network.to(device, self._dtype).to(memory_format=torch.channels_last)
@@ -129,7 +135,7 @@ class Network:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> NDArray[np.float32]:
-        """See the class."""
+        """Return the vectors of images."""
         x = (resize(images, (SIDE, SIDE)) - self._mean) / self._std
         x = x.to(self._dtype, memory_format=torch.channels_last)
         with full_float32():
@@ -138,5 +144,5 @@ class Network:
 
 
 def as_images(pixels: NDArray[np.uint8], device: str) -> Tensor:
-    """uint8 (B, H, W, 3) → float32 (B, 3, H, W) in [0, 1] on a device."""
+    """Convert uint8 (B, H, W, 3) to float32 (B, 3, H, W) in [0, 1] on a device."""
     return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255

@@ -1,6 +1,7 @@
-"""Busyness, of the neighbourhood grey-tone difference matrix.
+"""Busyness of the neighbourhood grey-tone difference matrix.
 
-Amadasun, King, "Textural features corresponding to textural properties", IEEE SMC 19 (1989).
+Source: Amadasun, King, "Textural features corresponding to textural properties", IEEE SMC 19
+(1989).
 """
 
 import numpy as np
@@ -10,16 +11,14 @@ TONES = 256
 
 
 def busyness(grey: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Busyness (B,) of images (B, H, W) uint8, sides at least 3: how quickly tones change from a
-    pixel to its neighbours, beside how far apart the tones are.
+    """Return busyness (B,) of images (B, H, W) uint8 with sides of at least 3.
 
-    Σ p(i) s(i) / Σ Σ |i p(i) − j p(j)|, i and j the tones with p > 0 (eq. 7, of its denominator the
-    absolute values, for without them it is 0). p(i) is the share of tone i, s(i) the sum (eq. 2)
-    over its pixels of |i − mean of the 8 neighbours|, both over pixels that have all of them. All
-    256 tones; s is a sum, so that busyness is proportional to the number of pixels.
+    Busyness is Σ p(i) s(i) / Σ Σ |i p(i) − j p(j)| over tones i, j with p > 0 (eq. 7, with absolute
+    values in the denominator, which is 0 without them). p(i) is the share of tone i; s(i) is the
+    sum (eq. 2) of |i − mean of the 8 neighbours| over its pixels. Pixels at the border are left
+    out. s is a sum, so busyness is proportional to the number of pixels.
 
-    0 if no pixel differs from its neighbours, as in a constant image; infinite where only the
-    denominator is 0.
+    It is 0 if no pixel differs from its neighbours, and infinite if only the denominator is 0.
     """
     return np.array([_busyness(p, s) for p, s in map(_matrix, grey)])
 

@@ -1,7 +1,7 @@
 """Semantic signatures: one centre of local descriptors for each class of an image.
 
-Ouni, Royer, Chevaldonné, Dhome, A hybrid approach for improved image similarity using semantic
-segmentation, ISVC 2020: section 3.1 and algorithm 1.
+Source: Ouni, Royer, Chevaldonné, Dhome, A hybrid approach for improved image similarity using
+semantic segmentation, ISVC 2020: section 3.1 and algorithm 1.
 """
 
 import numpy as np
@@ -13,20 +13,21 @@ from segrec_batch.descriptors.operators.keypoints import Extractor, Local
 def signatures(
     extract: Extractor, images: NDArray[np.uint8], labels: NDArray[np.uint8], classes: int
 ) -> NDArray[np.float32]:
-    """Of images (B, H, W, 3) and the class of each pixel (B, H, W) → (B, classes · dim)."""
-    found = [
+    """Return signatures (B, classes · dim) of images (B, H, W, 3) and class maps (B, H, W)."""
+    rows = [
         centres(extract(image), map_, classes).ravel()
         for image, map_ in zip(images, labels, strict=True)
     ]
-    return np.array(found, np.float32).reshape(len(images), classes * extract.dim)
+    return np.array(rows, np.float32).reshape(len(images), classes * extract.dim)
 
 
 def centres(local: Local, labels: NDArray[np.uint8], classes: int) -> NDArray[np.float32]:
-    """The centre of each class, background first (algorithm 1): labels (H, W) → (classes, dim).
+    """Return the centre of each class (classes, dim), background first, for labels (H, W).
 
-    `Kmeans(SG, 1)` of the algorithm is the mean: one cluster holds all, and of all points their
-    mean has the least sum of squared distances. A class that is absent has the null vector (section
-    3.1). So has one that is present without a keypoint, of which the paper says nothing.
+    `Kmeans(SG, 1)` of the algorithm is the mean of the descriptors. An absent class has the null
+    vector (section 3.1), and so has a class without keypoints, which the paper does not specify.
+
+    Source: algorithm 1.
     """
     members = labels[local.rows, local.columns]
     counts = np.bincount(members, minlength=classes)
@@ -37,11 +38,11 @@ def centres(local: Local, labels: NDArray[np.uint8], classes: int) -> NDArray[np
 def sums(
     vectors: NDArray[np.float32], members: NDArray[np.integer], groups: int
 ) -> NDArray[np.float64]:
-    """The sum of each group of vectors (n, dim), members (n,) in 0..groups-1 → (groups, dim).
+    """Return the sum (groups, dim) of each group of vectors (n, dim), members (n,) in 0..groups-1.
 
-    Not a matrix product, whose rounding would depend on the number of threads.
+    It is not a matrix product because the rounding of that depends on the number of threads.
     """
-    found = np.zeros((groups, vectors.shape[1]))
+    totals = np.zeros((groups, vectors.shape[1]))
     for group in np.unique(members):
-        found[group] = vectors[members == group].sum(axis=0, dtype=np.float64)
-    return found
+        totals[group] = vectors[members == group].sum(axis=0, dtype=np.float64)
+    return totals

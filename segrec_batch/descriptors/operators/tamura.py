@@ -1,7 +1,7 @@
-"""Coarseness, contrast and directionality as people see them.
+"""Coarseness, contrast and directionality after Tamura et al.
 
-Tamura, Mori, Yamawaki, "Textural features corresponding to visual perception", IEEE SMC 8 (1978).
-Images are (B, H, W), uint8 or float of the same range, 0 to 255.
+Source: Tamura, Mori, Yamawaki, "Textural features corresponding to visual perception", IEEE SMC 8
+(1978). Images are (B, H, W), uint8 or float, with values from 0 to 255.
 """
 
 from itertools import pairwise
@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 Values = NDArray[np.float64]
 Bins = NDArray[np.intp]
 
-SIZES = 5  # of windows: 2, 4, … 32
-BINS = 16  # of half a circle
-STEEP = 12.0  # the length of gradient that counts
-PROMINENCE = 0.2  # of a peak, beside the highest bin
+SIZES = 5  # number of window sizes: 2, 4, … 32
+BINS = 16  # bins of half a circle
+STEEP = 12.0  # minimum length of a gradient
+PROMINENCE = 0.2  # minimum prominence of a peak, as a share of the highest bin
 _LARGEST = 2**SIZES
 
 
 def contrast(grey: NDArray[Any]) -> Values:
-    """Contrast (B,): σ / α₄^¼, α₄ = μ₄ / σ⁴ the kurtosis; 0 of a constant image. In proportion to
-    the grey values, and unchanged by adding to them.
+    """Return contrast (B,): σ / α₄^¼ with the kurtosis α₄ = μ₄ / σ⁴; 0 for a constant image.
+
+    Contrast is proportional to the grey values; adding a constant does not change it.
     """
     return np.array([_contrast(image.astype(np.float64)) for image in grey])
 
@@ -36,12 +37,12 @@ def _contrast(image: Values) -> float:
 
 
 def coarseness(grey: NDArray[np.uint8]) -> Values:
-    """Coarseness (B,), 2 to 32 pixels, of uint8: the mean over all positions of the window size 2ᵏ,
-    k = 1 … 5, for which the means of two windows beside each other differ most.
+    """Return coarseness (B,), 2 to 32 pixels, of uint8 images.
 
-    A_k(x, y) is the mean of the 2ᵏ × 2ᵏ window about a point; E_k the larger of
-    |A_k(x + 2ᵏ⁻¹, y) − A_k(x − 2ᵏ⁻¹, y)| and the same along y; the smallest of equally good sizes
-    counts. Images go on beyond their edges as in a mirror.
+    It is the mean over all positions of the window size 2ᵏ, k = 1 … 5, at which the means of two
+    adjacent windows differ most. A_k(x, y) is the mean of the 2ᵏ × 2ᵏ window at a point; E_k is the
+    larger of |A_k(x + 2ᵏ⁻¹, y) − A_k(x − 2ᵏ⁻¹, y)| and the same along y. Of equal E_k the smallest
+    size is taken. Images are mirrored at their edges.
     """
     return np.array([_coarseness(image) for image in grey])
 
@@ -49,7 +50,7 @@ def coarseness(grey: NDArray[np.uint8]) -> Values:
 def _coarseness(image: NDArray[np.uint8]) -> float:
     wide = np.pad(image, _LARGEST, "symmetric")
     sums = wide.cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32)
-    sums = np.pad(sums, ((1, 0), (1, 0)))  # [y, x]: of all above y and left of x
+    sums = np.pad(sums, ((1, 0), (1, 0)))  # [y, x]: sum of all values above y and left of x
     best = _difference(sums, 2)
     sizes = np.full(best.shape, 2)
     for k in range(2, SIZES + 1):
@@ -60,7 +61,7 @@ def _coarseness(image: NDArray[np.uint8]) -> float:
 
 
 def _difference(sums: NDArray[np.int32], size: int) -> NDArray[np.int32]:
-    """E_k of windows of a size at each position, times 32², so that it is a whole number."""
+    """Return 32² · E_k at each position for windows of `size`; 32² makes it an integer."""
     height, width = (side - 1 - 2 * _LARGEST for side in sums.shape)
 
     def at(y: int, x: int) -> NDArray[np.int32]:
@@ -78,22 +79,22 @@ def _difference(sums: NDArray[np.int32], size: int) -> NDArray[np.int32]:
 
 
 def directionality(grey: NDArray[Any]) -> Values:
-    """Directionality (B,), at most 1, where all gradients lie in one bin; 0 of a flat histogram and
-    where no gradient is steep.
+    """Return directionality (B,); 1 if all gradients are in one bin, 0 for a flat histogram.
 
-    1 − r n_p Σ_p Σ_φ (φ − φ_p)² H(φ): H is the histogram of angles, n_p its number of peaks, φ_p a
-    peak, φ the bins from the valley before to the valley behind it, and r makes it 0 of a flat
-    histogram with one peak. Of unequal peaks it can be below 0.
+    It is 1 − r n_p Σ_p Σ_φ (φ − φ_p)² H(φ), where H is the histogram of angles, n_p its number of
+    peaks, φ_p a peak, and φ the bins from the valley before the peak to the valley behind it; r
+    makes it 0 for a flat histogram with one peak. It is 0 if no gradient is steep and can be
+    negative for unequal peaks.
 
-    H has 16 bins of the half circle and goes round; it counts angles arctan(Δ_V / Δ_H) of 3 × 3
-    Prewitt differences with (|Δ_H| + |Δ_V|) / 2 ≥ 12. A peak rises over the valleys beside it by a
-    fifth of the highest bin, which always is one.
+    H has 16 circular bins of the half circle and counts angles arctan(Δ_V / Δ_H) of 3 × 3 Prewitt
+    differences with (|Δ_H| + |Δ_V|) / 2 ≥ 12. A peak rises above its valleys by at least a fifth of
+    the highest bin; the highest bin is always a peak.
     """
     return np.array([sharpness(histogram) for histogram in angles(grey)])
 
 
 def angles(grey: NDArray[Any]) -> Values:
-    """Shares (B, 16) of the angles of steep gradients; bin k is about kπ/16. All 0 if none is."""
+    """Return shares (B, 16) of angles of steep gradients; bin k is centred on kπ/16."""
     counts = np.array([_angles(image) for image in grey], np.float64)
     return np.asarray(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
 
@@ -110,7 +111,7 @@ def _angles(image: NDArray[Any]) -> Bins:
 
 
 def sharpness(histogram: Values) -> float:
-    """How closely the angles of one histogram (16,) lie about its peaks: see `directionality`."""
+    """Return the directionality of one histogram (16,), see `directionality`."""
     if not histogram.any():
         return 0.0
     peaks = _peaks(histogram)
@@ -121,24 +122,24 @@ def sharpness(histogram: Values) -> float:
 
 
 def _squared(bins: Bins) -> Bins:
-    """Squared distance the shorter way round."""
+    """Return squared circular distances."""
     return ((bins + BINS // 2) % BINS - BINS // 2) ** 2
 
 
 def _peaks(histogram: Values) -> Bins:
-    """Bins that rise over the valleys beside them as `directionality` says; the first of equals."""
+    """Return the peaks of a histogram, see `directionality`; of a plateau the first bin."""
     start = int(histogram.argmin())
     around = np.roll(histogram, -start)
     closed = np.append(around, around[0])
     rises = np.flatnonzero((closed[1:-1] > closed[:-2]) & (closed[1:-1] >= closed[2:])) + 1
     enough = PROMINENCE * closed.max()
-    found = np.array([at for at in rises.tolist() if _prominence(closed, at) >= enough], np.intp)
+    peaks = np.array([at for at in rises.tolist() if _prominence(closed, at) >= enough], np.intp)
     highest = np.array([around.argmax()])
-    return np.asarray(((found if len(found) else highest) + start) % BINS)
+    return np.asarray(((peaks if len(peaks) else highest) + start) % BINS)
 
 
 def _prominence(closed: Values, at: int) -> float:
-    """How far one has to go down from a peak on the way to any higher bin, on either side."""
+    """Return the descent from a peak to the lowest bin before any higher bin, on either side."""
     higher = np.flatnonzero(closed > closed[at])
     before = higher[higher < at].max(initial=0)
     behind = higher[higher > at].min(initial=len(closed) - 1)
@@ -146,7 +147,7 @@ def _prominence(closed: Values, at: int) -> float:
 
 
 def _owners(histogram: Values, peaks: Bins) -> Bins:
-    """Which of the peaks, in their order around the circle, each bin belongs to."""
+    """Return the number of the peak that each bin belongs to."""
     first = peaks[0]
     around = np.roll(histogram, -first)
     ends = [*((peaks - first) % BINS), BINS]

@@ -1,6 +1,6 @@
-"""Local tetra patterns of second order: the directions of the gradients around each pixel.
+"""Local tetra patterns of second order: directions of the gradients around each pixel.
 
-Murala, Maheshwari, Balasubramanian, "Local tetra patterns: a new feature descriptor for
+Source: Murala, Maheshwari, Balasubramanian, "Local tetra patterns: a new feature descriptor for
 content-based image retrieval", IEEE TIP 21 (2012).
 """
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from segrec_batch.descriptors.operators.binary_patterns import (
     BINS,
-    merge,
+    merge_codes,
     pattern_codes,
     uniform_histograms,
 )
@@ -21,8 +21,10 @@ _DIRECTIONS = 4
 
 
 def derivatives(grey: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """First-order derivatives along 0° and 90°, each (B, H − 1, W − 1), of images (B, H, W): the
-    right neighbour less the pixel, and the upper neighbour less the pixel. Of uint8 they are int32.
+    """Return first-order derivatives along 0° and 90°, (B, H − 1, W − 1), of images (B, H, W).
+
+    They are the right neighbour minus the pixel and the upper neighbour minus the pixel; int32 for
+    uint8 images.
     """
     wide = grey.astype(np.int32) if grey.dtype == np.uint8 else grey
     pixel = wide[:, 1:, :-1]
@@ -30,21 +32,20 @@ def derivatives(grey: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def directions(along: NDArray[Any], up: NDArray[Any]) -> NDArray[np.uint8]:
-    """0 to 3, the quadrants I to IV of (along, up); zero counts as positive."""
+    """Return 0 to 3, the quadrants I to IV of (along, up); zero counts as positive."""
     left, down = along < 0, up < 0
     return np.where(down, 3 - left, left).astype(np.uint8)
 
 
 def tetra_histograms(grey: NDArray[Any]) -> NDArray[np.float64]:
-    """Histograms (B, 13, 59) of uniform patterns of images (B, H, W), uint8 or float, sides at
-    least 4.
+    """Return histograms (B, 13, 59) of uniform patterns of images (B, H, W), sides at least 4.
 
-    Twelve binary patterns: of a pixel with direction d, for each other direction e in order, which
-    of the neighbours have direction e; pattern 3 d + i is counted over the pixels of direction d,
-    and as a share of all. The last one: which neighbours have a gradient at least as long.
+    Patterns 0 to 11: for a pixel with direction d and each other direction e in order, the
+    neighbours with direction e; pattern 3 d + i is counted over the pixels of direction d, as a
+    share of all pixels. Pattern 12: the neighbours whose gradient is at least as long.
 
-    The first twelve are unchanged by any strictly increasing map of the grey values, the last one
-    by one that is linear.
+    Strictly increasing maps of the grey values do not change patterns 0 to 11; linear maps do not
+    change pattern 12.
     """
     along, up = derivatives(grey)
     direction = directions(along, up)
@@ -62,4 +63,4 @@ def _split(direction: NDArray[np.uint8]) -> NDArray[np.float64]:
             flat = np.bincount(image.ravel(), minlength=_DIRECTIONS << 8)
             counts[i, :, e] = flat.reshape(_DIRECTIONS, 256)
     others = ~np.eye(_DIRECTIONS, dtype=bool)
-    return np.asarray(merge(counts[:, others]).reshape(batch, -1, BINS) / centre[0].size)
+    return np.asarray(merge_codes(counts[:, others]).reshape(batch, -1, BINS) / centre[0].size)

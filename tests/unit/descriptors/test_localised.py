@@ -50,7 +50,7 @@ def test_what_is_not_foreground_is_painted_white(labels: NDArray[np.uint8], seed
     for i, y, x in np.ndindex(labels.shape):
         if labels[i].any() and not labels[i, y, x]:
             expected[i, y, x] = 255
-    found = localised.painted(as_images(pixels, "cpu"), torch.from_numpy(labels))
+    found = localised.paint_background_white(as_images(pixels, "cpu"), torch.from_numpy(labels))
     torch.testing.assert_close(found, as_images(expected, "cpu"), rtol=0, atol=0)
 
 
@@ -62,7 +62,7 @@ def test_images_that_differ_in_the_background_only_are_painted_alike(
     labels[:, 0, 0] = 1
     pixels, other = (noise_pixels(8, 5, s).reshape(2, 4, 5, 3) for s in (seed, seed + 100))
     changed = np.where(labels[..., None] == 0, other, pixels)
-    one, two = (localised.painted(as_images(p, "cpu"), torch.from_numpy(labels))
+    one, two = (localised.paint_background_white(as_images(p, "cpu"), torch.from_numpy(labels))
                 for p in (pixels, changed))  # fmt: skip
     assert torch.equal(one, two)
 
@@ -101,12 +101,12 @@ def test_an_image_without_foreground_is_seen_as_a_whole() -> None:
 
 def test_grey_images_are_those_of_pillow_and_colour_makes_no_difference() -> None:
     pixels = smooth_batch(1, 30, 40)
-    found = localised.grey(as_images(pixels, "cpu"))
+    found = localised.to_grey(as_images(pixels, "cpu"))
     pillow = np.asarray(Image.fromarray(pixels[0]).convert("L")) / 255
     for channel in found[0]:
         np.testing.assert_allclose(channel, pillow, atol=0.5 / 255 + 1e-3)
     images = some_images(1)
-    luma = localised.grey(as_images(images.pixels, "cpu")).permute(0, 2, 3, 1) * 255
+    luma = localised.to_grey(as_images(images.pixels, "cpu")).permute(0, 2, 3, 1) * 255
     without = replace(images, pixels=luma.round().to(torch.uint8).numpy())
     for grey, same in ((True, True), (False, False)):
         vectors = [by_class(grey)(p).vectors for p in (images, without)]
@@ -120,7 +120,7 @@ def test_the_class_that_fills_most_of_the_foreground(counts: NDArray[np.int64]) 
     expected = [
         max(range(1, 4), key=lambda k: (row[k], -k)) if row[1:].any() else 0 for row in counts
     ]
-    assert localised.dominant(counts).tolist() == expected
+    assert localised.dominant_classes(counts).tolist() == expected
 
 
 def places(n: int, folders: int, seed: int = 0) -> tuple[NDArray[np.float32], list[str]]:
@@ -168,16 +168,16 @@ def test_few_images_in_a_folder() -> None:
     assert (len(one_each.names), one_each.accuracy) == (7, None)
     paired = fit_categories(features, list("aabbbcd"))
     assert paired.accuracy is not None
-    with pytest.raises(InputError, match="all 7 images lie in 'a'; say category=class"):
+    with pytest.raises(InputError, match="all 7 images are in 'a'; use category=class"):
         fit_categories(features, ["a"] * 7)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"grey": "maybe"}, "grey=maybe; there are yes and no"),
-        ({"category": "place"}, "category=place; there are class and folder"),
-        ({"gray": "no"}, "no argument 'gray' here; there are weights, grey, category"),
+        ({"grey": "maybe"}, "grey=maybe; known are yes and no"),
+        ({"category": "place"}, "category=place; known are class and folder"),
+        ({"gray": "no"}, "unknown argument 'gray'; known are weights, grey, category"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:

@@ -98,7 +98,7 @@ def test_bfloat16_is_near_float32(device: str) -> None:
 def test_random_weights_repeat_and_leave_the_generator_alone() -> None:
     found = random_network("resnet50")
     before = torch.get_rng_state()
-    settings, state = networks.fitted(networks.RESNET50, "random:0")
+    settings, state = networks.load_weights(networks.RESNET50, "random:0")
     assert torch.equal(torch.get_rng_state(), before)
     assert settings == found.settings == {"weights": "random:0"}
     assert all(np.array_equal(value, state[name]) for name, value in found.tensors.items())
@@ -127,7 +127,7 @@ def test_other_weights_are_refused(state: dict[str, Tensor], message: str, tmp_p
     path = str(tmp_path / "other.safetensors")
     save_file(state, path)
     with pytest.raises(ModelError, match=f"is not torchvision's ResNet-50: {message}"):
-        networks.fitted(networks.RESNET50, path)
+        networks.load_weights(networks.RESNET50, path)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -136,7 +136,7 @@ def test_other_weights_are_refused(state: dict[str, Tensor], message: str, tmp_p
     [
         ({"weights": "random:x"}, ModelError, "write random:SEED"),
         ({"weights": "/nowhere.pth"}, ModelError, "weights /nowhere.pth cannot be read"),
-        ({"size": "32"}, InputError, "no argument 'size' here; there are weights"),
+        ({"size": "32"}, InputError, "unknown argument 'size'; known are weights"),
     ],
 )
 def test_wrong_arguments_are_refused(

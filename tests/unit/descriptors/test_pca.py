@@ -119,7 +119,7 @@ def test_a_dimension_is_a_whole_number(text: str) -> None:
 
 
 def test_other_arguments_are_refused() -> None:
-    with pytest.raises(InputError, match="no argument 'dimensions' here; there are dimension"):
+    with pytest.raises(InputError, match="unknown argument 'dimensions'; known are dimension"):
         pca.fit({"dimensions": "3"}, Learned(features()))
 
 

@@ -204,7 +204,7 @@ def test_settings_are_followed() -> None:
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "many", ""])
 def test_settings_that_cannot_be_are_refused(name: str, value: str) -> None:
     fit = descriptors.module(name).fit
-    with pytest.raises(InputError, match="no argument 'colour' here"):
+    with pytest.raises(InputError, match="unknown argument 'colour'"):
         fit({"colour": value}, NoSamples())
     if name != "signature":
         setting = "cell" if name == "hog" else "keypoints"

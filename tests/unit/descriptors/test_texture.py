@@ -116,10 +116,10 @@ def test_images_without_any_texture_have_vectors(descriptor: Descriptor) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"levels": "3"}, "no argument 'levels' here; there are threshold, images"),
+        ({"levels": "3"}, "unknown argument 'levels'; known are threshold, images"),
         ({"threshold": "much"}, "threshold=much is not a whole number of 1 or more"),
         ({"threshold": "0"}, "threshold=0 is not a whole number of 1 or more"),
-        ({"threshold": "256"}, "threshold=256 is more than there are grey levels, 255"),
+        ({"threshold": "256"}, "threshold=256 is more than 255, the highest grey level"),
         ({"images": "1.5"}, "images=1.5 is not a whole number"),
     ],
 )
