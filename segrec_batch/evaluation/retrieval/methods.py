@@ -29,7 +29,8 @@ from segrec_batch.evaluation.retrieval.collection import (
     Features,
     Ints,
 )
-from segrec_batch.evaluation.retrieval.similarity import (
+from segrec_batch.search.methods import LOCALISED, OF_VECTORS
+from segrec_batch.search.similarity import (
     METRICS,
     Floats,
     hamming_distances,
@@ -37,7 +38,6 @@ from segrec_batch.evaluation.retrieval.similarity import (
     rounded,
     semantic_distances,
 )
-from segrec_batch.search.methods import LOCALISED, OF_VECTORS
 
 RERANKED = 100
 """Number of first results that are ranked again, as by `recommend(…, rerank := 'mask_iou')`."""
@@ -85,7 +85,7 @@ def _region(rows: Ints, images: Collection) -> Scores:
         place[regions.rows] = np.arange(len(regions.rows))
         queries = np.flatnonzero((images.dominant[rows] == k) & (place[rows] >= 0))
         if len(queries):
-            scores = METRICS["pearson"](place[rows[queries]], regions.features)
+            scores = METRICS["pearson"].scores(place[rows[queries]], regions.features)
             values[np.ix_(queries, regions.rows)] = scores
     return Scores(values)
 
@@ -103,7 +103,7 @@ def _histogram(rows: Ints, images: Collection) -> Scores:
 
 def _pearson_iou(rows: Ints, images: Collection) -> Scores:
     """Score by Pearson of whole images, then the first by the overlap of masks (Waqas 2023)."""
-    values = METRICS["pearson"](rows, images.features)
+    values = METRICS["pearson"].scores(rows, images.features)
     return Scores(values, mask_overlaps(images.masks[rows], images.masks))
 
 
@@ -113,7 +113,7 @@ def _localised(rows: Ints, images: Collection) -> Scores:
     Source: Waqas 2023, section 4 and eq. 2. Undefined for images without the query's category.
     """
     categories = images.categories[LOCALISED]
-    values = METRICS["euclidean"](rows, images.vectors[LOCALISED])
+    values = METRICS["euclidean"].scores(rows, images.vectors[LOCALISED])
     own = categories[rows][:, None]
     values[(own != categories) | (own < 0)] = np.nan
     return Scores(values, mask_overlaps(images.foreground[rows], images.foreground))
@@ -161,7 +161,7 @@ def parse_method(name: str) -> Method:
 
     def scores(rows: Ints, images: Collection) -> Scores:
         vectors = images.vectors[descriptor] if descriptor else images.features
-        return Scores(METRICS[metric](rows, vectors[:, : length or None]))
+        return Scores(METRICS[metric].scores(rows, vectors[:, : length or None]))
 
     parts_read = () if descriptor else (FEATURE,)
     return Method(scores, parts_read, descriptor, "" if length else metric, length)

@@ -6,7 +6,7 @@ query by half or more (IoU) is somewhat relevant. Marked images keep their ranks
 after them are ranked again, so that metrics gain from new images only (a residual ranking).
 """
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -26,17 +26,6 @@ from segrec_batch.evaluation.retrieval.settings import (
     Setting,
     candidates,
 )
-from segrec_batch.evaluation.retrieval.similarity import (
-    Features,
-    Floats,
-    Prepare,
-    dots,
-    normalised,
-    rounded,
-    scaled,
-    squares,
-    standardised,
-)
 from segrec_batch.evaluation.retrieval.truth import GroundTruth
 from segrec_batch.search.feedback.refine import (
     NOT_RELEVANT,
@@ -46,12 +35,11 @@ from segrec_batch.search.feedback.refine import (
     SVM,
     refined,
 )
-from segrec_batch.search.feedback.vectors import prepared
+from segrec_batch.search.similarity import METRICS, Features, Floats
 
 SIMILAR = 0.5
 """Overlap of masks from which an image is somewhat relevant."""
 
-_PREPARE: Mapping[str, Prepare] = {"pearson": standardised, "cosine": normalised}
 _FROZEN = 1e9  # above all scores
 
 
@@ -254,21 +242,11 @@ class _Users:
             marks = self.marks[i, places]
             if not len(marks):
                 continue
-            ready = prepared(self.features[[self.rows[i], *places]], self.metric)
+            ready = METRICS[self.metric].prepare(self.features[[self.rows[i], *places]])
             with suppress(InputError):
                 vectors[i] = refined(way, ready[0], ready[1:], marks, STANDARD)
                 is_refined[i] = True
         # the direction of an SVM ranks as its products do
         metric = "dot" if way == SVM and self.metric == "euclidean" else self.metric
-        return np.where(is_refined[:, None], _scores(vectors, self.features, metric), scores)
-
-
-def _scores(queries: Features, features: Features, metric: str) -> Floats:
-    """Return scores that rank images (n, C) by a metric with vectors (q, C): (q, n)."""
-    if metric in _PREPARE:
-        return rounded(dots(queries, features, _PREPARE[metric]))
-    _, prepare = scaled(features, 2)  # refined vectors may be longer
-    products = dots(queries, features, prepare)
-    if metric == "dot":
-        return rounded(products)
-    return rounded(2 * products - squares(features, prepare))  # ‖q‖² − ‖q − x‖²
+        refined_scores = METRICS[metric].ranking_scores(vectors, self.features)
+        return np.where(is_refined[:, None], refined_scores, scores)

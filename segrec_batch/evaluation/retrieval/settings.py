@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.retrieval.collection import Collection, Ints
-from segrec_batch.evaluation.retrieval.similarity import semantic_distances
 from segrec_batch.search.feedback.refine import WAYS
+from segrec_batch.search.similarity import semantic_distances
 
 Window = tuple[float, float]
 Bools = NDArray[np.bool_]

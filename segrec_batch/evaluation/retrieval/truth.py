@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.retrieval.collection import Collection, Ints
 from segrec_batch.evaluation.retrieval.settings import Bools
-from segrec_batch.evaluation.retrieval.similarity import mask_overlaps
+from segrec_batch.search.similarity import mask_overlaps
 from segrec_batch.sources import storage
 
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from segrec_batch.common.errors import InputError
 from segrec_batch.search.database import Database, query
 from segrec_batch.search.methods import LOCALISED, Method
+from segrec_batch.search.similarity import METRICS
 
 Floats = NDArray[np.float64]
 Vectors = NDArray[np.float32]
@@ -35,17 +36,7 @@ def prepared(vectors: Vectors, metric: str) -> Floats:
     Pearson with a fixed vector is then a dot product, up to a factor, and so it is with a sum of
     such vectors: a mean of scores is the score of a mean, and no image weighs more for its length.
     """
-    x = vectors.astype(np.float64)
-    usable = np.asarray(np.isfinite(x).all(axis=1))
-    if metric in ("euclidean", "dot"):
-        x[~usable] = np.nan
-        return x
-    if metric == "pearson":
-        usable &= vectors.max(axis=1) > vectors.min(axis=1)
-        x -= x.mean(axis=1, keepdims=True)
-    usable &= (x != 0).any(axis=1)
-    x[~usable] = np.nan
-    return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True))
+    return METRICS[metric].prepare(vectors)
 
 
 def vectors(database: Database, method: Method, cls: str | None, ids: Sequence[str]) -> Vectors:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.report import Provenance
-from segrec_batch.evaluation.retrieval import similarity
 from segrec_batch.evaluation.retrieval.collection import FOREGROUND, Collection, load
 from segrec_batch.evaluation.retrieval.latency import measure_latencies
 from segrec_batch.evaluation.retrieval.measures import judge
@@ -22,11 +21,12 @@ from segrec_batch.evaluation.retrieval.ranking import count_block, rank, sort_im
 from segrec_batch.evaluation.retrieval.report import build_report
 from segrec_batch.evaluation.retrieval.run import dimension_grid
 from segrec_batch.evaluation.retrieval.settings import NEIGHBOURS, PLAIN
-from segrec_batch.evaluation.retrieval.similarity import METRICS
 from segrec_batch.evaluation.retrieval.truth import GroundTruth, Groups
 from segrec_batch.evaluation.statistics import Key
+from segrec_batch.search import similarity
 from segrec_batch.search.database import open_index
 from segrec_batch.search.methods import OF_VECTORS
+from segrec_batch.search.similarity import METRICS
 from tests.support.builders import quick
 from tests.support.descriptor_view import with_descriptors
 from tests.support.feature_index import write_index
@@ -195,12 +195,14 @@ def test_distances_do_not_depend_on_the_unit(size: float) -> None:
     vectors = rng.random((30, 700), np.float32) * np.float32(size)
     vectors[4] = vectors[5]
     vectors[6] = np.nan
-    found = METRICS["euclidean"](np.arange(30), vectors)
+    found = METRICS["euclidean"].scores(np.arange(30), vectors)
     x = vectors.astype(np.float64)
     expected = -np.sqrt(((x[:, None] - x) ** 2).sum(axis=2))
     assert found == pytest.approx(expected, rel=1e-10, abs=1e-10 * size, nan_ok=True)
     assert found[4, 5] == 0 == found[3, 3]
-    assert np.isnan(METRICS["euclidean"](np.arange(2), np.full((2, 1), np.nan, np.float32))).all()
+    assert np.isnan(
+        METRICS["euclidean"].scores(np.arange(2), np.full((2, 1), np.nan, np.float32))
+    ).all()
 
 
 # --- names -------------------------------------------------------------------------------------

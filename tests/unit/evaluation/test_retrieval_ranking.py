@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 import segrec_batch
 from segrec_batch.common.errors import InputError
-from segrec_batch.evaluation.retrieval import similarity
 from segrec_batch.evaluation.retrieval.collection import PARTS, Collection, Regions, load
 from segrec_batch.evaluation.retrieval.counts import COUNTS
 from segrec_batch.evaluation.retrieval.masks import Masks
@@ -42,6 +41,7 @@ from segrec_batch.evaluation.retrieval.settings import (
     filter_settings,
 )
 from segrec_batch.evaluation.retrieval.truth import Folders, GroundTruth, Groups
+from segrec_batch.search import similarity
 from segrec_batch.search.cache import refresh_cache
 from segrec_batch.search.database import open_index
 from tests.support.builders import quick

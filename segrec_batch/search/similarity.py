@@ -6,7 +6,7 @@ rounded to 12 decimal places, those of `dot` and `euclidean` relative to the lon
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,13 @@ def normalised(features: Features) -> Floats:
     usable = np.isfinite(x).all(axis=1)
     x[~usable] = 0
     return _unit(x, usable & (x != 0).any(axis=1))
+
+
+def raw(features: Features) -> Floats:
+    """Return rows as they are; NaN for rows that are not finite."""
+    x = features.astype(np.float64)
+    x[~np.isfinite(x).all(axis=1)] = np.nan
+    return x
 
 
 def _unit(x: Floats, usable: NDArray[np.bool_]) -> Floats:
@@ -111,29 +118,60 @@ def rounded(values: Floats) -> Floats:
     return np.asarray(np.round(values, 12))
 
 
-def _products(rows: Ints, vectors: Features, prepare: Prepare) -> Floats:
-    return rounded(dots(vectors[rows], vectors, prepare))
+@dataclass(frozen=True)
+class Metric:
+    """A similarity of vectors, higher for more similar ones.
+
+    Attributes:
+        name: as in `recommend(…, method := …)`.
+        prepare: rows as the metric compares them, (n, C) → (n, C) float64; NaN where it is
+            undefined.
+        is_angle: prepared rows have length 1, and the score is their product.
+        is_distance: the score is −‖x − y‖ of rows, otherwise x · y.
+    """
+
+    name: str
+    prepare: Prepare
+    is_angle: bool = False
+    is_distance: bool = False
+
+    def scores(self, rows: Ints, vectors: Features) -> Floats:
+        """Return the scores of some rows of a matrix with all of them: (q,), (n, C) → (q, n)."""
+        queries = vectors[rows]
+        if self.is_angle:
+            return rounded(dots(queries, vectors, self.prepare))
+        scale, prepare = scaled(vectors)
+        products = dots(queries, vectors, prepare)
+        if not self.is_distance:
+            return scale**2 * rounded(products)
+        lengths = squares(vectors, prepare)
+        gaps = lengths[rows][:, None] + lengths - 2 * products
+        return -scale * np.sqrt(np.maximum(rounded(gaps), 0))
+
+    def ranking_scores(self, queries: Features, vectors: Features) -> Floats:
+        """Return scores that rank vectors (n, C) for queries (q, C) as the metric does: (q, n).
+
+        Queries may be twice as long as the longest vector.
+        """
+        if self.is_angle:
+            return rounded(dots(queries, vectors, self.prepare))
+        _, prepare = scaled(vectors, 2)
+        products = dots(queries, vectors, prepare)
+        if not self.is_distance:
+            return rounded(products)
+        return rounded(2 * products - squares(vectors, prepare))  # ‖q‖² − ‖q − x‖²
 
 
-def _euclidean(rows: Ints, vectors: Features) -> Floats:
-    scale, prepare = scaled(vectors)
-    squared = squares(vectors, prepare)
-    gaps = squared[rows][:, None] + squared - 2 * dots(vectors[rows], vectors, prepare)
-    return -scale * np.sqrt(np.maximum(rounded(gaps), 0))
-
-
-def _dot(rows: Ints, vectors: Features) -> Floats:
-    scale, prepare = scaled(vectors)
-    return scale**2 * _products(rows, vectors, prepare)
-
-
-METRICS: Mapping[str, Callable[[Ints, Features], Floats]] = {
-    "pearson": partial(_products, prepare=standardised),
-    "cosine": partial(_products, prepare=normalised),
-    "euclidean": _euclidean,
-    "dot": _dot,
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("pearson", standardised, is_angle=True),
+        Metric("cosine", normalised, is_angle=True),
+        Metric("euclidean", raw, is_distance=True),
+        Metric("dot", raw),
+    )
 }
-"""Scores of some rows of a matrix with all of them, by metric: (q,), (n, C) → (q, n).
+"""Metrics by name.
 
 pearson: Σ(x−x̄)(y−ȳ) / ‖x−x̄‖‖y−ȳ‖ (Abdullah 2026, eq. 6), undefined for constant vectors. cosine:
 x·y / ‖x‖‖y‖, undefined for zero vectors. euclidean: −‖x−y‖. dot: x·y.
