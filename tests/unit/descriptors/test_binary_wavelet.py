@@ -1,7 +1,4 @@
-"""The binary wavelet transform: reconstruction, and its formula sample by sample.
-
-No library that we know has it.
-"""
+"""Tests of the binary wavelet transform."""
 
 import numpy as np
 import pytest
@@ -28,13 +25,13 @@ few = settings(quick, max_examples=60)
 
 @few
 @given(images)
-def test_an_image_comes_back_exactly(bits: Bits) -> None:
+def test_inverse_restores_image(bits: Bits) -> None:
     assert (inverse(transform(bits)) == bits).all()
 
 
 @few
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 10**6))
-def test_any_sub_bands_are_those_of_some_image(height: int, width: int, seed: int) -> None:
+def test_any_sub_bands_have_an_inverse(height: int, width: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     given_bands = rng.integers(0, 256, (4, 2, height, width)).astype(np.uint8)
     found = transform(inverse(SubBands(*given_bands)))
@@ -43,7 +40,7 @@ def test_any_sub_bands_are_those_of_some_image(height: int, width: int, seed: in
 
 @few
 @given(images)
-def test_planes_are_transformed_each_for_itself(bits: Bits) -> None:
+def test_transform_treats_planes_independently(bits: Bits) -> None:
     whole = transform(bits)
     for plane in PLANES:
         for ours, theirs in zip(whole, transform(bits & plane), strict=True):
@@ -82,7 +79,7 @@ def slow_histograms(image: list[list[int]]) -> list[list[float]]:
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (9, 14), (16, 11)])
-def test_histograms_are_those_of_the_formula(shape: tuple[int, int]) -> None:
+def test_wavelet_histograms_equal_formula(shape: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 256, (1, *shape)).astype(np.uint8)
     image &= np.random.default_rng(1).choice([7, 56, 192, 255], image.shape).astype(np.uint8)
     found = wavelet_histograms(image)
@@ -91,13 +88,13 @@ def test_histograms_are_those_of_the_formula(shape: tuple[int, int]) -> None:
     assert found[0].reshape(12, 8) == pytest.approx(np.array(slow_histograms(image[0].tolist())))
 
 
-def test_high_passes_of_a_constant_image_are_empty() -> None:
+def test_high_pass_of_constant_image_is_empty() -> None:
     found = wavelet_histograms(np.full((1, 16, 16), 200, np.uint8))  # 0b11_001_000
     assert (found[0, :, 0, 0b110] == 1).all()
     assert (found[0, :, 1:, 0] == 1).all()
 
 
-def test_stripes_are_seen_along_one_axis_only() -> None:
+def test_stripes_appear_along_one_axis() -> None:
     rows = np.broadcast_to(np.arange(16)[:, None] % 2 * 255, (1, 16, 16)).astype(np.uint8)
     bands = transform(rows)
     assert (plane_states(bands.hl) == 7).all()

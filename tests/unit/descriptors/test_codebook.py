@@ -1,4 +1,4 @@
-"""Visual words: BoVW and VLAD as their publications have them, by loops."""
+"""Tests of visual words, BoVW and VLAD."""
 
 from collections.abc import Iterator
 
@@ -63,7 +63,7 @@ def nearest(x: NDArray[np.float64], words: NDArray[np.float64]) -> int:
     n=st.integers(0, 20), dim=st.integers(1, 8), words=st.integers(1, 6), seed=st.integers(0, 99)
 )
 @quick
-def test_bovw_and_vlad_are_those_of_loops(n: int, dim: int, words: int, seed: int) -> None:
+def test_bovw_and_vlad_equal_plain_loops(n: int, dim: int, words: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     x, c = (rng.normal(size=(m, dim)).astype(np.float32).astype(float) for m in (n, words))
     histogram, residuals = np.zeros(words), np.zeros((words, dim))
@@ -81,7 +81,7 @@ def test_bovw_and_vlad_are_those_of_loops(n: int, dim: int, words: int, seed: in
         np.testing.assert_allclose(found, unit, atol=1e-5)
 
 
-def test_words_are_the_centres_of_clusters() -> None:
+def test_vocabulary_finds_cluster_centres() -> None:
     rng = np.random.default_rng(0)
     centres = rng.uniform(0, 255, (5, 128))
     points = (centres.repeat(30, axis=0) + rng.normal(0, 2, (150, 128))).astype(np.float32)
@@ -92,7 +92,7 @@ def test_words_are_the_centres_of_clusters() -> None:
     np.testing.assert_allclose(found[order], means, rtol=1e-4)
 
 
-def test_a_vocabulary_depends_on_its_seed_only() -> None:
+def test_vocabulary_depends_on_seed_only() -> None:
     points = np.random.default_rng(0).uniform(0, 255, (200, 16)).astype(np.float32)
     first = codebook.vocabulary(points, 8)
     cv2.setRNGSeed(77)
@@ -104,14 +104,14 @@ def test_a_vocabulary_depends_on_its_seed_only() -> None:
     assert not np.array_equal(codebook.vocabulary(points, 8, seed=1), first)
 
 
-def test_as_many_words_as_points_are_the_points() -> None:
+def test_vocabulary_of_n_points_is_the_points() -> None:
     points = np.random.default_rng(0).uniform(0, 255, (7, 16)).astype(np.float32)
     found = codebook.vocabulary(points, 7)
     np.testing.assert_allclose(np.sort(found, axis=0), np.sort(points, axis=0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", LENGTHS)
-def test_fitting_learns_words_from_the_images_of_the_index(name: str) -> None:
+def test_fit_learns_words_from_index_images(name: str) -> None:
     found = fitted(name, keypoints="40", images="5")
     assert found.settings == {"words": 12, "keypoints": 40, "images": 5}
     words = found.tensors["words"]
@@ -123,7 +123,7 @@ def test_fitting_learns_words_from_the_images_of_the_index(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LENGTHS)
-def test_equal_images_have_equal_vectors_whatever_else_is_in_the_batch(name: str) -> None:
+def test_vectors_are_independent_of_batch(name: str) -> None:
     describe = descriptor(name, fitted(name))
     assert (describe.length, describe.reads_pixels) == (LENGTHS[name], True)
     found = describe(images(PIXELS)).vectors
@@ -134,7 +134,7 @@ def test_equal_images_have_equal_vectors_whatever_else_is_in_the_batch(name: str
 
 
 @pytest.mark.parametrize("name", LENGTHS)
-def test_a_turned_image_is_nearer_than_any_other(name: str) -> None:
+def test_vector_of_rotated_image_is_nearest(name: str) -> None:
     describe = descriptor(name, fitted(name))
     found, turned = (
         describe(images(p)).vectors for p in (PIXELS, np.rot90(PIXELS, axes=(1, 2)).copy())
@@ -145,12 +145,12 @@ def test_a_turned_image_is_nearer_than_any_other(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LENGTHS)
-def test_an_image_without_keypoints_has_a_zero_vector(name: str) -> None:
+def test_vector_without_keypoints_is_zero(name: str) -> None:
     describe = descriptor(name, fitted(name))
     assert (describe(images(np.full_like(PIXELS[:2], 128))).vectors == 0).all()
 
 
 @pytest.mark.parametrize("name", LENGTHS)
-def test_more_words_than_local_descriptors_are_refused(name: str) -> None:
+def test_fit_rejects_more_words_than_descriptors(name: str) -> None:
     with pytest.raises(InputError, match=r"2 images have \d+ local descriptors, too few for 999"):
         fitted(name, words="999", images="2")

@@ -1,4 +1,4 @@
-"""Local descriptors: where they are, how many, and what the grid of HOG is made of."""
+"""Tests of local descriptors."""
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ few = settings(deadline=None, max_examples=8, derandomize=True)
 
 
 @every
-def test_a_scene_has_local_descriptors_inside_it(extract: Extractor) -> None:
+def test_extract_positions_lie_inside_image(extract: Extractor) -> None:
     found = extract(SCENE)
     assert len(found.vectors) > 50
     assert found.vectors.shape == (len(found.rows), extract.dim)
@@ -34,16 +34,14 @@ def test_a_scene_has_local_descriptors_inside_it(extract: Extractor) -> None:
 
 @every
 @pytest.mark.parametrize("shape", [(16, 16), (48, 16), (64, 64)])
-def test_an_image_of_one_colour_has_nothing_to_describe(
-    extract: Extractor, shape: tuple[int, int]
-) -> None:
+def test_extract_of_uniform_image_is_empty(extract: Extractor, shape: tuple[int, int]) -> None:
     found = extract(np.full((*shape, 3), 90, np.uint8))
     assert (found.vectors == 0).all()
     assert len(found.vectors) == 0 or isinstance(extract, Hog)
 
 
 @every
-def test_threads_change_nothing(extract: Extractor) -> None:
+def test_extract_is_independent_of_threads(extract: Extractor) -> None:
     one = extract(SCENE)
     try:
         cv2.setNumThreads(4)
@@ -57,7 +55,7 @@ def test_threads_change_nothing(extract: Extractor) -> None:
 @pytest.mark.parametrize("name", AT_KEYPOINTS)
 @given(limit=st.integers(1, 60))
 @few
-def test_there_are_at_most_as_many_keypoints_as_asked_for(name: str, limit: int) -> None:
+def test_extract_respects_maximum(name: str, limit: int) -> None:
     found, every = AT_KEYPOINTS[name](limit)(SCENE).vectors, ALL[name](SCENE).vectors
     if name == "orb":  # which shares its keypoints out among the scales of the image
         assert len(found) <= limit
@@ -65,7 +63,7 @@ def test_there_are_at_most_as_many_keypoints_as_asked_for(name: str, limit: int)
         np.testing.assert_array_equal(found, every[:limit])
 
 
-def test_of_equal_keypoints_no_more_are_kept() -> None:
+def test_extract_breaks_ties_of_response() -> None:
     """Of equal responses OpenCV keeps all: four times the same image, side by side."""
     tiles = np.tile(smooth_pixels(64, 64, seed=1), (2, 2, 1))
     grey = cv2.cvtColor(tiles, cv2.COLOR_RGB2GRAY)
@@ -74,7 +72,7 @@ def test_of_equal_keypoints_no_more_are_kept() -> None:
     assert all(len(keypoints.sift(n)(tiles).vectors) <= n for n in counts)
 
 
-def test_keypoints_lie_where_the_image_has_something() -> None:
+def test_keypoints_lie_on_structure() -> None:
     """A single blob, between pixels too, is found at its centre."""
     y, x = np.mgrid[:96, :96]
     for row, column in ((40.0, 60.0), (33.4, 20.7)):
@@ -83,7 +81,7 @@ def test_keypoints_lie_where_the_image_has_something() -> None:
         assert set(zip(found.rows, found.columns, strict=True)) == {(round(row), round(column))}
 
 
-def test_a_quarter_turn_moves_keypoints_with_the_image() -> None:
+def test_keypoints_follow_quarter_turn() -> None:
     """Without OpenCV's precise upscaling many of SIFT's are a pixel off."""
     found, turned = (ALL["sift"](p) for p in (SCENE, np.rot90(SCENE)))
     before = set(zip(159 - found.columns, found.rows, strict=True))
@@ -91,7 +89,7 @@ def test_a_quarter_turn_moves_keypoints_with_the_image() -> None:
     assert len(before & after) > 0.9 * len(before | after)
 
 
-def test_bits_of_orb_are_those_of_opencv() -> None:
+def test_orb_bits_equal_opencv() -> None:
     found = ALL["orb"](SCENE)
     assert set(np.unique(found.vectors)) == {0, 1}
     _, packed = cv2.ORB.create(500).detectAndCompute(cv2.cvtColor(SCENE, cv2.COLOR_RGB2GRAY), None)
@@ -132,7 +130,7 @@ def shares(position: float) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize(("cell", "block", "bins"), [(8, 2, 9), (4, 3, 6)])
-def test_hog_is_that_of_loops_over_pixels(cell: int, block: int, bins: int) -> None:
+def test_hog_equals_plain_loops(cell: int, block: int, bins: int) -> None:
     image = smooth_pixels(37, 44, seed=3, cells=9)
     found = Hog(cell, block, bins)(image)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float64)
@@ -150,13 +148,13 @@ def test_hog_is_that_of_loops_over_pixels(cell: int, block: int, bins: int) -> N
         np.testing.assert_allclose(found.vectors[i], expected, atol=3e-4)
 
 
-def test_an_image_smaller_than_a_block_has_no_hog() -> None:
+def test_hog_of_small_image_is_empty() -> None:
     found = Hog(cell=16, block=2, bins=9)(SCENE[:31, :64])
     assert found.vectors.shape == (0, 36)
     assert len(found.rows) == len(found.columns) == 0
 
 
-def test_grey_is_that_of_rgb_not_bgr() -> None:
+def test_luma_uses_rgb_order() -> None:
     halves = np.zeros((64, 64, 3), np.uint8)
     halves[:, :32, 0], halves[:, 32:, 2] = 76, 199  # 0.299 · 76 = 0.114 · 199: equally bright
     assert (ALL["hog"](halves).vectors == 0).all()

@@ -1,4 +1,4 @@
-"""The localised descriptor: what is painted, that the background is nothing, and categories."""
+"""Tests of the localised descriptor."""
 
 from dataclasses import replace
 from functools import cache
@@ -44,7 +44,7 @@ def descriptor(grey: bool, category: str, samples: Learned) -> localised.Descrip
 
 @given(labels=LABELS, seed=st.integers(0, 99))
 @quick
-def test_what_is_not_foreground_is_painted_white(labels: NDArray[np.uint8], seed: int) -> None:
+def test_paint_background_white_keeps_foreground(labels: NDArray[np.uint8], seed: int) -> None:
     pixels = noise_pixels(8, 5, seed).reshape(2, 4, 5, 3)
     expected = pixels.copy()
     for i, y, x in np.ndindex(labels.shape):
@@ -56,9 +56,7 @@ def test_what_is_not_foreground_is_painted_white(labels: NDArray[np.uint8], seed
 
 @given(labels=LABELS, seed=st.integers(0, 99))
 @quick
-def test_images_that_differ_in_the_background_only_are_painted_alike(
-    labels: NDArray[np.uint8], seed: int
-) -> None:
+def test_paint_ignores_background_content(labels: NDArray[np.uint8], seed: int) -> None:
     labels[:, 0, 0] = 1
     pixels, other = (noise_pixels(8, 5, s).reshape(2, 4, 5, 3) for s in (seed, seed + 100))
     changed = np.where(labels[..., None] == 0, other, pixels)
@@ -68,7 +66,7 @@ def test_images_that_differ_in_the_background_only_are_painted_alike(
 
 
 @pytest.mark.parametrize("grey", [True, False])
-def test_an_image_whose_background_changes_keeps_its_vector(grey: bool) -> None:
+def test_vector_is_independent_of_background(grey: bool) -> None:
     described, images = by_class(grey), some_images(2)
     elsewhere = smooth_batch(2, 80, 112, seed=7)
     outside = images.labels[..., None] == 0
@@ -80,7 +78,7 @@ def test_an_image_whose_background_changes_keeps_its_vector(grey: bool) -> None:
     assert (apart > 1e-3 * vectors.max()).all(), "the foreground does matter"
 
 
-def test_vectors_are_those_of_resnet50_on_the_painted_image() -> None:
+def test_vector_equals_resnet50_of_painted_image() -> None:
     images = some_images(2)
     whole = resnet50.Descriptor(random_network("resnet50"), len(CLASSES), "cpu")
     white = np.where(images.labels[..., None] == 0, np.uint8(255), images.pixels)
@@ -90,7 +88,7 @@ def test_vectors_are_those_of_resnet50_on_the_painted_image() -> None:
     assert (found.vectors.shape, found.categories) == ((2, 2048), ["car", "car"])
 
 
-def test_an_image_without_foreground_is_seen_as_a_whole() -> None:
+def test_image_without_foreground_is_used_whole() -> None:
     images = some_images(2)
     empty = images_of(images.pixels, np.zeros_like(images.labels))
     whole = resnet50.Descriptor(random_network("resnet50"), len(CLASSES), "cpu")
@@ -99,7 +97,7 @@ def test_an_image_without_foreground_is_seen_as_a_whole() -> None:
     assert found.categories == ["background", "background"]
 
 
-def test_grey_images_are_those_of_pillow_and_colour_makes_no_difference() -> None:
+def test_to_grey_equals_pillow() -> None:
     pixels = smooth_batch(1, 30, 40)
     found = localised.to_grey(as_images(pixels, "cpu"))
     pillow = np.asarray(Image.fromarray(pixels[0]).convert("L")) / 255
@@ -116,7 +114,7 @@ def test_grey_images_are_those_of_pillow_and_colour_makes_no_difference() -> Non
 
 @given(counts=arrays(np.int64, (3, 4), elements=st.integers(0, 3)))
 @quick
-def test_the_class_that_fills_most_of_the_foreground(counts: NDArray[np.int64]) -> None:
+def test_dominant_classes_breaks_ties(counts: NDArray[np.int64]) -> None:
     expected = [
         max(range(1, 4), key=lambda k: (row[k], -k)) if row[1:].any() else 0 for row in counts
     ]
@@ -135,7 +133,7 @@ def places(n: int, folders: int, seed: int = 0) -> tuple[NDArray[np.float32], li
 
 
 @pytest.mark.parametrize("folders", [2, 5])
-def test_folders_are_told_from_features(folders: int) -> None:
+def test_fit_categories_predicts_folders(folders: int) -> None:
     features, names = places(200, folders)
     new, expected = places(60, folders, seed=1)
     described = by_folder(features, names)
@@ -154,7 +152,7 @@ def _blank(n: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     return np.zeros((n, 1, 1, 3), np.uint8), np.zeros((n, 1, 1), np.uint8)
 
 
-def test_the_folder_of_an_image_is_part_of_what_describes_it() -> None:
+def test_category_folder_is_part_of_description() -> None:
     features, names = places(80, 3)
     images = replace(some_images(2), feature=features[:2])
     found = by_folder(features, names)(images)
@@ -162,7 +160,7 @@ def test_the_folder_of_an_image_is_part_of_what_describes_it() -> None:
     np.testing.assert_array_equal(found.vectors, by_class()(images).vectors)
 
 
-def test_few_images_in_a_folder() -> None:
+def test_fit_categories_with_few_images() -> None:
     features, _ = places(7, 2)
     one_each = fit_categories(features, list("abcdefg"))
     assert (len(one_each.names), one_each.accuracy) == (7, None)
@@ -180,12 +178,12 @@ def test_few_images_in_a_folder() -> None:
         ({"gray": "no"}, "unknown argument 'gray'; known are weights, grey, category"),
     ],
 )
-def test_wrong_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
+def test_fit_rejects_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         localised.fit(arguments, Learned())
 
 
-def test_settings_say_how_it_was_made() -> None:
+def test_settings_record_the_fit() -> None:
     features, names = places(40, 2)
     found = localised.fit(
         {"weights": "random:0", "grey": "no", "category": "folder"}, Learned(features, names)

@@ -1,4 +1,4 @@
-"""AlexNet and ResNet-50: vectors as torchvision's own models have them, weights from anywhere."""
+"""Tests of AlexNet and ResNet-50."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -51,9 +51,7 @@ def hooked(network: nn.Module, layer: str, pixels: NDArray[np.uint8]) -> NDArray
 @pytest.mark.parametrize(
     ("name", "layer", "length"), [("alexnet", "classifier.5", 4096), ("resnet50", "avgpool", 2048)]
 )
-def test_vectors_are_what_the_layer_of_torchvision_gives(
-    name: str, layer: str, length: int
-) -> None:
+def test_vectors_equal_torchvision_layer(name: str, layer: str, length: int) -> None:
     images, described = some_images(2), descriptor(name)
     network = theirs(name, random_network(name).tensors)
     expected = hooked(network, layer, images.pixels)
@@ -66,7 +64,7 @@ def test_vectors_are_what_the_layer_of_torchvision_gives(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_vector_does_not_depend_on_its_batch(name: str) -> None:
+def test_vector_is_independent_of_batch(name: str) -> None:
     described, images = descriptor(name), some_images(3)
     together = described(images).vectors
     for i, one in enumerate(together):
@@ -79,13 +77,13 @@ def test_a_vector_does_not_depend_on_its_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_device_gives_the_vectors_of_the_cpu(name: str, device: str) -> None:
+def test_devices_agree_with_cpu(name: str, device: str) -> None:
     images = some_images(2)
     wanted, found = (descriptor(name, d)(images).vectors for d in ("cpu", device))
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * wanted.max())
 
 
-def test_bfloat16_is_near_float32(device: str) -> None:
+def test_bfloat16_is_close_to_float32(device: str) -> None:
     images = some_images(2)
     exact = descriptor("alexnet")(images).vectors
     near = descriptor("alexnet", device, "bfloat16")(images).vectors
@@ -95,7 +93,7 @@ def test_bfloat16_is_near_float32(device: str) -> None:
     assert (cosine / np.linalg.norm(exact, axis=1) > 0.999).all()
 
 
-def test_random_weights_repeat_and_leave_the_generator_alone() -> None:
+def test_random_weights_are_reproducible() -> None:
     found = random_network("resnet50")
     before = torch.get_rng_state()
     settings, state = networks.load_weights(networks.RESNET50, "random:0")
@@ -105,7 +103,7 @@ def test_random_weights_repeat_and_leave_the_generator_alone() -> None:
     assert not any(name.startswith("fc.") for name in state)
 
 
-def test_a_state_dict_of_torchvision_is_read_without_its_classifier(tmp_path: Path) -> None:
+def test_load_weights_reads_state_dict(tmp_path: Path) -> None:
     expected = random_network("resnet50").tensors
     theirs_ = {n: t.half() for n, t in as_tensors(expected).items()}
     theirs_ |= {"fc.weight": torch.zeros(7, 2048), "bn1.num_batches_tracked": torch.tensor(3)}
@@ -123,7 +121,9 @@ def test_a_state_dict_of_torchvision_is_read_without_its_classifier(tmp_path: Pa
         ({"conv1.weight": torch.zeros(64, 4, 7, 7)}, r"conv1.weight has shape \(64, 4, 7, 7\)"),
     ],
 )
-def test_other_weights_are_refused(state: dict[str, Tensor], message: str, tmp_path: Path) -> None:
+def test_load_weights_rejects_other_weights(
+    state: dict[str, Tensor], message: str, tmp_path: Path
+) -> None:
     path = str(tmp_path / "other.safetensors")
     save_file(state, path)
     with pytest.raises(ModelError, match=f"is not torchvision's ResNet-50: {message}"):
@@ -139,7 +139,7 @@ def test_other_weights_are_refused(state: dict[str, Tensor], message: str, tmp_p
         ({"size": "32"}, InputError, "unknown argument 'size'; known are weights"),
     ],
 )
-def test_wrong_arguments_are_refused(
+def test_fit_rejects_wrong_arguments(
     name: str, arguments: dict[str, str], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):

@@ -1,4 +1,4 @@
-"""Local binary, ternary and tetra patterns: against their formulas, pixel by pixel."""
+"""Tests of local binary, ternary and tetra patterns."""
 
 import numpy as np
 import pytest
@@ -48,13 +48,13 @@ def codes(image: NDArray[np.generic], threshold: int = 0, sign: int = 1) -> NDAr
 
 
 @pytest.mark.parametrize("levels", [2, 5, 255])
-def test_binary_patterns_are_those_of_the_formula(levels: int) -> None:
+def test_lbp_equals_formula(levels: int) -> None:
     image = random_image(0, levels)
     assert (lbp(image[None])[0] == codes(image)).all()
 
 
 @pytest.mark.parametrize("levels", [2, 5, 255])
-def test_binary_patterns_are_those_of_scikit_image(levels: int) -> None:
+def test_lbp_equals_scikit_image(levels: int) -> None:
     """`multiblock_lbp` with blocks of one pixel has the square neighbourhood, from the upper left
     one clockwise, first bit highest; `local_binary_pattern` with four points does not interpolate.
     """
@@ -73,14 +73,14 @@ def test_binary_patterns_are_those_of_scikit_image(levels: int) -> None:
 
 @few
 @given(images)
-def test_binary_patterns_see_only_the_order_of_grey_values(grey: Grey) -> None:
+def test_lbp_depends_on_order_of_greys_only(grey: Grey) -> None:
     rising = np.cumsum(np.random.default_rng(3).uniform(0.1, 9, 256))
     assert (lbp(grey) == lbp(rising[grey])).all()
 
 
 @few
 @given(images)
-def test_the_opposite_test_gives_the_opposite_code_and_a_bin_of_its_own(grey: Grey) -> None:
+def test_opposite_test_gives_complement_code(grey: Grey) -> None:
     """A paper has "centre > neighbour": each distance between two histograms is the same."""
     opposite = np.array([255 - codes(-image.astype(int), 1) for image in grey])
     bins = uniform_bins()
@@ -89,7 +89,7 @@ def test_the_opposite_test_gives_the_opposite_code_and_a_bin_of_its_own(grey: Gr
     assert len(set(zip(ours.tolist(), theirs.tolist(), strict=True))) == BINS
 
 
-def test_uniform_codes_change_at_most_twice_around_the_circle() -> None:
+def test_uniform_codes_change_at_most_twice() -> None:
     bins = uniform_bins()
     changes = [sum(c >> p & 1 != c >> (p + 1) % 8 & 1 for p in range(8)) for c in range(256)]
     uniform = [c for c in range(256) if changes[c] <= 2]
@@ -100,14 +100,14 @@ def test_uniform_codes_change_at_most_twice_around_the_circle() -> None:
 
 @few
 @given(images)
-def test_a_quarter_turn_turns_each_code_by_two_neighbours(grey: Grey) -> None:
+def test_quarter_turn_rotates_codes(grey: Grey) -> None:
     """So the histogram is not the same: only that of rotation-invariant patterns would be."""
     turned = np.rot90(lbp(grey), axes=(1, 2))
     assert (lbp(np.rot90(grey, axes=(1, 2))) == (turned << 2 | turned >> 6)).all()
 
 
 @pytest.mark.parametrize("threshold", [1, 5, 42])
-def test_ternary_patterns_are_those_of_the_formula(threshold: int) -> None:
+def test_ltp_equals_formula(threshold: int) -> None:
     """No library that we know has them."""
     image = random_image(2, 12)
     upper, lower = ltp(image[None], threshold)
@@ -117,7 +117,7 @@ def test_ternary_patterns_are_those_of_the_formula(threshold: int) -> None:
 
 @few
 @given(dim, st.integers(1, 155), st.integers(1, 60))
-def test_ternary_patterns_see_differences_only(grey: Grey, shift: int, threshold: int) -> None:
+def test_ltp_depends_on_differences_only(grey: Grey, shift: int, threshold: int) -> None:
     shifted = (grey + shift).astype(np.uint8)
     for ours, theirs in zip(ltp(grey, threshold), ltp(shifted, threshold), strict=True):
         assert (ours == theirs).all()
@@ -125,14 +125,14 @@ def test_ternary_patterns_see_differences_only(grey: Grey, shift: int, threshold
 
 @few
 @given(images, st.integers(1, 255))
-def test_no_neighbour_is_both_above_and_below(grey: Grey, threshold: int) -> None:
+def test_ltp_parts_are_disjoint(grey: Grey, threshold: int) -> None:
     upper, lower = ltp(grey, threshold)
     assert not (upper & lower).any()
 
 
 @few
 @given(images)
-def test_shares_add_up(grey: Grey) -> None:
+def test_uniform_histograms_sum_to_one(grey: Grey) -> None:
     assert uniform_histograms(lbp(grey)).sum(axis=1) == pytest.approx(1)
     tetra = tetra_histograms(grey)
     assert tetra[:, 12].sum(axis=1) == pytest.approx(1)
@@ -156,7 +156,7 @@ def squared_length(image: Grey, y: int, x: int) -> int:
 
 
 @pytest.mark.parametrize("levels", [3, 40, 255])
-def test_tetra_patterns_are_those_of_the_formula(levels: int) -> None:
+def test_tetra_histograms_equal_formula(levels: int) -> None:
     """The tetra pattern of a pixel: of each neighbour its direction, or 0 if that is the pixel's
     own. For each other direction a binary pattern. No library that we know has them.
     """
@@ -181,12 +181,12 @@ def test_tetra_patterns_are_those_of_the_formula(levels: int) -> None:
 
 @few
 @given(dim, st.integers(1, 155))
-def test_tetra_patterns_see_differences_only(grey: Grey, shift: int) -> None:
+def test_tetra_depends_on_differences_only(grey: Grey, shift: int) -> None:
     assert (tetra_histograms(grey) == tetra_histograms((grey + shift).astype(np.uint8))).all()
 
 
 @few
 @given(images)
-def test_directions_of_tetra_patterns_see_only_the_order_of_grey_values(grey: Grey) -> None:
+def test_tetra_directions_depend_on_order_only(grey: Grey) -> None:
     rising = np.cumsum(np.random.default_rng(3).uniform(0.1, 9, 256))
     assert (tetra_histograms(grey)[:, :12] == tetra_histograms(rising[grey])[:, :12]).all()

@@ -1,4 +1,4 @@
-"""PCA: against scikit-learn and singular values, nested; moments that merge in any order."""
+"""Tests of PCA and moments."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def unit(x: NDArray[np.floating]) -> NDArray[np.floating]:
 
 
 @pytest.mark.parametrize("dimension", [1, 5, 12])
-def test_projections_are_those_of_scikit_learn_up_to_signs(dimension: int) -> None:
+def test_projections_equal_scikit_learn(dimension: int) -> None:
     x, new = features(), features(9, seed=1)
     found = fitted(x, dimension)
     expected = PCA(dimension, svd_solver="full").fit(x.astype(np.float64))
@@ -55,7 +55,7 @@ def test_projections_are_those_of_scikit_learn_up_to_signs(dimension: int) -> No
     np.testing.assert_allclose(vectors, expected.transform(new) * signs, rtol=1e-4, atol=1e-4)
 
 
-def test_components_are_the_right_singular_vectors_with_their_signs_fixed() -> None:
+def test_components_are_singular_vectors() -> None:
     x = features()
     components = fitted(x, 12).tensors["components"]
     _, singular, rows = np.linalg.svd(x.astype(np.float64) - x.mean(axis=0, dtype=np.float64))
@@ -66,7 +66,7 @@ def test_components_are_the_right_singular_vectors_with_their_signs_fixed() -> N
     np.testing.assert_allclose(variances, singular**2, rtol=1e-9)
 
 
-def test_a_fit_repeats_in_another_order_of_images() -> None:
+def test_fit_is_independent_of_order() -> None:
     x = features()
     for dimension in (3, 12):
         one, other = fitted(x, dimension), fitted(x[::-1], dimension)
@@ -75,28 +75,28 @@ def test_a_fit_repeats_in_another_order_of_images() -> None:
             np.testing.assert_allclose(tensor, other.tensors[name], atol=1e-6)
 
 
-def test_dimensions_are_nested() -> None:
+def test_projections_are_nested() -> None:
     x = features()
     longest = projected(fitted(x, 12), x)
     for dimension in (1, 4, 11):
         np.testing.assert_array_equal(projected(fitted(x, dimension), x), longest[:, :dimension])
 
 
-def test_the_cosine_in_all_dimensions_is_that_of_centred_features() -> None:
+def test_cosine_in_full_rank_equals_centred_cosine() -> None:
     x = features()
     vectors = unit(projected(fitted(x, 12), x))
     centred = unit(x - x.mean(axis=0))
     np.testing.assert_allclose(vectors @ vectors.T, centred @ centred.T, atol=1e-5)
 
 
-def test_a_vector_does_not_depend_on_its_batch() -> None:
+def test_vector_is_independent_of_batch() -> None:
     x, new = features(700, 512), features(9, 512, seed=2)
     found = fitted(x, 64)
     alone = np.concatenate([projected(found, row[None]) for row in new])
     np.testing.assert_array_equal(alone, projected(found, new))
 
 
-def test_no_more_dimensions_than_the_images_span() -> None:
+def test_fit_rejects_more_dimensions_than_rank() -> None:
     few = features(5)
     assert fitted(few, 4).tensors["components"].shape == (4, 12)
     with pytest.raises(InputError, match=r"dimension=5, .* of 5 images span only 4"):
@@ -113,21 +113,19 @@ def test_no_more_dimensions_than_the_images_span() -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "-3", "2.5", "many", ""])
-def test_a_dimension_is_a_whole_number(text: str) -> None:
+def test_fit_rejects_bad_dimension(text: str) -> None:
     with pytest.raises(InputError, match=f"dimension={text} is not a whole number"):
         pca.fit({"dimension": text}, Learned(features()))
 
 
-def test_other_arguments_are_refused() -> None:
+def test_fit_rejects_unknown_arguments() -> None:
     with pytest.raises(InputError, match="unknown argument 'dimensions'; known are dimension"):
         pca.fit({"dimensions": "3"}, Learned(features()))
 
 
 @given(cuts=st.lists(st.integers(1, 39), unique=True), seed=st.integers(0, 99), far=st.booleans())
 @quick
-def test_moments_of_parts_in_any_order_merge_to_those_of_all(
-    cuts: list[int], seed: int, far: bool
-) -> None:
+def test_moments_merge_in_any_order(cuts: list[int], seed: int, far: bool) -> None:
     x = features(40, 5, seed) + (1e3 if far else 0)
     parts = [moments.of_rows(rows) for rows in np.split(x, sorted(cuts))]
     order = np.random.default_rng(seed).permutation(len(parts))

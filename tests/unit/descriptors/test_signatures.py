@@ -1,4 +1,4 @@
-"""Semantic signatures: algorithm 1 of Ouni 2020 word for word, and what they should not notice."""
+"""Tests of semantic signatures."""
 
 from collections.abc import Iterator
 
@@ -73,7 +73,7 @@ def k_means_of_one(points: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("name", LOCAL)
-def test_signatures_are_those_of_algorithm_1(name: str) -> None:
+def test_signatures_equal_algorithm_1(name: str) -> None:
     extract = descriptor(name)._extract  # type: ignore[attr-defined]
     found = descriptor(name)(images(PIXELS, LABELS)).vectors
     assert found.dtype == np.float32
@@ -83,7 +83,7 @@ def test_signatures_are_those_of_algorithm_1(name: str) -> None:
     assert (found != 0).any(axis=1).all()
 
 
-def test_the_centre_is_that_of_opencvs_k_means_too() -> None:
+def test_centres_equal_opencv_kmeans() -> None:
     points = np.random.default_rng(0).integers(0, 256, (40, 128)).astype(np.float32)
     place = np.zeros(40, np.int64)
     (found,) = centres(Local(place, place, points), np.zeros((1, 1), np.uint8), 1)
@@ -97,9 +97,7 @@ def test_the_centre_is_that_of_opencvs_k_means_too() -> None:
     n=st.integers(0, 30), dim=st.integers(1, 9), classes=st.integers(1, 6), seed=st.integers(0, 99)
 )
 @quick
-def test_centres_are_means_by_class_and_null_without_keypoints(
-    n: int, dim: int, classes: int, seed: int
-) -> None:
+def test_centres_are_means_by_class(n: int, dim: int, classes: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, (5, 7), dtype=np.uint8)
     local = Local(
@@ -115,7 +113,7 @@ def test_centres_are_means_by_class_and_null_without_keypoints(
 
 
 @pytest.mark.parametrize("name", LOCAL)
-def test_other_names_of_classes_permute_the_blocks(name: str) -> None:
+def test_class_order_permutes_blocks(name: str) -> None:
     describe, order = descriptor(name), np.array([2, 3, 1, 0], np.uint8)
     found = describe(images(PIXELS, LABELS)).vectors.reshape(3, 4, -1)
     renamed = describe(images(PIXELS, order[LABELS])).vectors.reshape(3, 4, -1)
@@ -134,7 +132,7 @@ def turned(quarters: int) -> ImageBatch:
 
 
 @pytest.mark.parametrize("quarters", [1, 2, 3])
-def test_of_a_turned_image_keypoints_have_the_same_signature_and_hog_has_not(
+def test_signatures_under_rotation(
     quarters: int,
 ) -> None:
     limits = {"sift": 0.15, "kaze": 0.3, "orb": 0.1}
@@ -152,14 +150,14 @@ def test_of_a_turned_image_keypoints_have_the_same_signature_and_hog_has_not(
 
 
 @pytest.mark.parametrize("name", LOCAL)
-def test_a_brighter_image_has_the_same_signature(name: str) -> None:
+def test_signatures_under_brightness(name: str) -> None:
     describe, dim = descriptor(name), PIXELS // 2 + 20
     distance = far(*(describe(images(p.astype(np.uint8), LABELS)) for p in (dim, dim + 60)))
     assert max(distance) < 0.05
 
 
 @pytest.mark.parametrize("name", LENGTHS)
-def test_equal_images_have_equal_vectors_whatever_else_is_in_the_batch(name: str) -> None:
+def test_signatures_are_independent_of_batch(name: str) -> None:
     describe, batch = descriptor(name), images(PIXELS, LABELS)
     found = describe(batch)
     assert found.categories is None
@@ -171,7 +169,7 @@ def test_equal_images_have_equal_vectors_whatever_else_is_in_the_batch(name: str
 
 
 @pytest.mark.parametrize("name", LENGTHS)
-def test_without_keypoints_or_classes_the_signature_is_zero(name: str) -> None:
+def test_signature_without_keypoints_is_zero(name: str) -> None:
     describe = descriptor(name)
     plain = images(np.full_like(PIXELS, 200), np.full_like(LABELS, 2))
     found = describe(plain).vectors.reshape(3, 4, -1)
@@ -179,7 +177,7 @@ def test_without_keypoints_or_classes_the_signature_is_zero(name: str) -> None:
     assert (found[:, 2] == 0).all() == (name != "signature")
 
 
-def test_the_signature_of_deep_features_is_theirs_by_class() -> None:
+def test_deep_signature_is_region_features() -> None:
     batch = images(PIXELS, LABELS)
     empty = np.zeros((3, 0, 0), np.uint8)
     blind = ImageBatch(empty[..., None], empty, batch.feature, batch.region_features, batch.counts)
@@ -192,7 +190,7 @@ def test_the_signature_of_deep_features_is_theirs_by_class() -> None:
         )
 
 
-def test_settings_are_followed() -> None:
+def test_settings_are_applied() -> None:
     few, many = (descriptor("sift", keypoints=n)(images(PIXELS, LABELS)) for n in ("5", "500"))
     assert (few.vectors != 0).sum() < (many.vectors != 0).sum()
     assert descriptor("hog", cell="16", block="1", bins="12").length == 4 * 12
@@ -202,7 +200,7 @@ def test_settings_are_followed() -> None:
 
 @pytest.mark.parametrize("name", [*LENGTHS, "bovw", "vlad"])
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "many", ""])
-def test_settings_that_cannot_be_are_refused(name: str, value: str) -> None:
+def test_fit_rejects_bad_settings(name: str, value: str) -> None:
     fit = descriptors.module(name).fit
     with pytest.raises(InputError, match="unknown argument 'colour'"):
         fit({"colour": value}, NoSamples())
@@ -214,6 +212,6 @@ def test_settings_that_cannot_be_are_refused(name: str, value: str) -> None:
             fit({setting: value}, NoSamples())
 
 
-def test_a_batch_may_be_empty() -> None:
+def test_empty_batch_has_no_vectors() -> None:
     found = signatures(keypoints.orb(10), PIXELS[:0], LABELS[:0], 4)
     assert found.shape == (0, 4 * 256)

@@ -1,4 +1,4 @@
-"""The texture descriptor: its blocks, its bundle, its errors."""
+"""Tests of the texture descriptor."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -57,12 +57,12 @@ def descriptor(index: Index) -> Descriptor:
     return Descriptor(fit({}, index), classes=4, device="cpu")
 
 
-def test_it_is_found_by_its_name() -> None:
+def test_module_finds_texture() -> None:
     assert "texture" in names()
     assert module("texture").Descriptor.length == sum(BLOCKS.values()) == 1044
 
 
-def test_all_shapes_have_vectors_of_one_length(descriptor: Descriptor, index: Index) -> None:
+def test_vectors_have_one_length(descriptor: Descriptor, index: Index) -> None:
     for batch in index.batches:
         found = descriptor(batch)
         assert found.categories is None
@@ -71,9 +71,7 @@ def test_all_shapes_have_vectors_of_one_length(descriptor: Descriptor, index: In
         assert np.isfinite(found.vectors).all()
 
 
-def test_equal_images_have_equal_vectors_whatever_the_batch(
-    descriptor: Descriptor, index: Index
-) -> None:
+def test_vectors_are_independent_of_batch(descriptor: Descriptor, index: Index) -> None:
     for batch in index.batches:
         together = descriptor(batch).vectors
         backwards = descriptor(images(batch.pixels[::-1])).vectors[::-1]
@@ -82,9 +80,7 @@ def test_equal_images_have_equal_vectors_whatever_the_batch(
         assert (together == alone).all()
 
 
-def test_blocks_contribute_equally_to_the_squared_distance(
-    descriptor: Descriptor, index: Index
-) -> None:
+def test_blocks_contribute_equally_to_distance(descriptor: Descriptor, index: Index) -> None:
     vectors = np.concatenate([descriptor(batch).vectors for batch in index.batches])
     squares = (vectors[:, None] - vectors).astype(np.float64) ** 2
     mean = np.split(squares.mean(axis=(0, 1)), np.cumsum(list(BLOCKS.values()))[:-1])
@@ -92,7 +88,7 @@ def test_blocks_contribute_equally_to_the_squared_distance(
     assert np.abs(vectors.mean(axis=0)).max() < 1e-5
 
 
-def test_the_bundle_has_all_that_a_vector_needs(index: Index) -> None:
+def test_bundle_is_complete(index: Index) -> None:
     fitted = fit({"threshold": "9", "images": "7"}, index)
     assert fitted.settings == {"threshold": 9}
     first, second = index.batches
@@ -104,7 +100,7 @@ def test_the_bundle_has_all_that_a_vector_needs(index: Index) -> None:
     assert [name for name, b in zip(BLOCKS, blocks, strict=True) if b.any()] == ["ltp"]
 
 
-def test_images_without_any_texture_have_vectors(descriptor: Descriptor) -> None:
+def test_vectors_without_texture_exist(descriptor: Descriptor) -> None:
     """Of a constant one, and of one whose busyness is infinite."""
     flat = np.full((2, 16, 16, 3), 100, np.uint8)
     flat[1, 1:15, 1:15] = np.repeat([100, 200, 100], [4, 5, 5])[None, :, None]
@@ -123,21 +119,19 @@ def test_images_without_any_texture_have_vectors(descriptor: Descriptor) -> None
         ({"images": "1.5"}, "images=1.5 is not a whole number"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(
-    arguments: dict[str, str], message: str, index: Index
-) -> None:
+def test_fit_rejects_bad_arguments(arguments: dict[str, str], message: str, index: Index) -> None:
     with pytest.raises(InputError, match=message):
         fit(arguments, index)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_samples_that_do_not_differ_are_refused(count: int, index: Index) -> None:
+def test_fit_rejects_equal_samples(count: int, index: Index) -> None:
     same = images(np.repeat(index.batches[0].pixels[:1], count, axis=0))
     with pytest.raises(InputError, match=f"{count} sample images do not differ in direct"):
         fit({}, Index([same] if count else []))
 
 
-def test_grey_is_the_luma_of_rec_601() -> None:
+def test_luma_equals_rec_601() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3)).astype(np.uint8)
     exact = pixels @ np.array([0.299, 0.587, 0.114])
     assert np.abs(luma(pixels) - exact).max() < 0.51
