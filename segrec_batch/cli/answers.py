@@ -108,7 +108,8 @@ def asked_image(
     """The image that these arguments name. Raises InputError."""
     if a.image is not None:
         content = _read(a.image)
-        engine = choose_engine(a.engine, a.precision, find_device(a.device))
+        backbone = recommender.database.spec.backbone_spec
+        engine = choose_engine(a.engine, a.precision, find_device(a.device), backbone=backbone)
         if engine.warning:
             log.warning(engine.warning)
         return recommender.new_image(a.image, content, criteria, engine)

@@ -7,6 +7,7 @@ feature. An absent class has the null vector.
 from collections.abc import Mapping
 from typing import ClassVar
 
+from segrec_batch.common.errors import ModelError
 from segrec_batch.descriptors import Described, ImageBatch, Parameters, Samples, parse_integers
 
 
@@ -22,7 +23,10 @@ class Descriptor:
     on_device: ClassVar[bool] = False
 
     def __init__(self, parameters: Parameters, classes: int, device: str) -> None:
-        self.length = classes * int(parameters.settings["feature_length"])
+        length = parameters.settings.get("feature_length")
+        if type(length) is not int:
+            raise ModelError("descriptor signature has no feature_length: drop it, then add it")
+        self.length = classes * length
 
     def __call__(self, images: ImageBatch) -> Described:
         """Return the vectors of images."""

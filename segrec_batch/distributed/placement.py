@@ -17,6 +17,7 @@ from segrec_batch.common.host import read_processor, usable_memory
 from segrec_batch.distributed.cluster import ray_errors
 from segrec_batch.distributed.nodes import Resources, work_nodes
 from segrec_batch.model import engines
+from segrec_batch.model.backbones import DEFAULT_BACKBONE, backbone_of
 from segrec_batch.model.engines import Candidate, EngineChoice
 from segrec_batch.model.spec import ModelSpec
 
@@ -36,11 +37,13 @@ class Work:
 
     images: int
     pixels: int
+    backbone: str = DEFAULT_BACKBONE.name
 
     @classmethod
     def of(cls, images: int, spec: ModelSpec) -> "Work":
         """Return the work of a number of images for a model."""
-        return cls(images, max(height * width for height, width in spec.shapes))
+        pixels = max(height * width for height, width in spec.shapes)
+        return cls(images, pixels, spec.backbone)
 
     @property
     def total(self) -> int:
@@ -117,6 +120,7 @@ def choose_engine(engine: str, precision: str, where: Resources, work: Work) -> 
     See `engines.choose_engine`; a processor that would have to emulate decides for all. Raises
     EngineError, also if a node lacks the engine.
     """
+    engine = engines.engine_of(engine, backbone_of(work.backbone))
     nodes = [node["NodeID"] for node in work_nodes()]
     alone = nodes == [ray.get_runtime_context().get_node_id()]
     is_clear = work.total < engines.LONG or "auto" not in (engine, precision)

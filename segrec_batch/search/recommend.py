@@ -66,7 +66,8 @@ class Recommender:
         self, name: str, content: bytes, criteria: Criteria, engine: EngineChoice | None = None
     ) -> QueryImage:
         """Segment an image with the index's own model. InputError for what is no image."""
-        card, seen = look(self.database, name, content, criteria, engine or choose_engine())
+        engine = engine or choose_engine(backbone=self.database.spec.backbone_spec)
+        card, seen = look(self.database, name, content, criteria, engine)
         return QueryImage(card, None, seen)
 
     def recommend(self, asked: QueryImage, criteria: Criteria) -> list[Recommendation]:

@@ -336,17 +336,18 @@ def test_pooling_is_that_of_torch(seed: int, classes: int) -> None:
     np.testing.assert_allclose(means, wanted[1][0], rtol=1e-5, atol=1e-7)
 
 
-@given(st.integers(0, 2**31))
+@given(st.integers(0, 2**31), st.sampled_from([512, 64, 100, 5]))
 @quick
-def test_sign_bits_are_those_of_torch(seed: int) -> None:
+def test_sign_bits_are_those_of_torch(seed: int, length: int) -> None:
     rng = np.random.default_rng(seed)
-    feature = rng.random(512).astype(np.float32)
-    centre = (rng.standard_normal(512) / 100).astype(np.float32)
-    rotation = describe.random_rotation(512, seed % 7).numpy()
+    feature = rng.random(length).astype(np.float32)
+    centre = (rng.standard_normal(length) / 100).astype(np.float32)
+    rotation = describe.random_rotation(length, seed % 7).numpy()
     found = class_maps.sign_bits(feature, centre, rotation)
     wanted = describe.sign_bits(
         torch.from_numpy(feature)[None], torch.from_numpy(centre), torch.from_numpy(rotation)
     )[0]
+    assert found.shape == (-(-length // 64),)
     apart = np.unpackbits((found ^ wanted.numpy()).view(np.uint8)).sum()
     assert apart <= 1  # a projection within rounding of 0
 

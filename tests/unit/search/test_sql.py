@@ -16,7 +16,7 @@ import segrec_batch
 from segrec_batch.index import encode
 from segrec_batch.index.schema import descriptors_schema
 from segrec_batch.search.sql import oracle
-from segrec_batch.search.sql.views import schema_file
+from segrec_batch.search.sql.views import schema_file, sign_functions
 
 CLASSES = ("background", "car", "tree")
 WORDS = 2
@@ -412,3 +412,17 @@ def test_recommend_works_on_a_real_index(index: str) -> None:
     assert [row[0] for row in rows] == list(range(1, len(rows) + 1))
     assert all(row[1] != image_id and row[3] >= 0.05 for row in rows)
     assert [row[4] for row in rows] == sorted((row[4] for row in rows), reverse=True)
+
+
+@pytest.mark.parametrize("words", [1, 2, 8, 11])
+def test_sign_distance_counts_bits_for_any_length(words: int) -> None:
+    rng = np.random.default_rng(words)
+    a, b = (rng.integers(-(2**63), 2**63, (20, words)) for _ in range(2))
+    expected = np.unpackbits((a ^ b).view(np.uint8), axis=1).sum(axis=1, dtype=np.int64)
+    sql = "SELECT sign_distance(sign_words(?::BIGINT[]), sign_words(?::BIGINT[]))"
+    for functions in (schema_file("functions.sql"), sign_functions(words)):
+        with duckdb.connect() as connection:
+            connection.execute(functions)
+            pairs = zip(a.tolist(), b.tolist(), strict=True)
+            distances = [connection.execute(sql, list(pair)).fetchone()[0] for pair in pairs]
+        assert distances == expected.tolist()
