@@ -1,4 +1,4 @@
-"""What a page of a report is made of: sections of texts, tables, plots and images."""
+"""Parts of a report page: sections of texts, tables, plots and galleries."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,24 +11,25 @@ from segrec_batch.sheets.thumbnail import data_uri
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph, in plain words."""
+    """A paragraph."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells; the first cell of each names it. An Estimate shows its interval. `split` says
-    which units it is about.
+    """Rows of cells; the first cell names its row. An Estimate is shown with its interval.
+
+    note: small print below the table.
     """
 
     caption: str
     header: Sequence[str]
-    rows: Sequence[Sequence["Estimate | str"]]
-    split: str = ""
+    rows: Sequence[Sequence[Estimate | str]]
+    note: str = ""
 
     def texts(self, interval: bool = True) -> list[list[str]]:
-        """The cells as text, figures with their intervals if wanted."""
+        """Return the cells as text, metric values with or without intervals."""
         return [
             [cell if isinstance(cell, str) else figure(cell, interval) for cell in row]
             for row in self.rows
@@ -37,19 +38,20 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """An SVG element of `plots`; `description` says in words what it shows."""
+    """An SVG element of `plots`; `description` states its content in words."""
 
     caption: str
     svg: str
     description: str
-    split: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class GalleryImage:
-    """An image with a label below it; `mark` is good, bad or nothing, told by a frame and a sign.
+    """An image with a label below it.
 
-    `overlay` is a palette image of class labels over it, 0 transparent.
+    overlay: palette image of class labels over the image, 0 transparent. mark: "good", "bad" or
+    empty, shown as a frame and a sign.
     """
 
     image: Image.Image | None
@@ -59,35 +61,48 @@ class GalleryImage:
 
     @property
     def image_uri(self) -> str | None:
-        """A `data:` URI."""
+        """The image as a `data:` URI."""
         return data_uri(self.image, "JPEG", quality=80, optimize=True, comment="")
 
     @property
     def overlay_uri(self) -> str | None:
-        """A `data:` URI."""
+        """The overlay as a `data:` URI."""
         return data_uri(self.overlay, "PNG", transparency=bytes([0]))
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Strips of images: of each a title and what is in it. `legend`: classes and colours."""
+    """Strips of images, each with a title. legend: colours by class."""
 
     caption: str
     strips: Sequence[tuple[str, Sequence[GalleryImage]]]
     legend: Mapping[str, str] = field(default_factory=dict)
-    split: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page."""
+    """A titled part of the page."""
 
     title: str
     items: Sequence[Text | Table | Plot | Gallery]
 
 
+@dataclass(frozen=True)
+class Lead:
+    """First screen of a page: the question, its answer, three numbers and one plot.
+
+    numbers: label, value and explanation of each.
+    """
+
+    question: str
+    answer: str
+    numbers: Sequence[tuple[str, Estimate | str, str]]
+    plot: Plot | None = None
+
+
 def figure(estimate: Estimate, interval: bool = True) -> str:
-    """An estimate as text, three places.
+    """Return an estimate as text with three decimals.
 
     >>> from segrec_batch.evaluation.statistics import Key
     >>> figure(Estimate(Key("iou"), 0.5, 0.41, 0.588, 101))

@@ -1,5 +1,6 @@
-"""Plots of a report page: SVG that takes its colours from the page, so that it follows light, dark
-and print. Drawn by matplotlib; text stays text.
+"""Plots of a report page, drawn by matplotlib.
+
+The SVG takes its colours from the page, so that it follows light, dark and print; text stays text.
 """
 
 import io
@@ -20,27 +21,27 @@ from numpy.typing import ArrayLike, NDArray
 from segrec_batch.common.encoding import escape_lines
 from segrec_batch.evaluation.statistics import Estimate
 
-SERIES = 8  # colours on the page, --series-1 and so on
-FEW_POINTS = 12  # of a line that are marked each
-FEW_ROWS = 12  # of a heat map that may be tall
-_STYLES = ("-", "--", "-.", ":")  # behind the colours: a plot must not be read by colour alone
+SERIES = 8  # colours of the page: --series-1, --series-2, …
+FEW_POINTS = 12  # up to so many, every point of a line has a marker
+FEW_ROWS = 12  # up to so many, rows of a heat map are tall
+_STYLES = ("-", "--", "-.", ":")  # series also differ without colour
 _MARKS = "osD^vPX*"
 _TEXT, _LINE = "#010203", "#010204"
 _SERIES = [f"#0102{i:02x}" for i in range(16, 16 + SERIES)]
 _PAGE = {_TEXT: "--text", _LINE: "--line"} | {
     c: f"--series-{i}" for i, c in enumerate(_SERIES, start=1)
 }
-_LABEL = 28  # characters of a line of a row's label
-_WIDTH = 5.6  # inches; with 10 pt text this can be read on a phone
-_CELLS = 120  # points of type times columns, at which figures do not run into each other
-_LETTERS = 55  # that fit below an axis
+_LABEL = 28  # characters per line of a row's label
+_WIDTH = 5.6  # inches; 10 pt text stays legible on a phone
+_CELLS = 120  # font size in points times columns at which numbers do not overlap
+_LETTERS = 55  # characters that fit below an axis
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve, or points, through (x, y); `low` and `high` are the edges of a band around it.
+    """A curve through (x, y) with a band from `low` to `high`.
 
-    `level`: what it is compared with, a dotted line right across.
+    level: y of a dotted horizontal line of the same colour, for comparison.
     """
 
     x: ArrayLike
@@ -61,10 +62,9 @@ def line_plot(
     x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = (0, 1),
 ) -> str:
-    """Curves by name over one x axis (logarithmic if `log`, with whole numbers if `whole`);
-    `diagonal` draws where y = x.
+    """Return curves by name over one x axis; curves without a value are left out.
 
-    A curve without any value is left out.
+    diagonal: draw y = x. log: logarithmic x. whole: integer ticks of x.
     """
 
     def draw(axes: Axes) -> None:
@@ -102,19 +102,19 @@ def line_plot(
 
 
 def _nth(signs: Sequence[str], i: int) -> str:
-    """The sign of a series; where the colours begin again, each has another one than before."""
+    """Return the sign of series i; it differs from that of the last series of the same colour."""
     return signs[(i + i // SERIES) % len(signs)]
 
 
 def _mark_every(line: Line) -> float | int:
-    """Few points are all marked; of many so many that the marks tell the lines apart."""
+    """Return matplotlib's `markevery`: every point of a short line, some of a long one."""
     return 1 if len(np.asarray(line.x)) <= FEW_POINTS else 0.15
 
 
 def dot_plot(rows: Mapping[str, Mapping[str, Estimate]], x: str) -> str:
-    """Figures with their intervals: a row for each name, a mark in it for each series.
+    """Return estimates with intervals: a row for each name, a mark in it for each series.
 
-    An absent figure leaves its place empty.
+    Absent estimates have no mark.
     """
     series = list(dict.fromkeys(name for row in rows.values() for name in row))
     step = 0.8 / max(len(series), 1)
@@ -146,7 +146,7 @@ def dot_plot(rows: Mapping[str, Mapping[str, Estimate]], x: str) -> str:
 def heat_map(
     shares: NDArray[np.float64], rows: Sequence[str], columns: Sequence[str], y: str, x: str
 ) -> str:
-    """A matrix of values in [0, 1], NaN left blank, with the values written into the cells."""
+    """Return a matrix of values in [0, 1] with the values in the cells; NaN is left blank."""
 
     def draw(axes: Axes) -> None:
         for (i, j), share in np.ndenumerate(shares):
@@ -172,7 +172,7 @@ def heat_map(
 
 
 def _tilt(labels: Sequence[str]) -> dict[str, Any]:
-    """How labels below an axis are set, so that long ones do not run into each other."""
+    """Return matplotlib settings of labels below an axis; labels that do not fit are rotated."""
     if sum(len(label) + 2 for label in labels) <= _LETTERS:
         return {}
     return {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
@@ -181,7 +181,7 @@ def _tilt(labels: Sequence[str]) -> dict[str, Any]:
 def step_plot(
     shares: Mapping[str, NDArray[np.float64]], edges: NDArray[np.float64], x: str, y: str
 ) -> str:
-    """Histograms by name over the same bins, as outlines."""
+    """Return outlines of histograms by name over the same bins."""
 
     def draw(axes: Axes) -> None:
         for i, (name, share) in enumerate(shares.items()):
@@ -197,13 +197,13 @@ def step_plot(
 
 
 def _svg(draw: Callable[[Axes], None], height: float, *, legend: bool) -> str:
-    """What `draw` puts on axes, as an SVG element without size, names or colours of its own."""
+    """Return what `draw` draws, as an SVG element without its own size, fonts or colours."""
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",
-        "svg.hashsalt": "segrec",  # the same plot is the same text
+        "svg.hashsalt": "segrec",  # equal plots have equal ids
         "font.size": 10,
         "text.color": _TEXT,
-        "text.parse_math": False,  # names have a $ of their own
+        "text.parse_math": False,  # names may contain $
         "axes.labelcolor": _TEXT,
         "axes.edgecolor": _LINE,
         "axes.grid": True,
@@ -230,7 +230,7 @@ def _svg(draw: Callable[[Axes], None], height: float, *, legend: bool) -> str:
 
 
 def _adopt(svg: str) -> str:
-    """A file of matplotlib as an element of the page."""
+    """Return an SVG file of matplotlib as an element of the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg)
@@ -239,6 +239,6 @@ def _adopt(svg: str) -> str:
     svg = escape_lines(svg)
     for sentinel, name in _PAGE.items():
         svg = svg.replace(sentinel, f"var({name})")
-    # what is referred to is named by its content; what is not needs no name
+    # keep only the ids that are referred to
     used = set(re.findall(r"[\"(]#([\w-]+)[\")]", svg))
     return re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)

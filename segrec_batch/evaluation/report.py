@@ -1,9 +1,9 @@
-"""A report: a page to look at, and its figures for programs.
+"""A report and its four files.
 
-DIR/report.html       self-contained, opens offline
-DIR/metrics.json      the figures, as schemas/metrics.schema.json says
-DIR/metrics.parquet   the same figures, one a row, for SQL over many reports
-DIR/counts.parquet    what they follow from, one row an image, query or bin
+DIR/report.html       self-contained page that opens offline
+DIR/metrics.json      metric values, as declared by schemas/metrics.schema.json
+DIR/metrics.parquet   the same values, one per row, for SQL over many reports
+DIR/counts.parquet    the counts they are computed from, one row per image, query or bin
 """
 
 import datetime as dt
@@ -23,8 +23,8 @@ from jinja2 import PackageLoader, Template
 from segrec_batch import __version__
 from segrec_batch.common.encoding import html_environment
 from segrec_batch.common.errors import InputError, StorageError
-from segrec_batch.evaluation.items import Gallery, Plot, Section, Table, Text, figure
-from segrec_batch.evaluation.statistics import Estimate
+from segrec_batch.evaluation.items import Gallery, Lead, Plot, Section, Table, Text, figure
+from segrec_batch.evaluation.statistics import Estimate, Key
 from segrec_batch.index.parquet import read_parquet
 from segrec_batch.search.sql.views import schema_file
 from segrec_batch.sources import storage
@@ -34,15 +34,16 @@ FORMAT = 1
 METRICS, COUNTS = "metrics.json", "counts.parquet"
 FIGURES_FILE, PAGE = "metrics.parquet", "report.html"
 _METRICS_BYTES = 2**28
+_COLUMNS = {"name": "measure", "cls": "class"}  # fields of a key that have another name in files
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What every figure of a report rests on; what does not apply is empty or None.
+    """Origin of all metric values of a report; fields that do not apply are empty or None.
 
-    kind: of the report. data: fingerprint of the labels or queries. ties: which of equal scores
-    goes first. model_id, weights: the model and where its backbone's weights are from. index,
-    version: the snapshot.
+    kind: of the report. data: fingerprint of the labels or queries. ties: order of equal scores.
+    model_id, weights: the model and the origin of its backbone's weights. index, version: the
+    snapshot.
     """
 
     kind: str
@@ -59,7 +60,7 @@ class Provenance:
     )
 
     def items(self) -> list[tuple[str, str]]:
-        """Name and value of all that applies, in words."""
+        """Return the label and value of each field that applies."""
         parts = {
             "data": self.data,
             "model": self.model_id,
@@ -68,18 +69,17 @@ class Provenance:
             "segrec_batch": self.code_version,
             "seed": str(self.seed),
             "ties": self.ties,
-            "made": self.created_at,
+            "created": self.created_at,
         }
         return [(name, value) for name, value in parts.items() if value]
-
-    def __str__(self) -> str:
-        return " · ".join(f"{name} {value}" for name, value in self.items())
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that a report says. counts: what the estimates follow from. details: what else programs
-    may want, by name. not_run: methods that could not be judged, and why. notice: a warning.
+    """Metric values, their counts, and the page that shows them.
+
+    lead: first screen of the page. details: further values for programs, by name. not_run: reason
+    for each method that could not be evaluated. notice: a warning.
     """
 
     title: str
@@ -87,19 +87,20 @@ class Report:
     estimates: Sequence[Estimate]
     counts: pa.Table
     sections: Sequence[Section]
+    lead: Lead | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     not_run: Mapping[str, str] = field(default_factory=dict)
     notice: str | None = None
 
     @property
     def headline(self) -> Table:
-        """The first table of figures on the page, for a terminal."""
+        """First table with estimates on the page, for a terminal."""
         items = (item for section in self.sections for item in section.items)
         tables = (item for item in items if isinstance(item, Table))
         return next(t for t in tables if any(isinstance(c, Estimate) for r in t.rows for c in r))
 
     def metrics(self) -> dict[str, Any]:
-        """What `metrics.json` holds."""
+        """Return the content of `metrics.json`."""
         metrics: dict[str, Any] = _writable({
             "format": FORMAT,
             "provenance": asdict(self.provenance),
@@ -111,8 +112,9 @@ class Report:
         return metrics
 
     def write(self, folder: str) -> None:
-        """Put the four files into a folder, the page last. Raises InputError for a file of one of
-        these names that is no report's.
+        """Write the four files into a folder, the page last.
+
+        Raises InputError if the folder has files of these names that are not of a report.
         """
         check_report_place(folder)
         metrics = self.metrics()
@@ -120,50 +122,43 @@ class Report:
         text = json.dumps(metrics, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
         page = _template().render(report=self)
         for name, content in (
-            (COUNTS, parquet(self.counts)),
-            (FIGURES_FILE, parquet(_figures(metrics))),
+            (COUNTS, _parquet(self.counts)),
+            (FIGURES_FILE, _parquet(_figures(metrics))),
             (METRICS, text.encode()),
             (PAGE, page.encode(errors="backslashreplace")),
         ):
             storage.write_bytes(storage.join(folder, name), content)
 
 
-FIGURES = pa.schema(
-    [
-        pa.field("kind", pa.string(), nullable=False),
-        pa.field("created_at", pa.timestamp("us", tz="UTC"), nullable=False),
-        pa.field("code_version", pa.string(), nullable=False),
-        pa.field("model_id", pa.string(), nullable=False),
-        pa.field("weights", pa.string(), nullable=False),
-        pa.field("data", pa.string(), nullable=False),
-        pa.field("index", pa.string(), nullable=False),
-        pa.field("version", pa.int64()),
-        pa.field("seed", pa.int64(), nullable=False),
-        pa.field("ties", pa.string(), nullable=False),
-        pa.field("measure", pa.string(), nullable=False),
-        pa.field("method", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("setting", pa.string(), nullable=False),
-        pa.field("class", pa.string(), nullable=False),
-        pa.field("k", pa.int32(), nullable=False),
-        pa.field("value", pa.float64()),
-        pa.field("low", pa.float64()),
-        pa.field("high", pa.float64()),
-        pa.field("units", pa.int64(), nullable=False),
-    ]
-)
-"""`metrics.parquet`: a figure of a report."""
+FIGURES = pa.schema([
+    pa.field("kind", pa.string(), nullable=False),
+    pa.field("created_at", pa.timestamp("us", tz="UTC"), nullable=False),
+    *(
+        pa.field(n, pa.string(), nullable=False)
+        for n in ("code_version", "model_id", "weights", "data", "index")
+    ),
+    pa.field("version", pa.int64()),
+    pa.field("seed", pa.int64(), nullable=False),
+    *(
+        pa.field(n, pa.string(), nullable=False)
+        for n in ("ties", "measure", "method", "split", "setting", "class")
+    ),
+    pa.field("k", pa.int32(), nullable=False),
+    *(pa.field(n, pa.float64()) for n in ("value", "low", "high")),
+    pa.field("units", pa.int64(), nullable=False),
+])  # fmt: skip
+"""Columns of `metrics.parquet`: one metric value per row."""
 
 
 def _figures(metrics: Mapping[str, Any]) -> pa.Table:
-    """FIGURES rows of what `metrics.json` holds."""
-    given = dict(metrics["provenance"])
-    given["created_at"] = dt.datetime.fromisoformat(given["created_at"])
-    return pa.Table.from_pylist([{**given, **row} for row in metrics["measures"]], FIGURES)
+    """Return the content of `metrics.json` as a FIGURES table."""
+    origin = dict(metrics["provenance"])
+    origin["created_at"] = dt.datetime.fromisoformat(origin["created_at"])
+    return pa.Table.from_pylist([{**origin, **row} for row in metrics["measures"]], FIGURES)
 
 
 def _writable(value: Any) -> Any:
-    """With what is no UTF-8 in names of files escaped, as on the page."""
+    """Return a value whose texts are valid UTF-8; other bytes of file names are escaped."""
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()
     if isinstance(value, Mapping):
@@ -172,30 +167,26 @@ def _writable(value: Any) -> Any:
 
 
 def _row(estimate: Estimate) -> dict[str, Any]:
-    key = estimate.key
-    return {
-        "measure": key.name,
-        "method": key.method,
-        "split": key.split,
-        "setting": key.setting,
-        "class": key.cls,
-        "k": key.k,
-        "value": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "units": estimate.units,
-    }
+    row = asdict(estimate.key) | asdict(estimate)
+    del row["key"]
+    return {_COLUMNS.get(name, name): value for name, value in row.items()}
 
 
-def parquet(table: pa.Table) -> bytes:
-    """A table as the bytes of a Parquet file."""
+def read_estimate(row: Mapping[str, Any]) -> Estimate:
+    """Return the estimate of a row of `measures` in `metrics.json`."""
+    key = Key(row["measure"], row["method"], row["split"], row["setting"], row["class"], row["k"])
+    return Estimate(key, row["value"], row["low"], row["high"], row["units"])
+
+
+def _parquet(table: pa.Table) -> bytes:
+    """Return a table as the bytes of a Parquet file."""
     out = io.BytesIO()
     pq.write_table(table, out, compression="zstd")
     return out.getvalue()
 
 
 def check_metrics(metrics: object) -> None:
-    """Raises InputError for what is not a `metrics.json` of this version."""
+    """Raise InputError unless this is the content of a `metrics.json` of this version."""
     try:
         jsonschema.validate(metrics, json.loads(schema_file("metrics.schema.json")))
     except jsonschema.ValidationError as error:
@@ -203,9 +194,9 @@ def check_metrics(metrics: object) -> None:
 
 
 def check_report_place(folder: str) -> None:
-    """Raise InputError for a folder that has files of a report's names, but is no report.
+    """Raise InputError if a folder has files with a report's names, but no report.
 
-    A bucket that one may write to, but not list, as the nightly run's reports, is not looked at.
+    A bucket that cannot be listed, such as the write-only one of nightly reports, is not checked.
     """
     root = storage.absolute(folder)
     try:
@@ -228,7 +219,7 @@ def _is_report(folder: str) -> bool:
 
 
 def read_metrics(uri: str) -> dict[str, Any]:
-    """A `metrics.json`, or that of a report's folder. Raises InputError."""
+    """Return the content of a `metrics.json`, given its URI or its folder. Raises InputError."""
     uri = uri if uri.endswith(".json") else storage.join(uri, METRICS)
     try:
         metrics = read_json(uri, _METRICS_BYTES)
@@ -239,7 +230,7 @@ def read_metrics(uri: str) -> dict[str, Any]:
 
 
 def read_counts(uri: str) -> pa.Table | None:
-    """The counts beside a `metrics.json`, or of a report's folder; None if there are none.
+    """Return the counts beside a `metrics.json`, or in a report's folder; None without a file.
 
     Raises InputError.
     """
@@ -259,12 +250,12 @@ def counts_uri(uri: str) -> str:
 
 
 def own_ids(svg: str, number: int) -> str:
-    """An SVG element whose ids no other of the page has.
+    """Return an SVG element with ids that are unique on the page.
 
     >>> own_ids('<path id="m"/><use xlink:href="#m"/>', 3)
     '<path id="plot-3-m"/><use xlink:href="#plot-3-m"/>'
     """
-    tag = re.compile("<[^>]*>")  # labels stay as they are
+    tag = re.compile("<[^>]*>")  # text between tags is not changed
     return tag.sub(lambda m: re.sub(r'( id="|"#|\(#)', rf"\g<1>plot-{number}-", m[0]), svg)
 
 

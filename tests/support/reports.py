@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from segrec_batch.evaluation.items import Gallery, GalleryImage, Plot, Section, Table, Text
+from segrec_batch.evaluation.items import Gallery, GalleryImage, Lead, Plot, Section, Table, Text
 from segrec_batch.evaluation.plots import Line, dot_plot, heat_map, line_plot, step_plot
 from segrec_batch.evaluation.report import Provenance, Report
 from segrec_batch.evaluation.statistics import Estimate, Key
@@ -52,6 +52,11 @@ def report(name: str = "car.jpg", created_at: str = "2026-11-22T03:00:00+00:00")
             Section("Plots", [Plot(f"{name} {k}", svg, name, name) for k, svg in plots().items()]),
             Section(name, [Gallery(name, [(name, shots)], {name: "#e6194b"}, name)]),
         ],
+        lead=Lead(
+            f"How good is {name}?", name,
+            [(name, IOU, name), ("IoU", ABSENT, name), (name, name, name)],
+            Plot(name, plots()["dot"], name, name),
+        ),
         details={name: [name]},
         not_run={f"method {name}": name},
         notice=f"Untrained: {name}",

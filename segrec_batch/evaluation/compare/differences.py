@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from segrec_batch.evaluation.compare.reports import Compared
-from segrec_batch.evaluation.statistics import Estimate, Judged, Key, difference
+from segrec_batch.evaluation.statistics import Estimate, Evaluation, Key, difference
 
 PAIRED, INDEPENDENT = "paired", "independent"
 NO_COUNTS, NOT_JUDGED, NOT_THE_SAME = (
@@ -62,7 +62,7 @@ def _judged(
         for theirs in other.judged or ():
             both = [k for k in ours.measures if k in theirs.measures]
             how = PAIRED if ours.units == theirs.units else INDEPENDENT
-            a, b = (Judged(j.units, {k: j.measures[k] for k in both}) for j in (ours, theirs))
+            a, b = (Evaluation(j.units, {k: j.measures[k] for k in both}) for j in (ours, theirs))
             for estimate in difference(a, b, seed=seed) if both else ():
                 key = estimate.key
                 same = _same(a.measures[key].value, base.estimates.get(key))

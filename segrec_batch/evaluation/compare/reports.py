@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.report import Provenance, counts_uri, read_counts, read_metrics
-from segrec_batch.evaluation.statistics import Estimate, Judged, Key
+from segrec_batch.evaluation.statistics import Estimate, Evaluation, Key
 
-Judge = Callable[[pa.Table], list[Judged]]
+Judge = Callable[[pa.Table], list[Evaluation]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Compared:
     provenance: Provenance
     estimates: Mapping[Key, Estimate]
     counts: pa.Table | None
-    judged: Sequence[Judged] | None
+    judged: Sequence[Evaluation] | None
 
     def of_method(self, method: str) -> "Compared":
         """The figures of one method, as if there were no other. Raises InputError if none is."""
@@ -63,9 +63,9 @@ class Compared:
         return replace(self, estimates=estimates, judged=judged)
 
 
-def _of_method(judged: Judged, method: str) -> Judged:
+def _of_method(judged: Evaluation, method: str) -> Evaluation:
     kept = {k: m for k, m in judged.measures.items() if k.method == method}
-    return Judged(judged.units, {replace(k, method=""): m for k, m in kept.items()})
+    return Evaluation(judged.units, {replace(k, method=""): m for k, m in kept.items()})
 
 
 def read_reports(settings: Settings, judges: Mapping[str, Judge]) -> list[Compared]:

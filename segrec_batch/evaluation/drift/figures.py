@@ -22,7 +22,7 @@ from segrec_batch.evaluation.drift.coverage import (
     ks_statistic,
 )
 from segrec_batch.evaluation.drift.overlap import REGION, WHOLE
-from segrec_batch.evaluation.statistics import Estimate, Judged, Key, Measure, holm
+from segrec_batch.evaluation.statistics import Estimate, Evaluation, Key, Measure, holm
 
 SAME_CONTENT = "unchanged content"
 Columns = dict[Key, NDArray[np.float64]]
@@ -126,7 +126,7 @@ def _of_class(
         yield Estimate(Key(name, setting=setting, cls=cls), value, None, None, units)
 
 
-def judge(counts: pa.Table) -> list[Judged]:
+def judge(counts: pa.Table) -> list[Evaluation]:
     """What is judged on the golden images, which are the units."""
     rows = counts.filter(pc.equal(counts["what"], "golden")).to_pylist()
     units = tuple(sorted({row["image_id"] for row in rows}))
@@ -136,7 +136,7 @@ def judge(counts: pa.Table) -> list[Judged]:
         key = Key(row["name"], setting=row["setting"], cls=row["class"], k=row["k"])
         column = columns.setdefault(key, np.full(len(units), np.nan))
         column[place[row["image_id"]]] = np.nan if row["value"] is None else row["value"]
-    return [Judged(units, dict(_of_golden(columns, len(units))))]
+    return [Evaluation(units, dict(_of_golden(columns, len(units))))]
 
 
 def _of_golden(columns: Columns, n: int) -> Iterator[tuple[Key, Measure]]:

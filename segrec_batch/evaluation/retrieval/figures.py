@@ -21,7 +21,7 @@ from segrec_batch.evaluation.retrieval.counts import (
 from segrec_batch.evaluation.retrieval.measures import measure
 from segrec_batch.evaluation.retrieval.methods import parse_method
 from segrec_batch.evaluation.retrieval.settings import PLAIN, Setting
-from segrec_batch.evaluation.statistics import Estimate, Judged, Key
+from segrec_batch.evaluation.statistics import Estimate, Evaluation, Key
 
 Point = Mapping[str, Any]
 """Fields of a Key, of which `setting` is a Setting."""
@@ -40,7 +40,7 @@ class Figures:
         seed: of the intervals.
     """
 
-    measures: Judged
+    measures: Evaluation
     estimates: Sequence[Estimate]
     rankings: Sequence[Rankings]
     settings: Sequence[Setting]

@@ -21,7 +21,7 @@ from segrec_batch.evaluation.retrieval.counts import (
     read_rankings,
 )
 from segrec_batch.evaluation.retrieval.settings import PLAIN, Feedback
-from segrec_batch.evaluation.statistics import Estimate, Judged, Key, Measure, contrast, holm
+from segrec_batch.evaluation.statistics import Estimate, Evaluation, Key, Measure, contrast, holm
 
 CUTOFFS = (1, 5, 10, 20, 100)
 NDCG_CUTOFFS = (10, 100)
@@ -130,12 +130,12 @@ _METRICS_AT: Mapping[str, tuple[Callable[[Rankings, int], Floats], Sequence[int]
 _BY_CLASS = {("map", 0), ("r_precision", 0), ("precision", 10), ("recall", 10), ("recall", 100)}
 
 
-def judge(counts: pa.Table) -> list[Judged]:
+def judge(counts: pa.Table) -> list[Evaluation]:
     """Return the measures of a counts table; raises InputError as `read_rankings` does."""
     return [measure(read_rankings(counts))]
 
 
-def measure(rankings: Sequence[Rankings]) -> Judged:
+def measure(rankings: Sequence[Rankings]) -> Evaluation:
     """Return the measures of all methods under all settings, over the queries, sorted by name.
 
     Under the plain setting there are measures of each class as well.
@@ -148,7 +148,7 @@ def measure(rankings: Sequence[Rankings]) -> Judged:
         for feedback in _pages(r, rankings):
             key = Key("new_precision", r.method, setting=r.setting.name, k=feedback.page)
             measures[key] = Measure.of(new_precision(r, feedback), part)
-    return Judged(rankings[0].queries, measures)
+    return Evaluation(rankings[0].queries, measures)
 
 
 def _values(r: Rankings) -> Iterator[tuple[str, int, Floats]]:
@@ -234,7 +234,7 @@ class Comparison:
     p_holm: float
 
 
-def compare_methods(judged: Judged, methods: Sequence[str], seed: int = 0) -> list[Comparison]:
+def compare_methods(judged: Evaluation, methods: Sequence[str], seed: int = 0) -> list[Comparison]:
     """Compare all pairs of methods by the average precisions of the queries.
 
     Source: paired randomisation test (Smucker, Allan and Carterette 2007), corrected (Holm 1979).
@@ -276,7 +276,7 @@ def randomisation_test(differences: Floats, draws: int = DRAWS, seed: int = 0) -
     return (1 + count) / (1 + draws)
 
 
-def _ap(judged: Judged, key: Key) -> Floats:
+def _ap(judged: Evaluation, key: Key) -> Floats:
     """Return the average precisions of the queries that take part: (n, 1)."""
     measure = judged.measures[key]
     return measure.numerator[measure.denominator[:, 0] > 0]

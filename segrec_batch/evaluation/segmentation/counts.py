@@ -1,4 +1,4 @@
-"""Judged images: one row an image, method and split, from which all figures follow."""
+"""Evaluation images: one row an image, method and split, from which all figures follow."""
 
 import json
 from collections import Counter

@@ -21,7 +21,7 @@ from segrec_batch.evaluation.segmentation.coverage import coverage_measures
 from segrec_batch.evaluation.segmentation.ratios import MEAN, Pixels, figures
 from segrec_batch.evaluation.segmentation.splits import GROUPED
 from segrec_batch.evaluation.segmentation.weakness import weak_measures
-from segrec_batch.evaluation.statistics import DRAWS, Estimate, Judged, Key, Measure, contrast
+from segrec_batch.evaluation.statistics import DRAWS, Estimate, Evaluation, Key, Measure, contrast
 
 PIXELS, DOMINANT = "pixels", "dominant"
 _ALL = "all "
@@ -38,7 +38,7 @@ def estimates(counts: pa.Table, seed: int, draws: int = DRAWS) -> list[Estimate]
     return found
 
 
-def judge(counts: pa.Table) -> list[Judged]:
+def judge(counts: pa.Table) -> list[Evaluation]:
     """The measures of all methods and splits; splits of the same images are judged together."""
     names = class_names(counts)
     found: dict[tuple[str, ...], dict[Key, Measure]] = {}
@@ -53,7 +53,7 @@ def judge(counts: pa.Table) -> list[Judged]:
         measures |= coverage_measures(tally, names, at)
         if tally.method == SEGREC:
             measures |= weak_measures(tally, names, at)
-    return [Judged(images, measures) for images, measures in found.items()]
+    return [Evaluation(images, measures) for images, measures in found.items()]
 
 
 def dominant(confusion: Confusion) -> Confusion:
@@ -104,7 +104,7 @@ def is_fitted(method: str) -> bool:
     return not method.startswith(_ALL)
 
 
-def leaks(judged: Judged) -> dict[Key, tuple[Key, Key]]:
+def leaks(judged: Evaluation) -> dict[Key, tuple[Key, Key]]:
     """For each fitted method: what a split that is not by groups adds on the same images."""
     pairs = {}
     for leaky in judged.measures:

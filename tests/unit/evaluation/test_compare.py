@@ -14,21 +14,21 @@ from segrec_batch.evaluation.compare.report import compare_report
 from segrec_batch.evaluation.compare.reports import Settings
 from segrec_batch.evaluation.items import Table
 from segrec_batch.evaluation.report import Provenance, Report, read_metrics
-from segrec_batch.evaluation.statistics import Estimate, Judged, Key, Measure, difference
+from segrec_batch.evaluation.statistics import Estimate, Evaluation, Key, Measure, difference
 
 HIT, SPEED = Key("hit"), Key("speed")
 RNG = np.random.default_rng(4)
 HARD = RNG.normal(0.5, 0.2, 40)
 
 
-def judge(counts: pa.Table) -> list[Judged]:
+def judge(counts: pa.Table) -> list[Evaluation]:
     """A measure of each method, of the queries."""
     methods = counts["method"].unique().to_pylist()
     parts = {m: counts.filter(pc.equal(counts["method"], m)) for m in methods}
     measures = {
         replace(HIT, method=m): Measure.of(part["hit"].to_numpy()) for m, part in parts.items()
     }
-    return [Judged(tuple(parts[methods[0]]["query"].to_pylist()), measures)]
+    return [Evaluation(tuple(parts[methods[0]]["query"].to_pylist()), measures)]
 
 
 JUDGES = {"retrieval": judge}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
-from segrec_batch.evaluation.statistics import Judged, Key, Measure, contrast, difference, holm
+from segrec_batch.evaluation.statistics import Evaluation, Key, Measure, contrast, difference, holm
 from tests.support.builders import quick
 
 IOU, OTHER = Key("iou"), Key("other")
@@ -27,7 +27,7 @@ def test_a_figure_is_a_ratio_of_sums_not_a_mean_of_ratios() -> None:
 def test_what_no_unit_has_is_absent_and_never_zero() -> None:
     absent = Measure(column(0, 0), column(0, 0))
     assert absent.value is None
-    (estimate,) = Judged(names(2), {IOU: absent}).estimates()
+    (estimate,) = Evaluation(names(2), {IOU: absent}).estimates()
     assert (estimate.value, estimate.low, estimate.high, estimate.units) == (None, None, None, 0)
 
 
@@ -47,7 +47,7 @@ def test_values_that_are_not_known_do_not_count() -> None:
 
 def test_the_interval_is_that_of_scipy() -> None:
     values = np.random.default_rng(3).normal(10, 2, 80)
-    (estimate,) = Judged(names(80), {IOU: Measure.of(values)}).estimates(draws=4000)
+    (estimate,) = Evaluation(names(80), {IOU: Measure.of(values)}).estimates(draws=4000)
     theirs = bootstrap((values,), np.mean, method="percentile", n_resamples=4000, rng=1)
     assert estimate.low == pytest.approx(theirs.confidence_interval.low, abs=0.05)
     assert estimate.high == pytest.approx(theirs.confidence_interval.high, abs=0.05)
@@ -58,7 +58,7 @@ def test_the_interval_is_that_of_scipy() -> None:
 def test_a_share_stays_in_its_range_and_its_interval_holds_it(pairs: list[tuple[int, int]]) -> None:
     hit = column(*(min(a, b) for a, b in pairs))
     everything = column(*(max(a, b) for a, b in pairs))
-    judged = Judged(names(len(pairs)), {IOU: Measure(hit, everything)})
+    judged = Evaluation(names(len(pairs)), {IOU: Measure(hit, everything)})
     (estimate,) = judged.estimates(draws=200)
     if estimate.value is None:
         assert not everything.any()
@@ -72,11 +72,11 @@ def test_a_share_stays_in_its_range_and_its_interval_holds_it(pairs: list[tuple[
 def test_a_paired_difference_is_narrower_than_the_spread_of_either() -> None:
     rng = np.random.default_rng(0)
     hard = rng.normal(0.5, 0.2, 60)
-    ours = Judged(names(60), {IOU: Measure.of(hard)})
-    theirs = Judged(names(60), {IOU: Measure.of(hard + 0.05)})
+    ours = Evaluation(names(60), {IOU: Measure.of(hard)})
+    theirs = Evaluation(names(60), {IOU: Measure.of(hard + 0.05)})
     (paired,) = difference(ours, theirs)
     assert (paired.value, paired.low, paired.high) == pytest.approx((0.05, 0.05, 0.05))
-    other_units = Judged(tuple(f"b{i}" for i in range(60)), theirs.measures)
+    other_units = Evaluation(tuple(f"b{i}" for i in range(60)), theirs.measures)
     (loose,) = difference(ours, other_units)
     assert loose.value == pytest.approx(0.05)
     assert loose.low is not None
@@ -85,15 +85,15 @@ def test_a_paired_difference_is_narrower_than_the_spread_of_either() -> None:
 
 def test_two_figures_of_one_report_are_compared_on_the_same_draws() -> None:
     values = np.random.default_rng(1).normal(size=40)
-    both = Judged(names(40), {IOU: Measure.of(values), OTHER: Measure.of(values - 1)})
+    both = Evaluation(names(40), {IOU: Measure.of(values), OTHER: Measure.of(values - 1)})
     (leak,) = contrast(both, {Key("leak"): (IOU, OTHER)})
     assert (leak.value, leak.low, leak.high) == pytest.approx((1, 1, 1))
     assert leak.key == Key("leak")
 
 
 def test_a_difference_with_what_is_absent_is_absent() -> None:
-    here = Judged(names(2), {IOU: Measure.of(np.array([1.0, 2.0]))})
-    gone = Judged(names(2), {IOU: Measure(column(0, 0), column(0, 0))})
+    here = Evaluation(names(2), {IOU: Measure.of(np.array([1.0, 2.0]))})
+    gone = Evaluation(names(2), {IOU: Measure(column(0, 0), column(0, 0))})
     (found,) = difference(here, gone)
     assert (found.value, found.low, found.high) == (None, None, None)
 

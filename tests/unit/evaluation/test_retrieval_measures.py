@@ -18,7 +18,7 @@ from segrec_batch.evaluation.retrieval import measures
 from segrec_batch.evaluation.retrieval.counts import COUNTS, Rankings, read_rankings
 from segrec_batch.evaluation.retrieval.measures import CUTOFFS, judge
 from segrec_batch.evaluation.retrieval.settings import KEPT
-from segrec_batch.evaluation.statistics import Estimate, Judged, Key
+from segrec_batch.evaluation.statistics import Estimate, Evaluation, Key
 from tests.support.builders import quick
 from tests.support.retrieval_counts import counts_table, ranked
 
@@ -215,7 +215,7 @@ def test_without_gains_there_is_no_ndcg() -> None:
     assert set(ndcg.values()) == {None}
 
 
-def value(judged: Judged, name: str, k: int = 0, **key: str) -> float | None:
+def value(judged: Evaluation, name: str, k: int = 0, **key: str) -> float | None:
     return judged.measures[Key(name, "m", k=k, **key)].value
 
 
@@ -259,7 +259,7 @@ def test_a_kept_query_does_not_bring_others_into_the_figures() -> None:
     assert units == {8 - len(alone)}
 
 
-def _taking_part(judged: Judged, key: Key) -> int:
+def _taking_part(judged: Evaluation, key: Key) -> int:
     return int(judged.measures[key].denominator.sum())
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segrec_batch.evaluation.segmentation.run import segmentation_report
-from segrec_batch.evaluation.segmentation.study import Settings as Judged
+from segrec_batch.evaluation.segmentation.study import Settings as Evaluation
 from segrec_batch.evaluation.statistics import Key
 from segrec_batch.images.decode import shapes_of_size
 from segrec_batch.labels.labelled import Classes, load_classes, pair_images
@@ -85,7 +85,7 @@ def test_report_omits_background_absent_from_labels(
 ) -> None:
     full_model.save(str(tmp_path))
     places = (str(full / name) for name in ("images", "masks", "classes.json"))
-    report = segmentation_report(Judged(*places, model=str(tmp_path)))
+    report = segmentation_report(Evaluation(*places, model=str(tmp_path)))
     value = {e.key: e.value for e in report.estimates}
     of = {cls: value[Key("iou", "segrec", "given", "pixels", cls)] for cls in
           ("background", "street", "mean")}  # fmt: skip
