@@ -51,8 +51,11 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class Described:
-    """vectors: (B, length); a row of NaN where the descriptor is not defined. categories: (B,),
-    names to which a search can be narrowed, or None.
+    """Vectors and categories of a batch.
+
+    Attributes:
+        vectors: (B, length); a row of NaN where the descriptor is not defined.
+        categories: (B,) names by which a search can be restricted, or None.
     """
 
     vectors: Vectors

@@ -136,10 +136,12 @@ def load_state(weights: str | None) -> dict[str, Tensor]:
 def build_network(
     state: Mapping[str, Tensor], classes: int, settings: MaskRcnnSettings
 ) -> nn.Module:
-    """A Mask R-CNN for so many classes, background included, on weights for any others.
+    """Build a Mask R-CNN for `classes` classes, background included, from weights for others.
 
-    The last layers of the box and mask heads are drawn anew. Raises ModelError for other tensors
-    that are missing, unexpected or of another shape.
+    The last layers of the box and mask heads are initialised at random.
+
+    Raises:
+        ModelError: other tensors are missing, unexpected or of another shape.
     """
     from torchvision.models.detection import MaskRCNN
     from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
