@@ -64,7 +64,7 @@ class Stage:
     references: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
 
     def command(self, index: Path, images: Path, *options: str) -> list[str]:
-        program = str(Path(__file__).with_name("counted_index.py"))
+        program = str(Path(__file__).parents[1] / "support" / "counted_index.py")
         model = self.models["--rebuild" in options]
         given = {"--images": images, "--model": model, "--index": index, "--device": "cpu"}
         given |= {"--batch-size": 2, "--commit-seconds": 0.2}

@@ -47,7 +47,7 @@ class Run:
 
     def start(self, address: str, *options: object) -> "Run":
         command = [
-            sys.executable, Path(__file__).with_name("timed_index.py"),
+            sys.executable, Path(__file__).parents[1] / "support" / "timed_index.py",
             "--images", self.folder / "images", "--model", self.folder / "model",
             "--index", self.index, "--batch-size", BATCH, "--limit", self.images, *options,
         ]  # fmt: skip
