@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from segrec_batch.cli.options import add_engine_options
+from segrec_batch.cli.options import add_engine
 from segrec_batch.common import console
 from segrec_batch.evaluation.segmentation.counts import count_pixels
 from segrec_batch.evaluation.segmentation.judge import majority
@@ -78,7 +78,7 @@ def main() -> None:
     for option in ("--train", "--val", "--classes", "--backbone-weights", "--report"):
         parser.add_argument(option, required=True)
     parser.add_argument("--input-size", type=int, default=DEFAULT_SIZE)
-    add_engine_options(parser)
+    add_engine(parser)
     a = parser.parse_args()
     classes = load_classes(a.classes)
     engine = choose_engine(a.engine, a.precision)

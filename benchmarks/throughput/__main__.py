@@ -35,7 +35,7 @@ from benchmarks.throughput.tables import (
     ratios_table,
     stages_table,
 )
-from segrec_batch.cli.options import add_engine_options
+from segrec_batch.cli.options import add_engine
 from segrec_batch.common import console, logs
 from segrec_batch.common.host import read_processor
 from segrec_batch.model.engines import EngineChoice, choose_engine, find_device
@@ -203,7 +203,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="N",
         help=f"of that one, one after the other (default: {' '.join(map(str, SIZES))})",
     )
-    add_engine_options(parser)
+    add_engine(parser)
     add("--count", type=console.count, metavar="N", help=f"images (default: {COUNTS})")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add("--batch-size", type=console.count, default=32, metavar="N", help="of segrec (default: 32)")

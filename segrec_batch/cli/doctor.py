@@ -2,10 +2,16 @@
 
 import argparse
 
+from segrec_batch.cli.options import set_up
 from segrec_batch.common import console
 from segrec_batch.common.errors import SegrecError
 
-EXAMPLES = """\
+_DESCRIPTION = (
+    "Report processor, cores, memory, disk space, GPUs and versions of this machine, measure each "
+    "engine on one core, and warn of what may go wrong in a run. Takes some ten seconds. The exit "
+    "code is 1 if no run can work here, else 0."
+)
+_EXAMPLES = """\
 examples:
   segrec doctor
   # for a report of a problem, or for a program; its keys stay
@@ -13,23 +19,11 @@ examples:
   # what an ordinary processor would do, on one that has bfloat16
   ONEDNN_MAX_CPU_ISA=AVX2 segrec doctor
 """
-_ABOUT = (
-    "Report processor, cores, memory, disk space, GPUs and versions of this machine, measure each "
-    "engine on one core, and warn of what may go wrong in a run. Takes some ten seconds. The exit "
-    "code is 1 if no run can work here, else 0."
-)
 
 
-def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `segrec doctor`."""
-    parser = commands.add_parser(
-        "doctor",
-        help="report what this machine offers",
-        description=_ABOUT,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    add = parser.add_argument_group("output").add_argument
     add("--format", default="table", choices=("table", "json"), help="(default: table)")
     add(
         "--seconds",
@@ -38,11 +32,11 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         metavar="S",
         help="how long to measure each engine (default: 1)",
     )
-    parser.set_defaults(run=run_doctor)
+    set_up(parser, run, _DESCRIPTION, _EXAMPLES)
 
 
-def run_doctor(a: argparse.Namespace) -> None:
-    """Run `segrec doctor`. Raises SegrecError if no run can work on this machine."""
+def run(a: argparse.Namespace) -> None:
+    """Run the command. Raises SegrecError if no run can work on this machine."""
     from segrec_batch.doctor.facts import engine_pairs
     from segrec_batch.doctor.report import examine
 

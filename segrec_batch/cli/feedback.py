@@ -1,26 +1,27 @@
-"""`segrec feedback`: mark what was shown, and be shown what follows from it."""
+"""`segrec feedback`: mark results of a query, and get the next round of results."""
 
 import argparse
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from segrec_batch.cli.answers import (
-    INDEX,
-    SHEETS,
-    add_criteria,
-    asked_image,
-    contact_sheet,
-    given_criteria,
-    known_roots,
-    put,
-    start_decoder,
+from segrec_batch.cli.options import (
+    INDEX_OR_CACHE,
+    Group,
+    HelpFormatter,
+    add_images_roots,
+    add_index,
+    add_output,
+    add_query,
+    add_version,
+    describe,
+    query_filters,
+    set_up,
 )
-from segrec_batch.cli.options import add_images_root
-from segrec_batch.cli.places import check_places
+from segrec_batch.cli.output import SHEETS, check_places, contact_sheet, formatted, put
+from segrec_batch.cli.query import known_roots, query_image, start_decoder
 from segrec_batch.common import console
 from segrec_batch.common.errors import IndexStateError, InputError
-from segrec_batch.sources import storage
 
 if TYPE_CHECKING:
     from segrec_batch.search.feedback.session import Session
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EXAMPLES = """\
+_EXAMPLES = """\
 examples:
   # round 0: the ten images most like one; the session is kept in a file (local or s3://)
   segrec feedback start --index INDEX --uri data/images/0001.jpg --session search.parquet
@@ -40,43 +41,38 @@ examples:
   segrec feedback show --session search.parquet --format html --output search.html
   segrec feedback replay --session search.parquet
 """
-_ABOUT = (
-    "Relevance feedback: mark images as relevant, somewhat or not, and be shown others that follow "
-    "from all marks so far. A session is one Parquet file; any command goes on with it."
+_DESCRIPTION = (
+    "Relevance feedback: mark images as relevant, somewhat relevant or not relevant; the next "
+    "round follows from all marks so far. A session is one Parquet file."
 )
 
 
-def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """`segrec feedback` and its own commands."""
-    form = argparse.RawDescriptionHelpFormatter
-    feedback = commands.add_parser(
-        "feedback",
-        help="find images by marking answers",
-        description=_ABOUT,
-        epilog=EXAMPLES,
-        formatter_class=form,
-    )
-    steps = feedback.add_subparsers(required=True, metavar="STEP")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    describe(parser, _DESCRIPTION, _EXAMPLES)
+    steps = parser.add_subparsers(required=True, metavar="STEP")
     for name, add, run, text in (
-        ("start", _add_start, run_start, "Ask, and begin a session: round 0."),
-        ("mark", _add_mark, run_mark, "Mark images of the last round; the next round follows."),
-        ("show", _add_show, run_show, "Show a round again."),
-        ("replay", _add_replay, run_replay, "Rank all rounds again; exit code 1 if one differs."),
+        ("start", _add_start, _start, "Ask, and begin a session: round 0."),
+        ("mark", _add_mark, _mark, "Mark images of the last round; the next round follows."),
+        ("show", _add_show, _show, "Show a round again."),
+        ("replay", _add_moved, _replay, "Rank all rounds again; exit code 1 if one differs."),
     ):
-        step = steps.add_parser(
-            name, help=text, description=text, epilog=EXAMPLES, formatter_class=form
-        )
-        step.add_argument("--session", required=True, metavar="FILE", help="the session")
-        add(step)
-        step.set_defaults(run=run)
+        step = steps.add_parser(name, help=text, formatter_class=HelpFormatter)
+        storage = step.add_argument_group("storage")
+        storage.add_argument("--session", required=True, metavar="FILE", help="the session")
+        add(step, storage)
+        set_up(step, run, text, _EXAMPLES)
 
 
-def _add_start(parser: argparse.ArgumentParser) -> None:
+def _add_start(parser: argparse.ArgumentParser, storage: Group) -> None:
     from segrec_batch.search.feedback.refine import Weights
 
-    add = parser.add_argument
-    add("--index", required=True, metavar="INDEX", help=INDEX)
-    add_criteria(parser)
+    add_index(storage, INDEX_OR_CACHE)
+    add_version(storage)
+    storage.add_argument(
+        "--overwrite", action="store_true", help="begin anew where there is a session already"
+    )
+    add = add_query(parser).add_argument
     add("--keep-marked", action="store_true", help="show marked images again")
     standard = Weights()
     for name, text in (
@@ -93,11 +89,10 @@ def _add_start(parser: argparse.ArgumentParser) -> None:
         default=standard.c,
         help=f"of the SVM (default: {standard.c:g})",
     )
-    add("--overwrite", action="store_true", help="begin anew where there is a session already")
 
 
-def _add_mark(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+def _add_mark(parser: argparse.ArgumentParser, storage: Group) -> None:
+    add = parser.add_argument_group("marks").add_argument
     for option, dest, text in (
         ("--relevant", "relevant", "ranks of relevant images"),
         ("--somewhat", "somewhat", "of somewhat relevant ones"),
@@ -106,60 +101,56 @@ def _add_mark(parser: argparse.ArgumentParser) -> None:
         add(option, dest=dest, nargs="+", type=int, default=[], metavar="RANK", help=text)
     add("--by", default="rocchio", choices=("rocchio", "svm"), help="(default: rocchio)")
     add("--round", type=int, metavar="N", help="go back: mark round N, drop those after it")
-    _add_place(parser)
+    _add_moved(parser, storage)
 
 
-def _add_show(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--round", type=int, metavar="N", help="which round (default: the last)")
-    add("--format", default="table", choices=("table", "csv", "json", *SHEETS))
-    add("--output", metavar="FILE", help="write there, not to stdout")
-    add_images_root(parser, "for contact sheets, fetch images")
-    _add_place(parser)
+def _add_show(parser: argparse.ArgumentParser, storage: Group) -> None:
+    output = parser.add_argument_group("output")
+    output.add_argument("--round", type=int, metavar="N", help="which round (default: the last)")
+    add_output(output, ("table", "csv", "json", *SHEETS))
+    add_images_roots(storage, "for contact sheets, fetch images")
+    _add_moved(parser, storage)
 
 
-def _add_replay(parser: argparse.ArgumentParser) -> None:
-    _add_place(parser)
+def _add_moved(parser: argparse.ArgumentParser, storage: Group) -> None:
+    storage.add_argument("--index", metavar="INDEX", help="where the index lies now, if it moved")
 
 
-def _add_place(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--index", metavar="INDEX", help="where the index lies now, if it moved")
-
-
-def run_start(a: argparse.Namespace) -> None:
-    """`segrec feedback start`."""
+def _start(a: argparse.Namespace) -> None:
     start_decoder(a)
     from segrec_batch.search.database import open_index
     from segrec_batch.search.feedback.refine import Weights
     from segrec_batch.search.feedback.rounds import start
     from segrec_batch.search.feedback.session import read, write
     from segrec_batch.search.recommend import Recommender
+    from segrec_batch.sources import storage
 
     check_places({"--session": a.session}, {"--index": a.index})
-    if _taken(a.session):
+    if _exists(a.session):
         if not a.overwrite:
             raise InputError(f"{a.session} is there already; go on with mark, or say --overwrite")
         read(a.session)  # else it is not ours to replace
-    criteria = given_criteria(a)
+    filters = query_filters(a)
     recommender = Recommender(open_index(a.index, a.version))
     session = start(
         recommender,
-        asked_image(a, recommender, criteria),
-        criteria,
+        query_image(a, recommender, filters),
+        filters,
         Weights(a.alpha, a.beta, a.gamma, a.c),
         index=storage.absolute(a.index),
         keep_marked=a.keep_marked,
     )
     write(session, a.session)
-    _show(session, recommender)
+    _print(session, recommender)
 
 
-def _taken(uri: str) -> bool:
+def _exists(uri: str) -> bool:
+    from segrec_batch.sources import storage
+
     return not isinstance(storage.read_many([uri], [1])[0], FileNotFoundError)
 
 
-def run_mark(a: argparse.Namespace) -> None:
-    """`segrec feedback mark`."""
+def _mark(a: argparse.Namespace) -> None:
     from segrec_batch.search.feedback.rounds import mark, resume
     from segrec_batch.search.feedback.session import read, write
 
@@ -167,7 +158,7 @@ def run_mark(a: argparse.Namespace) -> None:
     recommender = resume(session, a.index)
     session = mark(recommender, session, _marks(a), a.by, a.round)
     write(session, a.session)
-    _show(session, recommender)
+    _print(session, recommender)
 
 
 def _marks(a: argparse.Namespace) -> Mapping[int, float]:
@@ -181,8 +172,7 @@ def _marks(a: argparse.Namespace) -> Mapping[int, float]:
     return marks
 
 
-def run_show(a: argparse.Namespace) -> None:
-    """`segrec feedback show`."""
+def _show(a: argparse.Namespace) -> None:
     start_decoder(a)
     from segrec_batch.search.feedback.rounds import resume
     from segrec_batch.search.feedback.session import read
@@ -201,29 +191,28 @@ def run_show(a: argparse.Namespace) -> None:
     put(contact_sheet(a.format, cards, spec, session.criteria, caption), a.output, a.format)
 
 
-def run_replay(a: argparse.Namespace) -> None:
-    """`segrec feedback replay`: raises IndexStateError if a ranking is not what it was."""
+def _replay(a: argparse.Namespace) -> None:
+    """Rank all rounds again. Raises IndexStateError if a ranking differs."""
     from segrec_batch.search.feedback.rounds import replay, resume
     from segrec_batch.search.feedback.session import read
 
     session = read(a.session)
-    found = replay(resume(session, a.index), session)
-    rows = [[str(r.round), r.by, str(r.shown), str(r.differ)] for r in found]
+    rounds = replay(resume(session, a.index), session)
+    rows = [[str(r.round), r.by, str(r.shown), str(r.differ)] for r in rounds]
     title = f"{a.session}: version {session.version} of {session.index}, ranked again"
     console.show(console.table(title, ["round", "by", "images", "other ranks"], rows))
-    other = [r.round for r in found if r.differ]
+    other = [r.round for r in rounds if r.differ]
     if other:
         raise IndexStateError(f"round {other[0]} is not what it was")
 
 
-def _show(session: "Session", recommender: "Recommender") -> None:
+def _print(session: "Session", recommender: "Recommender") -> None:
     if recommender.database.spec.notice:
         log.warning(recommender.database.spec.notice)
     put(_rows(session, session.last, "table"), None, "table")
 
 
 def _rows(session: "Session", number: int, kind: str) -> bytes:
-    from segrec_batch.cli.output import formatted
     from segrec_batch.search.feedback.session import said
 
     rows = session.round(number)

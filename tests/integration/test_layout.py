@@ -2,6 +2,7 @@
 
 import ast
 import io
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from segrec_batch.cli.main import COMMANDS
 from tests.support.commands import exit_code
 from tests.support.modules import MODULES, PACKAGE, ROOT
 
@@ -25,6 +27,7 @@ DOORS = {  # each heavy library is imported in these packages only
     "skimage": {"descriptors"},
     "ncnn": {"model"},
 }
+GROUPS = ("evaluate", "feedback", "maintain")  # commands of commands
 REPORTS = ("segmentation", "retrieval", "drift", "compare")
 LEVELS = [  # a package imports from those before it only
     "common",
@@ -43,7 +46,9 @@ LEVELS = [  # a package imports from those before it only
     "maintenance",
     "evaluation",
     "doctor",
+    "api",
     "cli",
+    "__main__",
 ]
 
 
@@ -127,25 +132,53 @@ def help_of(*command: str) -> str:
     return out.getvalue()
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("jobs/train.py",),
-        ("jobs/index.py",),
-        ("jobs/describe.py",),
-        ("jobs/maintain.py",),
-        ("jobs/recommend.py",),
-        *(("jobs/evaluate.py", report) for report in REPORTS),
-        ("segrec",),
-        ("segrec", "query"),
-        ("segrec", "sql"),
-        ("segrec", "feedback"),
-        ("segrec", "doctor"),
-    ],
-    ids=" ".join,
-)
+UPKEEP = ("compact", "vacuum", "purge", "verify", "rollback", "history")
+STEPS = ("start", "mark", "show", "replay")
+JOBS = ("train", "index", "describe", "recommend", "evaluate", "maintain")
+HELP = [
+    (),
+    *((command,) for command in COMMANDS),
+    *(("evaluate", report) for report in REPORTS),
+    *(("feedback", step) for step in STEPS),
+    *(("maintain", "--index", ".", task) for task in UPKEEP),
+]
+
+
+@pytest.mark.parametrize("command", HELP, ids=" ".join)
 def test_every_command_has_help_with_examples(command: tuple[str, ...]) -> None:
-    assert "examples:" in help_of(*command)
+    text = help_of("segrec", *command)
+    assert "examples:" in text
+    assert "exit codes: 0 done; 1 failed, or a limit was exceeded; 2 wrong usage" in text
+    if command and command not in [(group,) for group in GROUPS]:
+        assert "--log-format" in text
+        assert "--quiet" in text
+
+
+@pytest.mark.parametrize("command", [c for c in HELP if c and c[0] in JOBS], ids=" ".join)
+def test_jobs_have_the_help_of_commands(command: tuple[str, ...]) -> None:
+    assert help_of(f"jobs/{command[0]}.py", *command[1:]) == help_of("segrec", *command)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_jobs_are_executable_programs_of_a_few_lines(job: str) -> None:
+    path = ROOT / "jobs" / f"{job}.py"
+    assert os.access(path, os.X_OK)
+    assert path.read_text().startswith("#!/usr/bin/env python\n")
+    assert len(path.read_text().splitlines()) <= 15
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_imports_no_heavy_library(command: str) -> None:
+    code = (
+        "import sys\nfrom segrec_batch.cli.main import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "print(*(m.split('.')[0] for m in sys.modules), file=sys.stderr)"
+    )
+    words = [sys.executable, "-c", code, *([command] if command else []), "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "examples:" in done.stdout
+    assert not {"torch", "ray", "duckdb", "deltalake", "sklearn"} & set(done.stderr.split())
+    assert command or "numpy" not in done.stderr.split()
 
 
 def test_documents_name_only_files_that_exist() -> None:
@@ -155,26 +188,15 @@ def test_documents_name_only_files_that_exist() -> None:
 
 
 def test_documented_commands_have_the_options_that_the_documents_use() -> None:
-    upkeep = ("compact", "vacuum", "purge", "verify", "rollback", "history")
-    helps = {
-        **{
-            f"jobs/{job}.py": help_of(f"jobs/{job}.py")
-            for job in ("train", "index", "describe", "recommend")
-        },
-        **{
-            f"maintain.py {command}": help_of("jobs/maintain.py", "--index", ".", command)
-            for command in upkeep
-        },
-        **{f"jobs/evaluate.py {name}": help_of("jobs/evaluate.py", name) for name in REPORTS},
-        **{
-            f"segrec {command}": help_of("segrec", command)
-            for command in ("query", "sql", "scenes", "doctor")
-        },
-        **{
-            f"segrec feedback {step}": help_of("segrec", "feedback", step)
-            for step in ("start", "mark", "show", "replay")
-        },
-    }
+    helps: dict[str, str] = {}
+    for command in HELP:
+        words = [word for word in command if word not in ("--index", ".")]
+        if not words or words in ([g] for g in GROUPS):
+            continue
+        helps[f"segrec {' '.join(words)}"] = help_of("segrec", *command)
+        if command[0] in JOBS:
+            of = "maintain.py" if command[0] == "maintain" else f"jobs/{command[0]}.py"
+            helps[" ".join([of, *words[1:]])] = help_of("segrec", *command)
     for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "Makefile"]:
         text = document.read_text().replace("\\\n", " ")
         for line in text.splitlines():

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from segrec_batch.cli import places
+from segrec_batch.api.train import check_bundle_place
 from segrec_batch.common.errors import InputError
 from segrec_batch.distributed import scratch
 from segrec_batch.evaluation.report import check_report_place
@@ -331,9 +331,9 @@ def test_overwriting_recommendations_deletes_only_recommendations(tmp_path: Path
 
 
 def test_a_model_is_written_only_where_nothing_else_is(small: Model, tmp_path: Path) -> None:
-    places.check_bundle_place(str(tmp_path / "new"))
+    check_bundle_place(str(tmp_path / "new"))
     small.save(str(tmp_path / "bundle"))
-    places.check_bundle_place(str(tmp_path / "bundle"))
+    check_bundle_place(str(tmp_path / "bundle"))
     for name, content in (
         ("a/notes.txt", b""),
         ("b/model.json", b"{}"),
@@ -342,7 +342,7 @@ def test_a_model_is_written_only_where_nothing_else_is(small: Model, tmp_path: P
     ):
         stranger = put(tmp_path / name, content)
         with pytest.raises(InputError, match="give a new or empty folder as --output"):
-            places.check_bundle_place(str(stranger.parent))
+            check_bundle_place(str(stranger.parent))
 
 
 @pytest.mark.parametrize("name", ["report.html", "metrics.json", "counts.parquet"])

@@ -6,15 +6,12 @@ A program of its own, for the kill tests: it is started by path and has no tests
 import os
 import sys
 from functools import partialmethod
-from pathlib import Path
 
 import pyarrow as pa
 
-from segrec_batch.common.logs import run_command
+from segrec_batch.cli.main import main
 from segrec_batch.pipeline import chain
 from segrec_batch.pipeline.segment import SegmentBatch
-
-ROOT = Path(__file__).parents[2]
 
 
 class Counted(SegmentBatch):
@@ -28,10 +25,6 @@ class Counted(SegmentBatch):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT / "jobs"))
-    import index
-
     Counted.__call__ = partialmethod(Counted.note, os.environ["SEGREC_COUNTS"])  # type: ignore[assignment,method-assign]
     chain.SegmentBatch = Counted  # type: ignore[misc]
-    arguments = index.parse_arguments()
-    sys.exit(run_command(lambda: index.main(arguments)))
+    sys.exit(main(["index", *sys.argv[1:]]))

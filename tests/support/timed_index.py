@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from segrec_batch.common.logs import run_command
+from segrec_batch.cli.main import main
 from segrec_batch.images.decode import Shape
 from segrec_batch.model.backbones import DEFAULT_BACKBONE
 from segrec_batch.model.engines import EngineChoice
@@ -28,8 +27,6 @@ from segrec_batch.model.spec import COMMON_GRID
 from segrec_batch.pipeline import chain
 from segrec_batch.pipeline.segment import SegmentBatch
 from segrec_batch.pipeline.stages import decode_batch
-
-ROOT = Path(__file__).parents[2]
 
 
 class Sleeper:
@@ -107,10 +104,6 @@ def decode(sources: pa.Table, shapes: Sequence[Shape], path: str = Timed.notes) 
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT / "jobs"))
-    import index
-
     chain.SegmentBatch = Timed  # type: ignore[misc]
     chain.decode_batch = decode
-    arguments = index.parse_arguments()
-    sys.exit(run_command(lambda: index.main(arguments)))
+    sys.exit(main(["index", *sys.argv[1:]]))

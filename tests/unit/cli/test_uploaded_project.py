@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from segrec_batch.cli.places import check_places
+from segrec_batch.cli.output import check_places
 from segrec_batch.common.errors import InputError
 from tests.support.commands import exit_code
 

@@ -1,0 +1,164 @@
+"""`segrec query`: recommend images like one."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from segrec_batch.cli.options import (
+    INDEX_OR_CACHE,
+    add_images_roots,
+    add_index,
+    add_output,
+    add_query,
+    add_version,
+    query_filters,
+    set_up,
+)
+from segrec_batch.cli.output import SHEETS, contact_sheet, formatted, put
+from segrec_batch.common import console
+from segrec_batch.common.errors import InputError
+
+if TYPE_CHECKING:
+    from segrec_batch.search.filters import Criteria
+    from segrec_batch.search.recommend import QueryImage, Recommendation, Recommender
+    from segrec_batch.sources.roots import ImageRoots
+
+log = logging.getLogger(__name__)
+
+_EXAMPLES = """\
+examples:
+  # images whose car looks like the one in this image, where cars fill 29 to 96 % of the image
+  segrec query --index indexes/streets --uri data/images/0001.jpg --class car --coverage 0.29 0.96
+  # the same for a new image, as a contact sheet
+  segrec query --index s3://bucket/index --image photo.jpg --class car --format html > sheet.html
+  # by another descriptor that the index has
+  segrec query --index indexes/streets --image photo.jpg --method texture
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    storage = parser.add_argument_group("storage")
+    add_index(storage, INDEX_OR_CACHE)
+    add_version(storage)
+    add_images_roots(storage, "for contact sheets, fetch images")
+    add = add_query(parser).add_argument
+    add("--penalise", action="store_true", help="with --epsilon: put the others last, keep them")
+    add(
+        "--rerank",
+        choices=("mask_iou", "foreground_iou"),
+        help="order the first --depth by overlap of the masks, class by class or of all foreground",
+    )
+    add("--depth", type=int, default=100, metavar="N", help="for --rerank (default: 100)")
+    output = parser.add_argument_group("output")
+    formats = ("table", "csv", "json", "parquet", *SHEETS)
+    add_output(output, formats, "html and png are contact sheets ")
+    output.add_argument("--explain", action="store_true", help="print how much the query read")
+    set_up(parser, run, "Recommend images like one.", _EXAMPLES)
+
+
+def run(a: argparse.Namespace) -> None:
+    """Run the command."""
+    start_decoder(a)
+    from segrec_batch.search.database import open_index
+    from segrec_batch.search.recommend import Recommender
+    from segrec_batch.search.sql.work import WATCHED, last_work
+
+    filters = replace(query_filters(a), penalise=a.penalise, rerank=a.rerank, depth=a.depth)
+    settings = WATCHED if a.explain else {}
+    recommender = Recommender(open_index(a.index, a.version, settings=settings))
+    query = query_image(a, recommender, filters)
+    results = recommender.recommend(query, filters)
+    if a.explain:
+        log.info(str(last_work(recommender.database.connection)))
+    if recommender.database.spec.notice:
+        log.warning(recommender.database.spec.notice)
+    content = _encode(a.format, recommender, query, results, filters, a.images_roots)
+    put(content, a.output, a.format)
+
+
+def start_decoder(a: argparse.Namespace) -> None:
+    """Start the process that decodes images, if the command needs it, beside other imports."""
+    if getattr(a, "image", None) is None and getattr(a, "format", None) not in SHEETS:
+        return
+    from segrec_batch.images import sandbox
+
+    sandbox.shared().start()
+
+
+def query_image(
+    a: argparse.Namespace, recommender: "Recommender", filters: "Criteria"
+) -> "QueryImage":
+    """Return the image that the options of `add_query` name. Raises InputError."""
+    from segrec_batch.model.engines import choose_engine, find_device
+    from segrec_batch.sources import storage
+
+    if a.image is not None:
+        content = _read(a.image)
+        backbone = recommender.database.spec.backbone_spec
+        engine = choose_engine(a.engine, a.precision, find_device(a.device), backbone=backbone)
+        if engine.warning:
+            log.warning(engine.warning)
+        return recommender.new_image(a.image, content, filters, engine)
+    if a.image_id is not None:
+        return recommender.indexed_image("image_id", a.image_id)
+    return recommender.indexed_image("uri", storage.absolute(a.uri))
+
+
+def _read(image: str) -> bytes:
+    from segrec_batch.sources import storage
+    from segrec_batch.sources.roots import MAX_IMAGE_BYTES
+
+    try:
+        if image != "-":
+            return storage.read_bytes(image, MAX_IMAGE_BYTES)
+        content = sys.stdin.buffer.read(MAX_IMAGE_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{image} cannot be read: {error}") from error
+    if len(content) > MAX_IMAGE_BYTES:
+        raise InputError(f"stdin has more than {MAX_IMAGE_BYTES:,} bytes: no image is as large")
+    return content
+
+
+def known_roots(recommender: "Recommender", roots: Sequence[str]) -> "ImageRoots":
+    """Return the roots that a user names, or those of the index. Raises InputError."""
+    from segrec_batch.index.snapshot import choose_roots
+
+    return choose_roots(recommender.database.index, roots)
+
+
+def _encode(
+    kind: str,
+    recommender: "Recommender",
+    query: "QueryImage",
+    results: "list[Recommendation]",
+    filters: "Criteria",
+    roots: Sequence[str],
+) -> bytes:
+    spec = recommender.database.spec
+    if kind in SHEETS:
+        from segrec_batch.search.recommend import cards
+
+        of_results = cards(query, results, filters.method, known_roots(recommender, roots))
+        return contact_sheet(kind, of_results, spec, filters, str(filters))
+    sigma, share = ("σ {}", _bar) if kind == "table" else ("coverage_{}", float)
+    score = "pearson" if filters.method == "pearson" else "score"
+    names = ["rank", score, *map(sigma.format, spec.classes), "uri", "image_id"]
+    columns: list[list[Any]] = [
+        [r.rank for r in results],
+        [r.score for r in results],
+        *[[share(r.coverage[name]) for r in results] for name in spec.classes],
+        [r.uri for r in results],
+        [r.image_id for r in results],
+    ]
+    if filters.reranked:
+        names.insert(2, "mask_iou")
+        columns.insert(2, [r.mask_iou for r in results])
+    return formatted(kind, names, columns, str(filters))
+
+
+def _bar(share: float) -> str:
+    return f"{share:.3f} {console.share_bar(share)}"
