@@ -47,7 +47,7 @@ def test_descriptors_are_fitted_and_described_by_their_ids(
     assert ids(first).keys() == {"localised", "pca"}
     for name, length in (("localised", 2048), ("pca", 5)):
         assert re.search(rf"{ids(first)[name]} +{length}\n", printed)
-    assert f"jobs/index.py --images IMAGES --model {one} --index {index}\n" in printed
+    assert f"segrec index --images IMAGES --model {one} --index {index}\n" in printed
 
     whole = features(index)
     exact = np.cov(whole.T.astype(np.float64), bias=True) * len(whole)

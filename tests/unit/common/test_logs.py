@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from segrec_batch.cli.options import add_log_options
+from segrec_batch.cli.options import add_logging
 from segrec_batch.common.console import ProgressMeter
 from segrec_batch.common.errors import InputError
 from segrec_batch.common.logs import run_command
@@ -104,7 +104,7 @@ def test_text_is_the_default_and_an_error_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     parser = argparse.ArgumentParser()
-    add_log_options(parser)
+    add_logging(parser)
     assert parser.parse_args([]).log_format == "text"
     assert parser.parse_args(["--log-format", "json"]).log_format == "json"
 
