@@ -3,9 +3,14 @@
 import datetime as dt
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-from segrec_batch.api.train import Size, choose_device_engine, training_settings
+from segrec_batch.api.train import (
+    TrainingParameters,
+    choose_training_engine,
+    complete,
+    training_settings,
+)
 from segrec_batch.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,20 +35,7 @@ def evaluate_segmentation(
     rivals: Sequence[str] = RIVALS,
     unet_epochs: int = 40,
     mask_rcnn_weights: str | None = None,
-    backbone: str = "vgg16",
-    backbone_weights: str = "imagenet",
-    layers: Sequence[str] = (),
-    c: Sequence[float] = (1.0, 3.0),
-    input_size: Size = 624,
-    positions: int = 1000,
-    augment: Sequence[str] = (),
-    copies: int = 1,
-    groups: str = "auto",
-    minmax: bool = True,
-    engine: str = "auto",
-    precision: str = "auto",
-    device: str = "auto",
-    seed: int = 0,
+    **training: Unpack[TrainingParameters],
 ) -> "Report":
     """Compare class maps with labels, of `model` or of models fitted here beside their rivals.
 
@@ -58,7 +50,7 @@ def evaluate_segmentation(
         rivals: methods to compare with: classical, unet, mask-rcnn.
         unet_epochs: passes of the U-Net over the images.
         mask_rcnn_weights: state dict of Mask R-CNN, or `download`; without, it is not run.
-        backbone: see `train`, as for all that follow.
+        **training: see `TrainingParameters`.
     """
     from segrec_batch.evaluation.segmentation.rivals import RivalSettings
     from segrec_batch.evaluation.segmentation.run import segmentation_report
@@ -68,15 +60,16 @@ def evaluate_segmentation(
     from segrec_batch.training.rivals.unet import UNetSettings
 
     _check(report)
+    options = complete(training)
     others = RivalSettings(
         chosen=() if model else tuple(rivals),
         unet=UNetSettings(epochs=unet_epochs),
         mask_rcnn=MaskRcnnSettings(weights=mask_rcnn_weights),
-        seed=seed,
-        device=device,
+        seed=options["seed"],
+        device=options["device"],
     )
-    choice = choose_device_engine(engine, precision, device, backbone)
-    report_engine(choice)
+    engine = choose_training_engine(options)
+    report_engine(engine)
     settings = Settings(
         images=images,
         masks=masks,
@@ -84,12 +77,11 @@ def evaluate_segmentation(
         model=model,
         test_images=test_images,
         test_masks=test_masks,
-        weights=backbone_weights,
-        training=training_settings(backbone, layers, c, input_size, positions, augment, copies, minmax, seed, choice
-        ),
-        groups=groups,
-        engine=choice,
-        seed=seed,
+        weights=options["backbone_weights"],
+        training=training_settings(options, engine),
+        groups=options["groups"],
+        engine=engine,
+        seed=options["seed"],
     )
     return _write(segmentation_report(settings, others.rivals()), report)
 

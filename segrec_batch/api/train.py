@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from segrec_batch.common.errors import InputError
 
@@ -17,36 +17,12 @@ log = logging.getLogger(__name__)
 Size = int | tuple[int, int]
 
 
-def train(
-    images: str,
-    masks: str,
-    classes: str,
-    output: str | None = None,
-    *,
-    backbone: str = "vgg16",
-    backbone_weights: str = "imagenet",
-    layers: Sequence[str] = (),
-    c: Sequence[float] = (1.0, 3.0),
-    input_size: Size = 624,
-    positions: int = 1000,
-    augment: Sequence[str] = (),
-    copies: int = 1,
-    groups: str = "auto",
-    minmax: bool = True,
-    engine: str = "auto",
-    precision: str = "auto",
-    device: str = "auto",
-    seed: int = 0,
-) -> "Model":
-    """Fit the segmentation model: backbone features of labelled images, a linear SVM on top.
+class TrainingParameters(TypedDict, total=False):
+    """Choices of training; `DEFAULTS` has the default of each.
 
-    Args:
-        images: folder of images.
-        masks: folder of masks with the names of the images.
-        classes: JSON file of class names and their mask values.
-        output: folder to save the bundle in; None saves nothing.
-        backbone: name of the network of the features.
-        backbone_weights: `imagenet`, a state dict, or `random:SEED`.
+    Attributes:
+        backbone: network of the features.
+        backbone_weights: `imagenet`, a state dict (path or URI), or `random:SEED`.
         layers: comma-separated layers of the SVM; of several sets cross-validation takes the best;
             empty for those of the backbone.
         c: weight of the losses against the margin; of several cross-validation takes the best.
@@ -61,27 +37,126 @@ def train(
         device: auto, cpu, cuda or cuda:N.
         seed: of the sampling.
     """
+
+    backbone: str
+    backbone_weights: str
+    layers: Sequence[str]
+    c: Sequence[float]
+    input_size: Size
+    positions: int
+    augment: Sequence[str]
+    copies: int
+    groups: str
+    minmax: bool
+    engine: str
+    precision: str
+    device: str
+    seed: int
+
+
+DEFAULTS: TrainingParameters = {
+    "backbone": "vgg16",
+    "backbone_weights": "imagenet",
+    "layers": (),
+    "c": (1.0, 3.0),
+    "input_size": 624,
+    "positions": 1000,
+    "augment": (),
+    "copies": 1,
+    "groups": "auto",
+    "minmax": True,
+    "engine": "auto",
+    "precision": "auto",
+    "device": "auto",
+    "seed": 0,
+}
+
+
+def train(
+    images: str,
+    masks: str,
+    classes: str,
+    output: str | None = None,
+    **training: Unpack[TrainingParameters],
+) -> "Model":
+    """Fit the segmentation model: backbone features of labelled images, a linear SVM on top.
+
+    Args:
+        images: folder of images.
+        masks: folder of masks with the names of the images.
+        classes: JSON file of class names and their mask values.
+        output: folder to save the bundle in; None saves nothing.
+        **training: see `TrainingParameters`.
+    """
     from segrec_batch.labels.labelled import load_classes, pair_images
-        from segrec_batch.model.engines import report_engine
+    from segrec_batch.model.engines import report_engine
     from segrec_batch.model.weights import load_weights
     from segrec_batch.training.trainer import train as fit
 
     if output is not None:
         check_bundle_place(output)
-    of_classes, labelled = load_classes(classes), pair_images(images, masks, groups)
-    size = max(_shapes(input_size, backbone))
-    work = len(labelled) * (1 + len(augment) * copies) * size[0] * size[1]
-    choice = choose_device_engine(engine, precision, device, backbone, work)
-    report_engine(choice)
-    settings = training_settings(backbone, layers, c, input_size, positions, augment, copies, minmax, seed, choice
-    )
-    weights = load_weights(backbone_weights, settings.backbone)
+    options = complete(training)
+    of_classes, labelled = load_classes(classes), pair_images(images, masks, options["groups"])
+    engine = choose_training_engine(options, len(labelled))
+    report_engine(engine)
+    settings = training_settings(options, engine)
+    weights = load_weights(options["backbone_weights"], settings.backbone)
     count = len({item.group for item in labelled})
     log.info(f"{len(labelled)} labelled images in {count} groups")
     model = fit(labelled, of_classes, weights, settings)
     if output is not None:
         model.save(output)
+    if model.spec.notice:
+        log.warning(model.spec.notice)
     return model
+
+
+def complete(training: TrainingParameters) -> TrainingParameters:
+    """Return parameters with defaults for those that are missing. Raises TypeError for others."""
+    if unknown := training.keys() - DEFAULTS.keys():
+        raise TypeError(f"no parameter {', '.join(sorted(unknown))} of training")
+    return {**DEFAULTS, **training}
+
+
+def choose_training_engine(options: TrainingParameters, images: int = 0) -> "EngineChoice":
+    """Choose the engine of the backbone; many images are worth a calibration."""
+    from segrec_batch.model.backbones import BACKBONES
+    from segrec_batch.model.device import resolve_device
+    from segrec_batch.model.engines import choose_engine
+
+    height, width = max(_shapes(options))
+    work = images * (1 + len(options["augment"]) * options["copies"]) * height * width
+    device, backbone = resolve_device(options["device"]), BACKBONES[options["backbone"]]
+    return choose_engine(options["engine"], options["precision"], device, work, backbone)
+
+
+def training_settings(options: TrainingParameters, engine: "EngineChoice") -> "Settings":
+    """Return settings of the trainer from complete parameters."""
+    from segrec_batch.model.backbones import BACKBONES
+    from segrec_batch.training.sampling import Sampling
+    from segrec_batch.training.trainer import Settings
+
+    backbone = BACKBONES[options["backbone"]]
+    kinds = tuple(options["augment"])
+    return Settings(
+        layers=tuple(options["layers"]) or (backbone.default_layers,),
+        c=tuple(options["c"]),
+        shapes=_shapes(options),
+        minmax=options["minmax"],
+        sampling=Sampling(options["positions"], kinds, options["copies"], options["seed"]),
+        engine=engine,
+        backbone=backbone,
+    )
+
+
+def _shapes(options: TrainingParameters) -> tuple[tuple[int, int], ...]:
+    from segrec_batch.images.decode import shapes_of_size
+    from segrec_batch.model.backbones import BACKBONES
+
+    size = options["input_size"]
+    if not isinstance(size, int):
+        return (size,)
+    return shapes_of_size(size, BACKBONES[options["backbone"]].stride)
 
 
 def check_bundle_place(output: str) -> None:
@@ -102,47 +177,3 @@ def check_bundle_place(output: str) -> None:
         is_bundle = False
     if not is_bundle:
         raise InputError(f"{output} holds a model.json that is no model bundle's; {way_out}")
-
-
-def choose_device_engine(
-    engine: str, precision: str, device: str, backbone: str, work: float = 0.0
-) -> "EngineChoice":
-    """Choose engine and precision for a device, `auto` included; `work` in pixels."""
-    from segrec_batch.model.backbones import BACKBONES
-    from segrec_batch.model.device import resolve_device
-    from segrec_batch.model.engines import choose_engine
-
-    return choose_engine(engine, precision, resolve_device(device), work, BACKBONES[backbone])
-
-
-def _shapes(input_size: Size, backbone: str) -> tuple[tuple[int, int], ...]:
-    from segrec_batch.images.decode import shapes_of_size
-    from segrec_batch.model.backbones import BACKBONES
-
-    if not isinstance(input_size, int):
-        return (input_size,)
-    return shapes_of_size(input_size, BACKBONES[backbone].stride)
-
-
-def training_settings(
-    backbone: str,
-    layers: Sequence[str],
-    c: Sequence[float],
-    input_size: Size,
-    positions: int,
-    augment: Sequence[str],
-    copies: int,
-    minmax: bool,
-    seed: int,
-    engine: "EngineChoice",
-) -> "Settings":
-    """Return settings of training from the parameters of `train`."""
-    from segrec_batch.model.backbones import BACKBONES
-    from segrec_batch.training.trainer import Settings
-    from segrec_batch.training.sampling import Sampling
-
-    sampling = Sampling(positions, tuple(augment), copies, seed)
-    of_backbone = BACKBONES[backbone]
-    chosen = tuple(layers) or (of_backbone.default_layers,)
-    shapes = _shapes(input_size, backbone)
-    return Settings(chosen, tuple(c), shapes, minmax, sampling, engine, of_backbone)

@@ -22,7 +22,7 @@ from segrec_batch.cli.options import (
     windows,
 )
 from segrec_batch.cli.output import check_places
-from segrec_batch.cli.train import OPTIONS, add_training
+from segrec_batch.cli.train import add_training, training_parameters
 from segrec_batch.common import console
 
 if TYPE_CHECKING:
@@ -157,9 +157,9 @@ def _add_segmentation(parser: argparse.ArgumentParser) -> None:
 def _segmentation(a: argparse.Namespace) -> "Report":
     if bool(a.test_images) != bool(a.test_masks):
         usage_error(a, "--test-images and --test-masks go together")
-    own = ("model", "report", "test_images", "test_masks", "rivals", "unet_epochs")
-    options = {name: vars(a)[name] for name in (*own, "mask_rcnn_weights", *OPTIONS)}
-    return api.evaluate_segmentation(a.images, a.masks, a.classes, **options)
+    options = {name: vars(a)[name] for name in defaults(api.evaluate_segmentation)}
+    folders = a.images, a.masks, a.classes
+    return api.evaluate_segmentation(*folders, **options, **training_parameters(a))
 
 
 def _add_retrieval(parser: argparse.ArgumentParser) -> None:

@@ -1,9 +1,10 @@
 """`segrec train`: fit the segmentation model."""
 
 import argparse
+from typing import cast
 
-from segrec_batch.api.train import Size, train
-from segrec_batch.cli.options import add_engine, add_labelled_images, amount, defaults, set_up
+from segrec_batch.api.train import DEFAULTS, Size, TrainingParameters, train
+from segrec_batch.cli.options import add_engine, add_labelled_images, amount, set_up
 from segrec_batch.cli.output import check_places
 from segrec_batch.common import console
 
@@ -26,10 +27,6 @@ classes.json maps class names to mask values, void to "ignore"; the rest, if any
 A mask has the path of its image, below --masks, or at least its name, whatever the extension. It is
 a PNG, TIFF or BMP of one channel. Images without a mask are not used, and counted.
 """
-OPTIONS = (  # parameters of `train` that `add_training` adds
-    "backbone", "backbone_weights", "layers", "c", "input_size", "positions", "augment", "copies", "groups",
-    "minmax", "engine", "precision", "device", "seed",
-)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +43,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     from segrec_batch.model.backbones import BACKBONES
     from segrec_batch.training.augment import KINDS
 
-    default = defaults(train)
+    default = DEFAULTS
     add = parser.add_argument_group("model and training").add_argument
     network = BACKBONES[default["backbone"]]
     add(
@@ -130,9 +127,13 @@ def run(a: argparse.Namespace) -> None:
 
     inputs = ("images", "masks", "classes", "backbone_weights")
     check_places({"--output": a.output}, {f"--{n.replace('_', '-')}": vars(a)[n] for n in inputs})
-    options = {name: vars(a)[name] for name in OPTIONS}
-    model = train(a.images, a.masks, a.classes, a.output, **options)
+    model = train(a.images, a.masks, a.classes, a.output, **training_parameters(a))
     console.show_line(f"model {model.model_id} written to {storage.absolute(a.output)}")
+
+
+def training_parameters(a: argparse.Namespace) -> TrainingParameters:
+    """Return the parameters that the options of `add_training` name."""
+    return cast(TrainingParameters, {name: vars(a)[name] for name in DEFAULTS})
 
 
 def _size(text: str) -> Size:
