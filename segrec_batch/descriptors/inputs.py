@@ -91,7 +91,7 @@ def _stored_mask(row: Row) -> NDArray[np.integer[Any]]:
             raise ImageError("decode", f"{labels.shape[1]} × {labels.shape[0]} pixels")
     except ImageError as error:
         raise IndexStateError(
-            f"{row['uri']}: its mask in the index is damaged ({error.reason}); jobs/maintain.py "
+            f"{row['uri']}: its mask in the index is damaged ({error.reason}); segrec maintain "
             "verify names all that is"
         ) from error
     return labels

@@ -46,13 +46,13 @@ def resources(device: str, gpus: int | None = None, wait: float = 0) -> Resource
     if device == "cuda":
         raise DeviceError(
             "--device cuda, but the Ray cluster has no GPU; say --device cpu or auto, or have its "
-            "autoscaler start N of them by --gpus N of jobs/index.py"
+            "autoscaler start N of them by --gpus N of segrec index"
         )
     nodes = work_nodes()
     if not nodes:
         raise DeviceError(
             "no node of the Ray cluster has CPUs for work; start one, or have its autoscaler start "
-            "N with a GPU by --gpus N of jobs/index.py"
+            "N with a GPU by --gpus N of segrec index"
         )
     cores = int(min(node["Resources"]["CPU"] for node in nodes))
     # some of a core stays free on each node, or nothing would ever be decoded

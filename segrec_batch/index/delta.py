@@ -64,14 +64,14 @@ def errors(index: str, version: int | None = None) -> Iterator[None]:
     except CommitFailedError:
         raise
     except (TableNotFoundError, FileNotFoundError) as error:
-        raise IndexStateError(f"{index}: no index there; make one with jobs/index.py") from error
+        raise IndexStateError(f"{index}: no index there; make one with segrec index") from error
     except BaseException as error:
         if type(error).__name__ == "PanicException":  # of delta-rs, at logs that cannot be
             raise IndexStateError(f"{index}: its log is damaged") from error
         if not isinstance(error, DeltaError):
             raise
         if version is not None:
-            text = f"{index}: version {version} cannot be opened; see jobs/maintain.py history"
+            text = f"{index}: version {version} cannot be opened; see segrec maintain history"
             raise IndexStateError(f"{text} ({faults.describe(error)})") from error
         raise StorageError(f"{index}: {faults.describe(error)}") from error
 
@@ -137,9 +137,9 @@ def check(index: str, name: str, table: DeltaTable, found: Sequence[DataFile]) -
         return
     if stated != version or table.transaction_version(FILES) != len(found):
         entry = f"{name}/_delta_log/{version:020}.json"
-        way_out = "run jobs/index.py again"
+        way_out = "run segrec index again"
         if name != "images":
-            way_out = "go back to a version before it with jobs/maintain.py rollback"
+            way_out = "go back to a version before it with segrec maintain rollback"
         raise IndexStateError(
             f"{index}: {entry} or an entry before it is empty, cut short or not this program's: "
             "put it back (bucket versions, backup); or, if it is the newest, delete it and "

@@ -179,7 +179,7 @@ def _refusal(uri: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:  # of the disk or the store
             raise
         raise IndexStateError(
-            f"{uri}: {error}; jobs/maintain.py verify names all files that are damaged"
+            f"{uri}: {error}; segrec maintain verify names all files that are damaged"
         ) from error
 
 

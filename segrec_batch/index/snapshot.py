@@ -217,7 +217,7 @@ class Log:
             cause = f"entries {lost} of images/_delta_log are lost, maybe more"
         return (
             f"{index}: {tables}: {cause}; if entries are lost, put them back (bucket versions, "
-            "backup), else run jobs/index.py again, which mends it from the sources"
+            "backup), else run segrec index again, which mends it from the sources"
         )
 
 
@@ -279,7 +279,7 @@ def _behind(index: str, table: str, version: int, wanted: int) -> str:
     return (
         f"{index}: {table} is at version {version}, the snapshot names {wanted}: the newest "
         f"entries of {table}/_delta_log are lost; put them back (bucket versions, backup), or "
-        "go back to a version before them with jobs/maintain.py rollback"
+        "go back to a version before them with segrec maintain rollback"
     )
 
 

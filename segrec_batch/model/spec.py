@@ -191,7 +191,7 @@ class ModelSpec:
         if found != FORMAT:
             raise ModelError(
                 f"the bundle has format {found}, this version reads format {FORMAT}: train the "
-                "model again with jobs/train.py, and index with it into a new --index"
+                "model again with segrec train, and index with it into a new --index"
             )
         try:
             for key in ("classes", "taps", "components", "shapes", "mean", "std", "descriptors"):
@@ -281,7 +281,7 @@ def read_spec(uri: str) -> tuple[ModelSpec, str]:
     try:
         values = read_json(file)
     except FileNotFoundError as error:
-        raise ModelError(f"{uri}: no model.json there; make a model with jobs/train.py") from error
+        raise ModelError(f"{uri}: no model.json there; make a model with segrec train") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read: {error}") from error
     if not isinstance(values, dict):

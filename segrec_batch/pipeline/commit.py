@@ -149,7 +149,7 @@ class Publisher:
                 if went != len(image_ids):
                     raise AccountingError(
                         f"{len(image_ids)} old rows were to leave part {part}, but {went} did; "
-                        "nothing of this is published; check the index with jobs/maintain.py verify"
+                        "nothing of this is published; check the index with segrec maintain verify"
                     )
             remove += files
             add += left

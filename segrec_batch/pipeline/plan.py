@@ -171,7 +171,7 @@ class Plan:
         ((twice,),) = self._connection.execute(comparison.TWICE).fetchall()
         if twice:
             raise IndexStateError(
-                f"{twice} sources are listed or indexed twice; see jobs/maintain.py verify"
+                f"{twice} sources are listed or indexed twice; see segrec maintain verify"
             )
 
     def _count_superseded(self, request: Request, superseded: Snapshot) -> None:

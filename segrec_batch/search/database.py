@@ -62,7 +62,7 @@ def connect(
 ) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection on the newest snapshot of an index, or on that of a version.
 
-    `index` may also be a query cache, as `segrec duckdb` makes it.
+    `index` may also be a query cache, as `segrec cache` makes it.
 
     It has the views `images`, `regions`, `descriptors` and `failures` and the functions of
     `schemas/*.sql`, among them `pearson(a, b)` and `recommend(query, …)`; and `pearson_udf(a, b)`,
@@ -154,7 +154,7 @@ def reading(snapshot: Snapshot) -> Iterator[None]:
         if not of_the_disk or kind.endswith("FileNotFoundError"):
             raise IndexStateError(
                 f"{snapshot.index}: version {snapshot.version} has lost or damaged files: {text}; "
-                "jobs/maintain.py verify names them all. Put them back from a backup, roll back to "
+                "segrec maintain verify names them all. Put them back from a backup, roll back to "
                 "a version that does not need them, or index anew elsewhere"
             ) from error
         raise StorageError(f"{text} (TMPDIR names the folder of temporary files)") from error
@@ -170,7 +170,7 @@ def open_cache(
 ) -> Database:
     """A query cache, to read. Raises InputError for a file that is none.
 
-    The file may be anybody's. Only its tables are used, if they are those that `segrec duckdb`
+    The file may be anybody's. Only its tables are used, if they are those that `segrec cache`
     makes, under views and macros of this package.
     """
     try:
@@ -194,7 +194,7 @@ def open_cache(
     except (duckdb.Error, ModelError, ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f"{path} was made by another version of segrec_batch, or is damaged: "
-            f"{one_line(error)}; delete it and make it anew with segrec duckdb"
+            f"{one_line(error)}; delete it and make it anew with segrec cache"
         ) from error
     connection.execute(f"DETACH {_EXPECTED}")
     layout.create_views_of_attached(connection, CACHE, model)
@@ -202,7 +202,7 @@ def open_cache(
 
 
 def _no_cache(path: str, reason: str) -> InputError:
-    return InputError(f"{path} is not a query cache of `segrec duckdb`: {reason}")
+    return InputError(f"{path} is not a query cache of `segrec cache`: {reason}")
 
 
 def _identity(connection: duckdb.DuckDBPyConnection) -> tuple[str, int, str, ModelSpec]:

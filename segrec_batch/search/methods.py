@@ -53,7 +53,7 @@ class Method:
             has = ", ".join(descriptors) or "none"
             raise InputError(
                 f"no method {self.descriptor!r}: it is none of {', '.join(METRICS)}, nor a "
-                f"descriptor of this index, which has {has}; jobs/describe.py switches them on"
+                f"descriptor of this index, which has {has}; segrec describe switches them on"
             )
         if self.metric not in OF_VECTORS:
             raise InputError(f"no metric {self.metric!r} of vectors: say {', '.join(OF_VECTORS)}")

@@ -109,7 +109,7 @@ class Recommender:
         where = {"image_id": asked.image_id, "descriptor": method.descriptor}
         rows = self._rows("vector IS NOT NULL AS found, reason", "descriptors", where)
         if not rows or not rows[0]["found"]:
-            why = rows[0]["reason"] if rows else "run jobs/index.py with the model that has it"
+            why = rows[0]["reason"] if rows else "run segrec index with the model that has it"
             raise InputError(f"{asked.card.uri}: it has no vector of {method.descriptor}: {why}")
 
     def _rows(self, columns: str, table: str, where: Mapping[str, str]) -> list[dict[str, Any]]:

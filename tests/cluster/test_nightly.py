@@ -281,7 +281,7 @@ def test_a_stopped_night_is_tried_again_and_one_with_drift_fails(
 def test_a_job_that_fails_ends_the_night(place: Place, tmp_path: Path) -> None:
     code, log = place.run(tmp_path, SEGREC_NAME="bad", SEGREC_MODEL="/nowhere")
     assert code == 1, log
-    assert "make a model with jobs/train.py" in log
+    assert "make a model with segrec train" in log
     assert log.endswith("nightly: error: the index job did not succeed\n")
     assert place.jobs("bad") == {"index": "FAILED"}
 

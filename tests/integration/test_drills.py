@@ -55,7 +55,7 @@ def test_files_that_are_gone_or_damaged_end_the_run_before_it_begins(
     if damage == "damaged":
         storage.write_bytes(file, bytes(len(content)))
     storage.write_bytes(str(tmp_path / "a.jpg"), b"")
-    with pytest.raises(IndexStateError, match=r"lost or damaged files: .*jobs/maintain.py verify"):
+    with pytest.raises(IndexStateError, match=r"lost or damaged files: .*segrec maintain verify"):
         Plan(Request(str(tmp_path)), snapshot)
 
 

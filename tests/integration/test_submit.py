@@ -100,7 +100,7 @@ def test_an_error_of_the_job_is_that_of_the_submission(
     given = arguments(images, "/nowhere", tmp_path / "index")
     failed = head.ray("job", "submit", "--", "python", INDEX, *given)
     assert failed.returncode == 1
-    assert re.search(r"^error: .*/nowhere.*make a model with jobs/train.py", failed.stdout, re.M)
+    assert re.search(r"^error: .*/nowhere.*make a model with segrec train", failed.stdout, re.M)
     assert "Traceback" not in failed.stdout
     assert not exists(str(tmp_path / "index"))
 

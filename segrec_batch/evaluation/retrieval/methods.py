@@ -199,6 +199,6 @@ def _all_methods(descriptors: Iterable[str]) -> tuple[str, ...]:
 def _unknown(name: str, known: Sequence[str], descriptors: Sequence[str]) -> str:
     text = f"no method {name!r}; there are {', '.join(known)}, and all; "
     if not descriptors:
-        return f"{text}the index has no descriptors, jobs/describe.py adds them"
-    has = f"the index has the descriptors {', '.join(descriptors)}, jobs/describe.py adds others"
+        return f"{text}the index has no descriptors, segrec describe adds them"
+    has = f"the index has the descriptors {', '.join(descriptors)}, segrec describe adds others"
     return f"{text}NAME and NAME-METRIC of a descriptor, METRIC {', '.join(OF_VECTORS)}: {has}"
