@@ -219,7 +219,9 @@ def test_all_is_what_the_index_has() -> None:
 
 @pytest.mark.parametrize("name", ["sift", "sift-cosine", "hog-sine", "hog@2", "localised", "-dot"])
 def test_what_the_index_does_not_have_is_said(name: str) -> None:
-    with pytest.raises(InputError, match=rf"no method '{name}'.* descriptors hog, pca, segrec desc"):
+    with pytest.raises(
+        InputError, match=rf"no method '{name}'.* descriptors hog, pca, segrec desc"
+    ):
         resolve_methods(["pearson", name], ["hog", "pca"])
     with pytest.raises(InputError, match=r"has no descriptors, segrec describe adds them"):
         resolve_methods([name], [])
