@@ -33,12 +33,15 @@ CREATE OR REPLACE MACRO similarity(metric, a, b) AS
         END,
         'NaN'::DOUBLE);
 
--- What a method compares: a metric by itself is on features (NULL), NAME and NAME-METRIC are on the
--- vectors of a descriptor; and by which metric, a descriptor's by Euclidean distance.
+-- Metrics of features, by name; the table METRICS of segrec_batch/search/similarity.py has the same.
+CREATE OR REPLACE MACRO is_metric(method) AS method IN ('pearson', 'cosine', 'euclidean', 'dot');
+
+-- The descriptor of a method, NULL for a metric of features; NAME and NAME-METRIC compare the vectors
+-- of a descriptor. And its metric: Euclidean distance of a descriptor without one.
 CREATE OR REPLACE MACRO method_descriptor(method) AS
-    if(method IN ('pearson', 'cosine', 'euclidean', 'dot'), NULL, split_part(method, '-', 1));
+    if(is_metric(method), NULL, split_part(method, '-', 1));
 CREATE OR REPLACE MACRO method_metric(method) AS
-    if(method IN ('pearson', 'cosine', 'euclidean', 'dot'), method,
+    if(is_metric(method), method,
        coalesce(nullif(method[length(split_part(method, '-', 1)) + 2:], ''), 'euclidean'));
 
 -- Bits that are set in a list of 64-bit words.

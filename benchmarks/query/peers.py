@@ -30,8 +30,7 @@ from benchmarks.query.synthetic import (
 from segrec_batch.index.encode import image_id
 from segrec_batch.model.backbones import DEFAULT_BACKBONE
 from segrec_batch.search.database import open_index
-from segrec_batch.search.sql.connection import Access
-from segrec_batch.search.sql.work import WATCHED, Work, last_work
+from segrec_batch.search.sql.connection import PROFILED, Access, Work, last_work
 
 K = 10
 CORES = len(os.sched_getaffinity(0))
@@ -148,7 +147,7 @@ class Lance:
 
 
 def _watch(connection: Any) -> None:
-    for name, value in WATCHED.items():
+    for name, value in PROFILED.items():
         connection.execute(f"SET {name} = '{value}'")
 
 

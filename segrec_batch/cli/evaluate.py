@@ -163,7 +163,7 @@ def _segmentation(a: argparse.Namespace) -> "Report":
 
 
 def _add_retrieval(parser: argparse.ArgumentParser) -> None:
-    from segrec_batch.search.methods import OF_VECTORS
+    from segrec_batch.search.filters import VECTOR_METRICS
 
     default = defaults(api.evaluate_retrieval)
     storage = parser.add_argument_group("storage")
@@ -196,8 +196,8 @@ def _add_retrieval(parser: argparse.ArgumentParser) -> None:
         default=default["methods"],
         metavar="A,B",
         help=f"of {METHODS}; a descriptor of the index, by Euclidean distance; "
-        f"DESCRIPTOR-METRIC, METRIC of {', '.join(OF_VECTORS)}; all stands for the first and for "
-        "each descriptor as its paper compares it (default: all)",
+        f"DESCRIPTOR-METRIC, METRIC of {', '.join(VECTOR_METRICS)}; all stands for the first and "
+        "for each descriptor as its paper compares it (default: all)",
     )
     add(
         "--sigma",

@@ -188,7 +188,7 @@ def _show(a: argparse.Namespace) -> None:
     roots = known_roots(recommender, a.images_roots)
     cards, caption = round_cards(recommender, session, number, roots), session.caption(number)
     spec = recommender.database.spec
-    put(contact_sheet(a.format, cards, spec, session.criteria, caption), a.output, a.format)
+    put(contact_sheet(a.format, cards, spec, session.filters, caption), a.output, a.format)
 
 
 def _replay(a: argparse.Namespace) -> None:

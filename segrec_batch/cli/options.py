@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rich_argparse import RawDescriptionRichHelpFormatter
 
 if TYPE_CHECKING:
-    from segrec_batch.search.filters import Criteria
+    from segrec_batch.search.filters import Filters
 
 Group = argparse._ArgumentGroup
 INDEX_OR_CACHE = "folder of the index (local or s3://), or a query cache"
@@ -182,11 +182,11 @@ def add_query(parser: argparse.ArgumentParser) -> Group:
     return filters
 
 
-def query_filters(a: argparse.Namespace) -> "Criteria":
+def query_filters(a: argparse.Namespace) -> "Filters":
     """Return the filters and the method that the options of `add_query` name."""
-    from segrec_batch.search.filters import Criteria
+    from segrec_batch.search.filters import Filters
 
-    return Criteria(
+    return Filters(
         cls=a.cls,
         coverage=tuple(a.coverage),
         k=a.k,

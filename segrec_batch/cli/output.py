@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from segrec_batch.model.spec import ModelSpec
-    from segrec_batch.search.filters import Criteria
+    from segrec_batch.search.filters import Filters
     from segrec_batch.sheets.card import Card
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def _cell(value: object) -> str:
 
 
 def contact_sheet(
-    kind: str, cards: "Sequence[Card]", spec: "ModelSpec", filters: "Criteria", caption: str
+    kind: str, cards: "Sequence[Card]", spec: "ModelSpec", filters: "Filters", caption: str
 ) -> bytes:
     """Encode a query and its results, the first card and the others, as `html` or `png`."""
     from segrec_batch.sheets.html import render_sheet

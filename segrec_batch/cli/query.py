@@ -22,7 +22,7 @@ from segrec_batch.common import console
 from segrec_batch.common.errors import InputError
 
 if TYPE_CHECKING:
-    from segrec_batch.search.filters import Criteria
+    from segrec_batch.search.filters import Filters
     from segrec_batch.search.recommend import QueryImage, Recommendation, Recommender
     from segrec_batch.sources.roots import ImageRoots
 
@@ -65,10 +65,10 @@ def run(a: argparse.Namespace) -> None:
     start_decoder(a)
     from segrec_batch.search.database import open_index
     from segrec_batch.search.recommend import Recommender
-    from segrec_batch.search.sql.work import WATCHED, last_work
+    from segrec_batch.search.sql.connection import PROFILED, last_work
 
     filters = replace(query_filters(a), penalise=a.penalise, rerank=a.rerank, depth=a.depth)
-    settings = WATCHED if a.explain else {}
+    settings = PROFILED if a.explain else {}
     recommender = Recommender(open_index(a.index, a.version, settings=settings))
     query = query_image(a, recommender, filters)
     results = recommender.recommend(query, filters)
@@ -90,7 +90,7 @@ def start_decoder(a: argparse.Namespace) -> None:
 
 
 def query_image(
-    a: argparse.Namespace, recommender: "Recommender", filters: "Criteria"
+    a: argparse.Namespace, recommender: "Recommender", filters: "Filters"
 ) -> "QueryImage":
     """Return the image that the options of `add_query` name. Raises InputError."""
     from segrec_batch.model.engines import choose_engine, find_device
@@ -135,7 +135,7 @@ def _encode(
     recommender: "Recommender",
     query: "QueryImage",
     results: "list[Recommendation]",
-    filters: "Criteria",
+    filters: "Filters",
     roots: Sequence[str],
 ) -> bytes:
     spec = recommender.database.spec
@@ -154,7 +154,7 @@ def _encode(
         [r.uri for r in results],
         [r.image_id for r in results],
     ]
-    if filters.reranked:
+    if filters.second_ranking:
         names.insert(2, "mask_iou")
         columns.insert(2, [r.mask_iou for r in results])
     return formatted(kind, names, columns, str(filters))

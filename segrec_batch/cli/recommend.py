@@ -92,10 +92,10 @@ def run(a: argparse.Namespace) -> None:
     from segrec_batch.search.batch.choice import Choice
     from segrec_batch.search.batch.plan import Request
     from segrec_batch.search.batch.run import Execution, recommend_all
-    from segrec_batch.search.filters import Criteria
+    from segrec_batch.search.filters import Filters
 
     check_places({"--output": a.output}, {"--index": a.index, "--queries": a.queries})
-    request = Request(Criteria(a.cls, tuple(a.coverage), a.k), a.queries)
+    request = Request(Filters(a.cls, tuple(a.coverage), a.k), a.queries)
     choice = Choice(a.k, not a.keep_copies, a.near_duplicates, a.diversity, a.pool)
     counts = recommend_all(
         a.index,

@@ -53,15 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(a: argparse.Namespace) -> None:
     """Run the command."""
     from segrec_batch.search.database import open_index
-    from segrec_batch.search.sql.connection import Access
+    from segrec_batch.search.sql.connection import PROFILED, Access, last_work
     from segrec_batch.search.sql.guard import ask
     from segrec_batch.search.sql.limits import Limits, last_resort
-    from segrec_batch.search.sql.work import WATCHED, last_work
 
     if not 0 < a.timeout <= 10**7:
         raise InputError(f"--timeout {a.timeout:g}: give seconds above 0, at most 10000000")
     parameters = dict(_parameter(text) for text in a.parameters)
-    settings = WATCHED if a.explain else {}
+    settings = PROFILED if a.explain else {}
     database = open_index(a.index, a.version, Access.SEALED, settings)
     with last_resort(a.timeout + min(a.timeout, 10)):
         table = ask(database, a.sql, parameters, Limits(seconds=a.timeout))

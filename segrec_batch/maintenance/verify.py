@@ -25,7 +25,8 @@ from segrec_batch.index.schema import (
 )
 from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.model.spec import COMMON_GRID, ModelSpec
-from segrec_batch.search.database import open_files, query
+from segrec_batch.search.database import open_files
+from segrec_batch.search.sql.connection import query
 from segrec_batch.sources import storage
 
 _SHOWN = 5  # examples of one kind of problem in one file

@@ -22,7 +22,8 @@ from segrec_batch.distributed.scratch import scratch_folder
 from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.pipeline import comparison
 from segrec_batch.pipeline.stage_schema import MANIFEST
-from segrec_batch.search.database import open_database, query, reading
+from segrec_batch.search.database import open_database, reading
+from segrec_batch.search.sql.connection import query
 from segrec_batch.search.sql.views import select_with_part
 from segrec_batch.sources.listing import NO_EXTENSION, FileCounts, iter_files, nothing_found
 from segrec_batch.sources.recognise import find_images

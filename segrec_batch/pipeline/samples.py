@@ -18,8 +18,8 @@ from segrec_batch.distributed import cluster
 from segrec_batch.distributed.tasks import each
 from segrec_batch.index.snapshot import Snapshot, choose_roots
 from segrec_batch.pipeline import moments
-from segrec_batch.search.database import Database, open_files, query
-from segrec_batch.search.sql.batches import batches
+from segrec_batch.search.database import Database, open_files
+from segrec_batch.search.sql.connection import batches, query
 
 log = logging.getLogger(__name__)
 

@@ -1,18 +1,16 @@
 """An index as a DuckDB database: views of one snapshot, and the SQL functions."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
 
 from segrec_batch.common.errors import IndexStateError, InputError, ModelError, StorageError
 from segrec_batch.index.snapshot import Snapshot, empty_snapshot, model_uri, open_snapshot
 from segrec_batch.model.spec import ModelSpec, bundle_id, check_class_names
 from segrec_batch.search import cache_layout as layout
-from segrec_batch.search.sql import oracle
 from segrec_batch.search.sql.connection import (
     Access,
     Settings,
@@ -22,7 +20,7 @@ from segrec_batch.search.sql.connection import (
     restrict,
 )
 from segrec_batch.search.sql.remote import SnapshotFiles
-from segrec_batch.search.sql.views import create_views, names_of, quoted
+from segrec_batch.search.sql.views import create_views, names_of, quoted, register_pearson_udf
 from segrec_batch.sources import storage
 from segrec_batch.sources.roots import SCHEMES, scheme_of
 from segrec_batch.sources.strict_json import parse_json
@@ -83,7 +81,7 @@ def connect(
     """
     access = Access.LOCKED if locked else Access.OPEN
     connection = open_index(index, version, access, settings).connection
-    oracle.register(connection)
+    register_pearson_udf(connection)
     return connection
 
 
@@ -258,15 +256,3 @@ def open_database(
     if storage.is_remote(snapshots[0].index):
         connection.register_filesystem(SnapshotFiles(snapshots))
     return connection
-
-
-def query(
-    connection: duckdb.DuckDBPyConnection,
-    sql: str,
-    parameters: Sequence[object] | Mapping[str, object] = (),
-) -> pa.Table:
-    """Run SQL that returns rows. Raises InputError with DuckDB's message."""
-    try:
-        return connection.sql(sql, params=parameters or None).to_arrow_table()
-    except duckdb.Error as error:
-        raise InputError(f"SQL: {one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""What to ask an index for, as the arguments of the SQL macro `recommend`."""
+"""Filters of a query and the method that ranks, as arguments of the SQL macro `recommend`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -6,13 +6,67 @@ from typing import Any
 
 from segrec_batch.common.errors import InputError
 from segrec_batch.model.spec import BACKGROUND, ModelSpec
-from segrec_batch.search.methods import LOCALISED, Method
+from segrec_batch.search.similarity import METRICS
 from segrec_batch.sheets.card import EVERYTHING
+
+VECTOR_METRICS = tuple(name for name in METRICS if name != "pearson")
+"""Metrics of the vectors of descriptors."""
+
+LOCALISED = "localised"
+"""Method of Waqas 2023: rank within a category, then the first images by mask IoU of foreground."""
 
 
 @dataclass(frozen=True)
-class Criteria:
-    """What to rank: regions of a class with their coverage σ in a window, or whole images.
+class Method:
+    """A metric of features (`descriptor` None) or of the vectors of a descriptor."""
+
+    descriptor: str | None
+    metric: str
+
+    @classmethod
+    def of(cls, name: str) -> "Method":
+        """Parse METRIC, NAME or NAME-METRIC, as SQL does.
+
+        >>> Method.of("pca-cosine")
+        Method(descriptor='pca', metric='cosine')
+        >>> str(Method.of("texture"))
+        'Euclidean distance of texture'
+        """
+        if name in METRICS:
+            return cls(None, name)
+        descriptor, _, metric = name.partition("-")
+        return cls(descriptor, metric or "euclidean")
+
+    def check(self, descriptors: Sequence[str]) -> None:
+        """Raise InputError for a descriptor that an index lacks, or an unknown metric."""
+        if self.descriptor is None:
+            return
+        if self.descriptor not in descriptors:
+            has = ", ".join(descriptors) or "none"
+            raise InputError(
+                f"no method {self.descriptor!r}: it is none of {', '.join(METRICS)}, nor a "
+                f"descriptor of this index, which has {has}; segrec describe switches them on"
+            )
+        if self.metric not in VECTOR_METRICS:
+            metrics = ", ".join(VECTOR_METRICS)
+            raise InputError(f"no metric {self.metric!r} of vectors: say {metrics}")
+
+    @property
+    def label(self) -> str:
+        """One word for the score."""
+        return METRICS[self.metric].label
+
+    def shown_score(self, score: float | None) -> float | None:
+        """Return a score as people read it: a distance without its minus."""
+        return -score if score is not None and METRICS[self.metric].is_distance else score
+
+    def __str__(self) -> str:
+        return METRICS[self.metric].text + (f" of {self.descriptor}" if self.descriptor else "")
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Filters of a query: regions of a class with their coverage σ in a window, or whole images.
 
     The other fields are as the arguments of the SQL macro `recommend`.
     """
@@ -29,9 +83,7 @@ class Criteria:
     method: str = "pearson"
 
     def check(self, spec: ModelSpec) -> None:
-        """Raises InputError for a class or method that the index does not know, or a window that is
-        empty.
-        """
+        """Raise InputError for an unknown class or method, an empty window or a bad number."""
         classes = spec.all_classes
         if self.cls is not None and self.cls not in classes:
             raise InputError(f"no class {self.cls!r} in this index; it has {', '.join(classes)}")
@@ -48,39 +100,36 @@ class Criteria:
         Method.of(self.method).check([d.name for d in spec.descriptors])
 
     @property
-    def _described(self) -> bool:
-        return Method.of(self.method).descriptor is not None
-
-    @property
-    def regional(self) -> bool:
-        """Whether regions are compared, not whole images, as descriptors are."""
-        return self.cls is not None and self.scope == "region" and not self._described
+    def is_regional(self) -> bool:
+        """Regions are compared, not whole images. Descriptors are of whole images."""
+        is_feature = Method.of(self.method).descriptor is None
+        return self.cls is not None and self.scope == "region" and is_feature
 
     def __str__(self) -> str:
         low, high = self.coverage
-        what = f"regions of class {self.cls}" if self.regional else "whole images"
-        window = f"{'' if self.regional else f' with {self.cls}'}, σ {low:g} to {high:g}"
+        subject = f"regions of class {self.cls}" if self.is_regional else "whole images"
+        window = f"{'' if self.is_regional else f' with {self.cls}'}, σ {low:g} to {high:g}"
         window = window if self.cls else ""
         order = str(Method.of(self.method))
-        if self.reranked:
-            order += f", the first {self.depth} by {self.reranked.replace('_iou', ' IoU')}"
+        if self.second_ranking:
+            order += f", the first {self.depth} by {self.second_ranking.replace('_iou', ' IoU')}"
         beyond = "last" if self.penalise else "left out"
         distance = "" if self.epsilon is None else f", beyond distance {self.epsilon:g} {beyond}"
-        return f"{what}{window}, ranked by {order}{distance}"
+        return f"{subject}{window}, ranked by {order}{distance}"
 
     @property
-    def reranked(self) -> str | None:
-        """By what the first are ranked again, if the method does not say otherwise."""
+    def second_ranking(self) -> str | None:
+        """The measure that ranks the first images again: `rerank`, or that of the method."""
         return self.rerank or ("foreground_iou" if self.method == LOCALISED else None)
 
-    def compared_masks(self, classes: Sequence[str]) -> Sequence[str]:
-        """The classes whose masks say by what the first are ranked again."""
-        if self.reranked == "foreground_iou":
+    def mask_classes(self, classes: Sequence[str]) -> Sequence[str]:
+        """Return the classes whose masks `second_ranking` compares."""
+        if self.second_ranking == "foreground_iou":
             return (BACKGROUND,)
         return (self.cls,) if self.cls else classes
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of the SQL macro, by name."""
-        found: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        low, high = found.pop("coverage")
-        return {"class": found.pop("cls"), "min_coverage": low, "max_coverage": high, **found}
+        """Return the arguments of the SQL macro, by name."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        low, high = values.pop("coverage")
+        return {"class": values.pop("cls"), "min_coverage": low, "max_coverage": high, **values}

@@ -14,20 +14,19 @@ from segrec_batch.model.engines import EngineChoice, load_segmenter
 from segrec_batch.model.segmentation import Segmentation
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.search.database import Database
-from segrec_batch.search.filters import Criteria
-from segrec_batch.search.methods import Method
+from segrec_batch.search.filters import Filters, Method
 from segrec_batch.sheets.card import Card
 
 
 def look(
-    database: Database, name: str, content: bytes, criteria: Criteria, engine: EngineChoice
+    database: Database, name: str, content: bytes, filters: Filters, engine: EngineChoice
 ) -> tuple[Card, dict[str, Any]]:
     """The image as a card, and the arguments of the SQL macro: query, coverages, masks, category.
 
     Raises InputError for what is no image, or has no region of the class.
     """
     spec = database.spec
-    criteria.check(spec)
+    filters.check(spec)
     try:
         image = sandbox.shared().decode(content, spec.shapes, sandbox.INTERACTIVE_SECONDS)
     except ImageError as error:
@@ -38,11 +37,11 @@ def look(
     shares = dict(zip(spec.all_classes, (counts / counts.sum()).tolist(), strict=True))
     mask = found.masks[0]
     png = encode.mask_png(mask, list(spec.colours.values()))
-    vector, category = _compared(database, name, image, found, mask, criteria, engine)
+    vector, category = _compared(database, name, image, found, mask, filters, engine)
     seen = {
         "query": vector.tolist(),
         "coverages": list(shares.values()),
-        "masks": _bitmaps(found, criteria, spec),
+        "masks": _bitmaps(found, filters, spec),
         "category": category,
     }
     return Card(name, content, png, shares, None), seen
@@ -54,18 +53,18 @@ def _compared(
     image: DecodedImage,
     found: Segmentation,
     mask: encode.Labels,
-    criteria: Criteria,
+    filters: Filters,
     engine: EngineChoice,
 ) -> tuple[NDArray[np.float32], str | None]:
     """What of the image is compared, and its category."""
-    descriptor = Method.of(criteria.method).descriptor
+    descriptor = Method.of(filters.method).descriptor
     if descriptor is not None:
         return _described(database, name, image, found, mask, descriptor, engine)
-    if criteria.cls is None or not criteria.regional:
+    if filters.cls is None or not filters.is_regional:
         return found.feature[0], None
-    k = database.spec.all_classes.index(criteria.cls)
+    k = database.spec.all_classes.index(filters.cls)
     if found.counts[0, k] == 0:
-        raise InputError(f"{name}: the model sees no {criteria.cls} in it")
+        raise InputError(f"{name}: the model sees no {filters.cls} in it")
     return found.region_features[0, k], None
 
 
@@ -98,9 +97,9 @@ def _described(
     return np.frombuffer(entry["vector"], np.float32), entry["category"]
 
 
-def _bitmaps(found: Segmentation, criteria: Criteria, spec: ModelSpec) -> dict[str, list[int]]:
+def _bitmaps(found: Segmentation, filters: Filters, spec: ModelSpec) -> dict[str, list[int]]:
     """Bitmaps of the classes by which the first images are ranked again."""
-    wanted = criteria.compared_masks(spec.classes)
+    wanted = filters.mask_classes(spec.classes)
     return {
         label: encode.bitmap_words((found.common[0] == i).ravel()).tolist()
         for i, label in enumerate(spec.all_classes)

@@ -7,10 +7,10 @@ from typing import Any
 from segrec_batch.common.errors import InputError
 from segrec_batch.index.schema import coverage_column
 from segrec_batch.model.engines import EngineChoice, choose_engine
-from segrec_batch.search.database import Database, query
-from segrec_batch.search.filters import Criteria
-from segrec_batch.search.methods import Method
+from segrec_batch.search.database import Database
+from segrec_batch.search.filters import Filters, Method
 from segrec_batch.search.new_image import look
+from segrec_batch.search.sql.connection import query
 from segrec_batch.search.sql.views import identifier
 from segrec_batch.sheets.card import Card
 from segrec_batch.sources.roots import ImageRoots, OutsideRootsError, fetch_images
@@ -63,22 +63,22 @@ class Recommender:
         return QueryImage(card, row["image_id"])
 
     def new_image(
-        self, name: str, content: bytes, criteria: Criteria, engine: EngineChoice | None = None
+        self, name: str, content: bytes, filters: Filters, engine: EngineChoice | None = None
     ) -> QueryImage:
         """Segment an image with the index's own model. InputError for what is no image."""
         engine = engine or choose_engine(backbone=self.database.spec.backbone_spec)
-        card, seen = look(self.database, name, content, criteria, engine)
+        card, seen = look(self.database, name, content, filters, engine)
         return QueryImage(card, None, seen)
 
-    def recommend(self, asked: QueryImage, criteria: Criteria) -> list[Recommendation]:
+    def recommend(self, asked: QueryImage, filters: Filters) -> list[Recommendation]:
         """The most similar images, best first. InputError if the query has no such region."""
-        criteria.check(self.database.spec)
-        if asked.image_id and criteria.cls and criteria.regional:
-            region = {"image_id": asked.image_id, "class": criteria.cls}
+        filters.check(self.database.spec)
+        if asked.image_id and filters.cls and filters.is_regional:
+            region = {"image_id": asked.image_id, "class": filters.cls}
             if not self._rows("uri", "regions", region):
-                raise InputError(f"{asked.card.uri}: the index has no {criteria.cls} in it")
-        self._check_described(asked, Method.of(criteria.method))
-        values = {**criteria.arguments(), **(asked.seen or {"query": asked.image_id})}
+                raise InputError(f"{asked.card.uri}: the index has no {filters.cls} in it")
+        self._check_described(asked, Method.of(filters.method))
+        values = {**filters.arguments(), **(asked.seen or {"query": asked.image_id})}
         kinds = _KINDS if asked.seen else {}
         named = [f"{n} := ${n}{kinds.get(n, '')}" for n in values if n != "query"]
         kind = "FLOAT[]" if asked.seen else "VARCHAR"
@@ -144,7 +144,7 @@ def cards(
     """
     shown = Method.of(method)
     answer = [
-        Card(r.uri, None, r.mask, r.coverage, shown.told(r.score), r.mask_iou, shown.label)
+        Card(r.uri, None, r.mask, r.coverage, shown.shown_score(r.score), r.mask_iou, shown.label)
         for r in found
     ]
     bare = [card for card in (asked.card, *answer) if card.image is None]

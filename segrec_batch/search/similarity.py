@@ -16,6 +16,11 @@ Floats = NDArray[np.float64]
 Features = NDArray[np.float32]
 Prepare = Callable[[Features], Floats]
 
+PLACES = 12
+"""Decimal places of scores by block products, which are exact to 1e-12."""
+PAIR_PLACES = 14
+"""Decimal places of scores of single pairs, as the SQL macros `pearson` and `similarity` have."""
+
 _TILE = 2**21  # values of candidates that are in float64 at once: 16 MB
 _COLUMNS = 512  # whose mixed products are exact, see `dots`
 _HIGH, _LOW = 2.0**26, 2.0**48  # 1 / the grids of the two parts of a value
@@ -113,9 +118,15 @@ def _split(x: Floats) -> tuple[Floats, Floats]:
     return high, np.rint((x - high) * _LOW) / _LOW
 
 
-def rounded(values: Floats) -> Floats:
-    """Return values to 12 decimal places."""
-    return np.asarray(np.round(values, 12))
+def rounded(values: Floats, places: int = PLACES) -> Floats:
+    """Return values to some decimal places, halves away from 0 as in SQL.
+
+    NumPy rounds halves to the even neighbour.
+    """
+    factor = 10.0**places
+    scaled = np.abs(values) * factor
+    whole = np.floor(scaled)
+    return np.asarray(np.copysign(whole + (scaled - whole >= 0.5), values) / factor)
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,9 @@ class Metric:
     """A similarity of vectors, higher for more similar ones.
 
     Attributes:
-        name: as in `recommend(…, method := …)`.
+        name: as in `recommend(…, method := …)`, and in the SQL macros.
+        label: one word for the score.
+        text: name in a sentence.
         prepare: rows as the metric compares them, (n, C) → (n, C) float64; NaN where it is
             undefined.
         is_angle: prepared rows have length 1, and the score is their product.
@@ -131,6 +144,8 @@ class Metric:
     """
 
     name: str
+    label: str
+    text: str
     prepare: Prepare
     is_angle: bool = False
     is_distance: bool = False
@@ -165,10 +180,10 @@ class Metric:
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("pearson", standardised, is_angle=True),
-        Metric("cosine", normalised, is_angle=True),
-        Metric("euclidean", raw, is_distance=True),
-        Metric("dot", raw),
+        Metric("pearson", "Pearson", "Pearson correlation", standardised, is_angle=True),
+        Metric("cosine", "Cosine", "cosine", normalised, is_angle=True),
+        Metric("euclidean", "Distance", "Euclidean distance", raw, is_distance=True),
+        Metric("dot", "Product", "inner product", raw),
     )
 }
 """Metrics by name.

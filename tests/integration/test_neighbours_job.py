@@ -24,7 +24,7 @@ from segrec_batch.index.snapshot import open_snapshot
 from segrec_batch.search.batch.choice import RECOMMENDATIONS, Choice
 from segrec_batch.search.batch.plan import Request
 from segrec_batch.search.batch.run import Execution, recommend_all
-from segrec_batch.search.filters import Criteria
+from segrec_batch.search.filters import Filters
 from segrec_batch.sources import storage
 from tests.support.commands import exit_code
 from tests.support.feature_index import add_images, names, write_index
@@ -87,7 +87,7 @@ def read(output: Path) -> Answers:
     return found
 
 
-def by_sql(index: str, criteria: Criteria) -> Answers:
+def by_sql(index: str, filters: Filters) -> Answers:
     """What `recommend` gives for each image, less what it has no Pearson for."""
     connection = segrec_batch.connect(index)
     found = {}
@@ -96,7 +96,7 @@ def by_sql(index: str, criteria: Criteria) -> Answers:
             "SELECT image_id, pearson FROM recommend(?, k := ?, class := ?, min_coverage := ?, "
             "max_coverage := ?, distinct_content := ?) WHERE pearson IS NOT NULL ORDER BY rank"
         )
-        how = [criteria.k, criteria.cls, *criteria.coverage, criteria.distinct_content]
+        how = [filters.k, filters.cls, *filters.coverage, filters.distinct_content]
         rows = connection.execute(sql, [query, *how])
         if answer := rows.fetchall():
             found[query] = answer
@@ -104,7 +104,7 @@ def by_sql(index: str, criteria: Criteria) -> Answers:
 
 
 SCOPES = [
-    Criteria(k=7), Criteria("car", k=7), Criteria("car", (0.3, 0.7), k=3), Criteria(k=400),
+    Filters(k=7), Filters("car", k=7), Filters("car", (0.3, 0.7), k=3), Filters(k=400),
 ]  # fmt: skip
 
 
@@ -112,27 +112,27 @@ ALL_COPIES = [replace(scope, distinct_content=False) for scope in (SCOPES[0], SC
 
 
 @pytest.mark.parametrize(
-    "criteria",
+    "filters",
     [SCOPES[0], *(pytest.param(c, marks=pytest.mark.slow) for c in (*SCOPES[1:3], *ALL_COPIES))],
     ids=lambda c: f"{c}, {'each content once' if c.distinct_content else 'all'}",
 )
 def test_answers_are_those_of_sql_bit_for_bit(
-    special: str, tmp_path: Path, criteria: Criteria
+    special: str, tmp_path: Path, filters: Filters
 ) -> None:
-    choice = Choice(criteria.k, distinct=criteria.distinct_content)
-    counts = run(special, tmp_path, Request(criteria), choice)
-    expected = by_sql(special, criteria)
+    choice = Choice(filters.k, distinct=filters.distinct_content)
+    counts = run(special, tmp_path, Request(filters), choice)
+    expected = by_sql(special, filters)
     assert read(tmp_path) == expected
     assert counts["answered"] == len(expected)
     assert counts["recommendations"] == sum(map(len, expected.values()))
 
 
-@pytest.mark.parametrize("criteria", [Criteria("tree", (0.05, 0.9), k=5), Criteria(k=30)], ids=str)
+@pytest.mark.parametrize("filters", [Filters("tree", (0.05, 0.9), k=5), Filters(k=30)], ids=str)
 def test_answers_on_an_index_of_images_are_those_of_sql(
-    index: str, tmp_path: Path, criteria: Criteria
+    index: str, tmp_path: Path, filters: Filters
 ) -> None:
-    run(index, tmp_path, Request(criteria), Choice(criteria.k), part_size=5)
-    assert read(tmp_path) == by_sql(index, criteria)
+    run(index, tmp_path, Request(filters), Choice(filters.k), part_size=5)
+    assert read(tmp_path) == by_sql(index, filters)
 
 
 def distinct(index: str, ranked: Answers) -> Answers:
@@ -150,10 +150,10 @@ def distinct(index: str, ranked: Answers) -> Answers:
 
 @pytest.mark.slow
 def test_near_duplicates_are_left_out_and_the_rest_is_mixed(special: str, tmp_path: Path) -> None:
-    criteria, limit, weight, pool = Criteria(k=4), 0.9, 0.6, 9
+    filters, limit, weight, pool = Filters(k=4), 0.9, 0.6, 9
     choice = Choice(4, near_duplicates=limit, diversity=weight, pool=pool)
-    run(special, tmp_path, Request(criteria), choice)
-    ranked = by_sql(special, Criteria(k=COUNT, distinct_content=False))
+    run(special, tmp_path, Request(filters), choice)
+    ranked = by_sql(special, Filters(k=COUNT, distinct_content=False))
     r = {query: dict(answer) for query, answer in ranked.items()}
     expected: Answers = {}
     for query, answer in distinct(special, ranked).items():
@@ -181,7 +181,7 @@ def test_every_query_is_answered_or_has_a_reason(special: str, tmp_path: Path) -
     uris = names(COUNT)
     asked = [image_id(uri) for uri in (*uris[:20], *uris[5:9], "/nowhere.jpg")]
     pq.write_table(pa.table({"x": range(26), "image_id": [*asked, None]}), tmp_path / "ids.parquet")
-    request = Request(Criteria("car", k=3), str(tmp_path / "ids.parquet"))
+    request = Request(Filters("car", k=3), str(tmp_path / "ids.parquet"))
     counts = run(special, tmp_path / "out", request, Choice(3))
     assert counts["queries"] == 21, "each image once"
     constant = "Pearson is undefined (a constant vector)"
@@ -197,7 +197,7 @@ def test_every_query_is_answered_or_has_a_reason(special: str, tmp_path: Path) -
 
 def test_a_window_that_nobody_passes_is_a_reason(special: str, tmp_path: Path) -> None:
     sql = f"SELECT '{image_id(names(2)[1])}' AS image_id;"
-    request = Request(Criteria("car", (0.5, 0.5)), sql)
+    request = Request(Filters("car", (0.5, 0.5)), sql)
     counts = run(special, tmp_path, request, Choice(3))
     assert counts["unanswered"] == {"no candidate is left": 1}
     assert list(unanswered(tmp_path).values()) == ["no candidate is left"]
@@ -205,13 +205,13 @@ def test_a_window_that_nobody_passes_is_a_reason(special: str, tmp_path: Path) -
 
 
 def test_the_schema_is_written_out(special: str, tmp_path: Path) -> None:
-    run(special, tmp_path, Request(Criteria("car", k=1), "FROM images LIMIT 70"), Choice(1))
+    run(special, tmp_path, Request(Filters("car", k=1), "FROM images LIMIT 70"), Choice(1))
     parts = sorted((tmp_path / "class=car").iterdir())
     assert [p.name for p in parts] == ["part-000000.parquet"]
     assert pq.read_schema(parts[0]).equals(RECOMMENDATIONS)
     assert pq.read_table(parts[0], partitioning=None)["coverage"].null_count == 0
     other = tmp_path / "images"
-    run(special, other, Request(Criteria(k=1), "FROM images LIMIT 70"), Choice(1))
+    run(special, other, Request(Filters(k=1), "FROM images LIMIT 70"), Choice(1))
     sql = f"FROM read_parquet('{other}/*/*.parquet', hive_partitioning = true)"
     assert duckdb.sql(f"SELECT DISTINCT class, coverage {sql}").fetchall() == [(None, None)]
 
@@ -228,7 +228,7 @@ def contents_of(output: Path) -> dict[str, bytes]:
 def test_running_again_does_only_what_is_missing(
     special: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    request, choice = Request(Criteria(k=2)), Choice(2)
+    request, choice = Request(Filters(k=2)), Choice(2)
     counts = run(special, tmp_path, request, choice)
     complete = state(tmp_path)
     assert run(special, tmp_path, request, choice) == counts
@@ -245,7 +245,7 @@ def test_running_again_does_only_what_is_missing(
 
 
 def test_an_output_belongs_to_one_request(special: str, tmp_path: Path) -> None:
-    request, choice = Request(Criteria(k=2), "FROM images LIMIT 5"), Choice(2)
+    request, choice = Request(Filters(k=2), "FROM images LIMIT 5"), Choice(2)
     run(special, tmp_path, request, choice)
     with pytest.raises(InputError, match=r"complete .*k 2, not 3.*--overwrite"):
         run(special, tmp_path, request, Choice(3))
@@ -262,7 +262,7 @@ def test_an_output_belongs_to_one_request(special: str, tmp_path: Path) -> None:
 def test_an_output_belongs_to_one_snapshot(tmp_path: Path) -> None:
     index, output = str(tmp_path / "index"), tmp_path / "out"
     old = write_index(index, features())
-    request, choice = Request(Criteria(k=2), "FROM images"), Choice(2)
+    request, choice = Request(Filters(k=2), "FROM images"), Choice(2)
     run(index, output, request, choice)
     before = contents_of(output)
     (output / "_SUCCESS").unlink()
@@ -290,31 +290,31 @@ def test_queries_that_make_no_sense_are_an_error(
     (tmp_path / "BROKEN.parquet").write_bytes(b"no table")
     queries = queries.replace("BROKEN", str(tmp_path / "BROKEN"))
     with pytest.raises(InputError, match=message):
-        run(special, tmp_path / "out", Request(Criteria(), queries), Choice())
+        run(special, tmp_path / "out", Request(Filters(), queries), Choice())
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("criteria", "choice", "message"),
+    ("filters", "choice", "message"),
     [
-        (Criteria("boat"), Choice(), "no class"),
-        (Criteria(), Choice(near_duplicates=1.5), "near-duplicates"),
-        (Criteria(), Choice(diversity=0), "diversity"),
-        (Criteria(), Choice(pool=20), "--diversity"),
-        (Criteria(), Choice(10, diversity=0.5, pool=9), "less than k"),
+        (Filters("boat"), Choice(), "no class"),
+        (Filters(), Choice(near_duplicates=1.5), "near-duplicates"),
+        (Filters(), Choice(diversity=0), "diversity"),
+        (Filters(), Choice(pool=20), "--diversity"),
+        (Filters(), Choice(10, diversity=0.5, pool=9), "less than k"),
     ],
 )
 def test_options_out_of_range_are_an_error(
-    special: str, tmp_path: Path, criteria: Criteria, choice: Choice, message: str
+    special: str, tmp_path: Path, filters: Filters, choice: Choice, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        run(special, tmp_path, Request(criteria), choice)
+        run(special, tmp_path, Request(filters), choice)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_an_error(special: str, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="no GPU"):
-        run(special, tmp_path, Request(Criteria()), Choice(), execution=Execution("cuda"))
+        run(special, tmp_path, Request(Filters()), Choice(), execution=Execution("cuda"))
 
 
 def command(index: str, output: object) -> list[str]:

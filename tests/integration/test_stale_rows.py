@@ -30,7 +30,8 @@ from segrec_batch.pipeline.plan import Plan, Request
 from segrec_batch.pipeline.run_stats import Account
 from segrec_batch.pipeline.stage_schema import SEGMENTED
 from segrec_batch.pipeline.stages import decode_batch, write_batch
-from segrec_batch.search.database import open_files, query
+from segrec_batch.search.database import open_files
+from segrec_batch.search.sql.connection import query
 from tests.support.feature_index import SPEC, Bundle
 
 SHAPES = ((16, 16),)

@@ -35,15 +35,15 @@ from segrec_batch.model.bundle import load_model
 from segrec_batch.model.spec import DescriptorSpec, read_spec
 from segrec_batch.search.batch.output import read_receipt
 from segrec_batch.search.cache import refresh_cache
-from segrec_batch.search.database import Database, is_cache, open_index, query
+from segrec_batch.search.database import Database, is_cache, open_index
 from segrec_batch.search.feedback import rounds
 from segrec_batch.search.feedback.refine import Weights
 from segrec_batch.search.feedback.session import KEY, Session, Shown
 from segrec_batch.search.feedback.session import read as read_session
 from segrec_batch.search.feedback.session import write as write_session
-from segrec_batch.search.filters import Criteria
+from segrec_batch.search.filters import Filters
 from segrec_batch.search.recommend import QueryImage, Recommender
-from segrec_batch.search.sql.connection import Access
+from segrec_batch.search.sql.connection import Access, query
 from segrec_batch.search.sql.guard import ask
 from segrec_batch.search.sql.limits import Limits
 from segrec_batch.sheets.card import Card
@@ -359,8 +359,8 @@ def _ask(
 def _recommend(database: Database) -> None:
     recommender = Recommender(database)
     asked = recommender.indexed_image("uri", names(1, 1)[0])
-    for criteria in (Criteria(k=3), Criteria("car", k=3), Criteria("car", k=3, rerank="mask_iou")):
-        recommender.recommend(asked, criteria)
+    for filters in (Filters(k=3), Filters("car", k=3), Filters("car", k=3, rerank="mask_iou")):
+        recommender.recommend(asked, filters)
 
 
 def _descriptor_rows() -> pa.Table:
@@ -537,9 +537,9 @@ class SessionTarget(Target):
             shown = [Shown(0, "query", i + 1, ids[i], names(4)[i], 0.5, mark)
                      for i, mark in enumerate((1.0, 0.0, 0.5))]  # fmt: skip
             shown += [Shown(1, way, 1, ids[3], names(4)[3], None) for way in ("rocchio",)]
-            criteria = Criteria("car", k=3) if name == "indexed" else Criteria(k=3)
+            filters = Filters("car", k=3) if name == "indexed" else Filters(k=3)
             session = Session(
-                str(index), snapshot.version, snapshot.model_id, asked, criteria, Weights(), False,
+                str(index), snapshot.version, snapshot.model_id, asked, filters, Weights(), False,
                 shown,
             )  # fmt: skip
             write_session(session, str(self.input / name))

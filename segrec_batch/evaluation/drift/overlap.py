@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from segrec_batch.search.database import Database, query
+from segrec_batch.search.database import Database
+from segrec_batch.search.sql.connection import query
 
 WHOLE, REGION = "whole images", "regions of the dominant class"
 

@@ -14,8 +14,8 @@ from segrec_batch.evaluation.drift.counts import COUNTS, as_counts
 from segrec_batch.evaluation.drift.coverage import BINS
 from segrec_batch.index.schema import coverage_column, schemas
 from segrec_batch.index.snapshot import Snapshot
-from segrec_batch.search.database import open_database, query
-from segrec_batch.search.sql.batches import run
+from segrec_batch.search.database import open_database
+from segrec_batch.search.sql.connection import query, run
 from segrec_batch.search.sql.views import identifier, quoted, schema_file, select
 
 REASONS = 200  # that are told apart; the others of a stage are counted together

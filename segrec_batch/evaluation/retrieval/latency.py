@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from segrec_batch.evaluation.retrieval.collection import Collection, Features, Ints
 from segrec_batch.evaluation.retrieval.methods import parse_method
 from segrec_batch.evaluation.retrieval.settings import PAPER_EPSILON, PAPER_WINDOW, Setting
-from segrec_batch.search.database import Database, query
+from segrec_batch.search.database import Database
+from segrec_batch.search.sql.connection import query
 
 LATENCY_QUERIES = 20
 _RECOMMEND = "FROM recommend($id, k := 10{})"

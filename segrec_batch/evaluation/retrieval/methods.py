@@ -29,7 +29,7 @@ from segrec_batch.evaluation.retrieval.collection import (
     Features,
     Ints,
 )
-from segrec_batch.search.methods import LOCALISED, OF_VECTORS
+from segrec_batch.search.filters import LOCALISED, VECTOR_METRICS
 from segrec_batch.search.similarity import (
     METRICS,
     Floats,
@@ -145,7 +145,7 @@ _NAMED: Mapping[str, Method] = {
     LOCALISED: Method(_localised, (FOREGROUND,), LOCALISED),
 }
 _OF_PAPERS = {"pca": ("pca-cosine",), LOCALISED: (LOCALISED, f"{LOCALISED}-euclidean")}
-_NAME = re.compile(rf"(\w+?)(?:-({'|'.join(OF_VECTORS)}))?(?:@([1-9]\d*))?", re.ASCII)
+_NAME = re.compile(rf"(\w+?)(?:-({'|'.join(VECTOR_METRICS)}))?(?:@([1-9]\d*))?", re.ASCII)
 
 
 def parse_method(name: str) -> Method:
@@ -201,4 +201,4 @@ def _unknown(name: str, known: Sequence[str], descriptors: Sequence[str]) -> str
     if not descriptors:
         return f"{text}the index has no descriptors, segrec describe adds them"
     has = f"the index has the descriptors {', '.join(descriptors)}, segrec describe adds others"
-    return f"{text}NAME and NAME-METRIC of a descriptor, METRIC {', '.join(OF_VECTORS)}: {has}"
+    return f"{text}NAME and NAME-METRIC of a descriptor, METRIC {', '.join(VECTOR_METRICS)}: {has}"

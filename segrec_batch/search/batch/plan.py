@@ -16,10 +16,9 @@ from segrec_batch.common.errors import InputError, SegrecError
 from segrec_batch.index.parquet import read_parquet
 from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.search.batch.search import Block
-from segrec_batch.search.database import open_files, query
-from segrec_batch.search.filters import Criteria
-from segrec_batch.search.sql.batches import batches, run
-from segrec_batch.search.sql.connection import Settings
+from segrec_batch.search.database import open_files
+from segrec_batch.search.filters import Filters
+from segrec_batch.search.sql.connection import Settings, batches, query, run
 from segrec_batch.search.sql.guard import QueryGuard
 from segrec_batch.search.sql.views import quoted
 from segrec_batch.sources import storage
@@ -79,7 +78,7 @@ class Request:
     they are compared by.
     """
 
-    criteria: Criteria
+    filters: Filters
     queries: str | None = None
 
 
@@ -119,7 +118,7 @@ class Plan:
 
     def prepare(self) -> dict[str, int]:
         """Look the queries up; how many there are of each reason, those without one under ''."""
-        cls = self.request.criteria.cls
+        cls = self.request.filters.cls
         source = _IMAGES if cls is None else _REGIONS.format(cls=quoted(cls))
         for sql in (_VECTORS.format(source=source), _KNOWN, _QUERIES):
             run(self._connection, sql)
@@ -136,10 +135,10 @@ class Plan:
     def candidates(self, rows: int) -> Iterator[Block]:
         """Everybody who can be recommended, in blocks of `rows`, in any order."""
         sql = f"SELECT {_COLUMNS} FROM vectors JOIN known USING (image_id) WHERE defined"  # noqa: S608
-        if self.request.criteria.cls is not None:
+        if self.request.filters.cls is not None:
             sql += " AND coverage BETWEEN $low AND $high"
-        low, high = self.request.criteria.coverage
-        window = {"low": low, "high": high} if self.request.criteria.cls is not None else {}
+        low, high = self.request.filters.coverage
+        window = {"low": low, "high": high} if self.request.filters.cls is not None else {}
         for table in _slices(batches(self._connection, sql, window, rows), rows):
             yield _block(table)
 

@@ -64,11 +64,11 @@ def recommend_all(
     Goes on where it was interrupted. Raises SegrecError; parts in place stay.
     """
     snapshot = open_snapshot(storage.absolute(index), version)
-    request.criteria.check(snapshot.spec)
-    if request.criteria.method != "pearson":
-        raise InputError(f"neighbours are found by pearson, not by {request.criteria.method}")
+    request.filters.check(snapshot.spec)
+    if request.filters.method != "pearson":
+        raise InputError(f"neighbours are found by pearson, not by {request.filters.method}")
     choice.check()
-    place = Output(storage.absolute(output), request.criteria.cls)
+    place = Output(storage.absolute(output), request.filters.cls)
     with scratch_folder("segrec-recommend-") as folder, Plan(snapshot, request, folder) as plan:
         place.begin(_identity(snapshot, request, choice, part_size, plan), overwrite)
         done = place.success()
@@ -82,13 +82,13 @@ def _identity(
     snapshot: Snapshot, request: Request, choice: Choice, part_size: int, plan: Plan
 ) -> dict[str, Any]:
     """What two runs must have in common to share an output."""
-    low, high = request.criteria.coverage
+    low, high = request.filters.coverage
     return {
         "format": FORMAT,
         "index": snapshot.index,
         "version": snapshot.version,
         "model_id": snapshot.model_id,
-        "class": request.criteria.cls,
+        "class": request.filters.cls,
         "coverage": [low, high],
         **asdict(choice),
         "queries": plan.fingerprint(),

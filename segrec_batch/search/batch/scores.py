@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from segrec_batch.search.similarity import PAIR_PLACES, rounded
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -52,15 +54,7 @@ def pearson(a: Vectors, i: Ints, b: Vectors, j: Ints) -> Floats:
         dots = products.cumsum(1)[:, -1].numpy()
         covariance = n * dots - a.totals[p] * b.totals[q]
         found[chunk] = covariance / (a.norms[p] * b.norms[q]) + 0.0
-    return round_14(found)
-
-
-def round_14(x: Floats) -> Floats:
-    """x to 14 decimal places, halves away from 0 as in SQL (NumPy's go to the even neighbour)."""
-    scaled = np.abs(x) * 1e14
-    whole = np.floor(scaled)
-    rounded: Floats = np.copysign(whole + (scaled - whole >= 0.5), x) / 1e14
-    return rounded
+    return rounded(found, PAIR_PLACES)
 
 
 def unit_vectors(vectors: Vectors, rows: slice | Ints, device: str) -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import jsonschema
 
 from segrec_batch.model.spec import is_bundle_id, is_name
-from segrec_batch.search.methods import METRICS
+from segrec_batch.search.similarity import METRICS
 from segrec_batch.sources.strict_json import shorten
 
 Schema = dict[str, Any]
@@ -64,7 +64,7 @@ _ABOUT = _object(
     version=_count(0, 2**53),
     model_id=_TEXT,
     query={"type": "object"},
-    criteria=_object(
+    filters=_object(
         cls={"type": ["string", "null"]},
         coverage=_list(_SHARE, 2, 2),
         k=_count(1, 2**31 - 1),
@@ -87,16 +87,16 @@ def check_about(about: Mapping[str, Any]) -> None:
     _check(about, _ABOUT, "")
     asked = about["query"]
     _check(asked, _INDEXED_IMAGE if "image_id" in asked else _NEW_IMAGE, "query")
-    criteria = about["criteria"]
-    named = [criteria["cls"]] if criteria["cls"] is not None else []
+    filters = about["filters"]
+    named = [filters["cls"]] if filters["cls"] is not None else []
     for name in (*named, *asked.get("coverage", ()), *asked.get("seen", {}).get("masks", ())):
         if not is_name(name):
             raise ValueError(f"class {shorten(name)}")
     if not is_bundle_id(about["model_id"]):
         raise ValueError(f"model_id {shorten(about['model_id'])}")
-    descriptor, _, metric = criteria["method"].partition("-")
+    descriptor, _, metric = filters["method"].partition("-")
     if not is_name(descriptor) or metric not in ("", *METRICS):
-        raise ValueError(f"method {shorten(criteria['method'])}")
+        raise ValueError(f"method {shorten(filters['method'])}")
 
 
 def _check(value: Any, schema: Schema, path: str) -> None:

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from segrec_batch.common.errors import IndexStateError, InputError
-from segrec_batch.search.database import open_index, query
+from segrec_batch.search.database import open_index
 from segrec_batch.search.feedback.refine import STANDARD, SVM, WAYS, Floats, Weights, refined
 from segrec_batch.search.feedback.session import Session, Shown
 from segrec_batch.search.feedback.vectors import linear, prepared, vectors
-from segrec_batch.search.filters import Criteria
-from segrec_batch.search.methods import LOCALISED, Method
+from segrec_batch.search.filters import LOCALISED, Filters, Method
 from segrec_batch.search.recommend import QueryImage, Recommendation, Recommender
+from segrec_batch.search.sql.connection import query
 
 BY_QUERY = "query"
 """How round 0 is ranked."""
@@ -37,7 +37,7 @@ class Replayed:
 def start(
     recommender: Recommender,
     asked: QueryImage,
-    criteria: Criteria,
+    filters: Filters,
     weights: Weights = STANDARD,
     *,
     index: str = "",
@@ -54,11 +54,11 @@ def start(
         version=database.version,
         model_id=database.model_id,
         query=asked.image_id or asked,
-        criteria=criteria,
+        filters=filters,
         weights=weights,
         keep_marked=keep_marked,
     )
-    return _with(session, 0, BY_QUERY, recommender.recommend(asked, criteria))
+    return _with(session, 0, BY_QUERY, recommender.recommend(asked, filters))
 
 
 def resume(session: Session, index: str | None = None) -> Recommender:
@@ -71,7 +71,7 @@ def resume(session: Session, index: str | None = None) -> Recommender:
         raise IndexStateError(
             f"{database.index} is of model {database.model_id}, the session of {session.model_id}"
         )
-    session.criteria.check(database.spec)
+    session.filters.check(database.spec)
     ids = {"ids": [row.image_id for row in session.shown]}
     known = query(database.connection, _KNOWN, ids).num_rows
     if known < len(set(ids["ids"])):
@@ -105,7 +105,7 @@ def replay(recommender: Recommender, session: Session) -> list[Replayed]:
 def _again(recommender: Recommender, session: Session, rows: Sequence[Shown]) -> Replayed:
     first = rows[0]
     if first.by == BY_QUERY:
-        found = recommender.recommend(asked_with(recommender, session), session.criteria)
+        found = recommender.recommend(asked_with(recommender, session), session.filters)
     else:
         found = next_round(recommender, session, first.by)
     then, now = [row.image_id for row in rows], [r.image_id for r in found]
@@ -125,27 +125,27 @@ def next_round(recommender: Recommender, session: Session, by: str) -> list[Reco
     out and, unless the session keeps them, so are marked ones, with their copies. InputError.
     """
     asked = asked_with(recommender, session)
-    method = Method.of(session.criteria.method)
+    method = Method.of(session.filters.method)
     vector = _refined(recommender, session, asked, method, by)
     hidden = [] if session.keep_marked else list(session.marks())
     if asked.image_id:
         hidden.append(asked.image_id)
     wanted = replace(
-        session.criteria,
-        k=session.criteria.k + len(hidden),
-        method=linear(session.criteria.method) if by == SVM else session.criteria.method,
+        session.filters,
+        k=session.filters.k + len(hidden),
+        method=linear(session.filters.method) if by == SVM else session.filters.method,
     )
     seen = {**_seen(recommender, asked, wanted), "query": vector.tolist()}
     found = recommender.recommend(QueryImage(asked.card, None, seen), wanted)
     left = _without(recommender, found, hidden, wanted.distinct_content)
-    return [replace(r, rank=i) for i, r in enumerate(left[: session.criteria.k], start=1)]
+    return [replace(r, rank=i) for i, r in enumerate(left[: session.filters.k], start=1)]
 
 
 def _refined(
     recommender: Recommender, session: Session, asked: QueryImage, method: Method, by: str
 ) -> Floats:
     """The vector of the next round: (C,). Marks on images without a vector have no part in it."""
-    cls = session.criteria.cls if session.criteria.regional else None
+    cls = session.filters.cls if session.filters.is_regional else None
     marks = session.marks()
     ids = [*([asked.image_id] if asked.image_id else []), *marks]
     raw = vectors(recommender.database, method, cls, ids)
@@ -161,18 +161,18 @@ def _refined(
     return refined(by, ready[0], ready[1:][known[1:]], values, session.weights)
 
 
-def _seen(recommender: Recommender, asked: QueryImage, criteria: Criteria) -> dict[str, Any]:
+def _seen(recommender: Recommender, asked: QueryImage, filters: Filters) -> dict[str, Any]:
     """What filters and the second ranking need of the query, which marks do not change."""
     if not asked.image_id:
         return dict(asked.seen)
     database, one = recommender.database, {"id": asked.image_id}
     found: dict[str, Any] = {"coverages": list(asked.card.coverage.values())}
-    if criteria.reranked:
+    if filters.second_ranking:
         sql = "SELECT class, mask_bits FROM regions WHERE image_id = $id"
         rows = query(database.connection, sql, one).to_pylist()
-        only = criteria.compared_masks(database.spec.classes)
+        only = filters.mask_classes(database.spec.classes)
         found["masks"] = {row["class"]: row["mask_bits"] for row in rows if row["class"] in only}
-    if criteria.method == LOCALISED:
+    if filters.method == LOCALISED:
         sql = "SELECT category FROM descriptors WHERE image_id = $id AND descriptor = $name"
         rows = query(database.connection, sql, {**one, "name": LOCALISED}).to_pylist()
         found["category"] = rows[0]["category"]

@@ -19,7 +19,7 @@ from segrec_batch.common.errors import InputError
 from segrec_batch.index.parquet import read_parquet
 from segrec_batch.search.feedback.about import check_about
 from segrec_batch.search.feedback.refine import MARKS, RELEVANT, STANDARD, WAYS, Weights
-from segrec_batch.search.filters import Criteria
+from segrec_batch.search.filters import Filters
 from segrec_batch.search.recommend import QueryImage
 from segrec_batch.sheets.card import Card
 from segrec_batch.sources import storage
@@ -69,7 +69,7 @@ class Session:
     version: int
     model_id: str
     query: str | QueryImage
-    criteria: Criteria
+    filters: Filters
     weights: Weights = STANDARD
     keep_marked: bool = False
     shown: Sequence[Shown] = ()
@@ -99,10 +99,10 @@ class Session:
         """A round in words."""
         rows = self.round(number)
         if not number:
-            return f"round 0: {self.criteria}"
+            return f"round 0: {self.filters}"
         marks = len(self.before(number).marks())
         given = f"{marks} mark{'' if marks == 1 else 's'}"
-        return f"round {number}, by {rows[0].by} from {given}: {self.criteria}"
+        return f"round {number}, by {rows[0].by} from {given}: {self.filters}"
 
     def marks(self) -> dict[str, float]:
         """image_id to mark, in the order of marking; of an image marked twice the newest."""
@@ -168,7 +168,7 @@ def _about(session: Session) -> dict[str, Any]:
         "version": session.version,
         "model_id": session.model_id,
         "query": {"image_id": asked} if isinstance(asked, str) else _image(asked),
-        "criteria": asdict(session.criteria),
+        "filters": asdict(session.filters),
         "weights": asdict(session.weights),
         "keep_marked": session.keep_marked,
     }
@@ -199,13 +199,13 @@ def _session(about: Mapping[str, Any], rows: Sequence[Shown]) -> Session:
             raise ValueError("query.seen: there is no vector")
         card = Card(asked["uri"], None, mask, asked["coverage"], None)
         found = QueryImage(card, None, asked["seen"])
-    criteria = {**about["criteria"], "coverage": tuple(about["criteria"]["coverage"])}
+    filters = {**about["filters"], "coverage": tuple(about["filters"]["coverage"])}
     return Session(
         index=index,
         version=about["version"],
         model_id=about["model_id"],
         query=found,
-        criteria=Criteria(**criteria),
+        filters=Filters(**filters),
         weights=Weights(**about["weights"]),
         keep_marked=about["keep_marked"],
         shown=rows,

@@ -1,12 +1,12 @@
 """A round of a session as the cards of a contact sheet."""
 
 from segrec_batch.index.schema import coverage_column
-from segrec_batch.search.database import query
 from segrec_batch.search.feedback.refine import SVM
 from segrec_batch.search.feedback.rounds import asked_with
 from segrec_batch.search.feedback.session import Session
 from segrec_batch.search.feedback.vectors import linear
 from segrec_batch.search.recommend import Recommendation, Recommender, cards
+from segrec_batch.search.sql.connection import query
 from segrec_batch.search.sql.views import identifier
 from segrec_batch.sheets.card import Card
 from segrec_batch.sources.roots import ImageRoots
@@ -41,7 +41,7 @@ def round_cards(
         )
         for row in rows
     ]
-    method = session.criteria.method
+    method = session.filters.method
     if rows[0].by == SVM:
         method = linear(method)
     return cards(asked_with(recommender, session), found, method, roots)

@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segrec_batch.common.errors import InputError
-from segrec_batch.search.database import Database, query
-from segrec_batch.search.methods import LOCALISED, Method
+from segrec_batch.search.database import Database
+from segrec_batch.search.filters import LOCALISED, Method
 from segrec_batch.search.similarity import METRICS
+from segrec_batch.search.sql.connection import query
 
 Floats = NDArray[np.float64]
 Vectors = NDArray[np.float32]

@@ -1,15 +1,18 @@
 """DuckDB connections that reach the rows of an index and nothing else of the machine."""
 
 import atexit
+import json
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
 from segrec_batch.common.errors import InputError
 from segrec_batch.common.host import usable_memory
@@ -128,3 +131,75 @@ def _spill_folder(_: int) -> Path:
     stack = ExitStack()
     atexit.register(stack.close)
     return stack.enter_context(scratch_folder("segrec-sql-"))
+
+
+def run(
+    connection: "_Connection", sql: str, parameters: Mapping[str, object] | None = None
+) -> None:
+    """Run SQL for its effect. Raises InputError with DuckDB's message."""
+    try:
+        connection.execute(sql, parameters)
+    except duckdb.Error as error:
+        raise InputError(f"SQL: {one_line(error)}") from error
+
+
+def query(
+    connection: "_Connection", sql: str, parameters: Sequence[object] | Mapping[str, object] = ()
+) -> pa.Table:
+    """Return the rows of SQL. Raises InputError with DuckDB's message."""
+    try:
+        return connection.sql(sql, params=parameters or None).to_arrow_table()
+    except duckdb.Error as error:
+        raise InputError(f"SQL: {one_line(error)}") from error
+
+
+def batches(
+    connection: "_Connection", sql: str, parameters: Mapping[str, object], rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of SQL that do not fit in memory, about `rows` at a time. Raises InputError.
+
+    The connection can do nothing else until the last batch is taken.
+    """
+    try:
+        # not execute(): it holds all rows before it returns the first
+        relation = connection.sql(sql, params=parameters or None)
+        reader: pa.RecordBatchReader = relation.to_arrow_reader(rows)
+        yield from reader
+    # OSError: Arrow raises it for an error of DuckDB after the first rows
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        raise InputError(f"SQL: {one_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rows, row groups and bytes that the scans of one query read, and its time."""
+
+    rows: int
+    row_groups: int
+    of_row_groups: int
+    bytes_read: int
+    """From files, without what DuckDB had in memory."""
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"read {self.rows:,} rows of {self.row_groups:,} of {self.of_row_groups:,} row groups, "
+            f"{self.bytes_read / 1e6:,.1f} MB from files, in {1000 * self.seconds:,.0f} ms"
+        )
+
+
+PROFILED: Settings = {"enable_profiling": "no_output"}
+"""Settings with which a connection counts, for `last_work`."""
+
+
+def last_work(connection: "_Connection") -> Work:
+    """Return the work of the last query of a connection with the settings PROFILED."""
+    profile = json.loads(connection.get_profiling_information())
+    totals = profile["query"]
+    return Work(
+        rows=totals["total_rows_scanned"],
+        row_groups=totals["total_row_groups_scanned"],
+        of_row_groups=totals["total_row_groups_to_scan"],
+        bytes_read=profile["io"]["total_bytes_read"],
+        seconds=totals["total_time"],
+    )

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
+from duckdb import sqltypes
+from duckdb.func import FunctionNullHandling, PythonUDFType
 
 from segrec_batch.index.files import DataFile
 from segrec_batch.index.schema import PARTITION, coverage_column, schemas
@@ -140,3 +143,34 @@ def _escaped(path: str) -> str:
 
 
 _MAGIC = re.compile(r"([*?\[])")  # DuckDB takes each name for a pattern
+
+
+def register_pearson_udf(connection: duckdb.DuckDBPyConnection) -> None:
+    """Add `pearson_udf(a, b)`: the printed formula in NumPy, to check the macro `pearson`."""
+    vector = duckdb.list_type(sqltypes.DOUBLE)
+    connection.create_function(
+        "pearson_udf",
+        _pearson,
+        [vector, vector],
+        sqltypes.DOUBLE,
+        type=PythonUDFType.ARROW,
+        null_handling=FunctionNullHandling.SPECIAL,
+    )
+
+
+def _pearson(a: pa.Array, b: pa.Array) -> pa.Array:
+    values = [_pearson_of(x.values, y.values) for x, y in zip(a, b, strict=True)]
+    return pa.array(values, pa.float64())
+
+
+def _pearson_of(a: pa.Array | None, b: pa.Array | None) -> float | None:
+    """Return Abdullah 2026, eq. 6; None for a constant vector, NaN or NULL."""
+    if a is None or b is None:
+        return None
+    x, y = a.to_numpy(zero_copy_only=False), b.to_numpy(zero_copy_only=False)
+    if len(x) != len(y):
+        raise ValueError(f"vectors of {len(x)} and {len(y)} dimensions")
+    if not len(x) or not np.ptp(x) > 0 or not np.ptp(y) > 0:
+        return None
+    dx, dy = x - x.mean(), y - y.mean()
+    return float((dx * dy).sum() / np.sqrt((dx**2).sum() * (dy**2).sum()))

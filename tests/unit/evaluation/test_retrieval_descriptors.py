@@ -25,14 +25,14 @@ from segrec_batch.evaluation.retrieval.truth import GroundTruth, Groups
 from segrec_batch.evaluation.statistics import Key
 from segrec_batch.search import similarity
 from segrec_batch.search.database import open_index
-from segrec_batch.search.methods import OF_VECTORS
+from segrec_batch.search.filters import VECTOR_METRICS
 from segrec_batch.search.similarity import METRICS
 from tests.support.builders import quick
 from tests.support.descriptor_view import with_descriptors
 from tests.support.feature_index import write_index
 
 Vectors = NDArray[np.float32]
-NAMED = [f"{name}-{metric}" for name in ("hog", "pca", "localised") for metric in OF_VECTORS]
+NAMED = [f"{name}-{metric}" for name in ("hog", "pca", "localised") for metric in VECTOR_METRICS]
 NAMES = ["hog", "pca", "pca-cosine@2", "hog@1", "localised", "dot", *NAMED]
 
 

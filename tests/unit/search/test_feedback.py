@@ -33,8 +33,7 @@ from segrec_batch.search.feedback.refine import (
 from segrec_batch.search.feedback.rounds import mark, replay, resume, start
 from segrec_batch.search.feedback.session import Session, read, write
 from segrec_batch.search.feedback.vectors import prepared, vectors
-from segrec_batch.search.filters import Criteria
-from segrec_batch.search.methods import METRICS, Method
+from segrec_batch.search.filters import METRICS, Filters, Method
 from segrec_batch.search.recommend import QueryImage, Recommender
 from segrec_batch.sheets.card import Card
 from segrec_batch.sources import storage
@@ -198,23 +197,23 @@ def test_vectors_are_read_for_each_method(recommender: Recommender) -> None:
 # --- sessions ----------------------------------------------------------------------------------
 
 
-def begun(recommender: Recommender, criteria: Criteria, **options: Any) -> Session:
+def begun(recommender: Recommender, filters: Filters, **options: Any) -> Session:
     asked = recommender.indexed_image("image_id", named(recommender)[4])
-    return start(recommender, asked, criteria, **options)
+    return start(recommender, asked, filters, **options)
 
 
 MARKS = {1: RELEVANT, 2: NOT_RELEVANT, 4: SOMEWHAT}
 CRITERIA = [
-    Criteria(k=6),
-    Criteria(k=6, cls="car", coverage=(0.1, 0.9)),
-    Criteria(k=6, cls="car", scope="image", distinct_content=False),
-    Criteria(k=6, epsilon=0.6, penalise=True, rerank="mask_iou", depth=9),
+    Filters(k=6),
+    Filters(k=6, cls="car", coverage=(0.1, 0.9)),
+    Filters(k=6, cls="car", scope="image", distinct_content=False),
+    Filters(k=6, epsilon=0.6, penalise=True, rerank="mask_iou", depth=9),
 ]
 
 
-def literal_next(criteria: Criteria, session: Session, ids: list[str], way: str) -> list[int]:
+def literal_next(filters: Filters, session: Session, ids: list[str], way: str) -> list[int]:
     """Images in the order of the next round, from raw features; for whole images or all regions."""
-    raw = features()[:, ::-1] if criteria.regional else features()
+    raw = features()[:, ::-1] if filters.is_regional else features()
     with np.errstate(invalid="ignore"):
         unit = raw.astype(np.float64) - raw.mean(axis=1, dtype=np.float64, keepdims=True)
         unit /= np.linalg.norm(unit, axis=1, keepdims=True)
@@ -222,10 +221,10 @@ def literal_next(criteria: Criteria, session: Session, ids: list[str], way: str)
     marked = [ids.index(name) for name in told]
     refine = svm if way == SVM else rocchio
     q = refine(unit[4], unit[marked], np.array(list(told.values())), session.weights)
-    hidden = {i // 2 for i in (4, *marked)} if criteria.distinct_content else {4, *marked}
+    hidden = {i // 2 for i in (4, *marked)} if filters.distinct_content else {4, *marked}
     order, seen = [], set()
     for i in sorted(range(N - 1), key=lambda i: (-round(unit[i] @ q, 12), ids[i])):
-        content = i // 2 if criteria.distinct_content else i
+        content = i // 2 if filters.distinct_content else i
         if content not in hidden and content not in seen:
             seen.add(content)
             order.append(i)
@@ -233,15 +232,15 @@ def literal_next(criteria: Criteria, session: Session, ids: list[str], way: str)
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("criteria", [CRITERIA[0], replace(CRITERIA[2], coverage=(0, 1))])
+@pytest.mark.parametrize("filters", [CRITERIA[0], replace(CRITERIA[2], coverage=(0, 1))])
 def test_the_next_round_is_ranked_by_the_refined_query(
-    recommender: Recommender, criteria: Criteria, way: str
+    recommender: Recommender, filters: Filters, way: str
 ) -> None:
     ids = named(recommender)
-    session = begun(recommender, criteria)
+    session = begun(recommender, filters)
     for number in (1, 2):
         session = mark(recommender, session, MARKS, way)
-        expected = literal_next(criteria, session.before(number), ids, way)[:6]
+        expected = literal_next(filters, session.before(number), ids, way)[:6]
         assert [ids.index(row.image_id) for row in session.round(number)] == expected
     assert not {r.image_id for r in session.round(2)} & set(session.before(2).marks())
 
@@ -255,12 +254,12 @@ def test_marked_images_can_be_kept(recommender: Recommender) -> None:
     assert again.marks()[best] == NOT_RELEVANT
 
 
-@pytest.mark.parametrize("criteria", CRITERIA[1::2], ids=str)
+@pytest.mark.parametrize("filters", CRITERIA[1::2], ids=str)
 def test_a_session_can_be_resumed_and_replayed(
-    place: str, recommender: Recommender, criteria: Criteria, tmp_path: Path
+    place: str, recommender: Recommender, filters: Filters, tmp_path: Path
 ) -> None:
     uri = str(tmp_path / "session.parquet")
-    session = begun(recommender, criteria, weights=Weights(beta=1))
+    session = begun(recommender, filters, weights=Weights(beta=1))
     for way in WAYS:
         session = mark(recommender, session, MARKS, way)
     write(session, uri)
@@ -311,7 +310,7 @@ def test_a_new_image_is_asked_with_what_was_seen_in_it(
 ) -> None:
     seen = {"query": features()[4].tolist(), "coverages": [0.0, 1.0, 0.0], "masks": {}}
     asked = QueryImage(Card("/no\udcffwhere.jpg", None, b"\x00png", {"car": 1.0}, None), None, seen)
-    session = mark(recommender, start(recommender, asked, Criteria(k=4)), {2: RELEVANT})
+    session = mark(recommender, start(recommender, asked, Filters(k=4)), {2: RELEVANT})
     assert session.round(0)[0].image_id == named(recommender)[4]
     uri = str(tmp_path / "session.parquet")
     write(session, uri)
@@ -320,7 +319,7 @@ def test_a_new_image_is_asked_with_what_was_seen_in_it(
 
 
 def test_marks_on_images_without_a_vector_only_hide_them(recommender: Recommender) -> None:
-    session = begun(recommender, Criteria(k=N, distinct_content=False))
+    session = begun(recommender, Filters(k=N, distinct_content=False))
     last = session.round(0)[-1]
     assert (last.image_id, last.score) == (named(recommender)[-1], None)
     plain = mark(recommender, session, {1: RELEVANT}).round(1)
@@ -329,7 +328,7 @@ def test_marks_on_images_without_a_vector_only_hide_them(recommender: Recommende
 
 
 def test_what_cannot_be_marked_is_said(recommender: Recommender, tmp_path: Path) -> None:
-    session = begun(recommender, Criteria(k=3))
+    session = begun(recommender, Filters(k=3))
     for marks, number, message in (
         ({4: RELEVANT}, None, "no rank 4 in round 0: there are 1 to 3"),
         ({}, None, "mark at least one"),
@@ -339,8 +338,8 @@ def test_what_cannot_be_marked_is_said(recommender: Recommender, tmp_path: Path)
             mark(recommender, session, marks, number=number)
     constant = recommender.indexed_image("image_id", named(recommender)[-1])
     with pytest.raises(InputError, match="Pearson correlation is not defined for it"):
-        mark(recommender, start(recommender, constant, Criteria(k=3)), {1: RELEVANT})
-    everybody = begun(recommender, Criteria(k=N))
+        mark(recommender, start(recommender, constant, Filters(k=3)), {1: RELEVANT})
+    everybody = begun(recommender, Filters(k=N))
     with pytest.raises(InputError, match="nothing to show in round 1"):
         mark(recommender, everybody, {row.rank: RELEVANT for row in everybody.shown})
     with pytest.raises(IndexStateError, match=r"of model 0+1, the session of other"):
@@ -354,27 +353,27 @@ def test_what_cannot_be_marked_is_said(recommender: Recommender, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "criteria",
-    [*CRITERIA, Criteria(k=6, method="cosine"), Criteria(k=6, method="euclidean")],
+    "filters",
+    [*CRITERIA, Filters(k=6, method="cosine"), Filters(k=6, method="euclidean")],
     ids=str,
 )
-def test_sql_recommends_the_same(recommender: Recommender, criteria: Criteria) -> None:
-    session = mark(recommender, begun(recommender, criteria), MARKS)
+def test_sql_recommends_the_same(recommender: Recommender, filters: Filters) -> None:
+    session = mark(recommender, begun(recommender, filters), MARKS)
     by_mark = {v: [n for n, m in session.marks().items() if m == v] for v in MARKS.values()}
-    low, high = criteria.coverage
+    low, high = filters.coverage
     values = {
         "query": session.query,
         "relevant": by_mark[RELEVANT],
         "somewhat": by_mark[SOMEWHAT],
         "not_relevant": by_mark[NOT_RELEVANT],
         "k": 6,
-        "class": criteria.cls,
+        "class": filters.cls,
         "min_coverage": low,
         "max_coverage": high,
-        **{name: getattr(criteria, name) for name in ("epsilon", "penalise", "rerank", "depth")},
-        "scope": criteria.scope,
-        "distinct_content": criteria.distinct_content,
-        "method": criteria.method,
+        **{name: getattr(filters, name) for name in ("epsilon", "penalise", "rerank", "depth")},
+        "scope": filters.scope,
+        "distinct_content": filters.distinct_content,
+        "method": filters.method,
     }
     named = ", ".join(f"{name} := ${name}" for name in values if name != "query")
     sql = f"SELECT rank, image_id, score FROM recommend_again($query, {named}) ORDER BY rank"

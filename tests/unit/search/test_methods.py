@@ -18,8 +18,7 @@ from segrec_batch.search.database import open_index
 from segrec_batch.search.feedback.refine import MARKS, WAYS, Weights, refined
 from segrec_batch.search.feedback.rounds import mark, start
 from segrec_batch.search.feedback.vectors import linear, prepared
-from segrec_batch.search.filters import Criteria
-from segrec_batch.search.methods import Method
+from segrec_batch.search.filters import Filters, Method
 from segrec_batch.search.recommend import Recommender
 from tests.support.builders import tiny_model
 from tests.support.streets import image
@@ -229,20 +228,20 @@ def test_an_image_without_a_vector_is_told_why(index: str, rows: Rows) -> None:
     (name,) = (i for i, row in list(rows.items())[:1] if row["vectors"]["texture"] is None)
     asked = recommender.indexed_image("image_id", name)
     with pytest.raises(InputError, match="it has no vector of texture: none"):
-        recommender.recommend(asked, Criteria(method="texture"))
+        recommender.recommend(asked, Filters(method="texture"))
 
 
 def test_the_recommender_says_what_there_is(index: str, rows: Rows) -> None:
     recommender = Recommender(open_index(index))
     asked = recommender.indexed_image("image_id", list(rows)[1])
     with pytest.raises(InputError, match="which has localised, texture"):
-        recommender.recommend(asked, Criteria(method="hog"))
+        recommender.recommend(asked, Filters(method="hog"))
     with pytest.raises(InputError, match="no metric 'pearson' of vectors: say cosine"):
-        recommender.recommend(asked, Criteria(method="texture-pearson"))
-    (first, *_) = recommender.recommend(asked, Criteria(method="texture", k=3))
+        recommender.recommend(asked, Filters(method="texture-pearson"))
+    (first, *_) = recommender.recommend(asked, Filters(method="texture", k=3))
     assert first.pearson is None
     assert first.score is not None
-    assert str(Criteria(method="localised")) == (
+    assert str(Filters(method="localised")) == (
         "whole images, ranked by Euclidean distance of localised, the first 100 by foreground IoU"
     )
 
@@ -259,7 +258,7 @@ def test_feedback_asks_by_the_method_of_the_session(
     with database.connection:
         recommender = Recommender(database)
         asked = recommender.indexed_image("image_id", ids[1])
-        session = start(recommender, asked, Criteria(k=8, method=name, distinct_content=False))
+        session = start(recommender, asked, Filters(k=8, method=name, distinct_content=False))
         session = mark(recommender, session, dict(enumerate(MARKS, start=1)), way)
     told = session.marks()
     vectors = {i: v for i, row in rows.items() if (v := compared(row, method)) is not None}
@@ -289,7 +288,7 @@ def test_feedback_keeps_the_category_and_the_foregrounds(index: str, rows: Rows)
     with database.connection:
         recommender = Recommender(database)
         asked = recommender.indexed_image("image_id", ids[1])
-        session = start(recommender, asked, Criteria(k=5, method="localised"))
+        session = start(recommender, asked, Filters(k=5, method="localised"))
         session = mark(recommender, session, {2: 1.0})
         with pytest.raises(InputError, match="take rocchio, or start with localised-dot"):
             mark(recommender, session, {1: 1.0, 2: 0.0}, "svm")

@@ -17,10 +17,10 @@ from segrec_batch.search.batch.scores import (
     error_bounds,
     pearson,
     product_bound,
-    round_14,
     unit_vectors,
 )
 from segrec_batch.search.batch.search import Block, Candidates, Rule, Search, Steps, steps
+from segrec_batch.search.similarity import PAIR_PLACES, rounded
 from segrec_batch.search.sql.views import schema_file
 from tests.support.builders import quick
 
@@ -81,7 +81,7 @@ def test_rounding_is_that_of_sql(macros: duckdb.DuckDBPyConnection, x: NDArray[n
     for some in (x, halves):
         macros.register("x", pa.table({"x": some}))
         found = macros.sql("SELECT round(x, 14) AS r FROM x").to_arrow_table()["r"].to_numpy()
-        assert np.array_equal(round_14(some), found)
+        assert np.array_equal(rounded(some, PAIR_PLACES), found)
 
 
 @quick

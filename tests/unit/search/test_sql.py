@@ -15,8 +15,7 @@ from hypothesis.extra.numpy import arrays
 import segrec_batch
 from segrec_batch.index import encode
 from segrec_batch.index.schema import descriptors_schema
-from segrec_batch.search.sql import oracle
-from segrec_batch.search.sql.views import schema_file, sign_functions
+from segrec_batch.search.sql.views import register_pearson_udf, schema_file, sign_functions
 
 CLASSES = ("background", "car", "tree")
 WORDS = 2
@@ -110,7 +109,7 @@ def macros() -> duckdb.DuckDBPyConnection:
             connection.execute(f"ALTER TABLE {name} ALTER {column} TYPE FLOAT")
     for name in ("functions.sql", "views.sql", "recommend.sql"):
         connection.execute(schema_file(name))
-    oracle.register(connection)
+    register_pearson_udf(connection)
     return connection
 
 

@@ -23,8 +23,7 @@ from segrec_batch.model.bundle import Model
 from segrec_batch.search.cache import refresh_cache
 from segrec_batch.search.database import Database, open_index
 from segrec_batch.search.sql.allowed import TABLE_FUNCTIONS, allowed_functions
-from segrec_batch.search.sql.batches import batches
-from segrec_batch.search.sql.connection import Access
+from segrec_batch.search.sql.connection import Access, batches
 from segrec_batch.search.sql.guard import QueryGuard, ask, collect_answer
 from segrec_batch.search.sql.limits import Limits, memory_limit
 from segrec_batch.sources import storage

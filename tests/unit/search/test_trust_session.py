@@ -19,7 +19,7 @@ from segrec_batch.evaluation.compare.reports import Settings, read_reports
 from segrec_batch.evaluation.report import read_counts, read_metrics
 from segrec_batch.search.feedback.refine import Weights
 from segrec_batch.search.feedback.session import KEY, ROUNDS, Session, Shown, read, write
-from segrec_batch.search.filters import Criteria
+from segrec_batch.search.filters import Filters
 from segrec_batch.search.recommend import QueryImage
 from segrec_batch.sheets.card import Card
 from tests.support.mutations import changed_bytes, mutated
@@ -34,7 +34,7 @@ ROWS = [
 
 
 def _session(query: str | QueryImage) -> Session:
-    return Session("/index", 3, "0" * 16, query, Criteria("car"), Weights(), False, ROWS)
+    return Session("/index", 3, "0" * 16, query, Filters("car"), Weights(), False, ROWS)
 
 
 def _file(about: bytes, rows: pa.Table | None = None) -> bytes:
@@ -60,14 +60,14 @@ def test_a_session_comes_back_as_it_was(query: str | QueryImage, tmp_path: Path)
 
 FORGED: dict[str, dict[str, Any]] = {
     "an argument of SQL": {"query": {"seen": {"x := 1), (FROM read_text('/etc/passwd')) --": 1}}},
-    "a class that is SQL": {"criteria": {"cls": "'; --"}},
-    "a method that is SQL": {"criteria": {"method": "pca'; --"}},
-    "a metric that is SQL": {"criteria": {"method": "pca-'; --"}},
-    "a scope": {"criteria": {"scope": "everything"}},
-    "an order": {"criteria": {"rerank": "random()"}},
-    "a count of 0": {"criteria": {"k": 0}},
-    "a count with a fraction": {"criteria": {"k": 1.0}},
-    "a window of three": {"criteria": {"coverage": [0, 1, 1]}},
+    "a class that is SQL": {"filters": {"cls": "'; --"}},
+    "a method that is SQL": {"filters": {"method": "pca'; --"}},
+    "a metric that is SQL": {"filters": {"method": "pca-'; --"}},
+    "a scope": {"filters": {"scope": "everything"}},
+    "an order": {"filters": {"rerank": "random()"}},
+    "a count of 0": {"filters": {"k": 0}},
+    "a count with a fraction": {"filters": {"k": 1.0}},
+    "a window of three": {"filters": {"coverage": [0, 1, 1]}},
     "a weight below 0": {"weights": {"alpha": -1}},
     "another field": {"weights": {"delta": 1}},
     "an index of the web": {"index": "http://127.0.0.1:1/index"},
