@@ -199,6 +199,7 @@ def test_documented_commands_have_the_options_that_the_documents_use() -> None:
             helps[" ".join([of, *words[1:]])] = help_of("segrec", *command)
     for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "Makefile"]:
         text = document.read_text().replace("\\\n", " ")
+        text = re.sub(r"segrec maintain --index \S+ ", "segrec maintain ", text)
         for line in text.splitlines():
             for name, known in helps.items():
                 if name in line:
