@@ -20,10 +20,10 @@ demo: .venv/ready
 	touch "$(DEMO)/$(MARK)"
 	$(BIN)/python examples/demo_weights.py "$(WEIGHTS)" > $(DEMO)/weights
 	$(BIN)/segrec scenes --output $(DEMO)/scenes --count $(SCENES)
-	$(BIN)/python jobs/train.py --images $(DEMO)/scenes/images --masks $(DEMO)/scenes/masks \
+	$(BIN)/segrec train --images $(DEMO)/scenes/images --masks $(DEMO)/scenes/masks \
 	    --classes $(DEMO)/scenes/classes.json --output $(DEMO)/model \
 	    --backbone-weights "$$(cat $(DEMO)/weights)" --input-size 224 --positions 400 --C 1
-	$(BIN)/python jobs/index.py --images $(DEMO)/scenes/images --model $(DEMO)/model \
+	$(BIN)/segrec index --images $(DEMO)/scenes/images --model $(DEMO)/model \
 	    --index $(DEMO)/index
 	@echo; echo "How much of each class is there, over the images that have any?"
 	@$(SQL) "SELECT class, count(*) AS images, round(avg(coverage), 3) AS mean_coverage \
