@@ -27,7 +27,7 @@ from benchmarks.query.synthetic import (
     standardised,
     uri,
 )
-from segrec_batch.index.encode import image_id
+from segrec_batch.index.column_values import image_id
 from segrec_batch.model.backbones import DEFAULT_BACKBONE
 from segrec_batch.search.database import open_index
 from segrec_batch.search.sql.connection import PROFILED, Access, Work, last_work

@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from benchmarks.common.stand_in import SPEC
-from segrec_batch.index import encode
+from segrec_batch.index import column_values
 from segrec_batch.index.parts import Rows
 from segrec_batch.index.schema import images_schema, regions_schema
 from segrec_batch.model.backbones import DEFAULT_BACKBONE
@@ -143,13 +143,13 @@ def region(found: Vectors, name: str, shares: Vectors, start: int) -> dict[str, 
 
 def _common(found: Vectors, start: int) -> dict[str, pa.Array]:
     uris = [uri(row) for row in range(start, start + len(found))]
-    ids = pa.array([encode.image_id(name) for name in uris])
+    ids = pa.array([column_values.image_id(name) for name in uris])
     return {
         "image_id": ids,
         "uri": pa.array(uris),
         "content_hash": ids,
         "feature": _lists(found),
-        "inv_norm": pa.array(encode.inverse_norms(found)),
+        "inv_norm": pa.array(column_values.inverse_norms(found)),
     }
 
 

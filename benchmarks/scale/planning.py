@@ -37,7 +37,7 @@ import pyarrow.parquet as pq
 from benchmarks.common.peak_memory import Growth, check, measure
 from benchmarks.common.stand_in import SPEC
 from segrec_batch.common import console, logs
-from segrec_batch.index.encode import image_id
+from segrec_batch.index.column_values import image_id
 from segrec_batch.index.parts import write_part
 from segrec_batch.index.schema import images_schema
 from segrec_batch.index.snapshot import Snapshot, empty_snapshot, with_changes

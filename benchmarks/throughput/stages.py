@@ -12,7 +12,7 @@ from benchmarks.throughput.case import Case
 from benchmarks.throughput.segrec import load_stage
 from segrec_batch.images import sandbox
 from segrec_batch.images.decode import decode
-from segrec_batch.index.encode import image_id, mask_png
+from segrec_batch.index.column_values import image_id, mask_png
 from segrec_batch.index.parts import write_part
 from segrec_batch.model.spec import ModelSpec, read_spec
 from segrec_batch.pipeline.rows import image_rows

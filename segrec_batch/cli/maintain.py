@@ -162,7 +162,7 @@ def _rollback(a: argparse.Namespace) -> None:
 
 
 def _history(a: argparse.Namespace) -> None:
-    from segrec_batch.index.snapshot import history
+    from segrec_batch.index.history import history
 
     rows = [
         (str(entry.version), f"{entry.time:%Y-%m-%d %H:%M:%S}", *_cells(entry.info.get("segrec")))

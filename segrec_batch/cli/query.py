@@ -125,7 +125,7 @@ def _read(image: str) -> bytes:
 
 def known_roots(recommender: "Recommender", roots: Sequence[str]) -> "ImageRoots":
     """Return the roots that a user names, or those of the index. Raises InputError."""
-    from segrec_batch.index.snapshot import choose_roots
+    from segrec_batch.index.history import choose_roots
 
     return choose_roots(recommender.database.index, roots)
 

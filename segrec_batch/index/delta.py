@@ -1,27 +1,18 @@
-"""Delta tables: open, compare with a wanted set of files, commit. The only place with deltalake."""
+"""Reading Delta tables: open, check against our schemas, list files."""
 
 import json
 import os
 import re
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
-from deltalake import DeltaTable, Schema, write_deltalake
+from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-from deltalake.transaction import (
-    AddAction,
-    CommitProperties,
-    RemoveAction,
-    Transaction,
-    create_table_with_add_actions,
-)
 
 from segrec_batch.common import faults
 from segrec_batch.common.errors import IndexStateError, InputError, StorageError
-from segrec_batch.index.commits import commit, unless, whole
 from segrec_batch.index.files import DataFile, described_file
 from segrec_batch.index.parquet import read_parquet
 from segrec_batch.index.schema import PARTITION, coverage_column, schemas
@@ -29,14 +20,16 @@ from segrec_batch.model.spec import BACKGROUND, check_class_names
 from segrec_batch.sources import storage
 from segrec_batch.sources.strict_json import shorten
 
-__all__ = ["CommitFailedError"]
+T = TypeVar("T")
 
 VERSION, FILES = "version", "files"
-"""Transaction identifiers of every commit: its own version, and how many files the table then has.
+"""Transaction identifiers of each commit: its version, and the number of files in the table then.
 
-By these `check` knows an entry of the log that is cut short: delta-rs takes its lines for all."""
+delta-rs reads an entry of the log that is cut short as if it were whole; `check` compares these."""
 
-_DAMAGE = (  # what delta-rs says of a log that lacks files, or has some that are cut short
+_TRIES = 5  # of a call whose answer was cut off
+_WRITTEN = re.compile(r"[0-9A-Za-z_.-]{1,200}\.parquet")  # names that delta-rs gives to files
+_DAMAGE = (  # messages of delta-rs about a log that lacks files or has files that are cut short
     "gap",
     "Invalid Checkpoint",
     "No table metadata",
@@ -47,7 +40,7 @@ _DAMAGE = (  # what delta-rs says of a log that lacks files, or has some that ar
 )
 
 _S3_OPTIONS = {
-    # finds profiles and roles beside the environment, and heeds AWS_EC2_METADATA_DISABLED, also
+    # reads profiles and roles beside the environment, and obeys AWS_EC2_METADATA_DISABLED, also
     # where there is an endpoint; without it only s3fs does
     "AWS_FORCE_CREDENTIAL_LOAD": "true",
     "connect_timeout": "5s",
@@ -57,7 +50,7 @@ _S3_OPTIONS = {
 
 @contextmanager
 def errors(index: str, version: int | None = None) -> Iterator[None]:
-    """What delta-rs raises, as errors of ours; a lost race stays a CommitFailedError."""
+    """Translate errors of delta-rs into ours; CommitFailedError stays as it is."""
     try:
         with faults.store_errors(index):
             yield
@@ -66,7 +59,7 @@ def errors(index: str, version: int | None = None) -> Iterator[None]:
     except (TableNotFoundError, FileNotFoundError) as error:
         raise IndexStateError(f"{index}: no index there; make one with segrec index") from error
     except BaseException as error:
-        if type(error).__name__ == "PanicException":  # of delta-rs, at logs that cannot be
+        if type(error).__name__ == "PanicException":  # of delta-rs, at impossible logs
             raise IndexStateError(f"{index}: its log is damaged") from error
         if not isinstance(error, DeltaError):
             raise
@@ -76,103 +69,84 @@ def errors(index: str, version: int | None = None) -> Iterator[None]:
         raise StorageError(f"{index}: {faults.describe(error)}") from error
 
 
+def retry(call: Callable[[], T]) -> T:
+    """Return the result of a call; repeat it while its answer is cut off, 5 times at most."""
+    for _ in range(_TRIES - 1):
+        try:
+            return call()
+        except (DeltaError, OSError) as error:
+            if "response body" not in str(error):
+                raise
+    return call()
+
+
 def exists(index: str, table: str) -> bool:
-    """Whether a table is there."""
-    uri, options = _location(index, table)
-    return whole(lambda: DeltaTable.is_deltatable(uri, options))
-
-
-def create(index: str, table: str, schema: pa.Schema, names: Mapping[str, int]) -> None:
-    """Make an empty table, whose first version has transaction identifiers; or leave it."""
-    uri, options = _location(index, table)
-    with unless(lambda: exists(index, table)):
-        whole(
-            lambda: create_table_with_add_actions(
-                uri,
-                Schema.from_arrow(schema),
-                [],
-                mode="ignore",
-                partition_by=_partition_by(table),
-                name=table,
-                description=f"segrec_batch index: {table}",
-                storage_options=options,
-                commit_properties=CommitProperties(
-                    app_transactions=_transactions(names, 0, files=0)
-                ),
-            )
-        )
+    """Return True if a table exists."""
+    uri, options = location(index, table)
+    return retry(lambda: DeltaTable.is_deltatable(uri, options))
 
 
 def open_table(index: str, table: str, version: int | None = None) -> DeltaTable:
-    """A version of a table, or the newest. It stays as it was when the table is written.
+    """Return a version of a table, by default the newest; later writes do not change it.
 
-    Raises IndexStateError if the newest version cannot be told, for its log is damaged.
+    Raises IndexStateError if the log is damaged so that the newest version is unknown.
     """
-    uri, options = _location(index, table)
-    if version is not None and not can_be_version(version):
+    uri, options = location(index, table)
+    if version is not None and not is_version(version):
         raise DeltaError(f"there is no version {version}")
     try:
-        return whole(lambda: DeltaTable(uri, version, storage_options=options))
+        return retry(lambda: DeltaTable(uri, version, storage_options=options))
     except DeltaError as error:
-        said = faults.describe(error)
-        if version is not None or not any(text in said for text in _DAMAGE):
+        reason = faults.describe(error)
+        if version is not None or not any(text in reason for text in _DAMAGE):
             raise
-        raise IndexStateError(_damaged(index, table, said)) from error
+        raise IndexStateError(_damaged(index, table, reason)) from error
 
 
-def _damaged(index: str, table: str, said: str) -> str:
-    way_out = "put back what is missing (bucket versions, backup)"
-    if "_last_checkpoint hint" in said:
-        way_out += "; or delete _last_checkpoint there, if no entry is missing"
-    return f"{index}: the log in {table}/_delta_log is damaged: {way_out} ({said[:300]})"
+def _damaged(index: str, table: str, reason: str) -> str:
+    remedy = "put back what is missing (bucket versions, backup)"
+    if "_last_checkpoint hint" in reason:
+        remedy += "; or delete _last_checkpoint there, if no entry is missing"
+    return f"{index}: the log in {table}/_delta_log is damaged: {remedy} ({reason[:300]})"
 
 
-def check(index: str, name: str, table: DeltaTable, found: Sequence[DataFile]) -> None:
+def is_version(version: int) -> bool:
+    """Return True if a table can have a version; delta-rs would count up to any number."""
+    return 0 <= version < 2**22
+
+
+def check(index: str, name: str, table: DeltaTable, members: Sequence[DataFile]) -> None:
     """Raise IndexStateError if the log is not whole up to the version of an open table.
 
-    Tables that were last written before commits had these identifiers are taken as they are.
+    Tables whose last commit has no such identifiers are accepted as they are.
     """
     version, stated = table.version(), table.transaction_version(VERSION)
     if stated is None:
         return
-    if stated != version or table.transaction_version(FILES) != len(found):
+    if stated != version or table.transaction_version(FILES) != len(members):
         entry = f"{name}/_delta_log/{version:020}.json"
-        way_out = "run segrec index again"
+        remedy = "run segrec index again"
         if name != "images":
-            way_out = "go back to a version before it with segrec maintain rollback"
+            remedy = "go back to a version before it with segrec maintain rollback"
         raise IndexStateError(
             f"{index}: {entry} or an entry before it is empty, cut short or not this program's: "
             "put it back (bucket versions, backup); or, if it is the newest, delete it and "
-            f"{way_out}"
+            f"{remedy}"
         )
 
 
-def committed_at(table: DeltaTable) -> float:
-    """When the version of an open table was committed, in seconds since 1970."""
-    return float(last_commit(table).get("timestamp", 0)) / 1000
-
-
-def can_be_version(version: int) -> bool:
-    """Whether a table can have a version; delta-rs counts up to any that it is asked for."""
-    return 0 <= version < 2**22
-
-
-def history(index: str, table: str) -> list[dict[str, Any]]:
-    """What the commits of a table say of themselves, newest first."""
-    return whole(open_table(index, table).history)
-
-
 def check_table(name: str, table: DeltaTable) -> tuple[str, ...]:
-    """Hold the protocol and the columns of a table of an index against ours.
+    """Compare the protocol and the columns of a table with ours.
 
-    Before anything else is asked of it: Arrow would make extension types of what a log says of
-    columns, and readers that know deletion vectors or mapped columns would see other rows.
+    To be called before anything else of the table is read: Arrow would make extension types of a
+    log's column metadata, and readers that know deletion vectors or mapped columns would see other
+    rows.
 
     Returns:
-        The foreground classes that the columns of `images` are of.
+        The foreground classes of the coverage columns of `images`; empty for other tables.
 
     Raises:
-        ValueError: It is of another kind than tables of this project.
+        ValueError: The table is of another kind.
     """
     protocol = table.protocol()
     if protocol.min_reader_version != 1 or protocol.reader_features:
@@ -180,7 +154,7 @@ def check_table(name: str, table: DeltaTable) -> tuple[str, ...]:
         raise ValueError(
             f"{name} needs a reader of version {protocol.min_reader_version} ({shorten(features)})"
         )
-    if table.metadata().partition_columns != _partition_by(name):
+    if table.metadata().partition_columns != partition_by(name):
         raise ValueError(f"{name} is not partitioned as it should be")
     columns = [(field.name, field.metadata) for field in table.schema().fields]
     if any(metadata for _, metadata in columns):
@@ -198,200 +172,84 @@ def check_table(name: str, table: DeltaTable) -> tuple[str, ...]:
 
 
 def last_commit(table: DeltaTable) -> dict[str, Any]:
-    """What the commit of an open table's version says of itself."""
-    return next(iter(whole(lambda: table.history(1))), {})
+    """Return the information of the commit of an open table's version."""
+    return next(iter(retry(lambda: table.history(1))), {})
+
+
+def committed_at(table: DeltaTable) -> float:
+    """Return the time of the commit of an open table's version, in seconds since 1970."""
+    return float(last_commit(table).get("timestamp", 0)) / 1000
+
+
+def history(index: str, table: str) -> list[dict[str, Any]]:
+    """Return the information of a table's commits, newest first."""
+    return retry(open_table(index, table).history)
 
 
 def files(name: str, table: DeltaTable) -> tuple[DataFile, ...]:
-    """The files of an open table. Raises ValueError for any that is not of this project's kind."""
+    """Return the files of an open table. Raises ValueError for a file of another kind than ours."""
     key = PARTITION.get(name)
     return tuple(
         described_file(
             table=name,
-            path=a["path"],
-            size=a["size_bytes"],
-            rows=a["num_records"],
-            partition=a["partition"][key] if key else None,
+            path=action["path"],
+            size=action["size_bytes"],
+            rows=action["num_records"],
+            partition=action["partition"][key] if key else None,
             stats=json.dumps(
                 {
-                    "numRecords": a["num_records"],
-                    "minValues": _known(a["min"]),
-                    "maxValues": _known(a["max"]),
-                    "nullCount": _known(a["null_count"]),
+                    "numRecords": action["num_records"],
+                    "minValues": _plain_values(action["min"]),
+                    "maxValues": _plain_values(action["max"]),
+                    "nullCount": _plain_values(action["null_count"]),
                 }
             ),
         )
-        for a in _rows(table.get_add_actions())
+        for action in _to_rows(table.get_add_actions())
     )
 
 
-def _rows(stream: Any) -> list[dict[str, Any]]:
-    """Arrow data of any library as plain values; pa.table() would import pandas first."""
+def _to_rows(stream: Any) -> list[dict[str, Any]]:
+    """Return Arrow data of any library as plain values; pa.table() would import pandas."""
     rows: list[dict[str, Any]] = pa.RecordBatchReader.from_stream(stream).read_all().to_pylist()
     return rows
 
 
-def _known(statistics: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The columns that have statistics: plain values."""
+def _plain_values(statistics: Mapping[str, Any] | None) -> dict[str, Any]:
     return {k: v for k, v in (statistics or {}).items() if isinstance(v, str | int | float)}
 
 
-def bring_to(
-    index: str,
-    table: str,
-    wanted: Sequence[DataFile],
-    names: Mapping[str, int] | None = None,
-    always: bool = False,
-) -> int:
-    """Commit what makes a table's newest version the wanted one; the version that then is.
-
-    `names` are transaction identifiers of the commit; with `always` there is one in any case.
-    Raises CommitFailedError if another commit came first.
-    """
-    latest = open_table(index, table)
-    actions = _actions(latest, table, wanted)
-    if not actions and not always:
-        return latest.version()
-    after = latest.version() + 1
-    named = _transactions(names or {}, after, len(wanted))
-    with commit(lambda: open_table(index, table, after), names=named) as properties:
-        whole(lambda: _write(latest, actions, _partition_by(table), properties))
-    return after
-
-
-def publish(
-    index: str,
-    images: DeltaTable,
-    wanted: Sequence[DataFile],
-    schema: pa.Schema,
-    names: Mapping[str, int],
-    info: Mapping[str, Any],
-) -> None:
-    """Commit what makes `images` the wanted one, with transaction identifiers and information.
-
-    Raises CommitFailedError if another commit came first.
-    """
-    changed = images.schema() != Schema.from_arrow(schema)
-    after = images.version() + 1
-    named = _transactions(names, after, len(wanted))
-    with commit(lambda: open_table(index, "images", after), info, named) as properties:
-        if changed:
-            whole(lambda: _overwrite(images, wanted, schema, properties))
-        else:
-            whole(lambda: _write(images, _actions(images, "images", wanted), [], properties))
-
-
-def append(index: str, table: str, rows: pa.Table, version: int) -> None:
-    """Add rows to a table that deltalake writes itself, as the successor of a version (-1: none).
-
-    Raises CommitFailedError if it has one already.
-    """
-    if version < 0 and exists(index, table):
-        raise CommitFailedError(f"{_location(index, table)[0]} exists")
-    uri, options = _location(index, table)
-    target = uri if version < 0 else open_table(index, table, version)
-    with commit(lambda: open_table(index, table, version + 1)) as properties:
-        whole(
-            lambda: write_deltalake(
-                target,
-                rows,
-                mode="error" if version < 0 else "append",
-                storage_options=options,
-                commit_properties=properties,
-            )
-        )
-
-
 def read(index: str, table: str, schema: pa.Schema) -> tuple[pa.Table | None, int]:
-    """All rows of such a table and its version; None and -1 if there is none.
+    """Return all rows of a table that deltalake has written, and its version.
 
-    Raises ValueError, pa.ArrowException for a table of another kind.
+    Returns None and -1 if the table does not exist. Raises ValueError, pa.ArrowException for a
+    table of another kind.
     """
     try:
-        found = open_table(index, table)
+        opened = open_table(index, table)
     except TableNotFoundError:
         return None, -1
-    if found.schema() != Schema.from_arrow(schema) or found.protocol().reader_features:
+    if opened.schema() != Schema.from_arrow(schema) or opened.protocol().reader_features:
         raise ValueError(f"its columns are not those of {table}")
     rows = [schema.empty_table()]
-    for action in _rows(whole(found.get_add_actions)):
+    for action in _to_rows(retry(opened.get_add_actions)):
         if not _WRITTEN.fullmatch(action["path"]):
             raise ValueError(f"{shorten(action['path'])} is no path of a file of {table}")
         content = storage.read_bytes(storage.join(index, table, action["path"]))
         rows.append(read_parquet(content, schema.names).cast(schema))
-    return pa.concat_tables(rows), found.version()
+    return pa.concat_tables(rows), opened.version()
 
 
-_WRITTEN = re.compile(r"[0-9A-Za-z_.-]{1,200}\.parquet")  # names that delta-rs gives to files
-
-
-def _actions(
-    latest: DeltaTable, table: str, wanted: Sequence[DataFile]
-) -> list[AddAction | RemoveAction]:
-    """From the files of the latest version, published or not, to the wanted ones."""
-    after = {f.path: f for f in wanted}
-    present = {f.path: f for f in files(table, latest)}
-    now = _milliseconds()
-    return [
-        *(_add(f, now) for path, f in after.items() if path not in present),
-        *(_remove(f, now) for path, f in present.items() if path not in after),
-    ]
-
-
-def _add(file: DataFile, now: int) -> AddAction:
-    return AddAction(file.path, file.size, _partition_values(file), now, True, file.stats)
-
-
-def _remove(file: DataFile, now: int) -> RemoveAction:
-    return RemoveAction(
-        file.path,
-        deletion_timestamp=now,
-        data_change=True,
-        size=file.size,
-        partition_values=_partition_values(file),
-    )
-
-
-def _write(
-    table: DeltaTable,
-    actions: list[AddAction | RemoveAction],
-    partition_by: list[str],
-    properties: CommitProperties,
-) -> None:
-    table.create_write_transaction(
-        actions, "append", table.schema(), partition_by=partition_by, commit_properties=properties
-    )
-
-
-def _overwrite(
-    table: DeltaTable, wanted: Sequence[DataFile], schema: pa.Schema, properties: CommitProperties
-) -> None:
-    """Take out all files of the version before, and take on the schema."""
-    now = _milliseconds()
-    table.create_write_transaction(
-        [_add(f, now) for f in wanted],
-        "overwrite",
-        Schema.from_arrow(schema),
-        partition_by=[],
-        commit_properties=properties,
-    )
-
-
-def _transactions(names: Mapping[str, int], version: int, files: int) -> list[Transaction]:
-    """Return the transaction identifiers of a commit; its own version comes last in its entry."""
-    return [Transaction(k, v) for k, v in {**names, FILES: files, VERSION: version}.items()]
-
-
-def _partition_by(table: str) -> list[str]:
+def partition_by(table: str) -> list[str]:
+    """Return the partition columns of a table."""
     return [PARTITION[table]] if table in PARTITION else []
 
 
-def _partition_values(file: DataFile) -> dict[str, str | None]:
-    return {PARTITION[file.table]: file.partition} if file.table in PARTITION else {}
+def location(index: str, table: str) -> tuple[str, dict[str, str]]:
+    """Return the URI of a table and the storage options of delta-rs beside `AWS_*`.
 
-
-def _location(index: str, table: str) -> tuple[str, dict[str, str]]:
-    """The URI of a table, and what delta-rs needs to know beside `AWS_*` to open it."""
+    Raises InputError for places that delta-rs cannot use.
+    """
     if "%" in index:
         raise InputError(f"{index}: delta-rs cannot keep tables below a name with % in it")
     uri = storage.join(index, table)
@@ -402,7 +260,3 @@ def _location(index: str, table: str) -> tuple[str, dict[str, str]]:
         raise InputError(f"AWS_ENDPOINT_URL is {endpoint!r}; it begins with http:// or https://")
     plain = {"AWS_ALLOW_HTTP": "true"} if endpoint.startswith("http://") else {}
     return uri, _S3_OPTIONS | plain
-
-
-def _milliseconds() -> int:
-    return int(time.time() * 1000)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from segrec_batch.common.errors import IndexStateError
-from segrec_batch.index import delta
+from segrec_batch.index import commits, delta
 from segrec_batch.index.files import DataFile, check_statistics, described_file
 from segrec_batch.index.snapshot import Snapshot, empty_snapshot, model_uri, with_changes
 from segrec_batch.sources import storage
@@ -72,8 +72,8 @@ def stage(staged: Snapshot, add: Sequence[DataFile], remove: Sequence[DataFile] 
     try:
         with delta.errors(staged.index):
             added = pa.Table.from_pylist(rows, _SCHEMA)
-            delta.append(staged.index, _table(staged.bundle_id), added, version)
-    except delta.CommitFailedError as error:
+            commits.append(staged.index, _table(staged.bundle_id), added, version)
+    except commits.CommitFailedError as error:
         text = f"{staged.index}: another run rebuilds it with model {staged.bundle_id}"
         raise IndexStateError(f"{text}; wait for it, then run again") from error
     after = with_changes(staged, add, remove)

@@ -20,17 +20,16 @@ from segrec_batch.common.errors import IndexStateError, InputError
 from segrec_batch.distributed import cluster
 from segrec_batch.distributed.tasks import each
 from segrec_batch.index import staging
-from segrec_batch.index.encode import image_id
+from segrec_batch.index.column_values import image_id
 from segrec_batch.index.files import (
     DataFile,
     by_part,
     files_in_place,
     is_part_file,
-    read_column,
     unfinished_files,
 )
-from segrec_batch.index.parts import rewrite_part
-from segrec_batch.index.purged import read_replacements, write_replacements
+from segrec_batch.index.parts import read_column, rewrite_part
+from segrec_batch.index.replacements import read_replacements, write_replacements
 from segrec_batch.index.schema import TABLES
 from segrec_batch.index.snapshot import Snapshot, commit, open_snapshot
 from segrec_batch.maintenance.versions import named_files

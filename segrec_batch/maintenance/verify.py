@@ -15,8 +15,10 @@ from segrec_batch.distributed import cluster
 from segrec_batch.distributed.tasks import each
 from segrec_batch.images import sandbox
 from segrec_batch.images.decode import mask_shape
-from segrec_batch.index.encode import image_id, inverse_norms
-from segrec_batch.index.files import DataFile, by_part, parse_rows, statistics
+from segrec_batch.index.column_values import image_id, inverse_norms
+from segrec_batch.index.files import DataFile, by_part
+from segrec_batch.index.parquet import read_parquet
+from segrec_batch.index.parts import statistics
 from segrec_batch.index.schema import (
     PARTITION,
     coverage_column,
@@ -79,7 +81,7 @@ def check_part(job: Job) -> list[Problem]:
     for file in files:
         try:
             content = storage.read_bytes(file.uri(index))
-            rows = tables[file.table, file.partition] = parse_rows(content)
+            rows = tables[file.table, file.partition] = read_parquet(content)
         except (OSError, ValueError, pa.ArrowException) as error:
             problems.append(f"{file.uri(index)}: {type(error).__name__}: {error}")
             continue

@@ -8,24 +8,22 @@ from collections.abc import Iterator
 from dataclasses import replace as replaced
 
 from segrec_batch.common.errors import IndexStateError, InputError
-from segrec_batch.index import log, staging
+from segrec_batch.index import log_entries, staging
 from segrec_batch.index.files import file_at, files_below, is_part_file
-from segrec_batch.index.purged import read_replacements
+from segrec_batch.index.history import history, newest_version
+from segrec_batch.index.replacements import read_replacements
 from segrec_batch.index.schema import TABLES
 from segrec_batch.index.snapshot import (
     COMMIT_SECONDS,
-    Log,
     Snapshot,
-    history,
-    newest_version,
     open_snapshot,
-    read_log,
     replace,
 )
+from segrec_batch.index.snapshot_log import SnapshotLog, read_log
 from segrec_batch.model.spec import BUNDLE_FILE
 from segrec_batch.sources import storage
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 SHORTEST = dt.timedelta(hours=1)  # a running job's files are published well before that
 
@@ -68,7 +66,7 @@ def vacuum(
     for bundle in set(rebuilds) - abandoned:
         keep |= {(f.table, f.path) for f in staging.staged_files(index, bundle)[0]}
         models.add(bundle)
-    names = log.names(index)
+    names = log_entries.names(index)
     doomed: list[Found] = []
     strangers: list[Found] = []
     for is_ours, file in (
@@ -77,7 +75,7 @@ def vacuum(
     ):
         (doomed if is_ours else strangers).append(file)
     if strangers:
-        _log.info(
+        log.info(
             f"{len(strangers):,} files are not the index's own and stay, e.g. {strangers[0][0]}",
             extra={"event": "strangers", "files": len(strangers)},
         )
@@ -88,7 +86,7 @@ def vacuum(
     return doomed
 
 
-def _settled(index: str) -> Log:
+def _settled(index: str) -> SnapshotLog:
     """Return the newest snapshot's log, once no commit is going on.
 
     Raises IndexStateError if tables stay ahead of it.
@@ -102,7 +100,7 @@ def _settled(index: str) -> Log:
     return found
 
 
-def _retained(index: str, newest: Log, cutoff: dt.datetime) -> Iterator[Log]:
+def _retained(index: str, newest: SnapshotLog, cutoff: dt.datetime) -> Iterator[SnapshotLog]:
     """Yield the logs of the snapshots that were the newest one at some time since `cutoff`.
 
     An earlier vacuum of a shorter retention may have taken some of them. Raises IndexStateError if
@@ -113,8 +111,8 @@ def _retained(index: str, newest: Log, cutoff: dt.datetime) -> Iterator[Log]:
     for entry in history(index):
         if entry.version < version:
             raise IndexStateError(
-                f"{index}: images/{log.entry_name(version)} is lost: put it back (bucket versions, "
-                "backup); until then nothing is deleted"
+                f"{index}: images/{log_entries.entry_name(version)} is lost: put it back (bucket "
+                "versions, backup); until then nothing is deleted"
             )
         yield read_log(index, entry.version)
         if entry.time < cutoff:
@@ -122,12 +120,12 @@ def _retained(index: str, newest: Log, cutoff: dt.datetime) -> Iterator[Log]:
         version = entry.version - 1
 
 
-def named_files(index: str, names: log.Names | None = None) -> set[tuple[str, str]]:
+def named_files(index: str, names: log_entries.Names | None = None) -> set[tuple[str, str]]:
     """Return table and path of all files that a log, a rebuild or a purge has ever named.
 
     names: what the logs name, if they have been read.
     """
-    known = set((names or log.names(index)).files)
+    known = set((names or log_entries.names(index)).files)
     for old, new in read_replacements(index).items():
         known |= {old, (new.table, new.path)} if new else {old}
     for bundle in staging.rebuilds(index):

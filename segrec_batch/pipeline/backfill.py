@@ -22,8 +22,8 @@ from segrec_batch.descriptors.inputs import (
     stored_rows,
 )
 from segrec_batch.distributed.tasks import each
-from segrec_batch.index.files import DataFile, by_part, read_column, read_some
-from segrec_batch.index.parts import Rows, write_part
+from segrec_batch.index.files import DataFile, by_part
+from segrec_batch.index.parts import Rows, read_column, read_some, write_part
 from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.pipeline.rows import descriptor_rows

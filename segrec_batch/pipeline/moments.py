@@ -9,7 +9,8 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from segrec_batch.index.files import DataFile, read_column
+from segrec_batch.index.files import DataFile
+from segrec_batch.index.parts import read_column
 
 Matrix = NDArray[np.float64]
 Triple = tuple[int, Matrix, Matrix]

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segrec_batch.descriptors.inputs import UNDEFINED
-from segrec_batch.index import encode
-from segrec_batch.index.files import path_in_part, read_path
-from segrec_batch.index.parts import Rows
+from segrec_batch.index import column_values
+from segrec_batch.index.files import path_in_part
+from segrec_batch.index.parts import Rows, read_path
 from segrec_batch.index.schema import (
     coverage_column,
     descriptors_schema,
@@ -43,7 +43,7 @@ def image_rows(rows: Sequence[Row], spec: ModelSpec) -> Iterator[Rows]:
     stamp = dt.datetime.now(dt.UTC)
     for row in rows:
         row.update(_image_columns(row, spec), indexed_at=stamp)
-    norms = encode.inverse_norms(np.array([row["feature"] for row in rows], np.float32))
+    norms = column_values.inverse_norms(np.array([row["feature"] for row in rows], np.float32))
     for row, norm in zip(rows, norms, strict=True):
         row["inv_norm"] = _or_null(norm)
     yield "images", None, pa.Table.from_pylist(rows, images_schema(spec.classes))
@@ -138,7 +138,7 @@ def _image_columns(row: Row, spec: ModelSpec) -> Row:
         "grid_h": grid_h,
         "grid_w": grid_w,
         "mask_grid": row["labels"],
-        "mask": encode.mask_png(labels, list(spec.colours.values())),
+        "mask": column_values.mask_png(labels, list(spec.colours.values())),
     }
 
 
@@ -147,13 +147,13 @@ def _region_rows(row: Row, spec: ModelSpec) -> list[Row]:
     labels = np.frombuffer(row["labels"], np.uint8).reshape(row["grid"])
     common = np.frombuffer(row["common"], np.uint8).reshape(COMMON_GRID**2)
     features = np.array(row["region_features"], np.float32).reshape(len(spec.all_classes), -1)
-    norms = encode.inverse_norms(features)
+    norms = column_values.inverse_norms(features)
     shared = _shared(row)
     regions = []
     for k, name in enumerate(spec.all_classes):
         if row["counts"][k] == 0:
             continue
-        box = encode.bounding_box(labels == k)
+        box = column_values.bounding_box(labels == k)
         regions.append(
             {
                 **shared,
@@ -163,7 +163,7 @@ def _region_rows(row: Row, spec: ModelSpec) -> list[Row]:
                 "bbox": dict(zip(("x0", "y0", "x1", "y1"), box, strict=True)),
                 "feature": features[k],
                 "inv_norm": _or_null(norms[k]),
-                "mask_bits": encode.bitmap_words(common == k),
+                "mask_bits": column_values.bitmap_words(common == k),
             }
         )
     return regions

@@ -16,6 +16,7 @@ from segrec_batch.distributed import cluster, nodes
 from segrec_batch.distributed.placement import Placement, Work, choose_engine, place_model
 from segrec_batch.index import snapshot as store
 from segrec_batch.index import staging
+from segrec_batch.index.history import choose_roots
 from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.model.engines import report_engine
 from segrec_batch.model.spec import ModelSpec, read_spec
@@ -121,7 +122,7 @@ def index_images(
 
 def _has_news(published: Snapshot, account: Account) -> bool:
     """Return whether a commit mends or tells something, though no row changes."""
-    roots = store.choose_roots(published.index)
+    roots = choose_roots(published.index)
     return bool(published.ahead) or not roots.admits(account.images_root)
 
 
@@ -242,7 +243,7 @@ def _describe(publisher: Publisher, execution: Execution, retry: bool) -> None:
     precision = _precision(account, device, execution)
     total = sum(missing.values())
     meter = ProgressMeter("vectors added", total)
-    roots = store.choose_roots(base.index).extended([account.images_root])
+    roots = choose_roots(base.index).extended([account.images_root])
     with meter if total else nullcontext(), _kept(publisher):
         for part, added in describe(base, parts, device, precision, account.run_id, retry, roots):
             meter.advance(publisher.move(part, added))

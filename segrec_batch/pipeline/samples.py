@@ -16,7 +16,8 @@ from segrec_batch.descriptors import ImageBatch, Moments, Vectors
 from segrec_batch.descriptors.inputs import assemble, by_shape, read_pixels, stored_rows
 from segrec_batch.distributed import cluster
 from segrec_batch.distributed.tasks import each
-from segrec_batch.index.snapshot import Snapshot, choose_roots
+from segrec_batch.index.history import choose_roots
+from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.pipeline import moments
 from segrec_batch.search.database import Database, open_files
 from segrec_batch.search.sql.connection import batches, query

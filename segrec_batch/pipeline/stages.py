@@ -14,7 +14,7 @@ import pyarrow as pa
 from segrec_batch.common.errors import ImageError
 from segrec_batch.images import sandbox
 from segrec_batch.images.decode import Shape
-from segrec_batch.index.encode import image_id
+from segrec_batch.index.column_values import image_id
 from segrec_batch.index.parts import Rows, write_part
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.pipeline.rows import copied_rows, descriptor_rows, failure_rows, image_rows

@@ -182,7 +182,7 @@ def _order(table: str, spec: ModelSpec) -> str:
 
 
 def _z_order(classes: Sequence[str]) -> str:
-    """SQL for the position along the curve of `encode.z_order`."""
+    """SQL for the position along the curve of `parts.z_order`."""
     names = [identifier(coverage_column(name)) for name in classes[: 63 // _Z_BITS]]
     top = 2**_Z_BITS - 1
     bits = [

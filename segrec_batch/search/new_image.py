@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from segrec_batch.common.errors import ImageError, InputError
 from segrec_batch.images import sandbox
 from segrec_batch.images.decode import DecodedImage, mask_shape
-from segrec_batch.index import encode
+from segrec_batch.index import column_values
 from segrec_batch.model.bundle import load_model
 from segrec_batch.model.engines import EngineChoice, load_segmenter
 from segrec_batch.model.segmentation import Segmentation
@@ -36,7 +36,7 @@ def look(
     counts = found.counts[0]
     shares = dict(zip(spec.all_classes, (counts / counts.sum()).tolist(), strict=True))
     mask = found.masks[0]
-    png = encode.mask_png(mask, list(spec.colours.values()))
+    png = column_values.mask_png(mask, list(spec.colours.values()))
     vector, category = _compared(database, name, image, found, mask, filters, engine)
     seen = {
         "query": vector.tolist(),
@@ -52,7 +52,7 @@ def _compared(
     name: str,
     image: DecodedImage,
     found: Segmentation,
-    mask: encode.Labels,
+    mask: column_values.Labels,
     filters: Filters,
     engine: EngineChoice,
 ) -> tuple[NDArray[np.float32], str | None]:
@@ -73,7 +73,7 @@ def _described(
     name: str,
     image: DecodedImage,
     found: Segmentation,
-    mask: encode.Labels,
+    mask: column_values.Labels,
     descriptor: str,
     engine: EngineChoice,
 ) -> tuple[NDArray[np.float32], str | None]:
@@ -101,7 +101,7 @@ def _bitmaps(found: Segmentation, filters: Filters, spec: ModelSpec) -> dict[str
     """Bitmaps of the classes by which the first images are ranked again."""
     wanted = filters.mask_classes(spec.classes)
     return {
-        label: encode.bitmap_words((found.common[0] == i).ravel()).tolist()
+        label: column_values.bitmap_words((found.common[0] == i).ravel()).tolist()
         for i, label in enumerate(spec.all_classes)
         if found.counts[0, i] and label in wanted
     }

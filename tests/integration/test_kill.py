@@ -26,7 +26,7 @@ import segrec_batch
 from segrec_batch.common.errors import IndexStateError
 from segrec_batch.index import snapshot as store
 from segrec_batch.index import staging
-from segrec_batch.index.files import read_file
+from segrec_batch.index.parts import read_file
 from segrec_batch.index.schema import TABLES
 from segrec_batch.model.spec import read_spec
 from tests.support.builders import smooth_pixels, tiny_model

@@ -20,17 +20,10 @@ import segrec_batch
 from segrec_batch.common.errors import IndexStateError, InputError
 from segrec_batch.index import delta, staging
 from segrec_batch.index import snapshot as store
-from segrec_batch.index.encode import image_id
-from segrec_batch.index.files import (
-    DataFile,
-    by_part,
-    count_rows,
-    files_in_place,
-    new_part,
-    read_file,
-    write_file,
-)
-from segrec_batch.index.parts import write_part
+from segrec_batch.index.column_values import image_id
+from segrec_batch.index.files import DataFile, by_part, count_rows, files_in_place, new_part
+from segrec_batch.index.history import history
+from segrec_batch.index.parts import read_file, write_file, write_part
 from segrec_batch.index.schema import TABLES, failures_schema
 from segrec_batch.maintenance.compact import compact
 from segrec_batch.maintenance.purge import purge
@@ -101,7 +94,7 @@ def contents(index: str, version: int | None = None, less: Iterable[str] = ()) -
 
 
 def versions(index: str) -> list[int]:
-    return [entry.version for entry in store.history(index)]
+    return [entry.version for entry in history(index)]
 
 
 def in_place(index: str) -> set[str]:
@@ -392,7 +385,7 @@ def test_purged_rows_leave_every_version_and_the_disk(index: str, chosen: slice)
     assert (set(done.found), done.unknown) == (set(gone), ("/nowhere.jpg",))
     assert_purged(index, gone, before)
     assert not torn.exists()
-    told = store.history(index)[0].info["segrec"]
+    told = history(index)[0].info["segrec"]
     assert told == {"operation": "purge", "sources": len(gone)}
     with pytest.raises(InputError, match="no file of"):
         purge(index, gone, 0)
@@ -502,7 +495,7 @@ def test_an_index_is_well_at_every_version(rebuilt: str) -> None:
 def test_verify_finds_a_flipped_bit_in_any_page(index: str) -> None:
     """That of run_id, with which nothing else is to agree."""
     snapshot = store.open_snapshot(index)
-    run_id = store.history(index)[1].info["segrec"]["run_id"].encode()
+    run_id = history(index)[1].info["segrec"]["run_id"].encode()
     paths = [Path(file.uri(index)) for file in snapshot.all_files]
     for path in paths:
         content = bytearray(path.read_bytes())

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import segrec_batch
 from segrec_batch.common.errors import DeviceError, InputError
-from segrec_batch.index.encode import image_id
+from segrec_batch.index.column_values import image_id
 from segrec_batch.index.snapshot import open_snapshot
 from segrec_batch.search.batch.choice import RECOMMENDATIONS, Choice
 from segrec_batch.search.batch.plan import Request

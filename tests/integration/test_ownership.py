@@ -20,9 +20,10 @@ from segrec_batch.api.train import check_bundle_place
 from segrec_batch.common.errors import InputError
 from segrec_batch.distributed import scratch
 from segrec_batch.evaluation.report import check_report_place
-from segrec_batch.index import log, staging
+from segrec_batch.index import log_entries, staging
 from segrec_batch.index import snapshot as store
-from segrec_batch.index.files import DataFile, is_part_file, new_part, write_file
+from segrec_batch.index.files import DataFile, is_part_file, new_part
+from segrec_batch.index.parts import write_file
 from segrec_batch.index.schema import failures_schema
 from segrec_batch.maintenance.versions import named_files, vacuum
 from segrec_batch.model.bundle import Model
@@ -166,10 +167,10 @@ def test_logs_name_files_of_entries_and_of_checkpoints(index: str) -> None:
     for entry in Path(index, "regions", "_delta_log").glob("*.json"):
         if not entry.name.startswith("0" * 20):
             entry.unlink()
-    assert ("regions", odd.path) in log.names(index).files, "named by the checkpoint alone"
+    assert ("regions", odd.path) in log_entries.names(index).files, "named by the checkpoint alone"
     (one,) = store.read_log(index, 1).files["failures"]
     assert ("failures", one.path) in named_files(index)
-    assert log.names(index).bundles == {snapshot.bundle_id}
+    assert log_entries.names(index).bundles == {snapshot.bundle_id}
 
 
 # --- folders of an index -----------------------------------------------------------------------

@@ -17,7 +17,7 @@ import segrec_batch
 from segrec_batch.common.errors import DeviceError, InputError
 from segrec_batch.distributed.scratch import scratch_folder
 from segrec_batch.index import snapshot as store
-from segrec_batch.index.encode import image_id
+from segrec_batch.index.column_values import image_id
 from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.model.engines import choose_engine, load_segmenter
 from segrec_batch.pipeline.plan import Request

@@ -19,6 +19,7 @@ import pytest
 import segrec_batch
 from segrec_batch.common.errors import IndexStateError
 from segrec_batch.index import snapshot as store
+from segrec_batch.index.history import history
 from segrec_batch.index.schema import TABLES
 from segrec_batch.search.cache import refresh_cache
 from segrec_batch.sources import storage
@@ -308,7 +309,7 @@ def test_a_commit_whose_answer_was_lost_is_made_once(bench: Bench, undisturbed: 
     assert figures(bench.index(index))["indexed"] == COUNT
     assert bench.proxy.faults["drop"] > 6
     assert_same(index, undisturbed)
-    runs = [entry.info for entry in store.history(index) if "segrec" in entry.info]
+    runs = [entry.info for entry in history(index) if "segrec" in entry.info]
     assert [r["segrec"]["commits"] for r in runs] == list(range(len(runs), 0, -1))
 
 

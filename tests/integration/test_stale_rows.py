@@ -20,8 +20,8 @@ from PIL import Image
 from segrec_batch.common.errors import AccountingError, SourceError
 from segrec_batch.common.limits import parse_limit
 from segrec_batch.images.decode import mask_shape
-from segrec_batch.index.files import by_part, new_part, read_file, write_file
-from segrec_batch.index.parts import merge_parts
+from segrec_batch.index.files import by_part, new_part
+from segrec_batch.index.parts import merge_parts, read_file, write_file
 from segrec_batch.index.snapshot import Snapshot, empty_snapshot, with_changes
 from segrec_batch.maintenance.verify import _TWICE, check_part
 from segrec_batch.pipeline import commit as publish

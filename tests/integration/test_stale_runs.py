@@ -13,6 +13,7 @@ import pytest
 import segrec_batch
 from segrec_batch.common.errors import SourceError
 from segrec_batch.index import snapshot as store
+from segrec_batch.index.history import history
 from segrec_batch.maintenance.purge import purge
 from segrec_batch.maintenance.verify import verify
 from segrec_batch.model.bundle import Model
@@ -120,7 +121,7 @@ def test_images_that_cannot_be_read_keep_their_rows_until_they_can(
     assert site.contents() == before
     assert site.rows("FROM failures") == site.rows("FROM stale") == []
     assert verify(store.open_snapshot(site.index)) == []
-    told = store.history(site.index)[0].info["segrec"]
+    told = history(site.index)[0].info["segrec"]
     assert (told["changed"], told["copied"], told["stale"]) == (10, 10, 0)
     refresh_cache(site.index, cache)
     with segrec_batch.connect(cache) as connection:

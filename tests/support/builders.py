@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import segrec_batch
-from segrec_batch.index.files import DataFile, new_part, write_file
+from segrec_batch.index.files import DataFile, new_part
+from segrec_batch.index.parts import write_file
 from segrec_batch.index.schema import failures_schema
 from segrec_batch.labels.labelled import Classes, LabelledImage
 from segrec_batch.model import describe

@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from segrec_batch.index import snapshot as store
-from segrec_batch.index.encode import image_id, inverse_norms
+from segrec_batch.index.column_values import image_id, inverse_norms
 from segrec_batch.index.files import DataFile
 from segrec_batch.index.parts import write_part
 from segrec_batch.index.schema import images_schema, regions_schema

@@ -22,11 +22,12 @@ from segrec_batch.common.errors import ModelError, SegrecError
 from segrec_batch.descriptors import runtime as describer
 from segrec_batch.descriptors.texture import BLOCKS
 from segrec_batch.evaluation.report import read_counts, read_metrics
-from segrec_batch.index import delta, purged, staging
+from segrec_batch.index import delta, replacements, staging
 from segrec_batch.index import snapshot as store
-from segrec_batch.index.encode import image_id
-from segrec_batch.index.files import by_part, read_file
-from segrec_batch.index.parts import write_part
+from segrec_batch.index.column_values import image_id
+from segrec_batch.index.files import by_part
+from segrec_batch.index.history import choose_roots, history
+from segrec_batch.index.parts import read_file, write_part
 from segrec_batch.index.schema import TABLES, descriptors_schema, failures_schema
 from segrec_batch.labels.labelled import load_classes
 from segrec_batch.maintenance.verify import check_part
@@ -267,7 +268,7 @@ class IndexTarget(Target):
             delta.open_table(index, table).create_checkpoint()
         new = image_files(index, names(6), FEATURES[:6])
         store.commit(snapshot, new, [f for f in snapshot.all_files if f.part == old.part])
-        purged.write_replacements(index, [(old, next(f for f in new if f.table == "images"))])
+        replacements.write_replacements(index, [(old, next(f for f in new if f.table == "images"))])
         base = store.replaced(
             store.empty_snapshot(index, f"{2:016x}", SPEC),
             versions={**snapshot.versions, "rebuild": -1},
@@ -296,13 +297,13 @@ class IndexTarget(Target):
         index = str(self.input)
         refused: list[SegrecError] = []
         steps: list[Callable[[], object]] = [
-            lambda: store.history(index),
+            lambda: history(index),
             lambda: staging.rebuilds(index),
             lambda: staging.staged_files(index, self.bundle),
             lambda: staging.last_staged(index, self.bundle),
-            lambda: purged.read_replacements(index),
+            lambda: replacements.read_replacements(index),
             lambda: named_files(index),
-            lambda: store.choose_roots(index),
+            lambda: choose_roots(index),
             self._open,
         ]
         for step in steps:

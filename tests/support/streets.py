@@ -11,7 +11,7 @@ from itertools import chain
 import numpy as np
 import pyarrow as pa
 
-from segrec_batch.index import encode
+from segrec_batch.index import column_values
 from segrec_batch.index import snapshot as store
 from segrec_batch.index.files import DataFile
 from segrec_batch.index.parts import Rows, rewrite_part, write_part
@@ -64,7 +64,7 @@ def image(i: int, content: int | None = None, folder: str | None = None) -> Row:
         "counts": counts.tolist(),
         "feature": feature,
         "region_features": features.astype(np.float32).ravel(),
-        "sign_bits": encode.bitmap_words(feature > feature.mean()),
+        "sign_bits": column_values.bitmap_words(feature > feature.mean()),
         "mask_shape": labels.shape,
         "mask": labels.tobytes(),
     }
@@ -83,10 +83,15 @@ def unread(i: int) -> Row:
 
 
 def _source(uri: str) -> Row:
-    return {"uri": uri, "image_id": encode.image_id(uri), "source_size": 1, "source_etag": "e"}
+    return {
+        "uri": uri,
+        "image_id": column_values.image_id(uri),
+        "source_size": 1,
+        "source_etag": "e",
+    }
 
 
-def _labels(rng: np.random.Generator) -> encode.Labels:
+def _labels(rng: np.random.Generator) -> column_values.Labels:
     """Classes in bands, 0 to 3, some of them absent: (GRID, GRID)."""
     shares = rng.dirichlet([1, 1, 1, 1]) * (rng.random(4) > 0.4)
     ends = np.cumsum(shares[[1, 2, 3]] / max(shares.sum(), 1e-9) * GRID**2).round()

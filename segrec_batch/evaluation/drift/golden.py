@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import pyarrow as pa
 
 from segrec_batch.common.errors import InputError
-from segrec_batch.index.encode import image_id
+from segrec_batch.index.column_values import image_id
 from segrec_batch.index.parquet import read_parquet
 from segrec_batch.sources import storage
 

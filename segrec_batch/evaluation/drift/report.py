@@ -20,8 +20,9 @@ from segrec_batch.evaluation.drift.overlap import overlaps
 from segrec_batch.evaluation.drift.snapshots import Pair
 from segrec_batch.evaluation.drift.told import Told
 from segrec_batch.evaluation.report import Provenance, Report
+from segrec_batch.index.history import history
 from segrec_batch.index.schema import coverage_column
-from segrec_batch.index.snapshot import Snapshot, history, open_snapshot
+from segrec_batch.index.snapshot import Snapshot, open_snapshot
 from segrec_batch.search.database import open_files
 from segrec_batch.sources import storage
 

@@ -13,7 +13,7 @@ from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.retrieval.collection import Collection, Ints
 from segrec_batch.evaluation.retrieval.settings import Window
 from segrec_batch.evaluation.retrieval.truth import GroundTruth, Groups, digest, log_details
-from segrec_batch.index.encode import bitmap_words
+from segrec_batch.index.column_values import bitmap_words
 from segrec_batch.labels.labelled import (
     VOID,
     Classes,

@@ -30,7 +30,7 @@ from segrec_batch.evaluation.retrieval.run import (
     run_retrieval,
 )
 from segrec_batch.evaluation.retrieval.settings import PLAIN
-from segrec_batch.index.snapshot import choose_roots
+from segrec_batch.index.history import choose_roots
 from segrec_batch.sheets.card import Card
 from segrec_batch.sheets.thumbnail import ThumbnailMaker
 from segrec_batch.sources.roots import ImageRoots, fetch_images

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from segrec_batch.common.errors import EngineError
 from segrec_batch.distributed.nodes import Resources, resources
 from segrec_batch.distributed.placement import Work, choose_engine, place_model
-from segrec_batch.index import snapshot as store
+from segrec_batch.index.history import history
 from segrec_batch.model.engines import LONG, EngineChoice
 from tests.support.builders import quick
 
@@ -79,7 +79,7 @@ def test_engine_is_chosen_on_the_nodes(ray_cluster: None) -> None:
 
 
 def test_a_commit_remembers_the_engine(index: str) -> None:
-    summary = store.history(index)[0].info["segrec"]
+    summary = history(index)[0].info["segrec"]
     assert summary["engine"]["engine"] in ("ncnn", "torch")
     assert summary["engine"]["precision"] in ("float32", "bfloat16")
     assert summary["engine"]["device"] == "cpu"

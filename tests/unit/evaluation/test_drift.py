@@ -28,8 +28,9 @@ from segrec_batch.evaluation.items import Table
 from segrec_batch.evaluation.report import Report, read_metrics
 from segrec_batch.evaluation.statistics import Estimate, Key
 from segrec_batch.index import snapshot as store
-from segrec_batch.index.encode import image_id
+from segrec_batch.index.column_values import image_id
 from segrec_batch.index.files import DataFile
+from segrec_batch.index.history import history
 from segrec_batch.index.parts import write_part
 from segrec_batch.index.schema import failures_schema
 from segrec_batch.index.snapshot import Snapshot
@@ -178,7 +179,7 @@ def test_overlap_is_that_of_the_two_answers(made: tuple[Report, Path]) -> None:
 def test_from_a_time_on_is_from_the_version_of_then(tmp_path: Path) -> None:
     index = str(tmp_path)
     before, after = night(index)
-    times = {c.version: c.time for c in store.history(index)}
+    times = {c.version: c.time for c in history(index)}
     for time, version in (
         (times[before.version], before.version),
         (times[after.version] - dt.timedelta(milliseconds=1), before.version),

@@ -14,8 +14,9 @@ from deltalake import DeltaTable
 
 from segrec_batch.common.errors import IndexStateError
 from segrec_batch.common.limits import parse_limit
-from segrec_batch.index import delta, log
+from segrec_batch.index import commits, log_entries
 from segrec_batch.index import snapshot as store
+from segrec_batch.index.history import history
 from segrec_batch.maintenance import versions
 from segrec_batch.maintenance.verify import verify
 from segrec_batch.maintenance.versions import rollback, vacuum
@@ -60,14 +61,14 @@ def age(index: Path, seconds: float = 3600) -> None:
 
 
 def entry(index: Path, table: str, version: int) -> Path:
-    return index / table / log.entry_name(version)
+    return index / table / log_entries.entry_name(version)
 
 
 def interrupt(index: Path, monkeypatch: pytest.MonkeyPatch, done: int = 3) -> str:
     """A commit that dies after so many tables, of which `images` would be the fourth."""
     base = store.open_snapshot(str(index))
     added = failure_file(str(index), "of a run that died")
-    bring, left = delta.bring_to, iter(range(done))
+    bring, left = commits.replace_files, iter(range(done))
 
     def bring_or_die(*arguments: object, **options: object) -> int:
         if next(left, None) is None:
@@ -78,8 +79,8 @@ def interrupt(index: Path, monkeypatch: pytest.MonkeyPatch, done: int = 3) -> st
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(delta, "bring_to", bring_or_die)
-        patch.setattr(delta, "publish", die)
+        patch.setattr(commits, "replace_files", bring_or_die)
+        patch.setattr(commits, "publish", die)
         with pytest.raises(KeyboardInterrupt):
             store.commit(base, [added])
     return added.uri(str(index))
@@ -290,17 +291,17 @@ def test_an_entry_that_is_no_list_of_actions_is_damage(index: Path, line: str) -
     path = entry(index, "images", 0)
     path.write_text(f"{path.read_text()}{line}\n")
     with pytest.raises(IndexStateError, match="cannot be read"):
-        log.names(str(index))
+        log_entries.names(str(index))
 
 
 def test_names_that_are_no_texts_are_none(index: Path) -> None:
-    before = log.names(str(index))
+    before = log_entries.names(str(index))
     path = entry(index, "images", 0)
     path.write_text(path.read_text() + '{"add": {"path": [1]}}\n{"remove": {"path": 7}}\n')
-    assert log.names(str(index)) == before
+    assert log_entries.names(str(index)) == before
     path.write_text(path.read_text() + '{"txn": {"appId": "model", "version": "x"}}\n')
     with pytest.raises(IndexStateError, match="its log is damaged"):
-        log.names(str(index))
+        log_entries.names(str(index))
 
 
 def test_a_checkpoint_with_pickled_columns_is_refused(index: Path) -> None:
@@ -309,15 +310,15 @@ def test_a_checkpoint_with_pickled_columns_is_refused(index: Path) -> None:
     schema = pa.schema([pa.field("add", pa.large_binary(), metadata=extension)])
     pq.write_table(pa.table({"add": [b"x"]}, schema=schema), path)
     with pytest.raises(IndexStateError, match="extension types"):
-        log.names(str(index))
+        log_entries.names(str(index))
 
 
 def test_history_names_the_right_versions_where_an_entry_is_lost(index: Path) -> None:
     DeltaTable(f"{index}/images", 2).create_checkpoint()
-    times = {entry.version: entry.time for entry in store.history(str(index))}
+    times = {entry.version: entry.time for entry in history(str(index))}
     assert sorted(times) == [0, 1, 2, 3]
     entry(index, "images", 1).unlink()
-    found = {entry.version: entry.time for entry in store.history(str(index))}
+    found = {entry.version: entry.time for entry in history(str(index))}
     assert found == {v: t for v, t in times.items() if v != 1}
     with pytest.raises(IndexStateError, match=r"images/_delta_log/0+1\.json is lost"):
         vacuum(str(index), 168 * HOUR)

@@ -13,8 +13,9 @@ from deltalake import DeltaTable
 
 import segrec_batch
 from segrec_batch.common.errors import IndexStateError, InputError
-from segrec_batch.index import delta, purged, staging
+from segrec_batch.index import commits, replacements, staging
 from segrec_batch.index import snapshot as store
+from segrec_batch.index.history import history
 from segrec_batch.index.schema import regions_schema, schemas
 from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.model.spec import FORMAT
@@ -114,7 +115,7 @@ def test_of_two_runs_that_publish_the_second_fails(empty: store.Snapshot) -> Non
 
 def test_what_a_dead_run_left_is_invisible_and_does_not_come_back(empty: store.Snapshot) -> None:
     orphan = failure_file(empty.index, "orphan")
-    delta.bring_to(empty.index, "failures", [orphan])  # and died before `images`
+    commits.replace_files(empty.index, "failures", [orphan])  # and died before `images`
     assert store.open_snapshot(empty.index).rows("failures") == 0
     after = store.commit(empty, [failure_file(empty.index, "next")])
     assert segrec_batch.connect(empty.index).sql("SELECT uri FROM failures").fetchall() == [
@@ -125,7 +126,7 @@ def test_what_a_dead_run_left_is_invisible_and_does_not_come_back(empty: store.S
 
 def test_a_file_that_a_dead_run_removed_is_brought_back(empty: store.Snapshot) -> None:
     kept = store.commit(empty, [failure_file(empty.index, "kept")])
-    delta.bring_to(kept.index, "failures", [])
+    commits.replace_files(kept.index, "failures", [])
     assert store.open_snapshot(empty.index).rows("failures") == 1
     after = store.commit(kept, [failure_file(empty.index, "next")])
     assert after.rows("failures") == 2
@@ -140,7 +141,7 @@ def test_old_versions_stay_readable(empty: store.Snapshot) -> None:
 
 def test_history_keeps_what_a_run_said_of_itself(empty: store.Snapshot) -> None:
     store.commit(empty, [failure_file(empty.index, "x")], info={"segrec": {"run_id": "r1"}})
-    assert store.history(empty.index)[0].info["segrec"] == {"run_id": "r1"}
+    assert history(empty.index)[0].info["segrec"] == {"run_id": "r1"}
 
 
 def test_creating_again_completes_what_was_left_unfinished(model: Model, tmp_path: Path) -> None:
@@ -217,10 +218,10 @@ def test_replacements_of_purged_files_are_followed_to_the_last(empty: store.Snap
     a, b, c = (failure_file(empty.index, name) for name in "abc")
     old = store.commit(empty, [a])
     now = store.commit(old, [b], [a])
-    purged.write_replacements(empty.index, [(a, b)])
-    purged.write_replacements(empty.index, [(b, c)])
+    replacements.write_replacements(empty.index, [(a, b)])
+    replacements.write_replacements(empty.index, [(b, c)])
     assert store.open_snapshot(empty.index, old.version).files["failures"] == (c,)
-    purged.write_replacements(empty.index, [(c, None)])
+    replacements.write_replacements(empty.index, [(c, None)])
     assert store.open_snapshot(empty.index, old.version).files["failures"] == ()
     assert store.open_snapshot(empty.index) == now
 

@@ -17,20 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segrec_batch.common.errors import IndexStateError, InputError, SegrecError
-from segrec_batch.index import purged, staging
+from segrec_batch.index import replacements, staging
 from segrec_batch.index import snapshot as store
-from segrec_batch.index.files import (
-    DataFile,
-    described_file,
-    parse_rows,
+from segrec_batch.index.files import DataFile, described_file
+from segrec_batch.index.parquet import open_parquet, read_parquet
+from segrec_batch.index.parts import (
+    merge_parts,
     read_column,
     read_file,
     read_some,
+    rewrite_part,
     statistics,
     write_file,
+    write_part,
 )
-from segrec_batch.index.parquet import open_parquet, read_parquet
-from segrec_batch.index.parts import merge_parts, rewrite_part, write_part
 from segrec_batch.index.schema import TABLES, check_columns, descriptors_schema, schemas
 from segrec_batch.maintenance import verify
 from segrec_batch.model.spec import DescriptorSpec
@@ -273,7 +273,7 @@ def _of_table(index: str, table: str) -> DataFile:
 def test_purges_that_go_in_a_circle_end(index: str) -> None:
     a = _of_table(index, "images")
     b = DataFile("images", f"{PART}.parquet", 1, 1, None, a.stats)
-    purged.write_replacements(index, [(a, b), (b, a)])
+    replacements.write_replacements(index, [(a, b), (b, a)])
     with pytest.raises(IndexStateError, match="its own place"):
         store.open_snapshot(index, 1)
 
@@ -281,14 +281,14 @@ def test_purges_that_go_in_a_circle_end(index: str) -> None:
 def test_a_purge_cannot_put_a_file_from_elsewhere_in_the_place_of_one(index: str) -> None:
     a = _of_table(index, "images")
     b = DataFile("images", "../../../secret.parquet", 1, 1, None, "{}")
-    purged.write_replacements(index, [(a, b)])
+    replacements.write_replacements(index, [(a, b)])
     with pytest.raises(IndexStateError, match="not what a purge has written"):
         store.open_snapshot(index, 1)
     (manifest,) = Path(index, "purged").iterdir()
     for content in (b"", b"PAR1", b"x" * 100):
         manifest.write_bytes(content)
         with pytest.raises(IndexStateError, match="not what a purge has written"):
-            purged.read_replacements(index)
+            replacements.read_replacements(index)
 
 
 def test_a_rebuild_cannot_stage_a_file_from_elsewhere(index: str) -> None:
@@ -431,7 +431,7 @@ def test_our_own_files_need_no_embedded_schema(table: str, tmp_path: Path) -> No
     file = write_file(str(tmp_path), PART, table, rows)
     content = Path(file.uri(str(tmp_path))).read_bytes()
     assert b"ARROW:schema" in content
-    found = parse_rows(content)
+    found = read_parquet(content)
     assert found.schema.equals(schema)
     assert found.schema.metadata == {b"segrec.part": f"{table}/{PART}".encode()}
     assert check_columns(table, found.schema, partitioned=True) == (

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from segrec_batch.index import snapshot as store
+from segrec_batch.index.history import history
 from segrec_batch.pipeline import chain, stages
 from segrec_batch.pipeline.plan import Request
 from segrec_batch.pipeline.run import Execution, index_images
@@ -21,7 +22,7 @@ def size(folder: Path) -> int:
 
 
 def test_a_commit_says_what_the_run_cost_by_stage(index: str, scenes: Path) -> None:
-    told: dict[str, Any] = dict(store.history(index)[0].info["segrec"])
+    told: dict[str, Any] = dict(history(index)[0].info["segrec"])
     assert told["bytes_read"] == size(scenes / "images") + len(b"no image")
     assert told["bytes_written"] == sum(file.size for file in store.open_snapshot(index).all_files)
     assert told["reasons"] == {"decode: not an image": 1}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import segrec_batch
-from segrec_batch.index import encode
+from segrec_batch.index import column_values
 from segrec_batch.index.schema import descriptors_schema
 from segrec_batch.search.sql.views import register_pearson_udf, schema_file, sign_functions
 
@@ -79,7 +79,7 @@ def macros() -> duckdb.DuckDBPyConnection:
     regions = [(i, name, r) for i in rows for name, r in i.regions.items()]
 
     def inverse(found: list[np.ndarray]) -> list[float | None]:
-        return [None if math.isnan(n) else n for n in encode.inverse_norms(np.stack(found))]
+        return [None if math.isnan(n) else n for n in column_values.inverse_norms(np.stack(found))]
 
     columns = {
         "image_id": [i.image_id for i in rows],

@@ -18,6 +18,7 @@ from segrec_batch.cli import main as cli
 from segrec_batch.common.errors import IndexStateError, InputError
 from segrec_batch.index import delta
 from segrec_batch.index import snapshot as store
+from segrec_batch.index.history import choose_roots
 from segrec_batch.pipeline.plan import Request
 from segrec_batch.pipeline.run import dry_run
 from segrec_batch.search.recommend import QueryImage, Recommendation, cards
@@ -178,18 +179,18 @@ def _commit(base: store.Snapshot, name: str, root: str | None) -> store.Snapshot
 def test_an_index_remembers_what_it_was_made_from(tmp_path: Path) -> None:
     index = str(tmp_path / "index")
     snapshot = write_index(index, FEATURES)
-    assert store.choose_roots(index).uris == ()
+    assert choose_roots(index).uris == ()
     snapshot = _commit(_commit(snapshot, "1", "/one"), "2", "s3://two/x")
-    assert store.choose_roots(index).uris == ("/one", "s3://two/x")
+    assert choose_roots(index).uris == ("/one", "s3://two/x")
     snapshot = _commit(snapshot, "3", None)  # as compaction does
-    assert store.choose_roots(index).uris == ("/one", "s3://two/x")
-    assert store.choose_roots(index, ["/three", "/three/"]).uris == ("/three",)
-    assert store.choose_roots(str(tmp_path / "gone")).uris == ()
+    assert choose_roots(index).uris == ("/one", "s3://two/x")
+    assert choose_roots(index, ["/three", "/three/"]).uris == ("/three",)
+    assert choose_roots(str(tmp_path / "gone")).uris == ()
     with server() as (http, asked):
-        assert store.choose_roots(f"{http}/index").uris == ()
+        assert choose_roots(f"{http}/index").uris == ()
     assert not asked
     with pytest.raises(InputError, match="empty"):
-        store.choose_roots(index, [""])
+        choose_roots(index, [""])
 
 
 def test_roots_in_a_forged_log_are_refused(tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_roots_in_a_forged_log_are_refused(tmp_path: Path) -> None:
     log.write_text(log.read_text().replace('"/one"', '"http://one"'))
     assert delta.last_commit(delta.open_table(index, "images"))["segrec"] is not None
     with pytest.raises(IndexStateError, match="'http://one' is no root of images"):
-        store.choose_roots(index)
+        choose_roots(index)
     with pytest.raises(IndexStateError, match="'http://one' is no root of images"):
         _commit(snapshot, "2", "/two")
 

@@ -11,7 +11,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
 
-from segrec_batch.index.encode import bitmap_words, bounding_box, inverse_norms, mask_png, z_order
+from segrec_batch.index.column_values import bitmap_words, bounding_box, inverse_norms, mask_png
+from segrec_batch.index.parts import z_order
 from tests.support.builders import quick
 
 COLOURS = ["#e6194b", "#4363d8", "#3cb44b", "#f58231"]

@@ -1,0 +1,74 @@
+"""The history of an index, and what the information of its commits states."""
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deltalake import DeltaTable
+
+from segrec_batch.common.errors import IndexStateError, StorageError
+from segrec_batch.index import delta, log_entries
+from segrec_batch.sources.roots import ImageRoots, parse_roots, scheme_of
+
+_ROOTS = "image_roots"  # key of the information of a commit
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One entry of an index's history: version, time, and the `info` of `snapshot.commit`."""
+
+    version: int
+    time: dt.datetime
+    info: Mapping[str, Any]
+
+
+def newest_version(index: str) -> int:
+    """Return the version of the newest snapshot. Raises IndexStateError."""
+    with delta.errors(index):
+        return delta.open_table(index, "images").version()
+
+
+def choose_roots(index: str, named: Sequence[str] = ()) -> ImageRoots:
+    """Return the roots below which images of an index may be fetched: `named`, else its own.
+
+    An index of before roots were stored has none, nor has one that is gone while its query cache is
+    left. Raises InputError for an empty name, IndexStateError for roots that cannot be.
+    """
+    if named:
+        return ImageRoots.of(named)
+    try:
+        if scheme_of(index) in ("file", "s3"):
+            with delta.errors(index):
+                if delta.exists(index, "images"):
+                    return _read_roots(index, delta.open_table(index, "images"))
+    except StorageError:
+        pass
+    return ImageRoots(())
+
+
+def _read_roots(index: str, images: DeltaTable) -> ImageRoots:
+    """Return the roots in the newest commit of `images`, which has all earlier ones."""
+    try:
+        return parse_roots(delta.last_commit(images).get(_ROOTS, []))
+    except ValueError as error:
+        raise IndexStateError(f"{index}: its log is damaged: {error}") from error
+
+
+def add_roots(index: str, images: DeltaTable, info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `info` with all roots so far and that of the run it describes."""
+    root = info.get("segrec", {}).get("images_root")
+    roots = _read_roots(index, images).extended(root and [root])
+    return {**info, _ROOTS: [*parse_roots([*roots.uris]).uris]}
+
+
+def history(index: str) -> list[Commit]:
+    """Return the snapshots of the log, newest first. Raises IndexStateError."""
+    newest = newest_version(index)
+    # delta-rs's history counts entries, and returns wrong versions where one is lost
+    try:
+        entries = log_entries.read_entries(index, "images")
+        infos = {version: log_entries.commit_info(actions) for version, actions in entries.items()}
+        return [Commit(v, log_entries.commit_time(i), i) for v, i in infos.items() if v <= newest]
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise IndexStateError(f"{index}: its log is damaged: {error}") from error

@@ -1,0 +1,138 @@
+"""The state of an index according to the logs of its tables: versions, files, bundle."""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from segrec_batch.common.errors import IndexStateError, ModelError
+from segrec_batch.index import delta, log_entries
+from segrec_batch.index.files import DataFile
+from segrec_batch.index.replacements import read_replacements
+from segrec_batch.index.schema import TABLES
+
+COMPANIONS = tuple(table for table in TABLES if table != "images")
+"""The tables beside `images`, in the order of commits."""
+TARGET = "images"
+"""Transaction identifier of the companions: the version of `images` that a commit belongs to."""
+
+Files = Mapping[str, tuple[DataFile, ...]]
+
+
+@dataclass(frozen=True)
+class SnapshotLog:
+    """What the logs state of a snapshot; the files need not exist any more.
+
+    versions: of each table.
+    files: of each table.
+    bundle: bundle_id.
+    classes: foreground classes of the columns of `images`.
+    ahead: of the newest snapshot, tables at a later version than it names, and that version.
+    target: latest version of `images` that those later versions belong to.
+    age: seconds since their commit, without sign.
+    """
+
+    versions: Mapping[str, int]
+    files: Files
+    bundle: str
+    classes: tuple[str, ...]
+    ahead: Mapping[str, int]
+    target: int
+    age: float
+
+    def problem(self, index: str) -> str:
+        """Return the cause of tables that are ahead, and the remedy."""
+        newest = self.versions["images"]
+        tables = ", ".join(
+            f"{t} is at version {v}, the snapshot names {self.versions[t]}"
+            for t, v in self.ahead.items()
+        )
+        cause = "a run was interrupted, or the newest entry of images/_delta_log was lost"
+        if self.target > newest + 1:
+            missing = f"{newest + 1} to {self.target - 1}"
+            cause = f"entries {missing} of images/_delta_log are lost, maybe more"
+        return (
+            f"{index}: {tables}: {cause}; if entries are lost, put them back (bucket versions, "
+            "backup), else run segrec index again, which mends it from the sources"
+        )
+
+
+def read_log(index: str, version: int | None = None) -> SnapshotLog:
+    """Return what the logs state of a snapshot, by default the newest.
+
+    Of an older version, files that a purge has rewritten are replaced by their successors. Raises
+    IndexStateError, also for a log that lacks entries or has damaged ones; StorageError.
+    """
+    try:
+        log = _parse_log(index, version)
+    except (ValueError, KeyError, TypeError, OverflowError, ModelError) as error:
+        raise IndexStateError(
+            f"{index}: its log is damaged, or not of segrec_batch: {error}; take the index from "
+            "its backup, or index anew"
+        ) from error
+    return log
+
+
+def transaction_names(versions: Mapping[str, int], bundle: str) -> dict[str, int]:
+    """Return the transaction identifiers of a commit of `images`: versions and the bundle_id.
+
+    The bundle_id is a signed 64-bit integer there.
+    """
+    return {**versions, log_entries.MODEL: int.from_bytes(bytes.fromhex(bundle), signed=True)}
+
+
+def _parse_log(index: str, version: int | None) -> SnapshotLog:
+    with delta.errors(index, version):
+        images = delta.open_table(index, "images", version)
+        stated = {t: images.transaction_version(t) for t in COMPANIONS}
+        versions = {t: v for t, v in stated.items() if v is not None}
+        key = images.transaction_version(log_entries.MODEL)
+        files = {"images": delta.files("images", images)}
+        delta.check(index, "images", images, files["images"])
+        if key is None or len(versions) < len(stated):
+            raise IndexStateError(f"{index}: made by another version of segrec_batch; index anew")
+        _check_versions(versions.values())
+        classes = delta.check_table("images", images)
+        later = {}
+        for name, number in versions.items():
+            # of the newest snapshot as it is now, which costs no more
+            table = delta.open_table(index, name, None if version is None else number)
+            if table.version() < number:
+                raise IndexStateError(_behind(index, name, table.version(), number))
+            if table.version() > number:
+                later[name] = table
+                table = delta.open_table(index, name, number)
+            delta.check_table(name, table)
+            files[name] = delta.files(name, table)
+            delta.check(index, name, table, files[name])
+            if (table.transaction_version(TARGET) or 0) > images.version():
+                raise IndexStateError(_behind(index, name, number - 1, number))
+        times = [delta.committed_at(table) for table in later.values()]
+        targets = [table.transaction_version(TARGET) or 0 for table in later.values()]
+    return SnapshotLog(
+        versions={**versions, "images": images.version()},
+        files=files if version is None else _after_purges(index, files),
+        bundle=log_entries.bundle_of(key),
+        classes=classes,
+        ahead={name: table.version() for name, table in later.items()},
+        target=max(targets, default=0),
+        age=abs(time.time() - max(times, default=0.0)),
+    )
+
+
+def _check_versions(versions: Iterable[int]) -> None:
+    if not all(map(delta.is_version, versions)):
+        raise ValueError(f"there is no version {max(versions, key=abs)}")
+
+
+def _behind(index: str, table: str, version: int, stated: int) -> str:
+    return (
+        f"{index}: {table} is at version {version}, the snapshot names {stated}: the newest "
+        f"entries of {table}/_delta_log are lost; put them back (bucket versions, backup), or "
+        "go back to a version before them with segrec maintain rollback"
+    )
+
+
+def _after_purges(index: str, files: Files) -> Files:
+    successors = read_replacements(index)
+    current = {t: [successors.get((t, f.path), f) for f in members] for t, members in files.items()}
+    return {t: tuple(f for f in members if f is not None) for t, members in current.items()}
