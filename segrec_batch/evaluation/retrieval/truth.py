@@ -20,7 +20,6 @@ from segrec_batch.sources import storage
 log = logging.getLogger(__name__)
 
 _HEADER = ["query", "relevant"]
-_AMBIGUOUS = -2  # more than one image has this name
 
 
 @dataclass(frozen=True)
@@ -209,36 +208,33 @@ class _Names:
     """Rows of images by image_id, URI and ends of URIs."""
 
     def __init__(self, images: Collection) -> None:
-        uris = images.uris.to_pylist()
-        self._uris = (uris, list(map(_composed, uris)))
+        self._uris = images.uris.to_pylist()
         self._ids = {name: i for i, name in enumerate(images.ids.to_pylist())}
-        self._ends: dict[tuple[int, bool], dict[str, int]] = {}
+        self._ends: dict[int, dict[str, list[int]]] = {}
 
     def row(self, cell: str, where: str) -> int:
         """Return the image that a cell names. Raises InputError."""
         if cell in self._ids:
             return self._ids[cell]
         slashes = cell.count("/")
-        row = self._by_end(slashes, composed=False).get(cell, -1)
-        if row == -1:
-            row = self._by_end(slashes, composed=True).get(_composed(cell), -1)
-        if row == _AMBIGUOUS:
+        if slashes not in self._ends:
+            ends = self._ends[slashes] = {}
+            for i, uri in enumerate(self._uris):
+                ends.setdefault(_composed(_end(uri, slashes)), []).append(i)
+        rows = self._ends[slashes].get(_composed(cell), [])
+        if len(rows) > 1:
+            rows = [row for row in rows if _end(self._uris[row], slashes) == cell] or rows
+        if len(rows) > 1:
             raise InputError(f"{where}: {cell!r} is the end of more than one URI; give more of it")
-        if row < 0:
+        if not rows:
             raise InputError(
                 f"{where}: {cell!r} is no image_id and no URI, or end of one, of the index"
             )
-        return row
+        return rows[0]
 
-    def _by_end(self, slashes: int, *, composed: bool) -> dict[str, int]:
-        """Return images by the last parts of their URIs, which have so many slashes."""
-        if (slashes, composed) not in self._ends:
-            ends: dict[str, int] = {}
-            for i, uri in enumerate(self._uris[composed]):
-                end = "/".join(uri.split("/")[-slashes - 1 :])
-                ends[end] = _AMBIGUOUS if end in ends else i
-            self._ends[slashes, composed] = ends
-        return self._ends[slashes, composed]
+
+def _end(uri: str, slashes: int) -> str:
+    return "/".join(uri.split("/")[-slashes - 1 :])
 
 
 def _composed(text: str) -> str:
