@@ -7,13 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from segrec_batch.evaluation.items import Section, Table, Text
 from segrec_batch.evaluation.retrieval.collection import Collection, Features, Ints
 from segrec_batch.evaluation.retrieval.methods import parse_method
-from segrec_batch.evaluation.retrieval.settings import PAPER_EPSILON, PAPER_WINDOW, Setting
+from segrec_batch.evaluation.retrieval.settings import PAPER_EPSILON, PAPER_WINDOW, PLAIN, Setting
 from segrec_batch.search.database import Database
 from segrec_batch.search.sql.connection import query
 
 LATENCY_QUERIES = 20
+_LATENCY = (
+    "The ten best by SQL in DuckDB, one query at a time. The ratio is to NumPy's product of all "
+    "vectors that the method compares, in memory, with that of the query. With few vectors a "
+    "query is mostly planning, and the ratio means little."
+)
 _RECOMMEND = "FROM recommend($id, k := 10{})"
 _WINDOW = "min_coverage := {:g}, max_coverage := {:g}".format(*PAPER_WINDOW)
 _SIGMA, _EPSILON = Setting(window=PAPER_WINDOW).name, Setting(epsilon=PAPER_EPSILON).name
@@ -132,3 +138,16 @@ def _seconds(function: Callable[[int], object], rows: Sequence[int]) -> NDArray[
         function(row)
         times.append(time.perf_counter() - start)
     return np.array(times)
+
+
+def latency_section(times: Sequence[Latency]) -> Section | None:
+    """Return the time of a query by SQL."""
+    if not times:
+        return None
+    rows = [
+        [t.method, t.setting or PLAIN.label, f"{t.median_ms:.1f}", f"{t.p95_ms:.1f}",
+         f"{t.ratio:.1f}", str(t.queries)] for t in times
+    ]  # fmt: skip
+    header = ["method", "setting", "median, ms", "95th percentile, ms", "ratio", "queries"]
+    table = Table("Time of one query, in this run", header, rows)
+    return Section("Latency", [Text(_LATENCY), table])

@@ -1,4 +1,4 @@
-"""Metrics of retrieval for each query and over all queries, and tests of their differences.
+"""Metrics of retrieval for each query and over all queries.
 
 Queries without a relevant candidate take no part; relevant images that a method does not retrieve
 count as missed. Among the first k results, A are relevant and B are not, C relevant ones are
@@ -6,8 +6,8 @@ missing, and R = A + C.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations, pairwise, product
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -21,14 +21,12 @@ from segrec_batch.evaluation.retrieval.counts import (
     read_rankings,
 )
 from segrec_batch.evaluation.retrieval.settings import PLAIN, Feedback
-from segrec_batch.evaluation.statistics import Estimate, Evaluation, Key, Measure, contrast, holm
+from segrec_batch.evaluation.statistics import Evaluation, Key, Measure
 
 CUTOFFS = (1, 5, 10, 20, 100)
 NDCG_CUTOFFS = (10, 100)
 LEVELS = np.linspace(0, 1, 21)
 """Levels of recall at which precision is interpolated."""
-DRAWS = 9999
-_BATCH = 1000  # draws at a time: they take 8 bytes a query each
 
 
 def average_precision(r: Rankings) -> Floats:
@@ -215,68 +213,3 @@ def _ratio(part: Floats | Ints, whole: Floats | Ints) -> Floats:
 def _pooled(part: Ints, whole: Ints, counted: Bools) -> Measure:
     numerator, denominator = (np.where(counted, v, 0.0)[:, None] for v in (part, whole))
     return Measure(numerator, denominator)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The difference of two methods on the same queries under the plain setting.
-
-    Attributes:
-        difference: mAP of a minus mAP of b, with its paired bootstrap interval.
-        p: of the two-sided randomisation test.
-        p_holm: p corrected for the number of pairs.
-    """
-
-    a: str
-    b: str
-    difference: Estimate
-    p: float
-    p_holm: float
-
-
-def compare_methods(judged: Evaluation, methods: Sequence[str], seed: int = 0) -> list[Comparison]:
-    """Compare all pairs of methods by the average precisions of the queries.
-
-    Source: paired randomisation test (Smucker, Allan and Carterette 2007), corrected (Holm 1979).
-    """
-    pairs = {
-        Key("map_difference", f"{a} − {b}"): (Key("map", a), Key("map", b))
-        for a, b in combinations(methods, 2)
-    }
-    if not pairs:
-        return []
-    differences = np.hstack([_ap(judged, a) - _ap(judged, b) for a, b in pairs.values()])
-    p = randomisation_test(differences, seed=seed)
-    estimates = contrast(judged, pairs, seed=seed)
-    return [
-        Comparison(a.method, b.method, estimate, float(raw), float(corrected))
-        for (a, b), estimate, raw, corrected in zip(
-            pairs.values(), estimates, p, holm(p), strict=True
-        )
-    ]
-
-
-def randomisation_test(differences: Floats, draws: int = DRAWS, seed: int = 0) -> Floats:
-    """Return the two-sided p of each column of differences (n, c) of n queries: (c,).
-
-    p is the share of random signs for which the sum is at least as far from 0: exact over all 2ⁿ
-    signs if there are no more than draws, otherwise (1 + count) / (1 + draws). The same signs serve
-    all columns.
-    """
-    n = len(differences)
-    observed = np.abs(differences.sum(axis=0)) - 1e-12 * np.abs(differences).sum(axis=0)
-    if 2**n <= draws:
-        signs = np.array(list(product((-1.0, 1.0), repeat=n))).reshape(2**n, n)
-        return np.asarray((np.abs(signs @ differences) >= observed).mean(axis=0))
-    rng = np.random.default_rng(seed)
-    count = np.zeros(differences.shape[1])
-    for start in range(0, draws, _BATCH):
-        signs = 2.0 * rng.integers(0, 2, (min(_BATCH, draws - start), n)) - 1
-        count += (np.abs(signs @ differences) >= observed).sum(axis=0)
-    return (1 + count) / (1 + draws)
-
-
-def _ap(judged: Evaluation, key: Key) -> Floats:
-    """Return the average precisions of the queries that take part: (n, 1)."""
-    measure = judged.measures[key]
-    return measure.numerator[measure.denominator[:, 0] > 0]

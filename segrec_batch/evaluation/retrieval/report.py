@@ -10,19 +10,17 @@ import numpy as np
 import pyarrow as pa
 
 from segrec_batch.common.errors import InputError
-from segrec_batch.evaluation.items import Gallery, GalleryImage, Section
+from segrec_batch.evaluation.items import Gallery, GalleryImage, Lead, Section
 from segrec_batch.evaluation.report import Provenance, Report
 from segrec_batch.evaluation.retrieval import sections
 from segrec_batch.evaluation.retrieval.counts import Floats, evaluated_queries, read_rankings
-from segrec_batch.evaluation.retrieval.figures import Figures
-from segrec_batch.evaluation.retrieval.latency import Latency
+from segrec_batch.evaluation.retrieval.latency import Latency, latency_section
 from segrec_batch.evaluation.retrieval.measures import (
     LEVELS,
-    Comparison,
     average_precision,
-    compare_methods,
     interpolated_precision,
 )
+from segrec_batch.evaluation.retrieval.results import Comparison, Results, compare_methods
 from segrec_batch.evaluation.retrieval.run import (
     RetrievalOptions,
     RetrievalRun,
@@ -30,6 +28,7 @@ from segrec_batch.evaluation.retrieval.run import (
     run_retrieval,
 )
 from segrec_batch.evaluation.retrieval.settings import PLAIN
+from segrec_batch.evaluation.statistics import Estimate
 from segrec_batch.index.history import choose_roots
 from segrec_batch.sheets.card import Card
 from segrec_batch.sheets.thumbnail import ThumbnailMaker
@@ -40,6 +39,7 @@ log = logging.getLogger(__name__)
 RESULTS = 8
 """Number of results of an example."""
 _BOX = 240, 240  # pixels
+_CHANCE = 0.05  # p from which a difference may be chance
 _TIES = "of equal scores the lower image_id, of equal mask IoU the order before"
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -110,42 +110,64 @@ def build_report(
         notice: a warning.
 
     Raises:
-        InputError: as `Figures.of`.
+        InputError: as `Results.of`.
         StorageError: for images that cannot be read.
     """
-    figures = Figures.of(counts, provenance.seed)
-    compared = compare_methods(figures.measures, figures.methods, provenance.seed)
+    results = Results.of(counts, provenance.seed)
+    compared = compare_methods(results.evaluation, results.methods, provenance.seed)
     curves = {
         r.method: np.nanmean(interpolated_precision(r), axis=0)
-        for r in figures.rankings
-        if r.method in figures.methods
+        for r in results.rankings
+        if r.method in results.methods
     }
     parts = [
-        sections.overview(figures, compared, truth, provenance.ties),
-        sections.curves(figures, curves),
-        sections.filters(figures),
-        sections.query_kept(figures),
-        sections.feedback(figures),
-        sections.classes(figures),
-        sections.components(figures),
-        sections.significance(figures, compared),
-        sections.latencies(latency),
+        sections.metrics(results, truth),
+        sections.curves(results, curves),
+        sections.filters(results),
+        sections.query_kept(results),
+        sections.feedback(results),
+        sections.classes(results),
+        sections.components(results),
+        sections.significance(results, compared),
+        latency_section(latency),
         Section("Best and worst queries", galleries(examples)) if examples else None,
     ]
     return Report(
-        title="How well the index answers",
+        title="Retrieval",
         provenance=provenance,
-        estimates=figures.estimates,
+        estimates=results.estimates,
         counts=counts,
         sections=[part for part in parts if part],
-        details=_details(figures, truth, compared, curves, latency),
+        lead=_lead(results, compared),
+        details=_details(results, truth, compared, curves, latency),
         not_run=not_run,
         notice=notice,
     )
 
 
+def _lead(r: Results, compared: Sequence[Comparison]) -> Lead:
+    """Return the best method, its metrics, and its lead over the second."""
+    best = r.ranked[0]
+    numbers: list[tuple[str, Estimate | str, str]] = [
+        ("mAP", r.figures.get(**sections.MAP, method=best), f"mean average precision of {best}"),
+        ("precision@10", r.figures.get(**sections.P10, method=best), "of its first 10 results"),
+    ]
+    answer = f"{best} ranks best by mAP."
+    for c in compared:
+        if {c.a, c.b} == set(r.ranked[:2]):
+            p = f"in mAP; p = {c.p_holm:.4f}, corrected"
+            second, difference = r.ranked[1], c.difference if c.a == best else c.opposite
+            numbers.append((f"lead over {second}", difference, p))
+            if c.p_holm >= _CHANCE:
+                answer = f"{best} has the greatest mAP, but its lead over {second} may be chance."
+    rows = {method: r.rows[method] for method in r.ranked}
+    text = "mAP of each method with its interval, the best first."
+    plot = r.figures.dot_plot("mAP, the best first", "mAP", rows, {"mAP": sections.MAP}, text)
+    return Lead("Which method ranks best?", answer, numbers, plot)
+
+
 def _details(
-    figures: Figures,
+    results: Results,
     truth: str,
     compared: Sequence[Comparison],
     curves: Mapping[str, Floats],
@@ -156,7 +178,7 @@ def _details(
         del pair["difference"]["key"]
     return {
         "truth": truth,
-        "queries": {"all": len(figures.measures.units), "without_relevant": figures.outside},
+        "queries": {"all": len(results.evaluation.units), "without_relevant": results.outside},
         "curves": {
             "recall": LEVELS.tolist(),
             "precision": {method: curve.tolist() for method, curve in curves.items()},

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import permutation_test
 
-from segrec_batch.evaluation.retrieval.measures import compare_methods, judge, randomisation_test
+from segrec_batch.evaluation.retrieval.measures import judge
+from segrec_batch.evaluation.retrieval.results import compare_methods, randomisation_test
 from segrec_batch.evaluation.statistics import Key
 from tests.support.retrieval_counts import counts_table
 
