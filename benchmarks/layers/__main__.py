@@ -17,8 +17,7 @@ import torch
 from segrec_batch.cli.options import add_engine
 from segrec_batch.common import console
 from segrec_batch.evaluation.segmentation.counts import count_pixels
-from segrec_batch.evaluation.segmentation.judge import majority
-from segrec_batch.evaluation.segmentation.ratios import MEAN, Pixels, figures
+from segrec_batch.evaluation.segmentation.figures import MEAN, Pixels, majority, ratio_measures
 from segrec_batch.evaluation.statistics import Key
 from segrec_batch.images.decode import fit, shapes_of_size
 from segrec_batch.labels.labelled import Classes, LabelledImage, load_classes, pair_images
@@ -97,7 +96,8 @@ def main() -> None:
     print(f"| layers | pixel accuracy | {' | '.join(classes.names)} | mean IoU |")
     print("|---|---|" + "---|" * len(classes.names) + "---|")
     for number, (name, confusion) in enumerate(confusions(models, trainer, val, classes).items()):
-        found = {k: m.value for k, m in figures(Pixels.of(confusion[None]), names, Key("")).items()}
+        measures = ratio_measures(Pixels.of(confusion[None]), names, Key(""))
+        found = {k: m.value for k, m in measures.items()}
         content = {
             "layers": name,
             "weights": a.backbone_weights,

@@ -53,7 +53,7 @@ def evaluate_segmentation(
         **training: see `TrainingParameters`.
     """
     from segrec_batch.evaluation.segmentation.rivals import RivalSettings
-    from segrec_batch.evaluation.segmentation.run import segmentation_report
+    from segrec_batch.evaluation.segmentation.report import segmentation_report
     from segrec_batch.evaluation.segmentation.study import Settings
     from segrec_batch.model.engines import report_engine
     from segrec_batch.training.rivals.mask_rcnn import MaskRcnnSettings
@@ -231,11 +231,11 @@ def compare_reports(
     from segrec_batch.evaluation.compare.reports import Settings
     from segrec_batch.evaluation.drift.figures import judge as judge_drift
     from segrec_batch.evaluation.retrieval.measures import judge as judge_retrieval
-    from segrec_batch.evaluation.segmentation.judge import judge as judge_segmentation
+    from segrec_batch.evaluation.segmentation.figures import evaluate as evaluate_segmentation
 
     _check(report)
     judges = {
-        "segmentation": judge_segmentation,
+        "segmentation": evaluate_segmentation,
         "retrieval": judge_retrieval,
         "drift": judge_drift,
     }

@@ -1,4 +1,4 @@
-"""The segmentation report as a whole: a model, splits and what they leak, and its files."""
+"""Tests of the segmentation report: a model, splits and their leak, and the files."""
 
 import io
 import json
@@ -15,16 +15,21 @@ from PIL import Image
 from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.report import Report, read_metrics
 from segrec_batch.evaluation.segmentation.counts import counts_table
-from segrec_batch.evaluation.segmentation.judge import estimates
-from segrec_batch.evaluation.segmentation.run import segmentation_report
-from segrec_batch.evaluation.segmentation.splits import (
+from segrec_batch.evaluation.segmentation.figures import (
     AUGMENTED_FIRST,
     GROUPED,
     RANDOM,
     SPLITS,
+    estimates,
+)
+from segrec_batch.evaluation.segmentation.report import segmentation_report
+from segrec_batch.evaluation.segmentation.study import (
+    Rival,
+    Settings,
+    labelled_images,
+    run_study,
     split_images,
 )
-from segrec_batch.evaluation.segmentation.study import Rival, Settings, conduct, labelled
 from segrec_batch.evaluation.statistics import Estimate, Key
 from segrec_batch.images.decode import shapes_of_size
 from segrec_batch.labels.labelled import load_classes
@@ -45,24 +50,24 @@ TRAINING = Training(
 
 def settings(folder: Path, **other: object) -> Settings:
     images, masks, classes = (str(folder / p) for p in ("images", "masks", "classes.json"))
-    given = {"weights": "random:0", "training": TRAINING, **other}
-    return Settings(images, masks, classes, **given)  # type: ignore[arg-type]
+    options = {"weights": "random:0", "training": TRAINING, **other}
+    return Settings(images, masks, classes, **options)  # type: ignore[arg-type]
 
 
-def figure(report: Report, key: Key) -> float | None:
+def value(report: Report, key: Key) -> float | None:
     return next(e.value for e in report.estimates if e.key == key)
 
 
-def conducted(given: Settings, draws: int = 200) -> dict[Key, Estimate]:
-    """The figures without the page."""
-    classes = load_classes(given.classes)
-    study = conduct(given, *labelled(given), classes, [])
+def study_estimates(options: Settings, draws: int = 200) -> dict[Key, Estimate]:
+    """Return the metric values without a page."""
+    classes = load_classes(options.classes)
+    study = run_study(options, *labelled_images(options), classes, [])
     counts = counts_table(study.rows, classes.names)
-    return {e.key: e for e in estimates(counts, given.seed, draws)}
+    return {e.key: e for e in estimates(counts, options.seed, draws)}
 
 
 class Blank:
-    """Sees background everywhere."""
+    """Method that predicts background everywhere."""
 
     settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {"blank": {"eyes": 0}}
 
@@ -81,9 +86,7 @@ def too_deep(trainer: Trainer) -> Methods:
 
 
 @pytest.mark.slow
-def test_a_model_is_judged_and_the_figures_follow_from_the_counts(
-    scenes: Path, model_dir: str, tmp_path: Path
-) -> None:
+def test_model_report_follows_from_its_counts(scenes: Path, model_dir: str, tmp_path: Path) -> None:
     report = segmentation_report(settings(scenes, model=model_dir, seed=5), [Rival(("lr",), blank)])
     report.write(str(tmp_path))
     metrics = read_metrics(str(tmp_path))
@@ -108,22 +111,20 @@ def test_a_model_is_judged_and_the_figures_follow_from_the_counts(
 
 
 @pytest.mark.slow
-def test_splits_share_the_judged_images_and_rivals_are_run_or_said_not_to_be(
-    scenes: Path, tmp_path: Path
-) -> None:
+def test_splits_share_test_images_and_list_rivals(scenes: Path, tmp_path: Path) -> None:
     rivals = [Rival(("blank",), blank, every_split=True), Rival(("unet", "rcnn"), too_deep)]
     report = segmentation_report(settings(scenes), rivals)
     rows = report.counts.to_pylist()
-    judged = {
+    images = {
         split: {r["image"] for r in rows if (r["split"], r["method"]) == (split, "segrec")}
         for split in SPLITS
     }
-    assert len(judged[GROUPED]) >= 2
-    assert judged[GROUPED] == judged[RANDOM] == judged[AUGMENTED_FIRST]
+    assert len(images[GROUPED]) >= 2
+    assert images[GROUPED] == images[RANDOM] == images[AUGMENTED_FIRST]
     assert {r["method"] for r in rows if r["split"] == AUGMENTED_FIRST} == {"segrec", "blank"}
     assert report.not_run == {"unet": "no memory for it", "rcnn": "no memory for it"}
     blank_iou = Key("iou", "blank", GROUPED, "pixels", "mean")
-    assert figure(report, blank_iou) == 0
+    assert value(report, blank_iou) == 0
     assert report.details["methods"][RANDOM]["blank"] == {"eyes": 0}
     models = {split: of["segrec"] for split, of in report.details["methods"].items()}
     assert models[AUGMENTED_FIRST]["positions"] > models[RANDOM]["positions"]
@@ -133,8 +134,8 @@ def test_splits_share_the_judged_images_and_rivals_are_run_or_said_not_to_be(
 
 
 @pytest.mark.slow
-def test_copies_of_a_judged_image_among_the_training_images_leak(tmp_path: Path) -> None:
-    """In each place the same texture, copied, is of classes that other places do not tell."""
+def test_copies_of_test_images_in_training_leak(tmp_path: Path) -> None:
+    """Each place has one texture, whose classes cannot be learned from other places."""
     rng = np.random.default_rng(0)
     for place in range(6):
         image = Image.fromarray(smooth_pixels(60, 80, seed=place))
@@ -143,27 +144,25 @@ def test_copies_of_a_judged_image_among_the_training_images_leak(tmp_path: Path)
             write_png(tmp_path / "images" / f"p{place}_{i}.png", image)
             write_png(tmp_path / "masks" / f"p{place}_{i}.png", mask)
     (tmp_path / "classes.json").write_text(json.dumps({"car": [1], "tree": [2]}))
-    found = conducted(settings(tmp_path))
+    values = study_estimates(settings(tmp_path))
     for split in (RANDOM, AUGMENTED_FIRST):
-        leak = found[Key("leak_iou", "segrec", f"{split} − {GROUPED}", "pixels", "mean")]
+        leak = values[Key("leak_iou", "segrec", f"{split} − {GROUPED}", "pixels", "mean")]
         assert leak.low is not None
         assert leak.low > 0.05
 
 
 @pytest.mark.slow
-def test_images_given_apart_are_judged_and_an_absent_class_is_absent(
-    scenes: Path, tmp_path: Path
-) -> None:
+def test_separate_test_images_without_a_class(scenes: Path, tmp_path: Path) -> None:
     for kind in ("images", "masks"):
         shutil.copytree(scenes / kind / "place_00", tmp_path / kind)
     for mask in (tmp_path / "masks").iterdir():
         labels = np.array(Image.open(mask))
         write_png(mask, np.where(labels == 2, 255, labels).astype(np.uint8))  # no person
     test = {"test_images": str(tmp_path / "images"), "test_masks": str(tmp_path / "masks")}
-    found = conducted(settings(scenes, **test))
-    assert {key.split for key in found} == {"given"}
-    assert found[Key("iou", "segrec", "given", "pixels", "person")].value is None
-    assert found[Key("iou", "segrec", "given", "pixels", "mean")].units == 6
+    values = study_estimates(settings(scenes, **test))
+    assert {key.split for key in values} == {"given"}
+    assert values[Key("iou", "segrec", "given", "pixels", "person")].value is None
+    assert values[Key("iou", "segrec", "given", "pixels", "mean")].units == 6
     with pytest.raises(InputError, match="test images are for --train"):
         segmentation_report(settings(scenes, **test, model="m"))
 
@@ -172,23 +171,23 @@ GROUPS = [f"g{i}" for i in (0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3, 4, 5, 5, 5, 5, 6, 6
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_grouped_split_shares_no_group_and_a_random_one_no_judged_image(seed: int) -> None:
+def test_split_images_shares_no_group_or_test_image(seed: int) -> None:
     splits = split_images(GROUPS, seed)
     group = np.array(GROUPS)
-    assert not set(group[splits.judged]) & set(group[splits.grouped])
+    assert not set(group[splits.test]) & set(group[splits.grouped])
     assert len(splits.random) == len(splits.grouped)
-    assert not set(splits.random) & set(splits.judged)
+    assert not set(splits.random) & set(splits.test)
     held = hold_out(GROUPS, seed)
     assert 0.2 <= held.mean() <= 0.4
-    assert set(splits.judged) < set(np.flatnonzero(held))
+    assert set(splits.test) < set(np.flatnonzero(held))
 
 
 @pytest.mark.parametrize("groups", [["a"] * 9, ["a"] * 5 + ["b"] * 5])
-def test_too_few_groups_are_an_error_that_says_what_to_do(groups: list[str]) -> None:
+def test_split_images_refuses_too_few_groups(groups: list[str]) -> None:
     with pytest.raises(InputError, match="--groups folder, prefix or none"):
         split_images(groups, 0)
 
 
-def test_held_out_groups_of_one_image_are_too_small() -> None:
+def test_split_images_refuses_one_held_out_image() -> None:
     with pytest.raises(InputError, match="one image only"):
         split_images(["a", "b", "c"], 0)

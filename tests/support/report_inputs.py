@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from segrec_batch.evaluation.segmentation.counts import SEGREC, counts_table
-from segrec_batch.evaluation.segmentation.splits import GROUPED, RANDOM
+from segrec_batch.evaluation.segmentation.figures import GROUPED, RANDOM
 from segrec_batch.index import snapshot as store
 from segrec_batch.index.column_values import image_id
 from segrec_batch.index.files import DataFile

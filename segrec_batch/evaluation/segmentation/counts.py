@@ -1,4 +1,4 @@
-"""Evaluation images: one row an image, method and split, from which all figures follow."""
+"""Counts of the segmentation report: one row per image, method and split."""
 
 import json
 from collections import Counter
@@ -21,23 +21,22 @@ from segrec_batch.sources.strict_json import parse_json
 from segrec_batch.training.rivals.base import ClassMap, Methods
 
 SEGREC = "segrec"
-"""The name of the proposed method, a model bundle run by an engine."""
+"""Name of the proposed method: a model bundle run by an engine."""
 
 Confusion = NDArray[np.int64]
+Shares = NDArray[np.float64]
 
-SCHEMA = pa.schema(
-    [
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("method", pa.string(), nullable=False),
-        pa.field("image", pa.string(), nullable=False),  # file name
-        pa.field("group", pa.string(), nullable=False),
-        pa.field("luminance", pa.float64(), nullable=False),  # mean over the image, 0 to 1
-        # K × K pixels, rows true, columns predicted, background first; void is left out
-        pa.field("confusion", pa.list_(pa.int64()), nullable=False),
-        # cells of each class on the feature grid; null for a method without one
-        pa.field("cells", pa.list_(pa.int64())),
-    ]
-)
+SCHEMA = pa.schema([
+    pa.field("split", pa.string(), nullable=False),
+    pa.field("method", pa.string(), nullable=False),
+    pa.field("image", pa.string(), nullable=False),  # file name
+    pa.field("group", pa.string(), nullable=False),
+    pa.field("luminance", pa.float64(), nullable=False),  # mean over the image, 0 to 1
+    # K × K pixels without void, rows true, columns predicted, background first
+    pa.field("confusion", pa.list_(pa.int64()), nullable=False),
+    # cells of each class on the feature grid; null for a method without one
+    pa.field("cells", pa.list_(pa.int64())),
+])  # fmt: skip
 
 
 class SegrecMethod:
@@ -57,27 +56,27 @@ class SegrecMethod:
     def __call__(self, image: Image.Image) -> Mapping[str, ClassMap]:
         """See `Methods`."""
         pixels = fit(image, self.segmenter.model.spec.shapes)[None]
-        found = self.segmenter(pixels, [(image.height, image.width)])
-        return {SEGREC: ClassMap(found.masks[0], found.counts[0])}
+        segmented = self.segmenter(pixels, [(image.height, image.width)])
+        return {SEGREC: ClassMap(segmented.masks[0], segmented.counts[0])}
 
 
 def count_pixels(truth: NDArray[np.int16], predicted: NDArray[np.uint8], n: int) -> Confusion:
-    """The (n, n) confusion matrix of two class maps of one shape; void pixels do not count."""
+    """Return the (n, n) confusion matrix of two class maps of one shape, without void pixels."""
     known = truth != VOID
     pairs = truth[known].astype(np.int64) * n + predicted[known]
     return np.bincount(pairs, minlength=n * n).reshape(n, n)
 
 
-def judge_images(
+def count_images(
     split: str,
     images: Sequence[LabelledImage],
     methods: Methods,
     classes: Classes,
     pixels: Counter[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Apply methods to labelled images at their original resolution: rows of `SCHEMA`.
+    """Apply methods to labelled images at their original resolution; return rows of `SCHEMA`.
 
-    pixels: to which the pixels of the masks are added, by value.
+    pixels: receives the number of mask pixels by value.
     """
     n = len(classes.names) + 1
     rows = []
@@ -86,35 +85,35 @@ def judge_images(
         if pixels is not None:
             pixels.update(count_values(labels))
         truth = classes.to_classes(labels)
-        about = {
+        common = {
             "split": split,
             "image": storage.name(item.image),
             "group": item.group,
             "luminance": float(np.asarray(image.convert("L")).mean()) / 255,
         }
-        for method, found in methods(image).items():
-            confusion = count_pixels(truth, found.labels, n).ravel()
-            cells = None if found.cells is None else found.cells.tolist()
-            rows.append(about | {"method": method, "confusion": confusion.tolist(), "cells": cells})
+        for method, result in methods(image).items():
+            confusion = count_pixels(truth, result.labels, n).ravel().tolist()
+            cells = None if result.cells is None else result.cells.tolist()
+            rows.append(common | {"method": method, "confusion": confusion, "cells": cells})
     return rows
 
 
 def counts_table(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> pa.Table:
-    """Rows of `SCHEMA` as a table that knows the names of the foreground classes."""
+    """Return rows of `SCHEMA` as a table with the names of the foreground classes in its schema."""
     names = json.dumps([BACKGROUND, *classes])
     return pa.Table.from_pylist(list(rows), SCHEMA.with_metadata({"classes": names}))
 
 
 def class_names(counts: pa.Table) -> list[str]:
-    """The names of the K classes, background first."""
+    """Return the names of the K classes, background first."""
     return [str(name) for name in parse_json((counts.schema.metadata or {})[b"classes"])]
 
 
 @dataclass(frozen=True)
-class Tally:
-    """The counts of one method on one split.
+class MethodCounts:
+    """Counts of one method on one split.
 
-    images: n names, sorted. confusion: (n, K, K) pixels, rows true. cells: (n, K) float64, for a
+    images: n names, sorted. confusion: (n, K, K) pixels, rows true. cells: (n, K) float64; for a
     method without a feature grid the predicted pixels that are not void. luminance: (n,).
     """
 
@@ -127,12 +126,12 @@ class Tally:
 
     @property
     def labelled(self) -> Confusion:
-        """(n, K) pixels of each class by the labels."""
+        """Labelled pixels of each class, (n, K)."""
         return np.asarray(self.confusion.sum(axis=2))
 
 
-def tallies(counts: pa.Table) -> Iterator[Tally]:
-    """The counts by split and method, in the order in which these first occur."""
+def counts_by_method(counts: pa.Table) -> Iterator[MethodCounts]:
+    """Yield the counts of each split and method in order of their first occurrence."""
     k = len(class_names(counts))
     parts: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in counts.to_pylist():
@@ -140,12 +139,11 @@ def tallies(counts: pa.Table) -> Iterator[Tally]:
     for (split, method), rows in parts.items():
         rows.sort(key=lambda row: row["image"])
         confusion = np.array([row["confusion"] for row in rows], np.int64).reshape(-1, k, k)
-        predicted = confusion.sum(axis=1)
         cells = [
-            seen if row["cells"] is None else row["cells"]
-            for row, seen in zip(rows, predicted, strict=True)
+            predicted if row["cells"] is None else row["cells"]
+            for row, predicted in zip(rows, confusion.sum(axis=1), strict=True)
         ]
-        yield Tally(
+        yield MethodCounts(
             split,
             method,
             tuple(row["image"] for row in rows),
@@ -153,3 +151,9 @@ def tallies(counts: pa.Table) -> Iterator[Tally]:
             np.array(cells, np.float64),
             np.array([row["luminance"] for row in rows]),
         )
+
+
+def shares(counts: NDArray[np.int64] | Shares) -> Shares:
+    """Return counts (n, K) divided by the sum of their row; NaN where the sum is 0."""
+    total = counts.sum(axis=1, keepdims=True).astype(np.float64)
+    return np.asarray(np.divide(counts, total, out=np.full(counts.shape, np.nan), where=total > 0))

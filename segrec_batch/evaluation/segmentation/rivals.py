@@ -1,4 +1,4 @@
-"""What the proposed method is compared with: Abdullah 2026, tables 2 and 3."""
+"""Methods that the segmentation report compares with: Abdullah 2026, tables 2 and 3."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,11 +14,12 @@ from segrec_batch.training.rivals.unet import UNetSettings, fit_unet
 from segrec_batch.training.trainer import Trainer
 
 RIVALS = ("classical", "unet", "mask-rcnn")
+_CLASSICAL = ("svm", "logistic regression", "random forest", "k-NN")
 
 
 @dataclass(frozen=True)
 class RivalSettings:
-    """Which of RIVALS to fit, and how. seed and device go before those of the parts."""
+    """Chosen RIVALS and their settings; seed and device replace those of the parts."""
 
     chosen: Sequence[str] = RIVALS
     classical: ClassicalSettings = field(default_factory=ClassicalSettings)
@@ -28,38 +29,26 @@ class RivalSettings:
     device: str = "auto"
 
     def rivals(self) -> list[Rival]:
-        """Those that were chosen. Raises InputError for a name that is none."""
-        unknown = set(self.chosen) - set(RIVALS)
+        """Return the chosen rivals. Raises InputError for an unknown name."""
+        unknown = sorted(set(self.chosen) - set(RIVALS))
         if unknown:
-            raise InputError(
-                f"no rival {', '.join(sorted(unknown))}; there are {', '.join(RIVALS)}"
-            )
-        every = {
-            "classical": Rival(
-                ("svm", "logistic regression", "random forest", "k-NN"),
-                self._classical,
-                every_split=True,
-            ),
+            raise InputError(f"no rival {', '.join(unknown)}; there are {', '.join(RIVALS)}")
+        rivals = {
+            "classical": Rival(_CLASSICAL, self._classical, every_split=True),
             "unet": Rival((U_NET,), self._unet),
             "mask-rcnn": Rival((MASK_RCNN,), self._mask_rcnn),
         }
-        return [every[name] for name in RIVALS if name in self.chosen]
+        return [rivals[name] for name in RIVALS if name in self.chosen]
 
-    def _classical(self, trainer: Trainer) -> Methods:
+    def _classical(self, t: Trainer) -> Methods:
         settings = replace(self.classical, seed=self.seed)
-        return fit_classical(
-            trainer.samples,
-            trainer.taps,
-            trainer.feature_maps,
-            trainer.settings.shapes,
-            trainer.classes,
-            settings,
-        )
+        shapes = t.settings.shapes
+        return fit_classical(t.samples, t.taps, t.feature_maps, shapes, t.classes, settings)
 
-    def _unet(self, trainer: Trainer) -> Methods:
+    def _unet(self, t: Trainer) -> Methods:
         settings = replace(self.unet, seed=self.seed, device=self.device)
-        return fit_unet(trainer.images, trainer.classes, settings)
+        return fit_unet(t.images, t.classes, settings)
 
-    def _mask_rcnn(self, trainer: Trainer) -> Methods:
+    def _mask_rcnn(self, t: Trainer) -> Methods:
         settings = replace(self.mask_rcnn, seed=self.seed, device=self.device)
-        return fit_mask_rcnn(trainer.images, trainer.classes, settings)
+        return fit_mask_rcnn(t.images, t.classes, settings)

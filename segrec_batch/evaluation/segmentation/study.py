@@ -1,4 +1,8 @@
-"""What is fitted on what and judged on what: from settings to counts."""
+"""Training and application of methods on each split of labelled images.
+
+Frames of one video, or images of one place, are near copies. Without separate test images whole
+groups are held out, and a random half of the held-out images are the test images of every split.
+"""
 
 import logging
 from collections import Counter
@@ -6,15 +10,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from segrec_batch.common.errors import InputError
-from segrec_batch.evaluation.segmentation.counts import SegrecMethod, judge_images
-from segrec_batch.evaluation.segmentation.splits import GIVEN, SPLITS, split_images
+from segrec_batch.evaluation.segmentation.counts import SegrecMethod, count_images
+from segrec_batch.evaluation.segmentation.figures import (
+    AUGMENTED_FIRST,
+    GROUPED,
+    SEPARATE,
+    SPLITS,
+)
 from segrec_batch.labels.labelled import Classes, LabelledImage, describe_unnamed, pair_images
 from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.model.engines import EngineChoice, choose_engine, load_segmenter
 from segrec_batch.model.weights import load_weights
 from segrec_batch.training.augment import KINDS
+from segrec_batch.training.holdout import hold_out
 from segrec_batch.training.rivals.base import Methods, NotRun
+from segrec_batch.training.sampling import Samples
 from segrec_batch.training.trainer import Settings as Training
 from segrec_batch.training.trainer import Trainer
 
@@ -23,12 +37,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Settings:
-    """What to judge. With `model`, a bundle, it is judged on the labelled images; without, models
-    are fitted on them: judged on the test images, if given, else on a part of them (see splits).
+    """Inputs of the segmentation report.
+
+    A bundle `model` is evaluated on the labelled images. Without one, models are trained on them
+    and evaluated on the test images or, without these, on a part of the images.
 
     images, masks, classes, test_images, test_masks: URIs. weights: of the backbone. groups: see
-    `pair`. seed: of the bootstrap, the splits and the training; with engine it goes before those of
-    `training`.
+    `pair_images`. seed: of the bootstrap, the splits and the training; seed and engine replace
+    those of `training`.
     """
 
     images: str
@@ -46,10 +62,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Rival:
-    """Methods to compare with: `fit` on what a trainer has sampled, or its images.
+    """Methods to compare with; `fit` trains them on the samples or images of a trainer.
 
-    fit raises NotRun, and so may what it returns. every_split: whether it is quick enough for all
-    splits; else it is run on the first one.
+    fit and its result may raise NotRun. every_split: run on all splits, not on the first only.
     """
 
     names: tuple[str, ...]
@@ -58,27 +73,25 @@ class Rival:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A split: the model of it, the images to judge, and what the model was fitted from, if it
-    was fitted here.
-    """
+class SplitModel:
+    """Model and test images of a split, and the trainer of the model if it was trained here."""
 
     split: str
     model: Model
-    judged: Sequence[LabelledImage]
+    images: Sequence[LabelledImage]
     trainer: Trainer | None = None
 
 
 @dataclass
 class Study:
-    """What was found: rows of `counts.SCHEMA`, the model of each split, how all methods of each
-    split were made, and what was not run.
+    """Results of all splits.
 
-    judged: the images of the first split, of which the page shows some.
+    images: test images of the first split. rows: of `counts.SCHEMA`. models: by split. methods:
+    settings of each method, by split. not_run: reasons by method.
     """
 
     engine: EngineChoice
-    judged: Sequence[LabelledImage] = ()
+    images: Sequence[LabelledImage] = ()
     rows: list[dict[str, Any]] = field(default_factory=list)
     models: dict[str, Model] = field(default_factory=dict)
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -86,110 +99,107 @@ class Study:
 
     @property
     def main(self) -> str:
-        """The first split: the one that the page is about."""
+        """The first split, which most of the page is about."""
         return next(iter(self.models))
 
     @property
     def model(self) -> Model:
-        """That of the first split."""
+        """The model of the first split."""
         return self.models[self.main]
 
     def method(self, split: str) -> SegrecMethod:
-        """The proposed method as it was judged on a split."""
+        """Return the proposed method with the model of a split."""
         return SegrecMethod(load_segmenter(self.models[split], self.engine))
 
-    def judge_model(self, part: "Part", classes: Classes) -> None:
-        """Add what the proposed method says of the images of a split. Says which values of masks
-        that were given apart count as background; a trainer says so of its own.
+    def apply_model(self, part: SplitModel, classes: Classes) -> None:
+        """Apply the proposed method to the test images of a split.
+
+        For separate test images the mask values that count as background are logged; a trainer
+        logs those of its own images.
         """
         pixels: Counter[int] = Counter()
-        self.judge(part, self.method(part.split), classes, pixels)
+        self.apply(part, self.method(part.split), classes, pixels)
         unnamed = describe_unnamed(pixels, classes)
-        if part.split == GIVEN and unnamed:
-            log.info(f"judged images: {unnamed}")
+        if part.split == SEPARATE and unnamed:
+            log.info(f"test images: {unnamed}")
 
-    def judge(
+    def apply(
         self,
-        part: "Part",
+        part: SplitModel,
         methods: Methods,
         classes: Classes,
         pixels: Counter[int] | None = None,
     ) -> None:
-        """Add what methods say of the images of a split, see `judge_images`. Raises NotRun."""
-        self.rows += judge_images(part.split, part.judged, methods, classes, pixels)
+        """Apply methods to the test images of a split, see `count_images`. Raises NotRun."""
+        self.rows += count_images(part.split, part.images, methods, classes, pixels)
         self.methods.setdefault(part.split, {}).update(methods.settings)
 
+    def apply_rival(self, rival: Rival, part: SplitModel, classes: Classes) -> None:
+        """Train a rival and apply it to a split, or record why it was not run."""
+        try:
+            if part.trainer is None:
+                raise NotRun("a model was given and no images to train on: see --train")
+            self.apply(part, rival.fit(part.trainer), classes)
+        except NotRun as reason:
+            where = "" if part.split == self.main else f" ({part.split})"
+            self.not_run |= {f"{name}{where}": str(reason) for name in rival.names}
 
-def labelled(settings: Settings) -> tuple[list[LabelledImage], list[LabelledImage]]:
-    """The labelled images and the test images. Raises InputError."""
+
+def labelled_images(settings: Settings) -> tuple[list[LabelledImage], list[LabelledImage]]:
+    """Return the labelled images and the separate test images. Raises InputError."""
     images = pair_images(settings.images, settings.masks, settings.groups)
     if not settings.test_images:
         return images, []
     if settings.model:
-        raise InputError("a model is judged on --images: test images are for --train")
+        raise InputError("a model is evaluated on --images: test images are for --train")
     return images, pair_images(settings.test_images, settings.test_masks, settings.groups)
 
 
-def conduct(
+def run_study(
     settings: Settings,
     images: Sequence[LabelledImage],
     test: Sequence[LabelledImage],
     classes: Classes,
     rivals: Sequence[Rival],
 ) -> Study:
-    """Fit and judge everything, one split after the other."""
+    """Train and apply all methods, split by split."""
     study = Study(settings.engine)
-    for part in _parts(settings, images, test, classes):
+    for part in _split_models(settings, images, test, classes):
         study.models[part.split] = part.model
-        if part.split == study.main:
-            study.judged = part.judged
-        study.judge_model(part, classes)
+        study.images = study.images or part.images
+        study.apply_model(part, classes)
         for rival in rivals:
             if rival.every_split or part.split == study.main:
-                _run(rival, part, classes, study)
+                study.apply_rival(rival, part, classes)
     return study
 
 
-def _run(rival: Rival, part: Part, classes: Classes, study: Study) -> None:
-    try:
-        if part.trainer is None:
-            raise NotRun("a model was given and no images to fit on: see --train")
-        study.judge(part, rival.fit(part.trainer), classes)
-    except NotRun as reason:
-        where = "" if part.split == study.main else f" ({part.split})"
-        study.not_run |= {f"{name}{where}": str(reason) for name in rival.names}
-
-
-def _parts(
+def _split_models(
     settings: Settings,
     images: Sequence[LabelledImage],
     test: Sequence[LabelledImage],
     classes: Classes,
-) -> Iterator[Part]:
+) -> Iterator[SplitModel]:
     if settings.model:
         model = load_model(settings.model)
-        known = model.spec.classes
-        if known != classes.names:
-            raise InputError(f"the model knows {known}, the classes file {classes.names}")
-        yield Part(GIVEN, model, images)
-    elif test:
+        if model.spec.classes != classes.names:
+            raise InputError(
+                f"the model has the classes {model.spec.classes}, the classes file {classes.names}"
+            )
+        yield SplitModel(SEPARATE, model, images)
+        return
+    if test:
         trainer = _trainer(settings, images, classes)
-        yield Part(GIVEN, trainer.best(), test, trainer)
-    else:
-        yield from _splits(settings, images, classes)
-
-
-def _splits(
-    settings: Settings, images: Sequence[LabelledImage], classes: Classes
-) -> Iterator[Part]:
+        yield SplitModel(SEPARATE, trainer.best(), test, trainer)
+        return
     splits = split_images([item.group for item in images], settings.seed)
-    judged = [images[i] for i in splits.judged]
+    tested = [images[i] for i in splits.test]
     kinds = settings.training.sampling.kinds or KINDS
-    every = _trainer(settings, images, classes, {int(i): kinds for i in splits.judged})
+    every = _trainer(settings, images, classes, {int(i): kinds for i in splits.test})
     for split in SPLITS:
         trainer = every.subset(splits.rows(split, every.samples))
-        log.info(f"split {split}: {len(trainer.images)} training images, {len(judged)} judged")
-        yield Part(split, trainer.best(), judged, trainer)
+        log.info(f"split {split}: {len(trainer.images)} training images, {len(tested)} test images")
+        yield SplitModel(split, trainer.best(), tested, trainer)
 
 
 def _trainer(
@@ -198,10 +208,41 @@ def _trainer(
     classes: Classes,
     extra: Mapping[int, tuple[str, ...]] | None = None,
 ) -> Trainer:
-    chosen = replace(
-        settings.training,
-        engine=settings.engine,
-        sampling=replace(settings.training.sampling, seed=settings.seed),
-    )
-    weights = load_weights(settings.weights, chosen.backbone)
-    return Trainer(images, classes, weights, chosen, extra)
+    sampling = replace(settings.training.sampling, seed=settings.seed)
+    training = replace(settings.training, engine=settings.engine, sampling=sampling)
+    weights = load_weights(settings.weights, training.backbone)
+    return Trainer(images, classes, weights, training, extra)
+
+
+@dataclass(frozen=True)
+class SplitImages:
+    """Sorted numbers of the test images and of the training images of two splits."""
+
+    test: NDArray[np.int64]
+    grouped: NDArray[np.int64]
+    random: NDArray[np.int64]
+
+    def rows(self, split: str, samples: Samples) -> NDArray[np.bool_]:
+        """Return which sampled positions of all images a split trains on."""
+        rows = np.isin(samples.images, self.grouped if split == GROUPED else self.random)
+        if split == AUGMENTED_FIRST:
+            rows |= np.isin(samples.images, self.test) & (samples.variants > 0)
+        return np.asarray(rows)
+
+
+def split_images(groups: Sequence[str], seed: int) -> SplitImages:
+    """Divide images of these groups (n,). Raises InputError if they are too few."""
+    if len(set(groups)) < 3:
+        raise InputError(
+            f"{len(set(groups))} groups of labelled images are too few to hold one out and "
+            "cross-validate on two others: put images of one place into one folder or name "
+            "(--groups folder, prefix or none selects the rule), or give --test-images"
+        )
+    held = np.flatnonzero(hold_out(groups, seed))
+    if len(held) < 2:
+        raise InputError("the held-out groups have one image only: give more labelled images")
+    rng = np.random.default_rng(seed)
+    test = np.sort(rng.choice(held, len(held) // 2, replace=False))
+    every = np.arange(len(groups))
+    grouped, rest = np.setdiff1d(every, held), np.setdiff1d(every, test)
+    return SplitImages(test, grouped, np.sort(rng.choice(rest, len(grouped), replace=False)))

@@ -14,9 +14,8 @@ from segrec_batch.evaluation.compare.reports import Settings as Compare
 from segrec_batch.evaluation.drift.report import Settings as Drift
 from segrec_batch.evaluation.drift.report import drift_report
 from segrec_batch.evaluation.report import Provenance, Report
-from segrec_batch.evaluation.segmentation.counts import SEGREC, class_names, tallies
-from segrec_batch.evaluation.segmentation.coverage import calibration
-from segrec_batch.evaluation.segmentation.judge import dominant, estimates, judge
+from segrec_batch.evaluation.segmentation.counts import SEGREC, class_names, counts_by_method
+from segrec_batch.evaluation.segmentation.figures import calibration, dominant, estimates, evaluate
 from segrec_batch.evaluation.statistics import Estimate
 from tests.support.report_inputs import GOLDEN, URIS, changed_index, segmentation_counts
 
@@ -31,7 +30,7 @@ def rows(report: Report) -> list[list[Any]]:
 def segmentation_figures(folder: Path) -> dict[str, Any]:
     counts = segmentation_counts()
     report = written(folder, counts, estimates(counts, seed=3))
-    groups = list(tallies(counts))
+    groups = list(counts_by_method(counts))
     main = next(t for t in groups if t.method == SEGREC)
     return {
         "measures": rows(report),
@@ -62,7 +61,7 @@ def compare_figures(folder: Path) -> dict[str, Any]:
         uris.append(str(folder / str(i)))
     report = compare_report(
         Compare(uris, names=("base", "better", "others"), methods=(SEGREC,) * 3),
-        {"segmentation": judge},
+        {"segmentation": evaluate},
     )
     metrics = report.metrics()
     return {"measures": rows(report), "notice": metrics["notice"],

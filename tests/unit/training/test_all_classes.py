@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from segrec_batch.evaluation.segmentation.run import segmentation_report
+from segrec_batch.evaluation.segmentation.report import segmentation_report
 from segrec_batch.evaluation.segmentation.study import Settings as Evaluation
 from segrec_batch.evaluation.statistics import Key
 from segrec_batch.images.decode import shapes_of_size

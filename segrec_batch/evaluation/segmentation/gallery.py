@@ -7,58 +7,53 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segrec_batch.evaluation.items import Gallery, GalleryImage
-from segrec_batch.evaluation.segmentation.counts import SEGREC, SegrecMethod, Tally
-from segrec_batch.evaluation.segmentation.ratios import Pixels
+from segrec_batch.evaluation.segmentation.counts import SEGREC, MethodCounts, SegrecMethod
+from segrec_batch.evaluation.segmentation.figures import Pixels
 from segrec_batch.labels.labelled import Classes, LabelledImage
 from segrec_batch.sources import storage
 
-SHOWN = 6
+IMAGES = 6  # in a gallery
 SIDE = 320  # pixels at most
 
 
-def image_iou(tally: Tally) -> NDArray[np.float64]:
-    """(n,) mean IoU of each image over the foreground classes it has; NaN if it has none."""
-    pixels = Pixels.of(tally.confusion)
+def image_iou(one: MethodCounts) -> NDArray[np.float64]:
+    """Return the mean IoU of each image over its foreground classes, (n,); NaN without any."""
+    pixels = Pixels.of(one.confusion)
     hit, labelled = pixels.hit[:, 1:], pixels.labelled[:, 1:]
     either = labelled + pixels.predicted[:, 1:] - hit
     iou = np.divide(hit, either, out=np.zeros_like(hit), where=either > 0)
     present = (labelled > 0).sum(axis=1)
     total = np.where(labelled > 0, iou, 0).sum(axis=1)
-    nothing = np.full(len(total), np.nan)
-    return np.asarray(np.divide(total, present, out=nothing, where=present > 0))
+    return np.asarray(np.divide(total, present, out=np.full(len(total), np.nan), where=present > 0))
 
 
 def galleries(
-    tally: Tally,
+    one: MethodCounts,
     images: Sequence[LabelledImage],
     classes: Classes,
     method: SegrecMethod,
     colours: Mapping[str, str],
 ) -> list[Gallery]:
-    """The best and the worst images by `image_iou`; of equal ones the name that comes first."""
-    found = image_iou(tally)
-    order = [i for i in np.argsort(-found, kind="stable") if not np.isnan(found[i])]
-    best, worst = order[: min(SHOWN, (len(order) + 1) // 2)], order[(len(order) + 1) // 2 :]
-    item_of = {storage.name(item.image): item for item in images}
+    """Return the best and the worst images by `image_iou`, equal ones by name."""
+    iou = image_iou(one)
+    order = [int(i) for i in np.argsort(-iou, kind="stable") if not np.isnan(iou[i])]
+    half = (len(order) + 1) // 2
+    by_name = {storage.name(item.image): item for item in images}
     return [
         Gallery(
             caption,
-            [
-                _plate(item_of[tally.images[i]], float(found[i]), classes, method, colours)
-                for i in chosen
-            ],
+            [_strip(by_name[one.images[i]], iou[i], classes, method, colours) for i in chosen],
             colours,
-            tally.split,
         )
         for caption, chosen in (
-            ("Best images, by mean IoU of the classes they have", best),
-            ("Worst images", worst[::-1][:SHOWN]),
+            ("Best images, by mean IoU of their classes", order[: min(IMAGES, half)]),
+            ("Worst images", order[half:][::-1][:IMAGES]),
         )
         if chosen
     ]
 
 
-def _plate(
+def _strip(
     item: LabelledImage,
     iou: float,
     classes: Classes,
@@ -66,15 +61,15 @@ def _plate(
     colours: Mapping[str, str],
 ) -> tuple[str, list[GalleryImage]]:
     image, labels = item.load(classes)
-    truth = np.maximum(classes.to_classes(labels), 0).astype(np.uint8)  # void like background
-    predicted = method(image)[SEGREC].labels
+    truth = np.maximum(classes.to_classes(labels), 0).astype(np.uint8)  # void as background
     small = image.copy()
     small.thumbnail((SIDE, SIDE))
-    title = f"{storage.name(item.image)}: mean IoU {iou:.2f}"
-    return title, [
+    return f"{storage.name(item.image)}: mean IoU {iou:.2f}", [
         GalleryImage(small, "image"),
         GalleryImage(small, "by the labels", _overlay(truth, small.size, colours)),
-        GalleryImage(small, "by the model", _overlay(predicted, small.size, colours)),
+        GalleryImage(
+            small, "by the model", _overlay(method(image)[SEGREC].labels, small.size, colours)
+        ),
     ]
 
 

@@ -1,0 +1,283 @@
+"""Metric values of the segmentation report, computed from counts of pixels.
+
+All values are pure functions of counts.parquet: reading the file back gives the same values.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from segrec_batch.evaluation.segmentation.counts import (
+    SEGREC,
+    Confusion,
+    MethodCounts,
+    class_names,
+    counts_by_method,
+    shares,
+)
+from segrec_batch.evaluation.statistics import DRAWS, Estimate, Evaluation, Key, Measure, contrast
+
+PIXELS, DOMINANT = "pixels", "dominant"
+SEPARATE = "given"
+"""Split whose test images were supplied separately."""
+GROUPED = "grouped"
+"""Split that trains on other groups of images than it tests on."""
+RANDOM = "random"
+"""Split that trains on as many images of all groups, drawn at random without the test images."""
+AUGMENTED_FIRST = "augmented first"
+"""The random split with augmented copies of the test images among the training images."""
+SPLITS = (GROUPED, RANDOM, AUGMENTED_FIRST)
+
+MEAN = "mean"
+RATIOS = ("iou", "precision", "recall", "f1", "accuracy")
+LEAKS = (("iou", MEAN), ("f1", MEAN), ("pixel_accuracy", ""))
+"""Metric and class of which a leak is reported."""
+SIZES = ("small σ", "medium σ", "large σ")
+BRIGHTNESS = ("dark", "medium light", "bright")
+BINS = 8  # of the calibration, at most
+BIN_IMAGES = 4  # images in a bin, at least
+_ALL = "all "
+
+Sums = NDArray[np.float64]
+
+
+def estimates(counts: pa.Table, seed: int, draws: int = DRAWS) -> list[Estimate]:
+    """Return all metric values of the report, leaks included."""
+    results = []
+    for evaluation in evaluate(counts):
+        results += evaluation.estimates(draws, seed)
+        results += contrast(evaluation, leaks(evaluation), draws, seed)
+    return results
+
+
+def evaluate(counts: pa.Table) -> list[Evaluation]:
+    """Return the measures of all methods and splits, one evaluation for each set of images."""
+    names = class_names(counts)
+    results: dict[tuple[str, ...], dict[Key, Measure]] = {}
+    for one in _with_majority(list(counts_by_method(counts)), names):
+        measures = results.setdefault(one.images, {})
+        base = Key("", one.method, one.split)
+        measures |= ratio_measures(
+            Pixels.of(one.confusion), names, replace(base, setting=PIXELS), RATIOS
+        )
+        measures |= ratio_measures(
+            Pixels.of(dominant(one.confusion)), names, replace(base, setting=DOMINANT), RATIOS
+        )
+        measures |= coverage_measures(one, names, base)
+        if one.method == SEGREC:
+            measures |= condition_measures(one, names, base)
+    return [Evaluation(images, measures) for images, measures in results.items()]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Pixel counts of n images and K classes, each (n, K) float64.
+
+    hit: pixels labelled and predicted as the class. labelled, predicted: pixels of the class by the
+    labels and by the method. total: all pixels that are not void.
+    """
+
+    hit: Sums
+    labelled: Sums
+    predicted: Sums
+    total: Sums
+
+    @classmethod
+    def of(cls, confusion: Confusion) -> "Pixels":
+        """Return the counts of confusion matrices (n, K, K), rows true."""
+        counts = confusion.astype(np.float64)
+        hit = np.diagonal(counts, axis1=1, axis2=2)
+        total = np.broadcast_to(counts.sum(axis=(1, 2))[:, None], hit.shape)
+        return cls(hit, counts.sum(axis=2), counts.sum(axis=1), total)
+
+    def only(self, selected: NDArray[np.bool_]) -> "Pixels":
+        """Return the counts of selected images, (n, 1), or of other images by class, (n, K)."""
+        parts = (self.hit, self.labelled, self.predicted, self.total)
+        return Pixels(*(np.where(selected, part, 0) for part in parts))
+
+    def ratio(self, name: str, k: int) -> Measure:
+        """Return a measure of class k against the rest (Abdullah 2026, table 1).
+
+        iou tp/(tp+fp+fn), precision tp/(tp+fp), recall tp/(tp+fn), f1 2tp/(2tp+fp+fn), accuracy
+        (tp+tn)/all; absent if no label has the class.
+        """
+        hit, labelled, predicted, total = (
+            part[:, k : k + 1] for part in (self.hit, self.labelled, self.predicted, self.total)
+        )
+        either = labelled + predicted
+        numerator, denominator = {
+            "iou": (hit, either - hit),
+            "precision": (hit, predicted),
+            "recall": (hit, labelled),
+            "f1": (2 * hit, either),
+            "accuracy": (total - either + 2 * hit, total),
+        }[name]
+        return Measure(numerator, denominator, labelled)
+
+
+def ratio_measures(
+    pixels: Pixels, names: Sequence[str], base: Key, ratios: Sequence[str] = RATIOS
+) -> dict[Key, Measure]:
+    """Return ratios of each class, their means over the foreground, and the pixel accuracy."""
+    results: dict[Key, Measure] = {}
+    for ratio in ratios:
+        each = [pixels.ratio(ratio, k) for k in range(len(names))]
+        results |= _by_class(replace(base, name=ratio), names, each)
+    accuracy = Measure(pixels.hit.sum(axis=1, keepdims=True), pixels.total[:, :1])
+    return {**results, replace(base, name="pixel_accuracy"): accuracy}
+
+
+def _by_class(base: Key, names: Sequence[str], each: Sequence[Measure]) -> dict[Key, Measure]:
+    """Return a measure for each class and their mean over the foreground."""
+    results = {replace(base, cls=name): m for name, m in zip(names, each, strict=True)}
+    return {**results, replace(base, cls=MEAN): Measure.mean(each[1:])}
+
+
+def dominant(confusion: Confusion) -> Confusion:
+    """Return each image as one pixel of its dominant class, (n, K, K) (Abdullah 2026, figure 3).
+
+    That is the foreground class of most pixels, the first of equal ones, or the background if no
+    pixel is foreground. An image of void has no pixel.
+    """
+    result = np.zeros_like(confusion)
+    true, predicted = (_most(confusion.sum(axis=axis)) for axis in (2, 1))
+    result[np.arange(len(result)), true, predicted] = confusion.sum(axis=(1, 2)) > 0
+    return result
+
+
+def _most(pixels: Confusion) -> NDArray[np.int64]:
+    foreground = pixels[:, 1:]
+    return np.where(foreground.any(axis=1), 1 + foreground.argmax(axis=1), 0)
+
+
+def majority(confusion: Confusion) -> int:
+    """Return the class of most labelled pixels in (n, K, K), the first of equal ones."""
+    return int(confusion.sum(axis=(0, 2)).argmax())
+
+
+def majority_name(cls: str) -> str:
+    """Return the name of the method that predicts one class everywhere."""
+    return f"{_ALL}{cls}"
+
+
+def is_fitted(method: str) -> bool:
+    """Return whether a method is trained on a split: all but the majority class."""
+    return not method.startswith(_ALL)
+
+
+def _with_majority(methods: Sequence[MethodCounts], names: Sequence[str]) -> Iterator[MethodCounts]:
+    """Yield the counts, and for each split those of predicting its majority class everywhere."""
+    splits = set()
+    for one in methods:
+        yield one
+        if one.split in splits:
+            continue
+        splits.add(one.split)
+        k = majority(one.confusion)
+        confusion, cells = np.zeros_like(one.confusion), np.zeros_like(one.cells)
+        confusion[:, :, k] = one.labelled
+        cells[:, k] = 1
+        yield replace(one, method=majority_name(names[k]), confusion=confusion, cells=cells)
+
+
+def leaks(evaluation: Evaluation) -> dict[Key, tuple[Key, Key]]:
+    """Return for each fitted method and other split the pair to subtract, grouped last."""
+    pairs = {}
+    for leaky in evaluation.measures:
+        grouped = replace(leaky, split=GROUPED)
+        has_leak = (leaky.name, leaky.cls) in LEAKS and leaky.setting in (PIXELS, DOMINANT)
+        has_leak &= leaky != grouped and grouped in evaluation.measures
+        if has_leak and is_fitted(leaky.method):
+            split = f"{leaky.split} − {GROUPED}"
+            pairs[replace(leaky, name=f"leak_{leaky.name}", split=split)] = (leaky, grouped)
+    return pairs
+
+
+def coverage_measures(one: MethodCounts, names: Sequence[str], base: Key) -> dict[Key, Measure]:
+    """Return coverage_error, the mean of |σ̂ − σ| over images, and coverage_bias, that of σ̂ − σ.
+
+    σ̂ is the share of cells of the feature grid (Abdullah 2026, eq. 7), σ that of labelled pixels.
+    Absent for a class without labels; the means are over the foreground.
+    """
+    difference = shares(one.cells) - shares(one.labelled)
+    labelled = one.labelled.astype(np.float64)
+    results: dict[Key, Measure] = {}
+    for name, values in (("coverage_error", np.abs(difference)), ("coverage_bias", difference)):
+        each = [
+            replace(Measure.of(values[:, k]), present=labelled[:, k : k + 1])
+            for k in range(len(names))
+        ]
+        results |= _by_class(replace(base, name=name), names, each)
+    return results
+
+
+def calibration(one: MethodCounts, k: int) -> list[tuple[float, float, int]]:
+    """Return mean σ̂, mean σ and number of images in bins of equally many images by σ̂ of class k.
+
+    Images in which both are 0 are left out: they are many and agree.
+    """
+    predicted, labels = shares(one.cells)[:, k], shares(one.labelled)[:, k]
+    known = ((predicted > 0) | (labels > 0)) & ~np.isnan(labels)
+    predicted, labels = predicted[known], labels[known]
+    order = np.argsort(predicted, kind="stable")
+    bins = min(BINS, max(1, len(order) // BIN_IMAGES))
+    return [
+        (float(predicted[part].mean()), float(labels[part].mean()), len(part))
+        for part in np.array_split(order, bins)
+        if len(part)
+    ]
+
+
+def condition_measures(one: MethodCounts, names: Sequence[str], base: Key) -> dict[Key, Measure]:
+    """Return IoU and recall by size of the object, brightness and number of classes.
+
+    Abdullah 2026, section 5, names overlapping objects and high brightness as limits.
+    """
+    pixels = Pixels.of(one.confusion)
+    results: dict[Key, Measure] = {}
+    for setting, images in conditions(one, names).items():
+        some = ratio_measures(
+            pixels.only(images), names, replace(base, setting=setting), ("iou", "recall")
+        )
+        if setting in SIZES:  # each class has images of its own, so no value is of all pixels
+            some = {key: m for key, m in some.items() if key.cls not in ("", names[0])}
+        results |= some
+    return results
+
+
+def conditions(one: MethodCounts, names: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+    """Return the images of each condition: (n, K) if they differ by class, else (n, 1).
+
+    Sizes are terciles of σ among the images that have the class, brightness terciles of mean
+    luminance; equal values fall on the lower side.
+    """
+    share = shares(one.labelled)
+    sizes = np.stack([_terciles(share[:, k], share[:, k] > 0) for k in range(len(names))], axis=2)
+    light = _terciles(one.luminance, np.ones(len(one.images), bool))
+    present = (one.labelled[:, 1:] > 0).sum(axis=1)
+    return {
+        **dict(zip(SIZES, sizes, strict=True)),
+        **{name: images[:, None] for name, images in zip(BRIGHTNESS, light, strict=True)},
+        **{overlap(n): (present == n)[:, None] for n in range(1, len(names))},
+    }
+
+
+def overlap(n: int) -> str:
+    """Return the setting of images with n foreground classes.
+
+    >>> overlap(1), overlap(2)
+    ('1 class', '2 classes')
+    """
+    return f"{n} class" if n == 1 else f"{n} classes"
+
+
+def _terciles(values: Sums, selected: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which selected values (n,) are in the lower, middle and upper third: (3, n)."""
+    if not selected.any():
+        return np.zeros((3, len(values)), bool)
+    low, high = np.quantile(values[selected], (1 / 3, 2 / 3))
+    thirds = np.stack([values <= low, (values > low) & (values <= high), values > high])
+    return np.asarray(thirds & selected)
