@@ -52,8 +52,8 @@ def evaluate_segmentation(
         mask_rcnn_weights: state dict of Mask R-CNN, or `download`; without, it is not run.
         **training: see `TrainingParameters`.
     """
-    from segrec_batch.evaluation.segmentation.rivals import RivalSettings
     from segrec_batch.evaluation.segmentation.report import segmentation_report
+    from segrec_batch.evaluation.segmentation.rivals import RivalSettings
     from segrec_batch.evaluation.segmentation.study import Settings
     from segrec_batch.model.engines import report_engine
     from segrec_batch.training.rivals.mask_rcnn import MaskRcnnSettings
