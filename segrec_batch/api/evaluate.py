@@ -191,8 +191,8 @@ def evaluate_drift(
             `check_drift`
         seed: of the bootstrap.
     """
-    from segrec_batch.evaluation.drift.limits import Limits
-    from segrec_batch.evaluation.drift.report import Settings, drift_report
+    from segrec_batch.evaluation.drift.comparison import Limits, Settings
+    from segrec_batch.evaluation.drift.report import drift_report
 
     _check(report)
     limits = Limits.parse(fail_over) if fail_over else None
@@ -202,7 +202,7 @@ def evaluate_drift(
 
 def check_drift(report: "Report", fail_over: str) -> None:
     """Raise DriftError if a measure of a report of `evaluate_drift` is above a limit."""
-    from segrec_batch.evaluation.drift.limits import Limits
+    from segrec_batch.evaluation.drift.comparison import Limits
 
     if report.details["from"]["images"]:
         Limits.parse(fail_over).check(report.estimates)
@@ -229,17 +229,19 @@ def compare_reports(
     """
     from segrec_batch.evaluation.compare.report import compare_report
     from segrec_batch.evaluation.compare.reports import Settings
-    from segrec_batch.evaluation.drift.figures import judge as judge_drift
+    from segrec_batch.evaluation.drift.figures import evaluate as evaluate_drift_counts
     from segrec_batch.evaluation.retrieval.measures import judge as judge_retrieval
-    from segrec_batch.evaluation.segmentation.figures import evaluate as evaluate_segmentation
+    from segrec_batch.evaluation.segmentation.figures import (
+        evaluate as evaluate_segmentation_counts,
+    )
 
     _check(report)
-    judges = {
-        "segmentation": evaluate_segmentation,
+    evaluators = {
+        "segmentation": evaluate_segmentation_counts,
         "retrieval": judge_retrieval,
-        "drift": judge_drift,
+        "drift": evaluate_drift_counts,
     }
-    return _write(compare_report(Settings(reports, names, method, seed), judges), report)
+    return _write(compare_report(Settings(reports, names, method, seed), evaluators), report)
 
 
 def _check(folder: str | None) -> None:

@@ -1,1 +1,1 @@
-"""Two or more reports of one kind, compared."""
+"""Comparison of reports: reports are read and subtracted in `reports`, shown in `report`."""

@@ -1,25 +1,39 @@
-"""Reports that were read again, to be compared."""
+"""Reports to compare, and the differences of their metric values."""
 
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pyarrow as pa
 
 from segrec_batch.common.errors import InputError
-from segrec_batch.evaluation.report import Provenance, counts_uri, read_counts, read_metrics
-from segrec_batch.evaluation.statistics import Estimate, Evaluation, Key
+from segrec_batch.evaluation.report import (
+    Provenance,
+    counts_uri,
+    read_counts,
+    read_estimate,
+    read_metrics,
+)
+from segrec_batch.evaluation.statistics import Estimate, Evaluation, Key, difference
 
-Judge = Callable[[pa.Table], list[Evaluation]]
+Evaluator = Callable[[pa.Table], list[Evaluation]]
+"""Function that returns the measures of the counts of a report."""
+
+PAIRED, INDEPENDENT = "paired", "independent"
+NO_COUNTS, NO_UNITS, OTHER_VALUE = (
+    "none: no counts",
+    "none: not of single units",
+    "none: the counts give another value",
+)
+_TOLERANCE = 1e-9  # of equal values, and of the ends of an interval that excludes 0
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is compared: `metrics.json` of each report, or its folder; the first is the base.
+    """Reports to compare, by their folder or `metrics.json`; the first is the base.
 
-    names: of the reports, by default A, B, … methods: of each report the one method to compare;
-    by default all methods, each with itself.
+    names: of the reports, by default A, B, … methods: the one method to compare of each report; by
+    default each method is compared with itself.
     """
 
     reports: Sequence[str]
@@ -28,7 +42,7 @@ class Settings:
     seed: int = 0
 
     def check(self) -> None:
-        """Raises InputError for numbers that do not match."""
+        """Raise InputError if the numbers of reports, names and methods do not match."""
         if not 2 <= len(self.reports) <= len(string.ascii_uppercase):
             raise InputError(f"give 2 to {len(string.ascii_uppercase)} reports to compare")
         for option, values in (("names", self.names), ("method", self.methods)):
@@ -39,67 +53,137 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A report. counts, judged: None if its counts are not there."""
+class SavedReport:
+    """A report read from its files; counts and evaluations are None without `counts.parquet`."""
 
     name: str
     uri: str
     provenance: Provenance
     estimates: Mapping[Key, Estimate]
     counts: pa.Table | None
-    judged: Sequence[Evaluation] | None
+    evaluations: Sequence[Evaluation] | None
 
-    def of_method(self, method: str) -> "Compared":
-        """The figures of one method, as if there were no other. Raises InputError if none is."""
+    @classmethod
+    def read(cls, name: str, uri: str, evaluators: Mapping[str, Evaluator]) -> "SavedReport":
+        """Read a report and evaluate its counts. Raises InputError."""
+        metrics = read_metrics(uri)
+        provenance = Provenance(**metrics["provenance"])
+        if provenance.kind not in evaluators:
+            raise InputError(
+                f"{uri}: of a report of {provenance.kind}; give one of {', '.join(evaluators)}"
+            )
+        counts = read_counts(uri)
+        try:
+            evaluations = None if counts is None else evaluators[provenance.kind](counts)
+        except InputError as error:
+            raise InputError(f"{counts_uri(uri)}: {error}") from error
+        except (LookupError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
+            raise InputError(f"{counts_uri(uri)}: not the counts of a report: {error}") from error
+        estimates = {e.key: e for e in map(read_estimate, metrics["measures"])}
+        return cls(name, uri, provenance, estimates, counts, evaluations)
+
+    def of_method(self, method: str) -> "SavedReport":
+        """Return the values of one method under keys without a method. Raises InputError."""
         estimates = {
-            replace(key, method=""): replace(e, key=replace(key, method=""))
-            for key, e in self.estimates.items()
-            if key.method == method
+            key: replace(self.estimates[old], key=key)
+            for old, key in _without_method(self.estimates, method)
         }
         if not estimates:
             known = sorted({key.method for key in self.estimates} - {""})
             raise InputError(f"{self.uri}: no method {method!r}; it has {', '.join(known)}")
-        judged = [_of_method(j, method) for j in self.judged] if self.judged is not None else None
-        return replace(self, estimates=estimates, judged=judged)
+        evaluations = self.evaluations and [
+            Evaluation(e.units, {k: e.measures[o] for o, k in _without_method(e.measures, method)})
+            for e in self.evaluations
+        ]
+        return replace(self, estimates=estimates, evaluations=evaluations)
 
 
-def _of_method(judged: Evaluation, method: str) -> Evaluation:
-    kept = {k: m for k, m in judged.measures.items() if k.method == method}
-    return Evaluation(judged.units, {replace(k, method=""): m for k, m in kept.items()})
+def _without_method(keys: Iterable[Key], method: str) -> Iterator[tuple[Key, Key]]:
+    return ((key, replace(key, method="")) for key in keys if key.method == method)
 
 
-def read_reports(settings: Settings, judges: Mapping[str, Judge]) -> list[Compared]:
-    """The reports, judged anew. Raises InputError if they cannot be compared."""
+def read_reports(settings: Settings, evaluators: Mapping[str, Evaluator]) -> list[SavedReport]:
+    """Read and evaluate the reports. Raises InputError if they cannot be compared."""
     settings.check()
     names = settings.names or string.ascii_uppercase
-    found = [_read(n, u, judges) for n, u in zip(names, settings.reports, strict=False)]
-    kinds = {r.provenance.kind: r for r in found}
+    reports = [
+        SavedReport.read(n, uri, evaluators)
+        for n, uri in zip(names, settings.reports, strict=False)
+    ]
+    kinds = {r.provenance.kind: r.uri for r in reports}
     if len(kinds) > 1:
-        told = ", ".join(f"{r.uri} is of {kind}" for kind, r in kinds.items())
-        raise InputError(f"only reports of one kind can be compared: {told}")
+        text = ", ".join(f"{uri} is of {kind}" for kind, uri in kinds.items())
+        raise InputError(f"only reports of one kind can be compared: {text}")
     if settings.methods:
-        return [r.of_method(m) for r, m in zip(found, settings.methods, strict=True)]
-    return found
+        return [r.of_method(m) for r, m in zip(reports, settings.methods, strict=True)]
+    return reports
 
 
-def _read(name: str, uri: str, judges: Mapping[str, Judge]) -> Compared:
-    metrics = read_metrics(uri)
-    provenance = Provenance(**metrics["provenance"])
-    if provenance.kind not in judges:
-        raise InputError(
-            f"{uri}: of a report of {provenance.kind}; give one of {', '.join(judges)}"
-        )
-    estimates = map(_estimate, metrics["measures"])
-    counts = read_counts(uri)
-    try:
-        judged = judges[provenance.kind](counts) if counts is not None else None
-    except InputError as error:
-        raise InputError(f"{counts_uri(uri)}: {error}") from error
-    except (LookupError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
-        raise InputError(f"{counts_uri(uri)}: not the counts of a report: {error}") from error
-    return Compared(name, uri, provenance, {e.key: e for e in estimates}, counts, judged)
+@dataclass(frozen=True)
+class Difference:
+    """A value of a report minus that of the base. interval: its kind, or why there is none."""
+
+    key: Key
+    base: Estimate
+    other: Estimate
+    estimate: Estimate
+    interval: str
+
+    @property
+    def is_clear(self) -> bool:
+        """The interval excludes 0."""
+        low, high = self.estimate.low, self.estimate.high
+        return low is not None and high is not None and (low > _TOLERANCE or high < -_TOLERANCE)
+
+    @property
+    def size(self) -> float:
+        """|difference|, -1 if it is absent."""
+        return -1.0 if self.estimate.value is None else abs(self.estimate.value)
 
 
-def _estimate(row: Mapping[str, Any]) -> Estimate:
-    key = Key(row["measure"], row["method"], row["split"], row["setting"], row["class"], row["k"])
-    return Estimate(key, row["value"], row["low"], row["high"], row["units"])
+def shared_keys(reports: Sequence[SavedReport]) -> list[Key]:
+    """Return the keys that all reports have, in the order of the first."""
+    first, *others = reports
+    return [k for k in first.estimates if all(k in r.estimates for r in others)]
+
+
+def differences(
+    base: SavedReport, other: SavedReport, keys: Iterable[Key], seed: int = 0
+) -> list[Difference]:
+    """Return the differences of some values, clear ones first, then by size."""
+    known = dict(_intervals(base, other, seed))
+    default = NO_UNITS
+    if base.evaluations is None or other.evaluations is None:
+        default = NO_COUNTS
+    results = []
+    for key in keys:
+        a, b = base.estimates[key], other.estimates[key]
+        estimate, interval = known.get(key, (None, default))
+        if estimate is None or interval == OTHER_VALUE:
+            value = None if a.value is None or b.value is None else b.value - a.value
+            estimate = Estimate(key, value, None, None, min(a.units, b.units))
+        results.append(Difference(key, a, b, estimate, interval))
+    return sorted(results, key=lambda d: (not d.is_clear, -d.size, d.key))
+
+
+def _intervals(
+    base: SavedReport, other: SavedReport, seed: int
+) -> Iterator[tuple[Key, tuple[Estimate, str]]]:
+    """Yield differences with intervals of the values that both evaluations have."""
+    for ours in base.evaluations or ():
+        for theirs in other.evaluations or ():
+            keys = [k for k in ours.measures if k in theirs.measures]
+            kind = PAIRED if ours.units == theirs.units else INDEPENDENT
+            a, b = (Evaluation(e.units, {k: e.measures[k] for k in keys}) for e in (ours, theirs))
+            for estimate in difference(a, b, seed=seed) if keys else ():
+                key = estimate.key
+                is_same = _is_same(a.measures[key].value, base.estimates.get(key)) and _is_same(
+                    b.measures[key].value, other.estimates.get(key)
+                )
+                yield key, (estimate, kind if is_same else OTHER_VALUE)
+
+
+def _is_same(value: float | None, estimate: Estimate | None) -> bool:
+    if estimate is None or value is None or estimate.value is None:
+        return estimate is not None and value is estimate.value
+    return abs(value - estimate.value) <= _TOLERANCE * max(1.0, abs(value))

@@ -1,140 +1,80 @@
-"""The drift report: what happened to an index between two snapshots."""
+"""The drift report: settings → metric values and page."""
 
-import datetime as dt
-import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from segrec_batch.common.console import track
-from segrec_batch.common.errors import InputError
-from segrec_batch.distributed.scratch import scratch_folder
-from segrec_batch.evaluation.drift import page
-from segrec_batch.evaluation.drift.counts import golden_counts
-from segrec_batch.evaluation.drift.figures import figures, judge
-from segrec_batch.evaluation.drift.golden import fingerprint, read_golden
-from segrec_batch.evaluation.drift.limits import Limits
-from segrec_batch.evaluation.drift.overlap import overlaps
-from segrec_batch.evaluation.drift.snapshots import Pair
-from segrec_batch.evaluation.drift.told import Told
+from segrec_batch.evaluation.drift.comparison import (
+    Comparison,
+    Limits,
+    Settings,
+    compare_snapshots,
+)
+from segrec_batch.evaluation.drift.figures import (
+    ALL,
+    BINS,
+    MEASURES,
+    NEW,
+    POPULATIONS,
+    SAME_CONTENT,
+    classes_of,
+    distributions,
+    evaluate,
+    figures,
+)
+from segrec_batch.evaluation.drift.golden import REGION, WHOLE, fingerprint
+from segrec_batch.evaluation.figures import Figures, Names, Row
+from segrec_batch.evaluation.items import Lead, Plot, Section, Table, Text
+from segrec_batch.evaluation.plots import step_plot
 from segrec_batch.evaluation.report import Provenance, Report
-from segrec_batch.index.history import history
+from segrec_batch.evaluation.statistics import Estimate
 from segrec_batch.index.schema import coverage_column
-from segrec_batch.index.snapshot import Snapshot, open_snapshot
-from segrec_batch.search.database import open_files
 from segrec_batch.sources import storage
 
-log = logging.getLogger(__name__)
-
 TIES = "of equal Pearson the lower image_id"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is compared: two versions of an index, by default the newest and the one before it.
-
-    before: a version, or a time (aware): the index as it was then, or if that is too early for it,
-    as it began.
-    golden: a file of image_ids, URIs or paths, see `read_golden`; by default the `golden_size`
-    images of both snapshots with the lowest md5(image_id). k: how many are recommended for each.
-    limits: what the page marks. seed: of the bootstrap.
-    """
-
-    index: str
-    before: int | dt.datetime | None = None
-    after: int | None = None
-    golden: str | None = None
-    golden_size: int = 200
-    k: int = 10
-    limits: Limits | None = None
-    seed: int = 0
+REASONS = 30  # of failures on the page
+WORST = 10  # golden images in a table
+_IMAGES = ("before", "after", "new", "gone", "changed", "unchanged")
+_FAILURES = ("before", "after", "new", "mended", "gone")
+_BARS = 40  # of a histogram, 25 bins each
+_KS = (
+    "KS is the two-sample Kolmogorov–Smirnov statistic of σ rounded up to 1/1000: the largest "
+    "difference, over all σ, between the shares of images with at most that much of the class "
+    "before and after. It is the size of the effect, 0 to 1, and the value that limits apply to: "
+    "among millions of images p is tiny for negligible differences. p is asymptotic, for "
+    "independent samples, and corrected for the number of classes (Holm). The snapshots share most "
+    "images, so that p is rather too large; only new images and those before are independent. All "
+    "images are counted, so there are no intervals."
+)
 
 
 def drift_report(settings: Settings) -> Report:
     """Compare two snapshots. Raises InputError, IndexStateError, StorageError."""
-    before, after = open_pair(settings)
-    asked = read_golden(settings.golden) if settings.golden else None
-    log.info(f"{before.index}: version {before.version} ({before.rows('images'):,} images) against "
-        f"{after.version} ({after.rows('images'):,})")  # fmt: skip
-    with scratch_folder("segrec-drift-") as folder:
-        pair = Pair(before, after, folder)
-        try:
-            found = pair.choose_golden(settings.golden_size, asked)
-            if asked and not found:
-                raise InputError(f"{settings.golden}: none of its images is in both snapshots")
-            golden = pair.golden()
-            counts = [pair.images(), pair.failures(), pair.stale(), pair.coverage()]
-        finally:
-            pair.close()
-    log.info(f"{found:,} golden images; recommendations for each, before and after")
-    rows = [*_figures(golden, pair.classes), *_overlaps(before, after, golden, pair, settings.k)]
-    told = Told(
-        pa.concat_tables([*counts, golden_counts(rows)]), golden, before, after, settings.limits,
-        len(asked) - found if asked else 0,
-    )  # fmt: skip
-    return _report(told, settings)
-
-
-def open_pair(settings: Settings) -> tuple[Snapshot, Snapshot]:
-    """The two snapshots. Raises IndexStateError, InputError if there is none before the newer."""
-    index = storage.absolute(settings.index)
-    after = open_snapshot(index, settings.after)
-    if isinstance(settings.before, int):
-        return open_snapshot(index, settings.before), after
-    older = [c for c in history(index) if c.version <= after.version]
-    if settings.before is None:
-        versions = [c.version for c in older if c.version < after.version]
-        if not versions:
-            raise InputError(f"{index}: there is no version before {after.version} to compare with")
-        return open_snapshot(index, max(versions)), after
-    versions = [c.version for c in older if c.time <= settings.before]
-    return open_snapshot(index, max(versions or [min(c.version for c in older)])), after
-
-
-def _figures(golden: pa.Table, classes: list[str]) -> Iterator[dict[str, Any]]:
-    """COUNTS rows of what was compared in SQL."""
-    for image in golden.to_pylist():
-        values = {
-            "feature_distance": image["distance"],
-            "feature_changed": image["new_feature"],
-            "content_changed": image["new_content"],
-        }
-        told = {"image_id": image["image_id"]}
-        for name, value in values.items():
-            yield {"name": name, "value": None if value is None else float(value), **told}
-        for cls in classes:
-            change = image[coverage_column(cls)]
-            yield {"name": "coverage_change", "class": cls, "value": change, **told}
-
-
-def _overlaps(
-    before: Snapshot, after: Snapshot, golden: pa.Table, pair: Pair, k: int
-) -> Iterator[dict[str, Any]]:
-    older, newer = open_files(before), open_files(after)
-    told = golden.select(["image_id", "class"]).to_pylist()
-    for image in track(told, "recommended for"):
-        yield from overlaps(older, newer, image, pair.classes, k)
-    for index in (older, newer):
-        index.connection.close()
-
-
-def _report(told: Told, settings: Settings) -> Report:
-    before, after = told.before, told.after
-    estimates = [*figures(told.counts)]
-    estimates += [e for j in judge(told.counts) for e in j.estimates(seed=settings.seed)]
-    ids = told.golden["image_id"].to_pylist()
-    provenance = Provenance(
-        "drift", f"{len(ids)} golden images {fingerprint(ids)}", TIES, settings.seed,
-        after.model_id, after.spec.weights, after.index, after.version,
-    )  # fmt: skip
+    comparison = compare_snapshots(settings)
+    before, after, counts = comparison.before, comparison.after, comparison.counts
+    estimates = figures(counts)
+    estimates += [e for part in evaluate(counts) for e in part.estimates(seed=settings.seed)]
+    ids = comparison.golden["image_id"].to_pylist()
+    most = dict(settings.limits.most) if settings.limits else {}
+    f = Figures(estimates)
     return Report(
         title=f"Drift of {storage.name(after.index)}, version {before.version} to {after.version}",
-        provenance=provenance,
+        provenance=Provenance(
+            "drift", f"{len(ids)} golden images {fingerprint(ids)}", TIES, settings.seed,
+            after.model_id, after.spec.weights, after.index, after.version,
+        ),
         estimates=estimates,
-        counts=told.counts,
-        sections=page.sections(told, estimates),
+        counts=counts,
+        sections=[
+            Section("Drift", [_summary(f, most)]),
+            Section("Images and failures", [*_images(f), _failures(counts)]),
+            Section("Coverage", list(_coverage(f, counts))),
+            Section("Features of golden images", list(_features(f, comparison))),
+            Section("Recommendations for golden images", list(_recommendations(f, comparison))),
+        ],
+        lead=_lead(f, settings.limits),
         details={
             "from": {
                 "version": before.version,
@@ -142,8 +82,207 @@ def _report(told: Told, settings: Settings) -> Report:
                 "images": before.rows("images"),
             },
             "to": {"version": after.version, "model_id": after.model_id},
-            "limits": dict(settings.limits.most) if settings.limits else {},
+            "limits": most,
             "golden": ids,
         },
-        notice=page.notice(told) or None,
+        notice=comparison.notice or None,
+    )  # fmt: skip
+
+
+def _lead(f: Figures, limits: Limits | None) -> Lead:
+    n = {s: _count(f.get(name="images", setting=s)) for s in _IMAGES}
+    new = f.get(name="failures", setting="new")
+    exceeded = limits.exceeded(list(f.by_key.values())) if limits else []
+    verdict = "No limit was given."
+    if limits:
+        verdict = f"Above the limit: {'; '.join(exceeded)}." if exceeded else "All limits hold."
+    answer = (
+        f"Of {n['before']} images {n['changed']} changed and {n['gone']} are gone; {n['new']} are "
+        f"new. New failures: {_count(new)}. {verdict}"
     )
+    overlap = next(iter(f.distinct("k", name="topk_overlap")), 0)
+    numbers: list[tuple[str, Estimate | str, str]] = [
+        ("Images now", n["after"], f"{n['unchanged']} of them are unchanged"),
+        ("Drift of coverage", f.get(name="drift_coverage"), "Largest Kolmogorov–Smirnov statistic of σ over the classes"),
+        ("Recommendations that stayed", f.get(name="topk_overlap", setting=WHOLE, k=overlap),
+         "Share of the recommendations for golden images in both snapshots"),
+    ]  # fmt: skip
+    rows: Names = {name: {"name": f"drift_{name}"} for name in MEASURES}
+    plot = f.dot_plot("Drift, 0 where nothing changed", "drift", rows, {"drift": {}})
+    return Lead("How much did the index change between two versions?", answer, numbers, plot)
+
+
+def _summary(f: Figures, limits: Mapping[str, float]) -> Table:
+    rows: list[Row] = []
+    for name, definition in MEASURES.items():
+        estimate, limit = f.get(name=f"drift_{name}"), limits.get(name)
+        rows.append([name, estimate, _verdict(estimate.value, limit), definition])
+    header = ("measure", "value", "limit", "definition")
+    return Table("Drift, 0 where nothing changed", header, rows)
+
+
+def _verdict(value: float | None, limit: float | None) -> str:
+    if limit is None:
+        return "none given"
+    if value is None:
+        return f"{limit:g}: not known"
+    return f"{limit:g}: ✗ above" if value > limit else f"{limit:g}: ✓ within"
+
+
+def _images(f: Figures) -> Iterator[Table]:
+    for name, settings, caption in (
+        ("images", _IMAGES, "Images; changed ones have other bytes under the same name"),
+        ("failures", _FAILURES, "Failures; mended ones are indexed now"),
+    ):
+        columns: Names = {s: {"setting": s} for s in settings}
+        forms = dict.fromkeys(settings, _count)
+        yield f.table(caption, "", {name: {"name": name}}, columns, forms=forms)
+
+
+def _failures(counts: pa.Table) -> Table | Text:
+    numbers: dict[tuple[str, str], dict[str, int]] = {}
+    for row in counts.filter(pc.equal(counts["what"], "failures")).to_pylist():
+        of = numbers.setdefault((row["stage"], row["reason"]), {})
+        for name in (row["side"], row["name"]) if row["name"] != "still" else (row["side"],):
+            of[name] = of.get(name, 0) + row["count"]
+    if not numbers:
+        return Text("No image failed before or after.")
+    order = sorted(numbers.items(), key=lambda item: (-item[1].get("new", 0), item[0]))
+    rows = [
+        [stage, reason, *(f"{of.get(n, 0):,}" for n in _FAILURES)]
+        for (stage, reason), of in order[:REASONS]
+    ]
+    more = f": {len(rows)} of {len(numbers)} reasons; counts.parquet has all of them"
+    caption = "Failures by stage and reason, most new ones first"
+    header = ("stage", "reason", *_FAILURES)
+    return Table(caption + (more if len(numbers) > len(rows) else ""), header, rows)
+
+
+def _coverage(f: Figures, counts: pa.Table) -> Iterator[Text | Table | Plot]:
+    classes = classes_of(counts)
+    if not classes:
+        yield Text("No class is in both snapshots.")
+        return
+    yield Text(_KS)
+    for population in POPULATIONS:
+        sides = {"before": "before", "after": "new" if population == NEW else "after"}
+        columns: Names = {
+            f"{words}, {label}": {"name": name, "setting": f"{population}, {side}"}
+            for name, words in (("coverage_mean", "mean σ"), ("coverage_share", "have it"))
+            for side, label in sides.items()
+        } | {
+            "KS": {"name": "coverage_ks", "setting": population},
+            "p (Holm)": {"name": "coverage_ks_p_holm", "setting": population},
+        }  # fmt: skip
+        units = [f.get(cls=classes[0], **of).units for of in columns.values()]
+        caption = f"{population}: {units[0]:,} before, {units[1]:,} {sides['after']}"
+        rows: Names = {cls: {"cls": cls} for cls in classes}
+        forms = {"p (Holm)": lambda e: p_text(e.value)}
+        yield f.table(caption, "class", rows, columns, forms=forms)
+    edges = np.linspace(0, 1, _BARS + 1)
+    pairs = distributions(counts)
+    for cls in classes:
+        shares = {}
+        for side, of in zip(("before", "after"), pairs[ALL, cls], strict=True):
+            bars = of.images[1:].reshape(_BARS, BINS // _BARS).sum(axis=1)
+            shares[side] = bars / max(of.count, 1)
+        peaks = ", ".join(f"{n} the most common σ is about {edges[s.argmax()] + 0.5 / _BARS:.2f}"
+                          for n, s in shares.items() if s.any())  # fmt: skip
+        about = f"Histograms of σ of {cls} over all images, before and after; {peaks or 'empty'}."
+        caption = f"{cls}: share of all images by coverage, where it is above 0"
+        yield Plot(caption, step_plot(shares, edges, "coverage σ", "share of all images"), about)
+
+
+def p_text(p: float | None) -> str:
+    """Return a p-value as text.
+
+    >>> p_text(0.25), p_text(1e-9), p_text(None)
+    ('0.250', '< 0.001', 'absent')
+    """
+    if p is None:
+        return "absent"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _features(f: Figures, c: Comparison) -> Iterator[Text | Table]:
+    if not len(c.golden):
+        yield Text("No image is in both snapshots, so there are no golden images.")
+        return
+    classes = classes_of(c.counts)
+    rows: Names = {
+        "1 − Pearson of old and new feature": {"name": "drift_features"},
+        "share with another feature": {"name": "features_changed"},
+        "… of those with the same content": {"name": "features_changed", "setting": SAME_CONTENT},
+        **{f"|Δσ| of {cls}": {"name": "coverage_change", "cls": cls} for cls in classes},
+    }
+    yield f.table("Means over golden images", "", rows, {"mean": {}}, units="images")
+    cells = []
+    for image in c.golden.to_pylist():
+        shares = {cls: abs(image[coverage_column(cls)]) for cls in classes}
+        cls = max(shares, key=lambda c: shares[c], default="")
+        distance, change = image["distance"], shares.get(cls, 0.0)
+        if distance or change:
+            text = "absent" if distance is None else f"{distance:.4f}"
+            content = "changed" if image["new_content"] else "the same"
+            row = [image["uri"], text, f"{change:.3f} {cls}", content]
+            cells.append(((-(distance or 0), -change, image["uri"]), row))
+    if not cells:
+        yield Text("No golden image changed its feature or its coverage.")
+        return
+    worst = [row for _, row in sorted(cells)[:WORST]]
+    header = ("image", "1 − Pearson", "largest |Δσ|", "content")
+    yield Table(f"The {len(worst)} golden images that changed most", header, worst)
+
+
+def _recommendations(f: Figures, c: Comparison) -> Iterator[Text | Table | Plot]:
+    keys = [key for key in f.by_key if key.name == "topk_overlap"]
+    if not keys:
+        yield Text("Without golden images there are no recommendations to compare.")
+        return
+    k = max(key.k for key in keys)
+    yield Text(
+        f"For each golden image the {k} most similar images were queried in both snapshots. "
+        "Overlap is the share of them in both results; average overlap is its mean over the first "
+        "1, 2, … places (Fagin et al. 2003), so that early places weigh more."
+    )
+    rows: Names = {
+        f"{key.setting}: {key.cls}" if key.cls else key.setting: {
+            "setting": key.setting, "cls": key.cls, "k": key.k,
+        }
+        for key in keys
+    }  # fmt: skip
+    names = {f"overlap@{k}": "topk_overlap", f"average overlap@{k}": "average_overlap"}
+    columns: Names = {words: {"name": name} for words, name in names.items()}
+    yield f.table("Overlap of recommendations", "vectors", rows, columns, units="queries")
+    overlap_of: dict[str, dict[str, float]] = {}
+    for row in c.counts.filter(pc.equal(c.counts["name"], "topk_overlap")).to_pylist():
+        if row["value"] is not None:
+            overlap_of.setdefault(row["image_id"], {})[row["setting"]] = row["value"]
+    edges = np.linspace(0, 1 + 1 / k, k + 2) - 0.5 / k
+    shares = {}
+    for setting in (WHOLE, REGION):
+        if values := [of[setting] for of in overlap_of.values() if setting in of]:
+            shares[setting] = np.histogram(values, edges)[0] / len(values)
+    about = "; ".join(f"{s}: {share[-1]:.0%} of queries kept all" for s, share in shares.items())
+    svg = step_plot(shares, edges, f"overlap@{k}", "share of queries")
+    yield Plot("Queries by overlap", svg, f"Histograms of overlap. {about}.")
+    uris = dict(zip(*(c.golden[n].to_pylist() for n in ("image_id", "uri")), strict=True))
+    less = [i for i, of in overlap_of.items() if min(of.values()) < 1]
+    if less:
+        order = sorted(less, key=lambda i: (overlap_of[i].get(WHOLE, 1), uris[i]))[:WORST]
+        cells = [
+            [uris[i], *(_overlap(overlap_of[i].get(s)) for s in (WHOLE, REGION))] for i in order
+        ]
+        yield Table(
+            f"The {len(cells)} golden images with the least overlap",
+            ("image", WHOLE, REGION),
+            cells,
+        )
+
+
+def _overlap(value: float | None) -> str:
+    return "absent" if value is None else f"{value:.2f}"
+
+
+def _count(estimate: Estimate) -> str:
+    return f"{estimate.value or 0:,.0f}"

@@ -1,7 +1,7 @@
-"""Two snapshots of one index in one DuckDB database, and what is counted there.
+"""Counts of two snapshots of one index, in one DuckDB database.
 
-Files of an index never change, so what both snapshots share is unchanged without being compared:
-only the rows of the other files are joined, on disk where memory does not do.
+Files of an index never change, so rows of files in both snapshots are unchanged without a
+comparison. Only rows of other files are joined, on disk where memory does not suffice.
 """
 
 from collections.abc import Sequence
@@ -10,35 +10,34 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from segrec_batch.evaluation.drift.counts import COUNTS, as_counts
-from segrec_batch.evaluation.drift.coverage import BINS
+from segrec_batch.evaluation.drift.figures import BINS, COUNTS, as_counts
 from segrec_batch.index.schema import coverage_column, schemas
 from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.search.database import open_database
 from segrec_batch.search.sql.connection import query, run
 from segrec_batch.search.sql.views import identifier, quoted, schema_file, select
 
-REASONS = 200  # that are told apart; the others of a stage are counted together
+REASONS = 200  # counted one by one; all others of a stage are counted together
 OTHERS = "(other reasons)"
-_MEMORY = "4GB"  # of DuckDB, which goes to disk beyond it
+_MEMORY = "4GB"  # of DuckDB, which spills to disk beyond it
 
-_FATES = """
-CREATE TEMP TABLE fates AS
+_CHANGES = """
+CREATE TEMP TABLE changes AS
 SELECT image_id,
        CASE WHEN a.content_hash IS NULL THEN 'gone'
             WHEN b.content_hash IS NULL THEN 'new'
             WHEN a.content_hash = b.content_hash THEN 'unchanged'
-            ELSE 'changed' END AS fate
+            ELSE 'changed' END AS name
 FROM (SELECT image_id, content_hash FROM before_images) AS b
 FULL JOIN (SELECT image_id, content_hash FROM after_images) AS a USING (image_id)
 """
 _IMAGES = """
-SELECT fate AS name, sum(n)::BIGINT AS count
-FROM (SELECT fate, 1 AS n FROM fates UNION ALL SELECT 'unchanged', count(*) FROM common_images)
-GROUP BY fate HAVING sum(n) > 0 ORDER BY fate
+SELECT name, sum(n)::BIGINT AS count
+FROM (SELECT name, 1 AS n FROM changes UNION ALL SELECT 'unchanged', count(*) FROM common_images)
+GROUP BY name HAVING sum(n) > 0 ORDER BY name
 """
 _FAILURES = """
-WITH told AS (
+WITH failures AS (
     SELECT 'before' AS side, b.stage, b.reason,
            CASE WHEN a.image_id IS NOT NULL THEN 'still'
                 WHEN i.image_id IS NOT NULL THEN 'mended' ELSE 'gone' END AS name
@@ -52,11 +51,11 @@ WITH told AS (
     FROM common_failures AS c, (VALUES ('before'), ('after')) AS s(side)
 ),
 common_reasons AS (
-    SELECT stage, reason FROM told GROUP BY ALL
+    SELECT stage, reason FROM failures GROUP BY ALL
     ORDER BY count(*) DESC, stage, reason LIMIT {reasons}
 )
 SELECT name, side, stage, if(c.reason IS NULL, {others}, reason) AS reason, count(*) AS count
-FROM told LEFT JOIN (SELECT stage, reason, reason AS found FROM common_reasons) AS c
+FROM failures LEFT JOIN (SELECT stage, reason, reason AS common FROM common_reasons) AS c
     USING (stage, reason)
 GROUP BY ALL ORDER BY ALL
 """
@@ -67,18 +66,18 @@ SEMI JOIN (SELECT image_id FROM after_images UNION ALL SELECT image_id FROM comm
     USING (image_id)
 """
 _COVERAGE = """
-WITH seen AS (
-    SELECT 'before' AS side, fate, {columns} FROM before_images JOIN fates USING (image_id)
-    UNION ALL SELECT 'after', fate, {columns} FROM after_images JOIN fates USING (image_id)
+WITH shares AS (
+    SELECT 'before' AS side, name, {columns} FROM before_images JOIN changes USING (image_id)
+    UNION ALL SELECT 'after', name, {columns} FROM after_images JOIN changes USING (image_id)
     UNION ALL SELECT 'both', 'unchanged', {columns} FROM common_images
 ),
 binned AS (
-    SELECT side, fate, class, ceil(share * {bins})::INTEGER AS bin, count(*) AS n,
+    SELECT side, name, class, ceil(share * {bins})::INTEGER AS bin, count(*) AS n,
            sum(share::DOUBLE) AS total
-    FROM (UNPIVOT seen ON {classes} INTO NAME class VALUE share)
+    FROM (UNPIVOT shares ON {classes} INTO NAME class VALUE share)
     GROUP BY ALL
 )
-SELECT fate AS name, s.side, class, bin, sum(n)::BIGINT AS count, sum(total) AS value
+SELECT name, s.side, class, bin, sum(n)::BIGINT AS count, sum(total) AS value
 FROM binned JOIN (VALUES ('before'), ('after')) AS s(side) ON binned.side IN (s.side, 'both')
 GROUP BY ALL ORDER BY ALL
 """
@@ -86,11 +85,11 @@ _GOLDEN = """
 CREATE TEMP TABLE golden AS
 SELECT image_id
 FROM (SELECT image_id FROM common_images
-      UNION ALL SELECT image_id FROM fates WHERE fate IN ('changed', 'unchanged'))
-WHERE {asked}
+      UNION ALL SELECT image_id FROM changes WHERE name IN ('changed', 'unchanged'))
+WHERE {condition}
 ORDER BY md5(image_id), image_id
 """
-_JUDGED = """
+_GOLDEN_ROWS = """
 SELECT image_id, a.uri, b.dominant_class AS class, b.content_hash <> a.content_hash AS new_content,
        {features}, {changes}
 FROM (FROM before_golden SEMI JOIN golden USING (image_id)) AS b
@@ -102,10 +101,13 @@ _FEATURES = """b.feature <> a.feature AS new_feature,
 _NO_FEATURES = "NULL::BOOLEAN AS new_feature, NULL::DOUBLE AS distance"
 
 
-class Pair:
-    """Two snapshots of one index, older and newer, and the classes that both know.
+_COLUMNS = ("image_id", "uri", "content_hash", "dominant_class", "feature")
 
-    folder: takes what does not fit in memory.
+
+class Pair:
+    """Two snapshots of one index, older and newer, and the classes of both.
+
+    folder: receives data that does not fit in memory.
     """
 
     def __init__(self, before: Snapshot, after: Snapshot, folder: Path) -> None:
@@ -114,47 +116,47 @@ class Pair:
         self.same_model = before.model_id == after.model_id
         self._connection = open_database(":memory:", [before, after], memory_limit=_MEMORY)
         self._run(f"SET temp_directory = {quoted(str(folder / 'spill'))}")
-        self._run("SET preserve_insertion_order = false")  # it would cost memory
+        self._run("SET preserve_insertion_order = false")  # saves memory
         self._run(schema_file("functions.sql"))
         for table in ("images", "failures"):
             self._split(table)
-        self._run(_FATES)
+        self._run(_CHANGES)
 
     def _run(self, sql: str) -> None:
         run(self._connection, sql)
 
     def _split(self, table: str) -> None:
-        """Views of a table's rows: those in common files, and the others of either snapshot."""
+        """Create views of a table: rows of common files, and other rows of either snapshot."""
         before, after = ({f.path for f in s.files[table]} for s in (self.before, self.after))
         for name, snapshot, paths in (
             ("common", self.after, before & after),
             ("before", self.before, before - after),
             ("after", self.after, after - before),
         ):
-            kept = tuple(f for f in snapshot.files[table] if f.path in paths)
-            some = replace(snapshot, files={**snapshot.files, table: kept})
+            files = tuple(f for f in snapshot.files[table] if f.path in paths)
+            some = replace(snapshot, files={**snapshot.files, table: files})
             view = f"{name}_{table}"
             scan = select(some, table)
             if scan is None:
-                nothing = schemas(snapshot.spec.classes)[table].empty_table()
-                self._connection.register(f"nothing_in_{view}", nothing)
-            self._run(f"CREATE TEMP VIEW {view} AS {scan or f'FROM nothing_in_{view}'}")
+                empty = schemas(snapshot.spec.classes)[table].empty_table()
+                self._connection.register(f"empty_{view}", empty)
+            self._run(f"CREATE TEMP VIEW {view} AS {scan or f'FROM empty_{view}'}")
 
     def images(self) -> pa.Table:
-        """COUNTS rows: how many images are new, gone, changed and unchanged."""
-        return self._counted("images", _IMAGES)
+        """Return COUNTS of new, gone, changed and unchanged images."""
+        return self._counts("images", _IMAGES)
 
     def failures(self) -> pa.Table:
-        """COUNTS rows: how many failures of a stage and reason there were and are."""
+        """Return COUNTS of failures before and after, by stage and reason."""
         sql = _FAILURES.format(reasons=REASONS, others=quoted(OTHERS))
-        return self._counted("failures", sql)
+        return self._counts("failures", sql)
 
     def stale(self) -> pa.Table:
-        """COUNTS row: how many images could not be read since, so that they are failures, too."""
-        return self._counted("stale", f"SELECT 'stale' AS name, * FROM ({_STALE})")  # noqa: S608
+        """Return COUNTS of images that are failures too, as they are not readable any more."""
+        return self._counts("stale", f"SELECT 'stale' AS name, * FROM ({_STALE})")  # noqa: S608
 
     def coverage(self) -> pa.Table:
-        """COUNTS rows: for each fate, side, class and bin, how many images, and the sum of σ."""
+        """Return COUNTS of images, and the sums of σ, by change, side, class and bin."""
         if not self.classes:
             return COUNTS.empty_table()
         columns = ", ".join(
@@ -162,45 +164,46 @@ class Pair:
         )
         classes = ", ".join(map(identifier, self.classes))
         sql = _COVERAGE.format(columns=columns, classes=classes, bins=BINS)
-        return self._counted("coverage", sql)
+        return self._counts("coverage", sql)
 
-    def _counted(self, what: str, sql: str) -> pa.Table:
+    def _counts(self, what: str, sql: str) -> pa.Table:
         return as_counts(what, query(self._connection, sql))
 
-    def choose_golden(self, size: int, asked: Sequence[str] | None) -> int:
-        """Take the images of both snapshots that are asked for by image_id, else the `size` with
-        the lowest md5(image_id); how many there are.
+    def choose_golden(self, size: int, ids: Sequence[str] | None) -> int:
+        """Select golden images among the images of both snapshots and return their number.
+
+        They are those with `ids`, or without ids the `size` images with the lowest md5(image_id).
         """
-        if asked is None:
-            self._run(_GOLDEN.format(asked="true") + f" LIMIT {size}")
+        if ids is None:
+            self._run(_GOLDEN.format(condition="true") + f" LIMIT {size}")
         else:
-            self._connection.register("asked", pa.table({"image_id": pa.array(asked, pa.string())}))
-            self._run(_GOLDEN.format(asked="image_id IN (FROM asked)"))
-        counted = query(self._connection, "SELECT count(*) AS n FROM golden")
-        return int(counted["n"][0].as_py())
+            ids_table = pa.table({"image_id": pa.array(ids, pa.string())})
+            self._connection.register("golden_ids", ids_table)
+            self._run(_GOLDEN.format(condition="image_id IN (FROM golden_ids)"))
+        rows = query(self._connection, "SELECT count(*) AS n FROM golden")
+        return int(rows["n"][0].as_py())
 
     def golden(self) -> pa.Table:
-        """A row for each golden image, by image_id: image_id, uri, class (the dominant one before),
-        new_content, new_feature, distance (1 - Pearson of the features, in [0, 2]) and for each
-        class how much its σ grew. Of two models, new_feature and distance are NULL.
+        """Return a row for each golden image, sorted by image_id.
+
+        image_id, uri, class: the dominant one before. new_content, new_feature: booleans. distance:
+        1 - Pearson of the features, in [0, 2]. Then the increase of σ of each class. With two
+        models new_feature and distance are NULL.
         """
         shares = [coverage_column(c) for c in self.classes]
-        told = ", ".join(map(identifier, (*_TOLD, *shares)))
+        columns = ", ".join(map(identifier, (*_COLUMNS, *shares)))
         for side in ("before", "after"):
             self._run(
-                f"CREATE OR REPLACE TEMP VIEW {side}_golden AS SELECT {told} FROM {side}_images "  # noqa: S608
-                f"UNION ALL SELECT {told} FROM common_images"
+                f"CREATE OR REPLACE TEMP VIEW {side}_golden AS SELECT {columns} FROM {side}_images "  # noqa: S608
+                f"UNION ALL SELECT {columns} FROM common_images"
             )
         changes = (
             ", ".join(f"a.{s}::DOUBLE - b.{s} AS {s}" for s in map(identifier, shares))
             or "NULL AS none"
         )
         features = _FEATURES if self.same_model else _NO_FEATURES
-        return query(self._connection, _JUDGED.format(features=features, changes=changes))
+        return query(self._connection, _GOLDEN_ROWS.format(features=features, changes=changes))
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Close the database."""
         self._connection.close()
-
-
-_TOLD = ("image_id", "uri", "content_hash", "dominant_class", "feature")

@@ -1,4 +1,4 @@
-"""Reports side by side: which differences have an interval, and what is not compared in silence."""
+"""Tests of the comparison of reports: intervals of differences, and warnings."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +21,8 @@ RNG = np.random.default_rng(4)
 HARD = RNG.normal(0.5, 0.2, 40)
 
 
-def judge(counts: pa.Table) -> list[Evaluation]:
-    """A measure of each method, of the queries."""
+def evaluate(counts: pa.Table) -> list[Evaluation]:
+    """Return one measure of each method over the queries."""
     methods = counts["method"].unique().to_pylist()
     parts = {m: counts.filter(pc.equal(counts["method"], m)) for m in methods}
     measures = {
@@ -31,7 +31,7 @@ def judge(counts: pa.Table) -> list[Evaluation]:
     return [Evaluation(tuple(parts[methods[0]]["query"].to_pylist()), measures)]
 
 
-JUDGES = {"retrieval": judge}
+EVALUATORS = {"retrieval": evaluate}
 
 
 def counts(hits: dict[str, np.ndarray], first: int = 0) -> pa.Table:
@@ -43,31 +43,31 @@ def counts(hits: dict[str, np.ndarray], first: int = 0) -> pa.Table:
     return pa.concat_tables(parts)
 
 
-def written(folder: Path, made: pa.Table, data: str = "d", speed: float = 2.0) -> str:
-    """The folder of a report on some counts, which has a figure beside them."""
-    estimates = [e for j in judge(made) for e in j.estimates()]
+def write(folder: Path, table: pa.Table, data: str = "d", speed: float = 2.0) -> str:
+    """Write a report with a value that its counts do not have; return its folder."""
+    estimates = [e for part in evaluate(table) for e in part.estimates()]
     estimates.append(Estimate(SPEED, speed, None, None, 1))
     provenance = Provenance("retrieval", data, "by image_id", model_id=f"{1:016x}")
-    Report("r", provenance, estimates, made, []).write(str(folder))
+    Report("r", provenance, estimates, table, []).write(str(folder))
     return str(folder)
 
 
-def compared(*reports: str, **settings: tuple[str, ...]) -> Report:
-    return compare_report(Settings(reports, **settings), JUDGES)
+def compare(*reports: str, **settings: tuple[str, ...]) -> Report:
+    return compare_report(Settings(reports, **settings), EVALUATORS)
 
 
-def found(report: Report) -> dict[Key, Estimate]:
+def estimates(report: Report) -> dict[Key, Estimate]:
     return {e.key: e for e in report.estimates}
 
 
 @pytest.fixture
 def two(tmp_path: Path) -> tuple[str, str]:
     ours, theirs = counts({"": HARD}), counts({"": HARD + 0.05})
-    return written(tmp_path / "a", ours), written(tmp_path / "b", theirs, speed=5)
+    return write(tmp_path / "a", ours), write(tmp_path / "b", theirs, speed=5)
 
 
-def how(report: Report) -> dict[str, str]:
-    """The last column of the differences, by the name of the figure."""
+def intervals(report: Report) -> dict[str, str]:
+    """Return the last column of the differences by metric value."""
     tables = [
         i for s in report.sections for i in s.items
         if isinstance(i, Table) and i.header[-1] == "interval"
@@ -75,107 +75,107 @@ def how(report: Report) -> dict[str, str]:
     return {str(row[0]): str(row[-1]) for table in tables for row in table.rows}
 
 
-def test_the_same_units_are_compared_in_pairs(two: tuple[str, str]) -> None:
-    report = compared(two[0], f"{two[1]}/metrics.json", names=("before", "after"))
-    gain = found(report)[Key("hit", setting="after − before")]
+def test_compare_same_units_is_paired(two: tuple[str, str]) -> None:
+    report = compare(two[0], f"{two[1]}/metrics.json", names=("before", "after"))
+    gain = estimates(report)[Key("hit", setting="after − before")]
     assert (gain.value, gain.low, gain.high) == pytest.approx((0.05, 0.05, 0.05))
-    assert how(report) == {"hit": "paired", "speed": "none: not of single units"}
-    speed = found(report)[Key("speed", setting="after − before")]
+    assert intervals(report) == {"hit": "paired", "speed": "none: not of single units"}
+    speed = estimates(report)[Key("speed", setting="after − before")]
     assert (speed.value, speed.low, speed.high) == (3, None, None)
     assert report.notice is None
 
 
-def test_other_units_are_compared_as_independent(tmp_path: Path) -> None:
+def test_compare_other_units_is_independent(tmp_path: Path) -> None:
     ours, theirs = counts({"": HARD}), counts({"": HARD + 0.05}, first=100)
-    uris = written(tmp_path / "a", ours), written(tmp_path / "b", theirs, data="e")
-    report = compared(*uris)
-    (expected,) = difference(judge(ours)[0], judge(theirs)[0])
-    gain = found(report)[Key("hit", setting="B − A")]
+    uris = write(tmp_path / "a", ours), write(tmp_path / "b", theirs, data="e")
+    report = compare(*uris)
+    (expected,) = difference(evaluate(ours)[0], evaluate(theirs)[0])
+    gain = estimates(report)[Key("hit", setting="B − A")]
     assert (gain.low, gain.high) == (expected.low, expected.high)
     assert expected.low is not None
     assert expected.low < 0
-    assert how(report)["hit"] == "independent"
+    assert intervals(report)["hit"] == "independent"
     assert report.notice == "Not the same data, so that differences are not of models alone: " \
         "A: d; B: e."  # fmt: skip
 
 
-def test_clear_differences_come_first_and_are_marked(two: tuple[str, str]) -> None:
-    report = compared(*two)
+def test_compare_marks_clear_differences_first(two: tuple[str, str]) -> None:
+    report = compare(*two)
     (table,) = [i for i in report.sections[1].items if isinstance(i, Table)]
     assert [(row[0], row[4]) for row in table.rows] == [("hit", "▲ more"), ("speed", "–")]
 
 
-def test_without_counts_there_is_no_interval(two: tuple[str, str]) -> None:
+def test_compare_without_counts_has_no_interval(two: tuple[str, str]) -> None:
     Path(two[1], "counts.parquet").unlink()
-    report = compared(*two)
-    gain = found(report)[Key("hit", setting="B − A")]
+    report = compare(*two)
+    gain = estimates(report)[Key("hit", setting="B − A")]
     assert (gain.value, gain.low) == (pytest.approx(0.05), None)
-    assert set(how(report).values()) == {"none: no counts"}
+    assert set(intervals(report).values()) == {"none: no counts"}
     assert "B: no counts.parquet beside metrics.json" in (report.notice or "")
 
 
-def test_counts_of_another_report_give_no_interval(two: tuple[str, str]) -> None:
+def test_compare_with_other_counts_has_no_interval(two: tuple[str, str]) -> None:
     pq.write_table(counts({"": HARD + 0.1}), Path(two[1], "counts.parquet"))
-    report = compared(*two)
-    gain = found(report)[Key("hit", setting="B − A")]
+    report = compare(*two)
+    gain = estimates(report)[Key("hit", setting="B − A")]
     assert (gain.value, gain.low) == (pytest.approx(0.05), None)
-    assert how(report)["hit"] == "none: the counts give another figure"
+    assert intervals(report)["hit"] == "none: the counts give another value"
     assert "do not follow from the counts beside them" in (report.notice or "")
 
 
-def test_methods_are_paired_by_name(tmp_path: Path) -> None:
+def test_compare_pairs_methods_by_name(tmp_path: Path) -> None:
     both = counts({"pearson": HARD, "region": HARD + 0.2})
-    uri = written(tmp_path / "a", both)
-    report = compared(uri, uri, methods=("pearson", "region"))
-    gain = found(report)[Key("hit", setting="B − A")]
+    uri = write(tmp_path / "a", both)
+    report = compare(uri, uri, methods=("pearson", "region"))
+    gain = estimates(report)[Key("hit", setting="B − A")]
     assert (gain.value, gain.low) == pytest.approx((0.2, 0.2))
     with pytest.raises(InputError, match="no method 'magic'; it has pearson, region"):
-        compared(uri, uri, methods=("pearson", "magic"))
+        compare(uri, uri, methods=("pearson", "magic"))
 
 
-def test_figures_that_not_all_have_are_listed(tmp_path: Path) -> None:
-    ours = written(tmp_path / "a", counts({"old": HARD, "svm": HARD}))
-    theirs = written(tmp_path / "b", counts({"svm": HARD, "new": HARD}))
-    report = compared(ours, theirs)
+def test_compare_lists_values_not_shared(tmp_path: Path) -> None:
+    ours = write(tmp_path / "a", counts({"old": HARD, "svm": HARD}))
+    theirs = write(tmp_path / "b", counts({"svm": HARD, "new": HARD}))
+    report = compare(ours, theirs)
     assert report.details["not_shared"] == {"A": ["hit · old"], "B": ["hit · new"]}
     tables = [i for i in report.sections[0].items if isinstance(i, Table)]
     assert tables[1].rows == [["A", "1", "hit · old"], ["B", "1", "hit · new"]]
-    assert {k.method for k in found(report)} == {"svm", ""}
+    assert {k.method for k in estimates(report)} == {"svm", ""}
 
 
-def test_three_reports_are_compared_with_the_first(two: tuple[str, str]) -> None:
-    report = compared(*two, two[0])
-    assert {k.setting for k in found(report)} == {"B − A", "C − A"}
-    assert found(report)[Key("hit", setting="C − A")].value == 0
+def test_compare_three_reports_with_the_first(two: tuple[str, str]) -> None:
+    report = compare(*two, two[0])
+    assert {k.setting for k in estimates(report)} == {"B − A", "C − A"}
+    assert estimates(report)[Key("hit", setting="C − A")].value == 0
 
 
-def test_differences_follow_from_the_counts_of_the_comparison(
-    two: tuple[str, str], tmp_path: Path
-) -> None:
-    compared(*two).write(str(tmp_path / "compare"))
+def test_compare_follows_from_its_own_counts(two: tuple[str, str], tmp_path: Path) -> None:
+    compare(*two).write(str(tmp_path / "compare"))
     table = pq.read_table(tmp_path / "compare" / "counts.parquet")
     ours, theirs = (
-        judge(table.filter(pc.equal(table["report"], name)).drop(["report"]))[0] for name in "AB"
+        evaluate(table.filter(pc.equal(table["report"], name)).drop(["report"]))[0] for name in "AB"
     )
     (expected,) = difference(ours, theirs)
     row = read_metrics(str(tmp_path / "compare"))["measures"][0]
     assert (row["value"], row["low"], row["high"]) == (expected.value, expected.low, expected.high)
 
 
-def test_reports_that_cannot_be_compared(two: tuple[str, str], tmp_path: Path) -> None:
+def test_compare_refuses_reports(two: tuple[str, str], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="2 to 26 reports"):
-        compared(two[0])
+        compare(two[0])
     with pytest.raises(InputError, match="--names has 1, for 2"):
-        compared(*two, names=("a",))
+        compare(*two, names=("a",))
     with pytest.raises(InputError, match="a name of its own"):
-        compared(*two, names=("a", "a"))
-    compared(*two).write(str(tmp_path / "c"))
+        compare(*two, names=("a", "a"))
+    compare(*two).write(str(tmp_path / "c"))
     with pytest.raises(InputError, match="of a report of compare; give one of retrieval"):
-        compared(two[0], str(tmp_path / "c"))
+        compare(two[0], str(tmp_path / "c"))
     other = Report("r", Provenance("drift", "d", "t"), [], counts({"": HARD}), [])
     other.write(str(tmp_path / "drift"))
     with pytest.raises(InputError, match="only reports of one kind"):
-        compare_report(Settings((two[0], str(tmp_path / "drift"))), {**JUDGES, "drift": judge})
-    lonely = written(tmp_path / "lonely", counts({"other": HARD}))
+        compare_report(
+            Settings((two[0], str(tmp_path / "drift"))), {**EVALUATORS, "drift": evaluate}
+        )
+    lonely = write(tmp_path / "lonely", counts({"other": HARD}))
     with pytest.raises(InputError, match="no method 'other'"):
-        compared(two[0], lonely, methods=("other", "other"))
+        compare(two[0], lonely, methods=("other", "other"))

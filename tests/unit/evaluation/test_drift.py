@@ -1,4 +1,4 @@
-"""Drift between two snapshots: what is counted, what is judged, what fails a cron job."""
+"""Tests of the drift between two snapshots: counts, metric values and limits."""
 
 import csv
 import datetime as dt
@@ -17,93 +17,60 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
 from segrec_batch.common.errors import DriftError, IndexStateError, InputError
-from segrec_batch.evaluation.drift.coverage import Distribution, ks_p_value, ks_statistic
-from segrec_batch.evaluation.drift.figures import MEASURES, figures, judge
-from segrec_batch.evaluation.drift.golden import read_golden
-from segrec_batch.evaluation.drift.limits import Limits
-from segrec_batch.evaluation.drift.overlap import average_overlap, overlap
-from segrec_batch.evaluation.drift.report import Settings, drift_report, open_pair
+from segrec_batch.evaluation.drift.comparison import Limits, Settings, open_pair
+from segrec_batch.evaluation.drift.figures import (
+    MEASURES,
+    Distribution,
+    evaluate,
+    figures,
+    ks_p_value,
+    ks_statistic,
+)
+from segrec_batch.evaluation.drift.golden import average_overlap, overlap, read_golden
+from segrec_batch.evaluation.drift.report import drift_report
 from segrec_batch.evaluation.drift.snapshots import Pair
 from segrec_batch.evaluation.items import Table
 from segrec_batch.evaluation.report import Report, read_metrics
 from segrec_batch.evaluation.statistics import Estimate, Key
 from segrec_batch.index import snapshot as store
 from segrec_batch.index.column_values import image_id
-from segrec_batch.index.files import DataFile
 from segrec_batch.index.history import history
-from segrec_batch.index.parts import write_part
-from segrec_batch.index.schema import failures_schema
-from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.maintenance.versions import vacuum
 from segrec_batch.search.database import open_index
 from tests.support.builders import quick
-from tests.support.feature_index import Bundle, image_files, names, write_index
+from tests.support.feature_index import Bundle, image_files, write_index
+from tests.support.report_inputs import (
+    COVERAGE,
+    FEATURES,
+    GOLDEN,
+    NEW_COVERAGE,
+    NEW_FEATURES,
+    URIS,
+    changed_index,
+)
 from tests.support.s3 import new_bucket, put
-
-RNG = np.random.default_rng(5)
-FEATURES = RNG.random((45, 16), dtype=np.float32)
-COVERAGE = np.where(RNG.random(45) < 0.3, 0, RNG.random(45)).astype(np.float32)
-NEW_FEATURES, NEW_COVERAGE = FEATURES[::-1].copy(), COVERAGE / 2
-URIS = names(45)
-GOLDEN = [0, 28, 32, 34]  # common file, changed, made anew from the same content, gone
-
-
-def failures(index: str, rows: Sequence[tuple[str, str, str]]) -> list[DataFile]:
-    """A part with failures: URI, stage, reason."""
-    told = [
-        {
-            "image_id": image_id(uri), "uri": uri, "source_size": 1, "source_etag": "1",
-            "stage": stage, "reason": reason, "run_id": "r", "failed_at": 0,
-        }
-        for uri, stage, reason in rows
-    ]  # fmt: skip
-    return write_part(index, [("failures", None, pa.Table.from_pylist(told, failures_schema()))])
-
-
-def night(index: str) -> tuple[Snapshot, Snapshot]:
-    """An index before and after a run that did everything a run can do.
-
-    Of 40 images 0 to 19 lie in a file that stays; 28 to 31 change; of 32 and 33 only the feature
-    does; 34 and 35 go; 40 to 44 come, and 40 had failed before.
-    """
-    base = store.create(index, Bundle())  # type: ignore[arg-type]
-    stays = image_files(index, URIS[:20], FEATURES[:20], COVERAGE[:20])
-    goes = image_files(index, URIS[20:40], FEATURES[20:40], COVERAGE[20:40])
-    failed = failures(index, [
-        (URIS[40], "decode", "cut"), ("/still.jpg", "decode", "cut"), ("/gone.jpg", "read", "no"),
-    ])  # fmt: skip
-    before = store.commit(base, [*stays, *goes, *failed])
-    kept = [*range(20, 34), *range(36, 45)]
-    features, coverage = FEATURES.copy(), COVERAGE.copy()
-    features[28:34], coverage[28:32] = NEW_FEATURES[28:34], NEW_COVERAGE[28:32]
-    contents = [image_id(u) if not 28 <= i < 32 else f"new {i}" for i, u in enumerate(URIS)]
-    comes = image_files(
-        index, [URIS[i] for i in kept], features[kept], coverage[kept], [contents[i] for i in kept]
-    )
-    fails = failures(index, [("/still.jpg", "decode", "cut"), ("/new.jpg", "segment", "huge")])
-    return before, store.commit(before, [*comes, *fails], [*goes, *failed])
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
+def drift(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
     folder = tmp_path_factory.mktemp("drift")
-    night(str(folder / "index"))
-    asked = [*(URIS[i] for i in GOLDEN), "/nobody.jpg"]
-    (folder / "golden.txt").write_text("\n".join(asked) + "\n")
+    changed_index(str(folder / "index"))
+    golden = [*(URIS[i] for i in GOLDEN), "/nobody.jpg"]
+    (folder / "golden.txt").write_text("\n".join(golden) + "\n")
     settings = Settings(str(folder / "index"), golden=str(folder / "golden.txt"), k=5)
     return drift_report(settings), folder
 
 
-def found(report: Report) -> dict[Key, Estimate]:
+def estimates(report: Report) -> dict[Key, Estimate]:
     return {e.key: e for e in report.estimates}
 
 
 def value(report: Report, name: str, setting: str = "", cls: str = "", k: int = 0) -> Any:
-    return found(report)[Key(name, setting=setting, cls=cls, k=k)].value
+    return estimates(report)[Key(name, setting=setting, cls=cls, k=k)].value
 
 
-def test_images_and_failures_are_counted(made: tuple[Report, Path]) -> None:
-    report, _ = made
+def test_drift_counts_images_and_failures(drift: tuple[Report, Path]) -> None:
+    report, _ = drift
     expected = {"before": 40, "after": 43, "new": 5, "gone": 2, "changed": 4, "unchanged": 34}
     assert {s: value(report, "images", s) for s in expected} == expected
     expected = {"before": 3, "after": 2, "new": 1, "mended": 1, "gone": 1}
@@ -112,8 +79,8 @@ def test_images_and_failures_are_counted(made: tuple[Report, Path]) -> None:
     assert value(report, "drift_gone") == 2 / 40
 
 
-def test_failures_are_told_by_stage_and_reason(made: tuple[Report, Path]) -> None:
-    report, _ = made
+def test_drift_lists_failures_by_stage_and_reason(drift: tuple[Report, Path]) -> None:
+    report, _ = drift
     (table,) = [
         i for s in report.sections for i in s.items
         if isinstance(i, Table) and i.header[0] == "stage"
@@ -125,8 +92,8 @@ def test_failures_are_told_by_stage_and_reason(made: tuple[Report, Path]) -> Non
     ]
 
 
-def test_coverage_is_that_of_numpy_and_scipy(made: tuple[Report, Path]) -> None:
-    report, _ = made
+def test_drift_coverage_matches_numpy_and_scipy(drift: tuple[Report, Path]) -> None:
+    report, _ = drift
     after = COVERAGE.copy()
     after[28:32] = NEW_COVERAGE[28:32]
     populations = {
@@ -147,8 +114,8 @@ def test_coverage_is_that_of_numpy_and_scipy(made: tuple[Report, Path]) -> None:
     assert value(report, "drift_coverage") == value(report, "coverage_ks", "all images", "car")
 
 
-def test_features_of_golden_images(made: tuple[Report, Path]) -> None:
-    report, _ = made
+def test_drift_features_of_golden_images(drift: tuple[Report, Path]) -> None:
+    report, _ = drift
     distances = [0, *(1 - np.corrcoef(FEATURES[i], NEW_FEATURES[i])[0, 1] for i in (28, 32))]
     assert value(report, "drift_features") == pytest.approx(np.mean(distances), abs=1e-6)
     assert value(report, "features_changed") == pytest.approx(2 / 3)
@@ -161,8 +128,8 @@ def test_features_of_golden_images(made: tuple[Report, Path]) -> None:
     assert sorted(report.details["golden"]) == sorted(image_id(URIS[i]) for i in (0, 28, 32))
 
 
-def test_overlap_is_that_of_the_two_answers(made: tuple[Report, Path]) -> None:
-    report, folder = made
+def test_drift_overlap_matches_both_recommendations(drift: tuple[Report, Path]) -> None:
+    report, folder = drift
     versions = [report.details[side]["version"] for side in ("from", "to")]
     indexes = [open_index(str(folder / "index"), v).connection for v in versions]
     sql = "SELECT image_id FROM recommend(?::VARCHAR, k := 5) ORDER BY rank"
@@ -172,13 +139,13 @@ def test_overlap_is_that_of_the_two_answers(made: tuple[Report, Path]) -> None:
         shares.append(len(a & b) / 5)
     assert value(report, "topk_overlap", "whole images", k=5) == pytest.approx(np.mean(shares))
     assert value(report, "drift_overlap") == pytest.approx(1 - np.mean(shares))
-    regions = found(report)[Key("topk_overlap", setting="regions of the dominant class", k=5)]
+    regions = estimates(report)[Key("topk_overlap", setting="regions of the dominant class", k=5)]
     assert regions.units == sum(COVERAGE[i] > 0 for i in (0, 28, 32)) > 0
 
 
-def test_from_a_time_on_is_from_the_version_of_then(tmp_path: Path) -> None:
+def test_open_pair_finds_version_of_a_time(tmp_path: Path) -> None:
     index = str(tmp_path)
-    before, after = night(index)
+    before, after = changed_index(index)
     times = {c.version: c.time for c in history(index)}
     for time, version in (
         (times[before.version], before.version),
@@ -186,21 +153,21 @@ def test_from_a_time_on_is_from_the_version_of_then(tmp_path: Path) -> None:
         (times[after.version], after.version),
         (times[0] - dt.timedelta(days=1), 0),  # the empty index that it began as
     ):
-        found = open_pair(Settings(index, time))
-        assert [s.version for s in found] == [version, after.version]
+        pair = open_pair(Settings(index, time))
+        assert [s.version for s in pair] == [version, after.version]
 
 
-def test_all_figures_follow_from_the_counts_on_disk(made: tuple[Report, Path]) -> None:
-    report, folder = made
+def test_drift_values_follow_from_written_counts(drift: tuple[Report, Path]) -> None:
+    report, folder = drift
     report.write(str(folder / "report"))
     counts = pq.read_table(folder / "report" / "counts.parquet")
-    again = [*figures(counts), *(e for j in judge(counts) for e in j.estimates())]
+    again = [*figures(counts), *(e for j in evaluate(counts) for e in j.estimates())]
     assert again == report.estimates
     assert {f"drift_{name}" for name in MEASURES} <= {e.key.name for e in again}
 
 
-def test_a_limit_is_named_with_what_is_above_it(made: tuple[Report, Path]) -> None:
-    report, _ = made
+def test_limits_name_exceeding_values(drift: tuple[Report, Path]) -> None:
+    report, _ = drift
     with pytest.raises(DriftError, match=r"failures 0\.02222 > 0\.01") as error:
         Limits.parse("failures=0.01,gone=0.05").check(report.estimates)
     assert "gone" not in str(error.value), "0.05 is not above 0.05"
@@ -209,12 +176,12 @@ def test_a_limit_is_named_with_what_is_above_it(made: tuple[Report, Path]) -> No
 
 
 @pytest.mark.parametrize("text", ["", "x", "2", "-0.1", "nan", "hue=0.1", "gone=0.1,gone=0.2"])
-def test_limits_that_cannot_be_meant(text: str) -> None:
+def test_limits_refuse_invalid_texts(text: str) -> None:
     with pytest.raises(InputError, match="--fail-over"):
         Limits.parse(text)
 
 
-def test_nothing_is_no_drift_and_nothing_in_both_is_absent(tmp_path: Path) -> None:
+def test_drift_without_change_is_0_and_without_images_absent(tmp_path: Path) -> None:
     index = str(tmp_path / "index")
     write_index(index, FEATURES[:6], COVERAGE[:6])
     same = drift_report(Settings(index, before=1, after=1, golden_size=1))
@@ -228,15 +195,15 @@ def test_nothing_is_no_drift_and_nothing_in_both_is_absent(tmp_path: Path) -> No
         Limits.parse("features=0.1").check(first.estimates)
 
 
-def test_features_of_two_models_are_not_compared(tmp_path: Path) -> None:
+def test_drift_of_two_models_has_no_features(tmp_path: Path) -> None:
     index = str(tmp_path / "index")
     before = write_index(index, FEATURES[:6], COVERAGE[:6])
     other = Bundle()
     other.model_id = other.bundle_id = f"{2:016x}"
     other.save(store.model_uri(index, other.model_id))
-    wanted = replace(before, model_id=other.model_id, files=dict.fromkeys(before.files, ()))
-    made = image_files(index, URIS[:6], FEATURES[6:12, :8], COVERAGE[:6])
-    store.replace(before, store.with_changes(wanted, made))
+    other_model = replace(before, model_id=other.model_id, files=dict.fromkeys(before.files, ()))
+    files = image_files(index, URIS[:6], FEATURES[6:12, :8], COVERAGE[:6])
+    store.replace(before, store.with_changes(other_model, files))
     report = drift_report(Settings(index, golden_size=1, k=2))
     assert report.notice is not None
     assert "Two models: 0000000000000001 before, 0000000000000002 after" in report.notice
@@ -245,9 +212,9 @@ def test_features_of_two_models_are_not_compared(tmp_path: Path) -> None:
     assert value(report, "drift_overlap") is not None
 
 
-def test_the_version_before_the_first_and_a_vacuumed_one(tmp_path: Path) -> None:
+def test_drift_refuses_missing_versions(tmp_path: Path) -> None:
     index = str(tmp_path / "index")
-    night(index)
+    changed_index(index)
     with pytest.raises(InputError, match="no version before 0"):
         drift_report(Settings(index, after=0))
     vacuum(index, dt.timedelta(0), force=True)
@@ -256,8 +223,8 @@ def test_the_version_before_the_first_and_a_vacuumed_one(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_an_index_in_a_bucket(made: tuple[Report, Path], s3: dict[str, str]) -> None:
-    report, folder = made
+def test_drift_of_index_in_bucket(drift: tuple[Report, Path], s3: dict[str, str]) -> None:
+    report, folder = drift
     bucket = new_bucket()
     files = [p for p in (folder / "index").rglob("*") if p.is_file()]
     put({f"{bucket}/{p.relative_to(folder)}": p.read_bytes() for p in files})
@@ -270,8 +237,8 @@ def test_an_index_in_a_bucket(made: tuple[Report, Path], s3: dict[str, str]) -> 
     assert read_metrics(f"{bucket}/report") == remote.metrics()
 
 
-def test_golden_images_by_default_have_the_lowest_hashes(tmp_path: Path) -> None:
-    before, after = night(str(tmp_path / "index"))
+def test_choose_golden_takes_lowest_hashes(tmp_path: Path) -> None:
+    before, after = changed_index(str(tmp_path / "index"))
     pair = Pair(before, after, tmp_path)
     assert pair.choose_golden(7, None) == 7
     both = [image_id(u) for i, u in enumerate(URIS[:40]) if i not in (34, 35)]
@@ -280,7 +247,7 @@ def test_golden_images_by_default_have_the_lowest_hashes(tmp_path: Path) -> None
     pair.close()
 
 
-def test_golden_files(tmp_path: Path) -> None:
+def test_read_golden_formats(tmp_path: Path) -> None:
     odd = '/data/a, "b".jpg'
     ids = [image_id("/data/x.jpg"), image_id(odd), "0" * 32]
     named = ["/data/x.jpg", odd, "0" * 32, "/data/x.jpg"]
@@ -302,9 +269,7 @@ def test_golden_files(tmp_path: Path) -> None:
         ("a", b"x"),
     ],
 )
-def test_a_golden_file_that_names_nothing_is_an_error(
-    name: str, content: bytes, tmp_path: Path
-) -> None:
+def test_read_golden_refuses_file_without_images(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=name):
         read_golden(str(tmp_path / name))
@@ -314,7 +279,7 @@ def of(values: Sequence[int]) -> Distribution:
     return Distribution(np.bincount(np.array(values, int), minlength=1001), sum(values) / 1000)
 
 
-def test_kolmogorov_smirnov_is_that_of_scipy() -> None:
+def test_ks_matches_scipy() -> None:
     rng = np.random.default_rng(2)
     for n, m, most in ((2, 1, 1), (5, 9, 3), (40, 30, 1000), (300, 7, 20), (50, 50, 0)):
         a, b = rng.integers(most + 1, size=n).tolist(), rng.integers(most + 1, size=m).tolist()
@@ -323,13 +288,13 @@ def test_kolmogorov_smirnov_is_that_of_scipy() -> None:
         assert ks_p_value(of(a), of(b)) == pytest.approx(theirs.pvalue)
 
 
-def test_samples_that_are_too_small_have_no_p_value() -> None:
+def test_ks_of_too_small_samples_is_none() -> None:
     assert ks_p_value(of([1]), of([2])) is None
     assert ks_p_value(of([1, 2]), of([])) is None
     assert ks_statistic(of([1]), of([])) is None
 
 
-def test_a_tiny_p_of_millions_is_a_small_effect() -> None:
+def test_ks_of_millions_is_small_with_tiny_p() -> None:
     a, b = (Distribution(np.array([n, 10**8 - n]), 0.0) for n in (50_000_000, 50_100_000))
     assert ks_statistic(a, b) == pytest.approx(0.001)
     p = ks_p_value(a, b)
@@ -342,7 +307,7 @@ rankings = st.lists(st.sampled_from("abcdefgh"), unique=True, max_size=5)
 
 @quick
 @given(rankings, rankings)
-def test_overlaps_are_shares_and_symmetric(a: list[str], b: list[str]) -> None:
+def test_overlap_is_symmetric_share(a: list[str], b: list[str]) -> None:
     for measure in (overlap, average_overlap):
         share = measure(a, b)
         assert share == measure(b, a)

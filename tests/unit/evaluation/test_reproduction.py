@@ -11,7 +11,7 @@ import pytest
 
 from segrec_batch.evaluation.compare.report import compare_report
 from segrec_batch.evaluation.compare.reports import Settings as Compare
-from segrec_batch.evaluation.drift.report import Settings as Drift
+from segrec_batch.evaluation.drift.comparison import Settings as Drift
 from segrec_batch.evaluation.drift.report import drift_report
 from segrec_batch.evaluation.report import Provenance, Report
 from segrec_batch.evaluation.segmentation.counts import SEGREC, class_names, counts_by_method
