@@ -103,7 +103,8 @@ def _lead(f: Figures, limits: Limits | None) -> Lead:
     overlap = next(iter(f.distinct("k", name="topk_overlap")), 0)
     numbers: list[tuple[str, Estimate | str, str]] = [
         ("Images now", n["after"], f"{n['unchanged']} of them are unchanged"),
-        ("Drift of coverage", f.get(name="drift_coverage"), "Largest Kolmogorov–Smirnov statistic of σ over the classes"),
+        ("Drift of coverage", f.get(name="drift_coverage"),
+         "Largest Kolmogorov–Smirnov statistic of σ over the classes"),
         ("Recommendations that stayed", f.get(name="topk_overlap", setting=WHOLE, k=overlap),
          "Share of the recommendations for golden images in both snapshots"),
     ]  # fmt: skip
