@@ -58,7 +58,7 @@ def _torch_network(state: State, threads: int, precision: str) -> Network:
 
 def ncnn_float32(state: State, threads: int) -> Network:
     """Build the package's network."""
-    from segrec_batch.model.ncnn_engine import NcnnNetwork
+    from segrec_batch.model.ncnn_network import NcnnNetwork
 
     return NcnnNetwork(state, TAPS, threads=threads)
 

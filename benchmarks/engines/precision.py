@@ -20,7 +20,8 @@ from segrec_batch.common.errors import SegrecError
 from segrec_batch.common.host import read_processor
 from segrec_batch.images.decode import Shape, decode
 from segrec_batch.model.bundle import load_model
-from segrec_batch.model.engines import EngineChoice, candidates, load_segmenter
+from segrec_batch.model.engine_choice import candidates
+from segrec_batch.model.engines import EngineChoice, load_segmenter
 from segrec_batch.model.segmentation import Segmentation, Segmenter
 from segrec_batch.sources import storage
 from segrec_batch.sources.listing import list_images

@@ -23,7 +23,7 @@ from segrec_batch.images.decode import fit, shapes_of_size
 from segrec_batch.labels.labelled import Classes, LabelledImage, load_classes, pair_images
 from segrec_batch.model.backbones import DEFAULT_BACKBONE
 from segrec_batch.model.bundle import Model
-from segrec_batch.model.engines import choose_engine
+from segrec_batch.model.engine_choice import choose_engine
 from segrec_batch.model.head import LinearHead, resize
 from segrec_batch.model.torch_engine import as_tensors
 from segrec_batch.model.weights import load_weights

@@ -5,7 +5,7 @@ import numpy as np
 from segrec_batch.images.decode import shapes_of_size
 from segrec_batch.model.backbones import DEFAULT_BACKBONE, Tap
 from segrec_batch.model.bundle import Model
-from segrec_batch.model.describe import random_rotation
+from segrec_batch.model.pooling import random_rotation
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.model.weights import load_weights
 

@@ -27,7 +27,7 @@ from segrec_batch.index.snapshot import open_snapshot
 from segrec_batch.model.backbones import DEFAULT_BACKBONE
 from segrec_batch.model.bundle import load_model
 from segrec_batch.model.class_maps import normalise
-from segrec_batch.model.ncnn_engine import NcnnNetwork
+from segrec_batch.model.ncnn_network import NcnnNetwork
 from segrec_batch.sources.listing import list_images
 from segrec_batch.sources.storage import read_bytes
 

@@ -156,7 +156,7 @@ def _common(found: Vectors, start: int) -> dict[str, pa.Array]:
 def _sign_bits(found: Vectors) -> NDArray[np.int64]:
     import torch
 
-    from segrec_batch.model.describe import sign_bits
+    from segrec_batch.model.pooling import sign_bits
 
     centre, rotation = _signing()
     return np.asarray(sign_bits(torch.from_numpy(found), centre, rotation))
@@ -167,7 +167,7 @@ def _signing() -> tuple[Any, Any]:
     """Return the centre and the rotation that a bundle would have."""
     import torch
 
-    from segrec_batch.model.describe import centred_unit, random_rotation
+    from segrec_batch.model.pooling import centred_unit, random_rotation
 
     training = torch.from_numpy(features(3, 0, 5000))
     return centred_unit(training).mean(dim=0), random_rotation(DEFAULT_BACKBONE.feature_length)

@@ -38,7 +38,8 @@ from benchmarks.throughput.tables import (
 from segrec_batch.cli.options import add_engine
 from segrec_batch.common import console, logs
 from segrec_batch.common.host import read_processor
-from segrec_batch.model.engines import EngineChoice, choose_engine, find_device
+from segrec_batch.model.engine_choice import choose_engine, find_device
+from segrec_batch.model.engines import EngineChoice
 
 log = logging.getLogger("segrec_batch.benchmarks")
 

@@ -54,7 +54,7 @@ Measured = dict[str, tuple[float, float]]  # images/s and CPU seconds per image,
 
 def _measure_ncnn(case: Case) -> Measured:
     """All threads on one image, against a thread an image, in one network or in networks."""
-    from segrec_batch.model.ncnn_engine import NcnnNetwork  # a machine with a GPU may lack it
+    from segrec_batch.model.ncnn_network import NcnnNetwork  # a machine with a GPU may lack it
 
     state, images = load_model(case.model).backbone, _images(case, CORES)
     scaled = [normalise(image, case.spec.scaling) for image in images]

@@ -122,7 +122,7 @@ def choose_training_engine(options: TrainingParameters, images: int = 0) -> "Eng
     """Choose the engine of the backbone; many images are worth a calibration."""
     from segrec_batch.model.backbones import BACKBONES
     from segrec_batch.model.device import resolve_device
-    from segrec_batch.model.engines import choose_engine
+    from segrec_batch.model.engine_choice import choose_engine
 
     height, width = max(_shapes(options))
     work = images * (1 + len(options["augment"]) * options["copies"]) * height * width

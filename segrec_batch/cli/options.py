@@ -109,7 +109,7 @@ def add_cluster_device(group: Group) -> None:
 
 
 def add_engine(group: Group | argparse.ArgumentParser) -> None:
-    """Add --engine and --precision of the model, for `engines.choose_engine`."""
+    """Add --engine and --precision of the model, for `engine_choice.choose_engine`."""
     from segrec_batch.model.engines import ENGINES, PRECISIONS
 
     group.add_argument(

@@ -93,7 +93,7 @@ def query_image(
     a: argparse.Namespace, recommender: "Recommender", filters: "Filters"
 ) -> "QueryImage":
     """Return the image that the options of `add_query` name. Raises InputError."""
-    from segrec_batch.model.engines import choose_engine, find_device
+    from segrec_batch.model.engine_choice import choose_engine, find_device
     from segrec_batch.sources import storage
 
     if a.image is not None:

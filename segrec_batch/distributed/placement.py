@@ -16,7 +16,7 @@ from segrec_batch.common.errors import EngineError
 from segrec_batch.common.host import read_processor, usable_memory
 from segrec_batch.distributed.cluster import ray_errors
 from segrec_batch.distributed.nodes import Resources, work_nodes
-from segrec_batch.model import engines
+from segrec_batch.model import engine_choice, engines
 from segrec_batch.model.backbones import DEFAULT_BACKBONE, backbone_of
 from segrec_batch.model.engines import Candidate, EngineChoice
 from segrec_batch.model.spec import ModelSpec
@@ -117,18 +117,18 @@ def _least_memory() -> float:
 def choose_engine(engine: str, precision: str, where: Resources, work: Work) -> EngineChoice:
     """Choose engine and precision for the nodes that the model runs on.
 
-    See `engines.choose_engine`; a processor that would have to emulate decides for all. Raises
+    See `model.engine_choice`; a processor that would have to emulate decides for all. Raises
     EngineError, also if a node lacks the engine.
     """
     engine = engines.engine_of(engine, backbone_of(work.backbone))
     nodes = [node["NodeID"] for node in work_nodes()]
     alone = nodes == [ray.get_runtime_context().get_node_id()]
-    is_clear = work.total < engines.LONG or "auto" not in (engine, precision)
+    is_clear = work.total < engine_choice.LONG or "auto" not in (engine, precision)
     if where.device == "cuda" or (alone and is_clear):
-        return engines.choose_engine(engine, precision, where.device)
+        return engine_choice.choose_engine(engine, precision, where.device)
     found = _ask(nodes, _match_candidates, engine, precision)
     if emulating := [processor for processor, candidates in found if not candidates]:
-        return engines.choose_emulated(emulating[0])
+        return engine_choice.choose_emulated(emulating[0])
     common = [c for c in found[0][1] if all(c in others for _, others in found)]
     if not common:
         raise EngineError(
@@ -137,17 +137,17 @@ def choose_engine(engine: str, precision: str, where: Resources, work: Work) -> 
         )
     if "auto" not in (engine, precision):
         return EngineChoice(*common[0], where.device, "as asked for")
-    if len(common) == 1 or work.total < engines.LONG:
+    if len(common) == 1 or work.total < engine_choice.LONG:
         reason = f"by the features of the processors of {len(nodes)} nodes"
         return EngineChoice(*common[0], where.device, reason)
-    return engines.choose_fastest(_ask(nodes, engines.measure_candidates, common))
+    return engine_choice.choose_fastest(_ask(nodes, engine_choice.measure_candidates, common))
 
 
 def _match_candidates(engine: str, precision: str) -> tuple[str, list[Candidate]]:
     """Return this node's processor, and what it has of what was asked for."""
-    engines.check_names(engine, precision)
+    engine_choice.check_names(engine, precision)
     processor = read_processor()
-    return processor.name, engines.match_candidates(engine, precision, processor)
+    return processor.name, engine_choice.match_candidates(engine, precision, processor)
 
 
 def _ask(nodes: list[str], function: Callable[..., T], *arguments: object) -> list[T]:

@@ -14,7 +14,7 @@ from segrec_batch.common.errors import DecoderError, DeviceError
 from segrec_batch.common.host import Cores, Memory, Processor, Space
 from segrec_batch.images.confinement import Confinement
 from segrec_batch.images.sandbox import Sandbox
-from segrec_batch.model import engines
+from segrec_batch.model import engine_choice, engines
 
 INSTRUCTION_SETS = {
     "x86_64": ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16"),
@@ -131,7 +131,7 @@ def engine_pairs() -> list[tuple[str, str]]:
 def rate_engine(engine: str, precision: str, processor: Processor, seconds: float) -> EngineRate:
     """Measure an engine on one thread of the CPU, unless it is missing or has to emulate."""
     reason = engines.missing_engine(engine)
-    if not reason and (engine, precision) not in engines.candidates(processor):
+    if not reason and (engine, precision) not in engine_choice.candidates(processor):
         emulated = engine == "torch" and precision == "bfloat16" and not processor.has_native_bf16
         reason = "emulated on this processor, slow" if emulated else "not offered"
     if reason:

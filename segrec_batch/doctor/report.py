@@ -32,7 +32,7 @@ from segrec_batch.common.host import Cores, Memory, Processor, Space
 from segrec_batch.doctor.facts import INSTRUCTION_SETS, Facts, Gpu, gather_facts
 from segrec_batch.doctor.problems import Problem, find_problems, size
 from segrec_batch.images.confinement import Confinement
-from segrec_batch.model import engines
+from segrec_batch.model import engine_choice
 from segrec_batch.model.engines import EngineChoice
 
 _ABSENT, _WIDTH = "–", 100
@@ -149,7 +149,7 @@ def examine(
 def _choose(facts: Facts) -> tuple[EngineChoice | None, EngineChoice | None]:
     """Return what `auto` takes in a short run, and in one that is worth a calibration."""
     if any(not gpu.problem for gpu in facts.gpus):
-        choice = engines.choose_engine(device="cuda")
+        choice = engine_choice.choose_engine(device="cuda")
         return choice, choice
     measured = {
         (rate.engine, rate.precision): rate.images_per_second
@@ -158,7 +158,7 @@ def _choose(facts: Facts) -> tuple[EngineChoice | None, EngineChoice | None]:
     }
     if not measured:
         return None, None
-    return engines.choose_engine(device="cpu"), engines.choose_fastest([measured])
+    return engine_choice.choose_engine(device="cpu"), engine_choice.choose_fastest([measured])
 
 
 def _instruction_sets(processor: Processor) -> dict[str, bool]:

@@ -74,12 +74,12 @@ class Model:
 
     @property
     def sign_centre(self) -> Array:
-        """See `describe.sign_bits`."""
+        """See `pooling.sign_bits`."""
         return self.head["sign_bits.centre"]
 
     @property
     def sign_rotation(self) -> Array:
-        """See `describe.sign_bits`."""
+        """See `pooling.sign_bits`."""
         return self.head["sign_bits.rotation"]
 
     @cached_property

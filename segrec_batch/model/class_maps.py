@@ -1,6 +1,6 @@
 """Class maps and features of one image in NumPy, for engines that do without torch.
 
-The same arithmetic as `head.resize`, `torch_engine.class_maps` and `describe` have in torch, which
+The same arithmetic as `head.resize`, `torch_engine.class_maps` and `pooling` in torch, which
 is the oracle of the tests.
 """
 
@@ -72,7 +72,7 @@ def class_means(
 
 
 def sign_bits(feature: Floats, centre: Floats, rotation: Floats) -> NDArray[np.int64]:
-    """Return signs of a rotated, centred feature (C,) as ⌈C/64⌉ int64, see `describe.sign_bits`."""
+    """Return signs of a rotated, centred feature (C,) as ⌈C/64⌉ int64, see `pooling.sign_bits`."""
     exact = feature.astype(np.float64)  # in which the mean of equal float32 values is that value
     centred = exact - exact.mean()
     norm = np.linalg.norm(centred)

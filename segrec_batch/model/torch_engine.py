@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segrec_batch.images.decode import Shape
-from segrec_batch.model import describe
+from segrec_batch.model import pooling
 from segrec_batch.model.backbones import DEFAULT_BACKBONE, BackboneSpec
 from segrec_batch.model.bundle import Model
 from segrec_batch.model.device import Download, Upload, full_float32, resolve_device
@@ -73,9 +73,9 @@ class TorchSegmenter(nn.Module):
         with full_float32():
             scores: Tensor = self.head(maps)
         labels = _class_map(scores, deepest.shape[-2:])
-        counts, means = describe.class_means(deepest, labels, scores.shape[1])
-        feature = describe.global_mean(deepest)
-        sign_bits = describe.sign_bits(feature, self.centre, self.rotation)
+        counts, means = pooling.class_means(deepest, labels, scores.shape[1])
+        feature = pooling.global_mean(deepest)
+        sign_bits = pooling.sign_bits(feature, self.centre, self.rotation)
         host = Download(self.device)
         found = Segmentation(
             labels=host(labels).numpy(),

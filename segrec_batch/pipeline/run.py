@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 class Execution:
     """How a run goes about its work.
 
-    device: cpu, cuda or auto. engine, precision: see `engines.choose_engine`. batch_size: images
+    device: cpu, cuda or auto. engine, precision: see `model.engine_choice`. batch_size: images
     that are decoded and segmented together, at most.
     commit_seconds: a crash loses at most the work of that long. gpus, wait_seconds: how many GPUs
     to use if not all, and how long to wait for the first, see `nodes.resources`.

@@ -6,7 +6,8 @@ from typing import Any
 
 from segrec_batch.common.errors import InputError
 from segrec_batch.index.schema import coverage_column
-from segrec_batch.model.engines import EngineChoice, choose_engine
+from segrec_batch.model.engine_choice import choose_engine
+from segrec_batch.model.engines import EngineChoice
 from segrec_batch.search.database import Database
 from segrec_batch.search.filters import Filters, Method
 from segrec_batch.search.new_image import look

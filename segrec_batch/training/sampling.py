@@ -14,7 +14,7 @@ from torch import Tensor
 
 from segrec_batch.images.decode import Shape, fit
 from segrec_batch.labels.labelled import VOID, Classes, LabelledImage, count_values
-from segrec_batch.model import describe
+from segrec_batch.model import pooling
 from segrec_batch.model.backbones import BACKBONES, Tap
 from segrec_batch.model.head import pool
 from segrec_batch.training.augment import augment
@@ -156,7 +156,7 @@ def sample_images(
         np.concatenate(values),
         np.concatenate(weights),
         np.concatenate(groups),
-        describe.centred_unit(torch.cat(pooled)).mean(dim=0).cpu(),
+        pooling.centred_unit(torch.cat(pooled)).mean(dim=0).cpu(),
         np.concatenate(owners),
         np.concatenate(variants),
         pixels,
@@ -190,7 +190,7 @@ def _draw_positions(
     grid = _finest(maps, taps)
     values, cells, weights = draw_cells(cell_labels(labels, grid), positions, rng)
     features = cell_features(maps, taps, cells, grid).half().cpu().numpy()
-    pooled = describe.global_mean(maps[BACKBONES[taps[0].backbone].feature_layer])
+    pooled = pooling.global_mean(maps[BACKBONES[taps[0].backbone].feature_layer])
     return _PositionSample(features, values, weights, pooled, count_values(labels))
 
 

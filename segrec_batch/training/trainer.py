@@ -15,10 +15,11 @@ from segrec_batch.common import console
 from segrec_batch.common.host import usable_cores, usable_memory
 from segrec_batch.images.decode import Shape, shapes_of_size
 from segrec_batch.labels.labelled import Classes, LabelledImage, fingerprint
-from segrec_batch.model import describe
+from segrec_batch.model import pooling
 from segrec_batch.model.backbones import DEFAULT_BACKBONE, BackboneSpec, Tap
 from segrec_batch.model.bundle import Array, Model
-from segrec_batch.model.engines import PER_PIXEL, EngineChoice, choose_engine, load_feature_maps
+from segrec_batch.model.engine_choice import choose_engine
+from segrec_batch.model.engines import PER_PIXEL, EngineChoice, load_feature_maps
 from segrec_batch.model.spec import ModelSpec, Scaling
 from segrec_batch.model.weights import Weights
 from segrec_batch.training import label_checks
@@ -231,7 +232,7 @@ def _head_tensors(
         **{f"svm.{t}": p.copy() for t, p in zip(taps, parts, strict=True)},
         "svm.bias": bias.astype(np.float32),
         "sign_bits.centre": centre.numpy(),
-        "sign_bits.rotation": describe.random_rotation(len(centre)).numpy(),
+        "sign_bits.rotation": pooling.random_rotation(len(centre)).numpy(),
     }
 
 

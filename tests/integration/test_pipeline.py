@@ -19,7 +19,8 @@ from segrec_batch.distributed.scratch import scratch_folder
 from segrec_batch.index import snapshot as store
 from segrec_batch.index.column_values import image_id
 from segrec_batch.model.bundle import Model, load_model
-from segrec_batch.model.engines import choose_engine, load_segmenter
+from segrec_batch.model.engine_choice import choose_engine
+from segrec_batch.model.engines import load_segmenter
 from segrec_batch.pipeline.plan import Request
 from segrec_batch.pipeline.run import Execution, index_images
 from segrec_batch.pipeline.segment import SegmentBatch

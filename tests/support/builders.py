@@ -21,7 +21,7 @@ from segrec_batch.index.files import DataFile, new_part
 from segrec_batch.index.parts import write_file
 from segrec_batch.index.schema import failures_schema
 from segrec_batch.labels.labelled import Classes, LabelledImage
-from segrec_batch.model import describe
+from segrec_batch.model import pooling
 from segrec_batch.model.backbones import DEFAULT_BACKBONE, Tap
 from segrec_batch.model.bundle import Model, fingerprint
 from segrec_batch.model.spec import ModelSpec, Scaling
@@ -107,7 +107,7 @@ def tiny_model(
         bias -= svm @ maps[tap.layer].mean(dim=(0, 2, 3))  # centred: no SVM always wins
     head["svm.bias"] = bias.numpy()
     head["sign_bits.centre"] = np.zeros(DEFAULT_BACKBONE.feature_length, np.float32)
-    head["sign_bits.rotation"] = describe.random_rotation(DEFAULT_BACKBONE.feature_length).numpy()
+    head["sign_bits.rotation"] = pooling.random_rotation(DEFAULT_BACKBONE.feature_length).numpy()
     spec = ModelSpec(
         classes=tuple(f"class_{k}" for k in range(1, max(components) + 1)),
         taps=tuple(map(str, parsed)),

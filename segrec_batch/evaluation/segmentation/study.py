@@ -23,7 +23,8 @@ from segrec_batch.evaluation.segmentation.figures import (
 )
 from segrec_batch.labels.labelled import Classes, LabelledImage, describe_unnamed, pair_images
 from segrec_batch.model.bundle import Model, load_model
-from segrec_batch.model.engines import EngineChoice, choose_engine, load_segmenter
+from segrec_batch.model.engine_choice import choose_engine
+from segrec_batch.model.engines import EngineChoice, load_segmenter
 from segrec_batch.model.weights import load_weights
 from segrec_batch.training.augment import KINDS
 from segrec_batch.training.holdout import hold_out

@@ -15,7 +15,7 @@ from segrec_batch.common.console import ProgressMeter
 from segrec_batch.common.errors import InputError
 from segrec_batch.labels.labelled import VOID, Classes, LabelledImage
 from segrec_batch.model.device import resolve_device
-from segrec_batch.model.engines import choose_engine
+from segrec_batch.model.engine_choice import choose_engine
 from segrec_batch.training.rivals.base import ClassMap, class_map, seeded, shrink, shrink_both
 
 NAME = "U-Net"

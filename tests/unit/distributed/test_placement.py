@@ -8,7 +8,8 @@ from segrec_batch.common.errors import EngineError
 from segrec_batch.distributed.nodes import Resources, resources
 from segrec_batch.distributed.placement import Work, choose_engine, place_model
 from segrec_batch.index.history import history
-from segrec_batch.model.engines import LONG, EngineChoice
+from segrec_batch.model.engine_choice import LONG
+from segrec_batch.model.engines import EngineChoice
 from tests.support.builders import quick
 
 NCNN, TORCH = EngineChoice("ncnn", "float32"), EngineChoice("torch", "float32")

@@ -29,7 +29,7 @@ from segrec_batch.doctor.problems import find_problems
 from segrec_batch.doctor.report import Report
 from segrec_batch.images.confinement import Confinement
 from segrec_batch.images.sandbox import Sandbox
-from segrec_batch.model import engines
+from segrec_batch.model import engine_choice, engines
 from segrec_batch.model.engines import EngineChoice
 from tests.support.machines import GRAVITON_3, ZEN_3, ZEN_4, write_files
 
@@ -109,7 +109,7 @@ def test_each_engine_has_a_rate_or_a_reason(answer: tuple[dict[str, Any], str]) 
         (engine, precision) for engine in engines.ENGINES for precision in engines.PRECISIONS
     ]
     measured = {(r["engine"], r["precision"]) for r in rows if r["images_per_second"]}
-    assert measured == set(engines.candidates(host.read_processor()))
+    assert measured == set(engine_choice.candidates(host.read_processor()))
     assert all((r["images_per_second"] is None) == bool(r["reason"]) for r in rows)
     assert f"engines measured: {len(rows)}" in said
 

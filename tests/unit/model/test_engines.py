@@ -19,23 +19,20 @@ from segrec_batch.common.errors import EngineError
 from segrec_batch.common.host import Processor
 from segrec_batch.images.decode import fit
 from segrec_batch.labels.labelled import load_classes, pair_images
-from segrec_batch.model import class_maps, describe, engines
+from segrec_batch.model import class_maps, engine_choice, engines, pooling
 from segrec_batch.model.backbones import Tap
 from segrec_batch.model.bundle import Model
+from segrec_batch.model.engine_choice import LONG, candidates, choose_engine, choose_fastest
 from segrec_batch.model.engines import (
-    LONG,
     Candidate,
     EngineChoice,
-    candidates,
-    choose_engine,
-    choose_fastest,
     load_feature_maps,
     load_segmenter,
     measure_rate,
     missing_engine,
 )
 from segrec_batch.model.head import LinearHead, resize
-from segrec_batch.model.ncnn_engine import Head, NcnnNetwork
+from segrec_batch.model.ncnn_network import Head, NcnnNetwork
 from segrec_batch.model.segmentation import Segmentation
 from segrec_batch.model.weights import load_weights
 from segrec_batch.training.sampling import Sampling
@@ -81,7 +78,7 @@ def test_capped_processor_has_no_bfloat16(limit: str, monkeypatch: pytest.Monkey
 
 def test_auto_takes_the_first_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
     for processor in (ZEN3, ZEN4, SAPPHIRE, GRAVITON3):
-        monkeypatch.setattr(engines, "read_processor", lambda processor=processor: processor)
+        monkeypatch.setattr(engine_choice, "read_processor", lambda processor=processor: processor)
         choice = choose_engine()
         assert (choice.engine, choice.precision) == candidates(processor)[0]
         assert processor.name in choice.reason
@@ -93,7 +90,7 @@ def test_auto_takes_the_first_candidate(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_auto_goes_without_an_engine_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "read_processor", lambda: ZEN3)
+    monkeypatch.setattr(engine_choice, "read_processor", lambda: ZEN3)
     monkeypatch.setitem(sys.modules, "ncnn", None)  # as Python marks what cannot be imported
     why = "the package ncnn is not installed; install it with: pip install ncnn"
     assert missing_engine("ncnn") == why
@@ -106,7 +103,7 @@ def test_auto_goes_without_an_engine_that_is_not_installed(monkeypatch: pytest.M
 def test_auto_goes_without_an_engine_that_does_not_load(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(engines, "read_processor", lambda: ZEN3)
+    monkeypatch.setattr(engine_choice, "read_processor", lambda: ZEN3)
     monkeypatch.delitem(sys.modules, "ncnn", raising=False)
     (tmp_path / "ncnn.py").write_text('raise ImportError("GLIBC_2.99 not found")')
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -116,7 +113,7 @@ def test_auto_goes_without_an_engine_that_does_not_load(
 
 
 def test_emulated_bfloat16_is_done_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "read_processor", lambda: ZEN3)
+    monkeypatch.setattr(engine_choice, "read_processor", lambda: ZEN3)
     for engine in ("auto", "torch"):
         choice = choose_engine(engine, "bfloat16")
         assert (choice.engine, choice.precision) == ROUGH
@@ -147,7 +144,7 @@ def test_gpus_compute_in_bfloat16_by_default() -> None:
 
 
 def test_long_work_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "read_processor", lambda: ZEN3)
+    monkeypatch.setattr(engine_choice, "read_processor", lambda: ZEN3)
     choice = choose_engine(work=float(LONG))
     assert choice.reason.startswith("measured on this machine, images/s")
     assert "ncnn float32" in choice.reason
@@ -329,7 +326,7 @@ def test_pooling_is_that_of_torch(seed: int, classes: int) -> None:
     maps = rng.random((16, 3, 5)).astype(np.float32)
     labels = rng.integers(0, classes, (3, 5)).astype(np.uint8)
     counts, means = class_maps.class_means(maps, labels, classes)
-    wanted = describe.class_means(
+    wanted = pooling.class_means(
         torch.from_numpy(maps)[None], torch.from_numpy(labels)[None], classes
     )
     np.testing.assert_array_equal(counts, wanted[0][0])
@@ -342,9 +339,9 @@ def test_sign_bits_are_those_of_torch(seed: int, length: int) -> None:
     rng = np.random.default_rng(seed)
     feature = rng.random(length).astype(np.float32)
     centre = (rng.standard_normal(length) / 100).astype(np.float32)
-    rotation = describe.random_rotation(length, seed % 7).numpy()
+    rotation = pooling.random_rotation(length, seed % 7).numpy()
     found = class_maps.sign_bits(feature, centre, rotation)
-    wanted = describe.sign_bits(
+    wanted = pooling.sign_bits(
         torch.from_numpy(feature)[None], torch.from_numpy(centre), torch.from_numpy(rotation)
     )[0]
     assert found.shape == (-(-length // 64),)

@@ -15,7 +15,8 @@ from segrec_batch.evaluation.statistics import Key
 from segrec_batch.images.decode import shapes_of_size
 from segrec_batch.labels.labelled import Classes, load_classes, pair_images
 from segrec_batch.model.bundle import Model, load_model
-from segrec_batch.model.engines import choose_engine, load_segmenter
+from segrec_batch.model.engine_choice import choose_engine
+from segrec_batch.model.engines import load_segmenter
 from segrec_batch.training.rivals import classical as scorers
 from segrec_batch.training.sampling import Sampling
 from segrec_batch.training.trainer import Settings, Trainer, train

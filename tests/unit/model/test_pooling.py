@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segrec_batch.model.describe import (
+from segrec_batch.model.pooling import (
     centred_unit,
     class_means,
     global_mean,
