@@ -19,7 +19,7 @@ from segrec_batch.cli.options import (
     set_up,
 )
 from segrec_batch.cli.output import SHEETS, check_places, contact_sheet, formatted, put
-from segrec_batch.cli.query import known_roots, query_image, start_decoder
+from segrec_batch.cli.query import known_roots, read_query, start_decoder
 from segrec_batch.common import console
 from segrec_batch.common.errors import IndexStateError, InputError
 
@@ -134,7 +134,7 @@ def _start(a: argparse.Namespace) -> None:
     recommender = Recommender(open_index(a.index, a.version))
     session = start(
         recommender,
-        query_image(a, recommender, filters),
+        recommender.resolve(read_query(a, filters)),
         filters,
         Weights(a.alpha, a.beta, a.gamma, a.c),
         index=storage.absolute(a.index),
@@ -174,7 +174,7 @@ def _marks(a: argparse.Namespace) -> Mapping[int, float]:
 
 def _show(a: argparse.Namespace) -> None:
     start_decoder(a)
-    from segrec_batch.search.feedback.rounds import resume
+    from segrec_batch.search.feedback.rounds import resume, round_results
     from segrec_batch.search.feedback.session import read
 
     session = read(a.session)
@@ -182,11 +182,9 @@ def _show(a: argparse.Namespace) -> None:
     if a.format not in SHEETS:
         put(_rows(session, number, a.format), a.output, a.format)
         return
-    from segrec_batch.search.feedback.sheet import round_cards
-
-    recommender = resume(session, a.index)
-    roots = known_roots(recommender, a.images_roots)
-    cards, caption = round_cards(recommender, session, number, roots), session.caption(number)
+    recommender, caption = resume(session, a.index), session.caption(number)
+    results = round_results(recommender, session, number)
+    cards = results.cards(known_roots(recommender, a.images_roots))
     spec = recommender.database.spec
     put(contact_sheet(a.format, cards, spec, session.filters, caption), a.output, a.format)
 
@@ -213,13 +211,13 @@ def _print(session: "Session", recommender: "Recommender") -> None:
 
 
 def _rows(session: "Session", number: int, kind: str) -> bytes:
-    from segrec_batch.search.feedback.session import said
+    from segrec_batch.search.feedback.session import mark_text
 
     rows = session.round(number)
     columns: dict[str, list[Any]] = {
         "round": [r.round for r in rows],
         "rank": [r.rank for r in rows],
-        "mark": [said(r.mark) if kind == "table" else r.mark for r in rows],
+        "mark": [mark_text(r.mark) if kind == "table" else r.mark for r in rows],
         "score": [r.score for r in rows],
         "uri": [r.uri for r in rows],
         "image_id": [r.image_id for r in rows],

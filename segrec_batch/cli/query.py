@@ -23,7 +23,7 @@ from segrec_batch.common.errors import InputError
 
 if TYPE_CHECKING:
     from segrec_batch.search.filters import Filters
-    from segrec_batch.search.recommend import QueryImage, Recommendation, Recommender
+    from segrec_batch.search.recommend import Query, Recommender, Results
     from segrec_batch.sources.roots import ImageRoots
 
 log = logging.getLogger(__name__)
@@ -70,13 +70,12 @@ def run(a: argparse.Namespace) -> None:
     filters = replace(query_filters(a), penalise=a.penalise, rerank=a.rerank, depth=a.depth)
     settings = PROFILED if a.explain else {}
     recommender = Recommender(open_index(a.index, a.version, settings=settings))
-    query = query_image(a, recommender, filters)
-    results = recommender.recommend(query, filters)
+    results = recommender.recommend(read_query(a, filters))
     if a.explain:
         log.info(str(last_work(recommender.database.connection)))
     if recommender.database.spec.notice:
         log.warning(recommender.database.spec.notice)
-    content = _encode(a.format, recommender, query, results, filters, a.images_roots)
+    content = _encode(a.format, recommender, results, a.images_roots)
     put(content, a.output, a.format)
 
 
@@ -89,23 +88,19 @@ def start_decoder(a: argparse.Namespace) -> None:
     sandbox.shared().start()
 
 
-def query_image(
-    a: argparse.Namespace, recommender: "Recommender", filters: "Filters"
-) -> "QueryImage":
-    """Return the image that the options of `add_query` name. Raises InputError."""
-    from segrec_batch.model.engine_choice import choose_engine, find_device
-    from segrec_batch.sources import storage
+def read_query(a: argparse.Namespace, filters: "Filters") -> "Query":
+    """Return the query that the options of `add_query` name. Raises InputError."""
+    from segrec_batch.search.recommend import Query
 
-    if a.image is not None:
-        content = _read(a.image)
-        backbone = recommender.database.spec.backbone_spec
-        engine = choose_engine(a.engine, a.precision, find_device(a.device), backbone=backbone)
-        if engine.warning:
-            log.warning(engine.warning)
-        return recommender.new_image(a.image, content, filters, engine)
-    if a.image_id is not None:
-        return recommender.indexed_image("image_id", a.image_id)
-    return recommender.indexed_image("uri", storage.absolute(a.uri))
+    return Query(
+        filters=filters,
+        image_id=a.image_id,
+        uri=a.image or a.uri,
+        image=None if a.image is None else _read(a.image),
+        engine=a.engine,
+        precision=a.precision,
+        device=a.device,
+    )
 
 
 def _read(image: str) -> bytes:
@@ -131,19 +126,12 @@ def known_roots(recommender: "Recommender", roots: Sequence[str]) -> "ImageRoots
 
 
 def _encode(
-    kind: str,
-    recommender: "Recommender",
-    query: "QueryImage",
-    results: "list[Recommendation]",
-    filters: "Filters",
-    roots: Sequence[str],
+    kind: str, recommender: "Recommender", results: "Results", roots: Sequence[str]
 ) -> bytes:
-    spec = recommender.database.spec
+    spec, filters = recommender.database.spec, results.filters
     if kind in SHEETS:
-        from segrec_batch.search.recommend import cards
-
-        of_results = cards(query, results, filters.method, known_roots(recommender, roots))
-        return contact_sheet(kind, of_results, spec, filters, str(filters))
+        cards = results.cards(known_roots(recommender, roots))
+        return contact_sheet(kind, cards, spec, filters, str(filters))
     sigma, share = ("σ {}", _bar) if kind == "table" else ("coverage_{}", float)
     score = "pearson" if filters.method == "pearson" else "score"
     names = ["rank", score, *map(sigma.format, spec.classes), "uri", "image_id"]

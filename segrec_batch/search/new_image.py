@@ -1,4 +1,4 @@
-"""An image that is not in the index as a query: what the index's own model sees in it."""
+"""Query images that are not in the index, segmented by the model of the index."""
 
 from typing import Any
 
@@ -18,12 +18,12 @@ from segrec_batch.search.filters import Filters, Method
 from segrec_batch.sheets.card import Card
 
 
-def look(
+def segment_query_image(
     database: Database, name: str, content: bytes, filters: Filters, engine: EngineChoice
 ) -> tuple[Card, dict[str, Any]]:
-    """The image as a card, and the arguments of the SQL macro: query, coverages, masks, category.
+    """Return the image as a card, and the arguments query, coverages, masks and category of SQL.
 
-    Raises InputError for what is no image, or has no region of the class.
+    Raises InputError for bytes that are no image, or an image without a region of the class.
     """
     spec = database.spec
     filters.check(spec)
@@ -32,47 +32,47 @@ def look(
     except ImageError as error:
         raise InputError(f"{name}: {error.reason}") from error
     segmenter = load_segmenter(load_model(database.model_uri), engine, few=True)
-    found = segmenter(image.pixels[None], [mask_shape(image.height, image.width)])
-    counts = found.counts[0]
+    segmentation = segmenter(image.pixels[None], [mask_shape(image.height, image.width)])
+    counts = segmentation.counts[0]
     shares = dict(zip(spec.all_classes, (counts / counts.sum()).tolist(), strict=True))
-    mask = found.masks[0]
+    mask = segmentation.masks[0]
     png = column_values.mask_png(mask, list(spec.colours.values()))
-    vector, category = _compared(database, name, image, found, mask, filters, engine)
-    seen = {
+    vector, category = _compared_vector(database, name, image, segmentation, mask, filters, engine)
+    arguments = {
         "query": vector.tolist(),
         "coverages": list(shares.values()),
-        "masks": _bitmaps(found, filters, spec),
+        "masks": _bitmaps(segmentation, filters, spec),
         "category": category,
     }
-    return Card(name, content, png, shares, None), seen
+    return Card(name, content, png, shares, None), arguments
 
 
-def _compared(
+def _compared_vector(
     database: Database,
     name: str,
     image: DecodedImage,
-    found: Segmentation,
+    segmentation: Segmentation,
     mask: column_values.Labels,
     filters: Filters,
     engine: EngineChoice,
 ) -> tuple[NDArray[np.float32], str | None]:
-    """What of the image is compared, and its category."""
+    """Return the vector that the method compares, and the category of the image."""
     descriptor = Method.of(filters.method).descriptor
     if descriptor is not None:
-        return _described(database, name, image, found, mask, descriptor, engine)
+        return _describe(database, name, image, segmentation, mask, descriptor, engine)
     if filters.cls is None or not filters.is_regional:
-        return found.feature[0], None
+        return segmentation.feature[0], None
     k = database.spec.all_classes.index(filters.cls)
-    if found.counts[0, k] == 0:
+    if segmentation.counts[0, k] == 0:
         raise InputError(f"{name}: the model sees no {filters.cls} in it")
-    return found.region_features[0, k], None
+    return segmentation.region_features[0, k], None
 
 
-def _described(
+def _describe(
     database: Database,
     name: str,
     image: DecodedImage,
-    found: Segmentation,
+    segmentation: Segmentation,
     mask: column_values.Labels,
     descriptor: str,
     engine: EngineChoice,
@@ -84,9 +84,9 @@ def _described(
         "pixels": image.pixels.tobytes(),
         "mask_shape": mask.shape,
         "mask": mask.tobytes(),
-        "counts": found.counts[0],
-        "feature": found.feature[0],
-        "region_features": found.region_features[0].ravel(),
+        "counts": segmentation.counts[0],
+        "feature": segmentation.feature[0],
+        "region_features": segmentation.region_features[0].ravel(),
         "described": [],
     }
     (loaded,) = load(database.model_uri, (descriptor,), engine.device, engine.precision)
@@ -97,11 +97,11 @@ def _described(
     return np.frombuffer(entry["vector"], np.float32), entry["category"]
 
 
-def _bitmaps(found: Segmentation, filters: Filters, spec: ModelSpec) -> dict[str, list[int]]:
-    """Bitmaps of the classes by which the first images are ranked again."""
-    wanted = filters.mask_classes(spec.classes)
+def _bitmaps(segmentation: Segmentation, filters: Filters, spec: ModelSpec) -> dict[str, list[int]]:
+    """Return the bitmaps of the classes by which the first images are ranked again."""
+    classes = filters.mask_classes(spec.classes)
     return {
-        label: column_values.bitmap_words((found.common[0] == i).ravel()).tolist()
+        label: column_values.bitmap_words((segmentation.common[0] == i).ravel()).tolist()
         for i, label in enumerate(spec.all_classes)
-        if found.counts[0, i] and label in wanted
+        if segmentation.counts[0, i] and label in classes
     }

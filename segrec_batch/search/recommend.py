@@ -1,38 +1,65 @@
-"""Ask an index for images like one that is in it, or like a new image."""
+"""Queries for images like one of an index, or like a new image."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from segrec_batch.common.errors import InputError
 from segrec_batch.index.schema import coverage_column
-from segrec_batch.model.engine_choice import choose_engine
-from segrec_batch.model.engines import EngineChoice
-from segrec_batch.search.database import Database
+from segrec_batch.search.database import Database, open_index
 from segrec_batch.search.filters import Filters, Method
-from segrec_batch.search.new_image import look
-from segrec_batch.search.sql.connection import query
+from segrec_batch.search.sql.connection import query as run_query
 from segrec_batch.search.sql.views import identifier
 from segrec_batch.sheets.card import Card
+from segrec_batch.sources import storage
 from segrec_batch.sources.roots import ImageRoots, OutsideRootsError, fetch_images
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question to an index: an image, filters and a method.
+
+    The image is the first of `image` (encoded bytes of a new one), `image_id` and `uri` that is
+    set. The model of the index segments a new image.
+
+    Attributes:
+        filters: filters and method.
+        image_id: id of an image of the index.
+        uri: URI or path of an image of the index; in messages the name of a new image.
+        image: encoded bytes of a new image.
+        engine: library that runs the model, or auto.
+        precision: arithmetic of the backbone, or auto.
+        device: cpu, cuda or auto.
+    """
+
+    filters: Filters = field(default_factory=Filters)
+    image_id: str | None = None
+    uri: str | None = None
+    image: bytes | None = None
+    engine: str = "auto"
+    precision: str = "auto"
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
 class QueryImage:
-    """What is asked with: an indexed image (`image_id`), or what was seen in a new image."""
+    """A query image: of the index (`image_id`), or a new one (`arguments`)."""
 
     card: Card
     image_id: str | None
-    seen: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     """Of a new image: the arguments query, coverages, masks and category of the SQL macro."""
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One row of an answer; `coverage` of every class.
+    """One row of results; `coverage` of every class.
 
-    score: higher is more alike, None where it is undefined: the correlation, the cosine, the inner
-    product, or the distance with a minus. pearson: None with other methods.
+    score: higher is more similar, None where it is undefined: the correlation, the cosine, the
+    inner product, or the distance with a minus. pearson: None with other methods.
     """
 
     rank: int
@@ -45,115 +72,177 @@ class Recommendation:
     mask: bytes
 
 
+@dataclass(frozen=True)
+class Results(Sequence[Recommendation]):
+    """Recommendations for a query, best first."""
+
+    image: QueryImage
+    filters: Filters
+    rows: Sequence[Recommendation]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.rows[at]
+
+    def __iter__(self) -> Iterator[Recommendation]:
+        return iter(self.rows)
+
+    def cards(self, roots: ImageRoots) -> list[Card]:
+        """Return the query and the recommendations as cards of a contact sheet, with their images.
+
+        An image that cannot be read, or does not lie below the roots, is None.
+        """
+        method = Method.of(self.filters.method)
+        results = [
+            Card(
+                r.uri,
+                None,
+                r.mask,
+                r.coverage,
+                method.shown_score(r.score),
+                r.mask_iou,
+                method.label,
+            )
+            for r in self.rows
+        ]
+        bare = [card for card in (self.image.card, *results) if card.image is None]
+        contents = fetch_images([card.uri for card in bare], roots)
+        full = [
+            replace(card, image=content)
+            if isinstance(content, bytes)
+            else replace(card, is_withheld=isinstance(content, OutsideRootsError))
+            for card, content in zip(bare, contents, strict=True)
+        ]
+        return full if self.image.card.image is None else [self.image.card, *full]
+
+
 class Recommender:
-    """Answers queries about one snapshot of an index."""
+    """Ranks images of one snapshot of an index, or of a query cache.
 
-    def __init__(self, database: Database) -> None:
-        self.database = database
+    >>> Recommender("s3://bucket/index").recommend(Query(uri="s3://bucket/1.jpg"))  # doctest: +SKIP
+    """
 
-    def indexed_image(self, column: str, value: str) -> QueryImage:
-        """The image of the index whose `image_id` or `uri` has a value. Raises InputError."""
-        shown = f"image_id, uri, mask, {self._shown}"
-        rows = self._rows(shown, "images", {column: value})
+    def __init__(self, index: str | Database, version: int | None = None) -> None:
+        self.database = open_index(index, version) if isinstance(index, str) else index
+
+    def recommend(self, query: Query) -> Results:
+        """Return the images most similar to that of a query, best first.
+
+        Raises InputError if the index does not have the image or the class, or the image is none.
+        """
+        image = self.resolve(query)
+        return Results(image, query.filters, self.rank(image, query.filters))
+
+    def resolve(self, query: Query) -> QueryImage:
+        """Look the image of a query up, or segment it. Raises InputError."""
+        if query.image is not None:
+            return self._segment(query, query.image)
+        if query.image_id is not None:
+            return self.find_image("image_id", query.image_id)
+        if query.uri is not None:
+            return self.find_image("uri", storage.absolute(query.uri))
+        raise InputError("a query needs an image: give image_id, uri or image")
+
+    def find_image(self, column: str, value: str) -> QueryImage:
+        """Return the image of the index whose `image_id` or `uri` has a value. Raises InputError.
+
+        URIs are absolute.
+        """
+        rows = self._rows(f"image_id, uri, mask, {self._columns}", "images", {column: value})
         if not rows:
-            failed = self._rows("stage, reason", "failures", {column: value})
-            why = f"; it failed: {failed[0]['stage']}, {failed[0]['reason']}" if failed else ""
+            failures = self._rows("stage, reason", "failures", {column: value})
+            why = "".join(f"; it failed: {f['stage']}, {f['reason']}" for f in failures[:1])
             raise InputError(f"{value} is not in the index{why}")
         row = rows[0]
         card = Card(row["uri"], None, row["mask"], self._coverage(row), None)
         return QueryImage(card, row["image_id"])
 
-    def new_image(
-        self, name: str, content: bytes, filters: Filters, engine: EngineChoice | None = None
-    ) -> QueryImage:
-        """Segment an image with the index's own model. InputError for what is no image."""
-        engine = engine or choose_engine(backbone=self.database.spec.backbone_spec)
-        card, seen = look(self.database, name, content, filters, engine)
-        return QueryImage(card, None, seen)
+    def _segment(self, query: Query, content: bytes) -> QueryImage:
+        from segrec_batch.model.engine_choice import choose_engine, find_device
+        from segrec_batch.search.new_image import segment_query_image
 
-    def recommend(self, asked: QueryImage, filters: Filters) -> list[Recommendation]:
-        """The most similar images, best first. InputError if the query has no such region."""
+        backbone = self.database.spec.backbone_spec
+        device = find_device(query.device)
+        engine = choose_engine(query.engine, query.precision, device, backbone=backbone)
+        if engine.warning:
+            log.warning(engine.warning)
+        name = query.uri or "the query image"
+        card, arguments = segment_query_image(self.database, name, content, query.filters, engine)
+        return QueryImage(card, None, arguments)
+
+    def rank(self, image: QueryImage, filters: Filters) -> list[Recommendation]:
+        """Return the most similar images, best first. Raises InputError without such a region."""
         filters.check(self.database.spec)
-        if asked.image_id and filters.cls and filters.is_regional:
-            region = {"image_id": asked.image_id, "class": filters.cls}
+        if image.image_id and filters.cls and filters.is_regional:
+            region = {"image_id": image.image_id, "class": filters.cls}
             if not self._rows("uri", "regions", region):
-                raise InputError(f"{asked.card.uri}: the index has no {filters.cls} in it")
-        self._check_described(asked, Method.of(filters.method))
-        values = {**filters.arguments(), **(asked.seen or {"query": asked.image_id})}
-        kinds = _KINDS if asked.seen else {}
+                raise InputError(f"{image.card.uri}: the index has no {filters.cls} in it")
+        self._check_vector(image, Method.of(filters.method))
+        values = {**filters.arguments(), **(image.arguments or {"query": image.image_id})}
+        kinds = _KINDS if image.arguments else {}
         named = [f"{n} := ${n}{kinds.get(n, '')}" for n in values if n != "query"]
-        kind = "FLOAT[]" if asked.seen else "VARCHAR"
-        rows = query(
+        kind = "FLOAT[]" if image.arguments else "VARCHAR"
+        rows = run_query(
             self.database.connection,
-            f"SELECT r.*, i.mask, {self._shown} "  # noqa: S608
+            f"SELECT r.*, i.mask, {self._columns} "  # noqa: S608
             f"FROM recommend($query::{kind}, {', '.join(named)}) AS r "
             "JOIN images AS i USING (image_id) ORDER BY r.rank",
             values,
         )
+        return [self._recommendation(row) for row in rows.to_pylist()]
+
+    def recommendations(self, scores: Mapping[str, float | None]) -> list[Recommendation]:
+        """Return images of the index, by id, as recommendations in the order of a mapping."""
+        rows = run_query(
+            self.database.connection,
+            f"SELECT image_id, uri, mask, {self._columns} FROM images "  # noqa: S608
+            "WHERE image_id IN (SELECT unnest($ids))",
+            {"ids": list(scores)},
+        )
+        by_id = {row["image_id"]: row for row in rows.to_pylist()}
         return [
-            Recommendation(
-                rank=row["rank"],
-                image_id=row["image_id"],
-                uri=row["uri"],
-                score=row["score"],
-                pearson=row["pearson"],
-                mask_iou=row["mask_iou"],
-                coverage=self._coverage(row),
-                mask=row["mask"],
-            )
-            for row in rows.to_pylist()
+            self._recommendation({**by_id[name], "rank": rank, "score": score})
+            for rank, (name, score) in enumerate(scores.items(), start=1)
         ]
 
-    def _check_described(self, asked: QueryImage, method: Method) -> None:
-        if asked.image_id is None or method.descriptor is None:
+    def _recommendation(self, row: Mapping[str, Any]) -> Recommendation:
+        return Recommendation(
+            rank=row["rank"],
+            image_id=row["image_id"],
+            uri=row["uri"],
+            score=row["score"],
+            pearson=row.get("pearson"),
+            mask_iou=row.get("mask_iou"),
+            coverage=self._coverage(row),
+            mask=row["mask"],
+        )
+
+    def _check_vector(self, image: QueryImage, method: Method) -> None:
+        if image.image_id is None or method.descriptor is None:
             return
-        where = {"image_id": asked.image_id, "descriptor": method.descriptor}
-        rows = self._rows("vector IS NOT NULL AS found, reason", "descriptors", where)
-        if not rows or not rows[0]["found"]:
+        where = {"image_id": image.image_id, "descriptor": method.descriptor}
+        rows = self._rows("vector IS NOT NULL AS has_vector, reason", "descriptors", where)
+        if not rows or not rows[0]["has_vector"]:
             why = rows[0]["reason"] if rows else "run segrec index with the model that has it"
-            raise InputError(f"{asked.card.uri}: it has no vector of {method.descriptor}: {why}")
+            raise InputError(f"{image.card.uri}: it has no vector of {method.descriptor}: {why}")
 
     def _rows(self, columns: str, table: str, where: Mapping[str, str]) -> list[dict[str, Any]]:
         conditions = " AND ".join(f"{column} = ?" for column in where)
         sql = f"SELECT {columns} FROM {table} WHERE {conditions}"  # noqa: S608
         connection = self.database.connection
-        rows: list[dict[str, Any]] = query(connection, sql, list(where.values())).to_pylist()
+        rows: list[dict[str, Any]] = run_query(connection, sql, list(where.values())).to_pylist()
         return rows
 
     @property
-    def _shown(self) -> str:
-        return ", ".join(map(identifier, self._coverages))
-
-    @property
-    def _coverages(self) -> list[str]:
-        return [coverage_column(name) for name in self.database.spec.all_classes]
+    def _columns(self) -> str:
+        return ", ".join(
+            identifier(coverage_column(name)) for name in self.database.spec.all_classes
+        )
 
     def _coverage(self, row: Mapping[str, Any]) -> dict[str, float]:
-        shares = (row[column] for column in self._coverages)
-        return dict(zip(self.database.spec.all_classes, shares, strict=True))
+        return {name: row[coverage_column(name)] for name in self.database.spec.all_classes}
 
 
 _KINDS = {"coverages": "::FLOAT[]", "masks": "::MAP(VARCHAR, BIGINT[])"}
-
-
-def cards(
-    asked: QueryImage, found: Sequence[Recommendation], method: str, roots: ImageRoots
-) -> list[Card]:
-    """The query, then the recommendations, as they stand on a contact sheet, with their images.
-
-    An image that cannot be read (any more), or does not lie below the roots, is None.
-    """
-    shown = Method.of(method)
-    answer = [
-        Card(r.uri, None, r.mask, r.coverage, shown.shown_score(r.score), r.mask_iou, shown.label)
-        for r in found
-    ]
-    bare = [card for card in (asked.card, *answer) if card.image is None]
-    contents = fetch_images([card.uri for card in bare], roots)
-    full = [
-        replace(card, image=content)
-        if isinstance(content, bytes)
-        else replace(card, is_withheld=isinstance(content, OutsideRootsError))
-        for card, content in zip(bare, contents, strict=True)
-    ]
-    return full if asked.card.image is None else [asked.card, *full]

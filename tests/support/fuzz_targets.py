@@ -39,7 +39,7 @@ from segrec_batch.search.cache import refresh_cache
 from segrec_batch.search.database import Database, is_cache, open_index
 from segrec_batch.search.feedback import rounds
 from segrec_batch.search.feedback.refine import Weights
-from segrec_batch.search.feedback.session import KEY, Session, Shown
+from segrec_batch.search.feedback.session import KEY, Session, ShownImage
 from segrec_batch.search.feedback.session import read as read_session
 from segrec_batch.search.feedback.session import write as write_session
 from segrec_batch.search.filters import Filters
@@ -359,9 +359,9 @@ def _ask(
 
 def _recommend(database: Database) -> None:
     recommender = Recommender(database)
-    asked = recommender.indexed_image("uri", names(1, 1)[0])
+    asked = recommender.find_image("uri", names(1, 1)[0])
     for filters in (Filters(k=3), Filters("car", k=3), Filters("car", k=3, rerank="mask_iou")):
-        recommender.recommend(asked, filters)
+        recommender.rank(asked, filters)
 
 
 def _descriptor_rows() -> pa.Table:
@@ -535,9 +535,9 @@ class SessionTarget(Target):
         new = QueryImage(Card("new.jpg", None, b"png", {"car": 1.0}, None), None, seen)
         ids = [image_id(uri) for uri in names(4)]
         for name, asked in (("new", new), ("indexed", ids[0])):
-            shown = [Shown(0, "query", i + 1, ids[i], names(4)[i], 0.5, mark)
+            shown = [ShownImage(0, "query", i + 1, ids[i], names(4)[i], 0.5, mark)
                      for i, mark in enumerate((1.0, 0.0, 0.5))]  # fmt: skip
-            shown += [Shown(1, way, 1, ids[3], names(4)[3], None) for way in ("rocchio",)]
+            shown += [ShownImage(1, way, 1, ids[3], names(4)[3], None) for way in ("rocchio",)]
             filters = Filters("car", k=3) if name == "indexed" else Filters(k=3)
             session = Session(
                 str(index), snapshot.version, snapshot.model_id, asked, filters, Weights(), False,

@@ -1,30 +1,37 @@
-"""From a query and marked images to the vector that asks for the next round.
+"""Query vectors refined by marks, by Rocchio or an SVM.
 
-All vectors are *prepared* for a metric, see `vectors`. The refined one is compared in place of the
+Vectors are prepared for a metric by `Metric.prepare`. The refined vector takes the place of the
 query's, so a round is a query like any other, with all its filters.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segrec_batch.common.errors import InputError
-
-Floats = NDArray[np.float64]
+from segrec_batch.search.database import Database
+from segrec_batch.search.filters import LOCALISED, Method
+from segrec_batch.search.similarity import METRICS, Features, Floats
+from segrec_batch.search.sql.connection import query as run_query
 
 RELEVANT, SOMEWHAT, NOT_RELEVANT = MARKS = 1.0, 0.5, 0.0
-"""What a user says of an image."""
+"""Marks on images."""
 
 ROCCHIO, SVM = WAYS = "rocchio", "svm"
-"""How marks become the next ranking."""
+"""Computations of a ranking from marks."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """alpha, beta, gamma: of the query, the relevant and the not relevant ones, by Rocchio (the
-    defaults are those of Manning, Raghavan and Schütze 2008, §9.1.1). c: of the SVM, its losses
-    against its margin.
+    """Weights of the query and of marked images.
+
+    Attributes:
+        alpha: of the query, by Rocchio. The defaults are those of Manning, Raghavan and Schütze
+            2008, §9.1.1.
+        beta: of relevant images.
+        gamma: of images that are not relevant.
+        c: of the losses of the SVM against its margin.
     """
 
     alpha: float = 1.0
@@ -33,7 +40,7 @@ class Weights:
     c: float = 1.0
 
     def check(self) -> None:
-        """Raises InputError for numbers that weigh nothing."""
+        """Raise InputError for negative weights or C = 0."""
         if not (self.alpha >= 0 and self.beta >= 0 and self.gamma >= 0 and self.c > 0):
             raise InputError("alpha, beta and gamma are 0 or more, C is above 0")
 
@@ -42,17 +49,24 @@ STANDARD = Weights()
 
 
 def refined(way: str, query: Floats, marked: Floats, marks: Floats, weights: Weights) -> Floats:
-    """`rocchio` or `svm`, by its name."""
+    """Return the vector of `rocchio` or `svm`, by name."""
     return (svm if way == SVM else rocchio)(query, marked, marks, weights)
 
 
 def rocchio(query: Floats, marked: Floats, marks: Floats, weights: Weights) -> Floats:
-    """q' = (α q + β/|R| Σ_R m x − γ/|N| Σ_N x) / (sum of all coefficients) (Rocchio 1971).
+    """Return (α q + β/|R| Σ_R m x − γ/|N| Σ_N x) / (sum of all coefficients) (Rocchio 1971).
 
-    query: (C,). marked: (m, C). marks: (m,); R are those above 0, N those that are 0, so an image
-    that is somewhat relevant pulls half as much as a relevant one. Divided by the sum, q' lies
-    among the vectors, as a distance needs it; no other ranking changes by that. Raises InputError
-    if the sum is not above 0.
+    The division keeps the vector among the others, as distances need; rankings by products do not
+    change by it. A somewhat relevant image (m = ½) pulls half as much as a relevant one.
+
+    Args:
+        query: (C,).
+        marked: vectors x, (m, C).
+        marks: (m,); R are those above 0, N those that are 0.
+        weights: α, β, γ.
+
+    Raises:
+        InputError: the sum is not above 0.
     """
     good = marks > 0
     pull = np.where(
@@ -63,32 +77,75 @@ def rocchio(query: Floats, marked: Floats, marks: Floats, weights: Weights) -> F
     total = weights.alpha + pull.sum()
     if not total > 0:
         raise InputError("what is not relevant weighs as much as all else: give a smaller gamma")
-    found: Floats = (weights.alpha * query + pull @ marked) / total
-    return found
+    return np.asarray((weights.alpha * query + pull @ marked) / total)
 
 
 def svm(query: Floats, marked: Floats, marks: Floats, weights: Weights) -> Floats:
-    """The direction in which a linear SVM finds images more relevant, in the manner of Tong and
-    Chang 2001: its w, as long as the vectors are (root mean square).
+    """Return the direction w of a linear SVM between relevant images and others.
 
-    The query counts as relevant; an image that is somewhat relevant weighs half. Vectors are
-    divided by that length first, so that `c` means the same for all. Raises InputError unless
-    there are images of both kinds that can be told apart.
+    In the manner of Tong and Chang 2001. The query counts as relevant; a somewhat relevant image
+    weighs half. Vectors are first divided by their root mean square length, so that `c` means the
+    same for all; w has that length.
+
+    Raises:
+        InputError: images of one kind only, or of both with equal vectors.
     """
-    from segrec_batch.training.svm import (
-        fit_marked_svm,  # imports scikit-learn, which takes a second
-    )
+    from segrec_batch.training.svm import fit_marked_svm  # scikit-learn takes a second to import
 
     good = marks > 0
     if not good.any() or good.all():
         raise InputError("the SVM needs a relevant image and one that is not: mark both kinds")
     vectors = np.vstack([query, marked])
     length = np.sqrt(np.square(vectors).sum(axis=1).mean())
-    wanted, weigh = np.append(True, good), np.append(1.0, np.where(good, marks, 1.0))
+    is_relevant, weight = np.append(True, good), np.append(1.0, np.where(good, marks, 1.0))
     w = query  # of length 0, where all are
     if length:
-        w, _ = fit_marked_svm(vectors / length, wanted, weigh, weights.c)
+        w, _ = fit_marked_svm(vectors / length, is_relevant, weight, weights.c)
     norm = np.linalg.norm(w)
     if not norm > 0:
         raise InputError("the SVM cannot tell the marked images apart: they have equal vectors")
     return np.asarray(w * (length / norm))
+
+
+def linear(name: str) -> str:
+    """Return the method that ranks by w·x the vectors of another: a distance becomes `dot`.
+
+    Raises InputError for `localised`, which is more than its distance.
+
+    >>> linear("sift"), linear("pca-cosine"), linear("pearson")
+    ('sift-dot', 'pca-cosine', 'pearson')
+    """
+    if name == LOCALISED:
+        raise InputError(f"{name} has no SVM: take rocchio, or start with {name}-dot")
+    method = Method.of(name)
+    metric = "dot" if METRICS[method.metric].is_distance else method.metric
+    return f"{method.descriptor}-{metric}" if method.descriptor else metric
+
+
+def vectors(database: Database, method: Method, cls: str | None, ids: Sequence[str]) -> Features:
+    """Return the vectors that a method compares, (m, C), rows of NaN for images without one.
+
+    Args:
+        database: an open index.
+        method: metric and descriptor.
+        cls: class whose regions are compared, None for whole images.
+        ids: image_ids, (m,).
+    """
+    table, column, key = "images", "feature", None
+    if method.descriptor:
+        table, column, key = "descriptors", "vector", "descriptor"
+    elif cls is not None:
+        table, key = "regions", "class"
+    of_key = f" AND {key} = $key" if key else ""
+    sql = (
+        f"SELECT image_id, {column} AS vector FROM {table} "  # noqa: S608
+        f"WHERE {column} IS NOT NULL AND image_id IN (SELECT unnest($ids)){of_key}"
+    )
+    values = {"ids": list(ids)} | ({"key": method.descriptor or cls} if key else {})
+    rows = run_query(database.connection, sql, values).to_pylist()
+    by_id = {row["image_id"]: row["vector"] for row in rows}
+    width = len(next(iter(by_id.values()), ()))
+    result = np.full((len(ids), width), np.nan, np.float32)
+    for i, name in enumerate(ids):
+        result[i] = by_id.get(name, np.nan)
+    return result

@@ -1,8 +1,8 @@
-"""Rounds of a session: the first answer, what follows from marks, and all of it once more.
+"""Rounds of a feedback session: first results, results after marks, and a replay of all.
 
 A round is ranked by `recommend` with the refined vector in the place of the query's, behind the
-filters of the session. The refined vector comes from the query and all marks so far, so that a mark
-weighs the same in whichever round it was given.
+filters of the session. The refined vector depends on the query and all marks so far, so that a
+mark weighs the same in whichever round it was given.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,19 +13,27 @@ import numpy as np
 
 from segrec_batch.common.errors import IndexStateError, InputError
 from segrec_batch.search.database import open_index
-from segrec_batch.search.feedback.refine import STANDARD, SVM, WAYS, Floats, Weights, refined
-from segrec_batch.search.feedback.session import Session, Shown
-from segrec_batch.search.feedback.vectors import linear, prepared, vectors
+from segrec_batch.search.feedback.refine import (
+    STANDARD,
+    SVM,
+    WAYS,
+    Weights,
+    linear,
+    refined,
+    vectors,
+)
+from segrec_batch.search.feedback.session import Session, ShownImage
 from segrec_batch.search.filters import LOCALISED, Filters, Method
-from segrec_batch.search.recommend import QueryImage, Recommendation, Recommender
-from segrec_batch.search.sql.connection import query
+from segrec_batch.search.recommend import QueryImage, Recommendation, Recommender, Results
+from segrec_batch.search.similarity import METRICS, Floats
+from segrec_batch.search.sql.connection import query as run_query
 
 BY_QUERY = "query"
-"""How round 0 is ranked."""
+"""Ranking of round 0."""
 
 
 @dataclass(frozen=True)
-class Replayed:
+class ReplayedRound:
     """A round that was ranked again. shown: images. differ: ranks with another image than then."""
 
     round: int
@@ -36,16 +44,25 @@ class Replayed:
 
 def start(
     recommender: Recommender,
-    asked: QueryImage,
+    image: QueryImage,
     filters: Filters,
     weights: Weights = STANDARD,
     *,
     index: str = "",
     keep_marked: bool = False,
 ) -> Session:
-    """Round 0 of a new session: what `recommend` answers. Raises InputError if that is nothing.
+    """Return a new session with round 0, the results of `recommend`.
 
-    index: what the session says that it asks, if not the index itself: a query cache.
+    Args:
+        recommender: of an open index.
+        image: the query image.
+        filters: filters and method of all rounds.
+        weights: of Rocchio and the SVM.
+        index: URI that the session keeps, such as that of a query cache; by default the index.
+        keep_marked: marked images are shown again.
+
+    Raises:
+        InputError: there are no results.
     """
     weights.check()
     database = recommender.database
@@ -53,18 +70,18 @@ def start(
         index=index or database.index,
         version=database.version,
         model_id=database.model_id,
-        query=asked.image_id or asked,
+        query=image.image_id or image,
         filters=filters,
         weights=weights,
         keep_marked=keep_marked,
     )
-    return _with(session, 0, BY_QUERY, recommender.recommend(asked, filters))
+    return _with_round(session, 0, BY_QUERY, recommender.rank(image, filters))
 
 
 def resume(session: Session, index: str | None = None) -> Recommender:
-    """What answers the next rounds: the snapshot of the session, of where the index lies now.
+    """Open the snapshot of a session, at `index` if it was moved.
 
-    Raises IndexStateError if that is of another model or gone, InputError.
+    Raises IndexStateError if it is of another model or gone, InputError.
     """
     database = open_index(index or session.index, session.version)
     if database.model_id != session.model_id:
@@ -72,14 +89,11 @@ def resume(session: Session, index: str | None = None) -> Recommender:
             f"{database.index} is of model {database.model_id}, the session of {session.model_id}"
         )
     session.filters.check(database.spec)
-    ids = {"ids": [row.image_id for row in session.shown]}
-    known = query(database.connection, _KNOWN, ids).num_rows
-    if known < len(set(ids["ids"])):
+    ids = {row.image_id for row in session.shown}
+    sql = "SELECT image_id FROM images WHERE image_id IN (SELECT unnest($ids::VARCHAR[]))"
+    if run_query(database.connection, sql, {"ids": list(ids)}).num_rows < len(ids):
         raise InputError(f"the session shows images that {database.index} does not have")
     return Recommender(database)
-
-
-_KNOWN = "SELECT image_id FROM images WHERE image_id IN (SELECT unnest($ids::VARCHAR[]))"
 
 
 def mark(
@@ -89,112 +103,128 @@ def mark(
     by: str = WAYS[0],
     number: int | None = None,
 ) -> Session:
-    """The session with marks, by rank, on its newest round (or another: then what came after it is
-    dropped), and with one round more. Raises InputError.
+    """Return the session with marks, by rank, on its newest round, and with one round more.
+
+    With the number of an earlier round, that is marked and later ones are dropped. Raises
+    InputError.
     """
     number = session.last if number is None else number
     session = session.marked(number, marks)
-    return _with(session, number + 1, by, next_round(recommender, session, by))
+    return _with_round(session, number + 1, by, next_round(recommender, session, by))
 
 
-def replay(recommender: Recommender, session: Session) -> list[Replayed]:
+def replay(recommender: Recommender, session: Session) -> list[ReplayedRound]:
     """Rank all rounds of a session again, from its marks. Raises InputError."""
-    return [_again(recommender, session.before(n), rows) for n, rows in session.rounds()]
+    return [_rank_again(recommender, session.before(n), rows) for n, rows in session.rounds()]
 
 
-def _again(recommender: Recommender, session: Session, rows: Sequence[Shown]) -> Replayed:
+def _rank_again(
+    recommender: Recommender, session: Session, rows: Sequence[ShownImage]
+) -> ReplayedRound:
     first = rows[0]
     if first.by == BY_QUERY:
-        found = recommender.recommend(asked_with(recommender, session), session.filters)
+        results = recommender.rank(query_image(recommender, session), session.filters)
     else:
-        found = next_round(recommender, session, first.by)
-    then, now = [row.image_id for row in rows], [r.image_id for r in found]
+        results = next_round(recommender, session, first.by)
+    then, now = [row.image_id for row in rows], [r.image_id for r in results]
     differ = sum(a != b for a, b in zip(then, now, strict=False)) + abs(len(then) - len(now))
-    return Replayed(first.round, first.by, len(rows), differ)
+    return ReplayedRound(first.round, first.by, len(rows), differ)
 
 
-def asked_with(recommender: Recommender, session: Session) -> QueryImage:
-    """The query of a session. Raises InputError if it is no longer in the index."""
+def query_image(recommender: Recommender, session: Session) -> QueryImage:
+    """Return the query image of a session. Raises InputError if the index lost it."""
     if isinstance(session.query, QueryImage):
         return session.query
-    return recommender.indexed_image("image_id", session.query)
+    return recommender.find_image("image_id", session.query)
+
+
+def round_results(recommender: Recommender, session: Session, number: int) -> Results:
+    """Return a stored round as results, for a contact sheet."""
+    rows = session.round(number)
+    filters = session.filters
+    if rows[0].by == SVM:
+        filters = replace(filters, method=linear(filters.method))
+    results = recommender.recommendations({row.image_id: row.score for row in rows})
+    return Results(query_image(recommender, session), filters, results)
 
 
 def next_round(recommender: Recommender, session: Session, by: str) -> list[Recommendation]:
-    """What to show because of all marks of a session, best first; the query's own image is left
-    out and, unless the session keeps them, so are marked ones, with their copies. InputError.
+    """Return the images that follow from all marks of a session, best first.
+
+    The query's own image is left out and, unless the session keeps them, so are marked ones, with
+    their copies. Raises InputError.
     """
-    asked = asked_with(recommender, session)
-    method = Method.of(session.filters.method)
-    vector = _refined(recommender, session, asked, method, by)
+    image, filters = query_image(recommender, session), session.filters
+    vector = _refined_vector(recommender, session, image, by)
     hidden = [] if session.keep_marked else list(session.marks())
-    if asked.image_id:
-        hidden.append(asked.image_id)
-    wanted = replace(
-        session.filters,
-        k=session.filters.k + len(hidden),
-        method=linear(session.filters.method) if by == SVM else session.filters.method,
-    )
-    seen = {**_seen(recommender, asked, wanted), "query": vector.tolist()}
-    found = recommender.recommend(QueryImage(asked.card, None, seen), wanted)
-    left = _without(recommender, found, hidden, wanted.distinct_content)
-    return [replace(r, rank=i) for i, r in enumerate(left[: session.filters.k], start=1)]
+    if image.image_id:
+        hidden.append(image.image_id)
+    method = linear(filters.method) if by == SVM else filters.method
+    wider = replace(filters, k=filters.k + len(hidden), method=method)
+    arguments = {**_arguments(recommender, image, wider), "query": vector.tolist()}
+    results = recommender.rank(QueryImage(image.card, None, arguments), wider)
+    results = _exclude(recommender, results, hidden, filters.distinct_content)
+    return [replace(r, rank=i) for i, r in enumerate(results[: filters.k], start=1)]
 
 
-def _refined(
-    recommender: Recommender, session: Session, asked: QueryImage, method: Method, by: str
+def _refined_vector(
+    recommender: Recommender, session: Session, image: QueryImage, by: str
 ) -> Floats:
-    """The vector of the next round: (C,). Marks on images without a vector have no part in it."""
+    """Return the vector of the next round, (C,). Marks on images without a vector do not count."""
+    method = Method.of(session.filters.method)
     cls = session.filters.cls if session.filters.is_regional else None
     marks = session.marks()
-    ids = [*([asked.image_id] if asked.image_id else []), *marks]
+    ids = [*([image.image_id] if image.image_id else []), *marks]
     raw = vectors(recommender.database, method, cls, ids)
-    if not asked.image_id:
+    if not image.image_id:
         if not raw.shape[1]:  # none of the marked images has a vector
-            raw = np.full((len(raw), len(asked.seen["query"])), np.nan, np.float32)
-        raw = np.vstack([np.array([asked.seen["query"]], np.float32), raw])
-    ready = prepared(raw, method.metric)
-    known = np.asarray(np.isfinite(ready).all(axis=1))
-    if not known[0]:
-        raise InputError(f"{asked.card.name}: {method} is not defined for it, so nothing to refine")
-    values = np.array(list(marks.values()))[known[1:]]
-    return refined(by, ready[0], ready[1:][known[1:]], values, session.weights)
+            raw = np.full((len(raw), len(image.arguments["query"])), np.nan, np.float32)
+        raw = np.vstack([np.array([image.arguments["query"]], np.float32), raw])
+    prepared = METRICS[method.metric].prepare(raw)
+    usable = np.asarray(np.isfinite(prepared).all(axis=1))
+    if not usable[0]:
+        raise InputError(f"{image.card.name}: {method} is not defined for it, so nothing to refine")
+    values = np.array(list(marks.values()))[usable[1:]]
+    return refined(by, prepared[0], prepared[1:][usable[1:]], values, session.weights)
 
 
-def _seen(recommender: Recommender, asked: QueryImage, filters: Filters) -> dict[str, Any]:
-    """What filters and the second ranking need of the query, which marks do not change."""
-    if not asked.image_id:
-        return dict(asked.seen)
-    database, one = recommender.database, {"id": asked.image_id}
-    found: dict[str, Any] = {"coverages": list(asked.card.coverage.values())}
+def _arguments(recommender: Recommender, image: QueryImage, filters: Filters) -> dict[str, Any]:
+    """Return what filters and the second ranking need of the query; marks do not change it."""
+    if not image.image_id:
+        return dict(image.arguments)
+    database, values = recommender.database, {"id": image.image_id}
+    arguments: dict[str, Any] = {"coverages": list(image.card.coverage.values())}
     if filters.second_ranking:
         sql = "SELECT class, mask_bits FROM regions WHERE image_id = $id"
-        rows = query(database.connection, sql, one).to_pylist()
-        only = filters.mask_classes(database.spec.classes)
-        found["masks"] = {row["class"]: row["mask_bits"] for row in rows if row["class"] in only}
+        rows = run_query(database.connection, sql, values).to_pylist()
+        classes = filters.mask_classes(database.spec.classes)
+        masks = {row["class"]: row["mask_bits"] for row in rows if row["class"] in classes}
+        arguments["masks"] = masks
     if filters.method == LOCALISED:
         sql = "SELECT category FROM descriptors WHERE image_id = $id AND descriptor = $name"
-        rows = query(database.connection, sql, {**one, "name": LOCALISED}).to_pylist()
-        found["category"] = rows[0]["category"]
-    return found
+        rows = run_query(database.connection, sql, {**values, "name": LOCALISED}).to_pylist()
+        arguments["category"] = rows[0]["category"]
+    return arguments
 
 
-def _without(
-    recommender: Recommender, found: list[Recommendation], hidden: Sequence[str], copies: bool
+def _exclude(
+    recommender: Recommender, results: list[Recommendation], hidden: Sequence[str], copies: bool
 ) -> list[Recommendation]:
-    """The answer without some images and, if `copies`, without those of the same bytes."""
+    """Return results without hidden images and, with `copies`, without those of the same bytes."""
     if not copies or not hidden:
-        return [r for r in found if r.image_id not in hidden]
+        return [r for r in results if r.image_id not in hidden]
     sql = "SELECT image_id, content_hash FROM images WHERE list_contains($ids, image_id)"
-    ids = {"ids": [*hidden, *(r.image_id for r in found)]}
-    rows = query(recommender.database.connection, sql, ids).to_pylist()
+    ids = {"ids": [*hidden, *(r.image_id for r in results)]}
+    rows = run_query(recommender.database.connection, sql, ids).to_pylist()
     content = {row["image_id"]: row["content_hash"] for row in rows}
-    gone = {content[name] for name in hidden}
-    return [r for r in found if content[r.image_id] not in gone]
+    excluded = {content[name] for name in hidden}
+    return [r for r in results if content[r.image_id] not in excluded]
 
 
-def _with(session: Session, number: int, by: str, found: Sequence[Recommendation]) -> Session:
-    if not found:
+def _with_round(
+    session: Session, number: int, by: str, results: Sequence[Recommendation]
+) -> Session:
+    if not results:
         raise InputError(f"nothing to show in round {number}: no image is left behind the filters")
-    rows = [Shown(number, by, r.rank, r.image_id, r.uri, r.score) for r in found]
+    rows = [ShownImage(number, by, r.rank, r.image_id, r.uri, r.score) for r in results]
     return replace(session, shown=[*session.shown, *rows])

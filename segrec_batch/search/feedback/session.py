@@ -1,7 +1,7 @@
-"""A session: what was asked, shown and marked, round by round, in one Parquet file.
+"""Feedback sessions: query, results and marks, round by round, in one Parquet file.
 
-The file is written whole or not at all, so it always holds complete rounds; whoever opens it can
-go on. DuckDB reads it as any Parquet file. What identifies the session is JSON in its metadata.
+The file is written whole or not at all, so it always holds complete rounds. DuckDB reads it as any
+Parquet file. Query, filters and weights are JSON in its metadata.
 """
 
 import base64
@@ -17,15 +17,15 @@ import pyarrow.parquet as pq
 
 from segrec_batch.common.errors import InputError
 from segrec_batch.index.parquet import read_parquet
-from segrec_batch.search.feedback.about import check_about
 from segrec_batch.search.feedback.refine import MARKS, RELEVANT, STANDARD, WAYS, Weights
+from segrec_batch.search.feedback.session_schema import check_metadata
 from segrec_batch.search.filters import Filters
 from segrec_batch.search.recommend import QueryImage
 from segrec_batch.sheets.card import Card
 from segrec_batch.sources import storage
 from segrec_batch.sources.strict_json import parse_json, shorten
 
-FORMAT = 1
+FORMAT = 2
 KEY = b"segrec_batch.search.feedback"
 _BYTES = 2**28  # of a file
 _SCHEMES = ("file", "s3", "s3a")  # of the index that a session names
@@ -46,7 +46,7 @@ rocchio or svm, how the round was ranked. mark: 1 relevant, 0.5 somewhat, 0 not,
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownImage:
     """One image of a round; see ROUNDS."""
 
     round: int
@@ -60,9 +60,17 @@ class Shown:
 
 @dataclass(frozen=True)
 class Session:
-    """index: or a query cache; version, model_id: the snapshot that all rounds ask. query: the
-    image_id of an indexed one, or what was seen in a new image. keep_marked: whether marked
-    images are shown again. shown: all rounds, in order.
+    """Query, filters and rounds.
+
+    Attributes:
+        index: URI of an index or a query cache.
+        version: of the snapshot that ranks all rounds.
+        model_id: of that snapshot.
+        query: image_id of an indexed image, or a new image.
+        filters: filters and method.
+        weights: of Rocchio and the SVM.
+        keep_marked: marked images are shown again.
+        shown: images of all rounds, in order.
     """
 
     index: str
@@ -72,44 +80,46 @@ class Session:
     filters: Filters
     weights: Weights = STANDARD
     keep_marked: bool = False
-    shown: Sequence[Shown] = ()
+    shown: Sequence[ShownImage] = ()
 
     @property
     def last(self) -> int:
         """The number of the newest round."""
         return max(row.round for row in self.shown)
 
-    def rounds(self) -> Iterator[tuple[int, list[Shown]]]:
-        """All rounds, each with its rows."""
+    def rounds(self) -> Iterator[tuple[int, list[ShownImage]]]:
+        """Yield the number and the rows of each round."""
         for number in range(self.last + 1):
             yield number, self.round(number)
 
-    def round(self, number: int) -> list[Shown]:
-        """The rows of one round. Raises InputError if there is none."""
+    def round(self, number: int) -> list[ShownImage]:
+        """Return the rows of a round. Raises InputError if there is none."""
         rows = [row for row in self.shown if row.round == number]
         if not rows:
             raise InputError(f"no round {number}: there are 0 to {self.last}")
         return rows
 
     def before(self, number: int) -> "Session":
-        """As it was before a round was shown."""
+        """Return the session without a round and those after it."""
         return replace(self, shown=[row for row in self.shown if row.round < number])
 
     def caption(self, number: int) -> str:
-        """A round in words."""
+        """Return a round in words."""
         rows = self.round(number)
         if not number:
             return f"round 0: {self.filters}"
         marks = len(self.before(number).marks())
-        given = f"{marks} mark{'' if marks == 1 else 's'}"
-        return f"round {number}, by {rows[0].by} from {given}: {self.filters}"
+        count = f"{marks} mark{'' if marks == 1 else 's'}"
+        return f"round {number}, by {rows[0].by} from {count}: {self.filters}"
 
     def marks(self) -> dict[str, float]:
-        """image_id to mark, in the order of marking; of an image marked twice the newest."""
+        """Return marks by image_id, in the order of marking; the newest one of an image."""
         return {row.image_id: row.mark for row in self.shown if row.mark is not None}
 
     def marked(self, number: int, marks: Mapping[int, float]) -> "Session":
-        """With marks on a round, by rank, in place of those that it had, and no later rounds.
+        """Return the session with marks on a round, by rank, and without later rounds.
+
+        They replace the marks that the round had.
 
         Raises InputError for a rank that was not shown, and where nothing is marked.
         """
@@ -124,32 +134,32 @@ class Session:
 
 
 def write(session: Session, uri: str) -> None:
-    """Put a session into a file, local or s3://, in place of what is there. Raises StorageError."""
+    """Write a session to a file, local or s3://; replaces one there. Raises StorageError."""
     rows = pa.Table.from_pylist([asdict(row) for row in session.shown], ROUNDS)
-    about = {KEY: json.dumps(_about(session)).encode()}
+    metadata = {KEY: json.dumps(_metadata(session)).encode()}
     out = io.BytesIO()
-    pq.write_table(rows.replace_schema_metadata(about), out, compression="zstd")
+    pq.write_table(rows.replace_schema_metadata(metadata), out, compression="zstd")
     storage.write_bytes(uri, out.getvalue())
 
 
 def read(uri: str) -> Session:
-    """A session from its file. Raises InputError."""
+    """Read a session from its file. Raises InputError."""
     try:
         table = read_parquet(storage.read_bytes(uri, _BYTES))
-        about = parse_json((table.schema.metadata or {})[KEY], _BYTES)
-        if not isinstance(about, dict) or about.get("format") != FORMAT:
+        metadata = parse_json((table.schema.metadata or {})[KEY], _BYTES)
+        if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
             raise InputError(f"{uri} is of another version of segrec_batch")
-        check_about(about)
-        return _session(about, _parse_rounds(table))
+        check_metadata(metadata)
+        return _session(metadata, _parse_rounds(table))
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{uri} is no session of `segrec feedback`: {error}") from error
 
 
-def _parse_rounds(table: pa.Table) -> list[Shown]:
-    """The rows of a session that somebody else may have made. Raises ValueError."""
+def _parse_rounds(table: pa.Table) -> list[ShownImage]:
+    """Return the rows of a session that anybody can have made. Raises ValueError."""
     if not table.schema.equals(ROUNDS):
         raise ValueError("its columns are others")
-    rows = [Shown(**row) for row in table.to_pylist()]
+    rows = [ShownImage(**row) for row in table.to_pylist()]
     if not rows or {row.round for row in rows} != set(range(max(r.round for r in rows) + 1)):
         raise ValueError("its rounds are not numbered from 0")
     for row in rows:
@@ -160,62 +170,62 @@ def _parse_rounds(table: pa.Table) -> list[Shown]:
     return rows
 
 
-def _about(session: Session) -> dict[str, Any]:
-    asked = session.query
+def _metadata(session: Session) -> dict[str, Any]:
+    query = session.query
     return {
         "format": FORMAT,
         "index": session.index,
         "version": session.version,
         "model_id": session.model_id,
-        "query": {"image_id": asked} if isinstance(asked, str) else _image(asked),
+        "query": {"image_id": query} if isinstance(query, str) else _new_image(query),
         "filters": asdict(session.filters),
         "weights": asdict(session.weights),
         "keep_marked": session.keep_marked,
     }
 
 
-def _image(asked: QueryImage) -> dict[str, Any]:
-    """A new image: its name and what the model saw in it, not the image itself."""
-    card = asked.card
+def _new_image(image: QueryImage) -> dict[str, Any]:
+    """Return name, class map and arguments of a new image, not the image itself."""
+    card = image.card
     return {
         "uri": card.uri,
         "mask": base64.b64encode(card.mask).decode(),
         "coverage": dict(card.coverage),
-        "seen": dict(asked.seen),
+        "arguments": dict(image.arguments),
     }
 
 
-def _session(about: Mapping[str, Any], rows: Sequence[Shown]) -> Session:
-    asked = about["query"]
-    index = about["index"]
+def _session(metadata: Mapping[str, Any], rows: Sequence[ShownImage]) -> Session:
+    query = metadata["query"]
+    index = metadata["index"]
     scheme, separator, _ = index.partition("://")
     if separator and "/" not in scheme and scheme not in _SCHEMES:
         raise ValueError(f"index {shorten(index)} is neither a folder nor in s3://")
-    if "image_id" in asked:
-        found: str | QueryImage = asked["image_id"]
+    if "image_id" in query:
+        image: str | QueryImage = query["image_id"]
     else:
-        mask = base64.b64decode(asked["mask"], validate=True)
-        if "query" not in asked["seen"]:
-            raise ValueError("query.seen: there is no vector")
-        card = Card(asked["uri"], None, mask, asked["coverage"], None)
-        found = QueryImage(card, None, asked["seen"])
-    filters = {**about["filters"], "coverage": tuple(about["filters"]["coverage"])}
+        mask = base64.b64decode(query["mask"], validate=True)
+        if "query" not in query["arguments"]:
+            raise ValueError("query.arguments: there is no vector")
+        card = Card(query["uri"], None, mask, query["coverage"], None)
+        image = QueryImage(card, None, query["arguments"])
+    filters = {**metadata["filters"], "coverage": tuple(metadata["filters"]["coverage"])}
     return Session(
         index=index,
-        version=about["version"],
-        model_id=about["model_id"],
-        query=found,
+        version=metadata["version"],
+        model_id=metadata["model_id"],
+        query=image,
         filters=Filters(**filters),
-        weights=Weights(**about["weights"]),
-        keep_marked=about["keep_marked"],
+        weights=Weights(**metadata["weights"]),
+        keep_marked=metadata["keep_marked"],
         shown=rows,
     )
 
 
-def said(mark: float | None) -> str:
-    """A mark in words.
+def mark_text(mark: float | None) -> str:
+    """Return a mark in words.
 
-    >>> [said(mark) for mark in (1.0, 0.5, 0.0, None)]
+    >>> [mark_text(mark) for mark in (1.0, 0.5, 0.0, None)]
     ['relevant', 'somewhat', 'not', '']
     """
     if mark is None:

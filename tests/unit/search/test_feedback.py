@@ -29,10 +29,10 @@ from segrec_batch.search.feedback.refine import (
     Weights,
     rocchio,
     svm,
+    vectors,
 )
 from segrec_batch.search.feedback.rounds import mark, replay, resume, start
 from segrec_batch.search.feedback.session import Session, read, write
-from segrec_batch.search.feedback.vectors import prepared, vectors
 from segrec_batch.search.filters import METRICS, Filters, Method
 from segrec_batch.search.recommend import QueryImage, Recommender
 from segrec_batch.sheets.card import Card
@@ -163,7 +163,7 @@ def test_what_cannot_be_refined_is_said() -> None:
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_mean_of_scores_is_the_score_of_a_mean(metric: str) -> None:
     """Up to a factor and a constant, so that both rank alike."""
-    x, one, other = (prepared(features(seed), metric) for seed in (0, 1, 2))
+    x, one, other = (METRICS[metric].prepare(features(seed)) for seed in (0, 1, 2))
 
     def scores(y: Floats) -> Floats:
         if metric == "euclidean":
@@ -176,7 +176,7 @@ def test_a_mean_of_scores_is_the_score_of_a_mean(metric: str) -> None:
 
 def test_vectors_that_are_not_defined_are_nan() -> None:
     rows = np.array([[1, 1, 1], [0, 0, 0], [1, 2, 4], [1, np.nan, 2]], np.float32)
-    undefined = {m: np.isnan(prepared(rows, m)).all(axis=1).tolist() for m in METRICS}
+    undefined = {m: np.isnan(METRICS[m].prepare(rows)).all(axis=1).tolist() for m in METRICS}
     assert undefined == {
         "pearson": [True, True, False, True],
         "cosine": [False, True, False, True],
@@ -198,7 +198,7 @@ def test_vectors_are_read_for_each_method(recommender: Recommender) -> None:
 
 
 def begun(recommender: Recommender, filters: Filters, **options: Any) -> Session:
-    asked = recommender.indexed_image("image_id", named(recommender)[4])
+    asked = recommender.find_image("image_id", named(recommender)[4])
     return start(recommender, asked, filters, **options)
 
 
@@ -336,7 +336,7 @@ def test_what_cannot_be_marked_is_said(recommender: Recommender, tmp_path: Path)
     ):
         with pytest.raises(InputError, match=message):
             mark(recommender, session, marks, number=number)
-    constant = recommender.indexed_image("image_id", named(recommender)[-1])
+    constant = recommender.find_image("image_id", named(recommender)[-1])
     with pytest.raises(InputError, match="Pearson correlation is not defined for it"):
         mark(recommender, start(recommender, constant, Filters(k=3)), {1: RELEVANT})
     everybody = begun(recommender, Filters(k=N))

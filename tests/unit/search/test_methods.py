@@ -15,11 +15,11 @@ from segrec_batch.model.spec import COMMON_GRID
 from segrec_batch.pipeline.rows import descriptor_rows, image_rows
 from segrec_batch.search.cache import refresh_cache
 from segrec_batch.search.database import open_index
-from segrec_batch.search.feedback.refine import MARKS, WAYS, Weights, refined
+from segrec_batch.search.feedback.refine import MARKS, WAYS, Weights, linear, refined
 from segrec_batch.search.feedback.rounds import mark, start
-from segrec_batch.search.feedback.vectors import linear, prepared
 from segrec_batch.search.filters import Filters, Method
 from segrec_batch.search.recommend import Recommender
+from segrec_batch.search.similarity import METRICS
 from tests.support.builders import tiny_model
 from tests.support.streets import image
 
@@ -226,19 +226,19 @@ def test_a_vector_needs_a_method_that_there_is_and_a_category(
 def test_an_image_without_a_vector_is_told_why(index: str, rows: Rows) -> None:
     recommender = Recommender(open_index(index))
     (name,) = (i for i, row in list(rows.items())[:1] if row["vectors"]["texture"] is None)
-    asked = recommender.indexed_image("image_id", name)
+    asked = recommender.find_image("image_id", name)
     with pytest.raises(InputError, match="it has no vector of texture: none"):
-        recommender.recommend(asked, Filters(method="texture"))
+        recommender.rank(asked, Filters(method="texture"))
 
 
 def test_the_recommender_says_what_there_is(index: str, rows: Rows) -> None:
     recommender = Recommender(open_index(index))
-    asked = recommender.indexed_image("image_id", list(rows)[1])
+    asked = recommender.find_image("image_id", list(rows)[1])
     with pytest.raises(InputError, match="which has localised, texture"):
-        recommender.recommend(asked, Filters(method="hog"))
+        recommender.rank(asked, Filters(method="hog"))
     with pytest.raises(InputError, match="no metric 'pearson' of vectors: say cosine"):
-        recommender.recommend(asked, Filters(method="texture-pearson"))
-    (first, *_) = recommender.recommend(asked, Filters(method="texture", k=3))
+        recommender.rank(asked, Filters(method="texture-pearson"))
+    (first, *_) = recommender.rank(asked, Filters(method="texture", k=3))
     assert first.pearson is None
     assert first.score is not None
     assert str(Filters(method="localised")) == (
@@ -257,12 +257,13 @@ def test_feedback_asks_by_the_method_of_the_session(
     database = open_index(index)
     with database.connection:
         recommender = Recommender(database)
-        asked = recommender.indexed_image("image_id", ids[1])
+        asked = recommender.find_image("image_id", ids[1])
         session = start(recommender, asked, Filters(k=8, method=name, distinct_content=False))
         session = mark(recommender, session, dict(enumerate(MARKS, start=1)), way)
     told = session.marks()
     vectors = {i: v for i, row in rows.items() if (v := compared(row, method)) is not None}
-    ready = prepared(np.array([vectors[i] for i in (ids[1], *told)]), method.metric)
+    raw = np.array([vectors[i] for i in (ids[1], *told)])
+    ready = METRICS[method.metric].prepare(raw)
     q = refined(way, ready[0], ready[1:], np.array(list(told.values())), Weights())
     metric = Method.of(linear(name)).metric if way == "svm" else method.metric
     left = vectors.keys() - {ids[1], *told}
@@ -287,7 +288,7 @@ def test_feedback_keeps_the_category_and_the_foregrounds(index: str, rows: Rows)
     database = open_index(index)
     with database.connection:
         recommender = Recommender(database)
-        asked = recommender.indexed_image("image_id", ids[1])
+        asked = recommender.find_image("image_id", ids[1])
         session = start(recommender, asked, Filters(k=5, method="localised"))
         session = mark(recommender, session, {2: 1.0})
         with pytest.raises(InputError, match="take rocchio, or start with localised-dot"):

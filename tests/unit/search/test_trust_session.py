@@ -18,7 +18,7 @@ from segrec_batch.common.errors import InputError, SegrecError
 from segrec_batch.evaluation.compare.reports import Settings, read_reports
 from segrec_batch.evaluation.report import read_counts, read_metrics
 from segrec_batch.search.feedback.refine import Weights
-from segrec_batch.search.feedback.session import KEY, ROUNDS, Session, Shown, read, write
+from segrec_batch.search.feedback.session import KEY, ROUNDS, Session, ShownImage, read, write
 from segrec_batch.search.filters import Filters
 from segrec_batch.search.recommend import QueryImage
 from segrec_batch.sheets.card import Card
@@ -28,8 +28,8 @@ from tests.support.reports import REPORT
 SEEN = {"query": [0.5, -1], "coverages": [1, 0], "masks": {"car": [1, -1]}, "category": None}
 NEW = QueryImage(Card("new.jpg", None, b"png", {"car": 1.0}, None), None, SEEN)
 ROWS = [
-    Shown(0, "query", 1, "a" * 32, "/images/a.jpg", 0.5, 1.0),
-    Shown(1, "svm", 1, "b" * 32, "/images/b.jpg", None, None),
+    ShownImage(0, "query", 1, "a" * 32, "/images/a.jpg", 0.5, 1.0),
+    ShownImage(1, "svm", 1, "b" * 32, "/images/b.jpg", None, None),
 ]
 
 
@@ -59,7 +59,9 @@ def test_a_session_comes_back_as_it_was(query: str | QueryImage, tmp_path: Path)
 
 
 FORGED: dict[str, dict[str, Any]] = {
-    "an argument of SQL": {"query": {"seen": {"x := 1), (FROM read_text('/etc/passwd')) --": 1}}},
+    "an argument of SQL": {
+        "query": {"arguments": {"x := 1), (FROM read_text('/etc/passwd')) --": 1}}
+    },
     "a class that is SQL": {"filters": {"cls": "'; --"}},
     "a method that is SQL": {"filters": {"method": "pca'; --"}},
     "a metric that is SQL": {"filters": {"method": "pca-'; --"}},
@@ -77,8 +79,8 @@ FORGED: dict[str, dict[str, Any]] = {
     "a model that is a path": {"model_id": "../../x"},
     "a mask that is none": {"query": {"mask": "*"}},
     "a share above 1": {"query": {"coverage": {"car": 1.5}}},
-    "a mask of a class that is SQL": {"query": {"seen": {"masks": {"'": [1]}}}},
-    "a mask of words": {"query": {"seen": {"masks": {"car": ["x"]}}}},
+    "a mask of a class that is SQL": {"query": {"arguments": {"masks": {"'": [1]}}}},
+    "a mask of words": {"query": {"arguments": {"masks": {"car": ["x"]}}}},
 }
 
 
@@ -147,7 +149,8 @@ def test_any_session_is_read_or_refused(
         session = read(str(path))
     except SegrecError:
         return
-    assert set(session.query.seen) == set(SEEN) if isinstance(session.query, QueryImage) else True
+    if isinstance(session.query, QueryImage):
+        assert set(session.query.arguments) == set(SEEN)
 
 
 def test_the_report_of_these_tests_is_one(tmp_path: Path) -> None:

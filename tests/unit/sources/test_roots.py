@@ -21,7 +21,8 @@ from segrec_batch.index import snapshot as store
 from segrec_batch.index.history import choose_roots
 from segrec_batch.pipeline.plan import Request
 from segrec_batch.pipeline.run import dry_run
-from segrec_batch.search.recommend import QueryImage, Recommendation, cards
+from segrec_batch.search.filters import Filters
+from segrec_batch.search.recommend import QueryImage, Recommendation, Results
 from segrec_batch.sheets.card import Card
 from segrec_batch.sources.roots import (
     MAX_IMAGE_BYTES,
@@ -213,7 +214,7 @@ def test_cards_say_what_was_not_fetched(tmp_path: Path) -> None:
             for i, uri in enumerate([str(tmp_path / "gone.png"), f"{http}/b.png", "/dev/zero"], 1)
         ]
         query = QueryImage(Card(str(tmp_path / "a.png"), None, b"", {}, None), "x")
-        shown = cards(query, found, "pearson", ImageRoots((str(tmp_path),)))
+        shown = Results(query, Filters(), found).cards(ImageRoots((str(tmp_path),)))
     assert not asked
     assert [card.image for card in shown] == [b"a", None, None, None]
     assert [card.is_withheld for card in shown] == [False, False, True, True]

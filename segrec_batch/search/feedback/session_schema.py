@@ -1,4 +1,4 @@
-"""The JSON schema of the metadata of a session, which anybody can have made."""
+"""JSON schema of the metadata of a session file, which anybody can have made."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,10 +24,10 @@ def _some(**fields: Schema) -> Schema:
 
 
 def _number(low: float | None = None, high: float | None = None) -> Schema:
-    found: Schema = {"type": "number"}
+    schema: Schema = {"type": "number"}
     if low is not None:
-        found["minimum"] = low
-    return found if high is None else {**found, "maximum": high}
+        schema["minimum"] = low
+    return schema if high is None else {**schema, "maximum": high}
 
 
 def _count(low: int, high: int) -> Schema:
@@ -43,22 +43,22 @@ def _by_class(items: Schema) -> Schema:
 
 
 _TEXT: Schema = {"type": "string", "maxLength": 4096}
-_YES_OR_NO: Schema = {"type": "boolean"}
+_BOOLEAN: Schema = {"type": "boolean"}
 _SHARE = _number(0, 1)
 
-# `seen` becomes arguments of the SQL macro, by name
+# `arguments` becomes arguments of the SQL macro, by name
 _NEW_IMAGE = _object(
     uri=_TEXT,
     mask={"type": "string"},
     coverage=_by_class(_SHARE),
-    seen=_some(
+    arguments=_some(
         query=_list(_number()),
         coverages=_list(_SHARE, _CLASSES),
         masks=_by_class(_list(_count(-(2**63), 2**63 - 1))),
         category={"type": ["string", "null"], "maxLength": 4096},
     ),
 )
-_ABOUT = _object(
+_METADATA = _object(
     format={"type": "integer"},
     index={**_TEXT, "minLength": 1},
     version=_count(0, 2**53),
@@ -70,30 +70,31 @@ _ABOUT = _object(
         k=_count(1, 2**31 - 1),
         scope={"enum": ["region", "image"]},
         epsilon={"type": ["number", "null"], "minimum": 0, "maximum": 2},
-        penalise=_YES_OR_NO,
+        penalise=_BOOLEAN,
         rerank={"enum": [None, "mask_iou", "foreground_iou"]},
         depth=_count(1, 2**31 - 1),
-        distinct_content=_YES_OR_NO,
+        distinct_content=_BOOLEAN,
         method=_TEXT,
     ),
     weights=_object(alpha=_number(0), beta=_number(0), gamma=_number(0), c=_number(0)),
-    keep_marked=_YES_OR_NO,
+    keep_marked=_BOOLEAN,
 )
 _INDEXED_IMAGE = _object(image_id=_TEXT)
 
 
-def check_about(about: Mapping[str, Any]) -> None:
+def check_metadata(metadata: Mapping[str, Any]) -> None:
     """Raise ValueError, with the field, for metadata that no session has."""
-    _check(about, _ABOUT, "")
-    asked = about["query"]
-    _check(asked, _INDEXED_IMAGE if "image_id" in asked else _NEW_IMAGE, "query")
-    filters = about["filters"]
-    named = [filters["cls"]] if filters["cls"] is not None else []
-    for name in (*named, *asked.get("coverage", ()), *asked.get("seen", {}).get("masks", ())):
+    _check(metadata, _METADATA, "")
+    query = metadata["query"]
+    _check(query, _INDEXED_IMAGE if "image_id" in query else _NEW_IMAGE, "query")
+    filters = metadata["filters"]
+    classes = [filters["cls"]] if filters["cls"] is not None else []
+    masks = query.get("arguments", {}).get("masks", ())
+    for name in (*classes, *query.get("coverage", ()), *masks):
         if not is_name(name):
             raise ValueError(f"class {shorten(name)}")
-    if not is_bundle_id(about["model_id"]):
-        raise ValueError(f"model_id {shorten(about['model_id'])}")
+    if not is_bundle_id(metadata["model_id"]):
+        raise ValueError(f"model_id {shorten(metadata['model_id'])}")
     descriptor, _, metric = filters["method"].partition("-")
     if not is_name(descriptor) or metric not in ("", *METRICS):
         raise ValueError(f"method {shorten(filters['method'])}")
@@ -107,7 +108,7 @@ def _check(value: Any, schema: Schema, path: str) -> None:
 
 
 def _validator(schema: Schema) -> Any:
-    """A validator to which 1.0 is no integer, as it is none to SQL."""
+    """Return a validator that takes 1.0 for no integer, as SQL does."""
     kind = jsonschema.Draft202012Validator
     whole = kind.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
     return jsonschema.validators.extend(kind, type_checker=whole)(schema)
