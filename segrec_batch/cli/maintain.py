@@ -125,7 +125,7 @@ def _purge(a: argparse.Namespace) -> None:
     for uri in done.unknown:
         log.info(f"not in any file: {uri}")
     console.show_line(
-        f"{len(done.found):,} sources purged, {done.files:,} files; version {done.version}"
+        f"{len(done.purged):,} sources purged, {done.files:,} files; version {done.version}"
     )
     log.info("sources that are still below --images would be indexed again by the next run")
 

@@ -1,7 +1,7 @@
-"""The logs of the index's Delta tables as they lie there: which entries, and what they ever named.
+"""Entries of the logs of the index's Delta tables, and the files that they have ever named.
 
-Delta Lake's own calls show the files of one version. What may be deleted is what any entry has
-named, and whether an entry is missing shows in the names of the files only.
+Delta Lake's own calls return the files of one version. A file may be deleted if any entry has named
+it, and a missing entry shows only in the names of the log's files.
 """
 
 import datetime as dt
@@ -31,9 +31,10 @@ Action = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Names:
-    """What logs have named.
+    """Names in logs.
 
-    files: table and path of data files. bundles: bundle_ids.
+    files: table and path of data files.
+    bundles: bundle_ids.
     """
 
     files: frozenset[tuple[str, str]]
@@ -46,7 +47,7 @@ def entry_name(version: int) -> str:
 
 
 def read_entries(index: str, table: str) -> dict[int, list[Action]]:
-    """Return the entries of a table's log by version, the newest first; not those it has dropped.
+    """Return the entries in a table's log folder by version, the newest first.
 
     Raises IndexStateError for an entry that cannot be read, StorageError.
     """
@@ -79,12 +80,12 @@ def _is_object(value: object) -> bool:
 
 
 def commit_info(actions: Iterable[Action]) -> dict[str, Any]:
-    """Return what an entry says of its commit; nothing if it says nothing."""
+    """Return the information of the commit of an entry; empty if there is none."""
     return next((dict(a["commitInfo"]) for a in actions if a.get("commitInfo")), {})
 
 
 def commit_time(info: Mapping[str, Any]) -> dt.datetime:
-    """Return when a commit was made, by the clock of who made it."""
+    """Return the time of a commit, by the clock of the machine that made it."""
     return dt.datetime.fromtimestamp(info.get("timestamp", 0) / 1000, dt.UTC)
 
 
@@ -94,7 +95,7 @@ def bundle_of(number: int) -> str:
 
 
 def names(index: str) -> Names:
-    """Return what the entries and checkpoints of the logs of an index name, whatever became of it.
+    """Return all names in entries and checkpoints of the logs of an index.
 
     Raises IndexStateError, StorageError.
     """
@@ -107,16 +108,16 @@ def names(index: str) -> Names:
                 path = (action.get(kind) or {}).get("path")
                 if isinstance(path, str):
                     files |= {(table, path), (table, unquote(path))}
-            named = action.get("txn") or {}
-            if table == "images" and named.get("appId") == MODEL:
-                if not isinstance(named.get("version"), int):
-                    raise IndexStateError(f"{index}: its log is damaged: {shorten(named)}")
-                bundles.add(bundle_of(named["version"]))
+            transaction = action.get("txn") or {}
+            if table == "images" and transaction.get("appId") == MODEL:
+                if not isinstance(transaction.get("version"), int):
+                    raise IndexStateError(f"{index}: its log is damaged: {shorten(transaction)}")
+                bundles.add(bundle_of(transaction["version"]))
     return Names(frozenset(files), frozenset(bundles))
 
 
 def _checkpoints(index: str, table: str) -> list[Action]:
-    found: list[Action] = []
+    actions: list[Action] = []
     folder = storage.join(index, table, _LOG)
     for uri, *_ in storage.find_files(folder, ".parquet", links=True):
         if not _CHECKPOINT.fullmatch(storage.name(uri)):
@@ -124,8 +125,8 @@ def _checkpoints(index: str, table: str) -> list[Action]:
         columns = ["add.path", "remove.path", "txn.appId", "txn.version"]
         try:
             rows = open_parquet(storage.read_bytes(uri)).read(columns=columns)
-            found += rows.to_pylist()
+            actions += rows.to_pylist()
         except (OSError, ValueError, pa.ArrowException) as error:
             text = f"{uri} cannot be read ({error}); put it back (bucket versions, backup)"
             raise IndexStateError(text) from error
-    return found
+    return actions

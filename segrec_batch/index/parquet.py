@@ -1,9 +1,9 @@
-"""The one place where Parquet is read by Arrow: nothing in a file is taken for more than data.
+"""Reading of Parquet files as data only; the one place where Arrow reads Parquet.
 
-A Parquet file can carry an Arrow schema of its own, and that can name extension types. Arrow then
-hands values and metadata to whatever the process has registered for them: Ray, for one, unpickles
-columns of `ray.data.arrow_pickled_object`. So the schema of a file is what Parquet itself says, the
-embedded one is never parsed, and a file that asks for extension types is refused.
+A Parquet file can carry an Arrow schema with extension types. Arrow then passes values and metadata
+to the code that the process has registered for them; Ray, for example, unpickles columns of type
+`ray.data.arrow_pickled_object`. So the schema of a file is that of Parquet itself, the embedded
+schema is never parsed, and a file with extension types is refused.
 """
 
 import base64
@@ -24,7 +24,7 @@ _ROWS = 2**31
 
 
 def open_parquet(source: Any) -> pq.ParquetFile:
-    """Open a Parquet file whose embedded Arrow schema plays no part.
+    """Open a Parquet file without its embedded Arrow schema.
 
     Args:
         source: The bytes of a file, or an open file that can seek.
@@ -37,7 +37,7 @@ def open_parquet(source: Any) -> pq.ParquetFile:
         source = pa.BufferReader(source)
     footer = _read_footer(source)
     start = pa.BufferReader(_MAGIC + footer.replace(_EMBEDDED, _UNREAD) + _tail(footer))
-    # without extension types, the Arrow schema that Parquet's own types say is all there is
+    # without extension types, the Arrow schema follows from Parquet's own types
     metadata = pq.ParquetFile(start, arrow_extensions_enabled=False).metadata
     if asks_for_extension_types((metadata.metadata or {}).get(_UNREAD, b"")):
         raise pa.ArrowInvalid("it has columns of Arrow extension types, which are never read")
@@ -53,9 +53,9 @@ def open_parquet(source: Any) -> pq.ParquetFile:
 
 
 def read_parquet(source: Any, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the rows of a Parquet file, see `open_parquet`; of some columns, which it must have.
+    """Return the rows of a Parquet file, see `open_parquet`, or some of its columns.
 
-    Raises also KeyError for a column that is not there.
+    Raises also KeyError for a column that does not exist.
     """
     file = open_parquet(source)
     for name in columns or ():
@@ -65,17 +65,17 @@ def read_parquet(source: Any, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def without_embedded(rows: pa.Table) -> pa.Table:
-    """Return rows without the schema that their file carried."""
+    """Return rows without the schema that was embedded in their file."""
     kept = {k: v for k, v in (rows.schema.metadata or {}).items() if k != _UNREAD}
     return rows.replace_schema_metadata(kept or None)
 
 
 def asks_for_extension_types(embedded: bytes) -> bool:
-    """Whether an Arrow schema, as Parquet files carry it, has a column of an extension type."""
+    """Return True if an Arrow schema, as embedded in Parquet files, has extension types."""
     try:
         return _EXTENSION in base64.b64decode(embedded)
     except binascii.Error:
-        return False  # Arrow would not understand it either
+        return False  # Arrow could not decode it either
 
 
 def _read_footer(source: Any) -> bytes:

@@ -1,8 +1,8 @@
-"""What purges did to older versions: which file took the place of which.
+"""Replacements of files by purges, for readers of older versions.
 
-A deletion request takes rows out of files of every retained version, and the log of Delta Lake
-cannot be changed. So the rewritten file has another name, a table of replacements is kept beside
-the index, and whoever opens an older version looks there.
+A deletion request removes rows from files of every retained version, but the log of Delta Lake
+cannot be changed. So the rewritten file has a new name, and a table of replacements beside the
+index leads from the old file to it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +20,7 @@ _SCHEMA = pa.schema(
     [
         pa.field("old_path", pa.string(), nullable=False),
         pa.field("table", pa.string(), nullable=False),
-        pa.field("path", pa.string()),  # NULL: nothing was left
+        pa.field("path", pa.string()),  # NULL: no rows were left
         pa.field("size", pa.int64()),
         pa.field("rows", pa.int64()),
         pa.field("partition", pa.string()),
@@ -34,7 +34,7 @@ Replacements = Mapping[tuple[str, str], DataFile | None]
 def write_replacements(
     index: str, replacements: Iterable[tuple[DataFile, DataFile | None]]
 ) -> None:
-    """Remember which files took the place of which; None for a file of which nothing was left."""
+    """Store pairs of an old file and its successor; None for a file without rows left."""
     rows = [
         {**(vars(new) if new else {}), "table": old.table, "old_path": old.path}
         for old, new in replacements
@@ -46,15 +46,15 @@ def write_replacements(
 
 
 def read_replacements(index: str) -> Replacements:
-    """By table and path of a file that a purge took away: what it became, after all purges."""
-    found: dict[tuple[str, str], DataFile | None] = {}
+    """Return the successor after all purges by table and path of a purged file."""
+    successors: dict[tuple[str, str], DataFile | None] = {}
     for uri, *_ in sorted(_tables(index)):
         content = storage.read_bytes(uri)
         try:
-            found.update(_parse(content))
+            successors.update(_parse(content))
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise IndexStateError(f"{uri}: not what a purge has written: {error}") from error
-    return {key: _last(index, found, new) for key, new in found.items()}
+    return {key: _last(index, successors, new) for key, new in successors.items()}
 
 
 def _parse(content: bytes) -> Iterator[tuple[tuple[str, str], DataFile | None]]:
@@ -73,13 +73,13 @@ def _tables(index: str) -> Iterator[tuple[str, int, float]]:
     return storage.find_files(storage.join(index, _FOLDER), ".parquet", links=True)
 
 
-def _last(index: str, found: Replacements, file: DataFile | None) -> DataFile | None:
-    seen: set[tuple[str, str]] = set()
-    while file is not None and (key := (file.table, file.path)) in found:
-        if key in seen:
+def _last(index: str, successors: Replacements, file: DataFile | None) -> DataFile | None:
+    visited: set[tuple[str, str]] = set()
+    while file is not None and (key := (file.table, file.path)) in successors:
+        if key in visited:
             raise IndexStateError(
-                f"{storage.join(index, _FOLDER)}: {file.path} took, in the end, its own place"
+                f"{storage.join(index, _FOLDER)}: {file.path} is its own successor"
             )
-        seen.add(key)
-        file = found[key]
+        visited.add(key)
+        file = successors[key]
     return file

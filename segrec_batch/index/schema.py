@@ -11,12 +11,8 @@ from segrec_batch.common.errors import ModelError
 from segrec_batch.model.spec import BACKGROUND, check_class_names
 from segrec_batch.sources.strict_json import shorten
 
-TABLES = (
-    "failures",
-    "descriptors",
-    "regions",
-    "images",
-)  # in the order of commits
+TABLES = ("failures", "descriptors", "regions", "images")
+"""The tables, in the order of commits."""
 PARTITION = {"regions": "class", "descriptors": "descriptor"}
 
 _VECTOR = pa.list_(pa.field("element", pa.float32(), nullable=False))
@@ -32,13 +28,14 @@ def _required(name: str, kind: pa.DataType) -> pa.Field:
 
 
 def coverage_column(name: str) -> str:
-    """The column of `images` with the coverage σ of a class."""
+    """Return the column of `images` with the coverage σ of a class."""
     return f"coverage_{name}"
 
 
 def images_schema(classes: Sequence[str]) -> pa.Schema:
-    """One row per indexed image; `classes` are the foreground classes.
+    """Return the schema of `images`: one row per indexed image.
 
+    classes: foreground classes.
     width, height: of the upright image. coverage_*: σ in [0, 1] on the feature grid, sum 1.
     mask_grid: grid_h · grid_w labels, one byte each. mask: palette PNG at the image's size, long
     side at most 1024. feature: raw, as long as the
@@ -73,7 +70,7 @@ def images_schema(classes: Sequence[str]) -> pa.Schema:
 
 
 def regions_schema() -> pa.Schema:
-    """One row per image and class present in it, the background among them.
+    """Return the schema of `regions`: one row per image and class in it, also the background.
 
     class: the partition, in the path, not in the files. bbox: of the class's cells, in fractions of
     width and height. feature, inv_norm: as in `images`, over the class's cells. mask_bits: 16
@@ -97,12 +94,11 @@ def regions_schema() -> pa.Schema:
 
 
 def descriptors_schema() -> pa.Schema:
-    """One row per image and descriptor of the model.
+    """Return the schema of `descriptors`: one row per image and descriptor of the model.
 
-    descriptor: the partition; in the path the descriptor's name and a hash of all that changes its
-    vectors, in queries the name. category: what a search can be narrowed to, if the descriptor has
-    such. vector: as long as the descriptor makes it; NULL if the image could not be described,
-    for a `reason`.
+    descriptor: the partition; `DescriptorSpec.id` in the path, the name in queries. category: value
+    to which a search can be restricted; NULL for descriptors without categories. vector: NULL if
+    the image could not be described, for a `reason`.
     """
     return pa.schema(
         [
@@ -119,10 +115,10 @@ def descriptors_schema() -> pa.Schema:
 
 
 def failures_schema() -> pa.Schema:
-    """One row per source that could not be indexed: the stage and why.
+    """Return the schema of `failures`: one row per source that could not be indexed.
 
-    stage: `name` (a name that is not supported), `read` or `decode`. A failure to read
-    says nothing of the image: a source with a row in `images` keeps that beside this row.
+    stage: `name` (an unsupported name), `read` or `decode`. A source that could not be read keeps
+    the row that it has in `images`.
     """
     return pa.schema(
         [
@@ -139,17 +135,17 @@ def failures_schema() -> pa.Schema:
 
 
 def check_columns(table: str, schema: pa.Schema, partitioned: bool = False) -> tuple[str, ...]:
-    """Hold the columns of a file of a table, or with its partition of the table, against ours.
+    """Compare the columns of a table, or of a file without the partition column, with ours.
 
     Returns:
-        The foreground classes that the columns of `images` are of.
+        The foreground classes of the coverage columns of `images`; empty for other tables.
 
     Raises:
         pa.ArrowInvalid: Names, types, order or NULLs are not those of the table.
     """
     key, prefix = PARTITION.get(table), coverage_column("")
-    found = [name.removeprefix(prefix) for name in schema.names if name.startswith(prefix)]
-    classes = tuple(name for name in found if name != BACKGROUND) if table == "images" else ()
+    covered = [name.removeprefix(prefix) for name in schema.names if name.startswith(prefix)]
+    classes = tuple(name for name in covered if name != BACKGROUND) if table == "images" else ()
     try:
         check_class_names(classes)
     except ModelError as error:
@@ -169,12 +165,12 @@ def _difference(schema: pa.Schema, own: pa.Schema) -> str:
             return f"{field.name} is there twice"
         if not schema.field(field.name).equals(field):
             return f"{field.name} is {shorten(str(schema.field(field.name).type))}"
-    strange = [name for name in schema.names if name not in own.names]
-    return f"{shorten(strange[0])} is not among them" if strange else "they are in another order"
+    unknown = [name for name in schema.names if name not in own.names]
+    return f"{shorten(unknown[0])} is not among them" if unknown else "they are in another order"
 
 
 def schemas(classes: Sequence[str]) -> dict[str, pa.Schema]:
-    """The schema of each table of an index."""
+    """Return the schema of each table of an index, in the order of commits."""
     return {
         "failures": failures_schema(),
         "descriptors": descriptors_schema(),

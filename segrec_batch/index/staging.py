@@ -1,8 +1,8 @@
-"""An index under construction beside the published one: what a rebuild has written so far.
+"""Files of an unfinished rebuild, staged beside the published index.
 
-The files lie where they will stay, in the folders of the tables, but only INDEX/rebuild/BUNDLE_ID,
-a Delta table of their descriptions, knows them. A rebuild that was interrupted goes on from there;
-publication puts them in place of the old ones in one commit.
+The files are in the folders of the tables, where they stay; a Delta table in
+INDEX/rebuild/BUNDLE_ID describes them. An interrupted rebuild continues from there; publication
+replaces the old files by them in one commit.
 """
 
 import datetime as dt
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _FOLDER = "rebuild"
 _ENTRY = re.compile(r"([0-9a-f]{16})/_delta_log/\d{20}\.json")
-# as delta-rs names files; what it was writing when it was killed has # and a number behind
+# names that delta-rs gives to files; those of a killed process end with # and a number
 _LOG_FILE = re.compile(
     r"_delta_log/(\d{20}\.(json|crc|checkpoint\.parquet)|_last_checkpoint|_commit_\S+\.tmp)(#\d+)?"
 )
@@ -39,10 +39,10 @@ _SCHEMA = pa.schema(
 
 
 def open_staging(base: Snapshot, model: "Model") -> Snapshot:
-    """What is staged of a rebuild of `base` with a model: a snapshot without versions of its own.
+    """Return the staged files of a rebuild of `base` with a model, as a snapshot.
 
-    Files that are published already, by a rebuild that died right after, do not count. Raises
-    InputError for a folder of the rebuild that holds anything else.
+    Files that a rebuild has published right before it was killed do not count. Raises InputError
+    if the folder of the rebuild holds anything else.
     """
     storage.refuse_strangers(
         storage.join(base.index, _table(model.bundle_id)),
@@ -81,9 +81,9 @@ def stage(staged: Snapshot, add: Sequence[DataFile], remove: Sequence[DataFile] 
 
 
 def staged_files(index: str, bundle: str) -> tuple[list[DataFile], int]:
-    """The files staged for a bundle, and the version of that state (-1: nothing).
+    """Return the files staged for a bundle, and the version of that state; -1 if there is none.
 
-    Raises IndexStateError for what no rebuild has staged.
+    Raises IndexStateError for entries that no rebuild can have staged.
     """
     entries, version = _entries(index, bundle)
     removed = {(entry["table"], entry["path"]) for entry in entries if not entry["staged"]}
@@ -103,13 +103,13 @@ def staged_files(index: str, bundle: str) -> tuple[list[DataFile], int]:
 
 
 def named_files(index: str, bundle: str) -> set[tuple[str, str]]:
-    """Table and path of all files that were ever staged for a bundle."""
+    """Return table and path of all files that were ever staged for a bundle."""
     entries = _entries(index, bundle)[0]
     return {(entry["table"], entry["path"]) for entry in entries}
 
 
 def _entries(index: str, bundle: str) -> tuple[list[dict[str, Any]], int]:
-    """What is staged for a bundle, in no order, and its version. Raises IndexStateError."""
+    """Return the entries of a bundle, unordered, and their version. Raises IndexStateError."""
     try:
         with delta.errors(index):
             rows, version = delta.read(index, _table(bundle), _SCHEMA)
@@ -121,24 +121,24 @@ def _entries(index: str, bundle: str) -> tuple[list[dict[str, Any]], int]:
 
 
 def rebuilds(index: str) -> list[str]:
-    """The bundles for which something is staged."""
+    """Return the bundles that have staged files."""
     prefix = storage.join(index, _FOLDER) + "/"
-    found = (uri.removeprefix(prefix) for uri, *_ in storage.find_files(prefix, ".json"))
-    return sorted({match[1] for path in found if (match := _ENTRY.fullmatch(path))})
+    paths = (uri.removeprefix(prefix) for uri, *_ in storage.find_files(prefix, ".json"))
+    return sorted({match[1] for path in paths if (match := _ENTRY.fullmatch(path))})
 
 
 def last_staged(index: str, bundle: str) -> dt.datetime:
-    """When a rebuild last made progress."""
+    """Return the time of the last progress of a rebuild."""
     with delta.errors(index):
         (last, *_) = delta.history(index, _table(bundle))
     return dt.datetime.fromtimestamp(last["timestamp"] / 1000, dt.UTC)
 
 
 def discard(index: str, bundle: str) -> None:
-    """Forget what is staged for a bundle; the files themselves are left to vacuum."""
+    """Delete the entries of a bundle; vacuum deletes the files."""
     folder = storage.join(index, _table(bundle))
     paths = [uri.removeprefix(f"{folder}/") for uri, *_ in storage.find_files(folder)]
-    # the newest entry first: whenever this is stopped, what is left is a state of before
+    # the newest entry first: an interruption leaves an earlier state
     entries = sorted(filter(_LOG_FILE.fullmatch, paths), key=_from_last)
     data = filter(_DATA_FILE.fullmatch, paths)
     storage.delete([storage.join(folder, path) for path in entries])
@@ -146,7 +146,7 @@ def discard(index: str, bundle: str) -> None:
 
 
 def _from_last(path: str) -> tuple[bool, int]:
-    """The order in which files of a log can go: first the pointer, then from the last version."""
+    """Return the sort key of log files for deletion: the pointer, then the last version first."""
     version = storage.name(path).split(".")[0]
     return version.isdigit(), -int(version) if version.isdigit() else 0
 

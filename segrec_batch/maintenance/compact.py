@@ -1,7 +1,6 @@
-"""Compaction: small parts become large ones, in which σ filters skip most row groups.
+"""Compaction: merge small parts into large ones, of which σ filters skip most row groups.
 
-Rows stay as they are; old files stay where they are, for readers of older snapshots, until vacuum
-takes them away.
+Rows do not change. Old files stay for readers of older snapshots until vacuum deletes them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,15 +13,16 @@ from segrec_batch.index.files import DataFile, by_part
 from segrec_batch.index.parts import merge_parts
 from segrec_batch.index.snapshot import Snapshot, commit
 
-PART_ROWS = 65_536  # of images: 32 row groups; a task that writes such a part takes about 2 GB
+PART_ROWS = 65_536
+"""Images of a merged part: 32 row groups; a task that writes such a part needs about 2 GB."""
 
-_COMMIT = 64  # merged parts per commit: what a crash loses
+_COMMIT = 64  # merged parts per commit; a crash loses at most so many
 
 
 def compact(snapshot: Snapshot, part_rows: int = PART_ROWS) -> Snapshot:
-    """Merge parts of at most half of `part_rows` images; the newest snapshot then.
+    """Merge parts of at most half of `part_rows` images, and return the newest snapshot.
 
-    Raises IndexStateError if a job publishes meanwhile; what was committed until then stays.
+    Raises IndexStateError if another job publishes meanwhile; earlier commits stay.
     """
     groups = list(_groups(snapshot, part_rows))
     if not groups:
@@ -45,14 +45,14 @@ def _merge(job: tuple[str, list[DataFile]]) -> list[DataFile]:
 
 
 def _groups(snapshot: Snapshot, part_rows: int) -> Iterator[Sequence[list[DataFile]]]:
-    """Small parts, put together to at most `part_rows` sources; at least two in a group.
+    """Yield groups of two or more small parts with at most `part_rows` sources.
 
-    Parts of failures stay apart from the others: merged, they would be two parts again.
+    Parts of failures have groups of their own: merged with others they would be two parts again.
     """
     parts = by_part(snapshot.all_files).values()
-    for alone in (False, True):
-        alike = (p for p in parts if all(f.table == "failures" for f in p) == alone)
-        yield from _grouped(alike, part_rows)
+    for is_failures in (False, True):
+        members = (p for p in parts if all(f.table == "failures" for f in p) == is_failures)
+        yield from _grouped(members, part_rows)
 
 
 def _grouped(parts: Iterable[list[DataFile]], part_rows: int) -> Iterator[Sequence[list[DataFile]]]:

@@ -1,9 +1,9 @@
-"""Deletion requests: rows of given sources leave every retained version, and the disk.
+"""Deletion requests: remove rows of sources from every retained version and from the disk.
 
-Every file of the index is looked at, published or not, of any age. Parts that hold such rows are
-written again without them; the newest snapshot gets them in one commit, older versions by a table
-of replacements; then the old files are deleted. After a crash in between, run it again. Files that
-are not the index's own (see `versions.vacuum`) are neither searched nor changed; a message says so.
+All files of the index are searched, published or not. Parts with such rows are written again
+without them; one commit puts them into the newest snapshot, and a table of replacements into older
+versions; then the old files are deleted. After a crash, run the purge again. Files of other
+programs (see `versions.vacuum`) are neither searched nor changed; a message counts them.
 """
 
 import logging
@@ -39,10 +39,16 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Purged:
-    """What a purge did: URIs found and not found, files deleted, the version that is newest now."""
+class PurgeReport:
+    """Result of a purge.
 
-    found: tuple[str, ...]
+    purged: URIs whose rows were removed.
+    unknown: URIs that no file has a row of.
+    files: number of deleted files.
+    version: the newest version afterwards.
+    """
+
+    purged: tuple[str, ...]
     unknown: tuple[str, ...]
     files: int
     version: int
@@ -51,11 +57,13 @@ class Purged:
 Job = tuple[str, list[DataFile], list[str]]
 
 
-def purge(index: str, uris: Collection[str], grace_seconds: float) -> Purged:
-    """Remove all rows of sources. Old files stay for `grace_seconds`, for queries that are running.
+def purge(index: str, uris: Collection[str], grace_seconds: float) -> PurgeReport:
+    """Remove all rows of sources; old files stay for `grace_seconds` for running queries.
 
-    Raises InputError if no file holds any of the URIs or a rebuild is not finished, IndexStateError
-    if a job publishes meanwhile, or files of the newest snapshot are not in the index's folder.
+    Raises:
+        InputError: No file has rows of the URIs, or a rebuild is unfinished.
+        IndexStateError: Another job published meanwhile, or files of the newest snapshot are not in
+            the folder of the index.
     """
     index = storage.absolute(index)
     if staging.rebuilds(index):
@@ -69,22 +77,22 @@ def purge(index: str, uris: Collection[str], grace_seconds: float) -> Purged:
         jobs: list[Job] = [(index, files, list(ids)) for files in parts.values()]
         hits = {}
         with ProgressMeter("parts searched", len(jobs)) as meter:
-            for (_, files, _), found in each(_held, jobs, cpus=1):
+            for (_, files, _), held in each(_held, jobs, cpus=1):
                 meter.advance()
-                if found:
-                    hits[files[0].part] = found
+                if held:
+                    hits[files[0].part] = held
         if not hits:
             raise InputError(
                 f"no file of {index} holds a row of {next(iter(uris))!r} or the others"
             )
         replaced = read_replacements(index)  # also by a run that was stopped while it deleted
         jobs = [
-            (index, parts[part], found)
-            for part, found in hits.items()
+            (index, parts[part], held)
+            for part, held in hits.items()
             if not any((f.table, f.path) in replaced for f in parts[part])
         ]
-        rewritten = [(job[1], left) for job, left in each(_rewrite, jobs, cpus=1)]
-    seen = {i for found in hits.values() for i in found}
+        rewritten = [(job[1], files) for job, files in each(_rewrite, jobs, cpus=1)]
+    purged = {image_id for held in hits.values() for image_id in held}
     live = {(f.table, f.path): f for f in snapshot.all_files}
     remove = [
         live[f.table, f.path] for old, _ in rewritten for f in old if (f.table, f.path) in live
@@ -92,11 +100,11 @@ def purge(index: str, uris: Collection[str], grace_seconds: float) -> Purged:
     if remove:
         add = [
             new
-            for old, made in rewritten
-            for file, new in _pairs(old, made)
+            for old, successors in rewritten
+            for file, new in _pairs(old, successors)
             if new and (file.table, file.path) in live
         ]
-        info = {"segrec": {"operation": "purge", "sources": len(seen)}}
+        info = {"segrec": {"operation": "purge", "sources": len(purged)}}
         snapshot = commit(snapshot, add, remove, info)
     if rewritten:
         write_replacements(index, (pair for old, new in rewritten for pair in _pairs(old, new)))
@@ -105,34 +113,34 @@ def purge(index: str, uris: Collection[str], grace_seconds: float) -> Purged:
         time.sleep(grace_seconds)
     doomed = [file.uri(index) for part in hits for file in parts[part]]
     storage.delete(doomed)
-    return Purged(
-        found=tuple(uri for i, uri in ids.items() if i in seen),
-        unknown=tuple(uri for i, uri in ids.items() if i not in seen),
+    return PurgeReport(
+        purged=tuple(uri for i, uri in ids.items() if i in purged),
+        unknown=tuple(uri for i, uri in ids.items() if i not in purged),
         files=len(doomed),
         version=snapshot.version,
     )
 
 
 def _own_files(index: str) -> list[DataFile]:
-    """Return the files in place that are the index's own; say how many others there are."""
+    """Return the files of the index in its folders; log the number of files of other programs."""
     known = named_files(index)
     own: list[DataFile] = []
-    strangers: list[DataFile] = []
+    foreign: list[DataFile] = []
     for table in TABLES:
         for file, _ in files_in_place(index, table):
-            is_ours = (table, file.path) in known or is_part_file(index, file)
-            (own if is_ours else strangers).append(file)
-    if strangers:
+            is_own = (table, file.path) in known or is_part_file(index, file)
+            (own if is_own else foreign).append(file)
+    if foreign:
         log.warning(
-            f"{len(strangers):,} files are not the index's own and were not searched, e.g. "
-            f"{strangers[0].uri(index)}"
+            f"{len(foreign):,} files are not the index's own and were not searched, e.g. "
+            f"{foreign[0].uri(index)}"
         )
     return own
 
 
 def _refuse_if_elsewhere(snapshot: Snapshot, parts: Mapping[str, Sequence[DataFile]]) -> None:
-    there = {(f.table, f.path) for files in parts.values() for f in files}
-    missing = [f for f in snapshot.all_files if (f.table, f.path) not in there]
+    present = {(f.table, f.path) for files in parts.values() for f in files}
+    missing = [f for f in snapshot.all_files if (f.table, f.path) not in present]
     if missing:
         raise IndexStateError(
             f"{missing[0].uri(snapshot.index)} is gone, or lies behind a symbolic link, where "
@@ -141,23 +149,23 @@ def _refuse_if_elsewhere(snapshot: Snapshot, parts: Mapping[str, Sequence[DataFi
 
 
 def _delete_unfinished(index: str, ids: Iterable[str]) -> None:
-    """What killed processes left of files, if it holds rows; image_id is the first column."""
+    """Delete unfinished files of killed processes that hold rows of the images."""
     for uri, *_ in unfinished_files(index):
-        with suppress(FileNotFoundError):  # it is finished by now
+        with suppress(FileNotFoundError):  # a process has finished it
             content = storage.read_bytes(uri)
             if any(i.encode() in content for i in ids):
                 storage.delete([uri])
 
 
 def _held(job: Job) -> list[str]:
-    """Which of some image_ids the files of a part hold."""
+    """Return those of some image_ids of which the files of a part have rows."""
     index, files, ids = job
     wanted = pa.array(ids, pa.string())
-    found: set[str] = set()
+    held: set[str] = set()
     for file in files:
         column = read_column(index, file, "image_id")
-        found.update(pc.filter(column, pc.is_in(column, wanted)).to_pylist())
-    return sorted(found)
+        held.update(pc.filter(column, pc.is_in(column, wanted)).to_pylist())
+    return sorted(held)
 
 
 def _rewrite(job: Job) -> list[DataFile]:

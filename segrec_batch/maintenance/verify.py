@@ -1,4 +1,4 @@
-"""Verification: every file of a snapshot is read again and held against what is said of it."""
+"""Verification: read every file of a snapshot and compare it with the log and the schema."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -31,14 +31,14 @@ from segrec_batch.search.database import open_files
 from segrec_batch.search.sql.connection import query
 from segrec_batch.sources import storage
 
-_SHOWN = 5  # examples of one kind of problem in one file
+_EXAMPLES = 5  # of one kind of problem in one part
 
 _NO_REGIONS = regions_schema().empty_table()
 
 Problem = str
 Job = tuple[str, list[DataFile], ModelSpec, str]
 
-# a source that could not be read keeps the row that it has in `images`: such a pair, and no other
+# a source that could not be read keeps its row in `images`; other pairs are problems
 _TWICE = """
 SELECT uri FROM (
     SELECT uri FROM images GROUP BY uri HAVING count(*) > 1
@@ -50,31 +50,30 @@ ORDER BY uri LIMIT 10
 
 
 def verify(snapshot: Snapshot) -> list[Problem]:
-    """Check all files of a snapshot; what is wrong with them, nothing if all is well.
+    """Check all files of a snapshot and return the problems.
 
-    Sizes, row counts, statistics and schemas against the log; in `images`: ids, coverages against
-    class maps, masks, norms; in `regions`: that they are those of the part's images, cells, norms,
-    and that the features of an image's regions average to its own; in `descriptors`: that they are
-    of the part's images and of the model, vectors of one length; sources that are there twice, but
-    for those that have a row in `images` and could not be read since; tables that are ahead of the
-    newest snapshot.
+    Compared are sizes, row counts, statistics and schemas with the log; in `images` ids, coverages
+    with class maps, masks, norms; in `regions` the images of the part, cells, norms, and the mean
+    of the regions' features with the image's; in `descriptors` the images of the part, the model,
+    the lengths of vectors. Further problems are sources with two rows, except an unreadable source
+    with a row in `images`, and tables that are ahead of the newest snapshot.
     """
     index, spec, model_id = snapshot.index, snapshot.spec, snapshot.model_id
     parts = by_part(snapshot.all_files)
     jobs: list[Job] = [(index, files, spec, model_id) for files in parts.values()]
     problems: list[Problem] = []
     with cluster.joined(), ProgressMeter("parts verified", len(jobs)) as meter:
-        for _, found in each(check_part, jobs, cpus=1):
-            problems += found
+        for _, part_problems in each(check_part, jobs, cpus=1):
+            problems += part_problems
             meter.advance()
-    if not problems:  # else the files may not even be readable
+    if not problems:  # otherwise files may be unreadable
         twice = query(open_files(snapshot).connection, _TWICE)["uri"].to_pylist()
         problems += [f"{uri}: there more than once" for uri in twice]
     return sorted([*problems, *filter(None, [snapshot.problem])])
 
 
 def check_part(job: Job) -> list[Problem]:
-    """What is wrong with the files of one part."""
+    """Return the problems of the files of one part."""
     index, files, spec, model_id = job
     tables: dict[tuple[str, str | None], pa.Table] = {}
     problems = []
@@ -123,7 +122,7 @@ def _against_log(file: DataFile, size: int, rows: pa.Table, spec: ModelSpec) -> 
 
 
 def _values(stats: dict[str, Any]) -> object:
-    """Statistics with numbers as float32, in which they were counted."""
+    """Return statistics with numbers as float32, in which they were computed."""
     ends = [stats[key] for key in ("minValues", "maxValues")]
     return stats["numRecords"], [
         {n: v if isinstance(v, str) else float(np.float32(v)) for n, v in end.items()}
@@ -201,8 +200,8 @@ def _regions(tables: dict[tuple[str, str | None], pa.Table], spec: ModelSpec) ->
         regions = tables.get(("regions", name), _NO_REGIONS)
         owners, coverage = regions["image_id"].to_pylist(), regions["coverage"].to_numpy()
         expected = {ids[n]: shares[n] for n in np.flatnonzero(shares)}
-        found = dict(zip(owners, coverage, strict=True))
-        if found != expected or len(found) != regions.num_rows:
+        stored = dict(zip(owners, coverage, strict=True))
+        if stored != expected or len(stored) != regions.num_rows:
             yield f"regions of {name} are not those of the images"
             continue
         if not owners:
@@ -243,7 +242,8 @@ def _descriptors(
 
 
 def _some(uris: Iterator[str], text: str) -> Iterator[Problem]:
-    found: Sequence[str] = list(uris)
-    if found:
-        shown = ", ".join(map(repr, found[:_SHOWN]))
-        yield f"{text}: {len(found)} ({shown}{', …' if len(found) > _SHOWN else ''})"
+    members: Sequence[str] = list(uris)
+    if members:
+        examples = ", ".join(map(repr, members[:_EXAMPLES]))
+        more = ", …" if len(members) > _EXAMPLES else ""
+        yield f"{text}: {len(members)} ({examples}{more})"

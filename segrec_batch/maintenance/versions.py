@@ -1,4 +1,4 @@
-"""Older versions of an index: which files they need, going back to one."""
+"""Older versions of an index: deletion of the files that none needs, and rollback."""
 
 import datetime as dt
 import logging
@@ -25,30 +25,33 @@ from segrec_batch.sources import storage
 
 log = logging.getLogger(__name__)
 
-SHORTEST = dt.timedelta(hours=1)  # a running job's files are published well before that
+SHORTEST = dt.timedelta(hours=1)
+"""Shortest retention: running jobs publish their files earlier."""
 
 _BUNDLE = re.compile(rf"([0-9a-f]{{16}})/({BUNDLE_FILE})")
 _RETRY = 1.0  # seconds
 
-Found = tuple[str, int]  # URI and size of a file
+SizedFile = tuple[str, int]
+"""URI and size of a file."""
 
 
 def vacuum(
     index: str, retention: dt.timedelta, dry_run: bool = False, force: bool = False
-) -> list[Found]:
-    """Delete files that no snapshot of the retention needs; their URIs and sizes.
+) -> list[SizedFile]:
+    """Delete files that no snapshot of the retention needs, and return their URIs and sizes.
 
-    Files younger than the retention stay, so a running job loses none, and so do files of a rebuild
-    that has gone on within it; one that has not is given up. Versions from before the retention can
-    no longer be opened. Deltalake's own vacuum looks at one table at a time and does not know which
-    versions of it snapshots name.
+    Files younger than the retention stay, so running jobs lose none. Files of a rebuild stay if it
+    has made progress within the retention; otherwise the rebuild is discarded. Versions from before
+    the retention cannot be opened any more. deltalake's vacuum does not know which versions of a
+    table the snapshots name.
 
-    Only files of the index are deleted: such as a log, a rebuild or a purge has named, parts that
-    say so of themselves (`is_part_file`), what was left of unfinished ones, and the bundles of
-    commits. Others stay, and a message says how many there are.
+    Only files of the index are deleted: those that a log, a rebuild or a purge has named, parts
+    with the index's metadata (`is_part_file`), unfinished files, and bundles of commits. Files of
+    other programs stay; a message counts them.
 
-    Raises InputError for a retention under an hour, and IndexStateError if the newest entry of the
-    log may be lost, both without `force`.
+    Raises:
+        InputError: The retention is under an hour, without `force`.
+        IndexStateError: The newest entry of the log may be lost, without `force`.
     """
     if retention < SHORTEST and not force:
         raise InputError(
@@ -58,53 +61,53 @@ def vacuum(
     newest = read_log(index) if force else _settled(index)
     cutoff = dt.datetime.now(dt.UTC) - retention
     keep, models = set(), set()
-    for found in _retained(index, newest, cutoff):
-        keep |= {(f.table, f.path) for members in found.files.values() for f in members}
-        models.add(found.bundle)
+    for state in _retained(index, newest, cutoff):
+        keep |= {(f.table, f.path) for members in state.files.values() for f in members}
+        models.add(state.bundle)
     rebuilds = staging.rebuilds(index)
     abandoned = {m for m in rebuilds if staging.last_staged(index, m) < cutoff}
     for bundle in set(rebuilds) - abandoned:
         keep |= {(f.table, f.path) for f in staging.staged_files(index, bundle)[0]}
         models.add(bundle)
     names = log_entries.names(index)
-    doomed: list[Found] = []
-    strangers: list[Found] = []
-    for is_ours, file in (
+    unneeded: list[SizedFile] = []
+    foreign: list[SizedFile] = []
+    for is_own, file in (
         *_data_files(index, keep, named_files(index, names), cutoff),
         *_bundle_files(index, models, names.bundles | set(rebuilds), cutoff),
     ):
-        (doomed if is_ours else strangers).append(file)
-    if strangers:
+        (unneeded if is_own else foreign).append(file)
+    if foreign:
         log.info(
-            f"{len(strangers):,} files are not the index's own and stay, e.g. {strangers[0][0]}",
-            extra={"event": "strangers", "files": len(strangers)},
+            f"{len(foreign):,} files are not the index's own and stay, e.g. {foreign[0][0]}",
+            extra={"event": "strangers", "files": len(foreign)},
         )
     if not dry_run:
         for bundle in abandoned:
             staging.discard(index, bundle)
-        storage.delete([uri for uri, _ in doomed])
-    return doomed
+        storage.delete([uri for uri, _ in unneeded])
+    return unneeded
 
 
 def _settled(index: str) -> SnapshotLog:
-    """Return the newest snapshot's log, once no commit is going on.
+    """Return the newest snapshot's log when no commit is in progress.
 
     Raises IndexStateError if tables stay ahead of it.
     """
-    while (found := read_log(index)).ahead:
-        if found.age > COMMIT_SECONDS:
+    while (state := read_log(index)).ahead:
+        if state.age > COMMIT_SECONDS:
             raise IndexStateError(
-                f"{found.problem(index)}; nothing was deleted (--force: no entry is lost)"
+                f"{state.problem(index)}; nothing was deleted (--force: no entry is lost)"
             )
         time.sleep(_RETRY)
-    return found
+    return state
 
 
 def _retained(index: str, newest: SnapshotLog, cutoff: dt.datetime) -> Iterator[SnapshotLog]:
-    """Yield the logs of the snapshots that were the newest one at some time since `cutoff`.
+    """Yield the logs of the snapshots that were the newest at some time since `cutoff`.
 
-    An earlier vacuum of a shorter retention may have taken some of them. Raises IndexStateError if
-    the log lacks the entry of one.
+    An earlier vacuum may have deleted files of some of them. Raises IndexStateError if the log
+    lacks an entry.
     """
     yield newest
     version = newest.versions["images"]
@@ -123,7 +126,7 @@ def _retained(index: str, newest: SnapshotLog, cutoff: dt.datetime) -> Iterator[
 def named_files(index: str, names: log_entries.Names | None = None) -> set[tuple[str, str]]:
     """Return table and path of all files that a log, a rebuild or a purge has ever named.
 
-    names: what the logs name, if they have been read.
+    names: names in the logs, if they have been read.
     """
     known = set((names or log_entries.names(index)).files)
     for old, new in read_replacements(index).items():
@@ -135,25 +138,25 @@ def named_files(index: str, names: log_entries.Names | None = None) -> set[tuple
 
 def _data_files(
     index: str, keep: set[tuple[str, str]], known: set[tuple[str, str]], cutoff: dt.datetime
-) -> Iterator[tuple[bool, Found]]:
-    """Yield whether it is ours, URI and size of what lies in tables' folders, needed by nothing."""
+) -> Iterator[tuple[bool, SizedFile]]:
+    """Yield unneeded files in the folders of tables: True if of the index, URI and size."""
     for table in TABLES:
         for path, size, written in files_below(index, table):
             if (table, path) in keep:
                 continue
-            is_ours = (
+            is_own = (
                 storage.is_draft(path)
                 or (table, path) in known
                 or is_part_file(index, file_at(table, path, size))
             )
-            if not is_ours or written < cutoff.timestamp():
-                yield is_ours, (storage.join(index, table, path), size)
+            if not is_own or written < cutoff.timestamp():
+                yield is_own, (storage.join(index, table, path), size)
 
 
 def _bundle_files(
     index: str, keep: set[str], known: frozenset[str], cutoff: dt.datetime
-) -> Iterator[tuple[bool, Found]]:
-    """The same of the folder of bundles."""
+) -> Iterator[tuple[bool, SizedFile]]:
+    """Yield unneeded files in the folder of bundles, like `_data_files`."""
     for path, size, written in files_below(index, "models"):
         bundle, file = path.split("/")[0], (storage.join(index, "models", path), size)
         if bundle not in known | keep or not (_BUNDLE.fullmatch(path) or storage.is_draft(path)):

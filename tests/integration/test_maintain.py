@@ -382,7 +382,7 @@ def test_purged_rows_leave_every_version_and_the_disk(index: str, chosen: slice)
     torn = Path(index, "images", f".segrec-{new_part()}.tmp")
     torn.write_bytes(f"PAR1...{image_id(gone[0])}".encode())
     done = purge(index, [*gone, "/nowhere.jpg"], 0)
-    assert (set(done.found), done.unknown) == (set(gone), ("/nowhere.jpg",))
+    assert (set(done.purged), done.unknown) == (set(gone), ("/nowhere.jpg",))
     assert_purged(index, gone, before)
     assert not torn.exists()
     told = history(index)[0].info["segrec"]
@@ -406,7 +406,7 @@ def test_a_purge_touches_no_file_that_is_not_the_indexs(
     mine[2].write_text(image_id(uri))
     kept = [path.read_bytes() for path in mine]
     before = less(index, [uri])
-    assert purge(index, [uri], 0).found == (uri,)
+    assert purge(index, [uri], 0).purged == (uri,)
     assert "2 files are not the index's own and were not searched" in capsys.readouterr().err
     assert [path.read_bytes() for path in mine] == kept
     assert {Path(path) for path in holding(index, image_id(uri))} == set(mine)
@@ -459,7 +459,7 @@ def test_a_purge_that_was_stopped_is_finished_by_the_next(
         purge(index, gone, 0)
     monkeypatch.undo()
     assert verify(store.open_snapshot(index)) == []
-    assert set(purge(index, gone, 0).found) <= set(gone)
+    assert set(purge(index, gone, 0).purged) <= set(gone)
     assert_purged(index, gone, before)
     back = rollback(index, max(before))
     assert (contents(index), verify(back)) == (before[max(before)], [])

@@ -274,7 +274,7 @@ def test_purges_that_go_in_a_circle_end(index: str) -> None:
     a = _of_table(index, "images")
     b = DataFile("images", f"{PART}.parquet", 1, 1, None, a.stats)
     replacements.write_replacements(index, [(a, b), (b, a)])
-    with pytest.raises(IndexStateError, match="its own place"):
+    with pytest.raises(IndexStateError, match="its own successor"):
         store.open_snapshot(index, 1)
 
 
