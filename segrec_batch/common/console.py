@@ -1,4 +1,4 @@
-"""What commands show: progress on stderr, results on stdout."""
+"""Progress on stderr and results on stdout."""
 
 import argparse
 import logging
@@ -36,7 +36,7 @@ _WITHOUT_BLOCKS = str.maketrans(_BLOCKS, "    #####")
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them, to two figures or so.
+    """Return a time in seconds as text of about two digits.
 
     >>> [duration(s) for s in (0.4, 7, 59, 61, 200, 5400, 200_000)]
     ['0.4 s', '7 s', '59 s', '1 min', '3 min', '1 h 30 min', '2 d 7 h']
@@ -53,7 +53,7 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def every(seconds: float, act: Callable[[], None]) -> Iterator[None]:
-    """Call a function every so many seconds for the time of the block, in a thread of its own."""
+    """Call a function at intervals in a thread while the block runs."""
     done = threading.Event()
 
     def run() -> None:
@@ -70,8 +70,10 @@ def every(seconds: float, act: Callable[[], None]) -> Iterator[None]:
 
 
 class ProgressMeter:
-    """Progress of `total` steps, or of unknown many (None): a bar in a terminal; in a log a plain
-    line every 30 s, also while no step ends.
+    """Progress of steps: a bar on a terminal; in a log a line every 30 s, also while no step ends.
+
+    Attributes:
+        total: number of steps; None if it is unknown.
     """
 
     def __init__(self, label: str, total: int | None = None) -> None:
@@ -130,7 +132,7 @@ class ProgressMeter:
 
 
 def count(text: str) -> int:
-    """The type of an argument that is a number above 0."""
+    """Parse a number above 0: the type of an argument."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
@@ -146,7 +148,7 @@ def track(items: Sequence[T], label: str) -> Iterator[T]:
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as text, as wide as its content; columns that hold figures only are set right."""
+    """Return a table as text, as wide as its content; columns of numbers are right-aligned."""
     grid = Table(box=box.SIMPLE_HEAD)
     for i, name in enumerate(header):
         figures = all(_is_figure(row[i]) for row in rows)
@@ -164,7 +166,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> s
 
 
 def share_bar(share: float, width: int = 8) -> str:
-    """A share in [0, 1] as a bar of eighth blocks, always `width` characters.
+    """Return a share in [0, 1] as a bar of eighth blocks, `width` characters long.
 
     >>> [share_bar(share, 4) for share in (0.0, 0.03, 0.29, 1.0)]
     ['    ', '▏   ', '█▏  ', '████']
@@ -179,12 +181,12 @@ def _markup(text: str) -> str:
 
 
 def show_line(*texts: str) -> None:
-    """One line of a result on stdout: texts with a tab between, unsafe characters escaped."""
+    """Print texts on one line of stdout with tabs between, unsafe characters escaped."""
     show("\t".join(map(escape_text, texts)) + "\n")
 
 
 def show(text: str) -> None:
-    """An encoded result on stdout; where stdout lacks a character, `#` for a block, else `?`."""
+    """Print an encoded result; a character that stdout lacks becomes `#` for a block, else `?`."""
     encoding = sys.stdout.encoding or "utf-8"
     try:
         text.encode(encoding)
@@ -195,7 +197,7 @@ def show(text: str) -> None:
 
 
 def _is_figure(text: str) -> bool:
-    """Not so with a bar behind the figure: rich cuts blanks off what it sets right."""
+    """Return whether a cell is a number without a bar, whose blanks rich cuts at the right."""
     if text.endswith(tuple(_BLOCKS)):
         return False
     return (

@@ -1,10 +1,9 @@
-"""Encode text for the places where it is shown: a terminal or log, JSON, CSV, HTML.
+"""Encoding of text for terminals and logs, JSON, CSV and HTML.
 
-Names of files, reasons of failures and texts of errors come from outside. Written as they are,
-their control characters drive a terminal, their line breaks forge lines of a log, their
-bidirectional marks show another name than the one that is there (CVE-2021-42574), a spreadsheet
-runs what begins with `=`, and a URI may hold credentials. There is one encoder for each kind of
-output, and everything that is written passes through it.
+Names of files, reasons of failures and texts of errors come from outside. Unescaped, control
+characters drive a terminal, line breaks forge lines of a log, bidirectional marks disguise names
+(CVE-2021-42574), a spreadsheet runs cells that begin with `=`, and a URI may hold credentials.
+There is one encoder for each kind of output; all output passes through it.
 """
 
 import csv
@@ -38,7 +37,7 @@ _S3_CREDENTIALS = re.compile(r"\b(?P<scheme>s3a?|gs|gcs|az|abfss?)://(?!arn:)[^\
 
 
 def escape_text(text: str) -> str:
-    r"""Return text for one line of a terminal or log: what is unsafe as in a Python literal.
+    r"""Return text for one line of a terminal or log; unsafe characters as in a Python literal.
 
     >>> print(escape_text("café\n\x1b[2J \u202egpj.exe"))
     café\n\x1b[2J \u202egpj.exe
@@ -89,7 +88,7 @@ def has_credentials(uri: str) -> bool:
 def encode_json(value: Any, indent: int | None = None) -> str:
     r"""Return a value as JSON that a terminal may show, too; NaN and infinities become null.
 
-    What JSON lacks, such as dates, becomes a string.
+    Values that JSON lacks, such as dates, become strings.
 
     >>> encode_json({"é": "\u202e", "x": float("nan")})
     '{"é": "\\u202e", "x": null}'
@@ -102,7 +101,7 @@ def encode_json(value: Any, indent: int | None = None) -> str:
 
 
 def encode_csv(rows: Iterable[Sequence[Any]]) -> str:
-    r"""Return rows as CSV; texts as `escape_text`, and such as a spreadsheet would run quoted by '.
+    r"""Return rows as CSV; texts as `escape_text`, formulas of spreadsheets quoted by '.
 
     >>> encode_csv([["uri", "n"], ["=HYPERLINK(1)", -1]])
     "uri,n\n'=HYPERLINK(1),-1\n"
@@ -114,7 +113,7 @@ def encode_csv(rows: Iterable[Sequence[Any]]) -> str:
 
 
 def html_environment(loader: "jinja2.BaseLoader") -> "jinja2.Environment":
-    """Return an environment of Jinja whose templates escape what they show."""
+    """Return an environment of Jinja whose templates escape all values."""
     import jinja2  # only pages need it
 
     return jinja2.Environment(
@@ -127,8 +126,8 @@ def html_environment(loader: "jinja2.BaseLoader") -> "jinja2.Environment":
     )
 
 
-def _escape(found: re.Match[str]) -> str:
-    character = found[0]
+def _escape(match: re.Match[str]) -> str:
+    character = match[0]
     if character in _ESCAPES:
         return _ESCAPES[character]
     code = ord(character)
@@ -138,8 +137,8 @@ def _escape(found: re.Match[str]) -> str:
     return f"\\U{code:08x}"
 
 
-def _escape_json(found: re.Match[str]) -> str:
-    return found[0] if found[0] == "\n" else json.dumps(found[0])[1:-1]
+def _escape_json(match: re.Match[str]) -> str:
+    return match[0] if match[0] == "\n" else json.dumps(match[0])[1:-1]
 
 
 def _finite(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """The exceptions of segrec_batch.
 
-SegrecError                what every command catches, prints and turns into exit code 1
+SegrecError                base: a command prints it and ends with exit code 1
 ├── InputError             an argument, a class file, an image folder: the user can correct it
 ├── ModelError             a bundle or backbone weights that cannot be used
 ├── IndexStateError        an index that is missing, of another model, or changed meanwhile
@@ -14,7 +14,7 @@ SegrecError                what every command catches, prints and turns into exi
 ├── DeviceError            a device was asked for and is not there
 └── EngineError            an engine or a precision was asked for that does not exist here
 
-ImageError is not among them: a bad image is data. It becomes a row of `failures`.
+ImageError is not a SegrecError: a bad image is data and becomes a row of `failures`.
 """
 
 
@@ -39,7 +39,7 @@ class AccountingError(IndexStateError):
 
 
 class StorageError(SegrecError):
-    """A store does not answer, or refuses: the network, credentials, throttling: try later."""
+    """A store does not answer, or refuses (network, credentials, throttling): try later."""
 
 
 class SourceError(SegrecError):
@@ -47,7 +47,7 @@ class SourceError(SegrecError):
 
 
 class ClusterError(SegrecError):
-    """The Ray cluster cannot go on with the run."""
+    """The Ray cluster cannot be joined, or cannot continue the run."""
 
 
 class DecoderError(SegrecError):
@@ -55,7 +55,7 @@ class DecoderError(SegrecError):
 
 
 class DriftError(SegrecError):
-    """What a report found is above a threshold of the caller; the report is written."""
+    """A measure of drift is above the caller's limit; the report is written."""
 
 
 class DeviceError(SegrecError):
@@ -67,9 +67,11 @@ class EngineError(SegrecError):
 
 
 class ImageError(Exception):
-    """One image cannot be indexed: `stage` (name, read, decode) and `reason`.
+    """One image cannot be indexed.
 
-    Of these `read` says nothing of the image: it may be there, and as it was.
+    Attributes:
+        stage: name, read or decode; after `read` the image may still be unchanged.
+        reason: text.
     """
 
     def __init__(self, stage: str, reason: str) -> None:

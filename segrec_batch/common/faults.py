@@ -1,4 +1,4 @@
-"""What a store's clients raise, told apart and put into words that hold no credentials."""
+"""Errors of the clients of stores, as StorageError and as text without credentials."""
 
 import re
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from segrec_batch.common.errors import StorageError
 
 @contextmanager
 def store_errors(uri: str, but: type[OSError] | tuple[()] = FileNotFoundError) -> Iterator[None]:
-    """Failures of a store inside the block as StorageError that names `uri`.
+    """Raise failures of a store inside the block as StorageError that names `uri`.
 
-    Those are all OSErrors except `but` (a missing bucket is never excepted), and the errors of the
-    clients' libraries.
+    Failures are all OSErrors except `but` (a missing bucket is never excepted), and the errors of
+    the clients' libraries.
     """
     try:
         yield
@@ -26,19 +26,19 @@ def store_errors(uri: str, but: type[OSError] | tuple[()] = FileNotFoundError) -
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line, without credentials: its type and what the store said."""
-    return redact(f"{type(error).__name__}: {said(error)}")
+    """Return an error in one line, without credentials: its type and the text of the store."""
+    return redact(f"{type(error).__name__}: {error_text(error)}")
 
 
-def said(error: BaseException) -> str:
-    """The text of an error in one line; of one that S3 sent, its code and message."""
+def error_text(error: BaseException) -> str:
+    """Return the text of an error in one line; of an error from S3 its code and message."""
     sent = _sent(error)
     parts = [sent.get("Code"), sent.get("Message")] if sent else [_ARROW.sub(": ", str(error))]
     return " ".join(": ".join(p for p in parts if p).split())
 
 
 def code_of(error: BaseException) -> str:
-    """What S3 calls the error, "" if it does not come from there."""
+    """Return the code of an error from S3, "" for another error."""
     return str(_sent(error).get("Code", ""))
 
 

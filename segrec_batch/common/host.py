@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 ROOT = Path("/")
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - Ray keeps its objects there
 
-# What oneDNN may be capped to by its variable MAX_CPU_ISA; it ignores other values.
+# Values of MAX_CPU_ISA, which limits the instructions of oneDNN; it ignores other values.
 # Source: oneDNN, src/cpu/x64/cpu_isa_traits.cpp.
 _ISA_WITHOUT_BF16 = frozenset(
     ("sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni")
@@ -43,11 +43,10 @@ _ARM_PARTS = {  # (implementer, part), as /proc/cpuinfo has them
 class Processor:
     """A processor: its name, architecture (`x86_64`, `aarch64`, …) and features.
 
-    `features` are the names that Linux has for what all its cores can do, e.g. `avx512_bf16`.
+    `features` are Linux's names of the instructions that all its cores have, e.g. `avx512_bf16`.
 
-    The environment variable ONEDNN_MAX_CPU_ISA caps the instructions that oneDNN, and so PyTorch,
-    uses on x86; the properties heed it. It exists so that a better processor can show what an
-    ordinary one does: with AVX2, a Zen 4 has no native bfloat16.
+    The environment variable ONEDNN_MAX_CPU_ISA limits the instructions that oneDNN, and so PyTorch,
+    uses on x86; the properties follow it. With AVX2, a Zen 4 has no native bfloat16.
     """
 
     name: str
@@ -56,7 +55,7 @@ class Processor:
 
     @property
     def has_native_bf16(self) -> bool:
-        """Whether PyTorch computes in bfloat16 by instructions for it, not by emulation."""
+        """PyTorch has instructions for bfloat16 and does not emulate it."""
         if self.architecture.startswith(("aarch64", "arm")):
             return "bf16" in self.features
         capped = isa_limit().lower() in _ISA_WITHOUT_BF16
@@ -64,12 +63,12 @@ class Processor:
 
     @property
     def has_amx(self) -> bool:
-        """Whether PyTorch multiplies matrices of bfloat16 in the tiles of AMX."""
+        """PyTorch multiplies matrices of bfloat16 in the tiles of AMX."""
         return "amx_bf16" in self.features and isa_limit().lower() not in _ISA_WITHOUT_AMX
 
 
 def isa_limit() -> str:
-    """Return what oneDNN is capped to by the environment; empty if it is not."""
+    """Return the limit of oneDNN in the environment; empty without one."""
     names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # in the order in which it reads them
     return next((os.environ[name] for name in names if os.environ.get(name)), "")
 
@@ -110,7 +109,7 @@ def _arm_name(implementer: str, part: str) -> str:
 class Cores:
     """Logical cores: those that this process may use, and those of the machine.
 
-    `limit` is what makes the difference: `affinity`, `cgroup` or None.
+    `limit` is the cause of a difference: `affinity`, `cgroup` or None.
     """
 
     usable: int
@@ -122,7 +121,7 @@ class Cores:
 class Memory:
     """Bytes of memory: those that this process may use, and those of the machine.
 
-    `limit` is what makes the difference: `cgroup` or None.
+    `limit` is the cause of a difference: `cgroup` or None.
     """
 
     usable: int
@@ -132,7 +131,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Space:
-    """A file system: the folder that was asked for, its bytes in all, and those that are free."""
+    """Size and free bytes of the file system of a folder."""
 
     path: str
     size: int
@@ -168,7 +167,7 @@ def read_memory(root: Path = ROOT) -> Memory:
 
 
 def read_space(folder: str | Path) -> Space | None:
-    """Return the space of the file system on which a folder lies; None if there is no such one."""
+    """Return the space of the file system of a folder; None if it does not exist."""
     try:
         size, _, free = shutil.disk_usage(folder)
     except OSError:
@@ -231,7 +230,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _positive(words: Iterable[str]) -> Iterator[int]:
-    """Yield the words that are numbers above 0; others, such as `max`, stand for no limit."""
+    """Yield the numbers above 0; other words, such as `max`, mean no limit."""
     return (int(word) for word in words if word.isdecimal() and int(word) > 0)
 
 

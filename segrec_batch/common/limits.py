@@ -1,4 +1,4 @@
-"""Limits of what a run accepts: a share of a total in percent, or a count."""
+"""Limits of a run: a share of a total in percent, or a count."""
 
 import argparse
 import re
@@ -10,7 +10,7 @@ _LIMIT = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)(\s*%)?", re.ASCII)
 
 @dataclass(frozen=True)
 class Limit:
-    """The most that is accepted: `number` of things, or `number` percent of a total.
+    """Greatest accepted value: a count `number`, or `number` percent of a total.
 
     >>> str(parse_limit("1%")), parse_limit("1%").is_exceeded(1, 100)
     ('1%', False)
@@ -30,12 +30,12 @@ class Limit:
 
 
 def parse_limit(text: str) -> Limit:
-    """Return the limit that `1%` or `5` says: the type of an argument.
+    """Parse a limit such as `1%` or `5`: the type of an argument.
 
     Raises:
         argparse.ArgumentTypeError: for anything else.
     """
-    found = _LIMIT.fullmatch(text.strip())
-    if not found or (not found[2] and "." in found[1]) or (found[2] and Decimal(found[1]) > 100):
+    match = _LIMIT.fullmatch(text.strip())
+    if not match or (not match[2] and "." in match[1]) or (match[2] and Decimal(match[1]) > 100):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a share like 1% nor a count like 5")
-    return Limit(Decimal(found[1]), bool(found[2]))
+    return Limit(Decimal(match[1]), bool(match[2]))

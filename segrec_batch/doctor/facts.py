@@ -1,4 +1,4 @@
-"""Facts of a machine that bear on how segrec runs on it."""
+"""Facts of a machine that matter to runs on it."""
 
 import os
 import platform
@@ -48,7 +48,7 @@ VARIABLES = (
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as torch sees it; `problem` is why it cannot compute, None if it can."""
+    """A GPU of torch; `problem` is the reason why it cannot compute, None if it can."""
 
     device: str
     name: str
@@ -75,9 +75,9 @@ class EngineRate:
 class Facts:
     """The facts from which the problems of a machine follow.
 
-    `gpu_notice` is what torch says if it sees no GPU. `decoder` is what the kernel holds of the
-    process that decodes images, None if that does not start. `environment` has those of VARIABLES
-    that are set, `versions` the packages; None stands for one that is not installed.
+    `gpu_notice` is the message of torch without a GPU. `decoder` is the confinement of the process
+    that decodes images, None if it does not start. `environment` has the VARIABLES that are set,
+    `versions` the packages, None for one that is not installed.
     """
 
     processor: Processor
@@ -99,7 +99,10 @@ def gather_facts(
 ) -> Facts:
     """Return the facts of this machine.
 
-    seconds: how long each engine is measured. progress: called after each. root: see `host`.
+    Args:
+        seconds: time to measure each engine.
+        progress: called after each engine.
+        root: see `host`.
     """
     processor = host.read_processor(root)
     gpus, notice = read_gpus()
@@ -144,18 +147,18 @@ def rate_engine(engine: str, precision: str, processor: Processor, seconds: floa
 
 
 def read_gpus() -> tuple[tuple[Gpu, ...], str]:
-    """Return the GPUs that torch sees, and what it says if it sees none."""
+    """Return the GPUs of torch, and its message if there are none."""
     try:
         import torch
     except (ImportError, OSError) as error:
         return (), f"torch cannot be imported: {error}"
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as messages:
         warnings.simplefilter("always")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         gpus = tuple(_gpu(i) for i in range(count))
     if torch.version.cuda is None:
         return gpus, "this torch is built without CUDA"
-    return gpus, "; ".join(str(warning.message).strip() for warning in said)
+    return gpus, "; ".join(str(warning.message).strip() for warning in messages)
 
 
 def _gpu(number: int) -> Gpu:
@@ -174,16 +177,16 @@ def _gpu(number: int) -> Gpu:
 
 
 def read_decoder() -> Confinement | None:
-    """Start a process that decodes, and return what the kernel holds of it; None if it fails."""
+    """Start a process that decodes, and return its confinement; None if it fails."""
     with Sandbox() as sandbox:
         try:
             return sandbox.confinement()
-        except DecoderError:  # what it said is on stderr
+        except DecoderError:  # its message is on stderr
             return None
 
 
 def read_versions() -> dict[str, str | None]:
-    """Return the versions of Python, segrec_batch and the packages that it stands on."""
+    """Return the versions of Python, segrec_batch and its dependencies."""
 
     def installed(package: str) -> str | None:
         try:

@@ -1,4 +1,4 @@
-"""What may go wrong on a machine, found from its facts, and what to do about it."""
+"""Problems of a machine, derived from its facts, and their remedies."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -22,9 +22,12 @@ _WITH_BF16 = 8.0  # compute capability of the first GPUs that compute in bfloat1
 
 @dataclass(frozen=True)
 class Problem:
-    """What may go wrong, and what to do. `level`: `warning`, or `error`: no run can work.
+    """A problem and its remedy.
 
-    `code` names the kind of problem and stays; `message` may change.
+    Attributes:
+        code: kind of problem; stable.
+        level: `warning`, or `error` if no run can work.
+        message: text; may change.
     """
 
     code: str
@@ -33,7 +36,7 @@ class Problem:
 
 
 def find_problems(facts: Facts) -> Iterator[Problem]:
-    """Yield what may go wrong on a machine with these facts."""
+    """Yield the problems of a machine with these facts."""
     yield from _shared_memory_problems(facts)
     yield from _temporary_folder_problems(facts)
     yield from _capacity_problems(facts)
@@ -146,7 +149,7 @@ def _gpu_problems(facts: Facts) -> Iterator[Problem]:
 
 def _decoder_problems(decoder: Confinement | None) -> Iterator[Problem]:
     if decoder is None:
-        text = "the process that decodes images does not start; what it said stands above"
+        text = "the process that decodes images does not start; its message stands above"
         yield Problem("decoder-fails", "error", text)
     elif not decoder.seccomp:
         text = (

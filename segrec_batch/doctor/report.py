@@ -1,16 +1,16 @@
-"""The report of `segrec doctor`: facts, what `auto` takes, and problems; as JSON or as tables.
+"""Report of `segrec doctor`: facts, choices of `auto`, and problems; as JSON or as tables.
 
 Keys of the JSON object, which stay; sizes are in bytes:
 
 system              kernel, architecture and C library
 processor           name, architecture, native_bf16, amx, instruction_sets {name: true or false}
-cores, memory       usable, present, limit: what makes the difference (affinity, cgroup) or null
+cores, memory       usable, present, limit: cause of a difference (affinity, cgroup) or null
 shared_memory       path, size, free of /dev/shm; null if it does not exist
 temporary_folder    the same of TMPDIR, else /tmp; null if none can be written to
 gpus                [{device, name, memory, compute_capability, problem}]; problem may be null
 engines             [{engine, precision, images_per_second, reason, fails}]: one thread, 224 × 224;
-                    images_per_second is null where reason says why it was not measured
-decoder             what the kernel holds of the process that decodes images: landlock (version of
+                    images_per_second is null if it was not measured; reason
+decoder             confinement of the process that decodes images: landlock (version of
                     its ABI, or null), seccomp (true or false), gaps (why not); null: it fails
 auto                short_run, long_run: {engine, precision, device, reason}, or null without any
 environment         {variable: value} of those that change what a run does; RAY_ADDRESS: "set"
@@ -40,7 +40,7 @@ _ABSENT, _WIDTH = "–", 100
 
 @dataclass(frozen=True)
 class Report:
-    """Facts of a machine, what `auto` takes there in a short and in a long run, and problems."""
+    """Facts of a machine, choices of `auto` in a short and in a long run, and problems."""
 
     facts: Facts
     short_run: EngineChoice | None
@@ -49,21 +49,15 @@ class Report:
 
     @property
     def has_errors(self) -> bool:
-        """Whether something keeps all runs from working."""
+        """No run can work on this machine."""
         return any(problem.level == "error" for problem in self.problems)
 
     def to_json(self) -> str:
         """Return the object that this module's docstring describes."""
         facts = asdict(self.facts)
         keys = (
-            "cores",
-            "memory",
-            "shared_memory",
-            "temporary_folder",
-            "gpus",
-            "engines",
-            "decoder",
-        )
+            "cores", "memory", "shared_memory", "temporary_folder", "gpus", "engines", "decoder",
+        )  # fmt: skip
         processor, environment = self.facts.processor, self.facts.environment
         values: dict[str, Any] = {
             "system": platform.platform(),
@@ -74,7 +68,7 @@ class Report:
                 "amx": processor.has_amx,
                 "instruction_sets": _instruction_sets(processor),
             },
-            **{key: facts[key] for key in (*keys, "decoder")},
+            **{key: facts[key] for key in keys},
             "auto": {
                 "short_run": self.short_run and asdict(self.short_run),
                 "long_run": self.long_run and asdict(self.long_run),
@@ -147,7 +141,7 @@ def examine(
 
 
 def _choose(facts: Facts) -> tuple[EngineChoice | None, EngineChoice | None]:
-    """Return what `auto` takes in a short run, and in one that is worth a calibration."""
+    """Return the choices of `auto` in a short run, and in one that is worth a calibration."""
     if any(not gpu.problem for gpu in facts.gpus):
         choice = engine_choice.choose_engine(device="cuda")
         return choice, choice
@@ -173,10 +167,10 @@ def _present(processor: Processor) -> str:
     return f"{has}; not {lacks}" if lacks else has
 
 
-def _limited(found: Cores | Memory, text: Callable[[int], str]) -> str:
-    if found.limit is None:
-        return text(found.present)
-    return f"{text(found.usable)} usable of {text(found.present)}, limited by {found.limit}"
+def _limited(amount: Cores | Memory, text: Callable[[int], str]) -> str:
+    if amount.limit is None:
+        return text(amount.present)
+    return f"{text(amount.usable)} usable of {text(amount.present)}, limited by {amount.limit}"
 
 
 def _confined(decoder: Confinement | None) -> str:

@@ -25,7 +25,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from segrec_batch.common.encoding import has_credentials, redact
 from segrec_batch.common.errors import InputError, StorageError
-from segrec_batch.common.faults import code_of, describe, said, store_errors
+from segrec_batch.common.faults import code_of, describe, error_text, store_errors
 
 Content = bytes | OSError
 Listed = dict[str, Any]  # an object of list_objects_v2: Key, Size, ETag, LastModified
@@ -266,7 +266,7 @@ def _of_one_file(uri: str, content: bytes | Exception) -> Content:
     if code in ("InvalidRange", "416"):  # the object has become empty
         return b""
     if isinstance(content, FileNotFoundError | PermissionError) and code in _OBJECT_CODES:
-        return type(content)(said(content))
+        return type(content)(error_text(content))
     raise StorageError(f"{uri}: {describe(content)}") from content
 
 

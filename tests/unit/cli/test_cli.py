@@ -1,4 +1,4 @@
-"""The `segrec` command, run in this process."""
+"""Tests of `segrec query` and `segrec sql`."""
 
 import csv
 import io
@@ -35,7 +35,7 @@ def test_query_prints_a_table_with_pearson_and_coverage(
     assert "Untrained backbone (random:0)" in out.err
 
 
-def test_json_and_csv_hold_the_same_rows(
+def test_query_json_and_csv_have_equal_rows(
     tree: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     index, uri = tree
@@ -49,7 +49,7 @@ def test_json_and_csv_hold_the_same_rows(
     assert [f"{r['coverage_tree']}" for r in rows] == [line["coverage_tree"] for line in lines]
 
 
-def test_a_new_image_finds_its_indexed_twin_first(
+def test_query_new_image_ranks_its_indexed_copy_first(
     tree: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     index, uri = tree
@@ -59,7 +59,7 @@ def test_a_new_image_finds_its_indexed_twin_first(
     assert (row["uri"], row["pearson"]) == (uri, pytest.approx(1, abs=1e-4))
 
 
-def test_the_coverage_window_holds(
+def test_query_coverage_window_limits_results(
     tree: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     index, uri = tree
@@ -70,9 +70,7 @@ def test_the_coverage_window_holds(
     assert all(0.1 <= row["coverage_tree"] <= 0.4 for row in rows)
 
 
-def test_html_is_a_contact_sheet_that_says_the_model_is_untrained(
-    tree: tuple[str, str], tmp_path: Path
-) -> None:
+def test_query_html_sheet_notes_an_untrained_model(tree: tuple[str, str], tmp_path: Path) -> None:
     index, uri = tree
     page = tmp_path / "sheet.html"
     ask = ["query", "--index", index, "--uri", uri, "--class", "tree", "-k", "3"]
@@ -82,7 +80,7 @@ def test_html_is_a_contact_sheet_that_says_the_model_is_untrained(
     assert text.count("data:image/jpeg") == 4
 
 
-def test_png_is_a_contact_sheet(tree: tuple[str, str], tmp_path: Path) -> None:
+def test_query_png_is_a_contact_sheet(tree: tuple[str, str], tmp_path: Path) -> None:
     index, uri = tree
     sheet = tmp_path / "sheet.png"
     ask = ["query", "--index", index, "--uri", uri, "--class", "tree", "--rerank", "mask_iou"]
@@ -92,7 +90,7 @@ def test_png_is_a_contact_sheet(tree: tuple[str, str], tmp_path: Path) -> None:
         assert min(image.size) > 300
 
 
-def test_a_new_image_is_answered_as_the_same_one_indexed(
+def test_query_new_image_has_the_results_of_the_indexed_one(
     tree: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     index, uri = tree
@@ -108,7 +106,7 @@ def test_a_new_image_is_answered_as_the_same_one_indexed(
         assert a["mask_iou"] == pytest.approx(b["mask_iou"], abs=0.02)
 
 
-def test_an_image_comes_from_stdin_and_rows_go_to_stdout(tree: tuple[str, str]) -> None:
+def test_query_reads_stdin_and_writes_parquet_to_stdout(tree: tuple[str, str]) -> None:
     index, uri = tree
     command = [sys.executable, "-m", "segrec_batch.cli.main", "query", "--index", index]
     with Path(uri).open("rb") as image:
@@ -123,7 +121,7 @@ def test_an_image_comes_from_stdin_and_rows_go_to_stdout(tree: tuple[str, str]) 
     assert rows[0]["uri"] == uri
 
 
-def test_explain_says_what_a_query_read(
+def test_explain_prints_rows_and_row_groups_read(
     tree: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     index, uri = tree
@@ -140,7 +138,7 @@ def test_explain_says_what_a_query_read(
     assert f"read {trees} rows of 1 of 1 row groups" in capsys.readouterr().err
 
 
-def test_columns_of_one_name_stay_two(index: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sql_keeps_two_columns_of_one_name(index: str, capsys: pytest.CaptureFixture[str]) -> None:
     ask = ["sql", "--index", index, "--format", "csv"]
     assert cli.main([*ask, "SELECT 1 AS n, 2 AS n"]) == 0
     (line,) = list(csv.reader(io.StringIO(capsys.readouterr().out)))[1:]
@@ -177,7 +175,7 @@ def test_sql_prints_rows(index: str, capsys: pytest.CaptureFixture[str]) -> None
         (["--uri", "TREE", "--version", "99"], "version 99"),
     ],
 )
-def test_errors_say_what_is_wrong_and_exit_with_1(
+def test_query_error_has_a_message_and_exit_code_1(
     tree: tuple[str, str],
     arguments: list[str],
     message: str,
@@ -186,18 +184,16 @@ def test_errors_say_what_is_wrong_and_exit_with_1(
 ) -> None:
     index, uri = tree
     broken = str(scenes / "images" / "place_00" / "broken.jpg")
-    given = [{"TREE": uri, "BROKEN": broken}.get(a, a) for a in arguments]
-    assert cli.main(["query", "--index", index, *given]) == 1
+    words = [{"TREE": uri, "BROKEN": broken}.get(a, a) for a in arguments]
+    assert cli.main(["query", "--index", index, *words]) == 1
     assert message in capsys.readouterr().err
 
 
-def test_a_value_that_python_cannot_hold_is_an_error(
-    index: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sql_year_above_9999_is_an_error(index: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sql", "--index", index, "SELECT DATE '20000-01-01' AS day"]) == 1
     assert "cast it to VARCHAR" in capsys.readouterr().err
 
 
-def test_bad_sql_is_an_error(index: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sql_syntax_error_exits_with_1(index: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sql", "--index", index, "SELEC 1"]) == 1
     assert "syntax error" in capsys.readouterr().err

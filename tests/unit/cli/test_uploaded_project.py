@@ -1,4 +1,4 @@
-"""Jobs in a project that was uploaded to Ray: outputs there are refused, inputs are noted."""
+"""Tests of commands in a project that was uploaded to Ray."""
 
 import shutil
 from pathlib import Path
@@ -28,19 +28,19 @@ RELATIVE = ("index", "./index", "a/b/../index", "file://index", "file:index", "l
 
 
 @pytest.mark.parametrize("place", RELATIVE)
-def test_a_relative_output_is_refused(project: Path, place: str) -> None:
+def test_check_places_refuses_relative_outputs(project: Path, place: str) -> None:
     with pytest.raises(InputError, match=r"^--index \S+ lies in the project .*s3:// URI$"):
         check_places({"--index": place})
 
 
-def test_outputs_elsewhere_are_taken(project: Path, tmp_path: Path) -> None:
+def test_check_places_accepts_outputs_elsewhere(project: Path, tmp_path: Path) -> None:
     check_places({"a": "s3://bucket/index", "b": str(tmp_path / "index"), "c": None, "d": ""})
     for place in (project / "index", project, f"file://{project}/index"):
         with pytest.raises(InputError, match="lies in the project"):
             check_places({"--index": place})
 
 
-def test_relative_outputs_are_taken_anywhere_else(
+def test_check_places_accepts_relative_outputs_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for folder in ("work", "runtime_resources/mine", "working_dir_files/mine"):
@@ -50,14 +50,14 @@ def test_relative_outputs_are_taken_anywhere_else(
     assert capsys.readouterr().err == ""
 
 
-def test_what_is_read_from_the_project_is_said_in_one_line(
+def test_check_places_reports_inputs_in_one_line(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = {"--images": "data", "--classes": "classes.json", "--weights": "imagenet", "-x": None}
-    check_places({"--output": "s3://bucket/model"}, {**given, "--masks": "s3://bucket/masks"})
-    (told,) = capsys.readouterr().err.splitlines()
-    assert told.startswith("--images, --classes: read from the project that was uploaded to Ray")
-    assert str(project) in told
+    inputs = {"--images": "data", "--classes": "classes.json", "--weights": "imagenet", "-x": None}
+    check_places({"--output": "s3://bucket/model"}, {**inputs, "--masks": "s3://bucket/masks"})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("--images, --classes: read from the project that was uploaded to Ray")
+    assert str(project) in line
     check_places({}, {"--masks": "s3://bucket/masks"})
     assert capsys.readouterr().err == ""
 
@@ -79,7 +79,7 @@ COMMANDS: list[tuple[str, tuple[str, ...], str]] = [
 
 
 @pytest.mark.parametrize(("program", "arguments", "option"), COMMANDS)
-def test_every_job_refuses_a_relative_output(
+def test_command_refuses_a_relative_output(
     project: Path, program: str, arguments: tuple[str, ...], option: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -90,14 +90,14 @@ def test_every_job_refuses_a_relative_output(
 
 
 @pytest.mark.parametrize("command", ["compact", "vacuum", "purge --uri x", "rollback --to 1"])
-def test_maintenance_of_an_index_in_the_project_is_refused(
+def test_maintain_refuses_an_index_in_the_project(
     project: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code("jobs/maintain.py", "--index", "mine", *command.split()) == 1
     assert "error: --index mine lies in the project" in capsys.readouterr().err
 
 
-def test_an_index_in_the_project_can_be_read(
+def test_index_in_the_project_can_be_read(
     project: Path, index: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(index, project / "mine")
@@ -111,7 +111,7 @@ def test_an_index_in_the_project_can_be_read(
     assert not list(project.glob("*.csv")) + list(project.glob("*duckdb*"))
 
 
-def test_the_layout_is_that_of_the_ray_that_is_installed() -> None:
+def test_folder_names_are_those_of_the_installed_ray() -> None:
     from ray._private import ray_constants
     from ray._private.runtime_env import working_dir
 

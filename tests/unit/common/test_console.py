@@ -1,4 +1,4 @@
-"""What commands show: progress, bars in tables, terminals that cannot say them."""
+"""Tests of tables, bars and progress on terminals and in logs."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from segrec_batch.common.console import ProgressMeter, share_bar, table
 
 
 @pytest.mark.parametrize("width", [1, 3, 8])
-def test_a_bar_has_its_width_and_grows_with_the_share(width: int) -> None:
+def test_share_bar_has_its_width_and_grows(width: int) -> None:
     bars = [share_bar(i / 1000, width) for i in range(1001)]
     assert {len(bar) for bar in bars} == {width}
     order = " ▏▎▍▌▋▊▉█"
@@ -21,17 +21,17 @@ def test_a_bar_has_its_width_and_grows_with_the_share(width: int) -> None:
     assert max(abs(f / (8 * width) - i / 1000) for i, f in enumerate(filled)) <= 0.5 / (8 * width)
 
 
-def test_a_share_just_above_one_fills_the_bar() -> None:
+def test_share_bar_is_full_just_above_one() -> None:
     assert share_bar(1.0000001) == "████████"
 
 
-def test_a_title_longer_than_the_table_stays_on_a_line() -> None:
+def test_table_keeps_a_long_title_on_one_line() -> None:
     assert table("s3://bucket/a long [path]", ("n",), [["1"]]).splitlines()[0] == (
         "s3://bucket/a long [path]"
     )
 
 
-def test_figures_with_bars_line_up_in_a_table() -> None:
+def test_table_aligns_numbers_with_bars() -> None:
     shares = (0.0, 0.03, 0.412, 0.999, 1.0)
     rows = [(str(10**i), f"{s:.3f} {share_bar(s)}", f"p{i}.jpg") for i, s in enumerate(shares)]
     lines = table("ranked", ("rank", "σ car", "uri"), rows).splitlines()
@@ -47,14 +47,14 @@ def test_figures_with_bars_line_up_in_a_table() -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoding", "shown"),
+    ("encoding", "printed"),
     [
         ("utf-8", "σ 0.412 ███▎    é"),
         ("latin-1", "? 0.412 ###     é"),
         ("ascii", "? 0.412 ###     ?"),
     ],
 )
-def test_results_print_in_any_encoding(encoding: str, shown: str) -> None:
+def test_show_prints_in_any_encoding(encoding: str, printed: str) -> None:
     code = "from segrec_batch.common.console import share_bar, show"
     code += "; show(f'σ 0.412 {share_bar(0.412)}é')"
     run = subprocess.run(
@@ -63,10 +63,10 @@ def test_results_print_in_any_encoding(encoding: str, shown: str) -> None:
         check=True,
         env={"PYTHONIOENCODING": encoding},
     )
-    assert run.stdout.decode(encoding) == shown
+    assert run.stdout.decode(encoding) == printed
 
 
-def test_a_log_gets_a_line_also_while_nothing_ends(
+def test_progress_meter_logs_while_no_step_ends(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(console, "_LOG_SECONDS", 0.05)
@@ -94,7 +94,7 @@ def test_a_log_gets_a_line_also_while_nothing_ends(
         (77, None, 10, "x: 77 in 10 s, 7.7/s"),
     ],
 )  # fmt: skip
-def test_the_time_that_is_left_is_said_as_people_say_it(
+def test_progress_meter_estimates_the_time_left(
     done: int, total: int | None, after: float, line: str,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is written to terminals, logs, CSV, JSON and pages, of text that comes from outside."""
+"""Tests of the encoding of text for terminals, logs, JSON, CSV and HTML."""
 
 import csv
 import io
@@ -51,25 +51,25 @@ HARMLESS = ["café.jpg", "日本.png", "👩‍💻.jpg", "نمی‌دانم", "
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
-def test_unsafe_characters_are_escaped(text: str) -> None:
-    shown = escape_text(text)
-    assert shown.encode().decode() == shown
-    assert not any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in shown)
+def test_escape_text_escapes_unsafe_characters(text: str) -> None:
+    escaped = escape_text(text)
+    assert escaped.encode().decode() == escaped
+    assert not any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in escaped)
 
 
 @pytest.mark.parametrize("text", HARMLESS)
-def test_other_text_stays_as_it_is(text: str) -> None:
+def test_escape_text_keeps_other_text(text: str) -> None:
     assert escape_text(text) == text
 
 
 @given(st.text(st.characters(codec="utf-8")))
-def test_escapes_say_which_character_it_was(text: str) -> None:
+def test_escape_text_is_reversible(text: str) -> None:
     plain = text.replace("\\", "")  # a backslash stays: such a name would read as an escape
     assert escape_text(plain).encode("raw_unicode_escape").decode("unicode_escape") == plain
 
 
 @given(st.text())
-def test_csv_has_one_cell_for_each_text_and_no_formula(text: str) -> None:
+def test_encode_csv_has_one_cell_a_text_and_no_formula(text: str) -> None:
     ((cell, number),) = csv.reader(io.StringIO(encode_csv([[text, -1]])))
     assert cell.removeprefix("'") == escape_text(text).removeprefix("'")
     assert cell[:1] not in {"=", "+", "-", "@"}
@@ -77,7 +77,7 @@ def test_csv_has_one_cell_for_each_text_and_no_formula(text: str) -> None:
 
 
 @given(st.dictionaries(st.text(), st.text() | st.floats() | st.none() | st.booleans()))
-def test_json_reads_back_and_is_safe_to_show(value: dict[str, object]) -> None:
+def test_encode_json_reads_back_and_is_safe(value: dict[str, object]) -> None:
     text = encode_json(value)
     assert escape_text(text) == text
     wanted = {k: None if isinstance(v, float) and v - v != 0 else v for k, v in value.items()}
@@ -86,22 +86,22 @@ def test_json_reads_back_and_is_safe_to_show(value: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 @pytest.mark.parametrize("kind", ["table", "csv", "json"])
-def test_answers_show_no_unsafe_character(name: str, kind: str) -> None:
+def test_formatted_has_no_unsafe_character(name: str, kind: str) -> None:
     text = formatted(kind, ["uri", name], [[name], [f"={name}"]], name).decode()
     assert [escape_text(line) for line in text.split("\n")] == text.split("\n")
 
 
-def test_a_message_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+def test_message_of_two_lines_stays_one_message(capsys: pytest.CaptureFixture[str]) -> None:
     log.warning("cannot read a\x1b[2J\nerror: all is lost")
     assert capsys.readouterr().err == "warning: cannot read a\\x1b[2J\n  error: all is lost\n"
 
 
-def test_lines_of_a_result_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_line_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     console.show_line("new", "a\n\u202eb")
     assert capsys.readouterr().out == "new\ta\\n\\u202eb\n"
 
 
-def test_a_page_shows_no_text_the_wrong_way_round() -> None:
+def test_html_escapes_bidirectional_marks() -> None:
     environment = html_environment(jinja2.DictLoader({"page": "<p>{{ name }}</p>"}))
     page = environment.get_template("page").render(name="<\u202egpj.exe>\x1b")
     assert page == "<p>&lt;\\u202egpj.exe&gt;\\x1b</p>"
@@ -116,21 +116,21 @@ def test_a_page_shows_no_text_the_wrong_way_round() -> None:
         "https://user:abc@host/x",
     ],
 )
-def test_credentials_in_a_uri_are_refused_and_not_repeated(
+def test_credentials_in_a_uri_are_refused_and_redacted(
     uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command(lambda: storage.filesystem(uri) and None) == 1
-    said = capsys.readouterr().err
-    assert "credentials do not belong in a URI" in said
-    assert "abc" not in said
-    assert "AKIA" not in said
+    err = capsys.readouterr().err
+    assert "credentials do not belong in a URI" in err
+    assert "abc" not in err
+    assert "AKIA" not in err
     assert "abc" not in escape_message(f"no such bucket: {uri}")
 
 
 @pytest.mark.parametrize(
     "uri", ["s3://bucket/me@home/a:b@c", "s3://arn:aws:s3:us-east-1:1:accesspoint/a/b@c", "/a:b@c"]
 )
-def test_an_at_sign_in_a_name_is_no_credential(uri: str) -> None:
+def test_redact_keeps_an_at_sign_in_a_name(uri: str) -> None:
     assert redact(uri) == uri
     storage.filesystem(uri)
 
@@ -138,15 +138,15 @@ def test_an_at_sign_in_a_name_is_no_credential(uri: str) -> None:
 @pytest.mark.parametrize(
     "uri", ["s3://bucket/in/a://@.jpg", "s3://b/https://me@host/x.jpg", "/in/https://me@host/x.jpg"]
 )
-def test_a_name_that_looks_like_credentials_ends_no_run(uri: str) -> None:
+def test_filesystem_accepts_names_like_credentials(uri: str) -> None:
     storage.filesystem(uri)
 
 
-def test_figures_that_are_no_floats_stay_figures() -> None:
+def test_encode_csv_keeps_decimals_and_integers() -> None:
     assert encode_csv([[Decimal("-1.5"), -2, "-3"]]) == "-1.5,-2,'-3\n"
 
 
-def test_messages_for_programs_repeat_no_secret(
+def test_json_messages_have_no_secret(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
@@ -156,19 +156,19 @@ def test_messages_for_programs_repeat_no_secret(
         raise RuntimeError("denied for wJalrXUtnFEMI at s3://KEY:hunter2@bucket/x")
 
     assert run_command(fail, "json") == 1
-    said = capsys.readouterr().err
-    assert "in run_command" in said
-    assert "hunter2" not in said
-    assert "wJalr" not in said
+    err = capsys.readouterr().err
+    assert "in run_command" in err
+    assert "hunter2" not in err
+    assert "wJalr" not in err
 
 
-def test_secrets_of_the_environment_are_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redact_removes_secrets_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
     assert redact("denied for wJalrXUtnFEMI") == "denied for $AWS_SECRET_ACCESS_KEY"
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (InputError("no\x1b such"), "error: no\\x1b such\n"),
         (MemoryError(), "error: memory ran out"),
@@ -176,20 +176,20 @@ def test_secrets_of_the_environment_are_not_repeated(monkeypatch: pytest.MonkeyP
         (OSError(27, "File too large", "x"), "`ulimit -f` bounds"),
     ],
 )
-def test_every_error_is_one_line(
-    error: Exception, said: str, capsys: pytest.CaptureFixture[str]
+def test_run_command_prints_an_error_in_one_line(
+    error: Exception, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail() -> None:
         raise error
 
     assert run_command(fail) == 1
-    shown = capsys.readouterr().err
-    assert said in shown
-    assert shown.startswith("error: ")
-    assert shown.count("\n") == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
 
 
-def test_the_traceback_of_a_fault_is_there_for_who_asks(
+def test_segrec_traceback_prints_the_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SEGREC_TRACEBACK", "1")
@@ -214,7 +214,7 @@ def in_shell(script: str, folder: Path) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "message"),
     [
         ("ulimit -f 1; SEGREC scenes --output scenes --count 1", "`ulimit -f` bounds the size"),
         (
@@ -231,16 +231,18 @@ def in_shell(script: str, folder: Path) -> "subprocess.CompletedProcess[str]":
         ),
     ],
 )
-def test_a_command_ends_with_an_error_in_one_line(script: str, said: str, tmp_path: Path) -> None:
+def test_command_in_a_shell_ends_with_one_error_line(
+    script: str, message: str, tmp_path: Path
+) -> None:
     done = in_shell(script, tmp_path)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")
-    assert said in done.stderr.splitlines()[-1]
+    assert message in done.stderr.splitlines()[-1]
     assert "hunter2" not in done.stderr
 
 
-def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+def test_run_command_exits_with_141_after_a_broken_pipe(tmp_path: Path) -> None:
     code = "from segrec_batch.common import console, logs; import sys; sys.exit(logs.run_command("
     code += "lambda: [console.show_line('x' * 99) for _ in range(9999)] and None))"
     done = in_shell(f'({sys.executable} -c "{code}"; echo $? >&2) | head -1', tmp_path)

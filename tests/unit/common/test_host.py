@@ -1,4 +1,4 @@
-"""Facts about the machine: real files of /proc and /sys, and those of other machines."""
+"""Tests of facts about the machine: real files of /proc and /sys, and those of others."""
 
 import os
 import shutil
@@ -55,7 +55,7 @@ def _uncapped(monkeypatch: pytest.MonkeyPatch) -> None:
         ("flags\x00 : :\n:::\nflags\n\ufffd", "x86_64", "x86_64", False, False),
     ],
 )
-def test_a_processor_is_read_from_cpuinfo(
+def test_parse_cpuinfo_reads_name_and_features(
     text: str, machine: str, name: str | None, has_bf16: bool, has_amx: bool
 ) -> None:
     processor = host.parse_cpuinfo(text, machine)
@@ -64,12 +64,12 @@ def test_a_processor_is_read_from_cpuinfo(
     assert (processor.has_native_bf16, processor.has_amx) == (has_bf16, has_amx)
 
 
-def test_an_unknown_arm_processor_is_named_by_its_numbers() -> None:
+def test_parse_cpuinfo_names_unknown_arm_by_numbers() -> None:
     text = GRAVITON_3.replace("0xd40", "0xabc")
     assert host.parse_cpuinfo(text, "aarch64").name == "ARM, implementer 0x41, part 0xabc"
 
 
-def test_a_feature_that_one_core_lacks_does_not_count() -> None:
+def test_parse_cpuinfo_keeps_features_of_all_cores() -> None:
     both = host.parse_cpuinfo(GRAVITON_2 + "\n" + GRAVITON_3, "aarch64")
     assert "asimd" in both.features
     assert "bf16" not in both.features
@@ -92,7 +92,7 @@ def test_a_feature_that_one_core_lacks_does_not_count() -> None:
         ("misspelt", True, (True, True)),  # oneDNN ignores it, too
     ],
 )
-def test_the_cap_of_onednn_takes_bfloat16_away(
+def test_onednn_cap_disables_bfloat16(
     limit: str, zen_4: bool, sapphire_rapids: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
@@ -102,7 +102,7 @@ def test_the_cap_of_onednn_takes_bfloat16_away(
     assert host.parse_cpuinfo(GRAVITON_3, "aarch64").has_native_bf16  # it caps x86 only
 
 
-def test_this_processor_is_as_torch_sees_it() -> None:
+def test_read_processor_agrees_with_torch() -> None:
     import torch
 
     processor = host.read_processor()
@@ -173,7 +173,7 @@ GROUPS: list[tuple[dict[str, str], float | None]] = [  # files, and cores of the
 
 
 @pytest.mark.parametrize(("files", "quota"), GROUPS)
-def test_usable_cores_heed_the_quota_of_control_groups(
+def test_usable_cores_follow_the_cgroup_quota(
     files: dict[str, str],
     quota: float | None,
     tmp_path: Path,
@@ -188,12 +188,12 @@ def test_usable_cores_heed_the_quota_of_control_groups(
     assert host.usable_cores(root) == cores.usable
 
 
-def test_a_quota_above_the_cores_of_the_affinity_limits_nothing(tmp_path: Path) -> None:
+def test_usable_cores_ignore_a_quota_above_affinity(tmp_path: Path) -> None:
     root = write_files(tmp_path, {"sys/fs/cgroup/cpu.max": "99900000 100000\n"})
     assert host.read_cores(root) == host.read_cores(tmp_path / "empty")
 
 
-def test_usable_cores_are_those_of_the_affinity() -> None:
+def test_usable_cores_follow_the_affinity() -> None:
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})
@@ -205,7 +205,7 @@ def test_usable_cores_are_those_of_the_affinity() -> None:
         os.sched_setaffinity(0, before)
 
 
-def test_usable_cores_are_no_more_than_joblib_counts() -> None:
+def test_usable_cores_are_at_most_those_of_joblib() -> None:
     """It sees fewer limits: none of groups below the root's."""
     assert 1 <= host.usable_cores() <= joblib.cpu_count()
     groups = Path("/proc/self/cgroup").read_text().splitlines()
@@ -236,7 +236,7 @@ def test_usable_cores_are_no_more_than_joblib_counts() -> None:
         ),
     ],
 )
-def test_usable_memory_is_that_of_the_control_group(
+def test_usable_memory_follows_the_cgroup_limit(
     files: dict[str, str], limit: int | None, tmp_path: Path
 ) -> None:
     present = psutil.virtual_memory().total
@@ -245,13 +245,13 @@ def test_usable_memory_is_that_of_the_control_group(
     assert host.usable_memory(tmp_path) == memory.usable
 
 
-def test_this_memory_is_as_psutil_sees_it() -> None:
+def test_read_memory_agrees_with_psutil() -> None:
     memory = host.read_memory()
     assert memory.present == psutil.virtual_memory().total
     assert 0 < memory.usable <= memory.present
 
 
-def test_space_is_that_of_the_file_system(tmp_path: Path) -> None:
+def test_read_space_agrees_with_the_file_system(tmp_path: Path) -> None:
     space, disk = host.read_space(tmp_path), psutil.disk_usage(str(tmp_path))
     assert space is not None
     assert (space.path, space.size) == (str(tmp_path), shutil.disk_usage(tmp_path).total)
@@ -259,13 +259,15 @@ def test_space_is_that_of_the_file_system(tmp_path: Path) -> None:
     assert host.read_space(tmp_path / "missing") is None
 
 
-def test_shared_memory_may_be_missing(tmp_path: Path) -> None:
+def test_read_shared_memory_is_none_if_missing(tmp_path: Path) -> None:
     assert host.read_shared_memory(tmp_path) is None
     (tmp_path / "dev" / "shm").mkdir(parents=True)
     assert host.read_shared_memory(tmp_path) is not None
 
 
-def test_a_gpu_shows_by_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_has_nvidia_driver_finds_driver_or_tool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not host.has_nvidia_driver(tmp_path)
     (tmp_path / "proc" / "driver" / "nvidia").mkdir(parents=True)

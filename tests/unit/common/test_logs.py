@@ -22,14 +22,14 @@ log = logging.getLogger("segrec_batch.tests")
 
 def parsed(text: str) -> list[dict[str, Any]]:
     """Each line of it is a JSON object with what all messages have."""
-    found = [json.loads(line) for line in text.splitlines()]
-    for message in found:
+    lines = [json.loads(line) for line in text.splitlines()]
+    for message in lines:
         assert {"time", "level", "event", "message"} <= message.keys()
         assert dt.datetime.fromisoformat(message["time"]).utcoffset() == dt.timedelta(0)
-    return found
+    return lines
 
 
-def test_lines_of_threads_do_not_mix(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_lines_of_threads_do_not_mix(capsys: pytest.CaptureFixture[str]) -> None:
     lines = lambda: [log.info("x" * 99) for _ in range(50)]  # noqa: E731
     threads = [threading.Thread(target=lines) for _ in "1234"]
     for thread in threads:
@@ -63,23 +63,23 @@ run_command(lambda: log.warning("text again"))
 """
 
 
-def test_json_is_one_object_a_line_whatever_speaks() -> None:
+def test_json_format_covers_libraries_and_stderr() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SPEAKERS], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     *lines, last = done.stderr.splitlines()
     assert last == "warning: text again"
-    said = parsed("\n".join(lines))
-    texts = [m["message"] for m in said]
+    messages = parsed("\n".join(lines))
+    texts = [m["message"] for m in messages]
     assert texts[0] == "before\nthe run é"
-    assert "run_id" not in said[0]
-    assert all(m["run_id"] == "r1" for m in said[1:])
-    (progress, *_) = [m for m in said if m["event"] == "progress"]
+    assert "run_id" not in messages[0]
+    assert all(m["run_id"] == "r1" for m in messages[1:])
+    (progress, *_) = [m for m in messages if m["event"] == "progress"]
     assert (progress["label"], progress["done"], progress["total"]) == ("indexed", 5, 10)
     assert progress["per_second"] > 0
     assert progress["seconds_left"] >= 0
-    assert ("warning", "of a library") in [(m["level"], m["message"]) for m in said]
+    assert ("warning", "of a library") in [(m["level"], m["message"]) for m in messages]
     assert any("Python's" in text for text in texts)
     assert "from C++" in texts
 
@@ -87,20 +87,20 @@ def test_json_is_one_object_a_line_whatever_speaks() -> None:
 @pytest.mark.parametrize(
     ("error", "code"), [(InputError("no such"), 1), (RuntimeError("a bug"), 1)]
 )
-def test_an_error_is_a_message_at_level_error(
+def test_json_error_has_level_and_type(
     error: Exception, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def command() -> None:
         raise error
 
     assert run_command(command, "json") == code
-    (said,) = parsed(capsys.readouterr().err)
-    assert (said["level"], said["error"]) == ("error", type(error).__name__)
-    assert str(error) in said["message"]
-    assert ("a bug" in said.get("traceback", "")) == isinstance(error, RuntimeError)
+    (messages,) = parsed(capsys.readouterr().err)
+    assert (messages["level"], messages["error"]) == ("error", type(error).__name__)
+    assert str(error) in messages["message"]
+    assert ("a bug" in messages.get("traceback", "")) == isinstance(error, RuntimeError)
 
 
-def test_text_is_the_default_and_an_error_is_one_line(
+def test_text_format_is_the_default(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     parser = argparse.ArgumentParser()
@@ -132,6 +132,6 @@ def test_quiet_leaves_warnings_and_errors(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err == "warning: of some account\nerror: no such\n"
 
 
-def test_figures_of_an_event_are_left_out_of_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_format_leaves_values_out(capsys: pytest.CaptureFixture[str]) -> None:
     log.warning("disk full", extra={"event": "full", "bytes": 7})
     assert capsys.readouterr().err == "warning: disk full\n"

@@ -1,4 +1,4 @@
-"""`segrec doctor`: what it reports of this machine, and the problems that facts mean."""
+"""Tests of `segrec doctor`: facts of this machine, problems, report."""
 
 import importlib.metadata
 import io
@@ -75,7 +75,7 @@ def answer() -> tuple[dict[str, Any], str]:
     return values, err.getvalue()
 
 
-def test_the_report_is_of_this_machine(answer: tuple[dict[str, Any], str]) -> None:
+def test_doctor_reports_this_machine(answer: tuple[dict[str, Any], str]) -> None:
     values, _ = answer
     assert values["system"] == platform.platform()
     assert values["processor"]["architecture"] == os.uname().machine
@@ -90,7 +90,7 @@ def test_the_report_is_of_this_machine(answer: tuple[dict[str, Any], str]) -> No
     assert values["environment"] == {}
 
 
-def test_versions_are_those_of_what_is_imported(answer: tuple[dict[str, Any], str]) -> None:
+def test_doctor_versions_are_those_imported(answer: tuple[dict[str, Any], str]) -> None:
     versions = answer[0]["versions"]
     assert versions["python"] == "{}.{}.{}".format(*sys.version_info)
     assert versions["segrec-batch"] == segrec_batch.__version__
@@ -102,8 +102,8 @@ def test_versions_are_those_of_what_is_imported(answer: tuple[dict[str, Any], st
     assert not [name for name in named if versions[name] is None]
 
 
-def test_each_engine_has_a_rate_or_a_reason(answer: tuple[dict[str, Any], str]) -> None:
-    values, said = answer
+def test_doctor_engines_have_a_rate_or_a_reason(answer: tuple[dict[str, Any], str]) -> None:
+    values, err = answer
     rows = values["engines"]
     assert [(r["engine"], r["precision"]) for r in rows] == [
         (engine, precision) for engine in engines.ENGINES for precision in engines.PRECISIONS
@@ -111,10 +111,10 @@ def test_each_engine_has_a_rate_or_a_reason(answer: tuple[dict[str, Any], str]) 
     measured = {(r["engine"], r["precision"]) for r in rows if r["images_per_second"]}
     assert measured == set(engine_choice.candidates(host.read_processor()))
     assert all((r["images_per_second"] is None) == bool(r["reason"]) for r in rows)
-    assert f"engines measured: {len(rows)}" in said
+    assert f"engines measured: {len(rows)}" in err
 
 
-def test_auto_takes_what_was_measured_fastest(answer: tuple[dict[str, Any], str]) -> None:
+def test_doctor_auto_is_the_fastest_engine(answer: tuple[dict[str, Any], str]) -> None:
     values, _ = answer
     best = max(values["engines"], key=lambda row: row["images_per_second"] or 0)
     taken = values["auto"]["long_run"]
@@ -124,7 +124,7 @@ def test_auto_takes_what_was_measured_fastest(answer: tuple[dict[str, Any], str]
     assert values["auto"]["short_run"]["device"] == taken["device"]
 
 
-def test_the_keys_stay(answer: tuple[dict[str, Any], str]) -> None:
+def test_doctor_json_keys_are_documented(answer: tuple[dict[str, Any], str]) -> None:
     documented = doctor_report.__doc__ or ""
     lines = [line for line in documented.splitlines() if line[:1].islower()]
     assert list(answer[0]) == [
@@ -156,7 +156,7 @@ def codes(facts: Facts) -> dict[str, str]:
         replace(LARGE, decoder=Confinement(None, True, ("no Landlock: this kernel is without",))),
     ],
 )
-def test_a_machine_with_enough_of_all_has_no_problems(facts: Facts) -> None:
+def test_find_problems_is_empty_for_a_large_machine(facts: Facts) -> None:
     assert codes(facts) == {}
 
 
@@ -207,16 +207,16 @@ def test_a_machine_with_enough_of_all_has_no_problems(facts: Facts) -> None:
         ({"environment": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}, "onednn-capped", "warning"),
     ],
 )
-def test_a_problem_has_its_condition(changes: dict[str, Any], code: str, level: str) -> None:
+def test_find_problems_by_condition(changes: dict[str, Any], code: str, level: str) -> None:
     assert codes(replace(LARGE, **changes)) == {code: level}
 
 
-def test_a_joined_cluster_does_without_shared_memory_here() -> None:
+def test_shared_memory_is_a_warning_with_ray_address() -> None:
     joined = replace(LARGE, shared_memory=None, environment={"RAY_ADDRESS": "head:6379"})
     assert codes(joined) == {"shared-memory-missing": "warning", "ray-address": "warning"}
 
 
-def test_an_unseen_gpu_says_why() -> None:
+def test_unseen_gpu_has_a_reason() -> None:
     hidden = {"CUDA_VISIBLE_DEVICES": "-1"}
     (problem,) = find_problems(replace(LARGE, has_nvidia_driver=True, environment=hidden))
     assert "CUDA_VISIBLE_DEVICES=-1" in problem.message
@@ -225,7 +225,7 @@ def test_an_unseen_gpu_says_why() -> None:
     assert notice in problem.message
 
 
-def test_facts_of_a_small_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gather_facts_of_a_small_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without /dev/shm, on half a core and half a gigabyte, with variables set."""
     monkeypatch.setattr(doctor_facts, "engine_pairs", list)  # measures none
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
@@ -235,16 +235,16 @@ def test_facts_of_a_small_container(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "sys/fs/cgroup/memory.max": f"{2**29}\n",
         "proc/driver/nvidia/version": "NVRM version: 570\n",
     }
-    found = doctor_facts.gather_facts(0, root=write_files(tmp_path, files))
-    assert found.processor.name == "Arm Neoverse V1"
-    assert found.cores == Cores(1, os.cpu_count() or 1, "cgroup")
-    assert (found.memory.usable, found.memory.limit) == (2**29, "cgroup")
+    gathered = doctor_facts.gather_facts(0, root=write_files(tmp_path, files))
+    assert gathered.processor.name == "Arm Neoverse V1"
+    assert gathered.cores == Cores(1, os.cpu_count() or 1, "cgroup")
+    assert (gathered.memory.usable, gathered.memory.limit) == (2**29, "cgroup")
     expected = {"shared-memory-missing", "one-core", "little-memory", "omp-threads", "no-engine"}
-    assert expected <= set(codes(found))
-    assert ("gpu-unseen" in codes(found)) == (not torch.cuda.is_available())
+    assert expected <= set(codes(gathered))
+    assert ("gpu-unseen" in codes(gathered)) == (not torch.cuda.is_available())
 
 
-def test_one_core_of_the_affinity_is_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gather_facts_of_one_core_by_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_facts, "engine_pairs", list)
     before = os.sched_getaffinity(0)
     try:
@@ -262,14 +262,16 @@ def test_one_core_of_the_affinity_is_one_core(monkeypatch: pytest.MonkeyPatch) -
         ("tpu", "float32", "tpu"),
     ],
 )
-def test_what_is_not_measured_has_a_reason(engine: str, precision: str, reason: str) -> None:
+def test_rate_engine_gives_a_reason_if_not_measured(
+    engine: str, precision: str, reason: str
+) -> None:
     rate = doctor_facts.rate_engine(engine, precision, parse_cpuinfo(ZEN_3, "x86_64"), 0)
     assert rate.images_per_second is None
     assert reason in (rate.reason or "")
     assert not rate.fails
 
 
-def test_an_engine_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rate_engine_reports_a_failing_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> float:
         raise OSError("libgomp.so.1: cannot open shared object file")
 
@@ -279,7 +281,7 @@ def test_an_engine_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> No
     assert rate.reason == "OSError: libgomp.so.1: cannot open shared object file"
 
 
-def test_the_tables_show_what_limits_and_what_is_missing() -> None:
+def test_report_text_shows_limits_and_missing_facts() -> None:
     facts = replace(
         LARGE,
         cores=Cores(1, 16, "cgroup"),
@@ -305,7 +307,7 @@ def test_the_tables_show_what_limits_and_what_is_missing() -> None:
     assert max(map(len, text.splitlines())) <= 110
 
 
-def test_what_holds_the_decoder_is_that_of_a_decoder_here(
+def test_read_decoder_reports_its_confinement(
     answer: tuple[dict[str, Any], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Sandbox() as sandbox:
@@ -317,7 +319,7 @@ def test_what_holds_the_decoder_is_that_of_a_decoder_here(
     assert "does not start" in Report(replace(LARGE, decoder=None), CHOICE, CHOICE, ()).to_text()
 
 
-def test_the_tables_say_when_short_and_long_runs_differ() -> None:
+def test_report_text_shows_short_and_long_runs() -> None:
     other = replace(CHOICE, engine="torch", reason="measured on this machine")
     text = Report(LARGE, CHOICE, other, ()).to_text()
     assert "auto takes in a short run ncnn" in text
@@ -326,7 +328,7 @@ def test_the_tables_say_when_short_and_long_runs_differ() -> None:
     assert "auto finds no engine." in Report(LARGE, None, None, ()).to_text()
 
 
-def test_the_address_of_a_cluster_is_not_reported() -> None:
+def test_report_hides_the_address_of_a_cluster() -> None:
     facts = replace(LARGE, environment={"RAY_ADDRESS": "ray://10.0.0.1", "OMP_NUM_THREADS": "1"})
     report = Report(facts, CHOICE, CHOICE, tuple(find_problems(facts)))
     assert json.loads(report.to_json())["environment"] == {
@@ -337,7 +339,7 @@ def test_the_address_of_a_cluster_is_not_reported() -> None:
 
 
 @pytest.mark.parametrize(("changes", "code"), [({"shared_memory": None}, 1), ({}, 0)])
-def test_the_exit_code_says_whether_a_run_can_work(
+def test_doctor_exit_code_is_1_if_no_run_can_work(
     changes: dict[str, Any],
     code: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -347,6 +349,6 @@ def test_the_exit_code_says_whether_a_run_can_work(
     report = Report(facts, CHOICE, CHOICE, tuple(find_problems(facts)))
     monkeypatch.setattr(doctor_report, "examine", lambda *_: report)
     assert cli.main(["doctor"]) == code
-    said = capsys.readouterr()
-    assert "This machine" in said.out
-    assert ("no run can work on this machine" in said.err) == bool(code)
+    captured = capsys.readouterr()
+    assert "This machine" in captured.out
+    assert ("no run can work on this machine" in captured.err) == bool(code)
