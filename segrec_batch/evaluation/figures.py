@@ -17,6 +17,11 @@ Names = Mapping[str, Fields]
 Row = list[Estimate | str]
 
 
+def by(field: str, values: Iterable[str]) -> Names:
+    """Return names that each select one value of a field."""
+    return {value: {field: value} for value in values}
+
+
 class Figures:
     """Estimates of a report by the fields of their keys.
 
@@ -56,7 +61,6 @@ class Figures:
         missing: str = "absent",
         forms: Mapping[str, Callable[[Estimate], str]] | None = None,
         units: str = "",
-        note: str = "",
     ) -> Table:
         """Return a table with a cell for each row and column.
 
@@ -74,16 +78,10 @@ class Figures:
                 row.append(str(max((e.units for e in estimates.values() if e), default=0)))
             cells.append(row)
         header = (corner, *columns, *([units] if units else []))
-        return Table(caption, header, cells, note)
+        return Table(caption, header, cells)
 
     def dot_plot(
-        self,
-        caption: str,
-        x: str,
-        rows: Names,
-        series: Names,
-        description: str = "",
-        note: str = "",
+        self, caption: str, x: str, rows: Names, series: Names, description: str = ""
     ) -> Plot:
         """Return a plot with a row for each of `rows` and a mark in it for each of `series`."""
         marks = {
@@ -94,7 +92,7 @@ class Figures:
             }
             for label, fields in rows.items()
         }
-        return dots(caption, x, marks, description, note)
+        return dots(caption, x, marks, description)
 
     def line(self, points: Mapping[float, Fields], **fields: Any) -> plots.Line:
         """Return a line through the values of these points, by x, with their intervals."""
@@ -115,7 +113,6 @@ def dots(
     x: str,
     rows: Mapping[str, Mapping[str, Estimate]],
     description: str = "",
-    note: str = "",
 ) -> Plot:
     """Return a dot plot of estimates by row and series; by default it is described by them."""
     several = len({name for row in rows.values() for name in row}) > 1
@@ -124,7 +121,7 @@ def dots(
         + ", ".join(f"{name} {_short(e)}" if several else _short(e) for name, e in row.items())
         for label, row in rows.items()
     )
-    return Plot(caption, plots.dot_plot(rows, x), description or f"{caption}. {text}", note)
+    return Plot(caption, plots.dot_plot(rows, x), description or f"{caption}. {text}")
 
 
 def _short(estimate: Estimate) -> str:

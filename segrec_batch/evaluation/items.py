@@ -18,15 +18,11 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells; the first cell names its row. An Estimate is shown with its interval.
-
-    note: small print below the table.
-    """
+    """Rows of cells; the first cell names its row. An Estimate is shown with its interval."""
 
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[Estimate | str]]
-    note: str = ""
 
     def texts(self, interval: bool = True) -> list[list[str]]:
         """Return the cells as text, metric values with or without intervals."""
@@ -43,7 +39,6 @@ class Plot:
     caption: str
     svg: str
     description: str
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,6 @@ class Gallery:
     caption: str
     strips: Sequence[tuple[str, Sequence[GalleryImage]]]
     legend: Mapping[str, str] = field(default_factory=dict)
-    note: str = ""
 
 
 @dataclass(frozen=True)

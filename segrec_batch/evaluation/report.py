@@ -130,22 +130,18 @@ class Report:
             storage.write_bytes(storage.join(folder, name), content)
 
 
+_TYPES = {
+    "created_at": pa.timestamp("us", tz="UTC"), "version": pa.int64(), "seed": pa.int64(),
+    "k": pa.int32(), "value": pa.float64(), "low": pa.float64(), "high": pa.float64(),
+    "units": pa.int64(),
+}  # fmt: skip
+_NAMES = (
+    "kind created_at code_version model_id weights data index version seed ties measure method "
+    "split setting class k value low high units"
+)
 FIGURES = pa.schema([
-    pa.field("kind", pa.string(), nullable=False),
-    pa.field("created_at", pa.timestamp("us", tz="UTC"), nullable=False),
-    *(
-        pa.field(n, pa.string(), nullable=False)
-        for n in ("code_version", "model_id", "weights", "data", "index")
-    ),
-    pa.field("version", pa.int64()),
-    pa.field("seed", pa.int64(), nullable=False),
-    *(
-        pa.field(n, pa.string(), nullable=False)
-        for n in ("ties", "measure", "method", "split", "setting", "class")
-    ),
-    pa.field("k", pa.int32(), nullable=False),
-    *(pa.field(n, pa.float64()) for n in ("value", "low", "high")),
-    pa.field("units", pa.int64(), nullable=False),
+    pa.field(n, _TYPES.get(n, pa.string()), nullable=n in ("version", "value", "low", "high"))
+    for n in _NAMES.split()
 ])  # fmt: skip
 """Columns of `metrics.parquet`: one metric value per row."""
 

@@ -46,16 +46,16 @@ def report(name: str = "car.jpg", created_at: str = "2026-11-22T03:00:00+00:00")
         sections=[
             Section("Figures", [
                 Text(f"About {name}."),
-                Table("Per class", ["class", "IoU"], [["car", IOU], [name, ABSENT]], name),
+                Table("Per class", ["class", "IoU"], [["car", IOU], [name, ABSENT]]),
                 Table("Wide", [f"column {i}" for i in range(12)], [[name] * 12]),
             ]),
-            Section("Plots", [Plot(f"{name} {k}", svg, name, name) for k, svg in plots().items()]),
-            Section(name, [Gallery(name, [(name, shots)], {name: "#e6194b"}, name)]),
+            Section("Plots", [Plot(f"{name} {k}", svg, name) for k, svg in plots().items()]),
+            Section(name, [Gallery(name, [(name, shots)], {name: "#e6194b"})]),
         ],
         lead=Lead(
             f"How good is {name}?", name,
             [(name, IOU, name), ("IoU", ABSENT, name), (name, name, name)],
-            Plot(name, plots()["dot"], name, name),
+            Plot(name, plots()["dot"], name),
         ),
         details={name: [name]},
         not_run={f"method {name}": name},

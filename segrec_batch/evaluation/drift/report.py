@@ -25,7 +25,7 @@ from segrec_batch.evaluation.drift.figures import (
     figures,
 )
 from segrec_batch.evaluation.drift.golden import REGION, WHOLE, fingerprint
-from segrec_batch.evaluation.figures import Figures, Names, Row
+from segrec_batch.evaluation.figures import Figures, Names, Row, by
 from segrec_batch.evaluation.items import Lead, Plot, Section, Table, Text
 from segrec_batch.evaluation.plots import step_plot
 from segrec_batch.evaluation.report import Provenance, Report
@@ -135,9 +135,8 @@ def _images(f: Figures) -> Iterator[Table]:
         ("images", _IMAGES, "Images; changed ones have other bytes under the same name"),
         ("failures", _FAILURES, "Failures; mended ones are indexed now"),
     ):
-        columns: Names = {s: {"setting": s} for s in settings}
         forms = dict.fromkeys(settings, _count)
-        yield f.table(caption, "", {name: {"name": name}}, columns, forms=forms)
+        yield f.table(caption, "", by("name", [name]), by("setting", settings), forms=forms)
 
 
 def _failures(counts: pa.Table) -> Table | Text:
@@ -177,9 +176,8 @@ def _coverage(f: Figures, counts: pa.Table) -> Iterator[Text | Table | Plot]:
         }  # fmt: skip
         units = [f.get(cls=classes[0], **of).units for of in columns.values()]
         caption = f"{population}: {units[0]:,} before, {units[1]:,} {sides['after']}"
-        rows: Names = {cls: {"cls": cls} for cls in classes}
         forms = {"p (Holm)": lambda e: p_text(e.value)}
-        yield f.table(caption, "class", rows, columns, forms=forms)
+        yield f.table(caption, "class", by("cls", classes), columns, forms=forms)
     edges = np.linspace(0, 1, _BARS + 1)
     pairs = distributions(counts)
     for cls in classes:

@@ -72,7 +72,7 @@ def count_images(
     images: Sequence[LabelledImage],
     methods: Methods,
     classes: Classes,
-    pixels: Counter[int] | None = None,
+    pixels: Counter[int],
 ) -> list[dict[str, Any]]:
     """Apply methods to labelled images at their original resolution; return rows of `SCHEMA`.
 
@@ -82,8 +82,7 @@ def count_images(
     rows = []
     for item in console.track(images, f"judged ({split})"):
         image, labels = item.load(classes)
-        if pixels is not None:
-            pixels.update(count_values(labels))
+        pixels.update(count_values(labels))
         truth = classes.to_classes(labels)
         common = {
             "split": split,

@@ -60,12 +60,10 @@ def evaluate(counts: pa.Table) -> list[Evaluation]:
     for one in _with_majority(list(counts_by_method(counts)), names):
         measures = results.setdefault(one.images, {})
         base = Key("", one.method, one.split)
-        measures |= ratio_measures(
-            Pixels.of(one.confusion), names, replace(base, setting=PIXELS), RATIOS
-        )
-        measures |= ratio_measures(
-            Pixels.of(dominant(one.confusion)), names, replace(base, setting=DOMINANT), RATIOS
-        )
+        matrices = {PIXELS: one.confusion, DOMINANT: dominant(one.confusion)}
+        for setting, confusion in matrices.items():
+            key = replace(base, setting=setting)
+            measures |= ratio_measures(Pixels.of(confusion), names, key)
         measures |= coverage_measures(one, names, base)
         if one.method == SEGREC:
             measures |= condition_measures(one, names, base)

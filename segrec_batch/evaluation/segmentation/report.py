@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from segrec_batch.evaluation import plots
-from segrec_batch.evaluation.figures import Fields, Figures, Names
+from segrec_batch.evaluation.figures import Fields, Figures, Names, by
 from segrec_batch.evaluation.items import Gallery, Lead, Plot, Section, Table, Text, figure
 from segrec_batch.evaluation.report import Provenance, Report
 from segrec_batch.evaluation.segmentation.counts import (
@@ -74,9 +74,10 @@ def segmentation_report(settings: Settings, rivals: Sequence[Rival] = ()) -> Rep
     study = run_study(settings, images, test, classes, rivals)
     counts = counts_table(study.rows, classes.names)
     values = estimates(counts, settings.seed)
-    spec = study.model.spec
+    model = study.main.model
+    spec = model.spec
     main = next(one for one in counts_by_method(counts) if one.method == SEGREC)
-    shown = galleries(main, study.images, classes, study.method(study.main), spec.colours)
+    shown = galleries(main, study.main.images, classes, study.method(study.main), spec.colours)
     figures = Figures(values, method=SEGREC, split=main.split, setting=PIXELS)
     return Report(
         title="Segmentation quality",
@@ -85,7 +86,7 @@ def segmentation_report(settings: Settings, rivals: Sequence[Rival] = ()) -> Rep
             data=fingerprint([*images, *test], classes),
             ties=TIES,
             seed=settings.seed,
-            model_id=study.model.model_id,
+            model_id=model.model_id,
             weights=spec.weights,
         ),
         estimates=values,
@@ -134,7 +135,7 @@ def lead(f: Figures, names: Sequence[str], main: MethodCounts) -> Lead:
          "Mean |σ̂ − σ|: error of the class shares that queries filter by"),
     ]  # fmt: skip
     series: Names = {w: {"name": "iou", "setting": s} for s, w in _SETTINGS.items()}
-    plot = f.dot_plot("IoU of each class", "IoU", _by("cls", (*names[1:], MEAN)), series)
+    plot = f.dot_plot("IoU of each class", "IoU", by("cls", (*names[1:], MEAN)), series)
     return Lead("How well does the model segment labelled images?", answer, numbers, plot)
 
 
@@ -161,7 +162,7 @@ def _classes(f: Figures, names: Sequence[str], main: MethodCounts) -> Iterator[T
         "The mean is over the foreground classes that have labels. The intervals assume "
         "independent images; for frames of one video they are too narrow."
     )
-    rows = _by("cls", (*names[1:], MEAN, names[0]))
+    rows = by("cls", (*names[1:], MEAN, names[0]))
     for setting, words in _SETTINGS.items():
         columns = _named(*({"name": ratio, "setting": setting} for ratio in RATIOS))
         yield f.table(f"The proposed method, {words}", "class", rows, columns)
@@ -190,7 +191,7 @@ def _methods(f: Figures) -> Iterator[Text | Table | Plot]:
         "Means over the classes, with the columns of tables 2 and 3 of Abdullah 2026. The "
         "accuracies of that paper are of one label per image; the second table is the nearest one."
     )
-    rows = _by("method", f.distinct("method", split=f.defaults["split"]))
+    rows = by("method", f.distinct("method", split=f.defaults["split"]))
     ratios = ("precision", "accuracy", "recall", "f1", "iou")
     for setting, words in _SETTINGS.items():
         means = ({"name": ratio, "cls": MEAN, "setting": setting} for ratio in ratios)
@@ -226,7 +227,7 @@ def _leak(f: Figures, splits: Sequence[str]) -> Iterator[Text | Table | Plot]:
             )
             yield f.table(caption, corner, rows, columns)
     yield f.dot_plot(
-        "Mean IoU by split", "mean IoU, by pixels", _by("method", methods),
+        "Mean IoU by split", "mean IoU, by pixels", by("method", methods),
         {s: {"split": s, "name": "iou", "cls": MEAN} for s in splits},
     )  # fmt: skip
 
@@ -243,7 +244,7 @@ def _coverage(
         "mean |σ̂ − σ|": {"name": "coverage_error", "setting": ""},
         "mean σ̂ − σ": {"name": "coverage_bias", "setting": ""},
     }
-    rows = _by("cls", (*names[1:], MEAN, names[0]))
+    rows = by("cls", (*names[1:], MEAN, names[0]))
     yield f.table("Error and bias of coverage", "class", rows, columns)
     for k, cls in enumerate(names[1:], start=1):
         if bins := calibration(main, k):
@@ -271,12 +272,7 @@ def _weaknesses(f: Figures, names: Sequence[str]) -> Iterator[Text | Table]:
     ):
         for ratio, words in (("iou", "IoU"), ("recall", "Recall")):
             columns: Names = {c: {"name": ratio, "cls": c} for c in (*names[1:], MEAN)}
-            yield f.table(f"{words} {caption}", "images", _by("setting", settings), columns)
-
-
-def _by(field: str, values: Sequence[str]) -> Names:
-    """Return names that select the values of one field."""
-    return {value: {field: value} for value in values}
+            yield f.table(f"{words} {caption}", "images", by("setting", settings), columns)
 
 
 def _named(*selections: Fields) -> Names:

@@ -33,22 +33,17 @@ class RivalSettings:
         unknown = sorted(set(self.chosen) - set(RIVALS))
         if unknown:
             raise InputError(f"no rival {', '.join(unknown)}; there are {', '.join(RIVALS)}")
+        common = {"seed": self.seed, "device": self.device}
+        unet, mask_rcnn = replace(self.unet, **common), replace(self.mask_rcnn, **common)
         rivals = {
             "classical": Rival(_CLASSICAL, self._classical, every_split=True),
-            "unet": Rival((U_NET,), self._unet),
-            "mask-rcnn": Rival((MASK_RCNN,), self._mask_rcnn),
+            "unet": Rival((U_NET,), lambda t: fit_unet(t.images, t.classes, unet)),
+            "mask-rcnn": Rival(
+                (MASK_RCNN,), lambda t: fit_mask_rcnn(t.images, t.classes, mask_rcnn)
+            ),
         }
         return [rivals[name] for name in RIVALS if name in self.chosen]
 
     def _classical(self, t: Trainer) -> Methods:
-        settings = replace(self.classical, seed=self.seed)
-        shapes = t.settings.shapes
+        settings, shapes = replace(self.classical, seed=self.seed), t.settings.shapes
         return fit_classical(t.samples, t.taps, t.feature_maps, shapes, t.classes, settings)
-
-    def _unet(self, t: Trainer) -> Methods:
-        settings = replace(self.unet, seed=self.seed, device=self.device)
-        return fit_unet(t.images, t.classes, settings)
-
-    def _mask_rcnn(self, t: Trainer) -> Methods:
-        settings = replace(self.mask_rcnn, seed=self.seed, device=self.device)
-        return fit_mask_rcnn(t.images, t.classes, settings)

@@ -74,10 +74,10 @@ class Rival:
 
 
 @dataclass(frozen=True)
-class SplitModel:
+class Split:
     """Model and test images of a split, and the trainer of the model if it was trained here."""
 
-    split: str
+    name: str
     model: Model
     images: Sequence[LabelledImage]
     trainer: Trainer | None = None
@@ -85,64 +85,41 @@ class SplitModel:
 
 @dataclass
 class Study:
-    """Results of all splits.
+    """Results of all splits; most of the page is about `main`, the first one.
 
-    images: test images of the first split. rows: of `counts.SCHEMA`. models: by split. methods:
-    settings of each method, by split. not_run: reasons by method.
+    rows: of `counts.SCHEMA`. methods: settings of each method, by split. not_run: reason by method.
     """
 
     engine: EngineChoice
-    images: Sequence[LabelledImage] = ()
+    splits: list[Split] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
-    models: dict[str, Model] = field(default_factory=dict)
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     not_run: dict[str, str] = field(default_factory=dict)
 
     @property
-    def main(self) -> str:
-        """The first split, which most of the page is about."""
-        return next(iter(self.models))
+    def main(self) -> Split:
+        """The first split."""
+        return self.splits[0]
 
-    @property
-    def model(self) -> Model:
-        """The model of the first split."""
-        return self.models[self.main]
-
-    def method(self, split: str) -> SegrecMethod:
+    def method(self, split: Split) -> SegrecMethod:
         """Return the proposed method with the model of a split."""
-        return SegrecMethod(load_segmenter(self.models[split], self.engine))
+        return SegrecMethod(load_segmenter(split.model, self.engine))
 
-    def apply_model(self, part: SplitModel, classes: Classes) -> None:
-        """Apply the proposed method to the test images of a split.
-
-        For separate test images the mask values that count as background are logged; a trainer
-        logs those of its own images.
-        """
+    def apply(self, split: Split, methods: Methods, classes: Classes) -> Counter[int]:
+        """Apply methods to the test images of a split; return mask pixels by value."""
         pixels: Counter[int] = Counter()
-        self.apply(part, self.method(part.split), classes, pixels)
-        unnamed = describe_unnamed(pixels, classes)
-        if part.split == SEPARATE and unnamed:
-            log.info(f"test images: {unnamed}")
+        self.rows += count_images(split.name, split.images, methods, classes, pixels)
+        self.methods.setdefault(split.name, {}).update(methods.settings)
+        return pixels
 
-    def apply(
-        self,
-        part: SplitModel,
-        methods: Methods,
-        classes: Classes,
-        pixels: Counter[int] | None = None,
-    ) -> None:
-        """Apply methods to the test images of a split, see `count_images`. Raises NotRun."""
-        self.rows += count_images(part.split, part.images, methods, classes, pixels)
-        self.methods.setdefault(part.split, {}).update(methods.settings)
-
-    def apply_rival(self, rival: Rival, part: SplitModel, classes: Classes) -> None:
+    def apply_rival(self, rival: Rival, split: Split, classes: Classes) -> None:
         """Train a rival and apply it to a split, or record why it was not run."""
         try:
-            if part.trainer is None:
+            if split.trainer is None:
                 raise NotRun("a model was given and no images to train on: see --train")
-            self.apply(part, rival.fit(part.trainer), classes)
+            self.apply(split, rival.fit(split.trainer), classes)
         except NotRun as reason:
-            where = "" if part.split == self.main else f" ({part.split})"
+            where = "" if split is self.main else f" ({split.name})"
             self.not_run |= {f"{name}{where}": str(reason) for name in rival.names}
 
 
@@ -165,13 +142,14 @@ def run_study(
 ) -> Study:
     """Train and apply all methods, split by split."""
     study = Study(settings.engine)
-    for part in _split_models(settings, images, test, classes):
-        study.models[part.split] = part.model
-        study.images = study.images or part.images
-        study.apply_model(part, classes)
+    for split in _split_models(settings, images, test, classes):
+        study.splits.append(split)
+        pixels = study.apply(split, study.method(split), classes)
+        if split.name == SEPARATE and (unnamed := describe_unnamed(pixels, classes)):
+            log.info(f"test images: {unnamed}")  # a trainer logs those of its own images
         for rival in rivals:
-            if rival.every_split or part.split == study.main:
-                study.apply_rival(rival, part, classes)
+            if rival.every_split or split is study.main:
+                study.apply_rival(rival, split, classes)
     return study
 
 
@@ -180,18 +158,18 @@ def _split_models(
     images: Sequence[LabelledImage],
     test: Sequence[LabelledImage],
     classes: Classes,
-) -> Iterator[SplitModel]:
+) -> Iterator[Split]:
     if settings.model:
         model = load_model(settings.model)
         if model.spec.classes != classes.names:
             raise InputError(
                 f"the model has the classes {model.spec.classes}, the classes file {classes.names}"
             )
-        yield SplitModel(SEPARATE, model, images)
+        yield Split(SEPARATE, model, images)
         return
     if test:
         trainer = _trainer(settings, images, classes)
-        yield SplitModel(SEPARATE, trainer.best(), test, trainer)
+        yield Split(SEPARATE, trainer.best(), test, trainer)
         return
     splits = split_images([item.group for item in images], settings.seed)
     tested = [images[i] for i in splits.test]
@@ -200,7 +178,7 @@ def _split_models(
     for split in SPLITS:
         trainer = every.subset(splits.rows(split, every.samples))
         log.info(f"split {split}: {len(trainer.images)} training images, {len(tested)} test images")
-        yield SplitModel(split, trainer.best(), tested, trainer)
+        yield Split(split, trainer.best(), tested, trainer)
 
 
 def _trainer(

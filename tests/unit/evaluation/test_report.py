@@ -115,7 +115,8 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     on_page = shown.replace("\t", r"\t").replace("\r", r"\r").replace("\x01", r"\x01")
     assert f"Untrained: {on_page}" in page.text("p")
     assert f"Report of {on_page}" in page.text("h1")
-    assert "".join(page.text("p")).count(on_page) >= 6
+    assert on_page in page.text("figcaption")
+    assert on_page in page.text("th")
     assert [text for text in page.text("p") if text == f"How good is {on_page}?"]
     assert len([e for e in page.elements if e[0] == "figure"]) == 8
     assert read_metrics(str(tmp_path))["details"] == {shown: [shown]}
