@@ -1,4 +1,4 @@
-"""A report that has everything that a page can show, under names of any kind."""
+"""A report with every kind of item, under names of any kind."""
 
 from functools import cache
 

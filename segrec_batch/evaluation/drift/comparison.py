@@ -3,6 +3,7 @@
 import datetime as dt
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,21 +161,19 @@ def compare_snapshots(settings: Settings) -> Comparison:
     ids = read_golden(settings.golden) if settings.golden else None
     log.info(f"{before.index}: version {before.version} ({before.rows('images'):,} images) against "
         f"{after.version} ({after.rows('images'):,})")  # fmt: skip
-    with scratch_folder("segrec-drift-") as folder:
-        pair = Pair(before, after, folder)
-        try:
-            n = pair.choose_golden(settings.golden_size, ids)
-            if ids and not n:
-                raise InputError(f"{settings.golden}: none of its images is in both snapshots")
-            golden = pair.golden()
-            counts = [pair.images(), pair.failures(), pair.stale(), pair.coverage()]
-        finally:
-            pair.close()
+    with (
+        scratch_folder("segrec-drift-") as folder,
+        closing(Pair(before, after, folder)) as pair,
+    ):
+        n = pair.choose_golden(settings.golden_size, ids)
+        if ids and not n:
+            raise InputError(f"{settings.golden}: none of its images is in both snapshots")
+        golden, counts, classes = pair.golden(), pair.counts(), pair.classes
     log.info(f"{n:,} golden images; recommendations for each, before and after")
-    rows = [*_golden_rows(golden, pair.classes)]
+    rows = [*_golden_rows(golden, classes)]
     older, newer = open_files(before), open_files(after)
     for image in track(golden.select(["image_id", "class"]).to_pylist(), "recommended for"):
-        rows += overlaps(older, newer, image, pair.classes, settings.k)
+        rows += overlaps(older, newer, image, classes, settings.k)
     for index in (older, newer):
         index.connection.close()
     table = pa.concat_tables([*counts, golden_counts(rows)])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from segrec_batch.evaluation.drift.figures import BINS, COUNTS, as_counts
+from segrec_batch.evaluation.drift.figures import BINS, as_counts
 from segrec_batch.index.schema import coverage_column, schemas
 from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.search.database import open_database
@@ -60,7 +60,7 @@ FROM failures LEFT JOIN (SELECT stage, reason, reason AS common FROM common_reas
 GROUP BY ALL ORDER BY ALL
 """
 _STALE = """
-SELECT 'after' AS side, count(*) AS count
+SELECT 'stale' AS name, 'after' AS side, count(*) AS count
 FROM (SELECT image_id FROM after_failures UNION ALL SELECT image_id FROM common_failures)
 SEMI JOIN (SELECT image_id FROM after_images UNION ALL SELECT image_id FROM common_images)
     USING (image_id)
@@ -142,32 +142,21 @@ class Pair:
                 self._connection.register(f"empty_{view}", empty)
             self._run(f"CREATE TEMP VIEW {view} AS {scan or f'FROM empty_{view}'}")
 
-    def images(self) -> pa.Table:
-        """Return COUNTS of new, gone, changed and unchanged images."""
-        return self._counts("images", _IMAGES)
-
-    def failures(self) -> pa.Table:
-        """Return COUNTS of failures before and after, by stage and reason."""
-        sql = _FAILURES.format(reasons=REASONS, others=quoted(OTHERS))
-        return self._counts("failures", sql)
-
-    def stale(self) -> pa.Table:
-        """Return COUNTS of images that are failures too, as they are not readable any more."""
-        return self._counts("stale", f"SELECT 'stale' AS name, * FROM ({_STALE})")  # noqa: S608
-
-    def coverage(self) -> pa.Table:
-        """Return COUNTS of images, and the sums of σ, by change, side, class and bin."""
-        if not self.classes:
-            return COUNTS.empty_table()
-        columns = ", ".join(
-            f"{identifier(coverage_column(c))} AS {identifier(c)}" for c in self.classes
-        )
-        classes = ", ".join(map(identifier, self.classes))
-        sql = _COVERAGE.format(columns=columns, classes=classes, bins=BINS)
-        return self._counts("coverage", sql)
-
-    def _counts(self, what: str, sql: str) -> pa.Table:
-        return as_counts(what, query(self._connection, sql))
+    def counts(self) -> list[pa.Table]:
+        """Return COUNTS of images, failures, images that are failures too, and coverage."""
+        names = {c: identifier(c) for c in self.classes}
+        columns = (f"{identifier(coverage_column(c))} AS {name}" for c, name in names.items())
+        queries = {
+            "images": _IMAGES,
+            "failures": _FAILURES.format(reasons=REASONS, others=quoted(OTHERS)),
+            "stale": _STALE,
+            "coverage": _COVERAGE.format(
+                columns=", ".join(columns), classes=", ".join(names.values()), bins=BINS
+            ),
+        }
+        if not names:
+            del queries["coverage"]
+        return [as_counts(what, query(self._connection, sql)) for what, sql in queries.items()]
 
     def choose_golden(self, size: int, ids: Sequence[str] | None) -> int:
         """Select golden images among the images of both snapshots and return their number.
@@ -197,10 +186,8 @@ class Pair:
                 f"CREATE OR REPLACE TEMP VIEW {side}_golden AS SELECT {columns} FROM {side}_images "  # noqa: S608
                 f"UNION ALL SELECT {columns} FROM common_images"
             )
-        changes = (
-            ", ".join(f"a.{s}::DOUBLE - b.{s} AS {s}" for s in map(identifier, shares))
-            or "NULL AS none"
-        )
+        differences = (f"a.{s}::DOUBLE - b.{s} AS {s}" for s in map(identifier, shares))
+        changes = ", ".join(differences) or "NULL AS none"
         features = _FEATURES if self.same_model else _NO_FEATURES
         return query(self._connection, _GOLDEN_ROWS.format(features=features, changes=changes))
 

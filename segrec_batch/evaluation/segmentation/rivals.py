@@ -33,8 +33,8 @@ class RivalSettings:
         unknown = sorted(set(self.chosen) - set(RIVALS))
         if unknown:
             raise InputError(f"no rival {', '.join(unknown)}; there are {', '.join(RIVALS)}")
-        common = {"seed": self.seed, "device": self.device}
-        unet, mask_rcnn = replace(self.unet, **common), replace(self.mask_rcnn, **common)
+        unet = replace(self.unet, seed=self.seed, device=self.device)
+        mask_rcnn = replace(self.mask_rcnn, seed=self.seed, device=self.device)
         rivals = {
             "classical": Rival(_CLASSICAL, self._classical, every_split=True),
             "unet": Rival((U_NET,), lambda t: fit_unet(t.images, t.classes, unet)),

@@ -1,4 +1,4 @@
-"""The files of a report: what they hold, that nothing can inject, that everybody can read them."""
+"""Tests of the files of a report: content, escaping of hostile names, accessibility."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_four_files_are_written_and_read_back(written: Path) -> None:
+def test_report_writes_and_reads_four_files(written: Path) -> None:
     names = {p.name for p in written.iterdir()}
     assert names == {"report.html", "metrics.json", "metrics.parquet", "counts.parquet"}
     metrics = read_metrics(str(written))
@@ -35,7 +35,7 @@ def test_four_files_are_written_and_read_back(written: Path) -> None:
         assert read_counts(str(uri)) == report().counts
 
 
-def test_metrics_keep_their_schema(written: Path) -> None:
+def test_metrics_match_schema(written: Path) -> None:
     schema = json.loads((Path(__file__).parents[3] / "schemas/metrics.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     metrics = json.loads((written / "metrics.json").read_text())
@@ -46,27 +46,27 @@ def test_metrics_keep_their_schema(written: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', "\x80"])
-def test_what_is_no_metrics_file_is_an_error_that_names_it(text: str, tmp_path: Path) -> None:
+def test_read_metrics_refuses_other_files(text: str, tmp_path: Path) -> None:
     file = tmp_path / "metrics.json"
     file.write_text(text)
     with pytest.raises(InputError, match=re.escape(str(file))):
         read_metrics(str(file))
 
 
-def test_a_folder_of_deeply_nested_metrics_is_no_report(tmp_path: Path) -> None:
+def test_check_report_place_refuses_deeply_nested_metrics(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text("[" * 100_000)
     with pytest.raises(InputError, match="no report of this program"):
         check_report_place(str(tmp_path))
 
 
-def test_counts_that_are_missing_are_none_and_damaged_ones_an_error(tmp_path: Path) -> None:
+def test_read_counts_of_missing_and_damaged_files(tmp_path: Path) -> None:
     assert read_counts(str(tmp_path / "metrics.json")) is None
     (tmp_path / "counts.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"counts\.parquet"):
         read_counts(str(tmp_path))
 
 
-def test_what_is_absent_is_null_everywhere_and_says_so(written: Path) -> None:
+def test_absent_values_are_null_and_shown_as_absent(written: Path) -> None:
     text = (written / "metrics.json").read_text()
     assert "NaN" not in text
     rows = json.loads(text)["measures"]
@@ -77,14 +77,14 @@ def test_what_is_absent_is_null_everywhere_and_says_so(written: Path) -> None:
     assert "absent" in page.text("td")
 
 
-def test_nan_is_refused_before_a_file_is_written(tmp_path: Path) -> None:
+def test_write_refuses_nan_before_any_file(tmp_path: Path) -> None:
     nan = Estimate(Key("iou"), float("nan"), None, None, 1)
     with pytest.raises(ValueError, match="JSON"):
         replace(report(), estimates=[nan]).write(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sql_can_trend_the_nights(tmp_path: Path) -> None:
+def test_metrics_parquet_gives_trends_in_sql(tmp_path: Path) -> None:
     for night, iou in enumerate((0.5, 0.6, None), start=20):
         estimate = replace(IOU, value=iou)
         made = report(created_at=f"2026-11-{night}T03:00:00+01:00")
@@ -104,7 +104,7 @@ EVIL = [
 ]  # fmt: skip
 
 
-def test_hostile_names_stay_text(tmp_path: Path) -> None:
+def test_page_escapes_hostile_names(tmp_path: Path) -> None:
     name = " | ".join(EVIL)
     report(name).write(str(tmp_path))
     page = Page((tmp_path / "report.html").read_bytes().decode())
@@ -125,7 +125,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", plots())
-def test_plots_take_their_colours_from_the_page(kind: str) -> None:
+def test_plots_use_colours_of_the_page(kind: str) -> None:
     svg = plots()[kind]
     assert set(re.findall(r"(?:fill|stroke): ?([^;\"]+)", svg)) <= {
         "none", *(f"var(--{n})" for n in ("text", "line", *(f"series-{i}" for i in range(1, 9)))),
@@ -134,17 +134,17 @@ def test_plots_take_their_colours_from_the_page(kind: str) -> None:
     assert "<text" in svg
 
 
-def test_the_same_plot_is_the_same_text() -> None:
+def test_plots_are_deterministic() -> None:
     assert plots.__wrapped__() == plots()
 
 
-def test_names_in_plots_are_text() -> None:
+def test_plots_escape_names() -> None:
     for svg in plots("<script>&\"'{{ 7 * 7 }} $\\alpha$").values():
         assert "<script" not in svg
         assert "{{ 7 * 7 }}" in svg
 
 
-def test_no_id_is_there_twice_and_each_that_is_named_is_there(written: Path) -> None:
+def test_page_ids_are_unique_and_complete(written: Path) -> None:
     text = (written / "report.html").read_text()
     ids = re.findall(r'\sid="([^"]*)"', text)
     assert len(ids) == len(set(ids))
@@ -153,7 +153,7 @@ def test_no_id_is_there_twice_and_each_that_is_named_is_there(written: Path) -> 
     assert named <= set(ids)
 
 
-def test_the_page_can_ask_for_nothing(written: Path) -> None:
+def test_page_loads_nothing(written: Path) -> None:
     text = (written / "report.html").read_text()
     page = Page(text)
     (policy,) = page.all("meta", **{"http-equiv": "Content-Security-Policy"})
@@ -166,27 +166,27 @@ def test_the_page_can_ask_for_nothing(written: Path) -> None:
 
 
 @needs_chromium
-def test_it_opens_from_a_file_without_a_word_of_the_browser(written: Path, tmp_path: Path) -> None:
+def test_page_opens_without_browser_messages(written: Path, tmp_path: Path) -> None:
     run = chromium(written / "report.html", tmp_path)
     assert complaints_of(run) == []
     assert "Report of car.jpg" in Page(run.stdout).text("h1")
 
 
 @needs_chromium
-def test_everybody_can_read_it(written: Path) -> None:
+def test_page_is_accessible(written: Path) -> None:
     assert accessible(written / "report.html") == []
 
 
 @pytest.mark.slow
 @needs_chromium
-def test_the_accessibility_check_sees_what_is_wrong(written: Path, tmp_path: Path) -> None:
+def test_accessibility_check_finds_faults(written: Path, tmp_path: Path) -> None:
     bad = (written / "report.html").read_text().replace("--soft: #5a5a55", "--soft: #cccccc")
     (tmp_path / "bad.html").write_text(bad.replace('alt=""', ""))
     found = {v.split(":")[0] for v in accessible(tmp_path / "bad.html")}
     assert {"color-contrast", "image-alt"} <= found
 
 
-def test_a_table_of_pyarrow_keeps_its_types(written: Path) -> None:
+def test_read_counts_keeps_types(written: Path) -> None:
     counts = read_counts(str(written))
     assert counts is not None
     assert counts.schema == pa.schema([("image", pa.string()), ("hits", pa.int64())])

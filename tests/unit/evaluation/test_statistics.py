@@ -1,4 +1,4 @@
-"""Figures as means of ratios of sums, and their bootstrap intervals."""
+"""Tests of metric values as means of ratios of sums, and of their intervals."""
 
 import numpy as np
 import pytest
@@ -20,32 +20,32 @@ def names(n: int) -> tuple[str, ...]:
     return tuple(f"{i}.jpg" for i in range(n))
 
 
-def test_a_figure_is_a_ratio_of_sums_not_a_mean_of_ratios() -> None:
+def test_measure_is_ratio_of_sums() -> None:
     assert Measure(column(1, 9), column(2, 90)).value == pytest.approx(10 / 92)
 
 
-def test_what_no_unit_has_is_absent_and_never_zero() -> None:
+def test_measure_without_units_is_absent() -> None:
     absent = Measure(column(0, 0), column(0, 0))
     assert absent.value is None
     (estimate,) = Evaluation(names(2), {IOU: absent}).estimates()
     assert (estimate.value, estimate.low, estimate.high, estimate.units) == (None, None, None, 0)
 
 
-def test_a_mean_leaves_absent_parts_out() -> None:
+def test_measure_mean_leaves_absent_parts_out() -> None:
     mean = Measure.mean([Measure(column(1), column(2)), Measure(column(0), column(0))])
     assert mean.value == 0.5
 
 
-def test_a_class_without_labels_is_absent_though_it_was_predicted() -> None:
+def test_measure_of_absent_class_is_absent() -> None:
     assert Measure(column(0), column(7), present=column(0)).value is None
 
 
-def test_values_that_are_not_known_do_not_count() -> None:
+def test_measure_of_values_ignores_nan() -> None:
     assert Measure.of(np.array([1.0, np.nan, 3.0])).value == 2
     assert Measure.of(np.array([1.0, 5.0]), np.array([True, False])).value == 1
 
 
-def test_the_interval_is_that_of_scipy() -> None:
+def test_interval_matches_scipy() -> None:
     values = np.random.default_rng(3).normal(10, 2, 80)
     (estimate,) = Evaluation(names(80), {IOU: Measure.of(values)}).estimates(draws=4000)
     theirs = bootstrap((values,), np.mean, method="percentile", n_resamples=4000, rng=1)
@@ -55,11 +55,11 @@ def test_the_interval_is_that_of_scipy() -> None:
 
 @quick
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12))
-def test_a_share_stays_in_its_range_and_its_interval_holds_it(pairs: list[tuple[int, int]]) -> None:
+def test_interval_of_share_stays_in_range(pairs: list[tuple[int, int]]) -> None:
     hit = column(*(min(a, b) for a, b in pairs))
     everything = column(*(max(a, b) for a, b in pairs))
-    judged = Evaluation(names(len(pairs)), {IOU: Measure(hit, everything)})
-    (estimate,) = judged.estimates(draws=200)
+    evaluation = Evaluation(names(len(pairs)), {IOU: Measure(hit, everything)})
+    (estimate,) = evaluation.estimates(draws=200)
     if estimate.value is None:
         assert not everything.any()
         return
@@ -69,7 +69,7 @@ def test_a_share_stays_in_its_range_and_its_interval_holds_it(pairs: list[tuple[
     assert 0 <= estimate.value <= 1
 
 
-def test_a_paired_difference_is_narrower_than_the_spread_of_either() -> None:
+def test_difference_of_same_units_is_paired() -> None:
     rng = np.random.default_rng(0)
     hard = rng.normal(0.5, 0.2, 60)
     ours = Evaluation(names(60), {IOU: Measure.of(hard)})
@@ -83,7 +83,7 @@ def test_a_paired_difference_is_narrower_than_the_spread_of_either() -> None:
     assert loose.low < 0 < 0.1 < (loose.high or 0)
 
 
-def test_two_figures_of_one_report_are_compared_on_the_same_draws() -> None:
+def test_contrast_uses_same_resamples() -> None:
     values = np.random.default_rng(1).normal(size=40)
     both = Evaluation(names(40), {IOU: Measure.of(values), OTHER: Measure.of(values - 1)})
     (leak,) = contrast(both, {Key("leak"): (IOU, OTHER)})
@@ -91,27 +91,27 @@ def test_two_figures_of_one_report_are_compared_on_the_same_draws() -> None:
     assert leak.key == Key("leak")
 
 
-def test_a_difference_with_what_is_absent_is_absent() -> None:
+def test_difference_with_absent_value_is_absent() -> None:
     here = Evaluation(names(2), {IOU: Measure.of(np.array([1.0, 2.0]))})
     gone = Evaluation(names(2), {IOU: Measure(column(0, 0), column(0, 0))})
-    (found,) = difference(here, gone)
-    assert (found.value, found.low, found.high) == (None, None, None)
+    (result,) = difference(here, gone)
+    assert (result.value, result.low, result.high) == (None, None, None)
 
 
 @quick
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-def test_the_correction_is_that_of_holm(p: list[float]) -> None:
-    found = holm(np.array(p))
+def test_holm_matches_its_definition(p: list[float]) -> None:
+    corrected = holm(np.array(p))
     m = len(p)
     smallest_first = sorted(range(m), key=lambda i: p[i])
     for place, i in enumerate(smallest_first):
         before = [(m - j) * p[smallest_first[j]] for j in range(place + 1)]
-        assert found[i] == pytest.approx(min(1, max(before)))
-    assert (found >= np.array(p)).all()
-    assert (found <= 1).all()
-    assert (np.diff(found[smallest_first]) >= 0).all()
+        assert corrected[i] == pytest.approx(min(1, max(before)))
+    assert (corrected >= np.array(p)).all()
+    assert (corrected <= 1).all()
+    assert (np.diff(corrected[smallest_first]) >= 0).all()
 
 
-def test_a_p_value_that_is_not_known_does_not_count() -> None:
-    found = holm(np.array([0.04, np.nan, 0.01]))
-    assert found == pytest.approx([0.04, np.nan, 0.02], nan_ok=True)
+def test_holm_ignores_nan() -> None:
+    corrected = holm(np.array([0.04, np.nan, 0.01]))
+    assert corrected == pytest.approx([0.04, np.nan, 0.02], nan_ok=True)
