@@ -109,10 +109,7 @@ class Figures:
 
 
 def dots(
-    caption: str,
-    x: str,
-    rows: Mapping[str, Mapping[str, Estimate]],
-    description: str = "",
+    caption: str, x: str, rows: Mapping[str, Mapping[str, Estimate]], description: str = ""
 ) -> Plot:
     """Return a dot plot of estimates by row and series; by default it is described by them."""
     several = len({name for row in rows.values() for name in row}) > 1

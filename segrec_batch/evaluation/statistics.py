@@ -126,10 +126,7 @@ class Evaluation:
 
 
 def contrast(
-    evaluation: Evaluation,
-    pairs: Mapping[Key, tuple[Key, Key]],
-    draws: int = DRAWS,
-    seed: int = 0,
+    evaluation: Evaluation, pairs: Mapping[Key, tuple[Key, Key]], draws: int = DRAWS, seed: int = 0
 ) -> list[Estimate]:
     """Return the first value minus the second for each new key (paired bootstrap)."""
     measures = {k: evaluation.measures[k] for k in dict.fromkeys(sum(pairs.values(), ()))}

@@ -161,10 +161,7 @@ def compare_snapshots(settings: Settings) -> Comparison:
     ids = read_golden(settings.golden) if settings.golden else None
     log.info(f"{before.index}: version {before.version} ({before.rows('images'):,} images) against "
         f"{after.version} ({after.rows('images'):,})")  # fmt: skip
-    with (
-        scratch_folder("segrec-drift-") as folder,
-        closing(Pair(before, after, folder)) as pair,
-    ):
+    with scratch_folder("segrec-drift-") as folder, closing(Pair(before, after, folder)) as pair:
         n = pair.choose_golden(settings.golden_size, ids)
         if ids and not n:
             raise InputError(f"{settings.golden}: none of its images is in both snapshots")

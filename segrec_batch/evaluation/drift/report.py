@@ -6,24 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segrec_batch.evaluation.drift.comparison import (
-    Comparison,
-    Limits,
-    Settings,
-    compare_snapshots,
-)
-from segrec_batch.evaluation.drift.figures import (
-    ALL,
-    BINS,
-    MEASURES,
-    NEW,
-    POPULATIONS,
-    SAME_CONTENT,
-    classes_of,
-    distributions,
-    evaluate,
-    figures,
-)
+from segrec_batch.evaluation.drift import figures as metrics
+from segrec_batch.evaluation.drift.comparison import Comparison, Limits, Settings, compare_snapshots
 from segrec_batch.evaluation.drift.golden import REGION, WHOLE, fingerprint
 from segrec_batch.evaluation.figures import Figures, Names, Row, by
 from segrec_batch.evaluation.items import Lead, Plot, Section, Table, Text
@@ -54,8 +38,10 @@ def drift_report(settings: Settings) -> Report:
     """Compare two snapshots. Raises InputError, IndexStateError, StorageError."""
     comparison = compare_snapshots(settings)
     before, after, counts = comparison.before, comparison.after, comparison.counts
-    estimates = figures(counts)
-    estimates += [e for part in evaluate(counts) for e in part.estimates(seed=settings.seed)]
+    estimates = metrics.figures(counts)
+    estimates += [
+        e for part in metrics.evaluate(counts) for e in part.estimates(seed=settings.seed)
+    ]
     ids = comparison.golden["image_id"].to_pylist()
     most = dict(settings.limits.most) if settings.limits else {}
     f = Figures(estimates)
@@ -108,14 +94,14 @@ def _lead(f: Figures, limits: Limits | None) -> Lead:
         ("Recommendations that stayed", f.get(name="topk_overlap", setting=WHOLE, k=overlap),
          "Share of the recommendations for golden images in both snapshots"),
     ]  # fmt: skip
-    rows: Names = {name: {"name": f"drift_{name}"} for name in MEASURES}
+    rows: Names = {name: {"name": f"drift_{name}"} for name in metrics.MEASURES}
     plot = f.dot_plot("Drift, 0 where nothing changed", "drift", rows, {"drift": {}})
     return Lead("How much did the index change between two versions?", answer, numbers, plot)
 
 
 def _summary(f: Figures, limits: Mapping[str, float]) -> Table:
     rows: list[Row] = []
-    for name, definition in MEASURES.items():
+    for name, definition in metrics.MEASURES.items():
         estimate, limit = f.get(name=f"drift_{name}"), limits.get(name)
         rows.append([name, estimate, _verdict(estimate.value, limit), definition])
     header = ("measure", "value", "limit", "definition")
@@ -159,13 +145,13 @@ def _failures(counts: pa.Table) -> Table | Text:
 
 
 def _coverage(f: Figures, counts: pa.Table) -> Iterator[Text | Table | Plot]:
-    classes = classes_of(counts)
+    classes = metrics.classes_of(counts)
     if not classes:
         yield Text("No class is in both snapshots.")
         return
     yield Text(_KS)
-    for population in POPULATIONS:
-        sides = {"before": "before", "after": "new" if population == NEW else "after"}
+    for population in metrics.POPULATIONS:
+        sides = {"before": "before", "after": "new" if population == metrics.NEW else "after"}
         columns: Names = {
             f"{words}, {label}": {"name": name, "setting": f"{population}, {side}"}
             for name, words in (("coverage_mean", "mean σ"), ("coverage_share", "have it"))
@@ -179,11 +165,11 @@ def _coverage(f: Figures, counts: pa.Table) -> Iterator[Text | Table | Plot]:
         forms = {"p (Holm)": lambda e: p_text(e.value)}
         yield f.table(caption, "class", by("cls", classes), columns, forms=forms)
     edges = np.linspace(0, 1, _BARS + 1)
-    pairs = distributions(counts)
+    pairs = metrics.distributions(counts)
     for cls in classes:
         shares = {}
-        for side, of in zip(("before", "after"), pairs[ALL, cls], strict=True):
-            bars = of.images[1:].reshape(_BARS, BINS // _BARS).sum(axis=1)
+        for side, of in zip(("before", "after"), pairs[metrics.ALL, cls], strict=True):
+            bars = of.images[1:].reshape(_BARS, metrics.BINS // _BARS).sum(axis=1)
             shares[side] = bars / max(of.count, 1)
         peaks = ", ".join(f"{n} the most common σ is about {edges[s.argmax()] + 0.5 / _BARS:.2f}"
                           for n, s in shares.items() if s.any())  # fmt: skip
@@ -207,11 +193,14 @@ def _features(f: Figures, c: Comparison) -> Iterator[Text | Table]:
     if not len(c.golden):
         yield Text("No image is in both snapshots, so there are no golden images.")
         return
-    classes = classes_of(c.counts)
+    classes = metrics.classes_of(c.counts)
     rows: Names = {
         "1 − Pearson of old and new feature": {"name": "drift_features"},
         "share with another feature": {"name": "features_changed"},
-        "… of those with the same content": {"name": "features_changed", "setting": SAME_CONTENT},
+        "… of those with the same content": {
+            "name": "features_changed",
+            "setting": metrics.SAME_CONTENT,
+        },
         **{f"|Δσ| of {cls}": {"name": "coverage_change", "cls": cls} for cls in classes},
     }
     yield f.table("Means over golden images", "", rows, {"mean": {}}, units="images")

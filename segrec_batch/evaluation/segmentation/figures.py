@@ -57,16 +57,16 @@ def evaluate(counts: pa.Table) -> list[Evaluation]:
     """Return the measures of all methods and splits, one evaluation for each set of images."""
     names = class_names(counts)
     results: dict[tuple[str, ...], dict[Key, Measure]] = {}
-    for one in _with_majority(list(counts_by_method(counts)), names):
-        measures = results.setdefault(one.images, {})
-        base = Key("", one.method, one.split)
-        matrices = {PIXELS: one.confusion, DOMINANT: dominant(one.confusion)}
+    for tally in _with_majority(list(counts_by_method(counts)), names):
+        measures = results.setdefault(tally.images, {})
+        base = Key("", tally.method, tally.split)
+        matrices = {PIXELS: tally.confusion, DOMINANT: dominant(tally.confusion)}
         for setting, confusion in matrices.items():
             key = replace(base, setting=setting)
             measures |= ratio_measures(Pixels.of(confusion), names, key)
-        measures |= coverage_measures(one, names, base)
-        if one.method == SEGREC:
-            measures |= condition_measures(one, names, base)
+        measures |= coverage_measures(tally, names, base)
+        if tally.method == SEGREC:
+            measures |= condition_measures(tally, names, base)
     return [Evaluation(images, measures) for images, measures in results.items()]
 
 
@@ -169,16 +169,16 @@ def is_fitted(method: str) -> bool:
 def _with_majority(methods: Sequence[MethodCounts], names: Sequence[str]) -> Iterator[MethodCounts]:
     """Yield the counts, and for each split those of predicting its majority class everywhere."""
     splits = set()
-    for one in methods:
-        yield one
-        if one.split in splits:
+    for tally in methods:
+        yield tally
+        if tally.split in splits:
             continue
-        splits.add(one.split)
-        k = majority(one.confusion)
-        confusion, cells = np.zeros_like(one.confusion), np.zeros_like(one.cells)
-        confusion[:, :, k] = one.labelled
+        splits.add(tally.split)
+        k = majority(tally.confusion)
+        confusion, cells = (np.zeros_like(tally.confusion), np.zeros_like(tally.cells))
+        confusion[:, :, k] = tally.labelled
         cells[:, k] = 1
-        yield replace(one, method=majority_name(names[k]), confusion=confusion, cells=cells)
+        yield replace(tally, method=majority_name(names[k]), confusion=confusion, cells=cells)
 
 
 def leaks(evaluation: Evaluation) -> dict[Key, tuple[Key, Key]]:
@@ -194,14 +194,14 @@ def leaks(evaluation: Evaluation) -> dict[Key, tuple[Key, Key]]:
     return pairs
 
 
-def coverage_measures(one: MethodCounts, names: Sequence[str], base: Key) -> dict[Key, Measure]:
+def coverage_measures(tally: MethodCounts, names: Sequence[str], base: Key) -> dict[Key, Measure]:
     """Return coverage_error, the mean of |σ̂ − σ| over images, and coverage_bias, that of σ̂ − σ.
 
     σ̂ is the share of cells of the feature grid (Abdullah 2026, eq. 7), σ that of labelled pixels.
     Absent for a class without labels; the means are over the foreground.
     """
-    difference = shares(one.cells) - shares(one.labelled)
-    labelled = one.labelled.astype(np.float64)
+    difference = shares(tally.cells) - shares(tally.labelled)
+    labelled = tally.labelled.astype(np.float64)
     results: dict[Key, Measure] = {}
     for name, values in (("coverage_error", np.abs(difference)), ("coverage_bias", difference)):
         each = [
@@ -212,12 +212,12 @@ def coverage_measures(one: MethodCounts, names: Sequence[str], base: Key) -> dic
     return results
 
 
-def calibration(one: MethodCounts, k: int) -> list[tuple[float, float, int]]:
+def calibration(tally: MethodCounts, k: int) -> list[tuple[float, float, int]]:
     """Return mean σ̂, mean σ and number of images in bins of equally many images by σ̂ of class k.
 
     Images in which both are 0 are left out: they are many and agree.
     """
-    predicted, labels = shares(one.cells)[:, k], shares(one.labelled)[:, k]
+    predicted, labels = shares(tally.cells)[:, k], shares(tally.labelled)[:, k]
     known = ((predicted > 0) | (labels > 0)) & ~np.isnan(labels)
     predicted, labels = predicted[known], labels[known]
     order = np.argsort(predicted, kind="stable")
@@ -229,14 +229,14 @@ def calibration(one: MethodCounts, k: int) -> list[tuple[float, float, int]]:
     ]
 
 
-def condition_measures(one: MethodCounts, names: Sequence[str], base: Key) -> dict[Key, Measure]:
+def condition_measures(tally: MethodCounts, names: Sequence[str], base: Key) -> dict[Key, Measure]:
     """Return IoU and recall by size of the object, brightness and number of classes.
 
     Abdullah 2026, section 5, names overlapping objects and high brightness as limits.
     """
-    pixels = Pixels.of(one.confusion)
+    pixels = Pixels.of(tally.confusion)
     results: dict[Key, Measure] = {}
-    for setting, images in conditions(one, names).items():
+    for setting, images in conditions(tally, names).items():
         some = ratio_measures(
             pixels.only(images), names, replace(base, setting=setting), ("iou", "recall")
         )
@@ -246,16 +246,16 @@ def condition_measures(one: MethodCounts, names: Sequence[str], base: Key) -> di
     return results
 
 
-def conditions(one: MethodCounts, names: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+def conditions(tally: MethodCounts, names: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
     """Return the images of each condition: (n, K) if they differ by class, else (n, 1).
 
     Sizes are terciles of σ among the images that have the class, brightness terciles of mean
     luminance; equal values fall on the lower side.
     """
-    share = shares(one.labelled)
+    share = shares(tally.labelled)
     sizes = np.stack([_terciles(share[:, k], share[:, k] > 0) for k in range(len(names))], axis=2)
-    light = _terciles(one.luminance, np.ones(len(one.images), bool))
-    present = (one.labelled[:, 1:] > 0).sum(axis=1)
+    light = _terciles(tally.luminance, np.ones(len(tally.images), bool))
+    present = (tally.labelled[:, 1:] > 0).sum(axis=1)
     return {
         **dict(zip(SIZES, sizes, strict=True)),
         **{name: images[:, None] for name, images in zip(BRIGHTNESS, light, strict=True)},

@@ -16,9 +16,9 @@ IMAGES = 6  # in a gallery
 SIDE = 320  # pixels at most
 
 
-def image_iou(one: MethodCounts) -> NDArray[np.float64]:
+def image_iou(tally: MethodCounts) -> NDArray[np.float64]:
     """Return the mean IoU of each image over its foreground classes, (n,); NaN without any."""
-    pixels = Pixels.of(one.confusion)
+    pixels = Pixels.of(tally.confusion)
     hit, labelled = pixels.hit[:, 1:], pixels.labelled[:, 1:]
     either = labelled + pixels.predicted[:, 1:] - hit
     iou = np.divide(hit, either, out=np.zeros_like(hit), where=either > 0)
@@ -28,21 +28,21 @@ def image_iou(one: MethodCounts) -> NDArray[np.float64]:
 
 
 def galleries(
-    one: MethodCounts,
+    tally: MethodCounts,
     images: Sequence[LabelledImage],
     classes: Classes,
     method: SegrecMethod,
     colours: Mapping[str, str],
 ) -> list[Gallery]:
     """Return the best and the worst images by `image_iou`, equal ones by name."""
-    iou = image_iou(one)
+    iou = image_iou(tally)
     order = [int(i) for i in np.argsort(-iou, kind="stable") if not np.isnan(iou[i])]
     half = (len(order) + 1) // 2
     by_name = {storage.name(item.image): item for item in images}
     return [
         Gallery(
             caption,
-            [_strip(by_name[one.images[i]], iou[i], classes, method, colours) for i in chosen],
+            [_strip(by_name[tally.images[i]], iou[i], classes, method, colours) for i in chosen],
             colours,
         )
         for caption, chosen in (

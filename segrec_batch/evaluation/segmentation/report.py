@@ -10,6 +10,7 @@ from segrec_batch.evaluation import plots
 from segrec_batch.evaluation.figures import Fields, Figures, Names, by
 from segrec_batch.evaluation.items import Gallery, Lead, Plot, Section, Table, Text, figure
 from segrec_batch.evaluation.report import Provenance, Report
+from segrec_batch.evaluation.segmentation import figures as metrics
 from segrec_batch.evaluation.segmentation.counts import (
     SEGREC,
     Confusion,
@@ -17,26 +18,6 @@ from segrec_batch.evaluation.segmentation.counts import (
     class_names,
     counts_by_method,
     counts_table,
-)
-from segrec_batch.evaluation.segmentation.figures import (
-    AUGMENTED_FIRST,
-    BRIGHTNESS,
-    DOMINANT,
-    GROUPED,
-    LEAKS,
-    MEAN,
-    PIXELS,
-    RANDOM,
-    RATIOS,
-    SEPARATE,
-    SIZES,
-    calibration,
-    dominant,
-    estimates,
-    is_fitted,
-    majority,
-    majority_name,
-    overlap,
 )
 from segrec_batch.evaluation.segmentation.gallery import galleries
 from segrec_batch.evaluation.segmentation.study import (
@@ -54,17 +35,18 @@ TIES = (
     "classes the first"
 )
 _SPLITS = {
-    SEPARATE: "Test images were supplied separately; overlap with the training images was not "
-    "checked.",
-    GROUPED: "Whole groups of images were held out, so that the model was trained on nothing like "
-    "the test images. These are the values to rely on.",
-    RANDOM: "As many training images were drawn at random from all images but the test images. "
-    "Neighbours of the test images, such as the next frames of a video, are among them.",
-    AUGMENTED_FIRST: "Like random, with augmented copies of the test images among the training "
-    "images, as in an evaluation that augments before it splits (Abdullah 2026, section 3).",
+    metrics.SEPARATE: "Test images were supplied separately; overlap with the training images was "
+    "not checked.",
+    metrics.GROUPED: "Whole groups of images were held out, so that the model was trained on "
+    "nothing like the test images. These are the values to rely on.",
+    metrics.RANDOM: "As many training images were drawn at random from all images but the test "
+    "images. Neighbours of the test images, such as the next frames of a video, are among them.",
+    metrics.AUGMENTED_FIRST: "Like random, with augmented copies of the test images among the "
+    "training images, as in an evaluation that augments before it splits (Abdullah 2026, section "
+    "3).",
 }
 _WORDS = {"iou": "IoU", "f1": "F1", "pixel_accuracy": "pixel accuracy"}
-_SETTINGS = {PIXELS: "by pixels", DOMINANT: "by the dominant class of an image"}
+_SETTINGS = {metrics.PIXELS: "by pixels", metrics.DOMINANT: "by the dominant class of an image"}
 
 
 def segmentation_report(settings: Settings, rivals: Sequence[Rival] = ()) -> Report:
@@ -73,12 +55,12 @@ def segmentation_report(settings: Settings, rivals: Sequence[Rival] = ()) -> Rep
     images, test = labelled_images(settings)
     study = run_study(settings, images, test, classes, rivals)
     counts = counts_table(study.rows, classes.names)
-    values = estimates(counts, settings.seed)
+    values = metrics.estimates(counts, settings.seed)
     model = study.main.model
     spec = model.spec
-    main = next(one for one in counts_by_method(counts) if one.method == SEGREC)
-    shown = galleries(main, study.main.images, classes, study.method(study.main), spec.colours)
-    figures = Figures(values, method=SEGREC, split=main.split, setting=PIXELS)
+    main = next(tally for tally in counts_by_method(counts) if tally.method == SEGREC)
+    examples = galleries(main, study.main.images, classes, study.method(study.main), spec.colours)
+    figures = Figures(values, method=SEGREC, split=main.split, setting=metrics.PIXELS)
     return Report(
         title="Segmentation quality",
         provenance=Provenance(
@@ -91,7 +73,7 @@ def segmentation_report(settings: Settings, rivals: Sequence[Rival] = ()) -> Rep
         ),
         estimates=values,
         counts=counts,
-        sections=list(sections(figures, counts, main, shown)),
+        sections=list(sections(figures, counts, main, examples)),
         lead=lead(figures, class_names(counts), main),
         details=_details(counts, main, study),
         not_run=study.not_run,
@@ -102,24 +84,26 @@ def segmentation_report(settings: Settings, rivals: Sequence[Rival] = ()) -> Rep
 def _details(counts: pa.Table, main: MethodCounts, study: Study) -> dict[str, Any]:
     names = class_names(counts)
     confusion: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for one in counts_by_method(counts):
-        confusion.setdefault(one.split, {})[one.method] = {
-            PIXELS: one.confusion.sum(axis=0).tolist(),
-            DOMINANT: dominant(one.confusion).sum(axis=0).tolist(),
+    for tally in counts_by_method(counts):
+        confusion.setdefault(tally.split, {})[tally.method] = {
+            metrics.PIXELS: tally.confusion.sum(axis=0).tolist(),
+            metrics.DOMINANT: metrics.dominant(tally.confusion).sum(axis=0).tolist(),
         }
     return {
         "classes": names,
         "confusion": confusion,
-        "calibration": {name: calibration(main, k) for k, name in enumerate(names[1:], start=1)},
+        "calibration": {
+            name: metrics.calibration(main, k) for k, name in enumerate(names[1:], start=1)
+        },
         "methods": study.methods,
     }
 
 
 def lead(f: Figures, names: Sequence[str], main: MethodCounts) -> Lead:
     """Return the first screen of the page."""
-    common = names[majority(main.confusion)]
-    baseline = f.get(name="pixel_accuracy", method=majority_name(common))
-    iou = f.get(name="iou", cls=MEAN)
+    common = names[metrics.majority(main.confusion)]
+    baseline = f.get(name="pixel_accuracy", method=metrics.majority_name(common))
+    iou = f.get(name="iou", cls=metrics.MEAN)
     known = {c: e.value for c in names[1:] if (e := f.get(name="iou", cls=c)).value is not None}
     order = sorted(known, key=lambda c: -known[c])
     extremes = f" It is best for {order[0]} and worst for {order[-1]}." if len(order) > 1 else ""
@@ -131,11 +115,11 @@ def lead(f: Figures, names: Sequence[str], main: MethodCounts) -> Lead:
         ("Mean IoU", iou, "Intersection over union by pixels, mean of the classes"),
         ("Pixel accuracy", f.get(name="pixel_accuracy"),
          f"Predicting {common} everywhere reaches {_short(baseline)}"),
-        ("Coverage error", f.get(name="coverage_error", cls=MEAN, setting=""),
+        ("Coverage error", f.get(name="coverage_error", cls=metrics.MEAN, setting=""),
          "Mean |σ̂ − σ|: error of the class shares that queries filter by"),
     ]  # fmt: skip
     series: Names = {w: {"name": "iou", "setting": s} for s, w in _SETTINGS.items()}
-    plot = f.dot_plot("IoU of each class", "IoU", by("cls", (*names[1:], MEAN)), series)
+    plot = f.dot_plot("IoU of each class", "IoU", by("cls", (*names[1:], metrics.MEAN)), series)
     return Lead("How well does the model segment labelled images?", answer, numbers, plot)
 
 
@@ -144,7 +128,7 @@ def sections(
 ) -> Iterator[Section]:
     """Yield the sections of the page; sections without content are left out."""
     names = class_names(counts)
-    splits = list(dict.fromkeys(one.split for one in counts_by_method(counts)))
+    splits = list(dict.fromkeys(tally.split for tally in counts_by_method(counts)))
     yield Section("Classes", list(_classes(f, names, main)))
     yield Section("Methods", list(_methods(f)))
     if len(splits) > 1:
@@ -162,12 +146,12 @@ def _classes(f: Figures, names: Sequence[str], main: MethodCounts) -> Iterator[T
         "The mean is over the foreground classes that have labels. The intervals assume "
         "independent images; for frames of one video they are too narrow."
     )
-    rows = by("cls", (*names[1:], MEAN, names[0]))
+    rows = by("cls", (*names[1:], metrics.MEAN, names[0]))
     for setting, words in _SETTINGS.items():
-        columns = _named(*({"name": ratio, "setting": setting} for ratio in RATIOS))
+        columns = _named(*({"name": ratio, "setting": setting} for ratio in metrics.RATIOS))
         yield f.table(f"The proposed method, {words}", "class", rows, columns)
-    yield _confusion(names, main.confusion.sum(axis=0), PIXELS)
-    yield _confusion(names, dominant(main.confusion).sum(axis=0), DOMINANT)
+    yield _confusion(names, main.confusion.sum(axis=0), metrics.PIXELS)
+    yield _confusion(names, metrics.dominant(main.confusion).sum(axis=0), metrics.DOMINANT)
 
 
 def _confusion(names: Sequence[str], confusion: Confusion, setting: str) -> Plot:
@@ -194,10 +178,10 @@ def _methods(f: Figures) -> Iterator[Text | Table | Plot]:
     rows = by("method", f.distinct("method", split=f.defaults["split"]))
     ratios = ("precision", "accuracy", "recall", "f1", "iou")
     for setting, words in _SETTINGS.items():
-        means = ({"name": ratio, "cls": MEAN, "setting": setting} for ratio in ratios)
+        means = ({"name": ratio, "cls": metrics.MEAN, "setting": setting} for ratio in ratios)
         columns = _named(*means, {"name": "pixel_accuracy", "setting": setting})
         yield f.table(f"Methods {words}, mean of the classes", "method", rows, columns)
-    series: Names = {f"mean {_WORDS[r]}": {"name": r, "cls": MEAN} for r in ("iou", "f1")}
+    series: Names = {f"mean {_WORDS[r]}": {"name": r, "cls": metrics.MEAN} for r in ("iou", "f1")}
     yield f.dot_plot("Methods, by pixels", "mean of the classes", rows, series)
 
 
@@ -208,8 +192,8 @@ def _leak(f: Figures, splits: Sequence[str]) -> Iterator[Text | Table | Plot]:
         "All splits are tested on the same images. Their difference is the leak: the apparent gain "
         "from training on near copies of the test images. Intervals are of paired resamples."
     )
-    methods = [m for m in f.distinct("method", split=splits[0]) if is_fitted(m)]
-    changes = [f"{split} − {GROUPED}" for split in splits[1:]]
+    methods = [m for m in f.distinct("method", split=splits[0]) if metrics.is_fitted(m)]
+    changes = [f"{split} − {metrics.GROUPED}" for split in splits[1:]]
     for setting, words in _SETTINGS.items():
         for caption, corner, some, prefix in (
             (f"The same test images, {words}, mean of the classes", "method, split", splits, ""),
@@ -223,12 +207,12 @@ def _leak(f: Figures, splits: Sequence[str]) -> Iterator[Text | Table | Plot]:
                 if m in known[s]
             }
             columns = _named(
-                *({"name": prefix + r, "cls": c, "setting": setting} for r, c in LEAKS)
+                *({"name": prefix + r, "cls": c, "setting": setting} for r, c in metrics.LEAKS)
             )
             yield f.table(caption, corner, rows, columns)
     yield f.dot_plot(
         "Mean IoU by split", "mean IoU, by pixels", by("method", methods),
-        {s: {"split": s, "name": "iou", "cls": MEAN} for s in splits},
+        {s: {"split": s, "name": "iou", "cls": metrics.MEAN} for s in splits},
     )  # fmt: skip
 
 
@@ -244,10 +228,10 @@ def _coverage(
         "mean |σ̂ − σ|": {"name": "coverage_error", "setting": ""},
         "mean σ̂ − σ": {"name": "coverage_bias", "setting": ""},
     }
-    rows = by("cls", (*names[1:], MEAN, names[0]))
+    rows = by("cls", (*names[1:], metrics.MEAN, names[0]))
     yield f.table("Error and bias of coverage", "class", rows, columns)
     for k, cls in enumerate(names[1:], start=1):
-        if bins := calibration(main, k):
+        if bins := metrics.calibration(main, k):
             predicted, labels, _ = np.array(bins).T
             top = 1.05 * float(max(predicted.max(), labels.max()))
             svg = plots.line_plot(
@@ -264,14 +248,14 @@ def _weaknesses(f: Figures, names: Sequence[str]) -> Iterator[Text | Table]:
         "images that have it, so that false detections in other images do not count. An interval "
         "based on one image has no width."
     )
-    overlaps = [overlap(n) for n in range(1, len(names))]
+    overlaps = [metrics.overlap(n) for n in range(1, len(names))]
     for caption, settings in (
-        ("by size of the object (terciles of σ, class by class)", SIZES),
-        ("by brightness of the image (terciles of luminance)", BRIGHTNESS),
+        ("by size of the object (terciles of σ, class by class)", metrics.SIZES),
+        ("by brightness of the image (terciles of luminance)", metrics.BRIGHTNESS),
         ("by number of classes in the image", overlaps),
     ):
         for ratio, words in (("iou", "IoU"), ("recall", "Recall")):
-            columns: Names = {c: {"name": ratio, "cls": c} for c in (*names[1:], MEAN)}
+            columns: Names = {c: {"name": ratio, "cls": c} for c in (*names[1:], metrics.MEAN)}
             yield f.table(f"{words} {caption}", "images", by("setting", settings), columns)
 
 
@@ -282,7 +266,7 @@ def _named(*selections: Fields) -> Names:
 
 def _header(fields: Fields) -> str:
     name: str = fields["name"].removeprefix("leak_")
-    if name == "pixel_accuracy" and fields["setting"] == DOMINANT:
+    if name == "pixel_accuracy" and fields["setting"] == metrics.DOMINANT:
         return "images right"
     return _WORDS.get(name, name)
 

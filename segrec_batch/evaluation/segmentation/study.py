@@ -15,12 +15,7 @@ from numpy.typing import NDArray
 
 from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.segmentation.counts import SegrecMethod, count_images
-from segrec_batch.evaluation.segmentation.figures import (
-    AUGMENTED_FIRST,
-    GROUPED,
-    SEPARATE,
-    SPLITS,
-)
+from segrec_batch.evaluation.segmentation.figures import AUGMENTED_FIRST, GROUPED, SEPARATE, SPLITS
 from segrec_batch.labels.labelled import Classes, LabelledImage, describe_unnamed, pair_images
 from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.model.engine_choice import choose_engine
