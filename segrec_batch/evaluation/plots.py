@@ -35,6 +35,15 @@ _LABEL = 28  # characters per line of a row's label
 _WIDTH = 5.6  # inches; 10 pt text stays legible on a phone
 _CELLS = 120  # font size in points times columns at which numbers do not overlap
 _LETTERS = 55  # characters that fit below an axis
+_SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none", "font.size": 10, "grid.linewidth": 0.6,
+    "svg.hashsalt": "segrec",  # equal plots have equal ids
+    **dict.fromkeys(("text.parse_math", "axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True), "legend.frameon": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor"), _TEXT),
+    **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), _TEXT),
+    **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), _LINE),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,15 +82,15 @@ def line_plot(
         for i, (name, line) in enumerate(lines.items()):
             if np.isnan(np.asarray(line.y, float)).all():
                 continue
-            colour = _SERIES[i % SERIES]
+            colour, at = _SERIES[i % SERIES], np.asarray(line.x)
             axes.plot(
-                np.asarray(line.x), np.asarray(line.y), label=name, color=colour,
+                at, np.asarray(line.y), label=name, color=colour, linewidth=1.6, markersize=4,
                 linestyle=_nth(_STYLES, i), marker=_nth(_MARKS, i),
-                markersize=4, markevery=_mark_every(line), linewidth=1.6,
+                markevery=1 if len(at) <= FEW_POINTS else 0.15,
             )  # fmt: skip
             if line.low is not None and line.high is not None:
                 low, high = np.asarray(line.low), np.asarray(line.high)
-                axes.fill_between(np.asarray(line.x), low, high, color=colour, alpha=0.15, lw=0)
+                axes.fill_between(at, low, high, color=colour, alpha=0.15, lw=0)
             if line.level is not None:
                 axes.axhline(line.level, color=colour, linestyle=(0, (1, 4)), linewidth=1.2)
         if log:
@@ -95,20 +104,13 @@ def line_plot(
             axes.set_xlim(*x_range)
         if y_range:
             axes.set_ylim(y_range[0], y_range[1] * 1.02)
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
 
-    return _svg(draw, 3.4, legend=len(lines) > 1)
+    return _svg(draw, x, y, 3.4, legend=len(lines) > 1)
 
 
 def _nth(signs: Sequence[str], i: int) -> str:
     """Return the sign of series i; it differs from that of the last series of the same colour."""
     return signs[(i + i // SERIES) % len(signs)]
-
-
-def _mark_every(line: Line) -> float | int:
-    """Return matplotlib's `markevery`: every point of a short line, some of a long one."""
-    return 1 if len(np.asarray(line.x)) <= FEW_POINTS else 0.15
 
 
 def dot_plot(rows: Mapping[str, Mapping[str, Estimate]], x: str) -> str:
@@ -137,10 +139,9 @@ def dot_plot(rows: Mapping[str, Mapping[str, Estimate]], x: str) -> str:
             )  # fmt: skip
         axes.set_yticks(range(len(rows)), labels)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlabel(x)
 
     height = 0.9 + max(0.2 + 0.15 * lines, 0.17 * len(series)) * len(rows)
-    return _svg(draw, height, legend=len(series) > 1)
+    return _svg(draw, x, "", height, legend=len(series) > 1)
 
 
 def heat_map(
@@ -162,13 +163,11 @@ def heat_map(
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xticks(range(len(columns)), list(columns), **_tilt(columns))
         axes.set_yticks(range(len(rows)), list(rows))
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
         axes.grid(visible=False)
 
     labels = 0.05 * max(map(len, columns)) if _tilt(columns) else 0.0
     line = 0.42 if len(rows) <= FEW_ROWS else 0.3
-    return _svg(draw, 0.9 + line * len(rows) + labels, legend=False)
+    return _svg(draw, x, y, 0.9 + line * len(rows) + labels)
 
 
 def _tilt(labels: Sequence[str]) -> dict[str, Any]:
@@ -190,37 +189,17 @@ def step_plot(
                 linestyle=_nth(_STYLES, i), linewidth=1.6,
             )  # fmt: skip
         axes.set_ylim(bottom=0)
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
 
-    return _svg(draw, 2.6, legend=len(shares) > 1)
+    return _svg(draw, x, y, 2.6, legend=len(shares) > 1)
 
 
-def _svg(draw: Callable[[Axes], None], height: float, *, legend: bool) -> str:
+def _svg(
+    draw: Callable[[Axes], None], x: str, y: str, height: float, *, legend: bool = False
+) -> str:
     """Return what `draw` draws, as an SVG element without its own size, fonts or colours."""
-    settings: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "segrec",  # equal plots have equal ids
-        "font.size": 10,
-        "text.color": _TEXT,
-        "text.parse_math": False,  # names may contain $
-        "axes.labelcolor": _TEXT,
-        "axes.edgecolor": _LINE,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "grid.color": _LINE,
-        "grid.linewidth": 0.6,
-        "xtick.color": _LINE,
-        "ytick.color": _LINE,
-        "xtick.labelcolor": _TEXT,
-        "ytick.labelcolor": _TEXT,
-        "legend.frameon": False,
-    }
-    with mpl.rc_context(settings):
+    with mpl.rc_context(_SETTINGS):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-        axes = figure.add_subplot()
+        axes = figure.add_subplot(xlabel=x, ylabel=y)
         draw(axes)
         if legend:
             figure.legend(loc="outside lower center", ncols=3, fontsize=9)
