@@ -42,7 +42,8 @@ def compare_report(settings: Settings, evaluators: Mapping[str, Evaluator]) -> R
         raise InputError("the reports have no value in common; --method pairs methods by name")
     base, *others = reports
     results = {r.name: differences(base, r, shared, settings.seed) for r in others}
-    not_shared = {r.name: [str(k) for k in r.estimates if k not in set(shared)] for r in reports}
+    common = set(shared)
+    not_shared = {r.name: [str(k) for k in r.estimates if k not in common] for r in reports}
     methods = settings.methods or [""] * len(reports)
     return Report(
         title=f"Comparison of {base.provenance.kind}: {', '.join(r.name for r in reports)}",
@@ -127,7 +128,11 @@ def _lead(base: str, results: Mapping[str, Sequence[Difference]]) -> Lead:
     numbers = [
         (f"Clearly higher in {name}", f"{more:,}", "The 95 % interval is above 0"),
         (f"Clearly lower in {name}", f"{less:,}", "The 95 % interval is below 0"),
-        ("No clear difference", f"{len(first) - len(clear):,}", "Or no interval to tell"),
+        (
+            "No clear difference",
+            f"{len(first) - len(clear):,}",
+            "With 0 in the interval, or no interval",
+        ),
     ]
     return Lead(
         f"How does {name} differ from {base}?", answer, numbers, _plot(base, name, first, 6)
