@@ -166,7 +166,7 @@ def check_bundle_place(output: str) -> None:
     from segrec_batch.sources.strict_json import read_json
 
     way_out = "give a new or empty folder as --output"
-    storage.refuse_strangers(
+    storage.refuse_foreign_files(
         output, lambda path: bool(re.fullmatch(BUNDLE_FILE, path)), "a model bundle", way_out
     )
     try:

@@ -1,7 +1,6 @@
 """Reading Delta tables: open, check against our schemas, list files."""
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,13 +10,12 @@ import pyarrow as pa
 from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
-from segrec_batch.common import faults
 from segrec_batch.common.errors import IndexStateError, InputError, StorageError
 from segrec_batch.index.files import DataFile, described_file
 from segrec_batch.index.parquet import read_parquet
 from segrec_batch.index.schema import PARTITION, coverage_column, schemas
 from segrec_batch.model.spec import BACKGROUND, check_class_names
-from segrec_batch.sources import storage
+from segrec_batch.sources import object_store, storage, store_errors
 from segrec_batch.sources.strict_json import shorten
 
 T = TypeVar("T")
@@ -39,20 +37,12 @@ _DAMAGE = (  # messages of delta-rs about a log that lacks files or has files th
     "Parquet error",
 )
 
-_S3_OPTIONS = {
-    # reads profiles and roles beside the environment, and obeys AWS_EC2_METADATA_DISABLED, also
-    # where there is an endpoint; without it only s3fs does
-    "AWS_FORCE_CREDENTIAL_LOAD": "true",
-    "connect_timeout": "5s",
-    "retry_timeout": "15s",
-}
-
 
 @contextmanager
 def errors(index: str, version: int | None = None) -> Iterator[None]:
     """Translate errors of delta-rs into ours; CommitFailedError stays as it is."""
     try:
-        with faults.store_errors(index):
+        with store_errors.store_errors(index):
             yield
     except CommitFailedError:
         raise
@@ -65,8 +55,8 @@ def errors(index: str, version: int | None = None) -> Iterator[None]:
             raise
         if version is not None:
             text = f"{index}: version {version} cannot be opened; see segrec maintain history"
-            raise IndexStateError(f"{text} ({faults.describe(error)})") from error
-        raise StorageError(f"{index}: {faults.describe(error)}") from error
+            raise IndexStateError(f"{text} ({store_errors.describe(error)})") from error
+        raise StorageError(f"{index}: {store_errors.describe(error)}") from error
 
 
 def retry(call: Callable[[], T]) -> T:
@@ -97,7 +87,7 @@ def open_table(index: str, table: str, version: int | None = None) -> DeltaTable
     try:
         return retry(lambda: DeltaTable(uri, version, storage_options=options))
     except DeltaError as error:
-        reason = faults.describe(error)
+        reason = store_errors.describe(error)
         if version is not None or not any(text in reason for text in _DAMAGE):
             raise
         raise IndexStateError(_damaged(index, table, reason)) from error
@@ -255,8 +245,4 @@ def location(index: str, table: str) -> tuple[str, dict[str, str]]:
     uri = storage.join(index, table)
     if not uri.startswith(("s3://", "s3a://")):
         return uri, {}
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "https://")
-    if not endpoint.startswith(("http://", "https://")):  # delta-rs panics
-        raise InputError(f"AWS_ENDPOINT_URL is {endpoint!r}; it begins with http:// or https://")
-    plain = {"AWS_ALLOW_HTTP": "true"} if endpoint.startswith("http://") else {}
-    return uri, _S3_OPTIONS | plain
+    return uri, object_store.delta_options()

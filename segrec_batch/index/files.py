@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from segrec_batch.common import faults
 from segrec_batch.common.errors import StorageError
 from segrec_batch.index.parquet import open_parquet
 from segrec_batch.index.schema import PARTITION, TABLES
 from segrec_batch.model.spec import is_descriptor_id, is_name
-from segrec_batch.sources import storage
+from segrec_batch.sources import storage, store_errors
 from segrec_batch.sources.strict_json import parse_json, shorten
 
 OWNER = b"segrec.part"
@@ -137,7 +136,7 @@ def is_part_file(index: str, file: DataFile) -> bool:
         return False
     except OSError as error:
         if error.errno is not None:
-            raise StorageError(f"{file.uri(index)}: {faults.describe(error)}") from error
+            raise StorageError(f"{file.uri(index)}: {store_errors.describe(error)}") from error
         return False  # Arrow's, of a damaged file
     return bool(metadata.get(OWNER) == owner(file.table, file.part))
 

@@ -9,7 +9,8 @@ from deltalake import DeltaTable
 
 from segrec_batch.common.errors import IndexStateError, StorageError
 from segrec_batch.index import delta, log_entries
-from segrec_batch.sources.roots import ImageRoots, parse_roots, scheme_of
+from segrec_batch.sources.roots import ImageRoots, parse_roots
+from segrec_batch.sources.storage import scheme_of
 
 _ROOTS = "image_roots"  # key of the information of a commit
 

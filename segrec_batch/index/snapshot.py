@@ -128,7 +128,7 @@ def create(index: str, model: "Model") -> Snapshot:
 
 def check_place(index: str) -> None:
     """Raise InputError for a folder that is neither empty nor left by an unfinished `create`."""
-    storage.refuse_strangers(
+    storage.refuse_foreign_files(
         index,
         lambda path: bool(_UNFINISHED.fullmatch(path)),
         "an index",

@@ -44,7 +44,7 @@ def open_staging(base: Snapshot, model: "Model") -> Snapshot:
     Files that a rebuild has published right before it was killed do not count. Raises InputError
     if the folder of the rebuild holds anything else.
     """
-    storage.refuse_strangers(
+    storage.refuse_foreign_files(
         storage.join(base.index, _table(model.bundle_id)),
         lambda path: bool(_DATA_FILE.fullmatch(path) or path.startswith("_delta_log/")),
         "what a rebuild has staged",

@@ -25,8 +25,8 @@ from segrec_batch.pipeline.stage_schema import MANIFEST
 from segrec_batch.search.database import open_database, reading
 from segrec_batch.search.sql.connection import query
 from segrec_batch.search.sql.views import select_with_part
-from segrec_batch.sources.listing import NO_EXTENSION, FileCounts, iter_files, nothing_found
-from segrec_batch.sources.recognise import find_images
+from segrec_batch.sources.listing import NO_EXTENSION, FileCounts, iter_files, no_images_error
+from segrec_batch.sources.recognise import are_images
 
 MOST_GONE = parse_limit("50%")
 MOST_UNREAD = parse_limit("1%")
@@ -139,7 +139,7 @@ class Plan:
         unlike = 0
         while some := list(islice(rows, _HEADS)):
             readable = [(uri, size) for uri, size, problem in some if problem is None]
-            found = find_images([uri for uri, _ in readable], [size for _, size in readable])
+            found = are_images([uri for uri, _ in readable], [size for _, size in readable])
             images = {uri for (uri, _), is_image in zip(readable, found, strict=True) if is_image}
             others = [uri for uri, *_ in some if uri not in images]
             self._connection.register("others", pa.table({"uri": pa.array(others, pa.string())}))
@@ -165,7 +165,7 @@ class Plan:
         self._check_keys()
         if not self.listed:
             if not self["excluded"]:
-                raise nothing_found(request.images, self.files)
+                raise no_images_error(request.images, self.files)
             raise InputError(f"{request.images}: --include and --exclude leave no image")
 
     def _check_keys(self) -> None:

@@ -83,7 +83,7 @@ class Account:
         """The books before anything is done."""
         return cls(
             run_id=run_id,
-            found=plan.files.found,
+            found=plan.files.total,
             excluded=plan["excluded"],
             left_out=plan.files.left_out,
             listed=plan.listed,

@@ -78,7 +78,7 @@ def write_scenes(
     grey, the labels of `Scene.mask`) and `classes.json`. `progress` is told the number written so
     far after each scene. Raises InputError for a folder that holds anything else.
     """
-    storage.refuse_strangers(
+    storage.refuse_foreign_files(
         str(output),
         lambda path: bool(_FILES.fullmatch(path)),
         "a folder of scenes",

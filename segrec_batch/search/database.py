@@ -22,7 +22,7 @@ from segrec_batch.search.sql.connection import (
 from segrec_batch.search.sql.remote import SnapshotFiles
 from segrec_batch.search.sql.views import create_views, names_of, quoted, register_pearson_udf
 from segrec_batch.sources import storage
-from segrec_batch.sources.roots import SCHEMES, scheme_of
+from segrec_batch.sources.storage import SCHEMES, scheme_of
 from segrec_batch.sources.strict_json import parse_json
 
 CACHE = "cache"

@@ -1,4 +1,4 @@
-"""JSON that others wrote: bounded in size, depth and numbers before anything is done with it."""
+"""Parsing of untrusted JSON, with limits of size, depth and numbers."""
 
 import json
 import math
@@ -9,13 +9,13 @@ from typing import Any, NoReturn
 from segrec_batch.sources import storage
 
 MAX_BYTES = 2**24
-"""Bytes of a document, if its reader does not say otherwise."""
+"""Default limit of the size of a document in bytes."""
 
 MAX_DEPTH = 64
-"""Arrays and objects inside each other."""
+"""Limit of the nesting of arrays and objects."""
 
-_INTEGERS = 2**64  # what Parquet, SQL and NumPy can hold
-# a string as a whole, also one that does not end, so that no text is looked at twice
+_INTEGERS = 2**64  # the limit of Parquet, SQL and NumPy
+# a string is one token, also an unterminated one, so that the search takes linear time
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
@@ -40,16 +40,16 @@ def parse_json(content: bytes, limit: int = MAX_BYTES) -> Any:
 
 
 def read_json(uri: str, limit: int = MAX_BYTES) -> Any:
-    """Return the value of a JSON file. Raises OSError, StorageError, and ValueError as above."""
+    """Return the value of a JSON file. Raises OSError, StorageError, and as `parse_json`."""
     return parse_json(storage.read_bytes(uri, limit), limit)
 
 
 def check_values(value: object, depth: int = MAX_DEPTH // 2) -> None:
-    """Raise ValueError for what `parse_json` would not give back.
+    """Raise ValueError for a value that `parse_json` cannot restore.
 
     Args:
-        value: A value that is to be written as JSON.
-        depth: How many arrays and objects may be inside each other.
+        value: A value to be written as JSON.
+        depth: Limit of the nesting of arrays and objects.
     """
     if value is None or isinstance(value, str | bool):
         return
@@ -72,7 +72,7 @@ def check_values(value: object, depth: int = MAX_DEPTH // 2) -> None:
 
 
 def shorten(value: object) -> str:
-    """Return a value as an error message shows it: its representation, 80 characters at most.
+    """Return the representation of a value for an error message, at most 80 characters.
 
     >>> shorten("x" * 1000)[-4:]
     'xxx…'
@@ -112,9 +112,9 @@ def _parse_integer(text: str) -> int:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise ValueError(f"key {shorten(twice)} stands twice")
-    return found
+    return values

@@ -71,7 +71,7 @@ class Output:
             storage.delete(uris)
 
     def _refuse_strangers(self) -> None:
-        storage.refuse_strangers(
+        storage.refuse_foreign_files(
             self.uri, lambda _: False, "an output of this job", "give another --output"
         )
 

@@ -127,7 +127,7 @@ def test_any_name_is_listed_once(
     counts = FileCounts()
     found = [b["uri"].to_pylist() for b in iter_images(str(folder), counts)]
     assert sorted(uri for uris in found for uri in uris) == sorted(expected)
-    assert counts.found == len(names) == len(expected) + counts.left_out.total()
+    assert counts.total == len(names) == len(expected) + counts.left_out.total()
 
 
 def test_names_that_are_not_utf8_are_shown_escaped(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_every_file_is_listed_or_counted_by_its_kind(tmp_path: Path) -> None:
     found = pa.Table.from_batches(iter_images(str(tmp_path), counts), SOURCES)
     assert {Path(uri).name for uri in found["uri"].to_pylist()} == images
     assert dict(counts.left_out) == {kind: len(names) for kind, names in left_out.items()}
-    assert counts.found == len(list(tmp_path.iterdir()))
+    assert counts.total == len(list(tmp_path.iterdir()))
 
 
 def test_kinds_are_bounded() -> None:

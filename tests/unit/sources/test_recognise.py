@@ -11,7 +11,7 @@ from PIL import Image
 from segrec_batch.common.errors import ImageError
 from segrec_batch.images import sandbox
 from segrec_batch.images.decode import decode
-from segrec_batch.sources.recognise import EXTENSIONS, HEAD, extension_of, find_images, is_image
+from segrec_batch.sources.recognise import EXTENSIONS, HEAD, are_images, extension_of, is_image
 from tests.support.builders import encoded, smooth_pixels
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
@@ -57,7 +57,7 @@ def test_extensions(name: str, extension: str) -> None:
 def test_what_cannot_be_read_counts_as_an_image(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("text")
     uris = [str(tmp_path / name) for name in ("text", "vanished", "text")]
-    assert find_images(uris, [4, 10, 0]) == [False, True, False]
+    assert are_images(uris, [4, 10, 0]) == [False, True, False]
 
 
 def test_avif_is_decoded_in_the_sandbox() -> None:

@@ -14,9 +14,8 @@ import botocore.exceptions
 import fsspec
 import pytest
 
-from segrec_batch.common import faults
 from segrec_batch.common.errors import InputError, SegrecError, StorageError
-from segrec_batch.sources import storage
+from segrec_batch.sources import storage, store_errors
 
 NAMES = ["a::b.jpg", "100%41.jpg", "s*[a-z]?.jpg", "new\nline.jpg", "~.jpg", "#.jpg", "é 😀.jpg"]
 
@@ -54,7 +53,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     path.write_bytes(b"old")
     code = f"""
 import resource, signal
-from segrec_batch.sources import storage
+from segrec_batch.sources import storage, store_errors
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # as a full disk
 try:
@@ -183,7 +182,7 @@ def caused(error: OSError, code: str) -> OSError:
     ],
 )
 def test_failures_of_a_store_are_storage_errors(error: Exception, text: str) -> None:
-    with pytest.raises(StorageError) as caught, faults.store_errors("s3://b/k"):
+    with pytest.raises(StorageError) as caught, store_errors.store_errors("s3://b/k"):
         raise error
     assert str(caught.value) == f"s3://b/k: {text}"
     assert caught.value.__cause__ is error
@@ -193,7 +192,7 @@ def test_failures_of_a_store_are_storage_errors(error: Exception, text: str) -> 
     "error", [FileNotFoundError("x"), caused(FileNotFoundError(), "NoSuchKey"), ValueError("bug")]
 )
 def test_other_errors_stay_what_they_are(error: Exception) -> None:
-    with pytest.raises(type(error)) as caught, faults.store_errors("s3://b/k"):
+    with pytest.raises(type(error)) as caught, store_errors.store_errors("s3://b/k"):
         raise error
     assert caught.value is error
 
@@ -202,7 +201,7 @@ def test_credentials_do_not_get_into_messages(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret/+")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "t0ken")
     error = OSError("http://me:pass@host:1/b?x=@ refuses s3cret/+ and t0ken; http://host/a@b")
-    assert faults.describe(error) == (
+    assert store_errors.describe(error) == (
         "OSError: http://host:1/b?x=@ refuses $AWS_SECRET_ACCESS_KEY and $AWS_SESSION_TOKEN; "
         "http://host/a@b"
     )
