@@ -1,4 +1,4 @@
-"""cluster/aws.yaml: Ray accepts it, EC2 (moto's) starts its nodes, the autoscaler chooses well."""
+"""Tests of cluster/aws.yaml with Ray, moto's EC2 and the autoscaler."""
 
 import copy
 import json
@@ -53,13 +53,13 @@ def complaints(config: Document) -> list[str]:
     return found
 
 
-def test_ray_accepts_it_and_adds_no_commands_of_its_own() -> None:
+def test_ray_accepts_config_without_own_commands() -> None:
     prepared = checked(AWS)
     assert [prepared[f"{name}_commands"] for name in COMMANDS] == [[]] * len(COMMANDS)
     assert not any("pip" in c for c in prepared["head_start_ray_commands"])
 
 
-def test_without_empty_setup_commands_ray_would_install_another_ray() -> None:
+def test_default_setup_would_install_ray() -> None:
     bare = {key: AWS[key] for key in AWS if not key.endswith("setup_commands")}
     assert any("pip install" in c for c in checked(bare)["head_setup_commands"])
 
@@ -74,12 +74,12 @@ def test_without_empty_setup_commands_ray_would_install_another_ray() -> None:
         ("max_workers", "many"),
     ],
 )
-def test_ray_finds_what_is_wrong_in_its_own_part(path: str, value: object) -> None:
+def test_ray_rejects_bad_config(path: str, value: object) -> None:
     with pytest.raises((jsonschema.ValidationError, ValueError)):
         checked(broken(AWS, path, value))
 
 
-def test_every_key_of_provider_and_nodes_exists() -> None:
+def test_provider_and_node_keys_exist() -> None:
     assert complaints(AWS) == []
 
 
@@ -92,13 +92,13 @@ def test_every_key_of_provider_and_nodes_exists() -> None:
         ("available_node_types/head/node_config/BlockDeviceMappings/0/Ebs/VolumeSize", "200"),
     ],
 )
-def test_a_typo_that_ray_lets_pass_is_found(path: str, value: object) -> None:
+def test_typo_is_found(path: str, value: object) -> None:
     wrong = broken(AWS, path, value)
     checked(wrong)
     assert len(complaints(wrong)) == 1
 
 
-def test_nothing_costs_money_between_runs_but_the_head() -> None:
+def test_only_head_stays_between_runs() -> None:
     types = AWS["available_node_types"]
     assert types["head"]["resources"] == {"CPU": 0}  # no task of the job runs beside the driver
     assert all(t["min_workers"] == 0 for name, t in types.items() if name != "head")
@@ -145,7 +145,7 @@ def launch(config: Document, name: str) -> Document:
     return instance
 
 
-def test_ec2_starts_a_node_of_each_type(ec2: boto3.client, config: Document) -> None:
+def test_ec2_starts_each_node_type(ec2: boto3.client, config: Document) -> None:
     ready = bootstrap_aws(checked(config))
     for name, node_type in config["available_node_types"].items():
         instance = launch(ready, name)
@@ -156,9 +156,7 @@ def test_ec2_starts_a_node_of_each_type(ec2: boto3.client, config: Document) -> 
         assert "instance-profile/segrec-ray" in instance["IamInstanceProfile"]["Arn"]
 
 
-def test_nobody_gets_in_by_ssh_that_the_user_did_not_let_in(
-    ec2: boto3.client, config: Document
-) -> None:
+def test_ssh_is_limited_to_the_user(ec2: boto3.client, config: Document) -> None:
     """Ray makes a group that is open to the world, if it is left to make one."""
 
     def open_to_the_world() -> set[str]:
@@ -178,7 +176,7 @@ def test_nobody_gets_in_by_ssh_that_the_user_did_not_let_in(
     assert open_to_the_world() == {"ray-autoscaler-segrec"}
 
 
-def test_nodes_give_keys_only_to_who_asks_on_them() -> None:
+def test_instance_metadata_is_local() -> None:
     """The metadata service in its second version, one hop away, and disks encrypted."""
     for node_type in AWS["available_node_types"].values():
         node = node_type["node_config"]
@@ -186,7 +184,7 @@ def test_nodes_give_keys_only_to_who_asks_on_them() -> None:
         assert [disk["Ebs"]["Encrypted"] for disk in node["BlockDeviceMappings"]] == [True]
 
 
-def test_ec2_refuses_a_node_with_a_typo(ec2: boto3.client, config: Document) -> None:
+def test_ec2_refuses_typo(ec2: boto3.client, config: Document) -> None:
     wrong = broken(config, "available_node_types/head/node_config/InstanceTyp", "m7i.2xlarge")
     with pytest.raises(botocore.exceptions.ParamValidationError):
         launch(bootstrap_aws(checked(wrong)), "head")
@@ -206,13 +204,13 @@ def resources(ec2: boto3.client) -> dict[str, Document]:
     return types
 
 
-def test_the_autoscaler_takes_spot_first_and_no_gpu_for_decoding(ec2: boto3.client) -> None:
+def test_autoscaler_prefers_spot_and_cpu_for_decoding(ec2: boto3.client) -> None:
     types = resources(ec2)
     assert started_by_v1(types, "head", [{"GPU": 1}] * 3) == {"gpu-spot": 3}
     assert started_by_v1(types, "head", [{"GPU": 1}] * 9) == {"gpu-spot": 8, "gpu-on-demand": 1}
     assert started_by_v1(types, "head", [{"CPU": 0.5}] * 65) == {"decode-spot": 2}
 
 
-def test_version_2_would_mix_spot_and_on_demand(ec2: boto3.client) -> None:
+def test_autoscaler_2_mixes_spot_and_on_demand(ec2: boto3.client) -> None:
     assert "gpu-on-demand" in started_by_v2(resources(ec2), "head", [{"GPU": 1}] * 3)
     assert "--env RAY_enable_autoscaler_v2=0" in AWS["docker"]["run_options"]

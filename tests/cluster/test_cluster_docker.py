@@ -1,4 +1,4 @@
-"""cluster/Dockerfile, and what no file of cluster/ may hold."""
+"""Tests of cluster/Dockerfile, and that no file of cluster/ holds a secret."""
 
 import re
 import shlex
@@ -72,17 +72,17 @@ def copied(steps: list[tuple[str, list[str]]]) -> set[str]:
     return {w for words in local for w in words[:-1] if not w.startswith("--")}
 
 
-def test_hadolint_finds_nothing() -> None:
+def test_dockerfile_passes_hadolint() -> None:
     assert hadolint(CLUSTER / "Dockerfile") == ""
 
 
-def test_hadolint_finds_what_is_wrong(tmp_path: Path) -> None:
+def test_hadolint_finds_errors(tmp_path: Path) -> None:
     wrong = tmp_path / "Dockerfile"
     wrong.write_text(DOCKERFILE.replace(" --no-cache-dir", "").replace("FROM ${BASE}", "FROM ray"))
     assert {"DL3042", "DL3006"} <= set(re.findall(r"DL\d+", hadolint(wrong)))
 
 
-def test_the_image_is_what_it_should_be() -> None:
+def test_image_is_as_required() -> None:
     assert complaints(DOCKERFILE) == []
 
 
@@ -102,7 +102,7 @@ def test_the_image_is_what_it_should_be() -> None:
         ("RUN test", "RUN curl -O model.pth && test", "downloads"),
     ],
 )
-def test_another_image_is_found(old: str, new: str, what: str) -> None:
+def test_wrong_image_is_found(old: str, new: str, what: str) -> None:
     assert old in DOCKERFILE
     assert complaints(DOCKERFILE.replace(old, new)) == [what]
 
@@ -111,7 +111,7 @@ def test_another_image_is_found(old: str, new: str, what: str) -> None:
     ("base", "code"),
     [("ray:1@sha256:" + "0a" * 32, 0), ("rayproject/ray:2.60.0-py311-cu130", 1), ("ray", 1)],
 )
-def test_a_build_from_a_base_without_digest_ends(base: str, code: int) -> None:
+def test_base_needs_a_digest(base: str, code: int) -> None:
     """`--build-arg BASE=…` may name another; the placeholder itself is no reference to Docker."""
     (check,) = re.findall(r"^RUN (case \$\{BASE\}.*)$", DOCKERFILE, re.MULTILINE)
     done = subprocess.run(["sh", "-c", check], env={"BASE": base}, capture_output=True, text=True)
@@ -123,22 +123,22 @@ def absent(dockerfile: str) -> list[str]:
     return [s for s in sorted(copied(instructions(dockerfile))) if not (ROOT / s).exists()]
 
 
-def test_what_it_copies_exists() -> None:
+def test_copied_files_exist() -> None:
     assert absent(DOCKERFILE) == []
 
 
-def test_a_copy_of_nothing_is_found() -> None:
+def test_missing_copy_is_found() -> None:
     assert "shemas" in absent(DOCKERFILE.replace("schemas schemas", "shemas schemas"))
 
 
-def test_the_builder_gets_nothing_but_what_is_copied() -> None:
+def test_build_context_is_minimal() -> None:
     lines = [line for line in IGNORED.splitlines() if not line.startswith("#")]
     assert lines[0] == "*"
     assert all(line.startswith("!") or line == "**/__pycache__" for line in lines[1:])
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_no_file_of_the_cluster_holds_a_secret(name: str) -> None:
+def test_cluster_files_hold_no_secret(name: str) -> None:
     assert not SECRETS.search(TEXTS[name])
 
 
@@ -152,7 +152,7 @@ def test_no_file_of_the_cluster_holds_a_secret(name: str) -> None:
         f"auth_token: {'0a' * 32}",
     ],
 )
-def test_a_secret_would_be_found(text: str) -> None:
+def test_secret_is_found(text: str) -> None:
     assert SECRETS.search(text)
 
 
@@ -168,13 +168,13 @@ def silent(texts: dict[str, str]) -> list[str]:
     ]
 
 
-def test_ray_runs_nowhere_without_a_mode_of_authentication() -> None:
+def test_ray_always_has_an_auth_mode() -> None:
     assert silent(TEXTS) == []
     wrong = {name: text.replace("AUTH", "").replace("authO", "o") for name, text in TEXTS.items()}
     assert {"aws.yaml", "Dockerfile", "k8s/cronjob.yaml", "k8s/rayjob.yaml"} <= set(silent(wrong))
 
 
-def test_the_readme_names_every_file_and_placeholder() -> None:
+def test_readme_names_files_and_placeholders() -> None:
     readme = TEXTS["README.md"]
     files = [text for name, text in TEXTS.items() if name.endswith((".yaml", "Dockerfile"))]
     used = {found for text in files for found in PLACEHOLDER.findall(text)}
@@ -194,7 +194,7 @@ def test_the_readme_names_every_file_and_placeholder() -> None:
         ("docs/operations.md", ["policy.json"]),
     ],
 )
-def test_what_the_documents_say_fills_in_every_placeholder(
+def test_documented_commands_fill_placeholders(
     document: str, patterns: list[str], tmp_path: Path
 ) -> None:
     shutil.copytree(CLUSTER, tmp_path / "cluster")

@@ -1,4 +1,4 @@
-"""cluster/k8s/: Kubernetes' own schemas accept every file, and the files fit together."""
+"""Tests of cluster/k8s/ against Kubernetes' own schemas."""
 
 import copy
 import json
@@ -46,13 +46,13 @@ def test_pods_are_valid(name: str) -> None:
         ("spec/volumes/0/emptyDir/sizelimit", "8Gi"),
     ],
 )
-def test_a_broken_pod_is_found(path: str, value: object) -> None:
+def test_broken_pod_is_found(path: str, value: object) -> None:
     with pytest.raises(kubernetes_validate.ValidationError):
         check_pod(broken(PODS["rayjob-head"], path, value))
 
 
 @pytest.mark.parametrize("document", [CRONJOB, CONFIG, POLICY], ids=lambda d: d["kind"])
-def test_kubernetes_accepts_its_own_kinds(document: Document) -> None:
+def test_kubernetes_kinds_are_valid(document: Document) -> None:
     kubernetes_validate.validate(document, KUBERNETES, strict=True)
 
 
@@ -65,7 +65,7 @@ def test_kubernetes_accepts_its_own_kinds(document: Document) -> None:
         (f"{CRON_SPEC}/template/spec/containers/0/securityContext/readOnlyRootFileSystem", True),
     ],
 )
-def test_a_broken_cronjob_is_found(path: str, value: object) -> None:
+def test_broken_cronjob_is_found(path: str, value: object) -> None:
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(broken(CRONJOB, path, value), KUBERNETES, strict=True)
 
@@ -89,7 +89,7 @@ def cron_complaints(document: Document) -> list[str]:
     return [name for name, good in holds.items() if not good]
 
 
-def test_the_cronjob_runs_one_night_at_a_time() -> None:
+def test_cronjob_forbids_overlap() -> None:
     assert cron_complaints(CRONJOB) == []
 
 
@@ -104,7 +104,7 @@ def test_the_cronjob_runs_one_night_at_a_time() -> None:
         (f"{CRON_SPEC}/template/spec/containers/0/env/2", {"name": "RAY_AUTH_TOKEN", "value": "x"}),
     ],
 )
-def test_a_cronjob_against_the_rules_is_found(path: str, value: object) -> None:
+def test_overlapping_cronjob_is_found(path: str, value: object) -> None:
     wrong = broken(CRONJOB, path, value)
     kubernetes_validate.validate(wrong, KUBERNETES, strict=True)
     assert len(cron_complaints(wrong)) == 1
@@ -124,7 +124,7 @@ def test_copies_are_equal() -> None:
         assert CLUSTERS["raycronjob"]["spec"][key] == CRONJOB["spec"][key]
 
 
-def test_every_reference_between_the_files_holds() -> None:
+def test_references_between_files_hold() -> None:
     """A pod whose ConfigMap has another name waits for ever; KubeRay names the head's service."""
     pods = [*(p["spec"] for p in PODS.values())]
     pods.append(CRONJOB["spec"]["jobTemplate"]["spec"]["template"]["spec"])
@@ -143,7 +143,7 @@ def test_every_reference_between_the_files_holds() -> None:
     assert f"kubectl create secret generic {secret} --from-literal=auth_token=" in readme
 
 
-def test_shared_memory_is_part_of_the_memory_of_its_pod() -> None:
+def test_shared_memory_fits_pod_memory() -> None:
     for name, pod in PODS.items():
         if name.endswith("-submitter"):  # no node of Ray
             continue
@@ -199,11 +199,11 @@ def open_container(container: Document) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", ALL_PODS)
-def test_pods_may_do_no_more_than_they_need(name: str) -> None:
+def test_pods_are_restricted(name: str) -> None:
     assert list(open_doors(ALL_PODS[name])) == []
 
 
-def test_every_kind_of_pod_is_among_them() -> None:
+def test_all_pods_are_checked() -> None:
     assert {"rayjob-submitter", "raycronjob-submitter", "raycluster-decode"} <= ALL_PODS.keys()
     text = json.dumps([*CLUSTERS.values(), CRONJOB])
     assert text.count('"containers"') == len(ALL_PODS)
@@ -226,11 +226,11 @@ def test_every_kind_of_pod_is_among_them() -> None:
         ("containers/0/resources/limits", {"memory": "1Gi"}),
     ],
 )
-def test_a_pod_that_may_do_more_is_found(name: str, path: str, value: object) -> None:
+def test_unrestricted_pod_is_found(name: str, path: str, value: object) -> None:
     assert list(open_doors(broken(ALL_PODS[name], f"spec/{path}", value)))
 
 
-def test_only_the_autoscaler_may_ask_kubernetes() -> None:
+def test_only_autoscaler_has_api_token() -> None:
     assert list(open_container(SCALER)) == []
     head = ALL_PODS["raycluster-head"]["spec"]
     (mount,) = [m for m in SCALER["volumeMounts"] if m["mountPath"] == TOKEN_FOLDER]
@@ -246,7 +246,7 @@ def test_only_the_autoscaler_may_ask_kubernetes() -> None:
     assert "kubernetes-token" not in json.dumps(head["containers"])
 
 
-def test_the_policy_is_of_every_pod_and_lets_in_only_its_own() -> None:
+def test_network_policy_covers_every_pod() -> None:
     spec = POLICY["spec"]
     ours = spec["podSelector"]["matchLabels"]
     assert spec["policyTypes"] == ["Ingress", "Egress"]
@@ -265,7 +265,7 @@ def test_the_policy_is_of_every_pod_and_lets_in_only_its_own() -> None:
     assert outside["to"][0]["ipBlock"]["except"] == ["169.254.0.0/16"]
 
 
-def test_what_is_written_beside_the_volumes_goes_to_tmp() -> None:
+def test_other_writes_go_to_tmp() -> None:
     """The root file system is read-only."""
     settings = CONFIG["data"]
     for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME"):

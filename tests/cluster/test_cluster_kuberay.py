@@ -1,4 +1,4 @@
-"""cluster/k8s/ray*.yaml: Ray's autoscaler and the rules of KubeRay accept them; so do its CRDs."""
+"""Tests of cluster/k8s/ray*.yaml against Ray's autoscaler and KubeRay's rules."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ def autoscaling(document: Document) -> Document:
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_the_autoscaler_reads_the_clusters(name: str) -> None:
+def test_autoscaler_reads_clusters(name: str) -> None:
     config = autoscaling(CLUSTERS[name])
     types = config["available_node_types"]
     assert types["headgroup"]["resources"]["CPU"] == 0  # no task of the job beside the driver
@@ -48,19 +48,19 @@ def test_the_autoscaler_reads_the_clusters(name: str) -> None:
         (f"{GPU}/template/spec/containers/0/resources/limits/memory", "96 GB"),
     ],
 )
-def test_what_the_autoscaler_cannot_read_is_found(path: str, value: object) -> None:
+def test_unreadable_cluster_is_found(path: str, value: object) -> None:
     with pytest.raises((jsonschema.ValidationError, ValueError, TypeError)):
         autoscaling(broken(CLUSTERS["raycluster"], path, value))
 
 
-def test_the_autoscaler_takes_no_gpu_for_decoding() -> None:
+def test_autoscaler_uses_cpu_for_decoding() -> None:
     types = autoscaling(CLUSTERS["raycluster"])["available_node_types"]
     assert started_by_v2(types, "headgroup", [{"GPU": 1}] * 2) == {"gpu": 2}
     assert started_by_v2(types, "headgroup", [{"CPU": 0.5}] * 57) == {"decode": 2}
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_kuberay_finds_nothing_wrong(name: str) -> None:
+def test_kuberay_accepts_files(name: str) -> None:
     assert kuberay.complaints(CLUSTERS[name]) == []
     assert kuberay.cluster_spec(CLUSTERS[name])["rayVersion"] == locked("ray")
 
@@ -83,17 +83,17 @@ def test_kuberay_finds_nothing_wrong(name: str) -> None:
         ("rayjob", "spec/rayClusterSpec/workerGroupSpecs/0/minReplicas", 3),
     ],
 )
-def test_what_kuberay_would_refuse_is_found(name: str, path: str, value: object) -> None:
+def test_kuberay_refusals_are_found(name: str, path: str, value: object) -> None:
     assert len(kuberay.complaints(broken(CLUSTERS[name], path, value))) == 1
 
 
-def test_a_failed_run_leaves_no_cluster_behind() -> None:
+def test_failed_run_deletes_cluster() -> None:
     rules = CLUSTERS["rayjob"]["spec"]["deletionStrategy"]["deletionRules"]
     wrong = broken(CLUSTERS["rayjob"], RULES, rules[:2])
     assert len(kuberay.complaints(wrong)) == 1
 
 
-def test_the_entrypoint_is_expanded_on_the_head(tmp_path: Path) -> None:
+def test_entrypoint_is_expanded_on_head(tmp_path: Path) -> None:
     """The submitter's shell, which has no SEGREC_IMAGES, reads it first; Ray joins its words."""
     show = tmp_path / "show"
     show.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
@@ -148,7 +148,7 @@ spec:
 """
 
 
-def test_the_schema_of_a_crd_is_read_as_kubernetes_reads_it() -> None:
+def test_crd_schema_is_strict() -> None:
     schema = kuberay.crd_schema(yaml.safe_load(CRD))
     good: Document = {"kind": "X", "metadata": {"name": "x"}, "spec": {"entrypoint": "true"}}
     for extra in (
@@ -171,7 +171,7 @@ def test_the_schema_of_a_crd_is_read_as_kubernetes_reads_it() -> None:
     "KUBERAY_CRD_DIR" not in os.environ, reason="set KUBERAY_CRD_DIR to KubeRay's CRDs"
 )
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_the_crds_of_kuberay_accept_the_files(name: str) -> None:
+def test_crds_accept_files(name: str) -> None:
     """KUBERAY_CRD_DIR: ray-operator/config/crd/bases of a checkout of KubeRay 1.6 or newer."""
     crd = Path(os.environ["KUBERAY_CRD_DIR"]) / f"ray.io_{name}s.yaml"
     schema = kuberay.crd_schema(yaml.safe_load(crd.read_text()))

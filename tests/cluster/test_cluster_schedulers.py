@@ -1,4 +1,4 @@
-"""The files of cluster/ for cron and systemd, and the script behind them, before a linter each."""
+"""Tests of the files of cluster/ for cron and systemd."""
 
 import os
 import re
@@ -33,7 +33,7 @@ def written(path: Path, text: str) -> Path:
     return path
 
 
-def test_the_script_is_clean(tmp_path: Path) -> None:
+def test_nightly_passes_shellcheck(tmp_path: Path) -> None:
     script = CLUSTER / "nightly.sh"
     assert os.access(script, os.X_OK)
     assert run("shellcheck", script).stdout == ""
@@ -41,13 +41,13 @@ def test_the_script_is_clean(tmp_path: Path) -> None:
     assert "SC2154" in run("shellcheck", broken).stdout
 
 
-def test_cron_takes_the_table(tmp_path: Path) -> None:
+def test_cron_accepts_crontab(tmp_path: Path) -> None:
     assert run("crontab", "-n", CLUSTER / "crontab").returncode == 0
     broken = written(tmp_path / "crontab", CRONTAB.replace("0 1 * * *", "0 25 * * *"))
     assert run("crontab", "-n", broken).returncode == 1
 
 
-def test_the_hour_is_a_schedule_that_runs_once_a_night() -> None:
+def test_crontab_runs_once_a_night() -> None:
     (entry,) = ENTRY.findall(CRONTAB)
     assert croniter.is_valid(entry[0])
     assert not croniter.is_valid(entry[0].replace("1", "25"))
@@ -57,7 +57,7 @@ def test_the_hour_is_a_schedule_that_runs_once_a_night() -> None:
 
 
 @pytest.mark.parametrize(("code", "mail"), [(0, ""), (1, "exit code 1"), (75, "exit code 75")])
-def test_cron_sends_mail_only_of_what_did_not_go_well(code: int, mail: str, tmp_path: Path) -> None:
+def test_cron_mails_only_failures(code: int, mail: str, tmp_path: Path) -> None:
     """The command of the table, as cron would run it, on a script that ends as it is told."""
     (tmp_path / "cluster").mkdir()
     shutil.copy(CLUSTER / "nightly.env", tmp_path / "cluster")
@@ -85,7 +85,7 @@ def verified(folder: Path, change: tuple[str, str] = ("", "")) -> str:
     return found.stderr
 
 
-def test_systemd_takes_the_units(tmp_path: Path) -> None:
+def test_systemd_accepts_units(tmp_path: Path) -> None:
     assert verified(tmp_path / "units") == ""
 
 
@@ -98,7 +98,7 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
         (("01:00:00", "25:00:00"), "Failed to parse calendar"),
     ],
 )
-def test_systemd_would_complain(change: tuple[str, str], complaint: str, tmp_path: Path) -> None:
+def test_systemd_finds_errors(change: tuple[str, str], complaint: str, tmp_path: Path) -> None:
     assert complaint in verified(tmp_path / "units", change)
 
 
@@ -109,7 +109,7 @@ def exposure(unit: Path) -> float:
     return float(level)
 
 
-def test_the_service_is_confined(tmp_path: Path) -> None:
+def test_service_is_confined(tmp_path: Path) -> None:
     unit = UNITS / "segrec-nightly.service"
     assert exposure(unit) <= 2.0  # the bound of the house is 4.0
     bare = re.sub(
@@ -118,13 +118,13 @@ def test_the_service_is_confined(tmp_path: Path) -> None:
     assert exposure(written(tmp_path / unit.name, bare)) > 4.0
 
 
-def test_the_service_has_the_folder_of_the_lock_to_itself() -> None:
+def test_service_owns_lock_folder() -> None:
     service = (UNITS / "segrec-nightly.service").read_text()
     assert "\nRuntimeDirectory=segrec\nRuntimeDirectoryMode=0700\n" in service
     assert "RUNTIME_DIRECTORY" in (CLUSTER / "nightly.sh").read_text()
 
 
-def test_shell_and_systemd_read_the_environment_alike(tmp_path: Path) -> None:
+def test_shell_and_systemd_agree_on_environment(tmp_path: Path) -> None:
     """Both take what needs no quotes as it stands, and '…' without its quotes."""
     lines = (CLUSTER / "nightly.env").read_text().splitlines()
     settings = [line for line in lines if line and not line.startswith("#")]
@@ -137,14 +137,14 @@ def test_shell_and_systemd_read_the_environment_alike(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-def test_the_timer_is_of_the_same_hour_as_the_table() -> None:
+def test_timer_and_crontab_agree() -> None:
     (when,) = re.findall(r"OnCalendar=(.*)", (UNITS / "segrec-nightly.timer").read_text())
     found = run("systemd-analyze", "calendar", "--base-time=2026-11-22 12:00 UTC", when)
     assert "Mon 2026-11-23 01:00:00 UTC" in found.stdout
     assert run("systemd-analyze", "calendar", when.replace("01", "25")).returncode == 1
 
 
-def test_the_service_gives_the_script_the_time_to_stop_its_job() -> None:
+def test_service_waits_for_job_to_stop() -> None:
     service = (UNITS / "segrec-nightly.service").read_text()
     for line in ("Type=oneshot", "SuccessExitStatus=75", "KillMode=mixed"):
         assert f"\n{line}\n" in service
@@ -153,7 +153,7 @@ def test_the_service_gives_the_script_the_time_to_stop_its_job() -> None:
     assert "\nPersistent=true\n" in (UNITS / "segrec-nightly.timer").read_text()
 
 
-def test_the_example_environment_is_what_the_script_reads() -> None:
+def test_example_environment_is_complete() -> None:
     lines = (CLUSTER / "nightly.env").read_text().splitlines()
     names = [line.partition("=")[0] for line in lines if not line.startswith("#")]
     help_ = run(CLUSTER / "nightly.sh", "--help").stdout

@@ -1,4 +1,4 @@
-"""The metrics of a job, scraped from a Ray head of its own."""
+"""Tests of a job's metrics, scraped from a Ray head."""
 
 import json
 import re
@@ -49,7 +49,7 @@ def head() -> Iterator[Head]:
         yield node
 
 
-def test_prometheus_sees_what_a_short_job_did_also_after_its_end(
+def test_prometheus_sees_short_jobs(
     head: Head, images: Path, model_dir: str, tmp_path: Path
 ) -> None:
     (images / "bad.jpg").write_bytes(b"no image")

@@ -1,4 +1,4 @@
-"""cluster/nightly.sh: one run at a time, told how it went by 0, 1 or 75, and stopped whole."""
+"""Tests of cluster/nightly.sh: one run at a time, exit codes 0, 1 and 75, stopping."""
 
 import datetime as dt
 import fcntl
@@ -35,7 +35,7 @@ def nightly(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
-def test_the_help_names_every_variable_that_it_reads() -> None:
+def test_help_names_every_variable() -> None:
     done = nightly("--help", PATH=NOWHERE["PATH"])
     assert done.returncode == 0
     read = set(re.findall(r"\$\{?((?:SEGREC|RAY)_\w+)", NIGHTLY.read_text()))
@@ -55,7 +55,7 @@ def test_the_help_names_every_variable_that_it_reads() -> None:
         ({}, "no list of jobs from http://127.0.0.1:1"),
     ],
 )
-def test_what_is_missing_is_said(change: dict[str, str], told: str, tmp_path: Path) -> None:
+def test_missing_variable_is_named(change: dict[str, str], told: str, tmp_path: Path) -> None:
     given = {**NOWHERE, "SEGREC_LOCK": str(tmp_path / "lock"), **change}
     done = nightly(**given)
     assert done.returncode == 1
@@ -63,13 +63,13 @@ def test_what_is_missing_is_said(change: dict[str, str], told: str, tmp_path: Pa
     assert "Traceback" not in done.stderr
 
 
-def test_an_unknown_argument_is_refused() -> None:
+def test_unknown_argument_is_refused() -> None:
     done = nightly("--force", **NOWHERE)
     assert (done.returncode, done.stdout) == (1, "")
     assert "unknown argument --force" in done.stderr
 
 
-def test_two_runs_on_a_host_are_one_too_many(tmp_path: Path) -> None:
+def test_second_run_on_host_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = nightly(**NOWHERE, SEGREC_LOCK=lock.name)
@@ -89,9 +89,7 @@ FREE = "no list of jobs"  # the step after the lock
         ("HOME", ".local/state/segrec/nightly-segrec.lock"),
     ],
 )
-def test_the_lock_lies_where_no_other_user_can_hold_it(
-    variable: str, lock: str, tmp_path: Path
-) -> None:
+def test_lock_folder_is_private(variable: str, lock: str, tmp_path: Path) -> None:
     done = nightly(**NOWHERE, **{variable: str(tmp_path)}, TMPDIR="/nowhere")
     assert FREE in done.stderr
     found = tmp_path / lock
@@ -103,13 +101,13 @@ def test_the_lock_lies_where_no_other_user_can_hold_it(
     assert (done.returncode, f"another run holds {found}" in done.stderr) == (BUSY, True)
 
 
-def test_without_a_home_it_asks_for_the_lock() -> None:
+def test_lock_is_required_without_home() -> None:
     done = nightly(**NOWHERE)
     assert "no RUNTIME_DIRECTORY, XDG_RUNTIME_DIR or HOME; have SEGREC_LOCK name" in done.stderr
     assert FREE not in done.stderr
 
 
-def test_a_folder_that_others_can_enter_holds_no_lock(tmp_path: Path) -> None:
+def test_open_lock_folder_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "open"
     folder.mkdir(mode=0o755)
     done = nightly(**NOWHERE, RUNTIME_DIRECTORY=str(folder))
@@ -120,7 +118,7 @@ def test_a_folder_that_others_can_enter_holds_no_lock(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_a_lock_of_another_kind_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+def test_lock_that_is_no_file_is_refused(tmp_path: Path) -> None:
     notes, link, pipe = tmp_path / "notes", tmp_path / "link", tmp_path / "pipe"
     notes.write_text("dear")
     link.symlink_to(notes)
@@ -138,7 +136,7 @@ def test_a_lock_of_another_kind_is_refused_and_left_as_it_is(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="another user's file is made by root")
-def test_a_lock_of_another_user_is_refused(tmp_path: Path) -> None:
+def test_lock_of_another_user_is_refused(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     lock.touch()
     os.chown(lock, 12345, 12345)
@@ -200,9 +198,7 @@ def first(place: Place) -> tuple[int, str]:
 
 
 @pytest.mark.slow
-def test_a_night_indexes_judges_the_drift_and_compacts(
-    place: Place, first: tuple[int, str]
-) -> None:
+def test_night_indexes_checks_drift_and_compacts(place: Place, first: tuple[int, str]) -> None:
     code, log = first
     assert code == 0, log
     assert place.jobs("first") == dict.fromkeys(("index", "drift", "compact"), "SUCCEEDED")
@@ -235,7 +231,7 @@ def wait_for(text: str, log: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_stopped_night_is_tried_again_and_one_with_drift_fails(
+def test_stopped_night_and_night_with_drift(
     place: Place, first: tuple[int, str], tmp_path: Path
 ) -> None:
     """Two start at once, as on two hosts: one runs. It is stopped, and run again."""
@@ -278,7 +274,7 @@ def test_a_stopped_night_is_tried_again_and_one_with_drift_fails(
 
 
 @pytest.mark.slow
-def test_a_job_that_fails_ends_the_night(place: Place, tmp_path: Path) -> None:
+def test_failing_job_ends_the_night(place: Place, tmp_path: Path) -> None:
     code, log = place.run(tmp_path, SEGREC_NAME="bad", SEGREC_MODEL="/nowhere")
     assert code == 1, log
     assert "make a model with segrec train" in log
@@ -287,7 +283,7 @@ def test_a_job_that_fails_ends_the_night(place: Place, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_that_someone_else_stops_is_no_success(place: Place, tmp_path: Path) -> None:
+def test_stopped_job_is_no_success(place: Place, tmp_path: Path) -> None:
     """Though `ray job submit` says 0 of it."""
     others = write_images(tmp_path / "images", MANY)
     index = {"SEGREC_INDEX": str(tmp_path / "index"), "SEGREC_IMAGES": str(others)}

@@ -1,4 +1,4 @@
-"""cluster/prometheus: the files are valid, and ask only for what the job exports."""
+"""Tests of cluster/prometheus: valid files that use exported metrics only."""
 
 import json
 import os
@@ -87,27 +87,25 @@ def expressions() -> list[str]:
     return [*asked, board["templating"]["list"][1]["query"]["query"]]
 
 
-def test_the_configuration_finds_the_rules(promtool: str, tmp_path: Path) -> None:
+def test_configuration_finds_rules(promtool: str, tmp_path: Path) -> None:
     files = shutil.copytree(FOLDER, tmp_path / "prometheus")
     (files / "ray_token").write_text("secret")  # whose absence promtool finds
     assert "1 rule files found" in check(promtool, "check", "config", files / "prometheus.yml")
 
 
-def test_the_rules_are_valid(promtool: str) -> None:
+def test_rules_are_valid(promtool: str) -> None:
     assert "5 rules found" in check(promtool, "check", "rules", ALERTS)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_alerts_fire_when_they_should_and_only_then(
-    case: str, promtool: str, tmp_path: Path
-) -> None:
+def test_alerts_fire(case: str, promtool: str, tmp_path: Path) -> None:
     test = {"rule_files": [str(ALERTS)], "evaluation_interval": "1m"}
     file = tmp_path / "test.yml"
     file.write_text(json.dumps({**test, "tests": [rule_test(*CASES[case])]}))
     check(promtool, "test", "rules", file)
 
 
-def test_what_the_dashboard_asks_can_be_parsed(promtool: str, tmp_path: Path) -> None:
+def test_dashboard_queries_parse(promtool: str, tmp_path: Path) -> None:
     asked = [e for e in expressions() if not e.startswith("label_values")]
     rules: list[dict[str, Any]] = [
         {"record": f"asked:{i}", "expr": expr.replace("$run", ".*")} for i, expr in enumerate(asked)
@@ -117,7 +115,7 @@ def test_what_the_dashboard_asks_can_be_parsed(promtool: str, tmp_path: Path) ->
     assert f"{len(asked)} rules found" in check(promtool, "check", "rules", file)
 
 
-def test_alerts_and_dashboard_ask_for_what_the_job_exports() -> None:
+def test_alerts_and_dashboard_use_exported_metrics() -> None:
     names = re.compile(r"\bray_\w+")
     alerts = set(names.findall(ALERTS.read_text()))
     asked = {name for expression in expressions() for name in names.findall(expression)}

@@ -1,4 +1,4 @@
-"""The policies below cluster/: well formed, no wider than needed, and enough for all that runs."""
+"""Tests of the policies of cluster/: well formed, exact, sufficient."""
 
 import copy
 import json
@@ -41,7 +41,7 @@ def check(policy: Document) -> None:
 
 
 @pytest.mark.parametrize("name", [NIGHTLY, READ])
-def test_a_policy_is_well_formed(name: str) -> None:
+def test_policy_is_well_formed(name: str) -> None:
     check(load(name))
 
 
@@ -61,12 +61,12 @@ def test_a_policy_is_well_formed(name: str) -> None:
         ("Statement/0/Condition", {"StringLikes": {"s3:prefix": "index/*"}}),
     ],
 )
-def test_a_broken_policy_does_not_pass(path: str, value: object) -> None:
+def test_broken_policy_is_found(path: str, value: object) -> None:
     with pytest.raises((AssertionError, MalformedPolicyDocument)):
         check(broken(load(NIGHTLY), path, value))
 
 
-def test_images_and_reports_of_others_are_safe() -> None:
+def test_policies_protect_images_and_reports() -> None:
     nightly, read = grants(load(NIGHTLY)), grants(load(READ))
     written = {folder for action, folder in nightly if action in WRITING}
     assert written == {"index", "reports"}
@@ -139,7 +139,7 @@ def set_policy(bucket: str, users: dict[str, Document]) -> None:
 
 
 @pytest.mark.slow
-def test_the_policies_are_enough_and_no_more_than_that(bench: Bench) -> None:
+def test_policies_are_exact(bench: Bench) -> None:
     """The life of an index; then all that was asked is all that is granted."""
     bench.proxy.asked.clear()
     bench.index()
@@ -171,7 +171,7 @@ def test_the_policies_are_enough_and_no_more_than_that(bench: Bench) -> None:
 
 
 @pytest.mark.slow
-def test_all_else_is_refused(bench: Bench) -> None:
+def test_other_calls_are_refused(bench: Bench) -> None:
     other, refused = new_bucket(), "(PermissionError|not deleted): AccessDenied"
     put({f"{other}/index/1.jpg": b""})
     own = {folder: f"{bench.bucket}/{folder}" for folder in ("images", "model", "index", "reports")}
@@ -206,7 +206,7 @@ def test_all_else_is_refused(bench: Bench) -> None:
 
 
 @pytest.mark.slow
-def test_a_policy_that_hides_the_images_costs_no_row(bench: Bench) -> None:
+def test_denied_images_keep_rows(bench: Bench) -> None:
     name, index = bench.bucket.removeprefix("s3://"), f"{bench.bucket}/index/hidden"
     images = [f"{bench.bucket}/images/hidden{i}.jpg" for i in range(2)]
 
@@ -240,7 +240,7 @@ def test_a_policy_that_hides_the_images_costs_no_row(bench: Bench) -> None:
 
 
 @pytest.mark.slow
-def test_a_condition_that_needs_a_prefix_does_not_do(bench: Bench) -> None:
+def test_prefix_condition_is_not_enough(bench: Bench) -> None:
     """Then what is not there looks forbidden, as the checkpoint of every young table."""
     name = bench.bucket.removeprefix("s3://")
     policy = copy.deepcopy(load(NIGHTLY))

@@ -1,4 +1,4 @@
-"""Hostile names and files through a whole run: each is indexed, or failed with a reason."""
+"""Tests of hostile names and files through a whole run."""
 
 import os
 from collections.abc import Iterator
@@ -95,19 +95,19 @@ def rows(indexed: Indexed, sql: str) -> list[tuple[Any, ...]]:
     return segrec_batch.connect(indexed.snapshot.index).sql(sql).fetchall()
 
 
-def test_every_one_is_accounted_for(indexed: Indexed) -> None:
+def test_hostile_files_are_all_counted(indexed: Indexed) -> None:
     good, bad = len(ODD_NAMES) + len(FINE), sum(map(len, WANTED.values()))
     assert (indexed.account.indexed, indexed.account.failed) == (good, bad)
     assert indexed.account.listed == good + bad
 
 
-def test_odd_names_come_out_as_they_went_in(indexed: Indexed) -> None:
+def test_odd_names_survive_unchanged(indexed: Indexed) -> None:
     found = {uri for (uri,) in rows(indexed, "SELECT uri FROM images")}
     assert found == {f"{indexed.folder}/{name}" for name in (*ODD_NAMES, *FINE)}
 
 
 @pytest.mark.parametrize("stage", WANTED)
-def test_what_is_bad_fails_with_a_reason(indexed: Indexed, stage: str) -> None:
+def test_bad_files_fail_with_a_reason(indexed: Indexed, stage: str) -> None:
     found = rows(indexed, f"SELECT uri, reason FROM failures WHERE stage = '{stage}'")
     reasons = {uri.removeprefix(f"{indexed.folder}/"): reason for uri, reason in found}
     wanted = WANTED[stage]
@@ -117,9 +117,7 @@ def test_what_is_bad_fails_with_a_reason(indexed: Indexed, stage: str) -> None:
         assert reasons[name]
 
 
-def test_the_index_is_well_and_running_again_tries_only_what_was_not_read(
-    indexed: Indexed, model_dir: str
-) -> None:
+def test_second_run_retries_only_unread_files(indexed: Indexed, model_dir: str) -> None:
     assert verify(indexed.snapshot) == []
     again, snapshot = index_images(
         Request(str(indexed.folder)), model_dir, indexed.snapshot.index, Execution("cpu")
@@ -130,7 +128,7 @@ def test_the_index_is_well_and_running_again_tries_only_what_was_not_read(
     assert snapshot.rows("images") == indexed.snapshot.rows("images")
 
 
-def test_an_image_with_an_odd_name_can_be_asked_for(indexed: Indexed) -> None:
+def test_image_with_odd_name_is_queried(indexed: Indexed) -> None:
     connection = segrec_batch.connect(indexed.snapshot.index)
     for name in ODD_NAMES:
         ((asked,),) = connection.execute(
@@ -141,14 +139,12 @@ def test_an_image_with_an_odd_name_can_be_asked_for(indexed: Indexed) -> None:
 
 
 @pytest.mark.parametrize("images", ["a\0b", "s3://bucket/a\0b", "", "s3://"])
-def test_a_folder_that_cannot_be(images: str, model_dir: str, tmp_path: Path) -> None:
+def test_impossible_folder_is_an_error(images: str, model_dir: str, tmp_path: Path) -> None:
     with pytest.raises(InputError):
         index_images(Request(images), model_dir, str(tmp_path / "index"), Execution("cpu"))
 
 
-def test_an_image_that_kills_its_decoder_fails_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_decoder_crash_fails_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "poison.py").write_text(
         "import os, time\n"
         "from segrec_batch.images.decode import decode as real\n"

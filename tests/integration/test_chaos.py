@@ -1,4 +1,4 @@
-"""Everything fails while images are indexed: in the end the index is as if nothing had."""
+"""Tests of indexing under seeded faults; tests/support/chaos.py runs for longer."""
 
 from collections.abc import Iterator
 
@@ -19,6 +19,6 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 @pytest.mark.parametrize("seed", range(TRIALS))
-def test_an_index_survives_chaos(stage: Stage, seed: int) -> None:
+def test_index_survives_chaos(stage: Stage, seed: int) -> None:
     outcome = run_trial(stage, seed)
     assert outcome.rows > 0

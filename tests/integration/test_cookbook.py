@@ -1,4 +1,4 @@
-"""The SQL of the documents: it runs, says the same on a query cache, and answers what it asks."""
+"""Tests of the SQL of the documents, on an index and on its query cache."""
 
 import re
 import shlex
@@ -127,9 +127,7 @@ def in_an_order(sql: str, rows: Rows) -> Rows:
 
 
 @pytest.mark.parametrize("name", QUERIES)
-def test_every_query_says_the_same_on_an_index_and_on_its_query_cache(
-    asked: Source, name: str
-) -> None:
+def test_query_on_index_equals_query_on_cache(asked: Source, name: str) -> None:
     sql = QUERIES[name]
     if "'INDEX/" in sql:
         sql = sql.replace("INDEX", asked.index.index.replace("'", "''"))
@@ -141,18 +139,18 @@ def test_every_query_says_the_same_on_an_index_and_on_its_query_cache(
 
 
 @pytest.mark.parametrize("title", RECIPES)
-def test_every_recipe_finds_something(streets_source: Source, title: str) -> None:
+def test_recipe_returns_rows(streets_source: Source, title: str) -> None:
     assert streets_source.answer(title)
 
 
-def test_a_recipe_says_what_it_asks_and_in_which_order_it_answers() -> None:
+def test_recipe_has_title_and_order() -> None:
     assert len(RECIPES) > 15
     for sql in RECIPES.values():
         assert sql.startswith("-- ")
         assert re.search(r"ORDER BY|FROM recommend", sql)
 
 
-def test_thirty_percent_car_and_no_person(asked: Source) -> None:
+def test_recipe_car_without_person(asked: Source) -> None:
     wanted = [
         row
         for row in asked.tables["images"]
@@ -165,7 +163,7 @@ def test_thirty_percent_car_and_no_person(asked: Source) -> None:
     ]
 
 
-def test_class_balance(asked: Source) -> None:
+def test_recipe_class_balance(asked: Source) -> None:
     images, regions = asked.tables["images"], asked.tables["regions"]
     found = {r["class"]: r for r in asked.answer("Class balance")}
     assert found.keys() == {r["class"] for r in regions}
@@ -176,7 +174,7 @@ def test_class_balance(asked: Source) -> None:
         assert row["share_of_area"] == pytest.approx(shares.mean())
 
 
-def test_coverage_histogram_by_folder(asked: Source) -> None:
+def test_recipe_coverage_histogram(asked: Source) -> None:
     tens = np.arange(1, 10, dtype=np.float32)
     wanted = Counter(
         (
@@ -192,7 +190,7 @@ def test_coverage_histogram_by_folder(asked: Source) -> None:
     assert len({r["folder"] for r in found}) == 4
 
 
-def test_stale_images(streets_source: Source) -> None:
+def test_recipe_stale_images(streets_source: Source) -> None:
     tables = streets_source.tables
     read = {r["uri"] for r in tables["failures"] if r["stage"] == "read"}
     indexed = {r["uri"] for r in tables["images"]}
@@ -200,7 +198,7 @@ def test_stale_images(streets_source: Source) -> None:
     assert len(read & indexed) == 1
 
 
-def test_failures_by_reason(asked: Source) -> None:
+def test_recipe_failures_by_reason(asked: Source) -> None:
     since = np.datetime64(asked.values["since"])
     failed = [
         row
@@ -214,20 +212,20 @@ def test_failures_by_reason(asked: Source) -> None:
     assert {r["example"] for r in found} <= {row["uri"] for row in failed}
 
 
-def test_changes_since_are_the_rows_of_later_runs(asked: Source) -> None:
+def test_recipe_changes_since_later_runs(asked: Source) -> None:
     day = asked.values["since"][:10].replace("-", "")
     found = {r["uri"] for r in asked.answer("Changes since")}
     assert found == {r["uri"] for r in asked.tables["images"] if r["run_id"][:8] >= day}
 
 
-def test_changes_since_tell_a_night_from_the_one_before(streets_source: Source) -> None:
+def test_recipe_changes_since_last_night(streets_source: Source) -> None:
     found = streets_source.answer("Changes since")
     copied = [r for r in found if r["indexed_at"] < NIGHTS[1]]
     assert len(found) == 30 + len(CHANGED) + len(copied)
     assert {r["uri"].split("/")[-2] for r in copied} == {"moved"}
 
 
-def test_exact_copies(asked: Source) -> None:
+def test_recipe_exact_copies(asked: Source) -> None:
     groups: dict[str, list[str]] = {}
     for row in asked.tables["images"]:
         groups.setdefault(row["content_hash"], []).append(row["uri"])
@@ -243,7 +241,7 @@ def correlation(a: Any, b: Any) -> float:
     return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) and np.ptp(b) else -2.0
 
 
-def test_near_copies_are_those_of_all_pairs(asked: Source) -> None:
+def test_recipe_near_copies_equals_all_pairs(asked: Source) -> None:
     names = [f"coverage_{name}" for name in ("background", "car", "person", "tree")]
     rows = asked.tables["images"]
     shares = np.array([[row[name] for name in names] for row in rows])
@@ -264,7 +262,7 @@ def test_near_copies_are_those_of_all_pairs(asked: Source) -> None:
     ("title", "low", "high"),
     [("Most similar trees to", 0, 1), ("Most similar trees, where", 0.2, 0.6)],
 )
-def test_most_similar_trees(asked: Source, title: str, low: float, high: float) -> None:
+def test_recipe_most_similar_trees(asked: Source, title: str, low: float, high: float) -> None:
     trees = [r for r in asked.tables["regions"] if r["class"] == "tree"]
     (query_tree,) = (r for r in trees if r["image_id"] == asked.values["image_id"])
     best: dict[str, tuple[float, str]] = {}
@@ -276,7 +274,7 @@ def test_most_similar_trees(asked: Source, title: str, low: float, high: float) 
     assert [r["image_id"] for r in asked.answer(title)] == wanted
 
 
-def test_outliers_have_the_least_similar_nearest_neighbour(asked: Source) -> None:
+def test_recipe_outliers(asked: Source) -> None:
     rows = {row["uri"]: row for row in asked.tables["images"]}
     for found in asked.answer("Outliers")[:3]:
         one = rows[found["uri"]]
@@ -293,7 +291,7 @@ def commands() -> Iterator[list[str]]:
         yield from (shlex.split(line) for line in block.splitlines())
 
 
-def test_the_commands_run(
+def test_documented_commands_run(
     streets: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -317,7 +315,7 @@ def test_the_commands_run(
     assert features == [(512,)]
 
 
-def test_the_python_blocks_run(streets: str, streets_source: Source) -> None:
+def test_documented_python_runs(streets: str, streets_source: Source) -> None:
     names: dict[str, Any] = {}
     for block in blocks(COOKBOOK, "python"):
         code = block.replace("s3://bucket/index", streets)
@@ -326,7 +324,7 @@ def test_the_python_blocks_run(streets: str, streets_source: Source) -> None:
     assert kinds == {"new": 30 + 4, "changed": len(CHANGED), "gone": len(GONE)}
 
 
-def test_every_macro_and_argument_is_in_the_cookbook(streets_source: Source) -> None:
+def test_sql_page_names_every_macro_and_argument(streets_source: Source) -> None:
     text = COOKBOOK.read_text()
     found = streets_source.index.connection.sql(
         "SELECT function_name, parameters FROM duckdb_functions() WHERE NOT internal"
@@ -356,12 +354,12 @@ UNEXPLAINED = """
         AND coalesce(comment, '') = ''"""
 
 
-def test_every_column_of_the_views_has_a_comment(asked: Source) -> None:
+def test_view_columns_have_comments(asked: Source) -> None:
     for database in (asked.index, asked.cache):
         assert database.connection.sql(UNEXPLAINED).fetchall() == []
 
 
-def test_columns_of_other_classes_have_comments_too(other_classes: Any) -> None:
+def test_columns_of_other_classes_have_comments(other_classes: Any) -> None:
     assert other_classes.sql(UNEXPLAINED).fetchall() == []
     found = other_classes.sql(
         "SELECT comment FROM duckdb_columns() WHERE table_name = 'images' AND schema_name = 'main' "

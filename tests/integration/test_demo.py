@@ -1,4 +1,4 @@
-"""`make demo`: its weights, downloaded from servers on this machine only, and how it stops."""
+"""Tests of `make demo`: weights from servers on this machine only, and stopping."""
 
 import hashlib
 import os
@@ -79,7 +79,7 @@ def refusing_port() -> int:
         return int(gone.getsockname()[1])
 
 
-def test_weights_are_downloaded_once(tmp_path: Path) -> None:
+def test_download_happens_once(tmp_path: Path) -> None:
     requests = []
 
     def answer(request: BaseHTTPRequestHandler) -> None:
@@ -107,7 +107,7 @@ def test_weights_are_downloaded_once(tmp_path: Path) -> None:
     ],
     ids=["trickles", "stalls", "wrong", "short", "absent", "garbage"],
 )
-def test_a_failed_download_leaves_nothing(
+def test_failed_download_leaves_nothing(
     answer: Answer,
     limits: Limits,
     reason: str,
@@ -126,7 +126,7 @@ def test_a_failed_download_leaves_nothing(
     assert "make demo WEIGHTS=PATH" in warning
 
 
-def test_a_server_that_never_answers_is_given_up(
+def test_download_gives_up_on_silent_server(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as deaf:
@@ -138,7 +138,7 @@ def test_a_server_that_never_answers_is_given_up(
     assert f"no answer from {url} in 1 s" in capsys.readouterr().err
 
 
-def test_the_limit_holds_where_no_timeout_of_a_socket_does(
+def test_download_limit_without_socket_timeout(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A pipe that nobody writes to blocks in open(), as name resolution may block."""
@@ -151,7 +151,7 @@ def test_the_limit_holds_where_no_timeout_of_a_socket_does(
     assert "no answer from" in capsys.readouterr().err
 
 
-def test_a_cache_that_cannot_be_written_is_a_reason(
+def test_unwritable_cache_falls_back_to_random(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     blocked = tmp_path / "file"
@@ -161,7 +161,7 @@ def test_a_cache_that_cannot_be_written_is_a_reason(
     assert "Not a directory" in capsys.readouterr().err
 
 
-def test_the_program_takes_what_torch_hub_has(
+def test_weights_of_torch_hub_are_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = tmp_path / "hub" / "checkpoints"
@@ -173,7 +173,7 @@ def test_the_program_takes_what_torch_hub_has(
     assert capsys.readouterr() == ("imagenet\n", "")
 
 
-def test_the_program_says_why_weights_are_random(tmp_path: Path) -> None:
+def test_random_weights_are_explained(tmp_path: Path) -> None:
     proxy = f"http://127.0.0.1:{refusing_port()}"
     found = subprocess.run(
         [sys.executable, PROGRAM, "auto"],
@@ -189,7 +189,9 @@ def test_the_program_says_why_weights_are_random(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("choice", ["imagenet", "random:7", "no/such file.pth"])
-def test_other_choices_have_no_substitute(choice: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explicit_weights_have_no_substitute(
+    choice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert exit_code(PROGRAM, choice) == 0
     assert capsys.readouterr() == (f"{choice}\n", "")
 
@@ -205,14 +207,14 @@ def make(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_make_can_show_the_demo(tmp_path: Path) -> None:
+def test_make_demo_dry_run(tmp_path: Path) -> None:
     shown = make(tmp_path, "-n", "demo", "WEIGHTS=my weights.pth")
     assert shown.returncode == 0
     assert 'examples/demo_weights.py "my weights.pth"' in shown.stdout
     assert not list(tmp_path.iterdir())
 
 
-def test_the_demo_stops_at_the_step_that_fails(tmp_path: Path) -> None:
+def test_make_demo_stops_at_failing_step(tmp_path: Path) -> None:
     programs = tmp_path / ".venv" / "bin"
     programs.mkdir(parents=True)
     stub = programs / "segrec"

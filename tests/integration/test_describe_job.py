@@ -1,4 +1,4 @@
-"""Descriptors are switched on: what they learn from a real index, and what is refused."""
+"""Tests of `segrec describe` on a real index."""
 
 import re
 from pathlib import Path
@@ -34,7 +34,7 @@ def ids(model: Model) -> dict[str, str]:
     return {d.name: d.id for d in model.spec.descriptors}
 
 
-def test_descriptors_are_fitted_and_described_by_their_ids(
+def test_describe_fits_descriptors(
     index: str, model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
@@ -67,7 +67,9 @@ def test_descriptors_are_fitted_and_described_by_their_ids(
     assert not (Path(two) / "descriptor-localised.safetensors").exists()
 
 
-def test_what_is_refused(index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_describe_refuses_bad_arguments(
+    index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, other = str(tmp_path / "out"), str(tmp_path / "other")
     tiny_model().save(other)
     cases = {
@@ -94,7 +96,7 @@ def test_what_is_refused(index: str, tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     "text", ["pca:", "pca:dimension", "pca:=3", "pca:dimension=", "pca:a=1,a=2"]
 )
-def test_the_grammar_of_an_addition(text: str) -> None:
+def test_describe_parses_additions(text: str) -> None:
     assert parse_addition("pca") == Addition("pca")
     found = parse_addition("localised:weights=s3://b/a,b.pth,grey=no")
     assert found == Addition("localised", {"weights": "s3://b/a,b.pth", "grey": "no"})
@@ -102,14 +104,14 @@ def test_the_grammar_of_an_addition(text: str) -> None:
         parse_addition(text)
 
 
-def test_each_descriptor_says_what_it_is() -> None:
+def test_descriptors_have_a_description() -> None:
     found = summaries()
     assert list(found) == descriptors.names()
     for name, text in found.items():
         assert text == str(descriptors.module(name).__doc__).split("\n")[0] != ""
 
 
-def test_moments_of_the_files_of_an_index(tmp_path: Path) -> None:
+def test_moments_of_an_index(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     whole = rng.random((9000, 32), np.float32)
     snapshot = add_images(write_index(str(tmp_path), whole[:8900]), whole[8900:])
@@ -126,7 +128,7 @@ def _samples(index: str, most: int = 100) -> IndexSamples:
     return IndexSamples(open_snapshot(index), most)
 
 
-def test_images_are_as_they_were_indexed(index: str, model: Model) -> None:
+def test_samples_equal_indexed_images(index: str, model: Model) -> None:
     with segrec_batch.connect(index) as connection:
         sql = """SELECT feature, dominant_class, coverage_background, mask_grid,
             (SELECT count(*) FROM regions WHERE regions.image_id = images.image_id) FROM images"""
@@ -154,7 +156,7 @@ def test_images_are_as_they_were_indexed(index: str, model: Model) -> None:
     assert seen == len(rows) == 24
 
 
-def test_draws_repeat_and_are_bounded(index: str) -> None:
+def test_samples_repeat_and_are_bounded(index: str) -> None:
     def drawn(most: int, count: int) -> set[bytes]:
         found = _samples(index, most).draw_images(count)
         return {row.tobytes() for images in found for row in images.feature}
@@ -169,7 +171,7 @@ def test_draws_repeat_and_are_bounded(index: str) -> None:
     np.testing.assert_array_equal(rows, again)
 
 
-def test_labels_are_the_names_of_folders(index: str, scenes: Path) -> None:
+def test_folder_names_are_labels(index: str, scenes: Path) -> None:
     rows, folders = _samples(index).labelled(1000)
     with segrec_batch.connect(index) as connection:
         found = connection.sql("SELECT feature, uri FROM images").fetchall()
@@ -178,7 +180,7 @@ def test_labels_are_the_names_of_folders(index: str, scenes: Path) -> None:
     assert set(folders) == {folder.name for folder in (scenes / "images").iterdir()}
 
 
-def test_images_that_are_gone_or_changed_are_left_out(
+def test_samples_skip_gone_and_changed_images(
     index: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images, away = scenes / "images", tmp_path / "away"
@@ -201,7 +203,7 @@ def test_images_that_are_gone_or_changed_are_left_out(
         away.rename(images)
 
 
-def test_an_index_without_images_teaches_nothing(tmp_path: Path) -> None:
+def test_describe_refuses_empty_index(tmp_path: Path) -> None:
     write_index(str(tmp_path), np.ones((1, 512), np.float32))
     snapshot = open_snapshot(str(tmp_path), 0)
     with pytest.raises(InputError, match="has no images to learn from"):

@@ -1,4 +1,4 @@
-"""Descriptors in an index: computed with it, added to it later, replaced, dropped, copied."""
+"""Tests of descriptors in an index: computed, added later, replaced, dropped, copied."""
 
 import os
 import shutil
@@ -78,7 +78,7 @@ def grown(grown_once: str, tmp_path: Path) -> str:
     return str(shutil.copytree(grown_once, tmp_path / "grown"))
 
 
-def test_later_is_the_same_as_at_once(
+def test_backfill_equals_indexing_at_once(
     grown: str, models: dict[str, str], place: str, tmp_path: Path
 ) -> None:
     whole = str(tmp_path / "whole")
@@ -92,7 +92,9 @@ def test_later_is_the_same_as_at_once(
     assert before == after
 
 
-def test_only_what_is_missing_is_computed(grown: str, models: dict[str, str], place: str) -> None:
+def test_backfill_computes_only_missing_vectors(
+    grown: str, models: dict[str, str], place: str
+) -> None:
     old, segmented = runs(grown, "descriptors"), runs(grown, "images")
     assert not old & segmented
     version = open_snapshot(grown).version
@@ -107,7 +109,7 @@ def test_only_what_is_missing_is_computed(grown: str, models: dict[str, str], pl
     assert (again.described, same.version) == (0, snapshot.version)
 
 
-def test_a_model_with_fewer_descriptors_is_refused_unless_they_are_to_go(
+def test_dropping_descriptors_needs_the_option(
     grown: str, models: dict[str, str], place: str
 ) -> None:
     version = open_snapshot(grown).version
@@ -121,7 +123,7 @@ def test_a_model_with_fewer_descriptors_is_refused_unless_they_are_to_go(
 
 
 @pytest.mark.slow
-def test_what_cannot_be_read_any_more_has_a_reason(
+def test_backfill_of_unreadable_image_has_a_reason(
     models: dict[str, str], images: Path, tmp_path: Path
 ) -> None:
     uri = str(tmp_path / "index")
@@ -149,7 +151,7 @@ def test_what_cannot_be_read_any_more_has_a_reason(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
-def test_changed_gone_and_copied_images_and_new_descriptors_in_one_run(
+def test_changes_and_new_descriptors_in_one_run(
     engine: str, models: dict[str, str], images: Path, tmp_path: Path
 ) -> None:
     uri, execution = str(tmp_path / "index"), replace(CPU, engine=engine, precision="float32")
@@ -174,7 +176,7 @@ def test_changed_gone_and_copied_images_and_new_descriptors_in_one_run(
 
 
 @pytest.mark.slow
-def test_a_dry_run_and_a_limit_describe_nothing(
+def test_dry_run_and_limit_skip_backfill(
     models: dict[str, str], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uri = str(tmp_path / "index")
@@ -188,7 +190,7 @@ def test_a_dry_run_and_a_limit_describe_nothing(
 
 
 @pytest.mark.slow
-def test_upkeep_keeps_vectors(models: dict[str, str], images: Path, tmp_path: Path) -> None:
+def test_maintenance_keeps_vectors(models: dict[str, str], images: Path, tmp_path: Path) -> None:
     grown = str(tmp_path / "grown")
     index_images(Request(str(images)), models["both"], grown, CPU)
     shutil.copy(sorted(images.iterdir())[0], images / "more.jpg")
@@ -202,9 +204,7 @@ def test_upkeep_keeps_vectors(models: dict[str, str], images: Path, tmp_path: Pa
     assert verify(open_snapshot(grown)) == []
 
 
-def test_a_query_cache_has_the_vectors(
-    grown: str, models: dict[str, str], place: str, tmp_path: Path
-) -> None:
+def test_cache_has_vectors(grown: str, models: dict[str, str], place: str, tmp_path: Path) -> None:
     cache = str(tmp_path / "cache.duckdb")
     refresh_cache(grown, cache)
     assert vectors(cache) == vectors(grown)

@@ -1,4 +1,4 @@
-"""Nothing in the package gives bytes from outside to what could run them."""
+"""Tests that the package never unpickles or evaluates bytes from outside."""
 
 import ast
 import pickle
@@ -30,7 +30,7 @@ def option(call: ast.Call, name: str) -> object:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_no_module_unpickles_or_evaluates(path: Path) -> None:
+def test_package_does_not_unpickle_or_eval(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         names += [a.name for a in node.names] if isinstance(node, ast.Import) else []
@@ -45,14 +45,14 @@ def test_no_module_unpickles_or_evaluates(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_parquet_is_read_in_one_place(path: Path) -> None:
+def test_parquet_is_read_in_one_module(path: Path) -> None:
     if path == PACKAGE / "index" / "parquet.py":
         return
     assert not READERS & {name.rpartition(".")[2] for name, _ in calls(path)}
 
 
 @pytest.mark.parametrize("how", ["pickle", "torch"])
-def test_weights_that_would_run_are_refused(how: str, tmp_path: Path) -> None:
+def test_pickled_weights_are_refused(how: str, tmp_path: Path) -> None:
     canary, path = tmp_path / "canary", tmp_path / "weights.pth"
     if how == "pickle":
         path.write_bytes(pickle.dumps(Payload(canary), 2))  # as torch does

@@ -1,4 +1,4 @@
-"""What docs/operations.md says of failures: the message, and that it comes soon."""
+"""Tests of the messages that docs/operations.md quotes for failures."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def copy_to_bucket(folder: Path) -> str:
     return bucket
 
 
-def test_a_store_that_dies_is_not_taken_for_damage(s3: dict[str, str], tmp_path: Path) -> None:
+def test_dead_store_is_not_damage(s3: dict[str, str], tmp_path: Path) -> None:
     write_index(str(tmp_path / "index"), FEATURES)
     index = copy_to_bucket(tmp_path / "index")
     storage.write_bytes(str(tmp_path / "a.jpg"), b"")
@@ -40,7 +40,7 @@ def test_a_store_that_dies_is_not_taken_for_damage(s3: dict[str, str], tmp_path:
 
 @pytest.mark.parametrize("damage", ["gone", "damaged"])
 @pytest.mark.parametrize("where", ["disk", "s3"])
-def test_files_that_are_gone_or_damaged_end_the_run_before_it_begins(
+def test_damaged_files_end_the_run_early(
     tmp_path: Path, request: pytest.FixtureRequest, where: str, damage: str
 ) -> None:
     index = str(tmp_path / "index")
@@ -59,7 +59,7 @@ def test_files_that_are_gone_or_damaged_end_the_run_before_it_begins(
         Plan(Request(str(tmp_path)), snapshot)
 
 
-def test_a_bundle_of_another_format_is_named(tmp_path: Path) -> None:
+def test_bundle_of_another_format_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     tiny_model().save(str(folder))
     text = (folder / "model.json").read_text()

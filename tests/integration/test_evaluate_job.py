@@ -1,4 +1,4 @@
-"""The evaluation job as a user runs it: reports of an index, exit codes, messages."""
+"""Tests of `segrec evaluate`: reports of an index, exit codes, messages."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ EVALUATE = "jobs/evaluate.py"
 
 
 @pytest.mark.slow
-def test_what_an_index_answers_is_judged_and_compared(
+def test_retrieval_and_compare_reports(
     index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ["retrieval", "--index", index, "--labels", "folder", "--sigma", "0.1-1"]
@@ -41,7 +41,7 @@ def test_what_an_index_answers_is_judged_and_compared(
 
 
 @pytest.mark.slow
-def test_drift_beyond_a_limit_fails_after_the_report_is_written(
+def test_drift_over_limit_writes_report_and_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rng = np.random.default_rng(0)
@@ -72,7 +72,7 @@ def test_drift_beyond_a_limit_fails_after_the_report_is_written(
         ),
     ],
 )
-def test_arguments_that_do_not_fit_are_said(
+def test_evaluate_refuses_bad_arguments(
     wrong: list[str], message: str, index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [index if word == "INDEX" else word for word in wrong]
@@ -81,9 +81,7 @@ def test_arguments_that_do_not_fit_are_said(
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_no_report_cannot_be_compared(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_compare_refuses_non_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(tmp_path)
     assert exit_code(EVALUATE, "compare", folder, folder, "--report", f"{folder}/r") == 1
     assert f"error: {tmp_path}/metrics.json: not the metrics of a report" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Inputs that are nearly right are read or refused; tests/support/fuzz.py tries for longer."""
+"""Tests with fuzzed inputs; tests/support/fuzz.py runs for longer."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, ob
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_what_is_nearly_right_is_read_or_refused(
+def test_fuzzed_input_is_read_or_refused(
     target: str, outcomes: dict[str, dict[str, object]]
 ) -> None:
     outcome = outcomes[target]

@@ -1,4 +1,4 @@
-"""Running again: only what is missing is done, and the books are right before anything shows."""
+"""Tests of running again: only missing work is done, and sums are proved."""
 
 import io
 import os
@@ -51,16 +51,14 @@ def labels(mask: bytes) -> NDArray[np.uint8]:
     return np.array(Image.open(io.BytesIO(mask)))
 
 
-def test_running_again_does_nothing_and_publishes_nothing(run: Run) -> None:
+def test_second_run_publishes_nothing(run: Run) -> None:
     first, snapshot = run()
     again, unchanged = run()
     assert (first.indexed, again.indexed, again.unchanged) == (6, 0, 6)
     assert unchanged.version == snapshot.version
 
 
-def test_a_run_with_nothing_to_do_starts_no_ray(
-    run: Run, images: Path, model_dir: str, tmp_path: Path
-) -> None:
+def test_idle_run_starts_no_ray(run: Run, images: Path, model_dir: str, tmp_path: Path) -> None:
     run()
     again = subprocess.run(
         [
@@ -93,9 +91,7 @@ def test_new_changed_and_gone_images(run: Run, images: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_failed_image_is_skipped_until_it_changes_or_is_retried(
-    run: Run, images: Path, tmp_path: Path
-) -> None:
+def test_failed_image_waits_for_change_or_retry(run: Run, images: Path, tmp_path: Path) -> None:
     bad = images / "bad.jpg"
     bad.write_bytes(b"")
     first, _ = run()
@@ -108,7 +104,7 @@ def test_a_failed_image_is_skipped_until_it_changes_or_is_retried(
 
 
 @pytest.mark.slow
-def test_an_image_that_breaks_leaves_the_images(run: Run, images: Path, tmp_path: Path) -> None:
+def test_broken_image_loses_its_row(run: Run, images: Path, tmp_path: Path) -> None:
     run()
     sorted(images.iterdir())[0].write_bytes(b"<html>")
     account, snapshot = run()
@@ -116,9 +112,7 @@ def test_an_image_that_breaks_leaves_the_images(run: Run, images: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_commits_on_the_way_add_up_to_the_same_index(
-    run: Run, images: Path, tmp_path: Path
-) -> None:
+def test_intermediate_commits_give_the_same_index(run: Run, images: Path, tmp_path: Path) -> None:
     first, snapshot = run(seconds=-1)
     assert (first.commits, snapshot.version, snapshot.rows("images")) == (1, 1, 6)
     changed, gone, *_ = sorted(images.iterdir())
@@ -130,7 +124,7 @@ def test_commits_on_the_way_add_up_to_the_same_index(
 
 
 @pytest.mark.slow
-def test_only_what_lies_below_the_listed_folder_can_be_gone(
+def test_only_listed_folder_can_lose_images(
     run: Run, scenes: Path, model_dir: str, tmp_path: Path
 ) -> None:
     run()
@@ -141,9 +135,7 @@ def test_only_what_lies_below_the_listed_folder_can_be_gone(
     assert (account.gone, snapshot.rows("images")) == (0, 12)
 
 
-def test_another_model_is_refused_by_name(
-    run: Run, model: Model, images: Path, tmp_path: Path
-) -> None:
+def test_another_model_is_refused(run: Run, model: Model, images: Path, tmp_path: Path) -> None:
     run()
     other = replace(model, spec=replace(model.spec, minmax=False))
     other.save(str(tmp_path / "other"))
@@ -151,7 +143,7 @@ def test_another_model_is_refused_by_name(
         run(model=str(tmp_path / "other"))
 
 
-def test_a_lost_image_stops_publication(
+def test_lost_image_stops_publication(
     run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, before = run()
@@ -169,7 +161,7 @@ def test_a_lost_image_stops_publication(
 
 
 @pytest.mark.slow
-def test_an_image_counted_twice_stops_publication(
+def test_image_counted_twice_stops_publication(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = chain.process
@@ -185,7 +177,7 @@ def test_an_image_counted_twice_stops_publication(
 
 
 @pytest.mark.slow
-def test_relative_and_absolute_paths_are_the_same_source(
+def test_relative_path_is_the_same_source(
     run: Run, images: Path, model_dir: str, tmp_path: Path
 ) -> None:
     run()
@@ -198,9 +190,7 @@ def test_relative_and_absolute_paths_are_the_same_source(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
-def test_equal_bytes_are_copied_not_computed(
-    engine: str, images: Path, model_dir: str, tmp_path: Path
-) -> None:
+def test_equal_bytes_are_copied(engine: str, images: Path, model_dir: str, tmp_path: Path) -> None:
     """Touched, moved, copied; one that moved over another; one that only looks unchanged."""
     execution = Execution("cpu", batch_size=4, engine=engine, precision="float32")
 
@@ -233,9 +223,7 @@ def test_equal_bytes_are_copied_not_computed(
 
 
 @pytest.mark.slow
-def test_an_image_with_the_size_and_time_of_another_is_read_before_it_is_believed(
-    run: Run, images: Path, tmp_path: Path
-) -> None:
+def test_copy_candidate_is_read_first(run: Run, images: Path, tmp_path: Path) -> None:
     plain = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
     for path, image in zip((images / "a.bmp", images / "b.bmp"), plain, strict=True):
         image.save(path)
@@ -247,7 +235,7 @@ def test_an_image_with_the_size_and_time_of_another_is_read_before_it_is_believe
 
 
 @pytest.mark.slow
-def test_limit_goes_on_where_the_last_run_ended(run: Run, images: Path) -> None:
+def test_limit_continues_after_last_run(run: Run, images: Path) -> None:
     (images / "bad.gif").write_bytes(b"GIF89a")
     seen = [run(limit=3) for _ in range(4)]
     done = [(a.indexed + a.failed, a.postponed) for a, _ in seen]
@@ -256,7 +244,7 @@ def test_limit_goes_on_where_the_last_run_ended(run: Run, images: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_excluded_is_neither_listed_nor_gone(run: Run, images: Path) -> None:
+def test_excluded_is_neither_listed_nor_gone(run: Run, images: Path) -> None:
     first = sorted(images.iterdir())[0].name
     (images / "thumbs").mkdir()
     Image.new("RGB", (9, 9)).save(images / "thumbs" / "it's [1]%.png")
@@ -271,7 +259,7 @@ def test_what_is_excluded_is_neither_listed_nor_gone(run: Run, images: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_dry_run_says_what_would_be_done_and_does_nothing(
+def test_dry_run_prints_plan_and_changes_nothing(
     run: Run, images: Path, model_dir: str, tmp_path: Path
 ) -> None:
     index = str(tmp_path / "index")
@@ -290,7 +278,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
 
 
 @pytest.mark.slow
-def test_a_rebuild_is_invisible_until_it_is_complete(
+def test_rebuild_is_invisible_until_complete(
     run: Run, images: Path, model: Model, tmp_path: Path
 ) -> None:
     (images / "bad.jpg").write_bytes(b"")
@@ -316,14 +304,14 @@ def test_a_rebuild_is_invisible_until_it_is_complete(
 
 
 @pytest.mark.slow
-def test_a_rebuild_must_cover_all_of_the_index(run: Run, images: Path, scenes: Path) -> None:
+def test_rebuild_must_cover_the_index(run: Run, images: Path, scenes: Path) -> None:
     run()
     with pytest.raises(InputError, match="replaces all"):
         run(rebuild=True, exclude=(f"*{sorted(images.iterdir())[0].name}",))
 
 
 @pytest.mark.slow
-def test_what_is_done_is_kept_when_the_store_fails(
+def test_store_failure_keeps_finished_work(
     run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = chain.process
@@ -345,7 +333,7 @@ def test_what_is_done_is_kept_when_the_store_fails(
 
 
 @pytest.mark.slow
-def test_an_old_row_that_is_not_where_the_plan_saw_it_stops_publication(
+def test_moved_old_row_stops_publication(
     run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, before = run()
@@ -363,7 +351,7 @@ def test_an_old_row_that_is_not_where_the_plan_saw_it_stops_publication(
 
 
 @pytest.mark.slow
-def test_of_two_jobs_at_once_one_stops_and_nothing_mixes(
+def test_concurrent_jobs_do_not_mix(
     run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = chain.process
@@ -385,9 +373,7 @@ def test_of_two_jobs_at_once_one_stops_and_nothing_mixes(
         Image.new("RGB", (50, 40)).save(images / "new.png")
 
 
-def test_an_error_in_a_worker_comes_out_as_it_went_in(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_worker_error_keeps_its_type(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: object, **__: object) -> pa.Table:
         raise StorageError("s3://bucket: no answer") from OSError("the network")
 

@@ -1,4 +1,4 @@
-"""The jobs as a user runs them: commands in a shell, exit codes, files."""
+"""Tests of the commands in a shell: exit codes and files."""
 
 import shutil
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_train_index_evaluate_query(
         ({"--images": "/nowhere"}, "no images found"),
     ],
 )
-def test_train_says_what_is_wrong(
+def test_train_explains_bad_input(
     scenes: Path,
     tmp_path: Path,
     change: dict[str, str],
@@ -105,7 +105,7 @@ def test_index_needs_a_model(
     assert "make a model with segrec train" in capsys.readouterr().err
 
 
-def test_a_class_without_pixels_is_an_error(
+def test_class_without_pixels_is_an_error(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     classes = tmp_path / "classes.json"
@@ -123,7 +123,7 @@ def test_a_class_without_pixels_is_an_error(
 
 @pytest.mark.slow
 @needs_data
-def test_trained_weights_beat_random_ones_on_street_scenes(tmp_path: Path) -> None:
+def test_trained_weights_beat_random_weights(tmp_path: Path) -> None:
     for split, every in (("train", 16), ("val", 12)):
         for kind in ("images", "masks"):
             folder = tmp_path / split / kind

@@ -259,9 +259,7 @@ def reference(scenario: str, stage: Stage) -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("seed", range(TRIALS))
-def test_a_killed_run_ends_as_if_nothing_had_happened(
-    stage: Stage, seed: int, tmp_path: Path
-) -> None:
+def test_killed_run_recovers(stage: Stage, seed: int, tmp_path: Path) -> None:
     dice = random.Random(seed)  # noqa: S311
     scenario, victim = SCENARIOS[seed % 3], VICTIMS[seed % 5]
     wanted = reference(scenario, stage)

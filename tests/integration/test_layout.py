@@ -1,4 +1,4 @@
-"""The shape of the project: who imports what, what ships, what the documents say."""
+"""Tests of the layout: imports, the wheel, documents and commands."""
 
 import ast
 import io
@@ -69,7 +69,7 @@ def part(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_each_heavy_library_has_one_door(path: Path) -> None:
+def test_heavy_library_is_imported_in_one_package(path: Path) -> None:
     for library, door in DOORS.items():
         used = any(name.split(".")[0] == library for name in imports(path))
         assert not used or part(path) in door, f"{library} belongs in {door}"
@@ -95,14 +95,14 @@ def test_images_are_opened_in_named_formats_only(path: Path) -> None:
             assert "formats" in {keyword.arg for keyword in node.keywords}, node.lineno
 
 
-def test_importing_the_package_stays_light() -> None:
+def test_import_of_the_package_is_light() -> None:
     code = "import segrec_batch, sys; print(*(m.split('.')[0] for m in sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"torch", "ray", "duckdb", "deltalake", "sklearn", "pyarrow", "PIL", "numpy"}
     assert not heavy & set(found.stdout.split())
 
 
-def test_only_what_computes_imports_torch() -> None:
+def test_reading_modules_do_not_import_torch() -> None:
     """It costs a reading or writing worker, or a query, seconds and half a gigabyte."""
     code = "import {0}.pipeline.run, {0}.search.database, {0}.maintenance.verify, sys"
     code = code.format("segrec_batch") + "; print(*sys.modules)"
@@ -110,7 +110,7 @@ def test_only_what_computes_imports_torch() -> None:
     assert "torch" not in found.stdout.split()
 
 
-def test_a_new_image_waits_for_torch_in_no_engine_but_torch() -> None:
+def test_ncnn_query_does_not_import_torch() -> None:
     """Torch takes longer to import than all the rest; torchvision as long again."""
     code = "import {0}.search.recommend, {0}.model.ncnn_engine, sys; print(*sys.modules)"
     code = code.format("segrec_batch")
@@ -145,7 +145,7 @@ HELP = [
 
 
 @pytest.mark.parametrize("command", HELP, ids=" ".join)
-def test_every_command_has_help_with_examples(command: tuple[str, ...]) -> None:
+def test_command_help_has_examples(command: tuple[str, ...]) -> None:
     text = help_of("segrec", *command)
     assert "examples:" in text
     assert "exit codes: 0 done; 1 failed, or a limit was exceeded; 2 wrong usage" in text
@@ -181,13 +181,13 @@ def test_help_imports_no_heavy_library(command: str) -> None:
     assert command or "numpy" not in done.stderr.split()
 
 
-def test_documents_name_only_files_that_exist() -> None:
+def test_document_links_exist() -> None:
     for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
-def test_documented_commands_have_the_options_that_the_documents_use() -> None:
+def test_documented_options_exist() -> None:
     helps: dict[str, str] = {}
     for command in HELP:
         words = [word for word in command if word not in ("--index", ".")]
@@ -207,7 +207,7 @@ def test_documented_commands_have_the_options_that_the_documents_use() -> None:
                         assert option in known, f"{document.name}: {name} has no {option}"
 
 
-def test_the_wheel_holds_sql_schemas_and_template(tmp_path: Path) -> None:
+def test_wheel_has_schemas_and_templates(tmp_path: Path) -> None:
     build = [
         sys.executable,
         "-m",
@@ -231,12 +231,12 @@ def test_the_wheel_holds_sql_schemas_and_template(tmp_path: Path) -> None:
     assert not any(name.startswith(("tests/", "jobs/")) for name in names)
 
 
-def test_no_registry_address_is_committed() -> None:
+def test_no_registry_address() -> None:
     for path in (*ROOT.glob("requirements*.lock"), ROOT / "pyproject.toml", ROOT / "Makefile"):
         assert not re.search(r"https?://|--(extra-)?index-url|--find-links", path.read_text())
 
 
-def test_what_runs_is_locked_to_the_versions_that_are_tested() -> None:
+def test_locks_agree() -> None:
     pins = [
         dict(re.findall(r"^([\w.-]+)==([\w.]+)(?: ;|\s)", (ROOT / name).read_text(), re.MULTILINE))
         for name in ("requirements.lock", "requirements-dev.lock")

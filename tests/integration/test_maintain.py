@@ -1,4 +1,4 @@
-"""Upkeep: rows stay or go as they should, at every version, after every crash; verify sees all."""
+"""Tests of `segrec maintain` at every version and after crashes."""
 
 import datetime as dt
 import json
@@ -131,9 +131,7 @@ def stop(*_: object) -> None:
 
 
 @pytest.mark.parametrize("part_rows", [65_536, 8])
-def test_compact_keeps_the_rows_and_all_older_versions(
-    made: Path, index: str, part_rows: int
-) -> None:
+def test_compact_keeps_rows_and_versions(made: Path, index: str, part_rows: int) -> None:
     before, rows = store.open_snapshot(index), contents(index)
     reader = segrec_batch.connect(index)
     after = compact(before, part_rows)
@@ -188,7 +186,7 @@ def groups_read(index: str, version: int, table: str, column: str) -> tuple[int,
     return found["total_row_groups_scanned"], found["total_row_groups_to_scan"]
 
 
-def test_after_compaction_a_coverage_filter_skips_most_row_groups(index: str) -> None:
+def test_compact_lets_filters_skip_row_groups(index: str) -> None:
     rng = np.random.default_rng(0)
     base = store.open_snapshot(index)
     added = [file for _ in range(16) for file in random_part(index, rng, 1024)]
@@ -200,9 +198,7 @@ def test_after_compaction_a_coverage_filter_skips_most_row_groups(index: str) ->
         assert (scanned <= most, there) == (True, 8)
 
 
-def test_a_compaction_that_dies_before_it_commits_changes_nothing(
-    index: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compact_crash_changes_nothing(index: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before, files = store.open_snapshot(index), in_place(index)
     monkeypatch.setattr("segrec_batch.maintenance.compact.commit", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -226,7 +222,7 @@ OPERATIONS: dict[str, tuple[str, Callable[[str], object]]] = {
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_of_an_operation_and_a_job_the_second_to_commit_stops(
+def test_concurrent_task_and_job_second_stops(
     index: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, operate = OPERATIONS[name]
@@ -247,9 +243,7 @@ def test_of_an_operation_and_a_job_the_second_to_commit_stops(
     assert store.open_snapshot(index).version == theirs[0].version + 1
 
 
-def test_readers_keep_their_snapshot_until_the_grace_is_over(
-    index: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vacuum_keeps_snapshots_of_readers(index: str, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, sql = segrec_batch.connect(index), "SELECT uri, feature, mask FROM images ORDER BY uri"
     expected, waited = reader.sql(sql).fetchall(), []
     compact(store.open_snapshot(index))
@@ -279,7 +273,7 @@ def age(index: str, between: dt.timedelta, table: str = "images") -> None:
 
 
 @pytest.mark.parametrize("retained", [0, 1, 3])
-def test_vacuum_keeps_the_versions_of_its_retention_whole(index: str, retained: int) -> None:
+def test_vacuum_keeps_retained_versions(index: str, retained: int) -> None:
     rollback(index, 1)  # of which an older version has all files, too
     compact(rollback(index, store.open_snapshot(index).version - 1))
     rows = {v: contents(index, v) for v in versions(index)}
@@ -308,7 +302,7 @@ def test_vacuum_keeps_the_versions_of_its_retention_whole(index: str, retained: 
     assert verify(store.open_snapshot(index)) == []
 
 
-def test_vacuum_of_less_than_an_hour_has_to_be_forced(index: str) -> None:
+def test_vacuum_below_an_hour_needs_force(index: str) -> None:
     with pytest.raises(InputError, match="--force"):
         vacuum(index, 0.9 * HOUR)
     newest, rows = store.open_snapshot(index), contents(index)
@@ -317,7 +311,7 @@ def test_vacuum_of_less_than_an_hour_has_to_be_forced(index: str) -> None:
     assert contents(index) == rows
 
 
-def test_vacuum_takes_models_with_their_last_version(rebuilt: str) -> None:
+def test_vacuum_deletes_unused_models(rebuilt: str) -> None:
     newest, old = (store.open_snapshot(rebuilt, v) for v in versions(rebuilt)[:2])
     age(rebuilt, 10 * HOUR)
     vacuum(rebuilt, 15 * HOUR)
@@ -338,7 +332,7 @@ def stage_a_rebuild(made: Path, index: str) -> store.Snapshot:
     return staging.stage(staged, copy_of_a_part(index))
 
 
-def test_vacuum_keeps_what_a_rebuild_has_staged(made: Path, index: str) -> None:
+def test_vacuum_keeps_staged_rebuild(made: Path, index: str) -> None:
     staged = stage_a_rebuild(made, index)
     age(index, 10 * HOUR)
     vacuum(index, HOUR)
@@ -346,7 +340,7 @@ def test_vacuum_keeps_what_a_rebuild_has_staged(made: Path, index: str) -> None:
     assert load_model(staged.model_uri).model_id == staged.model_id
 
 
-def test_vacuum_gives_up_a_rebuild_that_does_not_go_on(made: Path, index: str) -> None:
+def test_vacuum_deletes_abandoned_rebuild(made: Path, index: str) -> None:
     staged = stage_a_rebuild(made, index)
     age(index, 10 * HOUR)
     age(index, 10 * HOUR, f"rebuild/{staged.model_id}")
@@ -374,7 +368,7 @@ def less(index: str, gone: Sequence[str]) -> dict[int, Any]:
 
 
 @pytest.mark.parametrize("chosen", [slice(-1, None), slice(2, 9, 3), slice(None)])
-def test_purged_rows_leave_every_version_and_the_disk(index: str, chosen: slice) -> None:
+def test_purge_removes_rows_of_every_version(index: str, chosen: slice) -> None:
     compact(store.open_snapshot(index))
     gone = sources(index)[chosen]
     before = less(index, gone)
@@ -391,7 +385,7 @@ def test_purged_rows_leave_every_version_and_the_disk(index: str, chosen: slice)
         purge(index, gone, 0)
 
 
-def test_a_purge_touches_no_file_that_is_not_the_indexs(
+def test_purge_leaves_foreign_files(
     index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not even one that holds such rows, or text like theirs; but all that is its own."""
@@ -414,7 +408,7 @@ def test_a_purge_touches_no_file_that_is_not_the_indexs(
         assert contents(index, version) == rows
 
 
-def test_a_purge_of_files_behind_a_link_is_refused(index: str, tmp_path: Path) -> None:
+def test_purge_behind_link_is_refused(index: str, tmp_path: Path) -> None:
     uri, before = sources(index)[0], contents(index)
     shutil.move(Path(index, "regions"), tmp_path / "elsewhere")
     Path(index, "regions").symlink_to(tmp_path / "elsewhere")
@@ -423,9 +417,7 @@ def test_a_purge_of_files_behind_a_link_is_refused(index: str, tmp_path: Path) -
     assert contents(index) == before
 
 
-def test_a_source_that_only_older_versions_have_is_purged_without_a_commit(
-    made: Path, index: str
-) -> None:
+def test_purge_of_old_source_makes_no_commit(made: Path, index: str) -> None:
     gone, newest = [str(made / "images" / "05.png")], store.open_snapshot(index)
     assert gone[0] not in sources(index)
     before = less(index, gone)
@@ -449,7 +441,7 @@ def delete_some(uris: Sequence[str], delete: Callable[[Sequence[str]], None]) ->
         ("storage.delete", partial(delete_some, delete=storage.delete)),
     ],
 )
-def test_a_purge_that_was_stopped_is_finished_by_the_next(
+def test_purge_finishes_interrupted_purge(
     index: str, step: str, broken: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = sources(index)[2::4]
@@ -465,7 +457,7 @@ def test_a_purge_that_was_stopped_is_finished_by_the_next(
     assert (contents(index), verify(back)) == (before[max(before)], [])
 
 
-def test_purges_of_different_sources_add_up(index: str) -> None:
+def test_purges_add_up(index: str) -> None:
     a, b, *_ = sources(index)
     before = less(index, [a, b])
     purge(index, [a], 0)
@@ -478,7 +470,7 @@ def test_purges_of_different_sources_add_up(index: str) -> None:
     assert (contents(index), verify(back)) == (before[1], [])
 
 
-def test_a_purge_waits_for_a_rebuild_to_finish(made: Path, index: str) -> None:
+def test_purge_refuses_during_rebuild(made: Path, index: str) -> None:
     stage_a_rebuild(made, index)
     with pytest.raises(InputError, match="rebuild is not finished"):
         purge(index, sources(index)[:1], 0)
@@ -487,12 +479,12 @@ def test_a_purge_waits_for_a_rebuild_to_finish(made: Path, index: str) -> None:
 # verify
 
 
-def test_an_index_is_well_at_every_version(rebuilt: str) -> None:
+def test_verify_accepts_every_version(rebuilt: str) -> None:
     for version in versions(rebuilt):
         assert verify(store.open_snapshot(rebuilt, version)) == []
 
 
-def test_verify_finds_a_flipped_bit_in_any_page(index: str) -> None:
+def test_verify_finds_flipped_bit(index: str) -> None:
     """That of run_id, with which nothing else is to agree."""
     snapshot = store.open_snapshot(index)
     run_id = history(index)[1].info["segrec"]["run_id"].encode()
@@ -517,9 +509,7 @@ DAMAGE: dict[str, Callable[[str, DataFile, pa.Table], object]] = {
 
 @pytest.mark.parametrize("table", ["images", "regions"])
 @pytest.mark.parametrize("text", DAMAGE)
-def test_verify_finds_files_that_are_not_what_the_log_says(
-    index: str, text: str, table: str
-) -> None:
+def test_verify_finds_files_that_differ_from_log(index: str, text: str, table: str) -> None:
     snapshot = store.open_snapshot(index)
     file = snapshot.files[table][0]
     DAMAGE[text](index, file, read_file(index, file))
@@ -570,7 +560,7 @@ WRONG: list[tuple[str, str, Callable[[list[Row]], object]]] = [
 
 
 @pytest.mark.parametrize(("table", "text", "change"), WRONG)
-def test_verify_finds_rows_that_do_not_fit(
+def test_verify_finds_inconsistent_rows(
     index: str, table: str, text: str, change: Callable[[list[Row]], object]
 ) -> None:
     """The log is true to the files here."""
@@ -588,7 +578,7 @@ def test_verify_finds_rows_that_do_not_fit(
     assert any(text in problem and part in problem for problem in found), found
 
 
-def test_verify_finds_a_source_that_is_there_twice(index: str) -> None:
+def test_verify_finds_duplicate_source(index: str) -> None:
     snapshot = store.open_snapshot(index)
     added = copy_of_a_part(index)
     doubled = sorted({u for f in added for u in read_file(index, f)["uri"].to_pylist()})
@@ -605,7 +595,7 @@ def test_verify_finds_a_source_that_is_there_twice(index: str) -> None:
 # rollback and history
 
 
-def test_rollback_brings_rows_and_model_back(made: Path, rebuilt: str) -> None:
+def test_rollback_restores_rows_and_model(made: Path, rebuilt: str) -> None:
     after_rebuild, before_rebuild, *_ = (store.open_snapshot(rebuilt, v) for v in versions(rebuilt))
     rows = contents(rebuilt, before_rebuild.version)
     back = rollback(rebuilt, before_rebuild.version)
@@ -620,7 +610,7 @@ def test_rollback_brings_rows_and_model_back(made: Path, rebuilt: str) -> None:
     assert contents(rebuilt, after_rebuild.version) != rows
 
 
-def test_rollback_to_a_version_without_its_files_is_refused(index: str) -> None:
+def test_rollback_refuses_version_without_files(index: str) -> None:
     newest = store.open_snapshot(index)
     old = store.open_snapshot(index, 2)
     last = next(f for f in newest.files["images"][::-1] if f in old.files["images"]).uri(index)
@@ -633,7 +623,7 @@ def test_rollback_to_a_version_without_its_files_is_refused(index: str) -> None:
     assert store.open_snapshot(index) == newest
 
 
-def test_the_commands(rebuilt: str) -> None:
+def test_maintain_commands(rebuilt: str) -> None:
     """Those that need no Ray, in processes of their own."""
     newest, previous, *_ = versions(rebuilt)
     told = job("jobs/maintain.py", "--index", rebuilt, "rollback", "--to", previous)

@@ -1,4 +1,4 @@
-"""Recommendations for everybody, on real indexes and a real Ray, against SQL and brute force."""
+"""Tests of `segrec recommend` against SQL and brute force."""
 
 import json
 import random
@@ -116,9 +116,7 @@ ALL_COPIES = [replace(scope, distinct_content=False) for scope in (SCOPES[0], SC
     [SCOPES[0], *(pytest.param(c, marks=pytest.mark.slow) for c in (*SCOPES[1:3], *ALL_COPIES))],
     ids=lambda c: f"{c}, {'each content once' if c.distinct_content else 'all'}",
 )
-def test_answers_are_those_of_sql_bit_for_bit(
-    special: str, tmp_path: Path, filters: Filters
-) -> None:
+def test_recommend_equals_sql_exactly(special: str, tmp_path: Path, filters: Filters) -> None:
     choice = Choice(filters.k, distinct=filters.distinct_content)
     counts = run(special, tmp_path, Request(filters), choice)
     expected = by_sql(special, filters)
@@ -128,9 +126,7 @@ def test_answers_are_those_of_sql_bit_for_bit(
 
 
 @pytest.mark.parametrize("filters", [Filters("tree", (0.05, 0.9), k=5), Filters(k=30)], ids=str)
-def test_answers_on_an_index_of_images_are_those_of_sql(
-    index: str, tmp_path: Path, filters: Filters
-) -> None:
+def test_recommend_of_images_equals_sql(index: str, tmp_path: Path, filters: Filters) -> None:
     run(index, tmp_path, Request(filters), Choice(filters.k), part_size=5)
     assert read(tmp_path) == by_sql(index, filters)
 
@@ -149,7 +145,7 @@ def distinct(index: str, ranked: Answers) -> Answers:
 
 
 @pytest.mark.slow
-def test_near_duplicates_are_left_out_and_the_rest_is_mixed(special: str, tmp_path: Path) -> None:
+def test_recommend_near_duplicates_and_diversity(special: str, tmp_path: Path) -> None:
     filters, limit, weight, pool = Filters(k=4), 0.9, 0.6, 9
     choice = Choice(4, near_duplicates=limit, diversity=weight, pool=pool)
     run(special, tmp_path, Request(filters), choice)
@@ -177,7 +173,7 @@ def unanswered(output: Path) -> dict[str, str]:
     return {row["query_id"]: row["reason"] for row in rows}
 
 
-def test_every_query_is_answered_or_has_a_reason(special: str, tmp_path: Path) -> None:
+def test_recommend_counts_every_query(special: str, tmp_path: Path) -> None:
     uris = names(COUNT)
     asked = [image_id(uri) for uri in (*uris[:20], *uris[5:9], "/nowhere.jpg")]
     pq.write_table(pa.table({"x": range(26), "image_id": [*asked, None]}), tmp_path / "ids.parquet")
@@ -195,7 +191,7 @@ def test_every_query_is_answered_or_has_a_reason(special: str, tmp_path: Path) -
     assert read(tmp_path / "out").keys() == set(asked) - set(reasons)
 
 
-def test_a_window_that_nobody_passes_is_a_reason(special: str, tmp_path: Path) -> None:
+def test_recommend_empty_window_is_a_reason(special: str, tmp_path: Path) -> None:
     sql = f"SELECT '{image_id(names(2)[1])}' AS image_id;"
     request = Request(Filters("car", (0.5, 0.5)), sql)
     counts = run(special, tmp_path, request, Choice(3))
@@ -204,7 +200,7 @@ def test_a_window_that_nobody_passes_is_a_reason(special: str, tmp_path: Path) -
     assert read(tmp_path) == {}
 
 
-def test_the_schema_is_written_out(special: str, tmp_path: Path) -> None:
+def test_recommend_schema(special: str, tmp_path: Path) -> None:
     run(special, tmp_path, Request(Filters("car", k=1), "FROM images LIMIT 70"), Choice(1))
     parts = sorted((tmp_path / "class=car").iterdir())
     assert [p.name for p in parts] == ["part-000000.parquet"]
@@ -225,7 +221,7 @@ def contents_of(output: Path) -> dict[str, bytes]:
     return {name: content for name, (content, _) in state(output).items()}
 
 
-def test_running_again_does_only_what_is_missing(
+def test_recommend_resumes(
     special: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     request, choice = Request(Filters(k=2)), Choice(2)
@@ -244,7 +240,7 @@ def test_running_again_does_only_what_is_missing(
     assert old == {"request.json", *(f"{folder.name}/part-00000{i}.parquet" for i in (0, 2, 3, 4))}
 
 
-def test_an_output_belongs_to_one_request(special: str, tmp_path: Path) -> None:
+def test_recommend_output_has_one_request(special: str, tmp_path: Path) -> None:
     request, choice = Request(Filters(k=2), "FROM images LIMIT 5"), Choice(2)
     run(special, tmp_path, request, choice)
     with pytest.raises(InputError, match=r"complete .*k 2, not 3.*--overwrite"):
@@ -259,7 +255,7 @@ def test_an_output_belongs_to_one_request(special: str, tmp_path: Path) -> None:
     assert stranger.read_text() == "keep me"
 
 
-def test_an_output_belongs_to_one_snapshot(tmp_path: Path) -> None:
+def test_recommend_output_has_one_snapshot(tmp_path: Path) -> None:
     index, output = str(tmp_path / "index"), tmp_path / "out"
     old = write_index(index, features())
     request, choice = Request(Filters(k=2), "FROM images"), Choice(2)
@@ -284,7 +280,7 @@ def test_an_output_belongs_to_one_snapshot(tmp_path: Path) -> None:
         ("BROKEN.parquet", "no Parquet file"),
     ],
 )
-def test_queries_that_make_no_sense_are_an_error(
+def test_recommend_refuses_bad_queries(
     special: str, tmp_path: Path, queries: str, message: str
 ) -> None:
     (tmp_path / "BROKEN.parquet").write_bytes(b"no table")
@@ -304,7 +300,7 @@ def test_queries_that_make_no_sense_are_an_error(
         (Filters(), Choice(10, diversity=0.5, pool=9), "less than k"),
     ],
 )
-def test_options_out_of_range_are_an_error(
+def test_recommend_refuses_options_out_of_range(
     special: str, tmp_path: Path, filters: Filters, choice: Choice, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -312,7 +308,7 @@ def test_options_out_of_range_are_an_error(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_an_error(special: str, tmp_path: Path) -> None:
+def test_recommend_without_gpu_is_an_error(special: str, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="no GPU"):
         run(special, tmp_path, Request(Filters()), Choice(), execution=Execution("cuda"))
 
@@ -325,7 +321,7 @@ def command(index: str, output: object) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_command_prints_what_it_did(
+def test_recommend_prints_summary(
     special: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, *arguments = map(str, command(special, tmp_path))
@@ -337,7 +333,7 @@ def test_the_command_prints_what_it_did(
 
 
 @pytest.mark.slow
-def test_a_bucket_holds_what_a_folder_would(
+def test_recommend_to_bucket_equals_folder(
     s3: dict[str, str], special: str, tmp_path: Path
 ) -> None:
     output = f"{new_bucket()}/out"
@@ -374,9 +370,7 @@ def whole(special: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
-def test_a_killed_job_ends_as_if_nothing_had_happened(
-    special: str, whole: Path, tmp_path: Path, seed: int
-) -> None:
+def test_killed_recommend_recovers(special: str, whole: Path, tmp_path: Path, seed: int) -> None:
     dice = random.Random(seed)  # noqa: S311
     output = tmp_path / "out"
     parts = len(list((whole / "class=car").iterdir()))

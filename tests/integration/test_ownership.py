@@ -1,4 +1,4 @@
-"""Whose files they are: what others have put into our folders is neither deleted nor replaced."""
+"""Tests that foreign files are neither deleted nor replaced."""
 
 import datetime as dt
 import fcntl
@@ -80,7 +80,7 @@ def delete_one(uris: Sequence[str]) -> None:
 # --- vacuum ------------------------------------------------------------------------------------
 
 
-def test_vacuum_leaves_what_is_not_the_indexs(
+def test_vacuum_leaves_foreign_files(
     index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     snapshot, root = store.open_snapshot(index), Path(index)
@@ -115,7 +115,7 @@ def test_vacuum_leaves_what_is_not_the_indexs(
     assert store.open_snapshot(index) == snapshot
 
 
-def test_vacuum_follows_no_link_out_of_the_index(index: str, tmp_path: Path) -> None:
+def test_vacuum_follows_no_links(index: str, tmp_path: Path) -> None:
     """Not even to files that are those of an index: a part, a folder of parts, a bundle."""
     other, root = tmp_path / "other", Path(index)
     bundle = Path(store.open_snapshot(index).model_uri)
@@ -140,7 +140,7 @@ def test_vacuum_follows_no_link_out_of_the_index(index: str, tmp_path: Path) -> 
     assert all(link.is_symlink() for link in links)
 
 
-def test_a_part_is_known_by_what_it_says_of_itself(index: str) -> None:
+def test_part_is_recognised_by_its_metadata(index: str) -> None:
     file = failure_file(index, "x")
     assert is_part_file(index, file)
     path = Path(file.uri(index))
@@ -158,7 +158,7 @@ def test_a_part_is_known_by_what_it_says_of_itself(index: str) -> None:
         assert not is_part_file(index, file)
 
 
-def test_logs_name_files_of_entries_and_of_checkpoints(index: str) -> None:
+def test_log_names_files_of_checkpoints(index: str) -> None:
     snapshot = store.open_snapshot(index)
     odd = write_file(index, new_part(), "regions", pa.table({"coverage": [0.5]}), "class_1")
     after = store.commit(snapshot, [odd])
@@ -181,9 +181,7 @@ STRANGERS = ("notes.txt", "images/holiday.jpg", "models/streets/model.json", "a/
 
 
 @pytest.mark.parametrize("name", STRANGERS)
-def test_no_index_is_made_in_a_folder_that_holds_anything_else(
-    name: str, small: Model, tmp_path: Path
-) -> None:
+def test_index_refuses_occupied_folder(name: str, small: Model, tmp_path: Path) -> None:
     folder, model = tmp_path / "work", str(tmp_path / "model")
     small.save(model)
     stranger = put(folder / name)
@@ -199,7 +197,7 @@ def test_no_index_is_made_in_a_folder_that_holds_anything_else(
     assert files_below(str(folder)) == {stranger}
 
 
-def test_a_folder_with_a_link_is_not_empty(small: Model, tmp_path: Path) -> None:
+def test_index_refuses_folder_with_link(small: Model, tmp_path: Path) -> None:
     for target in ("elsewhere", "nowhere"):
         folder = tmp_path / f"index-{target}"
         folder.mkdir()
@@ -209,14 +207,14 @@ def test_a_folder_with_a_link_is_not_empty(small: Model, tmp_path: Path) -> None
             store.create(str(folder), small)
 
 
-def test_an_index_whose_images_table_is_lost_is_not_begun_anew(index: str, small: Model) -> None:
+def test_index_without_images_table_is_refused(index: str, small: Model) -> None:
     failure_file(index, "still there")
     shutil.rmtree(Path(index, "images"))
     with pytest.raises(InputError, match=r"it holds failures/.*images/_delta_log is lost"):
         store.create(index, small)
 
 
-def test_an_empty_folder_and_an_unfinished_index_are_taken(small: Model, tmp_path: Path) -> None:
+def test_index_accepts_empty_or_unfinished_folder(small: Model, tmp_path: Path) -> None:
     index = tmp_path / "index"
     (index / "images" / "deeper").mkdir(parents=True)
     assert store.create(str(index), small).version == 0
@@ -228,9 +226,7 @@ def test_an_empty_folder_and_an_unfinished_index_are_taken(small: Model, tmp_pat
 
 
 @pytest.mark.slow
-def test_no_index_is_made_in_a_bucket_that_holds_anything_else(
-    s3: dict[str, str], small: Model
-) -> None:
+def test_index_refuses_occupied_bucket(s3: dict[str, str], small: Model) -> None:
     bucket = new_bucket()
     storage.write_bytes(f"{bucket}/notes.txt", b"mine")
     with pytest.raises(InputError, match=r"it holds notes\.txt"):
@@ -241,7 +237,7 @@ def test_no_index_is_made_in_a_bucket_that_holds_anything_else(
     assert [uri for uri, _ in vacuum(one.index, NOW, force=True)] == [orphan.uri(one.index)]
 
 
-def test_a_rebuild_keeps_out_of_files_that_are_not_its_own(index: str, small: Model) -> None:
+def test_rebuild_leaves_foreign_files(index: str, small: Model) -> None:
     base = store.open_snapshot(index)
     folder = Path(index, "rebuild", small.bundle_id)
     notes = put(folder / "notes.txt")
@@ -258,7 +254,7 @@ def test_a_rebuild_keeps_out_of_files_that_are_not_its_own(index: str, small: Mo
     assert staging.rebuilds(index) == []
 
 
-def test_giving_up_a_rebuild_half_way_leaves_a_state_of_before(
+def test_abandoned_rebuild_keeps_old_state(
     index: str, small: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     staged = staging.open_staging(store.open_snapshot(index), small)
@@ -275,7 +271,7 @@ def test_giving_up_a_rebuild_half_way_leaves_a_state_of_before(
 # --- temporary folders -------------------------------------------------------------------------
 
 
-def test_only_temporary_folders_of_ours_are_cleared_away(
+def test_only_own_temporary_folders_are_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -308,7 +304,7 @@ def test_only_temporary_folders_of_ours_are_cleared_away(
 # --- other outputs -----------------------------------------------------------------------------
 
 
-def test_overwriting_recommendations_deletes_only_recommendations(tmp_path: Path) -> None:
+def test_overwrite_deletes_only_recommendations(tmp_path: Path) -> None:
     request: dict[str, Any] = {"version": 1, "model_id": "m", "queries": {}, "k": 2}
     theirs = [
         put(tmp_path / "data" / "class=car" / "part-000001.parquet"),
@@ -331,7 +327,7 @@ def test_overwriting_recommendations_deletes_only_recommendations(tmp_path: Path
     assert all(path.exists() for path in theirs)
 
 
-def test_a_model_is_written_only_where_nothing_else_is(small: Model, tmp_path: Path) -> None:
+def test_model_refuses_occupied_folder(small: Model, tmp_path: Path) -> None:
     check_bundle_place(str(tmp_path / "new"))
     small.save(str(tmp_path / "bundle"))
     check_bundle_place(str(tmp_path / "bundle"))
@@ -347,7 +343,7 @@ def test_a_model_is_written_only_where_nothing_else_is(small: Model, tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["report.html", "metrics.json", "counts.parquet"])
-def test_a_report_replaces_only_a_report(name: str, tmp_path: Path) -> None:
+def test_report_replaces_only_a_report(name: str, tmp_path: Path) -> None:
     put(tmp_path / "other.txt")
     check_report_place(str(tmp_path))
     put(tmp_path / name, b"{}")
@@ -357,7 +353,7 @@ def test_a_report_replaces_only_a_report(name: str, tmp_path: Path) -> None:
     check_report_place(str(tmp_path))
 
 
-def test_scenes_are_drawn_only_where_nothing_else_is(tmp_path: Path) -> None:
+def test_scenes_refuse_occupied_folder(tmp_path: Path) -> None:
     write_scenes(tmp_path / "scenes", 2, places=2, size=(80, 60))
     write_scenes(tmp_path / "scenes", 1, places=2, size=(80, 60))
     put(tmp_path / "mine" / "images" / "a.jpg")

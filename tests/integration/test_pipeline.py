@@ -1,4 +1,4 @@
-"""The indexing job: every image accounted for, nothing twice, nothing half."""
+"""Tests of the indexing job: complete counts and consistent rows."""
 
 import os
 import subprocess
@@ -31,18 +31,18 @@ from tests.support.builders import uris
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def test_every_listed_image_is_indexed_or_failed(index: str, scenes: Path) -> None:
+def test_listed_images_are_indexed_or_failed(index: str, scenes: Path) -> None:
     listed = [p.name for p in (scenes / "images").rglob("*.jpg")]
     assert uris(index) == sorted(listed)
     assert uris(index, "failures") == ["broken.jpg"]
 
 
-def test_a_failure_says_stage_and_reason(index: str) -> None:
+def test_failure_has_stage_and_reason(index: str) -> None:
     rows = segrec_batch.connect(index).sql("SELECT stage, reason FROM failures").fetchall()
     assert rows == [("decode", "not an image")]
 
 
-def test_coverages_add_up_and_agree_with_regions_and_masks(index: str) -> None:
+def test_coverages_agree_with_regions_and_masks(index: str) -> None:
     connection = segrec_batch.connect(index)
     rows = connection.sql(
         """SELECT image_id, grid_h * grid_w AS cells, mask_grid, dominant_class,
@@ -63,7 +63,7 @@ def test_coverages_add_up_and_agree_with_regions_and_masks(index: str) -> None:
             assert by_image.get((image, name), (0, 0))[0] == count
 
 
-def test_class_isolated_features_average_to_the_images_feature(index: str) -> None:
+def test_region_features_average_to_image_feature(index: str) -> None:
     worst = (
         segrec_batch.connect(index)
         .sql(
@@ -78,7 +78,7 @@ def test_class_isolated_features_average_to_the_images_feature(index: str) -> No
     assert worst[0][0] < 1e-4
 
 
-def test_rows_are_what_the_model_says_of_the_image(index: str, model: Model) -> None:
+def test_rows_equal_model_output(index: str, model: Model) -> None:
     connection = segrec_batch.connect(index)
     uri, feature, mask, width, height = connection.sql(
         "SELECT uri, feature, mask, width, height FROM images ORDER BY uri LIMIT 1"
@@ -92,19 +92,19 @@ def test_rows_are_what_the_model_says_of_the_image(index: str, model: Model) -> 
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_cuda_without_a_gpu_is_an_error(images: Path, model_dir: str, tmp_path: Path) -> None:
+def test_cuda_without_gpu_is_an_error(images: Path, model_dir: str, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="no GPU"):
         index_images(Request(str(images)), model_dir, str(tmp_path / "index"), Execution("cuda"))
 
 
-def test_no_images_is_an_error_that_makes_no_index(model_dir: str, tmp_path: Path) -> None:
+def test_empty_listing_makes_no_index(model_dir: str, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("none")
     with pytest.raises(InputError, match="no images found"):
         index_images(Request(str(tmp_path)), model_dir, str(tmp_path / "index"), Execution("cpu"))
     assert not store.exists(str(tmp_path / "index"))
 
 
-def test_tasks_for_nothing_need_no_cluster() -> None:
+def test_empty_tasks_need_no_cluster() -> None:
     code = "import ray; from segrec_batch.distributed.tasks import each"
     code += "; print(list(each(len, iter(()))))"
     done = subprocess.run(
@@ -114,7 +114,7 @@ def test_tasks_for_nothing_need_no_cluster() -> None:
     assert done.stdout == "[]\nFalse\n"
 
 
-def test_the_stages_run_without_ray(images: Path, model_dir: str, tmp_path: Path) -> None:
+def test_stages_run_without_ray(images: Path, model_dir: str, tmp_path: Path) -> None:
     (images / "html.jpg").write_bytes(b"<html>")
     sorted(images.glob("place*"))[0].rename(images / "it's 100% [1]*? é.jpg")
     rows = [
@@ -144,7 +144,7 @@ def test_the_stages_run_without_ray(images: Path, model_dir: str, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_job_without_an_address_joins_nobodys_cluster(ray_cluster: None) -> None:
+def test_job_without_address_starts_own_ray(ray_cluster: None) -> None:
     """Ray by itself would join the one of this process, and die with it."""
     code = """
 import ray
@@ -162,7 +162,7 @@ with cluster.joined():
     assert addresses[0] == os.environ["RAY_ADDRESS"] != addresses[1]
 
 
-def test_folders_of_dead_processes_go_and_those_of_live_ones_stay(
+def test_scratch_of_dead_processes_is_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -187,7 +187,7 @@ with scratch_folder("segrec-test-") as folder:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_image_ids_are_128_bits_of_the_uri() -> None:
+def test_image_id_is_hash_of_uri() -> None:
     assert image_id("s3://bucket/a.jpg") == image_id("s3://bucket/a.jpg")
     assert len({image_id(f"{i}") for i in range(1000)}) == 1000
     assert len(bytes.fromhex(image_id("a"))) == 16

@@ -1,4 +1,4 @@
-"""Queries beside jobs that rewrite the index: each gives the answer of one snapshot."""
+"""Tests of queries beside jobs that rewrite the index."""
 
 import datetime as dt
 import shutil
@@ -39,9 +39,7 @@ def rewrite(index: str, images: Path, model_dir: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_long_query_beside_writers_gives_the_answer_of_its_snapshot(
-    index: str, images: Path, model_dir: str
-) -> None:
+def test_long_query_keeps_its_snapshot(index: str, images: Path, model_dir: str) -> None:
     expected = segrec_batch.connect(index).sql(LONG.format(1)).fetchall()
     con = segrec_batch.connect(index, settings={"threads": 1})  # the job wants to run, too
     answers: list[object] = []
@@ -67,7 +65,7 @@ def test_a_long_query_beside_writers_gives_the_answer_of_its_snapshot(
 
 
 @pytest.mark.slow
-def test_the_past_can_be_asked(index: str, images: Path, model_dir: str) -> None:
+def test_query_of_older_version(index: str, images: Path, model_dir: str) -> None:
     before = open_snapshot(index).version
     sql = "SELECT uri, image_id FROM images ORDER BY uri"
     rows = segrec_batch.connect(index).sql(sql).fetchall()

@@ -141,7 +141,7 @@ def undisturbed(bench: Bench) -> str:
     return index
 
 
-def test_a_life_in_a_bucket(bench: Bench) -> None:
+def test_whole_life_in_a_bucket(bench: Bench) -> None:
     """Images, model and index in S3, all with odd names."""
     images = f"{bench.bucket}/it's [the] images"
     index = f"{bench.bucket}/it's *the* [index] é+&"
@@ -186,7 +186,7 @@ def test_a_life_in_a_bucket(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("in_s3", ["images", "index"])
-def test_images_and_index_lie_in_different_places(bench: Bench, tmp_path: Path, in_s3: str) -> None:
+def test_images_and_index_in_different_stores(bench: Bench, tmp_path: Path, in_s3: str) -> None:
     folders = dict.fromkeys(("images", "index"), str(tmp_path / "it's here"))
     folders |= {in_s3: f"{bench.bucket}/mixed [{in_s3}]"}
     images, index = f"{folders['images']}/i", f"{folders['index']}/x"
@@ -216,9 +216,7 @@ WRONG: dict[str, tuple[dict[str, str | None], str]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_without_access_the_job_says_so_in_one_line(
-    bench: Bench, images: Path, model_dir: str, wrong: str
-) -> None:
+def test_denied_access_is_one_line(bench: Bench, images: Path, model_dir: str, wrong: str) -> None:
     env, message = WRONG[wrong]
     for index, source, model in (
         (f"{bench.bucket}/never", "", ""),
@@ -233,7 +231,7 @@ def test_without_access_the_job_says_so_in_one_line(
 
 
 @pytest.mark.parametrize("wrong", WRONG.keys() - {"address"})
-def test_images_or_a_model_out_of_reach_leave_a_local_index_alone(
+def test_unreachable_inputs_leave_local_index(
     bench: Bench, images: Path, model_dir: str, tmp_path: Path, wrong: str
 ) -> None:
     index = str(tmp_path / "index")
@@ -245,7 +243,7 @@ def test_images_or_a_model_out_of_reach_leave_a_local_index_alone(
     assert not Path(index).exists()
 
 
-def test_a_bucket_that_is_not_there(bench: Bench, tmp_path: Path) -> None:
+def test_missing_bucket(bench: Bench, tmp_path: Path) -> None:
     index = str(tmp_path / "index")
     for index, images, model in (
         (NOWHERE, "", ""),
@@ -258,7 +256,7 @@ def test_a_bucket_that_is_not_there(bench: Bench, tmp_path: Path) -> None:
     assert not (tmp_path / "index").exists()
 
 
-def test_a_real_process_with_a_wrong_secret(bench: Bench, undisturbed: str) -> None:
+def test_wrong_secret_in_a_process(bench: Bench, undisturbed: str) -> None:
     before = store.open_snapshot(undisturbed)
     with environment(**WRONG["secret"][0]):
         failed = subprocess.run(
@@ -273,9 +271,7 @@ def test_a_real_process_with_a_wrong_secret(bench: Bench, undisturbed: str) -> N
     assert store.open_snapshot(undisturbed) == before
 
 
-def test_credentials_of_a_profile_are_enough(
-    bench: Bench, undisturbed: str, tmp_path: Path
-) -> None:
+def test_credentials_of_a_profile(bench: Bench, undisturbed: str, tmp_path: Path) -> None:
     profile = tmp_path / "credentials"
     lines = [f"{name.lower()} = {value}\n" for name, value in CREDENTIALS.items()]
     profile.write_text("".join(["[someone]\n", *lines]))
@@ -285,7 +281,7 @@ def test_credentials_of_a_profile_are_enough(
     assert figures(bench.index(undisturbed, env=env))["unchanged"] == COUNT
 
 
-def test_faults_that_pass_leave_no_trace(bench: Bench, undisturbed: str) -> None:
+def test_transient_faults_leave_no_trace(bench: Bench, undisturbed: str) -> None:
     index = f"{bench.bucket}/disturbed"
     bench.proxy.fault("slow_down", probability=0.1)
     bench.proxy.fault("error", probability=0.05)
@@ -300,7 +296,7 @@ def test_faults_that_pass_leave_no_trace(bench: Bench, undisturbed: str) -> None
     assert_same(index, undisturbed)
 
 
-def test_a_commit_whose_answer_was_lost_is_made_once(bench: Bench, undisturbed: str) -> None:
+def test_commit_with_lost_answer_is_made_once(bench: Bench, undisturbed: str) -> None:
     """It took effect: segrec must neither take it for another run's nor make it again."""
     index = f"{bench.bucket}/lost answers"
     for table in store.TABLES:
@@ -317,9 +313,7 @@ def test_a_commit_whose_answer_was_lost_is_made_once(bench: Bench, undisturbed: 
     ("method", "path"),
     [("GET", "/images/2"), ("PUT", "/images/_delta_log/")],
 )
-def test_the_server_dies_in_the_middle(
-    bench: Bench, undisturbed: str, method: str, path: str
-) -> None:
+def test_server_dies_during_run(bench: Bench, undisturbed: str, method: str, path: str) -> None:
     index = f"{bench.bucket}/died at {method} {path.replace('/', ' ')}"
     bench.proxy.fault("die", every=3, method=method, path=path)
     failed = bench.index(index, expect=1)
@@ -338,7 +332,7 @@ def test_the_server_dies_in_the_middle(
     assert well(bench, index)
 
 
-def test_a_dead_server_does_not_look_like_lost_files(bench: Bench, undisturbed: str) -> None:
+def test_dead_server_is_not_lost_files(bench: Bench, undisturbed: str) -> None:
     bench.proxy.fault("die", every=1, method="GET", path="/undisturbed/images/")
     # the log is read, then the files of the index die away
     failed = bench.index(undisturbed, expect=1)
@@ -346,7 +340,7 @@ def test_a_dead_server_does_not_look_like_lost_files(bench: Bench, undisturbed: 
     assert failed.seconds < 75
 
 
-def test_a_query_asks_the_store_for_bytes_only(bench: Bench, undisturbed: str) -> None:
+def test_query_only_reads_bytes(bench: Bench, undisturbed: str) -> None:
     files = list(store.open_snapshot(undisturbed).all_files)
     with environment(**bench.proxy.env):
         connection = segrec_batch.connect(undisturbed)
@@ -358,9 +352,7 @@ def test_a_query_asks_the_store_for_bytes_only(bench: Bench, undisturbed: str) -
     assert bench.proxy.requests["GET"] < 3 * len(files), "footer, query image, features"
 
 
-def test_a_query_cache_of_a_bucket_has_its_rows(
-    bench: Bench, undisturbed: str, tmp_path: Path
-) -> None:
+def test_cache_of_a_bucket(bench: Bench, undisturbed: str, tmp_path: Path) -> None:
     path, sql = (
         str(tmp_path / "c.duckdb"),
         "SELECT COLUMNS(lambda c: c <> 'feature') FROM {} ORDER BY ALL",
@@ -376,7 +368,7 @@ def test_a_query_cache_of_a_bucket_has_its_rows(
     assert not any(value.encode() in content for value in CREDENTIALS.values())
 
 
-def test_credentials_are_nowhere_but_in_the_environment(bench: Bench, undisturbed: str) -> None:
+def test_credentials_do_not_leak(bench: Bench, undisturbed: str) -> None:
     key, secret = CREDENTIALS.values()
     for uri, *_ in storage.find_files(bench.bucket):
         content = storage.read_bytes(uri)

@@ -1,4 +1,4 @@
-"""`make sbom`: the bill of materials has every package that the image installs."""
+"""Tests of `make sbom`."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def recipe() -> str:
 
 
 @pytest.mark.slow
-def test_the_bill_of_materials_is_the_lock_file(tmp_path: Path) -> None:
+def test_sbom_equals_lock_file(tmp_path: Path) -> None:
     program = find_program("cyclonedx-py")
     made = tmp_path / "sbom.json"
     command = recipe().replace("$(BIN)/cyclonedx-py", program).replace("sbom.json", str(made))

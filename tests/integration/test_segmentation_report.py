@@ -1,4 +1,4 @@
-"""Tests of the segmentation report: a model, splits and their leak, and the files."""
+"""Tests of the segmentation report: a model, splits, leaks, files."""
 
 import io
 import json

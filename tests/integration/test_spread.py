@@ -1,4 +1,4 @@
-"""A run spreads over the nodes of a cluster, those that join on the way among them."""
+"""Tests of a run over several nodes of a cluster."""
 
 import json
 import os
@@ -128,9 +128,7 @@ def share_of_ideal(notes: list[Note]) -> float:
 
 
 @pytest.mark.slow
-def test_images_per_second_grow_with_the_nodes(
-    cluster: Cluster, folder: Path, tmp_path: Path
-) -> None:
+def test_throughput_grows_with_nodes(cluster: Cluster, folder: Path, tmp_path: Path) -> None:
     nodes: set[str] = set()
     # more nodes than this machine has cores would measure the machine
     for count in range(1, max(2, min(3, usable_cores())) + 1):
@@ -146,9 +144,7 @@ def test_images_per_second_grow_with_the_nodes(
 
 
 @pytest.mark.slow
-def test_gpus_have_an_actor_each_while_all_nodes_decode_and_late_ones_join(
-    cluster: Cluster, folder: Path, tmp_path: Path
-) -> None:
+def test_gpu_actors_and_late_nodes(cluster: Cluster, folder: Path, tmp_path: Path) -> None:
     plain = cluster.add_node(num_cpus=2).node_id
     first = cluster.add_node(num_cpus=2, num_gpus=1).node_id
     run = Run(folder, tmp_path / "index", IMAGES).start(cluster.address, "--gpus", 2)
@@ -223,9 +219,7 @@ def answers(address: str) -> bool:
 
 
 @pytest.mark.slow
-def test_an_autoscaler_starts_the_gpus_from_none(
-    from_zero: str, folder: Path, tmp_path: Path
-) -> None:
+def test_autoscaler_starts_gpus(from_zero: str, folder: Path, tmp_path: Path) -> None:
     run = Run(folder, tmp_path / "index", IMAGES).start(from_zero, "--gpus", 2)
     run.end()
     assert "the Ray cluster has no GPU; 2 asked for" in run.log()
@@ -233,7 +227,7 @@ def test_an_autoscaler_starts_the_gpus_from_none(
 
 
 @pytest.mark.slow
-def test_an_autoscaler_starts_nodes_for_upkeep(from_zero: str, index: str) -> None:
+def test_autoscaler_starts_nodes_for_maintenance(from_zero: str, index: str) -> None:
     found = subprocess.run(
         [sys.executable, "jobs/maintain.py", "--index", index, "verify"],
         env={**os.environ, "RAY_ADDRESS": from_zero}, cwd=ROOT,
@@ -244,7 +238,7 @@ def test_an_autoscaler_starts_nodes_for_upkeep(from_zero: str, index: str) -> No
     assert "is well" in found.stdout
 
 
-def test_gpus_that_never_come_are_given_up(
+def test_missing_gpus_are_an_error(
     ray_cluster: None, images: Path, model_dir: str, tmp_path: Path
 ) -> None:
     execution = Execution(gpus=2, wait_seconds=0.5)

@@ -214,7 +214,7 @@ def live(folder: Path, steps: list[tuple[Any, ...]]) -> None:
 
 @settings(max_examples=4, deadline=None)
 @given(st.lists(STEPS, max_size=12))
-def test_no_fault_of_reading_costs_a_row(
+def test_read_fault_keeps_row(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[Any, ...]]
 ) -> None:
     with without_ray():
@@ -224,7 +224,7 @@ def test_no_fault_of_reading_costs_a_row(
 @pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.lists(STEPS, min_size=5, max_size=20))
-def test_no_fault_of_reading_costs_a_row_ever(
+def test_read_faults_keep_rows_in_any_order(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[Any, ...]]
 ) -> None:
     with without_ray():
@@ -242,7 +242,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield made
 
 
-def test_what_cannot_be_read_is_stale_until_it_can(world: World) -> None:
+def test_unreadable_source_is_stale(world: World) -> None:
     before = world.state()
     for name in NAMES[:3]:
         world.put(name, "broken", 0)
@@ -268,7 +268,7 @@ def test_what_cannot_be_read_is_stale_until_it_can(world: World) -> None:
     assert "c.png" not in after
 
 
-def test_what_is_known_to_be_bad_is_tried_again_only_if_it_changes(world: World) -> None:
+def test_bad_image_is_retried_only_after_change(world: World) -> None:
     world.put("a.png", "bad", 0)
     world.put("new.png", "broken", 0)
     assert (world.run().failed, world.state()["a.png"]) == (2, (None, "decode"))
@@ -278,7 +278,7 @@ def test_what_is_known_to_be_bad_is_tried_again_only_if_it_changes(world: World)
     assert world.run().changed == 1
 
 
-def test_a_donor_that_cannot_be_read_gives_its_rows_all_the_same(world: World) -> None:
+def test_stale_rows_are_copied(world: World) -> None:
     a, copy = world.folder / "images" / "a.png", world.folder / "images" / "copy.png"
     a.rename(copy)
     world.put("a.png", "broken", 0)
@@ -288,7 +288,7 @@ def test_a_donor_that_cannot_be_read_gives_its_rows_all_the_same(world: World) -
     assert state["copy.png"][0] == state["a.png"][0]
 
 
-def test_a_limit_does_not_stop_at_what_can_never_be_read(world: World) -> None:
+def test_limit_passes_unreadable_sources(world: World) -> None:
     for i in range(3):
         world.put(f"bad{i}.png", "broken", 0)
     world.run()
@@ -301,7 +301,7 @@ def test_a_limit_does_not_stop_at_what_can_never_be_read(world: World) -> None:
         assert world.run(limit=1).indexed == 1, "each in its turn"
 
 
-def test_a_file_that_is_shorter_than_it_was_listed_was_not_read(world: World) -> None:
+def test_shorter_file_is_a_read_failure(world: World) -> None:
     before = world.state()
     world.put("a.png", "good", 5)
     path = world.folder / "images" / "a.png"
@@ -313,7 +313,7 @@ def test_a_file_that_is_shorter_than_it_was_listed_was_not_read(world: World) ->
     assert world.state() == before
 
 
-def test_a_file_that_has_grown_since_it_was_listed_was_not_read(world: World) -> None:
+def test_longer_file_is_a_read_failure(world: World) -> None:
     before = world.state()
     path = world.folder / "images" / "a.png"
     small = path.read_bytes()
@@ -340,7 +340,7 @@ def test_listed_and_left_out_are_all_files(world: World) -> None:
         account.check_sources()
 
 
-def test_the_sums_are_proved_from_the_files(world: World) -> None:
+def test_sums_are_proved_from_files(world: World) -> None:
     before = world.snapshot
     world.put("a.png", "broken", 0)
     account = world.run()
@@ -352,7 +352,7 @@ def test_the_sums_are_proved_from_the_files(world: World) -> None:
         account.check(before, world.snapshot)
 
 
-def test_rows_of_what_is_left_out_now_leave(world: World) -> None:
+def test_rows_of_left_out_files_leave(world: World) -> None:
     path = world.folder / "images" / "a.png"
     world.snapshot = with_changes(world.snapshot, [])
     old = str(path)
@@ -363,7 +363,7 @@ def test_rows_of_what_is_left_out_now_leave(world: World) -> None:
 
 
 @pytest.mark.parametrize(("text", "accepted"), [("50%", 2), ("0%", 0), ("2", 2), ("100%", 4)])
-def test_how_many_may_be_gone(world: World, text: str, accepted: int) -> None:
+def test_max_gone_limits(world: World, text: str, accepted: int) -> None:
     limit = parse_limit(text)
     assert not limit.is_exceeded(accepted, 4)
     if accepted < 4:

@@ -1,4 +1,4 @@
-"""Jobs whose sources cannot be read for a while: the exit code, what is kept, and how it ends."""
+"""Tests of jobs whose sources cannot be read for a while."""
 
 import os
 import re
@@ -90,9 +90,7 @@ def site(tmp_path: Path, model_dir: str, capsys: pytest.CaptureFixture[str]) -> 
     return made
 
 
-def test_images_that_cannot_be_read_keep_their_rows_until_they_can(
-    site: Site, tmp_path: Path
-) -> None:
+def test_unreadable_images_keep_rows(site: Site, tmp_path: Path) -> None:
     before = site.contents()
     mend = site.break_all()
     for _ in range(2):
@@ -129,7 +127,7 @@ def test_images_that_cannot_be_read_keep_their_rows_until_they_can(
 
 
 @pytest.mark.slow
-def test_a_folder_that_vanishes_in_a_run_costs_nothing(
+def test_folder_that_vanishes_during_run(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = site.contents()
@@ -155,7 +153,7 @@ def test_a_folder_that_vanishes_in_a_run_costs_nothing(
 
 
 @pytest.mark.slow
-def test_a_listing_that_lost_much_stops_before_anything_is_done(site: Site, tmp_path: Path) -> None:
+def test_short_listing_stops_the_run(site: Site, tmp_path: Path) -> None:
     version = store.open_snapshot(site.index).version
     paths = sorted(site.images.iterdir())
     for path in paths[:6]:
@@ -176,7 +174,7 @@ def test_a_listing_that_lost_much_stops_before_anything_is_done(site: Site, tmp_
 
 
 @pytest.mark.slow
-def test_a_rebuild_loses_no_image_that_cannot_be_read(site: Site) -> None:
+def test_rebuild_keeps_unreadable_images(site: Site) -> None:
     before = site.contents()
     path = site.images / "3.jpg"
     content = path.read_bytes()
@@ -204,7 +202,7 @@ def test_a_rebuild_loses_no_image_that_cannot_be_read(site: Site) -> None:
 
 
 @pytest.mark.slow
-def test_descriptors_of_what_cannot_be_read_are_computed_later(
+def test_descriptors_of_unreadable_images_come_later(
     site: Site, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = IndexSamples(store.open_snapshot(site.index), 8)
@@ -238,7 +236,7 @@ def test_descriptors_of_what_cannot_be_read_are_computed_later(
 
 
 @pytest.mark.slow
-def test_a_purge_takes_both_rows(site: Site) -> None:
+def test_purge_removes_row_and_failure(site: Site) -> None:
     site.break_all()
     assert site.job() == 1
     uri = str(site.images / "3.jpg")

@@ -1,4 +1,4 @@
-"""Jobs under `ray job submit`, on a cluster that wants a token."""
+"""Tests of jobs under `ray job submit`, on a cluster with a token."""
 
 import json
 import os
@@ -44,9 +44,7 @@ def arguments(images: Path, model: str, index: Path) -> list[object]:
 
 
 @pytest.mark.slow
-def test_the_index_job_runs_unchanged_from_an_uploaded_folder(
-    head: Head, bundle: str, tmp_path: Path
-) -> None:
+def test_index_job_runs_from_uploaded_folder(head: Head, bundle: str, tmp_path: Path) -> None:
     """As the README has it: with the project for --working-dir, here less what is not code."""
     project = copy_project(tmp_path)
     images, index = write_images(tmp_path / "images", 8), tmp_path / "index"
@@ -74,9 +72,7 @@ def copy_project(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_an_uploaded_folder_is_read_but_not_written_to(
-    head: Head, bundle: str, tmp_path: Path
-) -> None:
+def test_outputs_in_uploaded_folder_are_refused(head: Head, bundle: str, tmp_path: Path) -> None:
     project = copy_project(tmp_path)
     write_images(project / "images", 2)
     submit = ["job", "submit", "--log-color", "false", "--working-dir", project, "--"]
@@ -94,9 +90,7 @@ def test_an_uploaded_folder_is_read_but_not_written_to(
 
 
 @pytest.mark.slow
-def test_an_error_of_the_job_is_that_of_the_submission(
-    head: Head, bundle: str, tmp_path: Path
-) -> None:
+def test_job_error_fails_the_submission(head: Head, bundle: str, tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", 1)
     given = arguments(images, "/nowhere", tmp_path / "index")
     failed = head.ray("job", "submit", "--", "python", INDEX, *given)
@@ -107,9 +101,7 @@ def test_an_error_of_the_job_is_that_of_the_submission(
 
 
 @pytest.mark.slow
-def test_a_stopped_job_leaves_the_last_commit_and_the_next_run_goes_on(
-    head: Head, bundle: str, tmp_path: Path
-) -> None:
+def test_stopped_job_resumes(head: Head, bundle: str, tmp_path: Path) -> None:
     images, index = write_images(tmp_path / "images", IMAGES), tmp_path / "index"
     given = arguments(images, bundle, index)
     submit = ["job", "submit", "--no-wait", "--submission-id", "to-stop", "--", "python", INDEX]
@@ -144,9 +136,7 @@ def wait_for_images(index: str) -> None:
         ({"RAY_AUTH_TOKEN": "another"}, "Invalid authentication token"),
     ],
 )
-def test_without_the_token_nothing_is_submitted(
-    head: Head, environment: dict[str, str], told: str
-) -> None:
+def test_submission_needs_the_token(head: Head, environment: dict[str, str], told: str) -> None:
     refused = head.ray("job", "submit", "--submission-id", "no-token", "--", "true", **environment)
     assert refused.returncode == 1
     assert told in refused.stdout
@@ -154,7 +144,7 @@ def test_without_the_token_nothing_is_submitted(
 
 
 @pytest.mark.slow
-def test_prometheus_is_told_the_nodes_for_the_token(head: Head) -> None:
+def test_service_discovery_needs_the_token(head: Head) -> None:
     configuration = yaml.safe_load((CLUSTER / "prometheus" / "prometheus.yml").read_text())
     (scraped,) = configuration["scrape_configs"]
     (source,) = scraped["http_sd_configs"]
@@ -181,7 +171,7 @@ for os.environ["RAY_ADDRESS"] in sys.argv[1:]:
 """
 
 
-def test_a_cluster_that_cannot_be_joined_is_an_error_that_says_so() -> None:
+def test_unreachable_cluster_is_an_error() -> None:
     """In a process of its own: that of the tests may be in a cluster already."""
     told = {
         "127.0.0.1:1": "Connection refused",
@@ -199,7 +189,7 @@ def test_a_cluster_that_cannot_be_joined_is_an_error_that_says_so() -> None:
     assert "Traceback" not in found.stderr
 
 
-def test_a_ray_that_cannot_start_here_is_an_error_that_says_so() -> None:
+def test_ray_start_failure_is_an_error() -> None:
     found = subprocess.run(
         [sys.executable, "-c", JOIN, ""], env={**os.environ, "RAY_TMPDIR": "/proc/none"},
         capture_output=True, text=True, timeout=60,
@@ -211,7 +201,7 @@ def test_a_ray_that_cannot_start_here_is_an_error_that_says_so() -> None:
 
 
 @pytest.mark.slow
-def test_a_job_whose_cluster_is_gone_fails_at_once(bundle: str, tmp_path: Path) -> None:
+def test_lost_cluster_fails_the_job(bundle: str, tmp_path: Path) -> None:
     images, index = write_images(tmp_path / "images", 1), tmp_path / "index"
     command = [sys.executable, INDEX, *arguments(images, bundle, index)]
     found = subprocess.run(
