@@ -1,4 +1,4 @@
-"""Descriptors of the images of an index that a test chooses, for the SQL of one connection."""
+"""Descriptors of a test for the images of an index, in the SQL of one connection."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,8 +18,9 @@ def with_descriptors(
     vectors: Mapping[str, NDArray[np.float32]],
     categories: Sequence[str | None],
 ) -> Database:
-    """The same database with a view `descriptors`: of each descriptor a vector for each image, NULL
-    where it is NaN; categories for `localised` alone.
+    """Return the database with a view `descriptors`: a vector of each descriptor for each image.
+
+    A vector with NaN is NULL. Categories are for `localised` alone.
     """
     rows = [
         {

@@ -1,4 +1,4 @@
-"""An index whose features, coverages and contents a test chooses."""
+"""An index with features, coverages and contents of a test."""
 
 import json
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ _CONSTANTS = {
 
 
 class Bundle:
-    """A model bundle of which an index needs the description only."""
+    """A model bundle with a description only, as an index needs it."""
 
     spec = SPEC
     model_id = bundle_id = f"{1:016x}"
@@ -45,7 +45,7 @@ class Bundle:
 
 
 def names(count: int, first: int = 0) -> list[str]:
-    """URIs of the images of such an index."""
+    """Return the URIs of the images of such an index."""
     return [f"/images/{i:06}.jpg" for i in range(first, first + count)]
 
 
@@ -55,8 +55,10 @@ def write_index(
     coverage: NDArray[np.float32] | None = None,
     contents: Sequence[str] | None = None,
 ) -> Snapshot:
-    """An index of one image for each of `features` (N, C). It has a car if its `coverage` (N,), of
-    the car, is above 0; the feature of the car is that of the image, backwards.
+    """Write an index with one image for each of `features` (N, C).
+
+    An image has a car if its `coverage` (N,) is above 0; the feature of the car is that of the
+    image, backwards.
     """
     return add_images(store.create(index, Bundle()), features, coverage, contents)  # type: ignore[arg-type]
 
@@ -67,7 +69,7 @@ def add_images(
     coverage: NDArray[np.float32] | None = None,
     contents: Sequence[str] | None = None,
 ) -> Snapshot:
-    """The next snapshot, with more images."""
+    """Add images and return the next snapshot."""
     uris = names(len(features), base.rows("images"))
     return store.commit(base, image_files(base.index, uris, features, coverage, contents))
 
@@ -79,7 +81,7 @@ def image_files(
     coverage: NDArray[np.float32] | None = None,
     contents: Sequence[str] | None = None,
 ) -> list[DataFile]:
-    """A part with images, not committed."""
+    """Write a part with images, without a commit."""
     share = np.full(len(uris), 0.5, np.float32) if coverage is None else coverage
     ids = [image_id(uri) for uri in uris]
     known = {"image_id": ids, "uri": uris, "content_hash": list(contents or ids)}
@@ -104,7 +106,7 @@ def image_files(
 
 
 def _table(columns: dict[str, object], schema: pa.Schema) -> pa.Table:
-    """Columns that matter, and the others as something that their types allow."""
+    """Return a table of some columns; the others have a value that their type allows."""
     n = len(columns["uri"])  # type: ignore[arg-type]
     others = {}
     for field in schema:

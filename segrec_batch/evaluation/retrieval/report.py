@@ -155,7 +155,7 @@ def _lead(r: Results, compared: Sequence[Comparison]) -> Lead:
     answer = f"{best} ranks best by mAP."
     for c in compared:
         if {c.a, c.b} == set(r.ranked[:2]):
-            p = f"in mAP; p = {c.p_holm:.4f}, corrected"
+            p = f"in mAP; p = {c.p_holm:.4f}, corrected for {len(compared)} pairs"
             second, difference = r.ranked[1], c.difference if c.a == best else c.opposite
             numbers.append((f"lead over {second}", difference, p))
             if c.p_holm >= _CHANCE:

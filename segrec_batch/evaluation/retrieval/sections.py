@@ -26,16 +26,18 @@ _METRICS: Names = {
     "R-precision": {"name": "r_precision"},
 }
 _GAINS: Names = {f"nDCG@{k}": {"name": "ndcg", "k": k} for k in (10, 100)}
-_LOST: Names = {"relevant lost": {"name": "relevant_lost"}}
 _RATES: Names = {
     **{
         f"{name.upper()}@{k}": {"name": name, "k": k}
         for name in ("arr", "fiar", "firr")
         for k in (10, 20, 100)
     },
-    **_LOST,
+    "relevant lost": {"name": "relevant_lost"},
 }
-_SHARES: Names = {**_LOST, "candidates left": {"name": "candidates_left"}}
+_SHARES: Names = {
+    "Relevant lost": {"name": "relevant_lost"},
+    "Candidates left": {"name": "candidates_left"},
+}
 
 _DEFINITIONS = (
     "The candidates of a query are ranked by score. Among the first k, A are relevant and B are "

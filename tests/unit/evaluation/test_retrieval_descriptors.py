@@ -1,4 +1,4 @@
-"""Rankings by descriptors: against literal loops, and what a view of descriptors becomes."""
+"""Tests of rankings by descriptors against literal loops, and of reading descriptors."""
 
 import math
 from dataclasses import replace
@@ -37,17 +37,18 @@ NAMES = ["hog", "pca", "pca-cosine@2", "hog@1", "localised", "dot", *NAMED]
 
 
 def collection(n: int, seed: int, length: int = 4, values: int = 3) -> Collection:
-    """Random images, few different values, so that many scores are equal; some have no vectors,
-    some vectors are zero or constant, some images have no category, some no foreground.
+    """Return random images with few different values, so that many scores are equal.
+
+    Some have no vectors, no category or no foreground; some vectors are zero or constant.
     """
     rng = np.random.default_rng(seed)
 
     def vectors() -> Vectors:
-        found = rng.integers(1 - values, values, (n, length)).astype(np.float32)
-        found[rng.random(n) < 0.1] = 0
-        found[rng.random(n) < 0.1] = 2
-        found[rng.random(n) < 0.15] = np.nan
-        return found
+        result = rng.integers(1 - values, values, (n, length)).astype(np.float32)
+        result[rng.random(n) < 0.1] = 0
+        result[rng.random(n) < 0.1] = 2
+        result[rng.random(n) < 0.15] = np.nan
+        return result
 
     ids = pa.array([f"{i:04x}" for i in range(n)])
     words = rng.choice(rng.integers(-(2**63), 2**63, 3), (n, 16)) * (rng.random((n, 1)) > 0.2)
@@ -90,7 +91,7 @@ def literal_iou(x: NDArray[np.int64], y: NDArray[np.int64]) -> float:
 
 
 def literal_ranking(images: Collection, name: str, q: int) -> list[int]:
-    """All others that a method retrieves, best first, one by one."""
+    """Return all other images that a method retrieves, best first, one by one."""
     cut, _, first = name.partition("@")
     descriptor, _, metric = cut.partition("-")
     of_feature = descriptor in METRICS
@@ -115,23 +116,23 @@ def literal_ranking(images: Collection, name: str, q: int) -> list[int]:
 
 
 def check(images: Collection, names: list[str], rows: NDArray[np.int64]) -> None:
-    found = np.ones((len(rows), len(images)), bool)
-    found[np.arange(len(rows)), rows] = False
+    passes = np.ones((len(rows), len(images)), bool)
+    passes[np.arange(len(rows)), rows] = False
     for name in names:
         scores = score(name, rows, images)
-        order, left = rank(scores, sort_images(scores.values), found)
+        order, listed = rank(scores, sort_images(scores.values), passes)
         for i, q in enumerate(rows):
             expected = literal_ranking(images, name, int(q))
-            assert order[i][left[i]].tolist() == expected, (name, q)
+            assert order[i][listed[i]].tolist() == expected, (name, q)
 
 
 @quick
 @given(st.integers(2, 14), st.integers(0, 10**6))
-def test_rankings_are_those_of_literal_loops(n: int, seed: int) -> None:
+def test_descriptor_rankings_equal_literal_loops(n: int, seed: int) -> None:
     check(collection(n, seed), NAMES, np.arange(n))
 
 
-def test_only_the_first_hundred_of_the_category_are_ranked_again() -> None:
+def test_localised_reranks_the_first_100_of_the_category() -> None:
     images = collection(450, 7)
     categories = images.categories["localised"]
     rows = np.flatnonzero(categories >= 0)[:8]
@@ -140,12 +141,12 @@ def test_only_the_first_hundred_of_the_category_are_ranked_again() -> None:
     assert np.count_nonzero((categories == categories[rows[0]]) & with_vector) > 110
 
 
-def test_long_vectors_are_ranked_as_in_literal_loops() -> None:
+def test_descriptor_rankings_of_long_vectors_equal_loops() -> None:
     images = collection(40, 3, length=1500)
     check(images, NAMED, np.arange(0, 40, 3))
 
 
-def test_candidates_of_other_categories_are_lost() -> None:
+def test_localised_loses_candidates_of_other_categories() -> None:
     images = collection(60, 4)
     truth = GroundTruth(Groups(np.zeros(60, np.int64)), "", "")
     rows = np.arange(60)
@@ -158,12 +159,12 @@ def test_candidates_of_other_categories_are_lost() -> None:
 
 
 @pytest.mark.parametrize("length", [511, 513, 2000, 8192])
-def test_products_of_long_vectors_are_right_and_the_same_in_any_block(
+def test_dots_of_long_vectors_are_exact_in_any_block(
     length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(length)
     vectors = rng.standard_normal((24, length), np.float32)
-    vectors[3:6] = 1e-3  # of equal sign all that is left out adds up
+    vectors[3:6] = 1e-3  # of equal sign, all errors add up
     vectors[3:6, :7] += rng.random((3, 7), np.float32)
     vectors[7], vectors[8] = vectors[1], 0
     vectors[9] = np.nan
@@ -190,16 +191,16 @@ def test_products_of_long_vectors_are_right_and_the_same_in_any_block(
 
 
 @pytest.mark.parametrize("size", [1e-20, 1.0, 3e18])
-def test_distances_do_not_depend_on_the_unit(size: float) -> None:
+def test_euclidean_is_independent_of_the_unit(size: float) -> None:
     rng = np.random.default_rng(1)
     vectors = rng.random((30, 700), np.float32) * np.float32(size)
     vectors[4] = vectors[5]
     vectors[6] = np.nan
-    found = METRICS["euclidean"].scores(np.arange(30), vectors)
+    result = METRICS["euclidean"].scores(np.arange(30), vectors)
     x = vectors.astype(np.float64)
     expected = -np.sqrt(((x[:, None] - x) ** 2).sum(axis=2))
-    assert found == pytest.approx(expected, rel=1e-10, abs=1e-10 * size, nan_ok=True)
-    assert found[4, 5] == 0 == found[3, 3]
+    assert result == pytest.approx(expected, rel=1e-10, abs=1e-10 * size, nan_ok=True)
+    assert result[4, 5] == 0 == result[3, 3]
     assert np.isnan(
         METRICS["euclidean"].scores(np.arange(2), np.full((2, 1), np.nan, np.float32))
     ).all()
@@ -208,7 +209,7 @@ def test_distances_do_not_depend_on_the_unit(size: float) -> None:
 # --- names -------------------------------------------------------------------------------------
 
 
-def test_all_is_what_the_index_has() -> None:
+def test_resolve_methods_expands_all() -> None:
     *others, chance = BASE_METHODS
     has = ["hog", "localised", "pca", "sift"]
     natural = ("hog", "localised", "localised-euclidean", "pca-cosine", "sift")
@@ -218,7 +219,7 @@ def test_all_is_what_the_index_has() -> None:
 
 
 @pytest.mark.parametrize("name", ["sift", "sift-cosine", "hog-sine", "hog@2", "localised", "-dot"])
-def test_what_the_index_does_not_have_is_said(name: str) -> None:
+def test_resolve_methods_refuses_an_unknown_method(name: str) -> None:
     with pytest.raises(
         InputError, match=rf"no method '{name}'.* descriptors hog, pca, segrec desc"
     ):
@@ -230,7 +231,7 @@ def test_what_the_index_does_not_have_is_said(name: str) -> None:
 # --- an index ----------------------------------------------------------------------------------
 
 
-def test_a_view_of_descriptors_becomes_arrays(tmp_path: Path) -> None:
+def test_load_reads_descriptors_as_arrays(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     index = str(tmp_path / "index")
     write_index(index, rng.random((7, 8), np.float32))
@@ -270,7 +271,7 @@ def test_a_view_of_descriptors_becomes_arrays(tmp_path: Path) -> None:
 
 
 def projected(n: int = 90, length: int = 16) -> Collection:
-    """Images with features of one of three kinds, and their principal components."""
+    """Return images with features of three kinds, and their principal components."""
     rng = np.random.default_rng(8)
     images = collection(n, 5)
     kinds = rng.random((3, 40)) * 3
@@ -281,7 +282,7 @@ def projected(n: int = 90, length: int = 16) -> Collection:
     return replace(images, features=features, vectors={**images.vectors, "pca": pca})
 
 
-def test_components_are_compared_with_the_full_vector() -> None:
+def test_report_compares_components_with_the_full_vector() -> None:
     images = projected()
     rows, methods = np.arange(90), ["pearson", "cosine", "pca-cosine", "hog", "localised"]
     truth = GroundTruth(Groups(np.arange(90) % 3), "", "", ("a", "b", "c"), np.arange(90) % 3)
@@ -293,13 +294,13 @@ def test_components_are_compared_with_the_full_vector() -> None:
             count_block(rows, images, truth, cut, settings),
         ]
     )
-    (judged,) = judge(counts)
+    (evaluation,) = judge(counts)
     full = literal_neighbours(images, "cosine")
     for d in (2, 4, 8, 16):
         key = Key("recall", f"pca-cosine@{d}", setting="neighbours by cosine", k=NEIGHBOURS)
         near = [literal_ranking(images, f"pca-cosine@{d}", q)[:NEIGHBOURS] for q in rows]
         shared = [len(set(a) & set(b)) for a, b in zip(near, full, strict=True)]
-        assert judged.measures[key].value == pytest.approx(np.mean(shared) / NEIGHBOURS)
+        assert evaluation.measures[key].value == pytest.approx(np.mean(shared) / NEIGHBOURS)
 
     report = build_report(counts, Provenance("retrieval", "", ""), "Relevant is the same kind.")
     sections = {section.title: section.items for section in report.sections}
@@ -307,9 +308,9 @@ def test_components_are_compared_with_the_full_vector() -> None:
     names = ["2", "4", "8", "16", "full vector, cosine", "full vector, pearson"]
     assert [row[0] for row in table.texts()] == names
     for row, method in zip(table.texts(), [*cut, "cosine", "pearson"], strict=True):
-        value = judged.measures[Key("map", method)].value
+        value = evaluation.measures[Key("map", method)].value
         assert row[3].startswith(f"{value:.3f}")
-    assert [row[0] for row in report.headline.texts()] == methods  # those cut have their own place
+    assert [row[0] for row in report.headline.texts()] == methods  # components have a section
     assert not any("@" in c["a"] + c["b"] for c in report.details["significance"])
 
 
@@ -317,14 +318,14 @@ def literal_neighbours(images: Collection, metric: str) -> list[list[int]]:
     return [literal_ranking(images, metric, q)[:NEIGHBOURS] for q in range(len(images))]
 
 
-def test_a_query_without_neighbours_keeps_its_part_in_the_other_figures() -> None:
+def test_query_without_neighbours_counts_in_other_settings() -> None:
     images = projected()
     images.features[0] = 0
     truth = GroundTruth(Groups(np.arange(90) % 3), "", "")
     counts = count_block(np.arange(90), images, truth, *dimension_grid(images))
-    (judged,) = judge(counts)
+    (evaluation,) = judge(counts)
     sizes = {
-        setting: int(judged.measures[Key("recall", "pca-cosine@4", setting=setting, k=10)]
+        setting: int(evaluation.measures[Key("recall", "pca-cosine@4", setting=setting, k=10)]
                      .denominator.sum())
         for setting in ("", "neighbours by cosine")
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Simulated users: against a literal loop, and what the report says of them."""
+"""Tests of feedback by simulated users against a literal loop, and of its section."""
 
 import html
 import math
@@ -33,8 +33,8 @@ OF = [PLAIN] + [
 Floats = NDArray[np.float64]
 
 
-def made(seed: int, masks: bool = False) -> tuple[Collection, GroundTruth]:
-    """Images of three kinds, and one that is constant. With masks, some others are alike, too."""
+def collection(seed: int, masks: bool = False) -> tuple[Collection, GroundTruth]:
+    """Return images of three kinds, one of them constant; with masks, some others overlap."""
     rng = np.random.default_rng(seed)
     group = rng.integers(0, 3, N)
     features = (rng.random((3, WIDTH))[group] + rng.random((N, WIDTH))).astype(np.float32)
@@ -52,7 +52,7 @@ def made(seed: int, masks: bool = False) -> tuple[Collection, GroundTruth]:
 
 
 def prepared(method: str, x: Floats) -> Floats | None:
-    """What a method compares of one image."""
+    """Return the vector of an image that a method compares."""
     if method == "euclidean":
         return x
     x = x - x.mean() if method == "pearson" else x
@@ -85,12 +85,12 @@ def literal_vector(way: str, q: Floats, marked: list[tuple[float, Floats]]) -> F
             sample_weight=[1, *(m for m, _ in good), *([1] * len(bad))],
         )
         return np.asarray(fitted.coef_[0] / np.linalg.norm(fitted.coef_[0]))
-    found, share = q.copy(), 1.0
+    result, share = q.copy(), 1.0
     for m, x in good:
-        found, share = found + 0.75 * m / len(good) * x, share + 0.75 * m / len(good)
+        result, share = result + 0.75 * m / len(good) * x, share + 0.75 * m / len(good)
     for x in bad:
-        found, share = found - 0.15 / len(bad) * x, share - 0.15 / len(bad)
-    return found / share
+        result, share = result - 0.15 / len(bad) * x, share - 0.15 / len(bad)
+    return result / share
 
 
 def literal_score(method: str, way: str, q: Floats, x: Floats) -> float:
@@ -102,7 +102,7 @@ def literal_score(method: str, way: str, q: Floats, x: Floats) -> float:
 def literal_rounds(
     images: Collection, truth: GroundTruth, method: str, way: str, q: int
 ) -> list[list[int]]:
-    """The rankings after 0, 1, 2 … rounds, one step of a user at a time."""
+    """Return the rankings after 0, 1, 2 … rounds, one step of a user at a time."""
     known = {
         i: x
         for i in range(N)
@@ -127,13 +127,13 @@ def literal_rounds(
 
 @pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("method", ["pearson", "cosine", "euclidean"])
-def test_rankings_are_those_of_a_literal_loop(method: str, masks: bool) -> None:
-    images, truth = made(5, masks)
+def test_feedback_rankings_equal_a_literal_loop(method: str, masks: bool) -> None:
+    images, truth = collection(5, masks)
     rows = np.arange(0, N, 3)
-    found = count_block(rows, images, truth, [method], OF).to_pylist()
-    assert len(found) == len(OF) * len(rows)
+    result = count_block(rows, images, truth, [method], OF).to_pylist()
+    assert len(result) == len(OF) * len(rows)
     changed = 0
-    for setting, row in zip(np.repeat(OF, len(rows)), found, strict=True):
+    for setting, row in zip(np.repeat(OF, len(rows)), result, strict=True):
         q = int(row["query"], 16)
         rounds = literal_rounds(images, truth, method, way(setting), q)
         order = rounds[setting.feedback.rounds if setting.feedback else 0]
@@ -148,14 +148,14 @@ def way(setting: Setting) -> str:
     return setting.feedback.way if setting.feedback else "query"
 
 
-def test_what_was_shown_keeps_its_ranks_and_blocks_do_not_matter() -> None:
-    images, truth = made(2)
+def test_feedback_keeps_ranks_of_marked_images_in_any_block() -> None:
+    images, truth = collection(2)
     rows = np.arange(N)
     table = count_block(rows, images, truth, ["pearson", "histogram"], OF)
     parts = [count_block(rows[i::2], images, truth, ["pearson", "histogram"], OF) for i in (0, 1)]
     key = [("method", "ascending"), ("setting", "ascending"), ("query", "ascending")]
     assert pa.concat_tables(parts).sort_by(key).equals(table.sort_by(key).combine_chunks())
-    found = {
+    result = {
         (r["setting"], r["query"]): r["ranks"]
         for r in table.to_pylist()
         if r["method"] == "pearson"
@@ -166,7 +166,7 @@ def test_what_was_shown_keeps_its_ranks_and_blocks_do_not_matter() -> None:
         name = Setting(feedback=before).name if before.rounds else ""
         for query in images.ids.to_pylist():
             old, new = (
-                [r for r in found[s, query] if r <= before.page] for s in (name, setting.name)
+                [r for r in result[s, query] if r <= before.page] for s in (name, setting.name)
             )
             assert old == new
     assert {r["setting"] for r in table.to_pylist() if r["method"] == "histogram"} == {""}
@@ -174,23 +174,23 @@ def test_what_was_shown_keeps_its_ranks_and_blocks_do_not_matter() -> None:
 
 @quick
 @given(arrays(np.float32, (8, 3), elements=st.floats(-4, 4, width=32)))
-def test_users_who_are_shown_nothing_defined_change_nothing(features: NDArray[np.float32]) -> None:
-    """Constant images have no Pearson, so nothing is shown, marked or listed."""
-    images, _ = made(0)
+def test_feedback_without_defined_scores_lists_nothing(features: NDArray[np.float32]) -> None:
+    """Constant images have no Pearson: none is shown, marked or listed."""
+    images, _ = collection(0)
     features[:] = features[:, :1]
     images = replace(images, ids=images.ids[:8], uris=images.uris[:8], features=features,
                      coverages=images.coverages[:8])  # fmt: skip
     truth = GroundTruth(Groups(np.zeros(8, np.int64)), "", "")
-    found = count_block(np.arange(8), images, truth, ["pearson"], OF)
-    assert set(found["retrieved"].to_pylist()) == {0}
+    result = count_block(np.arange(8), images, truth, ["pearson"], OF)
+    assert set(result["retrieved"].to_pylist()) == {0}
 
 
-def test_figures_follow_from_the_counts_and_are_on_the_page(tmp_path: Path) -> None:
-    images, truth = made(4)
+def test_feedback_metrics_follow_from_the_counts(tmp_path: Path) -> None:
+    images, truth = collection(4)
     rows = np.arange(1, N)
     of = [PLAIN, *feedback_settings(2)]
     counts = count_block(rows, images, truth, ["pearson", "histogram"], of)
-    (judged,) = judge(counts)
+    (evaluation,) = judge(counts)
     ranks = {}
     for row in counts.to_pylist():
         ranks.setdefault((row["method"], row["setting"]), []).append(row["ranks"])
@@ -199,7 +199,7 @@ def test_figures_follow_from_the_counts_and_are_on_the_page(tmp_path: Path) -> N
         hits = [sum(page - 10 < r <= page for r in some) for some in ranks[method, setting]]
         return sum(hits) / (10 * len(hits))
 
-    pages = {key: m for key, m in judged.measures.items() if key.name == "new_precision"}
+    pages = {key: m for key, m in evaluation.measures.items() if key.name == "new_precision"}
     wanted = [("", 10), ("", 20), ("", 30), ("rocchio 1×10", 20), ("rocchio 2×10", 30),
               ("svm 1×10", 20), ("svm 2×10", 30)]  # fmt: skip
     assert set(pages) == {Key("new_precision", "pearson", setting=s, k=k) for s, k in wanted}
@@ -218,8 +218,8 @@ def test_figures_follow_from_the_counts_and_are_on_the_page(tmp_path: Path) -> N
     assert "residual rankings" in html.unescape((tmp_path / "report.html").read_text())
 
 
-def test_no_rounds_no_section() -> None:
-    images, truth = made(4)
+def test_report_without_rounds_has_no_feedback_section() -> None:
+    images, truth = collection(4)
     counts = count_block(
         np.arange(1, N), images, truth, ["pearson"], [PLAIN, *feedback_settings(0)]
     )
@@ -229,7 +229,7 @@ def test_no_rounds_no_section() -> None:
         feedback_settings(-1)
 
 
-def test_settings_have_names_and_an_order() -> None:
+def test_settings_round_trip_and_sort() -> None:
     rounds = feedback_settings(11)
     names = [setting.name for setting in rounds]
     cells = pa.array([setting.to_row() for setting in rounds], CONDITION).to_pylist()

@@ -72,7 +72,7 @@ def collection(n: int = 30, seed: int = 11) -> Collection:
 
 
 def by_masks(folder: Path) -> Figures:
-    """All methods, filters, feedback rounds and dimensions, with masks as ground truth."""
+    """Evaluate all methods, filters, feedback rounds and dimensions by masks."""
     images = collection()
     rng = np.random.default_rng(3)
     for i in range(len(images) - 2):
@@ -90,7 +90,7 @@ def by_masks(folder: Path) -> Figures:
 
 
 def by_folders(folder: Path) -> Figures:
-    """An index on disk, of which some images are copies, with folders as ground truth."""
+    """Evaluate an index on disk by folders; some images are equal."""
     rng = np.random.default_rng(2)
     features = (rng.random((4, 16))[np.arange(24) % 4] + 2 * rng.random((24, 16))).astype(
         np.float32
@@ -111,7 +111,7 @@ def by_folders(folder: Path) -> Figures:
 
 
 def by_pairs(folder: Path) -> Figures:
-    """Pairs of a file as ground truth, some queries without a relevant image, feedback."""
+    """Evaluate one round of feedback by the pairs of a file."""
     images = collection(24, 5)
     lines = ["query,relevant,class"]
     lines += [f"{i:02}.jpg,{i * 7 % 24:02}.jpg,{'xy'[i % 2]}" for i in range(2, 20)]
@@ -124,12 +124,12 @@ def by_pairs(folder: Path) -> Figures:
 
 
 def by_counts(_: Path) -> Figures:
-    """A table of counts."""
+    """Evaluate a table of counts."""
     return figures(counts_table(40, settings=("", "query kept", "ε 0.9"), seed=4), None)
 
 
 def figures(counts: pa.Table, truth: GroundTruth | None) -> Figures:
-    """Return what programs read of a report: metric values by key, and the details."""
+    """Return the metric values of a report by key, and its details."""
     latency, provenance = Latency("pearson", "", 1.5, 4.0, 0.75, 20), Provenance("", "", "", seed=3)
     report = build_report(counts, provenance, "Truth.", latency=[latency])
     return {
@@ -150,7 +150,7 @@ def of_report(report: Report) -> Figures:
 
 
 @pytest.mark.parametrize("make", [by_masks, by_folders, by_pairs, by_counts])
-def test_report_values_are_reproduced(make: Callable[[Path], Figures], tmp_path: Path) -> None:
+def test_report_reproduces_stored_values(make: Callable[[Path], Figures], tmp_path: Path) -> None:
     values = make(tmp_path)
     path = EXPECTED / f"retrieval_{make.__name__}.json"
     if os.environ.get("SEGREC_STORE_EXPECTED"):

@@ -1,4 +1,4 @@
-"""The measures of retrieval against other implementations, literal ones and their invariants."""
+"""Tests of retrieval metrics against other implementations, definitions and invariants."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from segrec_batch.evaluation.statistics import Estimate, Evaluation, Key
 from tests.support.builders import quick
 from tests.support.retrieval_counts import counts_table, ranked
 
-Lists = list[list[bool]]  # of each query, best first: is this result relevant?
+Lists = list[list[bool]]  # relevance of the results of each query, best first
 
 
 def table(rows: list[dict[str, object]]) -> pa.Table:
@@ -33,8 +33,8 @@ def table(rows: list[dict[str, object]]) -> pa.Table:
 
 
 def of_lists(lists: Lists, missed: int = 0) -> Rankings:
-    """`missed` more relevant candidates were not retrieved."""
-    (found,) = read_rankings(
+    """Return rankings of which `missed` more relevant candidates were not retrieved."""
+    (result,) = read_rankings(
         table(
             [
                 {
@@ -49,11 +49,11 @@ def of_lists(lists: Lists, missed: int = 0) -> Rankings:
             ]
         )
     )
-    return found
+    return result
 
 
 def random_runs(n: int = 15, images: int = 120) -> tuple[list[dict[str, np.ndarray]], Rankings]:
-    """Scores, whole-numbered gains and filters of n queries, and their rankings."""
+    """Return scores, whole-numbered gains and filters of n queries, and their rankings."""
     rng = np.random.default_rng(5)
     runs = []
     for _ in range(n):
@@ -63,8 +63,8 @@ def random_runs(n: int = 15, images: int = 120) -> tuple[list[dict[str, np.ndarr
         runs.append({"gains": gains, "kept": kept, "score": rng.permutation(images) / 1.0})
     everyone = np.ones(images, bool)
     rows = [ranked(r["gains"] > 0, r["score"], everyone, r["kept"], 1.0 * r["gains"]) for r in runs]
-    (found,) = read_rankings(table(rows))
-    return runs, found
+    (result,) = read_rankings(table(rows))
+    return runs, result
 
 
 # Compiled, ranx takes 45 s to start; as plain Python 3 s.
@@ -72,13 +72,13 @@ RANX = """
 import json, sys
 from ranx import Qrels, Run, evaluate
 qrels, run, metrics = json.load(sys.stdin)
-found = evaluate(Qrels(qrels), Run(run), metrics, return_mean=False)
-print(json.dumps({name: list(values) for name, values in found.items()}))
+result = evaluate(Qrels(qrels), Run(run), metrics, return_mean=False)
+print(json.dumps({name: list(values) for name, values in result.items()}))
 """
 
 
-def test_ranx_agrees() -> None:
-    runs, found = random_runs()
+def test_metrics_equal_ranx() -> None:
+    runs, result = random_runs()
     assert all(r["kept"].any() for r in runs)
     qrels = {
         f"{q:03}": {str(i): int(r["gains"][i]) for i in np.flatnonzero(r["gains"])}
@@ -89,11 +89,11 @@ def test_ranx_agrees() -> None:
         for q, r in enumerate(runs)
     }
     ours = {
-        "map": measures.average_precision(found),
-        "r-precision": measures.r_precision(found),
-        **{f"precision@{k}": measures.precision(found, k) for k in CUTOFFS},
-        **{f"recall@{k}": measures.recall(found, k) for k in CUTOFFS},
-        **{f"ndcg@{k}": measures.ndcg(found, k) for k in (10, 100)},
+        "map": measures.average_precision(result),
+        "r-precision": measures.r_precision(result),
+        **{f"precision@{k}": measures.precision(result, k) for k in CUTOFFS},
+        **{f"recall@{k}": measures.recall(result, k) for k in CUTOFFS},
+        **{f"ndcg@{k}": measures.ndcg(result, k) for k in (10, 100)},
     }
     theirs = subprocess.run(
         [sys.executable, "-c", RANX],
@@ -107,23 +107,23 @@ def test_ranx_agrees() -> None:
         assert ours[name] == pytest.approx(np.array(values)), name
 
 
-def test_scikit_learn_agrees_where_nothing_is_filtered() -> None:
+def test_metrics_equal_scikit_learn_without_filters() -> None:
     rng = np.random.default_rng(2)
     gains, scores = rng.random((30, 120)), rng.random((30, 120))
     relevant, everyone = gains > 0.8, np.ones(120, bool)
     rows = [
         ranked(r, s, everyone, everyone, g) for r, s, g in zip(relevant, scores, gains, strict=True)
     ]
-    (found,) = read_rankings(table(rows))
+    (result,) = read_rankings(table(rows))
     ap = [average_precision_score(r, s) for r, s in zip(relevant, scores, strict=True)]
-    assert measures.average_precision(found) == pytest.approx(ap)
+    assert measures.average_precision(result) == pytest.approx(ap)
     for k in (10, 100):
         one = [ndcg_score([g], [s], k=k) for g, s in zip(gains, scores, strict=True)]
-        assert measures.ndcg(found, k) == pytest.approx(one, rel=1e-6)
+        assert measures.ndcg(result, k) == pytest.approx(one, rel=1e-6)
 
 
 def compute_ap(ranks: list[int], nres: int) -> float:
-    """As revisitop has it; ranks from 0."""
+    """Return AP as revisitop computes it; ranks are from 0."""
     ap = 0.0
     recall_step = 1.0 / nres
     for j, rank in enumerate(ranks):
@@ -133,10 +133,10 @@ def compute_ap(ranks: list[int], nres: int) -> float:
     return ap
 
 
-def test_the_trapezoids_are_those_of_revisitop() -> None:
-    runs, found = random_runs()
-    for i, value in enumerate(measures.average_precision_by_trapezoids(found)):
-        ranks = (found.ranks[found.owner == i] - 1).tolist()
+def test_trapezoid_ap_equals_revisitop() -> None:
+    runs, result = random_runs()
+    for i, value in enumerate(measures.average_precision_by_trapezoids(result)):
+        ranks = (result.ranks[result.owner == i] - 1).tolist()
         assert value == pytest.approx(compute_ap(ranks, int((runs[i]["gains"] > 0).sum())))
 
 
@@ -145,10 +145,10 @@ hit_lists = st.lists(st.lists(st.booleans(), min_size=1, max_size=30), min_size=
 
 @quick
 @given(hit_lists, st.integers(0, 5), st.sampled_from(CUTOFFS))
-def test_rates_are_their_definitions(lists: Lists, missed: int, k: int) -> None:
-    found = of_lists(lists, missed)
-    recall, precision = measures.recall(found, k), measures.precision(found, k)
-    fiar, firr = measures.false_acceptance(found, k), measures.false_rejection(found, k)
+def test_rates_equal_their_definitions(lists: Lists, missed: int, k: int) -> None:
+    result = of_lists(lists, missed)
+    recall, precision = measures.recall(result, k), measures.precision(result, k)
+    fiar, firr = measures.false_acceptance(result, k), measures.false_rejection(result, k)
     for i, hits in enumerate(lists):
         a, b = sum(hits[:k]), hits[:k].count(False)
         c = sum(hits) + missed - a
@@ -174,22 +174,20 @@ WHOLE = [
 @pytest.mark.parametrize("measure", WHOLE)
 @quick
 @given(hits=st.lists(st.booleans(), min_size=1, max_size=30), missed=st.integers(0, 5))
-def test_order_decides(measure, hits: list[bool], missed: int) -> None:  # type: ignore[no-untyped-def]
+def test_metrics_depend_on_order_only(measure, hits: list[bool], missed: int) -> None:  # type: ignore[no-untyped-def]
     hits[0] = True
     best, worst = sorted(hits, reverse=True), sorted(hits)
     lists = [hits, best, worst, [*hits, False, False]]
     value, perfect, reverse, with_tail = measure(of_lists(lists, missed))
     assert 0 <= reverse <= value <= perfect <= 1
-    assert with_tail == value  # what is irrelevant at the end changes nothing
+    assert with_tail == value  # irrelevant images at the end change nothing
     if not missed:
         assert perfect == 1
 
 
 @quick
 @given(st.lists(st.booleans(), min_size=1, max_size=30), st.integers(0, 5))
-def test_interpolated_precision_is_the_best_at_no_less_recall(
-    hits: list[bool], missed: int
-) -> None:
+def test_interpolated_precision_is_the_best_at_higher_recall(hits: list[bool], missed: int) -> None:
     hits[-1] = True
     r = sum(hits) + missed
     points = [(sum(hits[:k]) / r, sum(hits[:k]) / k) for k in range(1, len(hits) + 1)]
@@ -199,7 +197,7 @@ def test_interpolated_precision_is_the_best_at_no_less_recall(
         assert value == pytest.approx(max(reached, default=0))
 
 
-def test_a_perfect_ranking_has_the_greatest_gain() -> None:
+def test_ndcg_of_a_perfect_ranking_is_one() -> None:
     worth = np.random.default_rng(0).random(40)
     everyone = np.ones(40, bool)
     rows = [ranked(everyone, s, everyone, everyone, worth) for s in (worth, -worth)]
@@ -208,68 +206,68 @@ def test_a_perfect_ranking_has_the_greatest_gain() -> None:
     assert reverse < 0.5
 
 
-def test_without_gains_there_is_no_ndcg() -> None:
-    (judged,) = judge(counts_table(20, gains=False))
-    ndcg = {key: m.value for key, m in judged.measures.items() if key.name == "ndcg"}
+def test_ndcg_without_gains_is_absent() -> None:
+    (evaluation,) = judge(counts_table(20, gains=False))
+    ndcg = {key: m.value for key, m in evaluation.measures.items() if key.name == "ndcg"}
     assert ndcg
     assert set(ndcg.values()) == {None}
 
 
-def value(judged: Evaluation, name: str, k: int = 0, **key: str) -> float | None:
-    return judged.measures[Key(name, "m", k=k, **key)].value
+def value(evaluation: Evaluation, name: str, k: int = 0, **key: str) -> float | None:
+    return evaluation.measures[Key(name, "m", k=k, **key)].value
 
 
-def test_the_average_retrieval_rate_is_pooled() -> None:
+def test_average_retrieval_rate_is_pooled() -> None:
     lists = [[True, False], [True] + [False] * 8 + [True] * 9]
-    found = of_lists(lists)
-    judged = measures.measure([found])
-    assert value(judged, "arr", 1) == 2 / 11
-    assert value(judged, "recall", 1) == pytest.approx((1 + 1 / 10) / 2)
+    result = of_lists(lists)
+    evaluation = measures.measure([result])
+    assert value(evaluation, "arr", 1) == 2 / 11
+    assert value(evaluation, "recall", 1) == pytest.approx((1 + 1 / 10) / 2)
     same_size = measures.measure([of_lists([[True, False, True], [False, True, True]])])
     for k in CUTOFFS:
         assert value(same_size, "arr", k) == pytest.approx(value(same_size, "recall", k))
 
 
-def test_a_query_that_has_nothing_to_find_has_no_part_in_any_figure() -> None:
+def test_query_without_relevant_images_is_left_out() -> None:
     with_it = measures.measure([of_lists([[True, False], [False, False], [False, True]])])
     without = measures.measure([of_lists([[True, False], [False, True]])])
     figures = {e.key: e for e in with_it.estimates(draws=5)}
     assert len(with_it.units) == 3
     for expected in without.estimates(draws=5):
-        found: Estimate = figures[expected.key]
-        assert (found.value, found.units) == (expected.value, expected.units), expected.key
+        result: Estimate = figures[expected.key]
+        assert (result.value, result.units) == (expected.value, expected.units), expected.key
 
 
-def test_nothing_retrieved_is_nothing_found_and_nothing_falsely_accepted() -> None:
+def test_empty_results_have_no_false_acceptance() -> None:
     sizes = {"candidates": 9, "retrieved": 0, "relevant": 3}
-    (judged,) = judge(table([{**sizes, "ranks": [], "gains": [], "ideal": []}]))
+    (evaluation,) = judge(table([{**sizes, "ranks": [], "gains": [], "ideal": []}]))
     for name, k in (("map", 0), ("r_precision", 0), ("precision", 10), ("candidates_left", 0)):
-        assert value(judged, name, k) == 0
-    assert (value(judged, "firr", 10), value(judged, "relevant_lost")) == (1, 1)
-    assert value(judged, "fiar", 10) is None
+        assert value(evaluation, name, k) == 0
+    assert (value(evaluation, "firr", 10), value(evaluation, "relevant_lost")) == (1, 1)
+    assert value(evaluation, "fiar", 10) is None
 
 
-def test_a_kept_query_does_not_bring_others_into_the_figures() -> None:
-    """Alone in its class, it is relevant to itself only."""
+def test_query_kept_evaluates_the_same_queries() -> None:
+    """A query that is alone in its class is relevant to itself only."""
     counts = counts_table(8, settings=("", KEPT.name))
-    (judged,) = judge(counts)
+    (evaluation,) = judge(counts)
     alone = {row["query"] for row in counts.to_pylist() if not row["relevant"]}
     assert alone
-    units = {_taking_part(judged, Key("map", "image Pearson", setting=s)) for s in ("", KEPT.name)}
+    units = {_queries(evaluation, Key("map", "image Pearson", setting=s)) for s in ("", KEPT.name)}
     assert units == {8 - len(alone)}
 
 
-def _taking_part(judged: Evaluation, key: Key) -> int:
-    return int(judged.measures[key].denominator.sum())
+def _queries(evaluation: Evaluation, key: Key) -> int:
+    return int(evaluation.measures[key].denominator.sum())
 
 
-def test_classes_divide_the_queries() -> None:
+def test_class_metrics_add_up_to_all_queries() -> None:
     counts = counts_table(40)
-    (judged,) = judge(counts)
-    everything = judged.measures[Key("map", "image Pearson")]
+    (evaluation,) = judge(counts)
+    everything = evaluation.measures[Key("map", "image Pearson")]
     parts = [
         m
-        for key, m in judged.measures.items()
+        for key, m in evaluation.measures.items()
         if key.cls and key == Key("map", "image Pearson", cls=key.cls)
     ]
     assert len(parts) == len(set(counts["class"].to_pylist()))
@@ -277,18 +275,18 @@ def test_classes_divide_the_queries() -> None:
     assert sum(m.denominator for m in parts) == pytest.approx(everything.denominator)
 
 
-def test_rows_in_any_order_give_the_same_figures() -> None:
+def test_counts_in_any_order_give_the_same_metrics() -> None:
     counts = counts_table(20)
     (expected,) = judge(counts)
     order = np.random.default_rng(0).permutation(len(counts))
-    (found,) = judge(counts.take(order))
-    assert found.units == expected.units == tuple(sorted(found.units))
-    assert {k: m.value for k, m in found.measures.items()} == {
+    (result,) = judge(counts.take(order))
+    assert result.units == expected.units == tuple(sorted(result.units))
+    assert {k: m.value for k, m in result.measures.items()} == {
         k: m.value for k, m in expected.measures.items()
     }
 
 
-def test_what_is_not_a_counts_table_is_refused() -> None:
+def test_read_rankings_refuses_other_tables() -> None:
     counts = counts_table(10)
     with pytest.raises(InputError, match="ranks"):
         judge(counts.drop_columns("ranks"))

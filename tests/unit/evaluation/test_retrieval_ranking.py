@@ -1,4 +1,4 @@
-"""Rankings and counts: against literal transcriptions, against SQL, and whatever the blocks."""
+"""Tests of rankings and counts against literal transcriptions and SQL, in any block."""
 
 import math
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ matrices = arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(2, 40)), 
 
 
 def collection(n: int, seed: int, words: int = 2) -> Collection:
-    """Random images of two classes: few different values, so that many scores are equal."""
+    """Return random images of two classes with few values, so that many scores are equal."""
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(4, [0.4, 0.4, 0.2], n)
     members = {k: rng.permutation(np.flatnonzero(counts[:, k])) for k in (1, 2)}
@@ -75,7 +75,7 @@ def collection(n: int, seed: int, words: int = 2) -> Collection:
 
 
 def with_masks(images: Collection, seed: int) -> GroundTruth:
-    """Three groups and images in none; gains by masks."""
+    """Return three groups, images in none, and gains by masks."""
     rng = np.random.default_rng(seed + 1)
     group = rng.integers(-1, 3, len(images))
     masks = rng.integers(-(2**63), 2**63, (len(images), 2)) * rng.integers(0, 2, (len(images), 1))
@@ -189,37 +189,37 @@ KNOWN = [name for name in BASE_METHODS if name != "random"]
 
 
 def check(images: Collection, truth: GroundTruth, rows: NDArray[np.int64]) -> None:
-    found = count_block(rows, images, truth, KNOWN, OF)
-    assert found.schema == COUNTS
+    result = count_block(rows, images, truth, KNOWN, OF)
+    assert result.schema == COUNTS
     expected = [
         literal_row(images, truth, method, setting, int(q))
         for method in KNOWN
         for setting in OF
         for q in rows
     ]
-    assert found.to_pylist() == expected
+    assert result.to_pylist() == expected
 
 
 @quick
 @given(st.integers(2, 14), st.integers(0, 10**6))
 @pytest.mark.slow
-def test_counts_are_those_of_a_literal_transcription(n: int, seed: int) -> None:
+def test_count_block_equals_a_literal_transcription(n: int, seed: int) -> None:
     images = collection(n, seed)
     check(images, with_masks(images, seed), np.arange(n))
 
 
-def test_only_the_first_hundred_are_ranked_again_and_have_gains() -> None:
+def test_count_block_reranks_and_has_gains_of_the_first_100() -> None:
     images = collection(160, 7)
     check(images, with_masks(images, 7), np.array([3, 50]))
 
 
-# --- what a block may not change ---------------------------------------------------------------
+# --- independence of the block ---------------------------------------------------------------
 
 
 @quick
 @given(matrices, st.integers(0, 2**32))
 @pytest.mark.slow
-def test_products_do_not_depend_on_the_block(features: NDArray[np.float32], seed: int) -> None:
+def test_dots_are_independent_of_the_block(features: NDArray[np.float32], seed: int) -> None:
     rng = np.random.default_rng(seed)
     many = np.vstack([features, features[::-1], rng.random((300, features.shape[1]), np.float32)])
     for prepare in (similarity.standardised, similarity.normalised):
@@ -236,17 +236,17 @@ def test_products_do_not_depend_on_the_block(features: NDArray[np.float32], seed
 
 @quick
 @given(matrices)
-def test_products_are_exact_to_thirteen_places(features: NDArray[np.float32]) -> None:
-    found = similarity.dots(features, features, similarity.standardised)
+def test_dots_are_exact_to_13_places(features: NDArray[np.float32]) -> None:
+    result = similarity.dots(features, features, similarity.standardised)
     for i, x in enumerate(features):
         for j, y in enumerate(features):
             expected = math.nan if np.ptp(x) == 0 or np.ptp(y) == 0 else literal_pearson(x, y)
-            assert found[i, j] == pytest.approx(expected, abs=1e-13, nan_ok=True)
+            assert result[i, j] == pytest.approx(expected, abs=1e-13, nan_ok=True)
 
 
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.slow
-def test_many_blocks_count_what_one_counts() -> None:
+def test_count_queries_is_independent_of_the_block_size() -> None:
     images = collection(60, 1)
     truth, rows, methods = with_masks(images, 1), np.arange(0, 60, 2), BASE_METHODS
     grids = [(methods, OF), (("cosine", "euclidean"), (PLAIN, Setting(neighbours="pearson")))]
@@ -260,14 +260,14 @@ def test_many_blocks_count_what_one_counts() -> None:
 
 @pytest.fixture(scope="module")
 def run(index: str, scenes: Path) -> RetrievalRun:
-    """All methods and settings on the index of the scenes."""
+    """A run of all methods and settings on the index of the scenes."""
     truth = Masks(str(scenes / "masks"), str(scenes / "classes.json"))
     return run_retrieval(RetrievalOptions(index, truth))
 
 
 @pytest.fixture(scope="module")
 def con(index: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """SQL on that index."""
+    """A connection to that index."""
     with segrec_batch.connect(index) as connection:
         yield connection
 
@@ -297,24 +297,24 @@ def sql(con: duckdb.DuckDBPyConnection, query: str, arguments: str) -> list[str]
     ],
     ids=lambda value: value.name if isinstance(value, Setting) else None,
 )  # fmt: skip
-def test_the_first_are_those_that_sql_recommends(
+def test_first_hits_equal_sql_recommend(
     run: RetrievalRun, con: duckdb.DuckDBPyConnection, method: str, setting: Setting, arguments: str
 ) -> None:
     queries = run.images.ids.to_pylist()
-    found = first_hits(run, method, queries, 9, setting)
+    result = first_hits(run, method, queries, 9, setting)
     some = 0
     for i, query in enumerate(queries):
         k = run.images.dominant[i]
         if "{}" in arguments and not k:
-            assert found[query] == []
+            assert result[query] == []
             continue
         expected = sql(con, query, arguments.format(("", *run.images.classes)[k]))
-        assert [hit.image_id for hit in found[query]] == expected
+        assert [hit.image_id for hit in result[query]] == expected
         some += len(expected)
     assert some > len(queries)
 
 
-def test_equal_features_are_ranked_by_image_id_as_in_sql(tmp_path: Path) -> None:
+def test_first_hits_break_ties_by_image_id_like_sql(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     features = rng.random((40, 512), np.float32)
     features[10:30] = features[rng.integers(0, 3, 20)]
@@ -334,7 +334,7 @@ def test_equal_features_are_ranked_by_image_id_as_in_sql(tmp_path: Path) -> None
             assert [hit.image_id for hit in hits] == sql(con, query, "")
 
 
-def test_all_counts_of_a_run_are_consistent(run: RetrievalRun) -> None:
+def test_run_counts_are_consistent(run: RetrievalRun) -> None:
     rows = run.counts.to_pylist()
     n = len(run.images)
     queries = set(run.images.ids.take(pa.array(run.truth.queries(1000, 0))).to_pylist())
@@ -363,7 +363,9 @@ def test_all_counts_of_a_run_are_consistent(run: RetrievalRun) -> None:
             assert row["ranks"][0] == 1
 
 
-def test_a_query_cache_gives_the_same_counts(index: str, run: RetrievalRun, tmp_path: Path) -> None:
+def test_run_of_a_query_cache_has_equal_counts(
+    index: str, run: RetrievalRun, tmp_path: Path
+) -> None:
     cache = str(tmp_path / "cache.duckdb")
     refresh_cache(index, cache)
     again = run_retrieval(replace(run.options, index=cache, methods=("region", "sign-bits")))
@@ -373,14 +375,14 @@ def test_a_query_cache_gives_the_same_counts(index: str, run: RetrievalRun, tmp_
     assert again.notice is not None
 
 
-def test_chance_is_drawn_for_each_query_and_again_the_same(run: RetrievalRun) -> None:
+def test_random_scores_are_reproducible_by_query(run: RetrievalRun) -> None:
     rows = np.arange(len(run.images))
     drawn = score("random", rows, run.images).values
     assert np.array_equal(score("random", rows[3:5], run.images).values, drawn[3:5])
     assert len(np.unique(drawn)) == drawn.size
 
 
-def test_sql_is_timed_for_the_methods_that_it_has(run: RetrievalRun) -> None:
+def test_latencies_cover_the_methods_of_sql(run: RetrievalRun) -> None:
     timed = [(latency.method, latency.setting) for latency in run.latencies]
     assert timed == [
         ("pearson", ""), ("pearson", "ε 0.9"), ("pearson", "σ 0.29–0.96"), ("region", ""),
@@ -393,7 +395,7 @@ def test_sql_is_timed_for_the_methods_that_it_has(run: RetrievalRun) -> None:
         assert 0 < latency.queries <= 20
 
 
-def test_an_index_without_foreground_has_rankings_but_no_regions() -> None:
+def test_count_block_without_foreground_has_no_regions() -> None:
     images = collection(8, 2)
     bare = np.zeros_like(images.coverages)
     bare[:, 0] = 1
@@ -411,7 +413,7 @@ def test_an_index_without_foreground_has_rankings_but_no_regions() -> None:
 # --- arguments ---------------------------------------------------------------------------------
 
 
-def test_methods_are_named() -> None:
+def test_resolve_methods_keeps_the_order_of_names() -> None:
     assert resolve_methods(["all"], []) == BASE_METHODS
     assert resolve_methods(["cosine", "pearson", "cosine"], []) == ("cosine", "pearson")
     with pytest.raises(InputError, match=r"no method 'person'; there are pearson, cosine"):
@@ -423,13 +425,13 @@ def test_methods_are_named() -> None:
 @pytest.mark.parametrize(
     ("windows", "epsilons"), [([(0.5, 0.2)], []), ([(-1, 1)], []), ([(0, 1.5)], []), ([], [2.5])]
 )
-def test_filters_out_of_range_are_refused(
+def test_filter_settings_refuse_values_out_of_range(
     windows: list[tuple[float, float]], epsilons: list[float]
 ) -> None:
     with pytest.raises(InputError, match=r"give 0 <=|is 0 to 2"):
         filter_settings(windows, epsilons)
 
 
-def test_an_image_that_is_not_there_is_an_input_error(run: RetrievalRun) -> None:
+def test_first_hits_refuse_an_unknown_image_id(run: RetrievalRun) -> None:
     with pytest.raises(InputError, match="nobody is not an image_id"):
         first_hits(run, "pearson", ["nobody"], 3)

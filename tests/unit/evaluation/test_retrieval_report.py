@@ -1,4 +1,4 @@
-"""The page of the retrieval report: what it has, and that it follows from the counts."""
+"""Tests of the retrieval report: its sections, values and files."""
 
 import html
 import json
@@ -76,29 +76,27 @@ def titles(report: Report) -> list[str]:
     return [section.title for section in report.sections]
 
 
-def test_the_files_hold_what_the_counts_say(
+def test_report_files_follow_from_the_counts(
     counts: pa.Table, report: Report, tmp_path: Path
 ) -> None:
     report.write(str(tmp_path))
     metrics = read_metrics(str(tmp_path))
     again = read_counts(str(tmp_path / "metrics.json"))
     assert again is not None
-    (judged,) = judge(again)
+    (evaluation,) = judge(again)
     figures = {
         Key(m["measure"], m["method"], m["split"], m["setting"], m["class"], m["k"]): m
         for m in metrics["measures"]
     }
     assert len(figures) > 500
-    for estimate in judged.estimates(seed=3):
+    for estimate in evaluation.estimates(seed=3):
         m = figures.pop(estimate.key)
         assert (estimate.value, estimate.low, estimate.high) == (m["value"], m["low"], m["high"])
     assert figures == {}
     assert pq.read_table(tmp_path / "metrics.parquet").num_rows == len(metrics["measures"])
 
 
-def test_the_page_has_every_section_and_says_what_the_figures_are(
-    report: Report, tmp_path: Path
-) -> None:
+def test_page_has_all_sections_and_definitions(report: Report, tmp_path: Path) -> None:
     report.write(str(tmp_path))
     page = html.unescape((tmp_path / "report.html").read_text())
     assert titles(report) == ALL
@@ -109,7 +107,7 @@ def test_the_page_has_every_section_and_says_what_the_figures_are(
     assert page.count("of equal scores the smaller image_id") == 1  # provenance stands once
 
 
-def test_details_are_for_programs(report: Report) -> None:
+def test_details_hold_curves_pairs_and_latency(report: Report) -> None:
     details = json.loads(json.dumps(report.details, allow_nan=False))
     assert details["queries"] == {"all": 60, "without_relevant": 0}
     assert details["latency"][0]["ratio"] == 0.75
@@ -123,12 +121,12 @@ def test_details_are_for_programs(report: Report) -> None:
 
 
 def _value(report: Report, key: Key) -> float:
-    (found,) = (e.value for e in report.estimates if e.key == key)
-    assert found is not None
-    return found
+    (result,) = (e.value for e in report.estimates if e.key == key)
+    assert result is not None
+    return result
 
 
-def test_what_the_counts_have_nothing_for_is_left_out() -> None:
+def test_report_leaves_out_sections_without_counts() -> None:
     counts = counts_table(20, methods=METHODS[:1], settings=("",), gains=False)
     blank = pa.array([""] * len(counts))
     place = COUNTS.get_field_index("class")
@@ -140,7 +138,7 @@ def test_what_the_counts_have_nothing_for_is_left_out() -> None:
     assert "nDCG@10" not in table.header
 
 
-def test_a_method_that_cannot_be_filtered_is_said_not_to_run() -> None:
+def test_filter_tables_name_methods_that_were_not_run() -> None:
     counts = counts_table(20, settings=("", "σ 0.29–0.96", "ε 0.5"))
     one = [r for r in counts.to_pylist() if r["method"] != METHODS[1] or not r["setting"]]
     report = build_report(pa.Table.from_pylist(one, COUNTS), provenance(), TRUTH)
@@ -154,7 +152,7 @@ def test_a_method_that_cannot_be_filtered_is_said_not_to_run() -> None:
         assert set(others) == {"not run"}
 
 
-def test_many_methods_are_told_apart() -> None:
+def test_plots_of_many_methods_show_the_best() -> None:
     counts = counts_table(12, settings=("", "σ 0.29–0.96", "ε 0.5", "ε 0.9"))
     names = counts["method"].to_pylist()
     place = COUNTS.get_field_index("method")
@@ -180,7 +178,7 @@ def test_many_methods_are_told_apart() -> None:
     assert len(report.details["significance"]) == 36
 
 
-def test_series_that_share_a_colour_have_other_signs() -> None:
+def test_line_plot_marks_series_of_one_colour_differently() -> None:
     lines = {f"m{i}": Line([0, 1], [i, i]) for i in range(24)}
     svg = line_plot(lines, "x", "y", y_range=None)
     uses = re.findall(r"<use [^>]*?href=\"#(\w+)\"[^>]*?style=\"([^\"]*)\"", svg)
@@ -189,7 +187,7 @@ def test_series_that_share_a_colour_have_other_signs() -> None:
     assert len(marks) == 24
 
 
-def test_a_filter_loses_what_it_drops(counts: pa.Table, report: Report) -> None:
+def test_relevant_lost_is_the_share_that_a_filter_drops(counts: pa.Table, report: Report) -> None:
     key = Key("relevant_lost", METHODS[0], setting="ε 0.5")
     lost = [
         1 - len(row["ranks"]) / row["relevant"]
@@ -199,7 +197,7 @@ def test_a_filter_loses_what_it_drops(counts: pa.Table, report: Report) -> None:
     assert 0 < _value(report, key) == pytest.approx(sum(lost) / len(lost))
 
 
-def test_a_sweep_is_drawn_with_the_level_it_is_compared_with() -> None:
+def test_line_plot_draws_the_level_of_comparison() -> None:
     def colours(level: float | None) -> int:
         lines = {"a": Line([0.3, 0.9], [0.2, 0.4], level=level), "b": Line([0.3], [float("nan")])}
         svg = line_plot(lines, "ε", "mAP")
@@ -209,7 +207,7 @@ def test_a_sweep_is_drawn_with_the_level_it_is_compared_with() -> None:
     assert colours(0.5) == colours(None) + 1
 
 
-def test_long_labels_do_not_run_into_each_other() -> None:
+def test_heat_map_tilts_long_labels() -> None:
     def tilted(columns: list[str]) -> bool:
         return "rotate(-35" in heat_map(np.zeros((1, len(columns))), ["x"], columns, "y", "x")
 
@@ -217,18 +215,18 @@ def test_long_labels_do_not_run_into_each_other() -> None:
     assert tilted(["Pearson, then mask IoU"] * 5)
 
 
-def test_the_terminal_shows_the_methods(report: Report) -> None:
+def test_headline_has_a_row_for_each_method(report: Report) -> None:
     table = report.headline
     assert [row[0] for row in table.texts()] == METHODS
     assert table.header[1] == "mAP"
     assert table.texts(interval=False)[0][1] == f"{_value(report, Key('map', METHODS[0])):.3f}"
 
 
-def test_best_and_worst_are_chosen_by_average_precision_then_by_name(counts: pa.Table) -> None:
-    (judged,) = judge(counts)
-    ap = judged.measures[Key("map", METHODS[0])].numerator[:, 0]
+def test_best_and_worst_are_by_ap_then_by_name(counts: pa.Table) -> None:
+    (evaluation,) = judge(counts)
+    ap = evaluation.measures[Key("map", METHODS[0])].numerator[:, 0]
     names = average_precisions(counts, METHODS[0])
-    assert names == dict(zip(judged.units, ap, strict=True))
+    assert names == dict(zip(evaluation.units, ap, strict=True))
     best, worst = best_and_worst(names)
     assert best == sorted(names, key=lambda q: (-names[q], q))[:3]
     assert worst == sorted(names, key=lambda q: (names[q], q))[:3]
@@ -239,7 +237,7 @@ def test_best_and_worst_are_chosen_by_average_precision_then_by_name(counts: pa.
         average_precisions(counts, "nothing like it")
 
 
-def test_examples_show_what_was_found_and_what_is_gone(report: Report) -> None:
+def test_galleries_show_results_and_missing_images(report: Report) -> None:
     (gallery,) = report.sections[-1].items
     assert isinstance(gallery, Gallery)
     assert "image Pearson" in gallery.caption
@@ -251,7 +249,7 @@ def test_examples_show_what_was_found_and_what_is_gone(report: Report) -> None:
     assert [p.image and p.image.size for p in images] == [(240, 160), (240, 160), None]
 
 
-def test_counts_that_judge_nothing_are_refused() -> None:
+def test_build_report_refuses_counts_without_queries() -> None:
     counts = counts_table(20, settings=("ε 0.5",))
     with pytest.raises(InputError, match="without rankings under the plain setting: image Pearson"):
         build_report(counts, provenance(), TRUTH)

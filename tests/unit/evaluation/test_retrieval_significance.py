@@ -1,4 +1,4 @@
-"""Whether two methods differ: the randomisation test and its correction."""
+"""Tests of the comparison of methods: the randomisation test and its correction."""
 
 import numpy as np
 import pytest
@@ -23,22 +23,22 @@ def of_scipy(differences: np.ndarray, draws: int) -> float:
 
 
 @pytest.mark.parametrize("n", [2, 3, 8])
-def test_few_queries_are_tested_exactly(n: int) -> None:
+def test_randomisation_test_of_few_queries_is_exact(n: int) -> None:
     differences = np.random.default_rng(n).normal(0.3, 0.5, (n, 3))
     exact = [of_scipy(column, 9999) for column in differences.T]
     assert randomisation_test(differences) == pytest.approx(exact)
 
 
-def test_many_queries_are_tested_by_draws() -> None:
+def test_randomisation_test_of_many_queries_draws_signs() -> None:
     differences = np.random.default_rng(0).normal((0.0, 0.04, 0.08, 1.0), 0.5, (200, 4))
     theirs = [of_scipy(column, 4999) for column in differences.T]
-    found = randomisation_test(differences, draws=4999)
-    assert found == pytest.approx(theirs, abs=0.03)
-    assert found[-1] == 1 / 5000
-    assert (randomisation_test(differences, draws=4999) == found).all()
+    result = randomisation_test(differences, draws=4999)
+    assert result == pytest.approx(theirs, abs=0.03)
+    assert result[-1] == 1 / 5000
+    assert (randomisation_test(differences, draws=4999) == result).all()
 
 
-def test_methods_that_agree_do_not_differ() -> None:
+def test_randomisation_test_of_equal_methods_is_one() -> None:
     assert randomisation_test(np.zeros((50, 1))) == [1]
     one_query = np.zeros((50, 1))
     one_query[0] = 0.9
@@ -46,24 +46,24 @@ def test_methods_that_agree_do_not_differ() -> None:
     assert randomisation_test(one_query[:1]) == [1]
 
 
-def test_p_is_uniform_where_there_is_no_difference() -> None:
+def test_randomisation_test_is_uniform_without_difference() -> None:
     p = randomisation_test(np.random.default_rng(3).normal(size=(30, 400)), draws=999)
     assert np.quantile(p, [0.05, 0.5, 0.95]) == pytest.approx([0.05, 0.5, 0.95], abs=0.06)
 
 
-def test_all_pairs_are_compared_on_the_queries_that_take_part() -> None:
-    (judged,) = judge(counts_table(60))
+def test_compare_methods_covers_all_pairs() -> None:
+    (evaluation,) = judge(counts_table(60))
     methods = ["region Pearson", "image Pearson", "semantic histogram"]
-    pairs = compare_methods(judged, methods)
+    pairs = compare_methods(evaluation, methods)
     assert [(c.a, c.b) for c in pairs] == [
         (methods[0], methods[1]),
         (methods[0], methods[2]),
         (methods[1], methods[2]),
     ]
     for c in pairs:
-        a, b = (judged.measures[Key("map", m)].value for m in (c.a, c.b))
+        a, b = (evaluation.measures[Key("map", m)].value for m in (c.a, c.b))
         assert c.difference.value == pytest.approx((a or 0) - (b or 0))
         assert c.difference.low is not None
         assert c.difference.low > 0  # they were made of different strengths
         assert c.p <= c.p_holm < 0.05
-    assert compare_methods(judged, methods[:1]) == []
+    assert compare_methods(evaluation, methods[:1]) == []

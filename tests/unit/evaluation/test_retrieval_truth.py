@@ -1,4 +1,4 @@
-"""Ground truths: folders, pairs in a file, labelled masks."""
+"""Tests of ground truths: folders, pairs in a file, label masks."""
 
 import json
 from dataclasses import replace
@@ -17,7 +17,7 @@ URIS = ["/p/x/a.jpg", "/p/x/b.jpg", "/p/y/a.jpg", "/p/y/c.jpg", "/p/y/d.jpg", "/
 
 
 def images(uris: list[str]) -> Collection:
-    """Images of an index, of which only the names matter; their ids are in order."""
+    """Return images of an index with names only; their ids are in order."""
     import pyarrow as pa
 
     ids, n = pa.array([f"{i:02x}" for i in range(len(uris))]), len(uris)
@@ -29,16 +29,16 @@ def images(uris: list[str]) -> Collection:
 
 
 def relevant(truth: GroundTruth) -> list[list[int]]:
-    """For each image the others that are relevant to it."""
+    """Return for each image the others that are relevant to it."""
     n = len(truth.relevance.counts())
-    found = truth.relevance.matrix(np.arange(n))
-    assert found.diagonal().all()
-    np.fill_diagonal(found, False)
-    assert found.sum(axis=1).tolist() == truth.relevance.counts().tolist()
-    return [np.flatnonzero(line).tolist() for line in found]
+    result = truth.relevance.matrix(np.arange(n))
+    assert result.diagonal().all()
+    np.fill_diagonal(result, False)
+    assert result.sum(axis=1).tolist() == truth.relevance.counts().tolist()
+    return [np.flatnonzero(line).tolist() for line in result]
 
 
-def test_a_folder_is_its_whole_path_and_its_name_is_the_class() -> None:
+def test_folders_group_by_path_and_name_the_class() -> None:
     truth = Folders().read(images(URIS))
     assert relevant(truth) == [[1], [0], [3, 4], [2, 4], [2, 3], []]
     assert [truth.class_name(i) for i in range(6)] == ["x", "x", "y", "y", "y", "y"]
@@ -46,7 +46,7 @@ def test_a_folder_is_its_whole_path_and_its_name_is_the_class() -> None:
     assert truth.gains(np.arange(2)) is None
 
 
-def test_queries_are_a_sample_drawn_with_a_seed_in_order() -> None:
+def test_queries_are_a_sorted_sample_by_seed() -> None:
     truth = Folders().read(images([f"/p/{i % 9}/{i}.jpg" for i in range(300)]))
     drawn = truth.queries(50, 3)
     assert len(np.unique(drawn)) == 50
@@ -55,7 +55,7 @@ def test_queries_are_a_sample_drawn_with_a_seed_in_order() -> None:
     assert not np.array_equal(drawn, truth.queries(50, 4))
 
 
-def test_without_anything_relevant_there_is_no_query() -> None:
+def test_queries_refuse_images_without_relevant_ones() -> None:
     with pytest.raises(InputError, match="no image has a relevant image"):
         Folders().read(images(["/a/1.jpg", "/b/2.jpg"])).queries(10, 0)
 
@@ -68,7 +68,7 @@ def pairs(tmp_path: Path, text: str) -> GroundTruth:
     return Pairs(str(tmp_path / "pairs.csv")).read(images(URIS))
 
 
-def test_pairs_name_images_by_id_uri_or_its_end(tmp_path: Path) -> None:
+def test_pairs_accept_image_id_uri_and_end_of_uri(tmp_path: Path) -> None:
     text = "\ufeffquery,relevant\r\n00,/p/x/b.jpg\r\nc.jpg,y/a.jpg\n\n04,04\n00,b.jpg\n"
     truth = pairs(tmp_path, text + '"c.jpg","x/a.jpg"\n')
     assert relevant(truth) == [[1], [], [], [0, 2], [], []]
@@ -77,14 +77,14 @@ def test_pairs_name_images_by_id_uri_or_its_end(tmp_path: Path) -> None:
     assert truth.details["pairs"] == 3
 
 
-def test_pairs_name_images_however_their_accents_are_stored(tmp_path: Path) -> None:
+def test_pairs_accept_composed_and_decomposed_accents(tmp_path: Path) -> None:
     nfc, nfd = "caf\u00e9", "cafe\u0301"
     (tmp_path / "pairs.csv").write_text(f"query,relevant\nx/{nfc}.jpg,b.jpg\nb.jpg,{nfd}.png\n")
     listed = images([f"/p/x/{nfd}.jpg", "/p/b.jpg", f"/p/{nfd}.png", f"/p/{nfc}.png"])
     assert relevant(Pairs(str(tmp_path / "pairs.csv")).read(listed)) == [[1], [2], [], []]
 
 
-def test_pairs_may_give_the_class_of_the_query(tmp_path: Path) -> None:
+def test_pairs_read_the_class_of_the_query(tmp_path: Path) -> None:
     truth = pairs(tmp_path, "query,relevant,class\n00,01,cars\n00,03,cars\n05,00,trees\n")
     assert [truth.class_name(i) for i in (0, 1, 5)] == ["cars", "", "trees"]
 
@@ -104,17 +104,13 @@ def test_pairs_may_give_the_class_of_the_query(tmp_path: Path) -> None:
         ('query,relevant\n"00,01\n', "line 2: unexpected end of data"),
     ],
 )
-def test_a_bad_file_of_pairs_is_an_input_error_with_the_line(
-    text: str, message: str, tmp_path: Path
-) -> None:
+def test_pairs_refuse_a_bad_line_with_its_number(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         pairs(tmp_path, text)
 
 
 @pytest.mark.parametrize("content", [None, b"query,relevant\n\xff,00\n"])
-def test_an_unreadable_file_of_pairs_is_an_input_error(
-    content: bytes | None, tmp_path: Path
-) -> None:
+def test_pairs_refuse_an_unreadable_file(content: bytes | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "pairs.csv").write_bytes(content)
     with pytest.raises(InputError, match=r"pairs\.csv: not a readable"):
@@ -147,9 +143,7 @@ def masks(tmp_path: Path) -> Masks:
 LABELLED = [f"s3://bucket/p{i}.jpg" for i in range(6)]
 
 
-def test_relevant_is_the_same_dominant_class(
-    masks: Masks, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_masks_group_by_dominant_class(masks: Masks, capsys: pytest.CaptureFixture[str]) -> None:
     truth = masks.read(images(LABELLED))
     assert relevant(truth) == [[1], [0], [3], [2], [], []]
     assert [truth.class_name(i) for i in range(6)] == ["car", "car", "tree", "tree", "", ""]
@@ -173,7 +167,7 @@ def test_gains_are_overlaps_of_all_classes_together(masks: Masks) -> None:
     assert np.array_equal(gains, gains.T)
 
 
-def test_a_window_takes_shares_of_what_is_not_void(masks: Masks) -> None:
+def test_masks_window_takes_shares_without_void(masks: Masks) -> None:
     truth = replace(masks, window=(0.3, 0.5)).read(images(LABELLED))
     assert [truth.class_name(i) for i in range(6)] == ["car", "", "tree", "tree", "", ""]
     assert relevant(truth) == [[], [], [3], [2], [], []]
@@ -181,12 +175,12 @@ def test_a_window_takes_shares_of_what_is_not_void(masks: Masks) -> None:
         replace(masks, window=(0.5, 0.3)).read(images(LABELLED))
 
 
-def test_a_fingerprint_tells_labels_apart(masks: Masks) -> None:
-    found = masks.read(images(LABELLED))
-    assert masks.read(images(LABELLED)).fingerprint == found.fingerprint
-    assert replace(masks, window=(0, 0.9)).read(images(LABELLED)).fingerprint != found.fingerprint
+def test_fingerprint_depends_on_the_labels(masks: Masks) -> None:
+    result = masks.read(images(LABELLED))
+    assert masks.read(images(LABELLED)).fingerprint == result.fingerprint
+    assert replace(masks, window=(0, 0.9)).read(images(LABELLED)).fingerprint != result.fingerprint
     write_png(Path(masks.masks) / "p0.png", np.ones((64, 64), np.uint8))
-    assert masks.read(images(LABELLED)).fingerprint != found.fingerprint
+    assert masks.read(images(LABELLED)).fingerprint != result.fingerprint
     folders = {Folders().read(images(uris)).fingerprint for uris in (URIS, URIS[:5], LABELLED)}
     assert len(folders) == 3
 
@@ -198,25 +192,25 @@ def test_a_fingerprint_tells_labels_apart(masks: Masks) -> None:
         (["/a/p0.jpg", "/a/p0.png"], "the mask of more than one image"),
     ],
 )
-def test_a_mask_belongs_to_one_image(masks: Masks, uris: list[str], message: str) -> None:
+def test_masks_refuse_one_mask_of_two_images(masks: Masks, uris: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         masks.read(images(uris))
 
 
-def test_images_without_masks_may_share_a_name(masks: Masks) -> None:
-    found = masks.read(images(["/a/new.jpg", "/b/new.jpg", *LABELLED]))
-    assert found.details["without a mask"] == 3
+def test_masks_allow_equal_names_without_masks(masks: Masks) -> None:
+    result = masks.read(images(["/a/new.jpg", "/b/new.jpg", *LABELLED]))
+    assert result.details["without a mask"] == 3
 
 
-def test_two_masks_of_one_name_are_refused_unless_the_path_tells(masks: Masks) -> None:
+def test_masks_refuse_equal_names_unless_paths_differ(masks: Masks) -> None:
     write_png(Path(masks.masks) / "more" / "p0.png", np.ones((4, 4), np.uint8))
     with pytest.raises(InputError, match=r"two masks have the name of s3://bucket/p0\.jpg"):
         masks.read(images(LABELLED))
-    found = masks.read(images([*LABELLED, "/a/more/p0.jpg"]))
-    assert dict(found.details)["labelled"] == 6
+    result = masks.read(images([*LABELLED, "/a/more/p0.jpg"]))
+    assert dict(result.details)["labelled"] == 6
 
 
-def test_values_without_a_class_are_reported(
+def test_masks_report_values_without_a_class(
     masks: Masks, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = np.full((64, 64), 7, np.uint8)
@@ -227,7 +221,7 @@ def test_values_without_a_class_are_reported(
     assert "no class names count as background: 0 (46.2 % of all pixels), 7 (15.0 %);" in said
 
 
-def test_a_mask_of_colours_is_refused(masks: Masks) -> None:
+def test_masks_refuse_a_mask_of_colours(masks: Masks) -> None:
     write_png(Path(masks.masks) / "p0.png", np.ones((4, 4, 3), np.uint8))
     with pytest.raises(InputError, match=r"p0\.png: a mask of 3 channels .* one value a pixel"):
         masks.read(images(LABELLED))
