@@ -36,7 +36,7 @@ def torch_bfloat16(state: State, threads: int) -> Network:
 def _torch_network(state: State, threads: int, precision: str) -> Network:
     import torch
 
-    from segrec_batch.model.allocation import keep_memory
+    from segrec_batch.model.engines import keep_memory
     from segrec_batch.model.torch_engine import as_tensors
     from segrec_batch.model.weights import Backbone
 

@@ -14,11 +14,11 @@ from torchvision.models import vgg16
 from benchmarks.common.bare_network import count_operations, measure_matrix_peak, measure_rate
 from benchmarks.throughput.case import CORES, Case
 from segrec_batch.images.decode import decode
-from segrec_batch.model.allocation import keep_memory
 from segrec_batch.model.backbones import DEFAULT_BACKBONE
 from segrec_batch.model.bundle import load_model
 from segrec_batch.model.class_maps import normalise
 from segrec_batch.model.device import full_float32
+from segrec_batch.model.engines import keep_memory
 from segrec_batch.model.torch_engine import Normalise, as_tensors
 from segrec_batch.sources.storage import read_many
 

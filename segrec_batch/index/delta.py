@@ -14,7 +14,7 @@ from segrec_batch.common.errors import IndexStateError, InputError, StorageError
 from segrec_batch.index.files import DataFile, described_file
 from segrec_batch.index.parquet import read_parquet
 from segrec_batch.index.schema import PARTITION, coverage_column, schemas
-from segrec_batch.model.spec import BACKGROUND, check_class_names
+from segrec_batch.model.names import BACKGROUND, check_class_names
 from segrec_batch.sources import object_store, storage, store_errors
 from segrec_batch.sources.strict_json import shorten
 

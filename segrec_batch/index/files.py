@@ -15,7 +15,7 @@ import pyarrow as pa
 from segrec_batch.common.errors import StorageError
 from segrec_batch.index.parquet import open_parquet
 from segrec_batch.index.schema import PARTITION, TABLES
-from segrec_batch.model.spec import is_descriptor_id, is_name
+from segrec_batch.model.names import is_descriptor_id, is_name
 from segrec_batch.sources import storage, store_errors
 from segrec_batch.sources.strict_json import parse_json, shorten
 

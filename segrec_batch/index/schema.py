@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from segrec_batch.common.errors import ModelError
-from segrec_batch.model.spec import BACKGROUND, check_class_names
+from segrec_batch.model.names import BACKGROUND, check_class_names
 from segrec_batch.sources.strict_json import shorten
 
 TABLES = ("failures", "descriptors", "regions", "images")

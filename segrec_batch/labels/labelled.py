@@ -17,7 +17,7 @@ from PIL import Image
 from segrec_batch.common.errors import ImageError, InputError, ModelError
 from segrec_batch.images import sandbox
 from segrec_batch.labels.pairing import describe_unpaired, list_files, pair_folders
-from segrec_batch.model.spec import check_class_names
+from segrec_batch.model.names import check_class_names
 from segrec_batch.sources import storage
 
 log = logging.getLogger(__name__)

@@ -96,7 +96,7 @@ class Model:
         """See `spec.bundle_id`."""
         return bundle_id(self.model_id, self.spec)
 
-    def describing(
+    def with_descriptor(
         self, name: str, settings: Mapping[str, Any], tensors: Mapping[str, Array]
     ) -> "Model":
         """The same model with one more descriptor, or with another one of that name."""
@@ -107,7 +107,7 @@ class Model:
         spec = replace(self.spec, descriptors=found)
         return replace(self, spec=spec, descriptors={**self.descriptors, name: tensors})
 
-    def without(self, name: str) -> "Model":
+    def without_descriptor(self, name: str) -> "Model":
         """The same model less one descriptor."""
         left = tuple(d for d in self.spec.descriptors if d.name != name)
         tensors = {d.name: self.descriptors[d.name] for d in left}

@@ -4,6 +4,7 @@ Engine and precision belong to a run, not to a model: rows of one index may come
 engines, within the tolerances of docs/segmentation.md.
 """
 
+import ctypes
 import logging
 import math
 import time
@@ -38,6 +39,8 @@ FeatureMaps = Callable[[NDArray[np.uint8]], Mapping[str, Any]]
 
 _EMULATED_COST = 9  # time of emulated bfloat16 over that of float32 (VGG-16, 224 × 224, Zen 3)
 _BATCH = 4  # images that torch runs together on a CPU
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENAS = -1, -4, -8  # of mallopt(3)
+_MEMORY_ERRORS = ("out of memory", "ALLOC_FAILED", "unable to find an engine")  # the last: cuDNN
 
 
 @dataclass(frozen=True)
@@ -238,3 +241,30 @@ def random_arrays(backbone: BackboneSpec) -> dict[str, NDArray[np.float32]]:
         else:
             arrays[name] = np.full(shape, name.endswith(("weight", "running_var")), np.float32)
     return arrays
+
+
+def keep_memory() -> None:
+    """Let this process keep freed memory, up to 2 GiB, where its C library is glibc.
+
+    Otherwise the kernel provides and clears the pages of every large array, for a tenth of the time
+    of VGG-16 on a CPU. Arrays of other sizes do not fit into the kept memory: see `give_back`.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENAS, 1)):
+            mallopt(parameter, value)
+
+
+def give_back() -> None:
+    """Return kept memory to the kernel, before arrays of other sizes are needed.
+
+    Otherwise each size leaves gaps that no other size fills, and memory grows several times.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Return True for an error of a device with too little memory; engines have no type for it."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in _MEMORY_ERRORS)

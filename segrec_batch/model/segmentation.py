@@ -55,5 +55,5 @@ class Segmenter(Protocol):
     def launch(self, pixels: NDArray[np.uint8], masks: Sequence[Shape] = ()) -> PendingSegmentation:
         """Start what a call does; more can be launched before the result is taken.
 
-        Raises RuntimeError where the device lacks memory, see `allocation.lacks_memory`.
+        Raises RuntimeError where the device lacks memory, see `engines.lacks_memory`.
         """

@@ -1,4 +1,4 @@
-"""What a model is, without its tensors, and without torch: `model.json` of a bundle."""
+"""Description of a model without its tensors: `model.json` of a bundle. Imports no torch."""
 
 import hashlib
 import json
@@ -11,29 +11,38 @@ from typing import Any
 from segrec_batch.common.errors import ModelError
 from segrec_batch.images.decode import MAX_PIXELS, Shape
 from segrec_batch.model.backbones import DEFAULT_BACKBONE, BackboneSpec, Tap, backbone_of
+from segrec_batch.model.names import (
+    BACKGROUND,
+    MAX_CLASSES,
+    NAME,
+    NAME_RULE,
+    check_class_names,
+    is_bundle_id,
+    is_name,
+)
 from segrec_batch.sources import storage
 from segrec_batch.sources.strict_json import check_values, read_json, shorten
 
-BACKGROUND = "background"
-FORMAT = 3  # of the bundle and of the arithmetic behind it; part of model_id
-COMMON_GRID = 32  # side of the square grid on which masks of any two images are compared
+FORMAT = 3
+"""Format of the bundle and of its arithmetic; part of model_id."""
+COMMON_GRID = 32
+"""Side of the square grid on which masks of images are compared."""
+BUNDLE_FILE = r"model\.json|(head|backbone|descriptor-[\w-]+)\.safetensors"
+"""Pattern of the file names of a bundle."""
 _COLOURS = ("#e6194b", "#4363d8", "#3cb44b", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
-_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")  # of a class or a descriptor: a column, a folder, a file
-_ID = re.compile(r"[0-9a-f]{16}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
-_DESCRIPTOR_ID = re.compile(rf"{_NAME.pattern}-[0-9a-f]{{8}}")
-_MOST = 255  # classes, since labels are bytes and 0 is the background; taps, shapes, descriptors
-_COMPONENTS = 2**16
-_LARGEST = 2**64  # of a mean or a deviation
+_MAX_COMPONENTS = 2**16
+_MAX_VALUE = 2**64  # of a mean or a deviation
 _ANY = re.compile(r".{0,4096}", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """How uint8 pixels become a backbone's input: scaled to [0, 1], then (x − mean) / std.
+    """Normalisation of uint8 pixels for the backbone: to [0, 1], then (x − mean) / std.
 
-    minmax: an image's smallest value becomes 0 and its largest 1 (Abdullah 2026, section 3), and an
-    image of one value becomes 0; otherwise values are divided by 255. mean, std: by RGB channel.
+    minmax: True maps an image's smallest value to 0 and its largest to 1 (Abdullah 2026,
+        section 3), and an image of one value to 0; False divides values by 255.
+    mean, std: by RGB channel.
     """
 
     minmax: bool = True
@@ -43,7 +52,7 @@ class Scaling:
 
 @dataclass(frozen=True)
 class DescriptorSpec:
-    """A descriptor that is switched on: its name, settings and the fingerprint of its tensors."""
+    """A descriptor of a model: its name, settings and the fingerprint of its tensors."""
 
     name: str
     settings: Mapping[str, Any]
@@ -51,7 +60,7 @@ class DescriptorSpec:
 
     def __post_init__(self) -> None:
         if not is_name(self.name):
-            raise ModelError(f"descriptors: name {shorten(self.name)}: {_NAMES}")
+            raise ModelError(f"descriptors: name {shorten(self.name)}: {NAME_RULE}")
         if not isinstance(self.settings, Mapping):
             raise ModelError(f"settings of descriptor {self.name}: no object")
         try:
@@ -62,20 +71,26 @@ class DescriptorSpec:
 
     @property
     def id(self) -> str:
-        """The name and 8 hex digits over all that changes a vector: what its vectors lie under."""
+        """The name and 8 hex digits over all that changes a vector; its partition in an index."""
         text = json.dumps([self.name, self.settings, self.fingerprint], sort_keys=True)
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What `model.json` says. There is none that says what cannot be: making one raises ModelError.
+    """Content of `model.json`. Invalid values raise ModelError at construction.
 
-    classes: names of the foreground classes; class i of a map is classes[i-1], 0 the background.
-    taps: layers of the SVM, as `Tap` writes them. components: the class of each SVM.
-    shapes: (height, width) to which images are resized, see `decode`.
-    descriptors: by name; each has an identity of its own, `DescriptorSpec.id`.
-    training: provenance and validation figures; not part of the identity.
+    classes: names of the foreground classes; label i is classes[i-1], label 0 the background.
+    taps: layers of the SVM, see `Tap`.
+    components: class of each SVM.
+    shapes: (height, width) to which images are resized, see `images.decode`.
+    mean, std: normalisation by RGB channel.
+    weights: origin of the backbone's weights.
+    weights_fingerprint: SHA-256 of the weights.
+    minmax: see `Scaling`.
+    backbone: name of the backbone network.
+    descriptors: ordered by name; `DescriptorSpec.id` identifies each.
+    training: provenance and validation; not part of model_id.
     """
 
     classes: tuple[str, ...]
@@ -94,7 +109,7 @@ class ModelSpec:
     def __post_init__(self) -> None:
         _check_sequence("classes", self.classes, str)
         check_class_names(list(self.classes))
-        _check_text("backbone", self.backbone, _NAME)
+        _check_text("backbone", self.backbone, NAME)
         try:
             backbone_of(self.backbone)
         except ModelError as error:
@@ -104,12 +119,12 @@ class ModelSpec:
             _refuse_doubles("taps", [str(tap) for tap in self.parsed_taps])
         except ModelError as error:
             raise ModelError(f"taps: {str(error).removeprefix('taps: ')}") from error
-        _check_sequence("components", self.components, int, most=_COMPONENTS)
+        _check_sequence("components", self.components, int, limit=_MAX_COMPONENTS)
         if not all(0 <= c <= len(self.classes) for c in self.components):
             raise ModelError(f"components: each is the number of a class, 0 to {len(self.classes)}")
-        lone = [n for k, n in enumerate(self.classes, start=1) if k not in set(self.components)]
-        if lone:
-            raise ModelError(f"components: class {lone[0]} has none")
+        missing = [n for k, n in enumerate(self.classes, start=1) if k not in set(self.components)]
+        if missing:
+            raise ModelError(f"components: class {missing[0]} has none")
         _check_sequence("shapes", self.shapes, tuple)
         for shape in self.shapes:
             _check_sequence("shapes", shape, int)
@@ -117,7 +132,7 @@ class ModelSpec:
                 raise ModelError(f"shapes: {shorten(shape)} is no height and width")
         for name, numbers in (("mean", self.mean), ("std", self.std)):
             _check_sequence(name, numbers, int, float)
-            if len(numbers) != 3 or not all(-_LARGEST <= n <= _LARGEST for n in numbers):
+            if len(numbers) != 3 or not all(-_MAX_VALUE <= n <= _MAX_VALUE for n in numbers):
                 raise ModelError(f"{name}: {shorten(numbers)} is no number for each RGB channel")
         if min(self.std) <= 0:
             raise ModelError(f"std: {shorten(self.std)} is not above 0")
@@ -152,26 +167,28 @@ class ModelSpec:
 
     @property
     def scaling(self) -> Scaling:
-        """How pixels become the backbone's input."""
+        """Normalisation of pixels."""
         return Scaling(self.minmax, self.mean, self.std)
 
     @property
-    def trained(self) -> bool:
-        """Whether the backbone's weights were learned, not drawn at random."""
-        return not _random(self.weights)
+    def is_trained(self) -> bool:
+        """True unless the backbone's weights are random."""
+        return not _is_random(self.weights)
 
     @property
     def notice(self) -> str | None:
-        """A sentence for every output of a model that cannot be expected to be good."""
-        found = [] if self.trained else [f"Untrained backbone ({self.weights}): random filters"]
-        networks = [d.name for d in self.descriptors if _random(d.settings.get("weights"))]
+        """A warning for outputs of a model with random weights; None for others."""
+        notices = (
+            [] if self.is_trained else [f"Untrained backbone ({self.weights}): random filters"]
+        )
+        networks = [d.name for d in self.descriptors if _is_random(d.settings.get("weights"))]
         if networks:
-            found.append(f"Untrained networks of {', '.join(networks)}")
-        return f"{'; '.join(found)}, for trying out only." if found else None
+            notices.append(f"Untrained networks of {', '.join(networks)}")
+        return f"{'; '.join(notices)}, for trying out only." if notices else None
 
     @property
     def all_classes(self) -> tuple[str, ...]:
-        """The background, then `classes`: position is label."""
+        """The background, then `classes`, by label."""
         return (BACKGROUND, *self.classes)
 
     @property
@@ -180,17 +197,17 @@ class ModelSpec:
         return {c: _COLOURS[i % len(_COLOURS)] for i, c in enumerate(self.classes)}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; null where `training` has no number."""
+        """Return plain JSON values; numbers of `training` that are not finite become null."""
         return {"format": FORMAT, **asdict(self), "training": _finite(self.training)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ModelSpec":
-        """Raises ModelError for another format or missing fields."""
+        """Return the spec of JSON values. Raises ModelError for another format or other fields."""
         values = dict(values)
-        found = values.pop("format", None)
-        if found != FORMAT:
+        stated = values.pop("format", None)
+        if stated != FORMAT:
             raise ModelError(
-                f"the bundle has format {found}, this version reads format {FORMAT}: train the "
+                f"the bundle has format {stated}, this version reads format {FORMAT}: train the "
                 "model again with segrec train, and index with it into a new --index"
             )
         try:
@@ -210,27 +227,12 @@ class ModelSpec:
             raise ModelError(f"not a segrec model: {error}") from error
 
 
-def is_name(text: object) -> bool:
-    """Whether a text can be the name of a class or a descriptor."""
-    return isinstance(text, str) and bool(_NAME.fullmatch(text))
-
-
-def is_bundle_id(text: object) -> bool:
-    """Whether a text can be a model_id or a bundle_id."""
-    return isinstance(text, str) and bool(_ID.fullmatch(text))
-
-
-def is_descriptor_id(text: object) -> bool:
-    """Whether a text can be a `DescriptorSpec.id`."""
-    return isinstance(text, str) and bool(_DESCRIPTOR_ID.fullmatch(text))
-
-
-def _check_sequence(name: str, values: object, *kinds: type, most: int = _MOST) -> None:
-    """Raise ModelError for what is not a tuple of values of some types; True is no number."""
+def _check_sequence(name: str, values: object, *kinds: type, limit: int = MAX_CLASSES) -> None:
+    """Raise ModelError unless `values` is a tuple of values of some types; True is no number."""
     if not isinstance(values, tuple):
         raise ModelError(f"{name}: {shorten(values)} is no list")
-    if len(values) > most:
-        raise ModelError(f"{name}: {len(values):,} are too many; there may be {most:,}")
+    if len(values) > limit:
+        raise ModelError(f"{name}: {len(values):,} are too many; there may be {limit:,}")
     if not values and name in ("taps", "components", "shapes"):
         raise ModelError(f"{name}: a model needs at least one")
     for value in values:
@@ -244,7 +246,7 @@ def _check_text(name: str, value: object, pattern: re.Pattern[str]) -> None:
 
 
 def _refuse_doubles(name: str, names: Sequence[str]) -> None:
-    """They become columns and folders, in which case does not count everywhere."""
+    """Raise ModelError for names that differ in case only: some file systems ignore case."""
     lower = [n.lower() for n in names]
     if len(set(lower)) < len(lower):
         twice = next(n for n in lower if lower.count(n) > 1)
@@ -259,16 +261,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-BUNDLE_FILE = r"model\.json|(head|backbone|descriptor-[\w-]+)\.safetensors"
-"""A pattern of the names of the files of a bundle."""
-
-
-def _random(weights: object) -> bool:
+def _is_random(weights: object) -> bool:
     return str(weights).startswith("random:")
 
 
 def bundle_id(model_id: str, spec: ModelSpec) -> str:
-    """16 hex digits over a model and its descriptors; those of the model if it has none."""
+    """Return 16 hex digits over a model and its descriptors; model_id if there are none."""
     if not spec.descriptors:
         return model_id
     text = " ".join([model_id, *(d.id for d in spec.descriptors)])
@@ -276,7 +274,7 @@ def bundle_id(model_id: str, spec: ModelSpec) -> str:
 
 
 def read_spec(uri: str) -> tuple[ModelSpec, str]:
-    """What `model.json` of a bundle says, and the model_id it states. Raises ModelError."""
+    """Return the spec of a bundle and the model_id it states. Raises ModelError."""
     file = storage.join(uri, "model.json")
     try:
         values = read_json(file)
@@ -294,19 +292,3 @@ def read_spec(uri: str) -> tuple[ModelSpec, str]:
     if not is_bundle_id(stated_id):
         raise ModelError(f"{file}: model_id {shorten(stated_id)} is not 16 hex digits")
     return spec, stated_id
-
-
-_NAMES = "use 1 to 64 letters, digits and _ only"
-
-
-def check_class_names(names: Sequence[str]) -> None:
-    """Class names become column and folder names. Raises ModelError for what could not be one."""
-    if len(names) > _MOST:
-        raise ModelError(f"{len(names):,} classes are too many; a model tells up to {_MOST} apart")
-    for name in names:
-        if not is_name(name):
-            raise ModelError(f"class name {shorten(name)}: {_NAMES}")
-    lower = [name.lower() for name in names]
-    taken = sorted({n for n in lower if lower.count(n) > 1 or n in (BACKGROUND, "ignore")})
-    if taken:
-        raise ModelError(f"class names must differ beyond case and not be reserved: {taken}")

@@ -38,7 +38,7 @@ class Weights:
         return self.backbone.std
 
     @property
-    def trained(self) -> bool:
+    def is_trained(self) -> bool:
         """False for `random:SEED`."""
         return not self.origin.startswith("random:")
 

@@ -76,13 +76,13 @@ def described(
     for name in drop:
         if name not in there:
             raise InputError(f"no {name} to drop; there are {', '.join(there) or 'none'}")
-        model = model.without(name)
+        model = model.without_descriptor(name)
     for addition in add:
         try:
             fitted = descriptors.module(addition.name).fit(addition.arguments, samples)
         except InputError as error:
             raise InputError(f"{addition.name}: {error}") from error
-        model = model.describing(addition.name, fitted.settings, fitted.tensors)
+        model = model.with_descriptor(addition.name, fitted.settings, fitted.tensors)
     return model
 
 

@@ -17,9 +17,14 @@ from threadpoolctl import threadpool_limits
 
 from segrec_batch.common.errors import DeviceError
 from segrec_batch.images.decode import Shape, mask_shape
-from segrec_batch.model.allocation import give_back, keep_memory, lacks_memory
 from segrec_batch.model.bundle import load_model
-from segrec_batch.model.engines import EngineChoice, load_segmenter
+from segrec_batch.model.engines import (
+    EngineChoice,
+    give_back,
+    keep_memory,
+    lacks_memory,
+    load_segmenter,
+)
 from segrec_batch.model.segmentation import Segmentation
 from segrec_batch.pipeline.stage_schema import SEGMENTED
 from segrec_batch.pipeline.tally import Occupancy, charge

@@ -9,7 +9,8 @@ import duckdb
 
 from segrec_batch.common.errors import IndexStateError, InputError, ModelError, StorageError
 from segrec_batch.index.snapshot import Snapshot, empty_snapshot, model_uri, open_snapshot
-from segrec_batch.model.spec import ModelSpec, bundle_id, check_class_names
+from segrec_batch.model.names import check_class_names
+from segrec_batch.model.spec import ModelSpec, bundle_id
 from segrec_batch.search import cache_layout as layout
 from segrec_batch.search.sql.connection import (
     Access,

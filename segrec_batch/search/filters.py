@@ -5,7 +5,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from segrec_batch.common.errors import InputError
-from segrec_batch.model.spec import BACKGROUND, ModelSpec
+from segrec_batch.model.names import BACKGROUND
+from segrec_batch.model.spec import ModelSpec
 from segrec_batch.search.similarity import METRICS
 from segrec_batch.sheets.card import EVERYTHING
 

@@ -95,7 +95,7 @@ def scenes_source(index: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(scope="module")
 def streets(model: Model, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = str(tmp_path_factory.mktemp("streets") / "index")
-    write_streets(folder, model.describing("texture", {}, {}))
+    write_streets(folder, model.with_descriptor("texture", {}, {}))
     return folder
 
 

@@ -112,7 +112,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("kill")
     model = tiny_model(taps=("conv3_3", "conv5_3"))
     other = replace(model, spec=replace(model.spec, minmax=False))
-    described = model.describing("hog", {"cell": 8, "block": 2, "bins": 9}, {})
+    described = model.with_descriptor("hog", {"cell": 8, "block": 2, "bins": 9}, {})
     models = (str(folder / "model"), str(folder / "other"), str(folder / "described"))
     for bundle, uri in zip((model, other, described), models, strict=True):
         bundle.save(uri)

@@ -437,8 +437,8 @@ def delete_some(uris: Sequence[str], delete: Callable[[Sequence[str]], None]) ->
     [
         ("maintenance.purge.commit", stop),
         ("maintenance.purge.write_replacements", stop),
-        ("storage.delete", stop),
-        ("storage.delete", partial(delete_some, delete=storage.delete)),
+        ("sources.storage.delete", stop),
+        ("sources.storage.delete", partial(delete_some, delete=storage.delete)),
     ],
 )
 def test_purge_finishes_interrupted_purge(

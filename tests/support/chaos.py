@@ -195,7 +195,7 @@ def finish(process: Any) -> int:
 def open_stage(folder: Path) -> Iterator[Stage]:
     """Start a cluster, and index each content of each image undisturbed."""
     model = tiny_model(taps=("conv3_3", "conv5_3"))
-    model = model.describing("hog", {"cell": 8, "block": 2, "bins": 9}, {})
+    model = model.with_descriptor("hog", {"cell": 8, "block": 2, "bins": 9}, {})
     model.save(str(folder / "model"))
     (folder / "disk").mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder / "disk")]

@@ -178,7 +178,7 @@ class BundleTarget(Target):
     def prepare(self) -> None:
         model = small_model()
         for name, tensors in self.descriptors.items():
-            model = model.describing(name, self.settings, tensors)
+            model = model.with_descriptor(name, self.settings, tensors)
         model.save(str(self.input))
 
     def change(self, damage: Damage, rng: random.Random) -> None:
@@ -202,7 +202,7 @@ class BundleTarget(Target):
             settings = damage.change_tree(self.settings)
             name = stem.removeprefix("descriptor-")
             try:
-                model = model.describing(name, settings, tensors)
+                model = model.with_descriptor(name, settings, tensors)
             except ModelError:
                 return
         else:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from segrec_batch.common.errors import InputError
 from segrec_batch.index.schema import coverage_column
-from segrec_batch.model.spec import BACKGROUND, COMMON_GRID
+from segrec_batch.model.names import BACKGROUND
+from segrec_batch.model.spec import COMMON_GRID
 from segrec_batch.search.database import Database
 from segrec_batch.search.sql.connection import batches, query
 from segrec_batch.search.sql.views import identifier

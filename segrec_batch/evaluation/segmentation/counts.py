@@ -14,8 +14,8 @@ from PIL import Image
 from segrec_batch.common import console
 from segrec_batch.images.decode import fit
 from segrec_batch.labels.labelled import VOID, Classes, LabelledImage, count_values
+from segrec_batch.model.names import BACKGROUND
 from segrec_batch.model.segmentation import Segmenter
-from segrec_batch.model.spec import BACKGROUND
 from segrec_batch.sources import storage
 from segrec_batch.sources.strict_json import parse_json
 from segrec_batch.training.rivals.base import ClassMap, Methods

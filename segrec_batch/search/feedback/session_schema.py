@@ -5,7 +5,7 @@ from typing import Any
 
 import jsonschema
 
-from segrec_batch.model.spec import is_bundle_id, is_name
+from segrec_batch.model.names import is_bundle_id, is_name
 from segrec_batch.search.similarity import METRICS
 from segrec_batch.sources.strict_json import shorten
 

@@ -55,7 +55,7 @@ def test_layer_names_positions_channels_and_strides_are_torchvisions() -> None:
 def test_random_weights_repeat_and_differ_by_seed() -> None:
     again = load_weights("random:0")
     assert again.fingerprint == random_weights(0).fingerprint != random_weights(7).fingerprint
-    assert not again.trained
+    assert not again.is_trained
     assert again.origin == "random:0"
     assert all(v.isfinite().all() and v.dtype == torch.float32 for v in again.state.values())
 
@@ -81,7 +81,7 @@ def test_state_dicts_load_in_half_precision_with_or_without_prefix(
     if prefix:
         stored["classifier.0.weight"] = torch.zeros(2, 2)
     weights = load_weights(save(stored, tmp_path / "weights"))
-    assert weights.trained
+    assert weights.is_trained
     assert weights.state.keys() == half.keys()
     assert all(v.dtype == torch.float32 for v in weights.state.values())
     assert all(torch.equal(v, half[k].float()) for k, v in weights.state.items())

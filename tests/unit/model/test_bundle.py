@@ -17,7 +17,8 @@ from segrec_batch.model.backbones import BACKBONES
 from segrec_batch.model.backbones.vgg16 import VGG16
 from segrec_batch.model.bundle import Array, Model, load_model
 from segrec_batch.model.engines import EngineChoice, load_segmenter
-from segrec_batch.model.spec import FORMAT, DescriptorSpec, ModelSpec, check_class_names
+from segrec_batch.model.names import check_class_names
+from segrec_batch.model.spec import FORMAT, DescriptorSpec, ModelSpec
 from tests.support.builders import quick, small_model, smooth_batch, tiny_model
 
 FILES = ("model.json", "head.safetensors", "backbone.safetensors")
@@ -105,7 +106,7 @@ def test_the_id_covers_each_tensor_of_the_head(name: str) -> None:
 
 
 def _described(settings: dict[str, object], value: float) -> Model:
-    return small_model().describing("pca", settings, {"mean": np.full(3, value, np.float32)})
+    return small_model().with_descriptor("pca", settings, {"mean": np.full(3, value, np.float32)})
 
 
 def test_a_descriptor_has_an_identity_of_its_own() -> None:
@@ -118,17 +119,17 @@ def test_a_descriptor_has_an_identity_of_its_own() -> None:
 
 
 def test_a_descriptor_takes_the_place_of_another_of_its_name() -> None:
-    again = _described({"dimension": 2}, 0.5).describing("pca", {"dimension": 3}, {})
+    again = _described({"dimension": 2}, 0.5).with_descriptor("pca", {"dimension": 3}, {})
     assert [d.settings for d in again.spec.descriptors] == [{"dimension": 3}]
-    both = again.describing("hog", {}, {})
+    both = again.with_descriptor("hog", {}, {})
     assert [d.name for d in both.spec.descriptors] == ["hog", "pca"]
-    assert both.bundle_id == small_model().describing("hog", {}, {}).describing(
+    assert both.bundle_id == small_model().with_descriptor("hog", {}, {}).with_descriptor(
         "pca", {"dimension": 3}, {}
     ).bundle_id  # fmt: skip
 
 
 def test_descriptors_are_saved_and_checked(tmp_path: Path) -> None:
-    model = _described({"dimension": 2}, 0.5).describing("hog", {}, {})
+    model = _described({"dimension": 2}, 0.5).with_descriptor("hog", {}, {})
     model.save(str(tmp_path))
     back = load_model(str(tmp_path))
     assert back.spec == model.spec
@@ -284,5 +285,7 @@ def test_untrained_networks_are_said() -> None:
     trained = dataclasses.replace(small_model().spec, weights="imagenet")
     model = Model(trained, small_model().head, small_model().backbone)
     assert model.spec.notice is None
-    drawn = model.describing("alexnet", {"weights": "random:0"}, {}).describing("hog", {}, {})
+    drawn = model.with_descriptor("alexnet", {"weights": "random:0"}, {}).with_descriptor(
+        "hog", {}, {}
+    )
     assert drawn.spec.notice == "Untrained networks of alexnet, for trying out only."

@@ -18,7 +18,8 @@ from segrec_batch.descriptors import runtime as describer
 from segrec_batch.model.backbones.vgg16 import VGG16
 from segrec_batch.model.bundle import load_model
 from segrec_batch.model.engines import EngineChoice, load_segmenter
-from segrec_batch.model.spec import DescriptorSpec, ModelSpec, is_descriptor_id, read_spec
+from segrec_batch.model.names import is_descriptor_id
+from segrec_batch.model.spec import DescriptorSpec, ModelSpec, read_spec
 from segrec_batch.sources.strict_json import MAX_DEPTH, check_values, parse_json
 from tests.support.builders import small_model
 from tests.support.mutations import json_documents, mutated
@@ -183,7 +184,9 @@ def test_a_file_longer_than_its_tensors_can_be_is_not_read(folder: Path) -> None
 def test_settings_of_a_descriptor_that_cannot_be_are_refused(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    model = small_model().describing("bovw", settings, {"words": np.ones((4, 128), np.float32)})
+    model = small_model().with_descriptor(
+        "bovw", settings, {"words": np.ones((4, 128), np.float32)}
+    )
     model.save(str(tmp_path))
     with pytest.raises(ModelError, match="descriptor bovw: ") as caught:
         describer.load(str(tmp_path), ("bovw",), "cpu")
@@ -223,7 +226,7 @@ def test_any_description_is_read_or_refused(
 ) -> None:
     folder = tmp_path_factory.getbasetemp() / "described"
     folder.mkdir(exist_ok=True)
-    model = small_model().describing("pca", {"dimension": 2}, {})
+    model = small_model().with_descriptor("pca", {"dimension": 2}, {})
     text = json.dumps({"model_id": model.model_id, **model.spec.to_json()}).encode()
     (folder / "model.json").write_bytes(data.draw(mutated(text)))
     try:

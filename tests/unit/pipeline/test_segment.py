@@ -96,7 +96,7 @@ def test_pixels_go_on_only_where_a_descriptor_reads_them(
     stage: SegmentBatch, engine: EngineChoice, tmp_path: Path
 ) -> None:
     assert stage(decoded())["pixels"].null_count == 7
-    described: Model = tiny_model().describing("hog", {"cell": 8, "block": 2, "bins": 9}, {})
+    described: Model = tiny_model().with_descriptor("hog", {"cell": 8, "block": 2, "bins": 9}, {})
     described.save(str(tmp_path))
     table = decoded()
     assert SegmentBatch(str(tmp_path), engine)(table)["pixels"] == table["pixels"]

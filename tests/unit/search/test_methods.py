@@ -46,7 +46,7 @@ def rows() -> Rows:
 def index(rows: Rows, tmp_path_factory: pytest.TempPathFactory) -> str:
     model = tiny_model(components=(0, 1, 2, 3))
     for name in ("texture", "localised"):
-        model = model.describing(name, {}, {})
+        model = model.with_descriptor(name, {}, {})
     ids = {d.name: d.id for d in model.spec.descriptors}
     uri = str(tmp_path_factory.mktemp("methods") / "index")
     empty = store.create(uri, model)
