@@ -30,9 +30,8 @@ from benchmarks.common.peak_memory import measure
 from segrec_batch.common import console, logs
 from segrec_batch.common.errors import SegrecError
 from segrec_batch.search.batch.choice import Choice, as_table, choose
-from segrec_batch.search.batch.pairs import Pairs
-from segrec_batch.search.batch.scores import unit_vectors
-from segrec_batch.search.batch.search import Block, Candidates, Search, steps
+from segrec_batch.search.batch.scores import Pairs, unit_vectors
+from segrec_batch.search.batch.search import Block, Candidates, Search, block_sizes
 
 EXAMPLES = """\
 examples:
@@ -58,19 +57,19 @@ class Case:
     folder: str
 
     def __post_init__(self) -> None:
-        self.at_once = steps(self.memory, self.queries, self.width, self.k)
+        self.block_sizes = block_sizes(self.memory, self.queries, self.width, self.k)
 
     @property
     def formula(self) -> int:
         """Bytes that a search may take beside its blocks."""
-        return self.memory + 4 * self.width * (2 * self.queries + self.at_once.block)
+        return self.memory + 4 * self.width * (2 * self.queries + self.block_sizes.block)
 
 
 def make(case: Case) -> tuple[Candidates, Block]:
     """Candidates in blocks as the job makes them, and queries that are among them."""
     rng = np.random.default_rng(0)
     centres = rng.gamma(0.5, size=(max(case.count // 100, 1), case.width)).astype(np.float32)
-    step = case.at_once.block
+    step = case.block_sizes.block
     blocks = [
         block(clustered(rng, centres, min(step, case.count - first)), first)
         for first in range(0, case.count, step)
@@ -111,7 +110,7 @@ def block(features: NDArray[np.float32], first: int) -> Block:
 def bare(case: Case, units: list[torch.Tensor], query: torch.Tensor) -> torch.Tensor:
     """Return the indices of the k best float32 scores of each query."""
     values, indices, first = [], [], 0
-    memory = torch.empty(len(query) * case.at_once.block, device=case.device)
+    memory = torch.empty(len(query) * case.block_sizes.block, device=case.device)
     for unit in units:
         scores = memory[: len(query) * len(unit)].view(len(query), -1)
         torch.mm(query, unit.T, out=scores)
@@ -126,7 +125,7 @@ def bare(case: Case, units: list[torch.Tensor], query: torch.Tensor) -> torch.Te
 def search(case: Case, candidates: Candidates, queries: Block) -> tuple[Search, Pairs]:
     """Search as a task of the job does."""
     choice = Choice(case.k)
-    found = Search(queries, candidates, choice.rule, case.at_once, case.device)
+    found = Search(queries, candidates, choice.exclusions, case.block_sizes, case.device)
     return found, choose(found, choice)
 
 

@@ -90,8 +90,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(a: argparse.Namespace) -> None:
     """Run the command."""
     from segrec_batch.search.batch.choice import Choice
-    from segrec_batch.search.batch.plan import Request
-    from segrec_batch.search.batch.run import Execution, recommend_all
+    from segrec_batch.search.batch.job import Execution, recommend_all
+    from segrec_batch.search.batch.selection import Request
     from segrec_batch.search.filters import Filters
 
     check_places({"--output": a.output}, {"--index": a.index, "--queries": a.queries})

@@ -22,8 +22,8 @@ from segrec_batch.common.errors import DeviceError, InputError
 from segrec_batch.index.column_values import image_id
 from segrec_batch.index.snapshot import open_snapshot
 from segrec_batch.search.batch.choice import RECOMMENDATIONS, Choice
-from segrec_batch.search.batch.plan import Request
-from segrec_batch.search.batch.run import Execution, recommend_all
+from segrec_batch.search.batch.job import Execution, recommend_all
+from segrec_batch.search.batch.selection import Request
 from segrec_batch.search.filters import Filters
 from segrec_batch.sources import storage
 from tests.support.commands import exit_code

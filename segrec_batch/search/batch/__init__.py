@@ -1,1 +1,1 @@
-"""The most similar images of many queries at once: exact, by block matrix products."""
+"""Recommendations for many query images at once: exact, by block matrix products."""

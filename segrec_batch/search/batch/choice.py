@@ -1,4 +1,7 @@
-"""What is chosen for each query of a block: the best, thinned and mixed as the choice says."""
+"""Choice of recommendations for each query of a block: near-duplicates and diversity.
+
+A pool is the features of candidates in order of rank. Similarity is `pearson`, exact.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,10 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from segrec_batch.common.errors import InputError
-from segrec_batch.search.batch.diversity import maximal_marginal_relevance, without_near_duplicates
-from segrec_batch.search.batch.pairs import Pairs, join, no_pairs, ranks
-from segrec_batch.search.batch.scores import Vectors
-from segrec_batch.search.batch.search import Rule, Search
+from segrec_batch.search.batch.scores import Pairs, Vectors, join, no_pairs, pearson, ranks
+from segrec_batch.search.batch.search import Exclusions, Search
+from segrec_batch.search.similarity import Floats, Ints
 
 RECOMMENDATIONS = pa.schema(
     [
@@ -27,9 +29,14 @@ RECOMMENDATIONS = pa.schema(
 
 @dataclass(frozen=True)
 class Choice:
-    """k: recommendations for a query. distinct: none has the content of the query or of one before.
-    near_duplicates: none has this Pearson or more with the query or one before. diversity: λ of
-    maximal marginal relevance, which chooses among the `pool` best.
+    """Number and diversity of recommendations.
+
+    Attributes:
+        k: recommendations for a query.
+        distinct: none has the content of the query or of a better one.
+        near_duplicates: none has this Pearson or more with the query or a better one.
+        diversity: λ of maximal marginal relevance, which chooses among the `pool` best.
+        pool: at least k; by default 5 k.
     """
 
     k: int = 10
@@ -39,7 +46,7 @@ class Choice:
     pool: int | None = None
 
     def check(self) -> None:
-        """Raises InputError for values out of range."""
+        """Raise InputError for values out of range."""
         if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
             raise InputError(f"--near-duplicates {self.near_duplicates:g}: give 0 < P <= 1")
         if self.diversity is not None and not 0 < self.diversity <= 1:
@@ -51,18 +58,18 @@ class Choice:
 
     @property
     def candidates(self) -> int:
-        """How many of the best the last step chooses among."""
+        """Number of the best that the last step chooses among."""
         return self.k if self.diversity is None else self.pool or 5 * self.k
 
     @property
-    def rule(self) -> Rule:
-        """Who is left out of the ranking."""
+    def exclusions(self) -> Exclusions:
+        """Candidates that are left out of the ranking."""
         limit = np.inf if self.near_duplicates is None else self.near_duplicates
-        return Rule(self.distinct, limit)
+        return Exclusions(self.distinct, limit)
 
 
 def choose(search: Search, choice: Choice) -> Pairs:
-    """The recommendations for all queries of a search, in order."""
+    """Return the recommendations for all queries of a search, in order."""
     if choice.near_duplicates is None:
         pairs = search.best(np.arange(len(search.queries)), choice.candidates)
     else:
@@ -71,18 +78,18 @@ def choose(search: Search, choice: Choice) -> Pairs:
 
 
 def _thinned(search: Search, choice: Choice, limit: float) -> Pairs:
-    """The best less near-duplicates; for queries that have too many, among twice as many again."""
+    """Return the best without near-duplicates, out of more candidates until there are enough."""
     done = {}
-    asked, count = np.arange(len(search.queries)), 2 * choice.candidates
-    while len(asked):
+    queries, count = np.arange(len(search.queries)), 2 * choice.candidates
+    while len(queries):
         again = []
-        for query, best, vectors in _pools(search, search.best(asked, count)):
-            kept = without_near_duplicates(vectors, limit, choice.candidates)
-            if len(kept) < choice.candidates and len(best) == count:
+        for query, best, vectors in _pools(search, search.best(queries, count)):
+            chosen = without_near_duplicates(vectors, limit, choice.candidates)
+            if len(chosen) < choice.candidates and len(best) == count:
                 again.append(query)
             else:
-                done[query] = best.take(kept)
-        asked, count = np.array(again, np.int64), 2 * count
+                done[query] = best.take(chosen)
+        queries, count = np.array(again, np.int64), 2 * count
     return join([no_pairs(), *(done[query] for query in sorted(done))])
 
 
@@ -95,10 +102,10 @@ def _mixed(search: Search, choice: Choice, weight: float, pairs: Pairs) -> Pairs
 
 
 def _pools(search: Search, pairs: Pairs) -> Iterator[tuple[int, Pairs, Vectors]]:
-    """Each query with its pairs and their vectors; those of some queries are read together."""
+    """Yield each query, its pairs and their vectors, read for several queries at once."""
     starts = np.flatnonzero(ranks(pairs) == 0)
     ends = np.append(starts[1:], len(pairs))
-    groups = np.flatnonzero(np.diff(starts // search.at_once.pool)) + 1
+    groups = np.flatnonzero(np.diff(starts // search.sizes.pool)) + 1
     for members in np.split(np.arange(len(starts)), groups) if len(pairs) else ():
         first, last = starts[members[0]], ends[members[-1]]
         vectors = search.candidates.vectors(pairs.row[first:last])
@@ -109,18 +116,57 @@ def _pools(search: Search, pairs: Pairs) -> Iterator[tuple[int, Pairs, Vectors]]
 
 
 def as_table(search: Search, pairs: Pairs) -> pa.Table:
-    """RECOMMENDATIONS rows of pairs."""
+    """Return pairs as RECOMMENDATIONS rows."""
     if not len(pairs):
         return RECOMMENDATIONS.empty_table()
     query = search.queries.rows.take(pa.array(pairs.query))
-    told = search.candidates.told(pairs.row)
+    rows = search.candidates.table(pairs.row)
     columns = {
         "query_id": query["image_id"],
         "query_uri": query["uri"],
         "rank": pa.array(ranks(pairs) + 1, pa.int32()),
-        "image_id": told["image_id"],
-        "uri": told["uri"],
-        "coverage": told["coverage"],
+        "image_id": rows["image_id"],
+        "uri": rows["uri"],
+        "coverage": rows["coverage"],
         "pearson": pa.array(pairs.pearson),
     }
     return pa.table(columns).cast(RECOMMENDATIONS)
+
+
+def without_near_duplicates(pool: Vectors, limit: float, count: int) -> Ints:
+    """Return the first `count` of a pool whose Pearson with all before them is below `limit`."""
+    left = np.ones(len(pool), bool)
+    chosen: list[int] = []
+    for i in range(len(pool)):
+        if not left[i]:
+            continue
+        chosen.append(i)
+        if len(chosen) == count:
+            break
+        rest = np.flatnonzero(left[i + 1 :]) + i + 1
+        left[rest] = _similarity(pool, i, rest) < limit
+    return np.array(chosen, np.int64)
+
+
+def maximal_marginal_relevance(pool: Vectors, relevance: Floats, weight: float, count: int) -> Ints:
+    """Return `count` of a pool in the order of choice by maximal marginal relevance.
+
+    The next is argmax of λ·relevance − (1 − λ)·(largest similarity with one chosen before),
+    λ = `weight` in (0, 1]; ties go by rank (Carbonell & Goldstein 1998).
+    """
+    left = np.arange(len(pool))
+    nearest = np.full(len(pool), -np.inf)
+    chosen: list[int] = []
+    while len(left) and len(chosen) < count:
+        gain = weight * relevance[left]
+        if chosen:
+            gain -= (1 - weight) * nearest[left]
+        best = int(left[np.argmax(gain)])  # the first of equal ones
+        chosen.append(best)
+        left = left[left != best]
+        nearest[left] = np.maximum(nearest[left], _similarity(pool, best, left))
+    return np.array(chosen, np.int64)
+
+
+def _similarity(pool: Vectors, one: int, rows: Ints) -> Floats:
+    return pearson(pool, np.full(len(rows), one), pool, rows)

@@ -1,6 +1,6 @@
-"""The output folder of a recommendation job: what makes it complete, and what can go on.
+"""Output folder of a recommendation job.
 
-    OUTPUT/request.json                 what was asked for; first
+    OUTPUT/request.json                 the request; first
     OUTPUT/class=CLASS/part-….parquet   RECOMMENDATIONS of one part of the queries, whole or absent
     OUTPUT/unanswered.parquet           UNANSWERED: the other queries, with reasons
     OUTPUT/_SUCCESS                     counts, as JSON; last
@@ -23,7 +23,7 @@ from segrec_batch.sources import storage
 from segrec_batch.sources.strict_json import parse_json, read_json
 
 _REQUEST, _SUCCESS, _UNANSWERED = "request.json", "_SUCCESS", "unanswered.parquet"
-_OF_SNAPSHOT = {"version", "model_id", "queries"}  # what may differ between snapshots of an index
+_OF_SNAPSHOT = {"version", "model_id", "queries"}  # fields that differ between snapshots
 _CLASS = re.compile(r"class=\w+")
 _PART = re.compile(_CLASS.pattern + r"/part-(\d{6,})\.parquet")
 _NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -32,9 +32,9 @@ _RECEIPT = b"segrec"  # the key of a receipt in the metadata of a part
 
 @dataclass(frozen=True)
 class Receipt:
-    """A part in place: how many queries it is about, its rows, and the queries that have none.
+    """Counts of a part in place, and its queries without recommendations.
 
-    swept: queries that a shortlist did not settle; not known of parts of an earlier run.
+    swept: queries that a shortlist did not settle; 0 for parts of an earlier run.
     """
 
     queries: int
@@ -44,29 +44,29 @@ class Receipt:
 
 
 class Output:
-    """The folder `uri` (absolute) of the recommendations for a class, or whole images (None)."""
+    """Folder (absolute URI) of the recommendations for a class, or for whole images (None)."""
 
     def __init__(self, uri: str, cls: str | None) -> None:
         self.uri = uri
         self._parts = storage.join(uri, f"class={_NULL if cls is None else cls}")
 
     def part_uri(self, number: int) -> str:
-        """Where a part of the queries belongs."""
+        """Return the URI of a part."""
         return storage.join(self._parts, f"part-{number:06}.parquet")
 
     def begin(self, request: Mapping[str, Any], overwrite: bool) -> None:
-        """Take the folder for a request, or go on with it. Raises InputError if it is another's."""
+        """Take the folder for a request, or go on. Raises InputError if it has another request."""
         if overwrite and (self._read(_REQUEST) or {}).keys() >= _OF_SNAPSHOT:
             self._clear()
-        asked = self._read(_REQUEST)
-        if asked is None:
+        former = self._read(_REQUEST)
+        if former is None:
             self._refuse_strangers()
             self._write(_REQUEST, request)
-        elif asked != request:
-            raise InputError(f"{self.uri}: {self._difference(asked, request)}")
+        elif former != request:
+            raise InputError(f"{self.uri}: {self._difference(former, request)}")
 
     def _clear(self) -> None:
-        """Delete what a job wrote, `_SUCCESS` first and the request last."""
+        """Delete the files of a job, `_SUCCESS` first and the request last."""
         for uris in ([self._at(_SUCCESS)], list(self._files()), [self._at(_REQUEST)]):
             storage.delete(uris)
 
@@ -75,20 +75,20 @@ class Output:
             self.uri, lambda _: False, "an output of this job", "give another --output"
         )
 
-    def _difference(self, asked: Mapping[str, Any], request: Mapping[str, Any]) -> str:
+    def _difference(self, former: Mapping[str, Any], request: Mapping[str, Any]) -> str:
         state = "complete" if self.success() else "unfinished"
-        names = {n for n in request if asked.get(n) != request[n]}
+        names = {n for n in request if former.get(n) != request[n]}
         way_out = "make them anew with --overwrite, or give another --output"
         if "version" in names and names <= _OF_SNAPSHOT:
-            named = f"version {asked['version']}, not {request['version']}"
-            way_on = f"give --version {asked['version']}"
+            named = f"version {former['version']}, not {request['version']}"
+            way_on = f"give --version {former['version']}"
             return f"holds {state} recommendations of {named} of the index; {way_on}, {way_out}"
-        pairs = ((n, _short(asked.get(n)), _short(request[n])) for n in sorted(names))
-        told = ", ".join(f"{name} {old}, not {new}" for name, old, new in pairs)
-        return f"holds {state} recommendations of another request ({told}); {way_out}"
+        pairs = ((n, _short(former.get(n)), _short(request[n])) for n in sorted(names))
+        fields = ", ".join(f"{name} {old}, not {new}" for name, old, new in pairs)
+        return f"holds {state} recommendations of another request ({fields}); {way_out}"
 
     def _files(self) -> Iterator[str]:
-        """Parts of any class, the unanswered queries, and what was being written of these."""
+        """Yield parts of any class, the unanswered queries, and drafts of these."""
         for uri, *_ in storage.find_files(self.uri):
             path = uri.removeprefix(f"{self.uri}/")
             folder = path.rpartition("/")[0]
@@ -97,17 +97,17 @@ class Output:
                 yield uri
 
     def finished_parts(self) -> set[int]:
-        """Numbers of the parts in place."""
-        found = storage.find_files(self._parts, ".parquet", links=True)
-        paths = (uri.removeprefix(f"{self.uri}/") for uri, *_ in found)
+        """Return the numbers of the parts in place."""
+        files = storage.find_files(self._parts, ".parquet", links=True)
+        paths = (uri.removeprefix(f"{self.uri}/") for uri, *_ in files)
         return {int(match[1]) for path in paths if (match := _PART.fullmatch(path))}
 
     def success(self) -> dict[str, Any] | None:
-        """The counts of complete recommendations."""
+        """Return the counts of a complete output, None of another."""
         return self._read(_SUCCESS)
 
     def finish(self, unanswered: pa.Table, counts: Mapping[str, Any]) -> None:
-        """Put the queries without an answer in place, then the counts."""
+        """Write the queries without an answer, then the counts."""
         storage.write_bytes(self._at(_UNANSWERED), _parquet(unanswered))
         self._write(_SUCCESS, counts)
 
@@ -130,7 +130,7 @@ class Output:
 
 
 def write_part(uri: str, rows: pa.Table, queries: Sequence[str]) -> Receipt:
-    """Put the RECOMMENDATIONS for some queries (image_ids) in place, the receipt among them."""
+    """Write the RECOMMENDATIONS for some queries (image_ids), with a receipt in the metadata."""
     answered = set(rows["query_id"].to_pylist())
     nothing_left = tuple(name for name in queries if name not in answered)
     receipt = {"queries": len(queries), "nothing_left": nothing_left}
@@ -140,7 +140,7 @@ def write_part(uri: str, rows: pa.Table, queries: Sequence[str]) -> Receipt:
 
 
 def read_receipt(uri: str) -> Receipt:
-    """The receipt of a part in place. Raises InputError if it is damaged."""
+    """Read the receipt of a part. Raises InputError if it is damaged."""
     try:
         with storage.opened(uri) as file:
             metadata = open_parquet(file).metadata

@@ -1,21 +1,19 @@
 """Pearson correlation of many pairs: exact in float64, and fast in float32 with a proved error.
 
-`pearson` is the number that the SQL macro of this name gives, bit for bit, wherever in a block the
-two vectors lie. `unit_vectors` makes of it one float32 dot product (Abdullah 2026, eq. 6, of
-centred vectors of length 1), and `error_bounds` says how far that can be from the other.
+`pearson` returns the number of the SQL macro of this name, bit for bit, wherever in a block the two
+vectors lie. The dot product of `unit_vectors` in float32 (Abdullah 2026, eq. 6, of centred vectors
+of length 1) differs from it by at most `error_bounds` and `product_bound`.
 """
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segrec_batch.search.similarity import PAIR_PLACES, rounded
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from segrec_batch.search.similarity import PAIR_PLACES, Features, Floats, Ints, rounded
 
 _PAIRS = 2048  # that are multiplied at once: 3 × 8 bytes × C each
 _U32, _U64 = 2.0**-24, 2.0**-53  # unit roundoff
@@ -26,11 +24,15 @@ LARGEST_BOUND = 64 * _U32  # of a vector; met by norms above 1.6 % of the vector
 
 @dataclass(frozen=True)
 class Vectors:
-    """features: (N, C) float32, raw. totals: (N,) float64, their sums. norms: (N,) float64,
-    sqrt(C · Σx² − (Σx)²), above 0; both as DuckDB computes them.
+    """Raw vectors with their sums and norms as DuckDB computes them.
+
+    Attributes:
+        features: (N, C) float32.
+        totals: Σx, (N,) float64.
+        norms: sqrt(C · Σx² − (Σx)²), (N,) float64, above 0.
     """
 
-    features: NDArray[np.float32]
+    features: Features
     totals: Floats
     norms: Floats
 
@@ -39,12 +41,12 @@ class Vectors:
 
 
 def pearson(a: Vectors, i: Ints, b: Vectors, j: Ints) -> Floats:
-    """Pearson of rows i (P,) of `a` with rows j (P,) of `b`: (P,) float64 in [-1, 1], 14 places.
+    """Return Pearson of rows i (P,) of `a` and rows j (P,) of `b`: (P,) in [-1, 1], 14 places.
 
-    A product of two float32 is exact in float64; they are added one after the other, as DuckDB's
-    list_inner_product does it, so a pair of vectors has one value.
+    Products of two float32 are exact in float64. They are added one after the other, as DuckDB's
+    list_inner_product does, so that a pair of vectors has one value.
     """
-    found = np.empty(len(i))
+    scores = np.empty(len(i))
     n = a.features.shape[1]
     for start in range(0, len(i), _PAIRS):
         chunk = slice(start, start + _PAIRS)
@@ -53,12 +55,12 @@ def pearson(a: Vectors, i: Ints, b: Vectors, j: Ints) -> Floats:
         products *= torch.from_numpy(b.features[q])
         dots = products.cumsum(1)[:, -1].numpy()
         covariance = n * dots - a.totals[p] * b.totals[q]
-        found[chunk] = covariance / (a.norms[p] * b.norms[q]) + 0.0
-    return rounded(found, PAIR_PLACES)
+        scores[chunk] = covariance / (a.norms[p] * b.norms[q]) + 0.0
+    return rounded(scores, PAIR_PLACES)
 
 
 def unit_vectors(vectors: Vectors, rows: slice | Ints, device: str) -> torch.Tensor:
-    """(x − x̄) / ‖x − x̄‖ of some rows, (N, C) float32 on a device; 0 where the bound is infinite."""
+    """Return (x − x̄) / ‖x − x̄‖ of rows, (N, C) float32; 0 where the error bound is infinite."""
     n = vectors.features.shape[1]
     means = vectors.totals[rows] / n
     scales = np.sqrt(n) / vectors.norms[rows]
@@ -69,7 +71,7 @@ def unit_vectors(vectors: Vectors, rows: slice | Ints, device: str) -> torch.Ten
 
 
 def _tensor(values: NDArray[np.float32]) -> torch.Tensor:
-    with warnings.catch_warnings():  # it is read only: Ray's memory, which all workers share
+    with warnings.catch_warnings():  # read only: memory of Ray, shared by all workers
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(values)
 
@@ -80,7 +82,7 @@ def _column(values: Floats, device: str) -> torch.Tensor:
 
 
 def error_bounds(vectors: Vectors, rows: slice | Ints = slice(None)) -> Floats:
-    """What each vector adds to the error of a dot product of unit vectors: (N,) float64.
+    """Return the error that each vector adds to a dot product of unit vectors: (N,) float64.
 
     |float32 dot product − `pearson`| ≤ `product_bound(C)` + bound of one + bound of the other.
     With κ = ‖x‖² / ‖x − x̄‖²: rounding x − x̄, its scale and their product costs 3u, rounding the
@@ -99,11 +101,77 @@ def error_bounds(vectors: Vectors, rows: slice | Ints = slice(None)) -> Floats:
 
 
 def product_bound(n: int) -> float:
-    """The error of a float32 dot product of n terms of unit vectors, in any order of summation;
-    and of rounding to 14 places.
+    """Return the error of a float32 dot product of n terms of unit vectors and of rounding.
+
+    It holds for any order of summation.
     """
     return _SECOND_ORDER * _gamma(n, _U32) + 1e-14
 
 
 def _gamma(n: int, u: float) -> float:
     return n * u / (1 - n * u)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Scored pairs of a query and a candidate.
+
+    Attributes:
+        query: index of the query in its block, (P,).
+        row: number of the candidate among all, (P,).
+        pearson: (P,) float64.
+        place: rank of the candidate's image_id in the index, (P,); ties go by it.
+        content: the same number for images of equal content, (P,).
+    """
+
+    query: Ints
+    row: Ints
+    pearson: Floats
+    place: Ints
+    content: Ints
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+    def take(self, which: np.ndarray) -> "Pairs":
+        """Return some pairs, by a mask or by index."""
+        return Pairs(*(getattr(self, f.name)[which] for f in fields(self)))
+
+
+def no_pairs() -> Pairs:
+    """Return no pairs."""
+    none = np.empty(0, np.int64)
+    return Pairs(none, none, np.empty(0), none, none)
+
+
+def join(parts: Sequence[Pairs]) -> Pairs:
+    """Concatenate pairs."""
+    columns = ([getattr(p, f.name) for p in parts] for f in fields(Pairs))
+    return Pairs(*(np.concatenate(column) for column in columns))
+
+
+def best(pairs: Pairs, count: int, distinct: bool) -> Pairs:
+    """Return the `count` best pairs of each query, by Pearson, ties by place.
+
+    With `distinct` only the first of a query's candidates of equal content counts. The best of the
+    best of two sets of pairs are the best of both.
+    """
+    pairs = pairs.take(np.lexsort((pairs.place, -pairs.pearson, pairs.query)))
+    if distinct:
+        pairs = pairs.take(_first_of_content(pairs))
+    return pairs.take(ranks(pairs) < count)
+
+
+def ranks(pairs: Pairs) -> Ints:
+    """Return the position of each pair, sorted by query, among those of its query, from 0."""
+    return np.arange(len(pairs)) - np.searchsorted(pairs.query, pairs.query)
+
+
+def _first_of_content(pairs: Pairs) -> np.ndarray:
+    order = np.lexsort((pairs.content, pairs.query))  # stable: equal ones stay in order
+    query, content = pairs.query[order], pairs.content[order]
+    first = np.ones(len(pairs), bool)
+    first[1:] = (query[1:] != query[:-1]) | (content[1:] != content[:-1])
+    kept = np.empty(len(pairs), bool)
+    kept[order] = first
+    return kept

@@ -1,9 +1,10 @@
 """Exact nearest neighbours of a block of queries among blocks of candidates.
 
-A *shortlist* holds the candidates with the best float32 scores of each query; they are scored again
-exactly. If the worst float32 score on it, plus the error bound, is below the exact score of the
-last one wanted, nobody who is not on it can matter. Queries for which that does not hold (many
-ties, many copies) are *swept*: every candidate that could matter is scored exactly.
+A *shortlist* holds the candidates with the best float32 scores of each query; they are scored
+again exactly. If the worst float32 score on it, plus the error bound, is below the exact score of
+the k-th candidate, no candidate outside the list can be among the k best. Queries for which that
+does not hold (many ties, many copies) are *swept*: each candidate that can be among the best is
+scored exactly.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,27 +15,33 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from segrec_batch.search.batch.pairs import Pairs, best, join, no_pairs
 from segrec_batch.search.batch.scores import (
     LARGEST_BOUND,
-    Floats,
-    Ints,
+    Pairs,
     Vectors,
+    best,
     error_bounds,
+    join,
+    no_pairs,
     pearson,
     product_bound,
     unit_vectors,
 )
+from segrec_batch.search.similarity import Floats, Ints
 
-SLACK = 32  # candidates more than wanted on a shortlist
+SLACK = 32  # candidates beyond k on a shortlist
 _PAIR_BYTES = 160  # of a pair on a shortlist: in float32, exact, and while it is sorted
 _SWEPT = 32  # a sweep takes this part of the queries of a step: its pairs are as wide as a tile
 
 
 @dataclass(frozen=True)
 class Block(Vectors):
-    """Vectors that belong to images. places, contents: (N,), see `Pairs`. rows: a table of N rows
-    with what is told of a candidate: image_id, uri, coverage.
+    """Vectors of images.
+
+    Attributes:
+        places: (N,), see `Pairs`.
+        contents: (N,), see `Pairs`.
+        rows: image_id, uri and coverage of each, N rows.
     """
 
     places: Ints
@@ -44,19 +51,20 @@ class Block(Vectors):
 
 @dataclass(frozen=True)
 class Candidates:
-    """Blocks of candidates: `sizes` rows each, fetched when they are called."""
+    """Blocks of candidates of `sizes` rows, each fetched by a call."""
 
     blocks: Sequence[Callable[[], Block]]
     sizes: Sequence[int]
 
     @property
     def starts(self) -> Ints:
-        """The number of the first row of each block, among all rows."""
+        """Number of the first row of each block, among all rows."""
         return np.cumsum([0, *self.sizes])[:-1]
 
     def by_block(self, rows: Ints) -> Iterator[tuple[Block, int, Ints, Ints]]:
-        """The blocks that hold some rows; for each, its first row, which of `rows` it holds, and
-        where in it they are.
+        """Yield the blocks that hold some rows.
+
+        Each comes with its first row, the positions in `rows` that it holds, and theirs in it.
         """
         owners = np.searchsorted(self.starts, rows, side="right") - 1
         order = np.argsort(owners, kind="stable")
@@ -67,7 +75,7 @@ class Candidates:
                 yield self.blocks[owner](), first, which, rows[which] - first
 
     def vectors(self, rows: Ints) -> Vectors:
-        """The vectors of some rows, in their order."""
+        """Return the vectors of some rows, in their order."""
         parts, order = [], []
         for block, _, which, local in self.by_block(rows):
             parts.append((block.features[local], block.totals[local], block.norms[local]))
@@ -78,8 +86,8 @@ class Candidates:
         )
         return Vectors(features, totals, norms)
 
-    def told(self, rows: Ints) -> pa.Table:
-        """What is told of some rows, in their order."""
+    def table(self, rows: Ints) -> pa.Table:
+        """Return image_id, uri and coverage of some rows, in their order."""
         parts, order = [], []
         for block, _, which, local in self.by_block(rows):
             parts.append(block.rows.take(pa.array(local)))
@@ -88,9 +96,12 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class Rule:
-    """Who is left out: copies of the query and second copies if `distinct`; candidates whose
-    Pearson is not below `below`. The query itself always.
+class Exclusions:
+    """Candidates that are left out, beside the query itself.
+
+    Attributes:
+        distinct: copies of the query, and all but the best of candidates with equal content.
+        below: candidates whose Pearson is not below this.
     """
 
     distinct: bool = True
@@ -98,107 +109,111 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Steps:
-    """How much is done at once: float32 scores of `queries` × `block` candidates, choices among
-    `pool` vectors.
-    """
+class BlockSizes:
+    """Sizes of blocks: float32 scores of `queries` × `block` candidates, `pool` vectors."""
 
     queries: int
     block: int
     pool: int
 
 
-def steps(memory: int, queries: int, width: int, wanted: int) -> Steps:
-    """Steps for blocks of `queries` vectors of `width` values, in `memory` bytes: half of it for
-    scores and unit vectors, a quarter for shortlists, an eighth for pools.
+def block_sizes(memory: int, queries: int, width: int, k: int) -> BlockSizes:
+    """Return sizes for blocks of `queries` vectors of `width` values, in `memory` bytes.
+
+    Half of it is for scores and unit vectors, a quarter for shortlists, an eighth for pools.
     """
-    at_once = max(1, min(queries, memory // 4 // (_PAIR_BYTES * (wanted + SLACK))))
+    at_once = max(1, min(queries, memory // 4 // (_PAIR_BYTES * (k + SLACK))))
     block = max(1, memory // 2 // (4 * (at_once + 2 * width)))
-    return Steps(at_once, block, max(1, memory // 8 // (4 * max(width, 1))))
+    return BlockSizes(at_once, block, max(1, memory // 8 // (4 * max(width, 1))))
 
 
 class Search:
-    """The best candidates of queries, on `device` (cpu, cuda). `swept` counts sweeps of a query."""
+    """Best candidates of queries, on `device` (cpu, cuda); `swept` counts swept queries."""
 
     def __init__(
-        self, queries: Block, candidates: Candidates, rule: Rule, at_once: Steps, device: str
+        self,
+        queries: Block,
+        candidates: Candidates,
+        exclusions: Exclusions,
+        sizes: BlockSizes,
+        device: str,
     ) -> None:
         torch.set_float32_matmul_precision("highest")  # the bound holds for float32, not for TF32
         self.queries = queries
         self.candidates = candidates
-        self.rule = rule
-        self.at_once = at_once
+        self.exclusions = exclusions
+        self.sizes = sizes
         self.device = device
         self.swept = 0
-        # a candidate whose own bound is infinite has an infinite score, and so no part in this
+        # a candidate with an infinite bound has an infinite score, and so no part in this
         width = queries.features.shape[1]
         self._errors = error_bounds(queries) + product_bound(width) + LARGEST_BOUND
 
-    def best(self, asked: Ints, count: int) -> Pairs:
-        """The `count` best candidates of the queries `asked` (indices, ascending), in order."""
-        step = self.at_once.queries
-        parts = [self._step(asked[i : i + step], count) for i in range(0, len(asked), step)]
+    def best(self, queries: Ints, count: int) -> Pairs:
+        """Return the `count` best candidates of some queries (indices, ascending), in order."""
+        step = self.sizes.queries
+        parts = [self._step(queries[i : i + step], count) for i in range(0, len(queries), step)]
         return join([no_pairs(), *parts])
 
-    def _step(self, asked: Ints, count: int) -> Pairs:
-        scores, rows = self._shortlist(asked, count + SLACK)
+    def _step(self, queries: Ints, count: int) -> Pairs:
+        scores, rows = self._shortlist(queries, count + SLACK)
         listed = rows >= 0
-        query = np.broadcast_to(asked[:, None], rows.shape)[listed]
-        found = best(self._scored_anywhere(query, rows[listed]), count, self.rule.distinct)
-        floor = _last(found, asked, count)
+        query = np.broadcast_to(queries[:, None], rows.shape)[listed]
+        pairs = best(self._scored_anywhere(query, rows[listed]), count, self.exclusions.distinct)
+        floor = _last(pairs, queries, count)
         worst = scores[:, -1]  # -inf if everybody is on the list
-        doubt = (worst > -np.inf) & (worst >= floor - self._errors[asked])
-        if not doubt.any():
-            return found
-        proved = found.take(~np.isin(found.query, asked[doubt]))
-        swept = self._sweep_all(asked[doubt], floor[doubt], count)
-        return best(join([proved, *swept]), count, self.rule.distinct)
+        unproved = (worst > -np.inf) & (worst >= floor - self._errors[queries])
+        if not unproved.any():
+            return pairs
+        proved = pairs.take(~np.isin(pairs.query, queries[unproved]))
+        swept = self._sweep_all(queries[unproved], floor[unproved], count)
+        return best(join([proved, *swept]), count, self.exclusions.distinct)
 
-    def _shortlist(self, asked: Ints, count: int) -> tuple[Floats, Ints]:
-        """The best float32 scores (Q, count), descending, and their rows; -inf and -1 for none."""
-        top = torch.full((len(asked), count), -torch.inf, device=self.device)
-        rows = torch.full((len(asked), count), -1, device=self.device)
-        for tile in self._tiles(asked):
+    def _shortlist(self, queries: Ints, count: int) -> tuple[Floats, Ints]:
+        """Return the best float32 scores (Q, count) and their rows; -inf and -1 fill them up."""
+        top = torch.full((len(queries), count), -torch.inf, device=self.device)
+        rows = torch.full((len(queries), count), -1, device=self.device)
+        for tile in self._tiles(queries):
             values, columns = tile.scores.topk(min(count, tile.scores.shape[1]), dim=1)
             top, order = torch.cat([top, values], 1).topk(count, dim=1)
             rows = torch.cat([rows, columns + (tile.first + tile.offset)], 1).gather(1, order)
         return top.cpu().numpy().astype(np.float64), rows.cpu().numpy()
 
-    def _sweep_all(self, asked: Ints, floor: Floats, count: int) -> Iterator[Pairs]:
-        self.swept += len(asked)
-        few = max(1, self.at_once.queries // _SWEPT)
-        for i in range(0, len(asked), few):
-            yield self._sweep(asked[i : i + few], floor[i : i + few], count)
+    def _sweep_all(self, queries: Ints, floor: Floats, count: int) -> Iterator[Pairs]:
+        self.swept += len(queries)
+        few = max(1, self.sizes.queries // _SWEPT)
+        for i in range(0, len(queries), few):
+            yield self._sweep(queries[i : i + few], floor[i : i + few], count)
 
-    def _sweep(self, asked: Ints, floor: Floats, count: int) -> Pairs:
-        """The best of all candidates whose exact score can be `floor` (Q,) or more."""
-        found = no_pairs()
-        for tile in self._tiles(asked):
+    def _sweep(self, queries: Ints, floor: Floats, count: int) -> Pairs:
+        """Return the best of all candidates whose exact score can be `floor` (Q,) or more."""
+        pairs = no_pairs()
+        for tile in self._tiles(queries):
             width = count + SLACK
             while True:  # best scores first, then twice as many: so the floor rises early
                 values, columns = tile.scores.topk(min(width, tile.scores.shape[1]), dim=1)
-                hit = _reach(values, floor - self._errors[asked])
+                hit = _reach(values, floor - self._errors[queries])
                 if not hit.any():
                     break
-                query = np.broadcast_to(asked[:, None], hit.shape)[hit]
+                query = np.broadcast_to(queries[:, None], hit.shape)[hit]
                 local = columns.cpu().numpy()[hit] + tile.offset
-                pairs = self._scored(query, tile.block, local, tile.first)
-                found = best(join([found, pairs]), count, self.rule.distinct)
-                floor = np.maximum(floor, _last(found, asked, count))
+                scored = self._scored(query, tile.block, local, tile.first)
+                pairs = best(join([pairs, scored]), count, self.exclusions.distinct)
+                floor = np.maximum(floor, _last(pairs, queries, count))
                 tile.scores.scatter_(1, columns, -torch.inf)
                 width *= 2
-        return found
+        return pairs
 
-    def _tiles(self, asked: Ints) -> Iterator["_Tile"]:
-        """The float32 scores of queries with all candidates, one tile after the other."""
-        units = unit_vectors(self.queries, asked, self.device)
-        step = min(self.at_once.block, max(self.candidates.sizes, default=0))
-        memory = torch.empty(len(asked) * step, device=self.device)
+    def _tiles(self, queries: Ints) -> Iterator["_Tile"]:
+        """Yield the float32 scores of queries with all candidates, tile by tile."""
+        units = unit_vectors(self.queries, queries, self.device)
+        step = min(self.sizes.block, max(self.candidates.sizes, default=0))
+        memory = torch.empty(len(queries) * step, device=self.device)
         for fetch, first in zip(self.candidates.blocks, self.candidates.starts, strict=True):
             block = fetch()
             for offset in range(0, len(block), step):
                 rows = slice(offset, min(offset + step, len(block)))
-                scores = memory[: len(asked) * (rows.stop - offset)].view(len(asked), -1)
+                scores = memory[: len(queries) * (rows.stop - offset)].view(len(queries), -1)
                 torch.mm(units, unit_vectors(block, rows, self.device).T, out=scores)
                 poor = np.flatnonzero(np.isinf(error_bounds(block, rows)))
                 scores[:, torch.from_numpy(poor).to(self.device)] = torch.inf
@@ -212,20 +227,20 @@ class Search:
         return join([no_pairs(), *parts])
 
     def _scored(self, query: Ints, block: Block, local: Ints, first: int) -> Pairs:
-        """Exact scores of queries (P,) with rows (P,) of a block, if the rule allows them."""
+        """Return exact scores of queries (P,) and rows (P,) of a block that are not excluded."""
         places, contents = block.places[local], block.contents[local]
         allowed = places != self.queries.places[query]
-        if self.rule.distinct:
+        if self.exclusions.distinct:
             allowed &= contents != self.queries.contents[query]
         query, local = query[allowed], local[allowed]
         scores = pearson(self.queries, query, block, local)
         pairs = Pairs(query, local + first, scores, places[allowed], contents[allowed])
-        return pairs.take(scores < self.rule.below)
+        return pairs.take(scores < self.exclusions.below)
 
 
 @dataclass(frozen=True)
 class _Tile:
-    """scores: (Q, T) of the rows of `block` from `offset` on. first: the block's first row."""
+    """Scores (Q, T) of the rows of a block from `offset` on; `first` is its first row."""
 
     block: Block
     first: int
@@ -239,10 +254,10 @@ def _reach(values: torch.Tensor, bar: Floats) -> NDArray[np.bool_]:
     return reach
 
 
-def _last(found: Pairs, asked: Ints, count: int) -> Floats:
-    """The score of the last of `count` pairs of each query, -inf if it has fewer."""
-    start, end = (np.searchsorted(found.query, asked, side) for side in ("left", "right"))
-    last = np.full(len(asked), -np.inf)
+def _last(pairs: Pairs, queries: Ints, count: int) -> Floats:
+    """Return the score of the last of `count` pairs of each query, -inf if it has fewer."""
+    start, end = (np.searchsorted(pairs.query, queries, side) for side in ("left", "right"))
+    last = np.full(len(queries), -np.inf)
     full = end - start == count
-    last[full] = found.pearson[end[full] - 1]
+    last[full] = pairs.pearson[end[full] - 1]
     return last

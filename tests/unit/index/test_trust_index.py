@@ -392,20 +392,20 @@ def test_pickled_columns_are_read_by_nobody(
 def test_sql_and_batch_search_see_bytes(
     index: str, canary: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from segrec_batch.search.batch.plan import Plan, Request
+    from segrec_batch.search.batch.selection import Request, Selection
     from segrec_batch.search.filters import Filters
 
     snapshot, _ = infected(index, canary, _additional)
     sql = "SELECT count(*) AS n, count(mask) AS m FROM images"
     assert exit_code("segrec", "sql", "--index", index, "--format", "csv", sql) == 1
     assert "lost or damaged files" in capsys.readouterr().err, "their size is not that of the log"
-    with Plan(snapshot, Request(Filters()), tmp_path) as plan:
+    with Selection(snapshot, Request(Filters()), tmp_path) as plan:
         plan.prepare()
         assert sum(len(block.places) for block in plan.candidates(100)) == 9
     ids = tmp_path / "ids.parquet"
     pq.write_table(pa.table({"image_id": pickled(canary, 2)}), ids)
     with pytest.raises(InputError, match="extension types"):
-        Plan(snapshot, Request(Filters(), str(ids)), tmp_path)
+        Selection(snapshot, Request(Filters(), str(ids)), tmp_path)
     assert not canary.exists()
 
 

@@ -10,16 +10,26 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from segrec_batch.search.batch.diversity import maximal_marginal_relevance, without_near_duplicates
-from segrec_batch.search.batch.pairs import Pairs, best, join, ranks
+from segrec_batch.search.batch.choice import maximal_marginal_relevance, without_near_duplicates
 from segrec_batch.search.batch.scores import (
+    Pairs,
     Vectors,
+    best,
     error_bounds,
+    join,
     pearson,
     product_bound,
+    ranks,
     unit_vectors,
 )
-from segrec_batch.search.batch.search import Block, Candidates, Rule, Search, Steps, steps
+from segrec_batch.search.batch.search import (
+    Block,
+    BlockSizes,
+    Candidates,
+    Exclusions,
+    Search,
+    block_sizes,
+)
 from segrec_batch.search.similarity import PAIR_PLACES, rounded
 from segrec_batch.search.sql.views import schema_file
 from tests.support.builders import quick
@@ -165,8 +175,8 @@ def test_a_search_is_the_brute_force_ranking(seed: int, device: str) -> None:
     asked = np.sort(rng.choice(n, 20, replace=False))
     asked[-1] = n // 3
     asked = np.unique(asked)
-    rule = Rule(bool(seed % 2), float(rng.choice([np.inf, 0.97])))
-    at_once = Steps(int(rng.integers(1, 30)), int(rng.integers(1, 200)), 100)
+    rule = Exclusions(bool(seed % 2), float(rng.choice([np.inf, 0.97])))
+    at_once = BlockSizes(int(rng.integers(1, 30)), int(rng.integers(1, 200)), 100)
     search = Search(block_of(known, asked, contents), candidates, rule, at_once, device)
     count = int(rng.choice([1, 5, 60, 500]))
     found = search.best(np.arange(len(asked)), count)
@@ -181,7 +191,7 @@ def test_a_search_is_the_brute_force_ranking(seed: int, device: str) -> None:
                 expected.append((int(c), scores[c]))
         mine = found.take(found.query == i)
         assert list(zip(mine.place, mine.pearson, strict=True)) == expected
-    told = candidates.told(found.row)["image_id"].to_pylist()
+    told = candidates.table(found.row)["image_id"].to_pylist()
     assert told == [f"{place:06}" for place in found.place]
 
 
@@ -193,7 +203,7 @@ def test_only_queries_in_doubt_are_swept(device: str) -> None:
     candidates = Candidates([lambda: everyone], [500])
     for asked, swept in ((np.array([3, 4]), 0), (np.array([4, 150]), 1)):
         queries = block_of(known, asked, np.arange(500))
-        search = Search(queries, candidates, Rule(), Steps(10, 100, 100), device)
+        search = Search(queries, candidates, Exclusions(), BlockSizes(10, 100, 100), device)
         found = search.best(np.arange(2), 5)
         assert search.swept == swept
     assert found.take(found.query == 1).place.tolist() == [100, 101, 102, 103, 104]
@@ -202,7 +212,7 @@ def test_only_queries_in_doubt_are_swept(device: str) -> None:
 @quick
 @given(st.integers(2**20, 2**34), st.integers(1, 10_000), st.integers(1, 4096), st.integers(1, 500))
 def test_steps_fit_their_memory(memory: int, queries: int, width: int, wanted: int) -> None:
-    found = steps(memory, queries, width, wanted)
+    found = block_sizes(memory, queries, width, wanted)
     assert 1 <= found.queries <= queries
     if found.block > 1:
         assert 4 * found.block * (found.queries + 2 * width) <= memory / 2

@@ -1,4 +1,4 @@
-"""One run of the recommendation job: plan, search on Ray, write parts, prove the sum, finish."""
+"""Recommendation job: select, search on Ray, write parts, prove the sum, finish."""
 
 import itertools
 import logging
@@ -16,8 +16,8 @@ from segrec_batch.distributed.tasks import Shared, each
 from segrec_batch.index.snapshot import Snapshot, open_snapshot
 from segrec_batch.search.batch.choice import Choice, as_table, choose
 from segrec_batch.search.batch.output import Output, Receipt, read_receipt, write_part
-from segrec_batch.search.batch.plan import NOTHING_LEFT, Plan, Request
-from segrec_batch.search.batch.search import Block, Candidates, Search, Steps, steps
+from segrec_batch.search.batch.search import Block, BlockSizes, Candidates, Search, block_sizes
+from segrec_batch.search.batch.selection import NOTHING_LEFT, Request, Selection
 from segrec_batch.sources import storage
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ FORMAT = 1  # of the output; another one is another request
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run goes about its work; the answers do not depend on it.
+    """Resources of a run; the results do not depend on them.
 
     device: cpu, cuda or auto. memory: bytes of a worker beside Python and PyTorch themselves.
     """
@@ -38,15 +38,15 @@ class Execution:
 
 @dataclass(frozen=True)
 class _Task:
-    """One part of the queries, and all that its worker needs."""
+    """One part of the queries, with the inputs of its worker."""
 
     uri: str
     queries: Shared[Block]
     blocks: list[Shared[Block]]
     sizes: list[int]
     choice: Choice
-    at_once: Steps
-    where: nodes.Resources
+    block_sizes: BlockSizes
+    resources: nodes.Resources
 
 
 def recommend_all(
@@ -59,29 +59,32 @@ def recommend_all(
     part_size: int = 4096,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write the recommendations for many images of one snapshot; returns the counts of the output.
+    """Write the recommendations for many images of one snapshot; return the counts of the output.
 
-    Goes on where it was interrupted. Raises SegrecError; parts in place stay.
+    An interrupted run goes on. Raises SegrecError; parts in place stay.
     """
     snapshot = open_snapshot(storage.absolute(index), version)
     request.filters.check(snapshot.spec)
     if request.filters.method != "pearson":
         raise InputError(f"neighbours are found by pearson, not by {request.filters.method}")
     choice.check()
-    place = Output(storage.absolute(output), request.filters.cls)
-    with scratch_folder("segrec-recommend-") as folder, Plan(snapshot, request, folder) as plan:
-        place.begin(_identity(snapshot, request, choice, part_size, plan), overwrite)
-        done = place.success()
-        if done:
-            log.info(f"{place.uri} is complete; nothing to do")
-            return done
-        return _run(plan, place, choice, execution, part_size)
+    target = Output(storage.absolute(output), request.filters.cls)
+    with (
+        scratch_folder("segrec-recommend-") as folder,
+        Selection(snapshot, request, folder) as selection,
+    ):
+        target.begin(_identity(snapshot, request, choice, part_size, selection), overwrite)
+        counts = target.success()
+        if counts:
+            log.info(f"{target.uri} is complete; nothing to do")
+            return counts
+        return _run(selection, target, choice, execution, part_size)
 
 
 def _identity(
-    snapshot: Snapshot, request: Request, choice: Choice, part_size: int, plan: Plan
+    snapshot: Snapshot, request: Request, choice: Choice, part_size: int, selection: Selection
 ) -> dict[str, Any]:
-    """What two runs must have in common to share an output."""
+    """Return the fields that two runs must have in common to share an output."""
     low, high = request.filters.coverage
     return {
         "format": FORMAT,
@@ -91,64 +94,64 @@ def _identity(
         "class": request.filters.cls,
         "coverage": [low, high],
         **asdict(choice),
-        "queries": plan.fingerprint(),
+        "queries": selection.fingerprint(),
         "part_size": part_size,
     }
 
 
 def _run(
-    plan: Plan, place: Output, choice: Choice, execution: Execution, part_size: int
+    selection: Selection, target: Output, choice: Choice, execution: Execution, part_size: int
 ) -> dict[str, Any]:
-    counts = plan.prepare()
-    given = counts.pop("")
-    parts = set(range(-(-given // part_size)))
-    done = place.finished_parts() & parts
+    counts = selection.prepare()
+    usable = counts.pop("")
+    parts = set(range(-(-usable // part_size)))
+    done = target.finished_parts() & parts
     log.info(
-        f"{given:,} queries in {len(parts):,} parts, {len(done):,} of them in place; "
+        f"{usable:,} queries in {len(parts):,} parts, {len(done):,} of them in place; "
         f"{sum(counts.values()):,} cannot be asked"
     )
     with cluster.joined():
-        uris = (place.part_uri(number) for number in sorted(done))
+        uris = (target.part_uri(number) for number in sorted(done))
         receipts = [receipt for _, receipt in each(read_receipt, uris)]
         if missing := parts - done:
-            left = given - sum(receipt.queries for receipt in receipts)
-            tasks = _tasks(plan, place, choice, execution, missing, part_size)
+            left = usable - sum(receipt.queries for receipt in receipts)
+            tasks = _tasks(selection, target, choice, execution, missing, part_size)
             receipts += _search(tasks, left)
-    summary = _account(plan.fingerprint()["count"], given, counts, receipts)
-    unanswered = plan.unanswered([name for r in receipts for name in r.nothing_left])
+    summary = _account(selection.fingerprint()["count"], usable, counts, receipts)
+    unanswered = selection.unanswered([name for r in receipts for name in r.nothing_left])
     if summary["answered"] + len(unanswered) != summary["queries"]:
         raise AccountingError(f"{len(unanswered)} unanswered queries are not {summary}")
-    place.finish(unanswered, summary)
+    target.finish(unanswered, summary)
     return summary
 
 
 def _tasks(
-    plan: Plan,
-    place: Output,
+    selection: Selection,
+    target: Output,
     choice: Choice,
     execution: Execution,
     missing: set[int],
     part_size: int,
 ) -> Iterator[_Task]:
-    """A task for each part, once the candidates are where all tasks can read them."""
-    where = nodes.resources(execution.device)
-    at_once = steps(execution.memory, part_size, plan.width, choice.candidates)
+    """Yield a task for each part, after the candidates are put into shared memory."""
+    resources = nodes.resources(execution.device)
+    sizes = block_sizes(execution.memory, part_size, selection.width, choice.candidates)
     blocks: list[Shared[Block]] = []
-    sizes: list[int] = []
+    rows: list[int] = []
     with ProgressMeter("candidates") as meter:
-        for block in plan.candidates(at_once.block):
+        for block in selection.candidates(sizes.block):
             blocks.append(Shared(block))
-            sizes.append(len(block))
+            rows.append(len(block))
             meter.advance(len(block))
-    log.info(f"scores on {where} (--device {execution.device})")
-    for number, queries in plan.queries(missing, part_size):
-        uri = place.part_uri(number)
-        yield _Task(uri, Shared(queries), blocks, sizes, choice, at_once, where)
+    log.info(f"scores on {resources} (--device {execution.device})")
+    for number, queries in selection.queries(missing, part_size):
+        uri = target.part_uri(number)
+        yield _Task(uri, Shared(queries), blocks, rows, choice, sizes, resources)
 
 
 def _search(tasks: Iterator[_Task], queries: int) -> list[Receipt]:
-    first = next(tasks)  # the candidates come before it
-    cpus, gpus = (0, 1) if first.where.device == "cuda" else (first.where.threads or 1, 0)
+    first = next(tasks)  # shares the candidates
+    cpus, gpus = (0, 1) if first.resources.device == "cuda" else (first.resources.threads or 1, 0)
     receipts = []
     with ProgressMeter("recommended for", queries) as meter:
         for _, receipt in each(_work, itertools.chain([first], tasks), cpus, gpus):
@@ -159,27 +162,34 @@ def _search(tasks: Iterator[_Task], queries: int) -> list[Receipt]:
 
 
 def _work(task: _Task) -> Receipt:
-    """Search for one part of the queries, and put the part in place."""
-    if task.where.threads:
-        torch.set_num_threads(task.where.threads)
+    """Search for one part of the queries, and put the part in target."""
+    if task.resources.threads:
+        torch.set_num_threads(task.resources.threads)
     candidates = Candidates([shared.get for shared in task.blocks], task.sizes)
     queries = task.queries.get()
-    search = Search(queries, candidates, task.choice.rule, task.at_once, task.where.device)
+    search = Search(
+        queries,
+        candidates,
+        task.choice.exclusions,
+        task.block_sizes,
+        task.resources.device,
+    )
     rows = as_table(search, choose(search, task.choice))
     receipt = write_part(task.uri, rows, queries.rows["image_id"].to_pylist())
     return replace(receipt, swept=search.swept)
 
 
 def _account(
-    queries: int, given: int, counts: Mapping[str, int], receipts: Sequence[Receipt]
+    queries: int, usable: int, counts: Mapping[str, int], receipts: Sequence[Receipt]
 ) -> dict[str, Any]:
-    """The counts of an output. Raises AccountingError unless every query ends as answered, or with
-    a reason.
+    """Return the counts of an output.
+
+    Raises AccountingError unless every query is answered or has a reason.
     """
     nothing_left = sum(len(receipt.nothing_left) for receipt in receipts)
     answered = sum(receipt.queries for receipt in receipts) - nothing_left
     unanswered = {**counts, **({NOTHING_LEFT: nothing_left} if nothing_left else {})}
-    if queries != answered + sum(unanswered.values()) or given != answered + nothing_left:
+    if queries != answered + sum(unanswered.values()) or usable != answered + nothing_left:
         raise AccountingError(
             f"{queries} queries, but {answered} answered and {unanswered} do not add up to that; "
             "the output is not complete"

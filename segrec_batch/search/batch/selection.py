@@ -1,6 +1,6 @@
-"""What is asked of a snapshot: its candidates and queries in blocks, and who has no answer.
+"""Candidates and queries of a snapshot in blocks, and the queries that have no answer.
 
-DuckDB selects and sorts, on disk where memory does not do; vectors pass through a block at a time.
+DuckDB selects and sorts, on disk where memory is short; vectors pass through a block at a time.
 """
 
 from collections.abc import Collection, Iterator
@@ -58,32 +58,30 @@ FROM images
 """
 _QUERIES = """
 CREATE TEMP TABLE queries AS
-WITH judged AS (
+WITH checked AS (
     SELECT
-        asked.image_id,
+        query_images.image_id,
         CASE
             WHEN known.image_id IS NULL THEN 'not in the index'
             WHEN vectors.image_id IS NULL THEN 'no region of the class'
             WHEN NOT defined THEN 'Pearson is undefined (a constant vector)'
         END AS reason
-    FROM asked LEFT JOIN known USING (image_id) LEFT JOIN vectors USING (image_id)
+    FROM query_images LEFT JOIN known USING (image_id) LEFT JOIN vectors USING (image_id)
 )
-SELECT *, row_number() OVER (PARTITION BY reason ORDER BY image_id) - 1 AS number FROM judged
+SELECT *, row_number() OVER (PARTITION BY reason ORDER BY image_id) - 1 AS number FROM checked
 """
 
 
 @dataclass(frozen=True)
 class Request:
-    """Who is asked for: images that SQL or a Parquet file names (`queries`), all without; and what
-    they are compared by.
-    """
+    """Filters, and the query images: those that SQL or a Parquet file names, or all."""
 
     filters: Filters
     queries: str | None = None
 
 
-class Plan:
-    """A request to a snapshot. Use as a context manager; `folder` takes what memory does not."""
+class Selection:
+    """Rows of a request to a snapshot, as a context manager; DuckDB spills to `folder`."""
 
     def __init__(self, snapshot: Snapshot, request: Request, folder: Path) -> None:
         self.request = request
@@ -94,30 +92,31 @@ class Plan:
         }
         self._database = open_files(snapshot, settings=settings)
         self._connection = self._database.connection
-        self._ask(request.queries)
+        self._select_queries(request.queries)
 
-    def _ask(self, queries: str | None) -> None:
+    def _select_queries(self, queries: str | None) -> None:
         source = "images"
         if queries is not None and queries.endswith(".parquet"):
-            self._connection.register("asked_file", _read_ids(queries))
-            source = "asked_file"
+            self._connection.register("query_file", _read_ids(queries))
+            source = "query_file"
         elif queries is not None:
             with QueryGuard(self._database) as guard:
                 guard.check(queries)
             source = f"({queries.strip().rstrip(';')}\n)"
         sql = f"SELECT DISTINCT image_id::VARCHAR AS image_id FROM {source}"  # noqa: S608
-        run(self._connection, f"CREATE TEMP TABLE asked AS {sql} WHERE image_id IS NOT NULL")
+        run(self._connection, f"CREATE TEMP TABLE query_images AS {sql} WHERE image_id IS NOT NULL")
 
     def fingerprint(self) -> dict[str, Any]:
-        """How many queries, and a hash of their ids that does not depend on their order."""
-        sql = "SELECT count(*) AS count, bit_xor(md5_number(image_id))::VARCHAR AS ids FROM asked"
-        found: dict[str, Any] = query(self._connection, sql).to_pylist()[0]
-        if not found["count"]:
+        """Return the number of queries, and a hash of their ids that ignores their order."""
+        ids = "bit_xor(md5_number(image_id))::VARCHAR"
+        sql = f"SELECT count(*) AS count, {ids} AS ids FROM query_images"  # noqa: S608
+        result: dict[str, Any] = query(self._connection, sql).to_pylist()[0]
+        if not result["count"]:
             raise InputError("there is nothing to ask for: no image_id among the queries")
-        return found
+        return result
 
     def prepare(self) -> dict[str, int]:
-        """Look the queries up; how many there are of each reason, those without one under ''."""
+        """Look the queries up; return how many fail by reason, and the usable ones under ''."""
         cls = self.request.filters.cls
         source = _IMAGES if cls is None else _REGIONS.format(cls=quoted(cls))
         for sql in (_VECTORS.format(source=source), _KNOWN, _QUERIES):
@@ -128,12 +127,12 @@ class Plan:
 
     @property
     def width(self) -> int:
-        """Values of a vector; 0 if there is none."""
+        """Number of values of a vector; 0 if there are no vectors."""
         rows = query(self._connection, "SELECT len(feature) AS n FROM vectors LIMIT 1").to_pylist()
         return rows[0]["n"] if rows else 0
 
     def candidates(self, rows: int) -> Iterator[Block]:
-        """Everybody who can be recommended, in blocks of `rows`, in any order."""
+        """Yield the images that can be recommended, in blocks of `rows`, in any order."""
         sql = f"SELECT {_COLUMNS} FROM vectors JOIN known USING (image_id) WHERE defined"  # noqa: S608
         if self.request.filters.cls is not None:
             sql += " AND coverage BETWEEN $low AND $high"
@@ -143,7 +142,7 @@ class Plan:
             yield _block(table)
 
     def queries(self, parts: Collection[int], size: int) -> Iterator[tuple[int, Block]]:
-        """Queries that can be asked, ordered by image_id, in some of the parts of `size`."""
+        """Yield queries with a defined vector, by image_id, of some parts of `size` queries."""
         if not parts:
             return
         self._connection.register("parts", pa.table({"part": sorted(parts)}))
@@ -156,7 +155,7 @@ class Plan:
             yield table["number"][0].as_py() // size, _block(table)
 
     def unanswered(self, nothing_left: Collection[str]) -> pa.Table:
-        """UNANSWERED rows: queries that could not be asked, and those of which nothing came."""
+        """Return the UNANSWERED queries: without a defined vector, or without candidates."""
         self._connection.register("nothing", pa.table({"image_id": list(nothing_left)}, _ID))
         sql = (
             "SELECT image_id AS query_id, reason FROM queries WHERE reason IS NOT NULL "  # noqa: S608
@@ -164,7 +163,7 @@ class Plan:
         )
         return query(self._connection, sql).cast(UNANSWERED)
 
-    def __enter__(self) -> "Plan":
+    def __enter__(self) -> "Selection":
         return self
 
     def __exit__(
@@ -180,7 +179,7 @@ _ID = pa.schema([("image_id", pa.string())])
 
 
 def _read_ids(uri: str) -> pa.Table:
-    """The column image_id of a Parquet file. Raises InputError."""
+    """Read the column image_id of a Parquet file. Raises InputError."""
     try:
         with storage.opened(uri) as file:
             return read_parquet(file, ["image_id"])
@@ -191,7 +190,7 @@ def _read_ids(uri: str) -> pa.Table:
 
 
 def _slices(source: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
-    """Batches as tables of `size` rows; the last may be shorter."""
+    """Yield batches as tables of `size` rows; the last may be shorter."""
     held: list[pa.RecordBatch] = []
     rows = 0
     for batch in source:
@@ -212,5 +211,5 @@ def _block(rows: pa.Table) -> Block:
         np.ascontiguousarray(rows[name].to_numpy())
         for name in ("total", "norm", "place", "content")
     )
-    told = rows.select(["image_id", "uri", "coverage"]).combine_chunks()
-    return Block(np.array(values), totals, norms, places, contents, told)
+    identities = rows.select(["image_id", "uri", "coverage"]).combine_chunks()
+    return Block(np.array(values), totals, norms, places, contents, identities)
