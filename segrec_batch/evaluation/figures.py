@@ -42,7 +42,7 @@ class Figures:
         return self.by_key.get(key, Estimate(key, None, None, None, 0))
 
     def distinct(self, field: str, **fields: Any) -> list[Any]:
-        """Return the values of a field, in order, among the keys with the given fields."""
+        """Return the values of a field, in order, among the keys with these fields."""
         keys = (k for k in self.by_key if all(getattr(k, n) == v for n, v in fields.items()))
         return list(dict.fromkeys(getattr(key, field) for key in keys))
 

@@ -143,14 +143,13 @@ def difference(
 
     Equal units are drawn together (a paired bootstrap), different units independently.
     """
-    is_paired = base.units == other.units
-    drawn = dict(base.resampled(draws, seed))
-    drawn_other = dict(other.resampled(draws, seed if is_paired else seed + 1))
-    return [
-        _minus(key, other.measures[key], measure, drawn_other[key] - drawn[key])
-        for key, measure in base.measures.items()
-        if key in other.measures
-    ]
+    keys = [key for key in base.measures if key in other.measures]
+    if not keys:
+        return []
+    a, b = (Evaluation(e.units, {k: e.measures[k] for k in keys}) for e in (base, other))
+    drawn = dict(a.resampled(draws, seed))
+    drawn_other = dict(b.resampled(draws, seed if a.units == b.units else seed + 1))
+    return [_minus(k, b.measures[k], a.measures[k], drawn_other[k] - drawn[k]) for k in keys]
 
 
 def _minus(key: Key, a: Measure, b: Measure, drawn: Sums) -> Estimate:

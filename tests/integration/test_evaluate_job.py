@@ -16,18 +16,18 @@ EVALUATE = "jobs/evaluate.py"
 def test_retrieval_and_compare_reports(
     index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["retrieval", "--index", index, "--labels", "folder", "--sigma", "0.1-1"]
-    asked += ["--feedback-rounds", "2"]
+    options = ["retrieval", "--index", index, "--labels", "folder", "--sigma", "0.1-1"]
+    options += ["--feedback-rounds", "2"]
     for name, methods in (("before", "pearson,random"), ("after", "pearson,euclidean")):
         report = ["--methods", methods, "--report", str(tmp_path / name)]
-        assert exit_code(EVALUATE, *asked, *report) == 0
+        assert exit_code(EVALUATE, *options, *report) == 0
         printed = capsys.readouterr()
         assert "pearson" in printed.out
         assert "Untrained backbone" in printed.err
-    found = read_metrics(str(tmp_path / "before"))
-    settings = {m["setting"] for m in found["measures"]}
+    metrics = read_metrics(str(tmp_path / "before"))
+    settings = {m["setting"] for m in metrics["measures"]}
     assert settings >= {"", "query kept", "σ 0.1–1", "ε 0.9", "svm 2×10"}
-    provenance = found["provenance"]
+    provenance = metrics["provenance"]
     assert (provenance["kind"], provenance["version"]) == ("retrieval", 1)
     assert "24 queries among 24 images" in provenance["data"]
 
@@ -75,8 +75,8 @@ def test_drift_over_limit_writes_report_and_fails(
 def test_evaluate_refuses_bad_arguments(
     wrong: list[str], message: str, index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [index if word == "INDEX" else word for word in wrong]
-    assert exit_code(EVALUATE, *given, "--report", str(tmp_path)) == 2
+    arguments = [index if word == "INDEX" else word for word in wrong]
+    assert exit_code(EVALUATE, *arguments, "--report", str(tmp_path)) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

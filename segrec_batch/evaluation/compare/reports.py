@@ -170,12 +170,10 @@ def _intervals(
     base: SavedReport, other: SavedReport, seed: int
 ) -> Iterator[tuple[Key, tuple[Estimate, str]]]:
     """Yield differences with intervals of the values that both evaluations have."""
-    for ours in base.evaluations or ():
-        for theirs in other.evaluations or ():
-            keys = [k for k in ours.measures if k in theirs.measures]
-            kind = PAIRED if ours.units == theirs.units else INDEPENDENT
-            a, b = (Evaluation(e.units, {k: e.measures[k] for k in keys}) for e in (ours, theirs))
-            for estimate in difference(a, b, seed=seed) if keys else ():
+    for a in base.evaluations or ():
+        for b in other.evaluations or ():
+            kind = PAIRED if a.units == b.units else INDEPENDENT
+            for estimate in difference(a, b, seed=seed):
                 key = estimate.key
                 is_same = _is_same(a.measures[key].value, base.estimates.get(key)) and _is_same(
                     b.measures[key].value, other.estimates.get(key)

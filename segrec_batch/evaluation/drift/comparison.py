@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 class Limits:
     """Largest allowed value of each measure of drift.
 
-    is_named: the limits were given by name, so that an absent measure exceeds its limit as well.
+    is_named: the limits have names, so that an absent measure exceeds its limit as well.
     """
 
     most: Mapping[str, float]

@@ -79,7 +79,7 @@ def _lead(f: Figures, limits: Limits | None) -> Lead:
     n = {s: _count(f.get(name="images", setting=s)) for s in _IMAGES}
     new = f.get(name="failures", setting="new")
     exceeded = limits.exceeded(list(f.by_key.values())) if limits else []
-    verdict = "No limit was given."
+    verdict = "There are no limits."
     if limits:
         verdict = f"Above the limit: {'; '.join(exceeded)}." if exceeded else "All limits hold."
     answer = (
@@ -110,7 +110,7 @@ def _summary(f: Figures, limits: Mapping[str, float]) -> Table:
 
 def _verdict(value: float | None, limit: float | None) -> str:
     if limit is None:
-        return "none given"
+        return "none"
     if value is None:
         return f"{limit:g}: not known"
     return f"{limit:g}: ✗ above" if value > limit else f"{limit:g}: ✓ within"

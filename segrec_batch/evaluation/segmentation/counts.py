@@ -80,7 +80,7 @@ def count_images(
     """
     n = len(classes.names) + 1
     rows = []
-    for item in console.track(images, f"judged ({split})"):
+    for item in console.track(images, f"evaluated ({split})"):
         image, labels = item.load(classes)
         pixels.update(count_values(labels))
         truth = classes.to_classes(labels)

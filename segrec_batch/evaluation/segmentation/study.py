@@ -111,7 +111,7 @@ class Study:
         """Train a rival and apply it to a split, or record why it was not run."""
         try:
             if split.trainer is None:
-                raise NotRun("a model was given and no images to train on: see --train")
+                raise NotRun("a trained model has no training images for it: use --train")
             self.apply(split, rival.fit(split.trainer), classes)
         except NotRun as reason:
             where = "" if split is self.main else f" ({split.name})"

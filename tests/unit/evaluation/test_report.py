@@ -87,8 +87,8 @@ def test_write_refuses_nan_before_any_file(tmp_path: Path) -> None:
 def test_metrics_parquet_gives_trends_in_sql(tmp_path: Path) -> None:
     for night, iou in enumerate((0.5, 0.6, None), start=20):
         estimate = replace(IOU, value=iou)
-        made = report(created_at=f"2026-11-{night}T03:00:00+01:00")
-        replace(made, estimates=[estimate, ABSENT]).write(str(tmp_path / str(night)))
+        night_report = report(created_at=f"2026-11-{night}T03:00:00+01:00")
+        replace(night_report, estimates=[estimate, ABSENT]).write(str(tmp_path / str(night)))
     trend = duckdb.sql(
         "SELECT created_at::TIMESTAMP::VARCHAR, value - lag(value) OVER (ORDER BY created_at) "
         f"FROM read_parquet('{tmp_path}/*/metrics.parquet') "
@@ -111,17 +111,17 @@ def test_page_escapes_hostile_names(tmp_path: Path) -> None:
     assert page.all("script") == []
     assert not [key for _, attrs in page.elements for key in attrs if key.startswith("on")]
     assert not [attrs for attrs in page.all("img") if not (attrs["src"] or "").startswith("data:")]
-    shown = name.replace("\udcff", r"\udcff")
-    on_page = shown.replace("\t", r"\t").replace("\r", r"\r").replace("\x01", r"\x01")
+    text_name = name.replace("\udcff", r"\udcff")
+    on_page = text_name.replace("\t", r"\t").replace("\r", r"\r").replace("\x01", r"\x01")
     assert f"Untrained: {on_page}" in page.text("p")
     assert f"Report of {on_page}" in page.text("h1")
     assert on_page in page.text("figcaption")
     assert on_page in page.text("th")
     assert [text for text in page.text("p") if text == f"How good is {on_page}?"]
     assert len([e for e in page.elements if e[0] == "figure"]) == 8
-    assert read_metrics(str(tmp_path))["details"] == {shown: [shown]}
+    assert read_metrics(str(tmp_path))["details"] == {text_name: [text_name]}
     data = pq.read_table(tmp_path / "metrics.parquet")["data"].to_pylist()
-    assert data == 2 * [f"data {shown}"]
+    assert data == 2 * [f"data {text_name}"]
 
 
 @pytest.mark.parametrize("kind", plots())
@@ -182,8 +182,8 @@ def test_page_is_accessible(written: Path) -> None:
 def test_accessibility_check_finds_faults(written: Path, tmp_path: Path) -> None:
     bad = (written / "report.html").read_text().replace("--soft: #5a5a55", "--soft: #cccccc")
     (tmp_path / "bad.html").write_text(bad.replace('alt=""', ""))
-    found = {v.split(":")[0] for v in accessible(tmp_path / "bad.html")}
-    assert {"color-contrast", "image-alt"} <= found
+    faults = {v.split(":")[0] for v in accessible(tmp_path / "bad.html")}
+    assert {"color-contrast", "image-alt"} <= faults
 
 
 def test_read_counts_keeps_types(written: Path) -> None:
