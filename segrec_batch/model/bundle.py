@@ -1,9 +1,9 @@
-"""The model bundle: a folder of `model.json`, `head.safetensors` and `backbone.safetensors`, and a
-file of tensors for each descriptor that has any.
+"""The model bundle: a folder with `model.json` and safetensors files.
 
-No pickle. The backbone's weights are in the bundle, so that a worker needs nothing else. A model is
-identified by `model_id`, a hash of all that changes what it sees; an index belongs to one. The
-bundle is identified by `bundle_id`, which names its descriptors, too; an index can change those.
+The files are `head.safetensors`, `backbone.safetensors`, and one for each descriptor with tensors.
+There is no pickle. The bundle has the backbone's weights, so a worker needs nothing else.
+`model_id` is a hash of all that changes class maps and features; an index belongs to one model.
+`bundle_id` also covers the descriptors, which an index can change.
 """
 
 import hashlib
@@ -28,9 +28,9 @@ from segrec_batch.sources.strict_json import parse_json, shorten
 Array = NDArray[Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
-_HEADER = 2**20  # bytes of a safetensors header; those of this project have at most some 10,000
-_DESCRIPTOR = 2**31  # bytes of a descriptor's tensors; AlexNet's are 228 million
-_VALUES = {"F32": 4, "F64": 8, "I32": 4, "I64": 8, "U8": 1}  # bytes of a value, by type
+_MAX_HEADER = 2**20  # bytes of a safetensors header; ours have some 10,000 at most
+_MAX_DESCRIPTOR = 2**31  # bytes of a descriptor's tensors; AlexNet's are 228 million
+_BYTES = {"F32": 4, "F64": 8, "I32": 4, "I64": 8, "U8": 1}  # bytes of a value, by type
 
 
 def fingerprint(tensors: Mapping[str, Array]) -> str:
@@ -74,47 +74,47 @@ class Model:
 
     @property
     def sign_centre(self) -> Array:
-        """See `pooling.sign_bits`."""
+        """Centre (C,) of sign bits, see `pooling.sign_bits`."""
         return self.head["sign_bits.centre"]
 
     @property
     def sign_rotation(self) -> Array:
-        """See `pooling.sign_bits`."""
+        """Rotation (C, C) of sign bits, see `pooling.sign_bits`."""
         return self.head["sign_bits.rotation"]
 
     @cached_property
     def model_id(self) -> str:
-        """16 hex digits over all that changes what the model sees."""
+        """16 hex digits over all that changes class maps and features."""
         identity = self.spec.to_json()
-        for apart in ("training", "weights", "descriptors"):
-            identity.pop(apart)
+        for name in ("training", "weights", "descriptors"):
+            identity.pop(name)
         text = json.dumps(identity, sort_keys=True) + fingerprint(self.head)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def bundle_id(self) -> str:
-        """See `spec.bundle_id`."""
+        """16 hex digits over the model and its descriptors, see `spec.bundle_id`."""
         return bundle_id(self.model_id, self.spec)
 
     def with_descriptor(
         self, name: str, settings: Mapping[str, Any], tensors: Mapping[str, Array]
     ) -> "Model":
-        """The same model with one more descriptor, or with another one of that name."""
+        """Return the model with a descriptor, in place of any of the same name."""
         others = [d for d in self.spec.descriptors if d.name != name]
         tensors = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
-        added = DescriptorSpec(name, settings, fingerprint(tensors))
-        found = tuple(sorted([*others, added], key=lambda d: d.name))
-        spec = replace(self.spec, descriptors=found)
+        descriptor = DescriptorSpec(name, settings, fingerprint(tensors))
+        descriptors = tuple(sorted([*others, descriptor], key=lambda d: d.name))
+        spec = replace(self.spec, descriptors=descriptors)
         return replace(self, spec=spec, descriptors={**self.descriptors, name: tensors})
 
     def without_descriptor(self, name: str) -> "Model":
-        """The same model less one descriptor."""
-        left = tuple(d for d in self.spec.descriptors if d.name != name)
-        tensors = {d.name: self.descriptors[d.name] for d in left}
-        return replace(self, spec=replace(self.spec, descriptors=left), descriptors=tensors)
+        """Return the model without one descriptor."""
+        kept = tuple(d for d in self.spec.descriptors if d.name != name)
+        tensors = {d.name: self.descriptors[d.name] for d in kept}
+        return replace(self, spec=replace(self.spec, descriptors=kept), descriptors=tensors)
 
     def save(self, uri: str) -> None:
-        """Write the bundle to a folder; `model.json` comes last and makes it one."""
+        """Write the bundle to a folder, `model.json` last, without which it is no bundle."""
         for name, tensors in self.descriptors.items():
             if tensors:
                 storage.write_bytes(_descriptor_uri(uri, name), save(dict(tensors)))
@@ -125,7 +125,7 @@ class Model:
 
 
 def load_model(uri: str) -> Model:
-    """Read a bundle and check it against its own fingerprints. Raises ModelError."""
+    """Read a bundle and compare it with its fingerprints. Raises ModelError."""
     spec, stated_id = read_spec(uri)
     head = _load_tensors(storage.join(uri, "head.safetensors"), head_shapes(spec))
     _check_complete(head, head_shapes(spec), uri)
@@ -138,17 +138,17 @@ def load_model(uri: str) -> Model:
 
 
 def load_descriptor(uri: str, descriptor: DescriptorSpec) -> dict[str, Array]:
-    """The tensors of a descriptor of a bundle. Raises ModelError."""
+    """Return the tensors of a descriptor of a bundle. Raises ModelError."""
     if descriptor.fingerprint == fingerprint({}):
         return {}
-    found = _load_tensors(_descriptor_uri(uri, descriptor.name))
-    if fingerprint(found) != descriptor.fingerprint:
+    tensors = _load_tensors(_descriptor_uri(uri, descriptor.name))
+    if fingerprint(tensors) != descriptor.fingerprint:
         raise ModelError(_OTHER.format(uri))
-    return found
+    return tensors
 
 
 def head_shapes(spec: ModelSpec) -> Shapes:
-    """The tensors of a head, see `Model`."""
+    """Return the shapes of the tensors of a head, see `Model`."""
     components, width = len(spec.components), spec.feature_length
     return {
         **{f"svm.{tap}": (components, tap.source.channels) for tap in spec.parsed_taps},
@@ -170,13 +170,15 @@ def _check_complete(tensors: Mapping[str, Array], shapes: Shapes, what: str) -> 
 
 
 def _load_tensors(uri: str, shapes: Shapes | None = None) -> dict[str, Array]:
-    """The tensors of a file: float32 of these names and shapes, or any that a descriptor may have.
+    """Return the float32 tensors of a file with these shapes; None allows any of a descriptor.
 
-    Raises ModelError; before a byte of a tensor is taken in, if its header says what cannot be.
+    Raises ModelError; for a wrong header before any tensor is read.
     """
-    values = sum(math.prod(shape) for shape in shapes.values()) * _VALUES["F32"] if shapes else None
+    values = sum(math.prod(shape) for shape in shapes.values()) * _BYTES["F32"] if shapes else None
     try:
-        content = storage.read_bytes(uri, (_DESCRIPTOR if values is None else values) + _HEADER)
+        content = storage.read_bytes(
+            uri, (_MAX_DESCRIPTOR if values is None else values) + _MAX_HEADER
+        )
         _check_header(content, shapes)
         return load(content)
     except (OSError, ValueError, SafetensorError) as error:
@@ -184,11 +186,11 @@ def _load_tensors(uri: str, shapes: Shapes | None = None) -> dict[str, Array]:
 
 
 def _check_header(content: bytes, shapes: Shapes | None) -> None:
-    """Raise ValueError for a header that is damaged, or names tensors that cannot be."""
+    """Raise ValueError for a header that is damaged or has other tensors than `shapes`."""
     length = int.from_bytes(content[:8], "little")
-    if len(content) < 8 or length > min(_HEADER, len(content) - 8):
+    if len(content) < 8 or length > min(_MAX_HEADER, len(content) - 8):
         raise ValueError("its header is cut off or too long")
-    header = parse_json(content[8 : 8 + length], _HEADER)
+    header = parse_json(content[8 : 8 + length], _MAX_HEADER)
     if not isinstance(header, dict):
         raise ValueError("its header names no tensors")
     header.pop("__metadata__", None)
@@ -196,11 +198,11 @@ def _check_header(content: bytes, shapes: Shapes | None) -> None:
         kind, shape = (entry.get(key) if isinstance(entry, dict) else None for key in _ENTRY)
         if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError(f"tensor {shorten(name)} has no shape")
-        if not isinstance(kind, str) or kind not in (_VALUES if shapes is None else ("F32",)):
+        if not isinstance(kind, str) or kind not in (_BYTES if shapes is None else ("F32",)):
             raise ValueError(f"tensor {shorten(name)} is of type {shorten(kind)}")
         if shapes is not None and shapes.get(name) != tuple(shape):
-            wanted = f"not {shapes[name]}" if name in shapes else "but no such tensor belongs here"
-            raise ValueError(f"tensor {shorten(name)} is {shorten(tuple(shape))}, {wanted}")
+            rule = f"not {shapes[name]}" if name in shapes else "but no such tensor belongs here"
+            raise ValueError(f"tensor {shorten(name)} is {shorten(tuple(shape))}, {rule}")
 
 
 _ENTRY = ("dtype", "shape")

@@ -1,7 +1,7 @@
-"""Class maps and features of one image in NumPy, for engines that do without torch.
+"""Class maps and features of one image in NumPy, for engines without torch.
 
-The same arithmetic as `head.resize`, `torch_engine.class_maps` and `pooling` in torch, which
-is the oracle of the tests.
+The arithmetic is that of `head.resize`, `torch_engine.class_maps` and `pooling` in torch, with
+which the tests compare it.
 """
 
 from functools import lru_cache
@@ -45,7 +45,7 @@ def resize(scores: Floats, size: Shape) -> Floats:
 def class_map(scores: Floats, size: Shape) -> NDArray[np.uint8]:
     """Return the class map (H, W) of scores (K, h, w) at a size; of equal scores the first class.
 
-    Classes are resized one after the other: of many classes only the best so far is in memory.
+    Classes are resized one after the other; only the best scores so far are in memory.
     """
     best = resize(scores[0], size)
     labels = np.zeros(size, np.uint8)
@@ -59,10 +59,15 @@ def class_map(scores: Floats, size: Shape) -> NDArray[np.uint8]:
 def class_means(
     maps: Floats, labels: NDArray[np.uint8], n_classes: int
 ) -> tuple[NDArray[np.int64], Floats]:
-    """Global average pooling inside each class's mask (Abdullah 2026, eq. 3, per class).
+    """Average a feature map inside each class (Abdullah 2026, eq. 3, per class).
 
-    `maps` (C, h, w) and `labels` (h, w) in 0..n_classes-1 → counts (K,) of cells and means (K, C),
-    zero where a class has no cells.
+    Args:
+        maps: (C, h, w).
+        labels: (h, w), 0 to n_classes - 1.
+        n_classes: K.
+
+    Returns:
+        Counts (K,) of cells, and means (K, C), zero where a class has no cells.
     """
     members = (labels.ravel() == np.arange(n_classes)[:, None]).astype(np.float32)  # (K, h·w)
     counts = np.bincount(labels.ravel(), minlength=n_classes).astype(np.int64)
@@ -73,7 +78,7 @@ def class_means(
 
 def sign_bits(feature: Floats, centre: Floats, rotation: Floats) -> NDArray[np.int64]:
     """Return signs of a rotated, centred feature (C,) as ⌈C/64⌉ int64, see `pooling.sign_bits`."""
-    exact = feature.astype(np.float64)  # in which the mean of equal float32 values is that value
+    exact = feature.astype(np.float64)  # the mean of equal float32 values is that value
     centred = exact - exact.mean()
     norm = np.linalg.norm(centred)
     unit = (centred / max(norm, 1e-12)).astype(np.float32)

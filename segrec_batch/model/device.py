@@ -1,4 +1,4 @@
-"""The device a model runs on: which it is, how images get there and results back."""
+"""The device of a model, and the transfer of images and results."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from segrec_batch.common.errors import DeviceError
 
 
 def resolve_device(name: str) -> str:
-    """`auto` → `cuda` where there is a GPU, else `cpu`; any other name must exist (DeviceError)."""
+    """Return the name of an existing device; `auto` is `cuda` or `cpu`. Raises DeviceError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -30,20 +30,20 @@ def resolve_device(name: str) -> str:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Convolutions of float32 are that on GPUs, too, which otherwise keep 10 bits of a mantissa."""
+    """Compute float32 convolutions on GPUs with all 23 bits of the mantissa, in place of 10."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
 
 class Upload:
-    """Copies images to a device; to a GPU while it computes what it was given before."""
+    """Copies images to a device; to a GPU while it computes earlier images."""
 
     def __init__(self, device: str) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.startswith("cuda") else None
 
     def __call__(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """An array as a tensor on the device. Work launched afterwards waits for it."""
+        """Return an array as a tensor on the device; work that is launched later waits for it."""
         batch = torch.from_numpy(pixels)
         if self._stream is None:
             return batch.to(self._device)
@@ -56,23 +56,20 @@ class Upload:
 
 
 class Download:
-    """Copies results to the host without waiting for them.
-
-    What it returns holds the results from the end of `wait` on.
-    """
+    """Copies results to the host without waiting; they are complete after `wait`."""
 
     def __init__(self, device: str) -> None:
-        # else the thread that waits for it would take a core
+        # otherwise the waiting thread would use a core
         self._done = torch.cuda.Event(blocking=True) if device.startswith("cuda") else None
 
     def __call__(self, result: Tensor) -> Tensor:
-        """A tensor on the host, in pinned memory if it comes from a GPU."""
+        """Return a tensor on the host, in pinned memory if it comes from a GPU."""
         host = result.to("cpu", non_blocking=self._done is not None)
         if self._done:
             self._done.record(torch.cuda.current_stream(result.device))
         return host
 
     def wait(self) -> None:
-        """Return when all is there."""
+        """Wait until all results are complete."""
         if self._done:
             self._done.synchronize()

@@ -1,8 +1,8 @@
 """The linear SVM as a network layer.
 
 A linear SVM at every position of a feature map is a 1×1 convolution. Average pooling and bilinear
-resizing are linear too, so what each layer contributes is computed at that layer's own stride and
-the *scores* are resized and added: a hypercolumn SVM without the hypercolumn.
+resizing are linear too, so the scores of each layer are computed at its own stride, resized and
+added. The result equals that of an SVM on hypercolumns, which are never computed.
 """
 
 import math
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from segrec_batch.model.backbones import Tap
 
-# Numbers that a block of a GPU's threads has room for. PyTorch keeps there the weights by which it
-# averages, of 32 columns and a row: 156 cells to one, of an image one pixel high, are too many.
+# Capacity of a block of a GPU's threads, in numbers. PyTorch stores there the weights of averages,
+# of 32 columns and a row; too many for 156 cells to one, as of an image one pixel high.
 _BLOCK = 12_288
 
 
 def pool(x: Tensor, window: int) -> Tensor:
-    """(B, C, h, w) → the same shape, each cell the mean of its window inside the map."""
+    """Return (B, C, h, w) with each cell replaced by the mean of its window inside the map."""
     if window == 1:
         return x
     return F.avg_pool2d(x, window, 1, window // 2, count_include_pad=False)
@@ -29,8 +29,12 @@ def pool(x: Tensor, window: int) -> Tensor:
 class LinearHead(nn.Module):
     """One-vs-rest linear SVMs over several taps.
 
-    `weights[tap]` (M, C) and `bias` (M,) are the SVMs of M *components*; `components[m]` is the
-    class (0 = background) that component m belongs to. A class scores as its best component.
+    The score of a class is that of its best component.
+
+    Args:
+        weights: SVM weights (M, C) of M components by tap.
+        bias: SVM intercepts (M,).
+        components: Class (0 = background) of each component.
     """
 
     bias: Tensor
@@ -44,19 +48,21 @@ class LinearHead(nn.Module):
         self.n_classes = max(components) + 1
         self.layers = tuple(dict.fromkeys(tap.layer for tap in self.taps))
         together = [torch.cat([weights[tap] for tap in self._of(name)]) for name in self.layers]
-        self.weights = nn.ParameterList(  # of all taps of a layer, so that it is read once
+        self.weights = nn.ParameterList(  # of all taps of a layer, which is read once
             [nn.Parameter(w.float()[:, :, None, None], requires_grad=False) for w in together]
         )
         self.register_buffer("bias", bias.float())
-        self.members = nn.ParameterList(  # by number: those of a mask a GPU would stop to count
-            [
-                nn.Parameter(torch.tensor(_places(components, k)), requires_grad=False)
-                for k in range(self.n_classes)
-            ]
+        self.members = (
+            nn.ParameterList(  # as numbers: a GPU would have to count those of a mask first
+                [
+                    nn.Parameter(torch.tensor(_places(components, k)), requires_grad=False)
+                    for k in range(self.n_classes)
+                ]
+            )
         )
 
     def decision(self, maps: Mapping[str, Tensor]) -> Tensor:
-        """Decision values w·x + b (Abdullah 2026, eq. 4): (B, M, h, w) on the finest tap's grid."""
+        """Return w·x + b (Abdullah 2026, eq. 4): (B, M, h, w) on the grid of the finest tap."""
         size = max((maps[tap.layer].shape[-2:] for tap in self.taps), key=lambda hw: hw[0])
         total = self.bias[:, None, None]
         for name, weight in zip(self.layers, self.weights, strict=True):
@@ -69,7 +75,7 @@ class LinearHead(nn.Module):
         return tuple(tap for tap in self.taps if tap.layer == layer)
 
     def forward(self, maps: Mapping[str, Tensor]) -> Tensor:
-        """Class scores (B, K, h, w): for each class the maximum over its components."""
+        """Return class scores (B, K, h, w), the maximum over the components of each class."""
         decision = self.decision(maps)
         best = [decision.index_select(1, members).amax(dim=1) for members in self.members]
         return torch.stack(best, dim=1)
@@ -80,17 +86,17 @@ def _places(values: Sequence[int], value: int) -> list[int]:
 
 
 def resize(scores: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear resizing of scores (B, C, h, w) to `size`; a smaller size averages (antialiased)."""
+    """Resize scores (B, C, h, w) bilinearly to `size`; a smaller size averages (antialiased)."""
     if tuple(scores.shape[-2:]) == tuple(size):
         return scores
     high, wide = (
         2 * math.ceil(max(own / new, 1)) + 1
         for own, new in zip(scores.shape[-2:], size, strict=True)
     )
-    given = scores if 32 * wide + 33 * high <= _BLOCK else scores.cpu()
+    source = scores if 32 * wide + 33 * high <= _BLOCK else scores.cpu()
     if size[1] == 1:  # PyTorch 2.15 resizes to a single column wrongly on CPUs, to a row rightly
-        return _interpolate(given.mT.contiguous(), [1, size[0]]).mT.to(scores.device)
-    return _interpolate(given, size).to(scores.device)
+        return _interpolate(source.mT.contiguous(), [1, size[0]]).mT.to(scores.device)
+    return _interpolate(source, size).to(scores.device)
 
 
 def _interpolate(scores: Tensor, size: Sequence[int]) -> Tensor:

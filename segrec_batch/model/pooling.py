@@ -1,15 +1,20 @@
-"""Feature vectors of images and regions: pooling of a feature map, and what ranking needs."""
+"""Features of images and regions by pooling of a feature map, and their sign bits, in torch."""
 
 import torch
 from torch import Tensor
 
 
 def class_means(maps: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
-    """Global average pooling inside each class's mask (Abdullah 2026, eq. 3, per class).
+    """Average a feature map inside each class (Abdullah 2026, eq. 3, per class).
 
-    `maps` (B, C, h, w) and `labels` (B, h, w) in 0..n_classes-1 → counts (B, K) int64 of cells and
-    means (B, K, C) float32, zero where a class has no cells. Σ_k counts_k · means_k / (h·w) is the
-    global average.
+    Args:
+        maps: (B, C, h, w).
+        labels: (B, h, w), 0 to n_classes - 1.
+        n_classes: K.
+
+    Returns:
+        Counts (B, K) int64 of cells, and means (B, K, C) float32, zero where a class has no cells.
+        Σ_k counts_k · means_k / (h·w) is the global average.
     """
     members = torch.nn.functional.one_hot(labels.flatten(1).long(), n_classes)  # (B, h·w, K)
     counts = members.sum(dim=1)
@@ -18,26 +23,30 @@ def class_means(maps: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, T
 
 
 def global_mean(maps: Tensor) -> Tensor:
-    """Global average pooling (Abdullah 2026, eq. 3): (B, C, h, w) → (B, C) float32."""
+    """Average a feature map (B, C, h, w) to (B, C) float32 (Abdullah 2026, eq. 3)."""
     return maps.float().mean(dim=(2, 3))
 
 
 def centred_unit(features: Tensor) -> Tensor:
-    """Rows minus their mean, at unit length, so that Pearson is a dot product: (N, C) → (N, C).
+    """Return rows (N, C) minus their mean, at unit length; a constant row becomes zero.
 
-    A constant row becomes zero.
+    Pearson of two rows is then their dot product.
     """
-    exact = features.double()  # in which the mean of equal float32 values is that value
+    exact = features.double()  # the mean of equal float32 values is that value
     centred = exact - exact.mean(dim=1, keepdim=True)
     return torch.nn.functional.normalize(centred, dim=1).float()
 
 
 def sign_bits(features: Tensor, centre: Tensor, rotation: Tensor) -> Tensor:
-    """Signs of rotated, centred features as bits: (N, C) → (N, ⌈C/64⌉) int64, first bit lowest.
+    """Return signs of rotated, centred features (N, C) as (N, ⌈C/64⌉) int64, first bit lowest.
 
-    The Hamming distance of two such grows with the angle between the features, and so falls
-    with their Pearson correlation: a filter before the exact ranking. `centre` (C,) is the mean
-    of `centred_unit` features of the training images, `rotation` (C, C) orthogonal.
+    The Hamming distance of two rows grows with the angle between the features, so it falls with
+    their Pearson correlation; it serves as a filter before exact ranking.
+
+    Args:
+        features: (N, C).
+        centre: (C,), mean of the `centred_unit` features of the training images.
+        rotation: (C, C), orthogonal.
     """
     signs = (centred_unit(features) - centre) @ rotation > 0
     shifts = torch.arange(64, device=features.device)
@@ -47,7 +56,7 @@ def sign_bits(features: Tensor, centre: Tensor, rotation: Tensor) -> Tensor:
 
 
 def random_rotation(size: int, seed: int = 0) -> Tensor:
-    """A random orthogonal (size, size) float32 matrix."""
+    """Return a random orthogonal (size, size) float32 matrix."""
     generator = torch.Generator().manual_seed(seed)
     gaussian = torch.randn(size, size, generator=generator, dtype=torch.float64)
     orthogonal: Tensor = torch.linalg.qr(gaussian).Q

@@ -1,4 +1,4 @@
-"""What a model finds in images, and what every engine offers."""
+"""Results of a model, and the interface of all engines."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Segmentation:
     feature: (B, C) float32, global average of the feature layer.
     region_features: (B, K, C) float32, the same average inside each class.
     sign_bits: (B, ⌈C/64⌉) int64, bits of `feature`.
-    masks: the class map of each image at the size that was asked for it: (H, W) uint8.
+    masks: (H, W) uint8, the class map of each image at the requested size.
     """
 
     labels: NDArray[np.uint8]
@@ -34,10 +34,10 @@ class Segmentation:
 
 
 class PendingSegmentation(Protocol):
-    """Work that an engine was given; a GPU may still be at it."""
+    """Launched work, which a GPU may not have finished."""
 
     def result(self) -> Segmentation:
-        """Return what was found; waits for it."""
+        """Wait for the segmentation and return it."""
 
 
 class Segmenter(Protocol):
@@ -47,13 +47,15 @@ class Segmenter(Protocol):
     device: str
 
     def __call__(self, pixels: NDArray[np.uint8], masks: Sequence[Shape] = ()) -> Segmentation:
-        """Segment and describe images, uint8 (B, H, W, 3) RGB.
+        """Segment images.
 
-        masks: the sizes (height, width) of their masks, for each image or for none.
+        Args:
+            pixels: uint8 (B, H, W, 3) RGB.
+            masks: Sizes (height, width) of masks, one for each image or none.
         """
 
     def launch(self, pixels: NDArray[np.uint8], masks: Sequence[Shape] = ()) -> PendingSegmentation:
-        """Start what a call does; more can be launched before the result is taken.
+        """Start the segmentation of images; more can be launched before the result is read.
 
-        Raises RuntimeError where the device lacks memory, see `engines.lacks_memory`.
+        Raises RuntimeError if the device lacks memory, see `engines.lacks_memory`.
         """

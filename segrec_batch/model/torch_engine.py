@@ -22,26 +22,26 @@ from segrec_batch.model.weights import Backbone
 
 K = TypeVar("K")
 
-_AT_ONCE = 2**24  # scores that are resized to masks together: 64 MiB
+_AT_ONCE = 2**24  # scores that are resized together: 64 MiB
 
 
 @dataclass(frozen=True)
 class _DeviceWork:
     """A `PendingSegmentation` on a device."""
 
-    _found: Segmentation
+    _segmentation: Segmentation
     _download: Download
 
     def result(self) -> Segmentation:
-        """Return what was found; waits for it."""
+        """Wait for the segmentation and return it."""
         self._download.wait()
-        return self._found
+        return self._segmentation
 
 
 class TorchSegmenter(nn.Module):
     """A model in torch on a device, see `segmentation.Segmenter`.
 
-    precision: of the backbone's arithmetic, float32 or bfloat16; the head's is float32.
+    precision: float32 or bfloat16, of the backbone; the head computes in float32.
     """
 
     def __init__(self, model: Model, device: str = "cpu", precision: str = "float32") -> None:
@@ -62,22 +62,22 @@ class TorchSegmenter(nn.Module):
         self.rotation = torch.from_numpy(model.sign_rotation).to(self.device)
 
     def forward(self, pixels: NDArray[np.uint8], masks: Sequence[Shape] = ()) -> Segmentation:
-        """Segment and describe images, see `segmentation.Segmenter`."""
+        """Segment images, see `segmentation.Segmenter`."""
         return self.launch(pixels, masks).result()
 
     @torch.inference_mode()
     def launch(self, pixels: NDArray[np.uint8], masks: Sequence[Shape] = ()) -> _DeviceWork:
-        """Start what a call does, see `segmentation.Segmenter`."""
+        """Start the segmentation of images, see `segmentation.Segmenter`."""
         maps = self.maps(pixels)
-        deepest = maps[self.feature_layer]
+        feature_map = maps[self.feature_layer]
         with full_float32():
             scores: Tensor = self.head(maps)
-        labels = _class_map(scores, deepest.shape[-2:])
-        counts, means = pooling.class_means(deepest, labels, scores.shape[1])
-        feature = pooling.global_mean(deepest)
+        labels = _class_map(scores, feature_map.shape[-2:])
+        counts, means = pooling.class_means(feature_map, labels, scores.shape[1])
+        feature = pooling.global_mean(feature_map)
         sign_bits = pooling.sign_bits(feature, self.centre, self.rotation)
         host = Download(self.device)
-        found = Segmentation(
+        segmentation = Segmentation(
             labels=host(labels).numpy(),
             common=host(_class_map(scores, (COMMON_GRID, COMMON_GRID))).numpy(),
             counts=host(counts).numpy(),
@@ -86,22 +86,22 @@ class TorchSegmenter(nn.Module):
             sign_bits=host(sign_bits).numpy(),
             masks=[mask for maps in class_maps(scores, masks) for mask in host(maps).numpy()],
         )
-        return _DeviceWork(found, host)
+        return _DeviceWork(segmentation, host)
 
 
 def as_tensors(arrays: Mapping[K, NDArray[Any]]) -> dict[K, Tensor]:
-    """Return arrays of a bundle as tensors, by the same keys; they share memory."""
+    """Return arrays of a bundle as tensors that share their memory."""
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def class_maps(scores: Tensor, shapes: Sequence[Shape]) -> Iterator[Tensor]:
-    """Scores (B, K, h, w) → class maps uint8 at B sizes: resized bilinearly, argmax.
+    """Yield class maps uint8 (b, H, W) of scores (B, K, h, w) at B sizes: resized, then argmax.
 
-    They come in batches (b, H, W) of neighbours of one size, within a bound on memory.
+    A batch has neighbouring images of one size, within a limit of memory.
     """
     start = 0
-    for shape, alike in groupby(shapes):
-        end = start + len(list(alike))
+    for shape, group in groupby(shapes):
+        end = start + len(list(group))
         step = max(1, _AT_ONCE // (scores.shape[1] * shape[0] * shape[1]))
         for i in range(start, end, step):
             yield _class_map(scores[i : min(i + step, end)], shape)
@@ -109,8 +109,9 @@ def class_maps(scores: Tensor, shapes: Sequence[Shape]) -> Iterator[Tensor]:
 
 
 def _class_map(scores: Tensor, shape: Shape) -> Tensor:
-    """(b, K, h, w) → (b, H, W) uint8, of equal scores the first class: of many classes a few at a
-    time, the best so far in memory. max() is ten times as fast as argmax() on CPUs.
+    """Return class maps (b, H, W) uint8 of scores (b, K, h, w); of equal scores the first class.
+
+    A few classes are resized at a time. max() is ten times as fast as argmax() on CPUs.
     """
     step = max(1, _AT_ONCE // (len(scores) * shape[0] * shape[1]))
     best, labels = resize(scores[:, :step], shape).max(dim=1)
@@ -122,7 +123,7 @@ def _class_map(scores: Tensor, shape: Shape) -> Tensor:
 
 
 class FeatureMaps(nn.Module):
-    """Scaling and backbone on a device: images → the maps of some layers."""
+    """Scaling and backbone on a device: images to the maps of some layers."""
 
     def __init__(
         self,
@@ -140,14 +141,14 @@ class FeatureMaps(nn.Module):
 
     @torch.inference_mode()
     def forward(self, pixels: NDArray[np.uint8]) -> dict[str, Tensor]:
-        """uint8 (B, H, W, 3) RGB of one shape → {layer: (B, C, h, w)}."""
+        """Return {layer: (B, C, h, w)} of uint8 (B, H, W, 3) RGB images of one shape."""
         with full_float32():
             maps: dict[str, Tensor] = self.backbone(self.normalise(self._upload(pixels)))
         return maps
 
 
 class Normalise(nn.Module):
-    """uint8 (B, H, W, 3) → (B, 3, H, W) in a precision, scaled to the backbone's input."""
+    """Normalisation of uint8 (B, H, W, 3) to (B, 3, H, W) in a precision."""
 
     mean: Tensor
     std: Tensor
@@ -160,7 +161,7 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(scaling.std)[:, None, None])
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """See the class."""
+        """Return normalised images."""
         x = pixels.permute(0, 3, 1, 2).float()  # (B, H, W, 3) -> (B, 3, H, W)
         if self.minmax:
             low, high = x.amin(dim=(1, 2, 3), keepdim=True), x.amax(dim=(1, 2, 3), keepdim=True)
