@@ -30,9 +30,9 @@ def job(case: Case) -> dict[str, float]:
         engine=case.choice.engine,
         precision=case.choice.precision,
     )
-    account, _ = index_images(Request(case.images), case.model, case.output, execution)
-    _check(account.indexed, case)
-    return account.seconds
+    stats, _ = index_images(Request(case.images), case.model, case.output, execution)
+    _check(stats.indexed, case)
+    return stats.seconds
 
 
 def chained(case: Case) -> dict[str, float]:

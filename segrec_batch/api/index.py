@@ -9,7 +9,7 @@ from segrec_batch.common.limits import Limit, parse_limit
 
 if TYPE_CHECKING:
     from segrec_batch.index.snapshot import Snapshot
-    from segrec_batch.pipeline.run_stats import Account
+    from segrec_batch.pipeline.run_stats import RunStats
 
 
 def index_images(
@@ -32,7 +32,7 @@ def index_images(
     precision: str = "auto",
     batch_size: int = 32,
     commit_seconds: float = 300.0,
-) -> "tuple[Account, Snapshot]":
+) -> "tuple[RunStats, Snapshot]":
     """Bring an index up to date with a folder of images, on Ray.
 
     Args:

@@ -19,7 +19,7 @@ from segrec_batch.common import console, logs
 from segrec_batch.common.limits import parse_limit
 
 if TYPE_CHECKING:
-    from segrec_batch.pipeline.run_stats import Account
+    from segrec_batch.pipeline.run_stats import RunStats
 
 log = logging.getLogger(__name__)
 
@@ -142,19 +142,19 @@ def run(a: argparse.Namespace) -> None:
     from segrec_batch.pipeline.plan import MOST_UNREAD
 
     options = {name: vars(a)[name] for name in defaults(index_images)}
-    account, snapshot = index_images(a.images, a.model, a.index, **options)
+    stats, snapshot = index_images(a.images, a.model, a.index, **options)
     version, rows = snapshot.version, {table: snapshot.rows(table) for table in snapshot.files}
     if logs.writes_json():
         figures = {"index": snapshot.index, "version": version, "rows": rows}
-        log.info("run ended", extra={"event": "ended", **account.summary(), **figures})
+        log.info("run ended", extra={"event": "ended", **stats.summary(), **figures})
     else:
-        console.show(f"{_report(account)}\n\n")
+        console.show(f"{_report(stats)}\n\n")
         console.show_line(
             f"{snapshot.index}: version {version}, {rows['images']:,} images, "
             f"{rows['regions']:,} regions, {rows['descriptors']:,} vectors, "
             f"{rows['failures']:,} failures, model {snapshot.model_id}"
         )
-    account.check_read_failures(a.max_read_failures or MOST_UNREAD)
+    stats.check_read_failures(a.max_read_failures or MOST_UNREAD)
 
 
 def _dry_run(a: argparse.Namespace) -> None:
@@ -167,16 +167,16 @@ def _dry_run(a: argparse.Namespace) -> None:
         console.show_line(status, uri)
 
 
-def _report(account: "Account") -> str:
+def _report(stats: "RunStats") -> str:
     """Return counts, costs and reasons of failures as tables."""
-    tables = [console.table(f"run {account.run_id}", ("images", ""), _counts(account))]
-    if account.processed:
-        tables.append(console.table("", ("stage", "time", "share", "images/s"), _stages(account)))
-        tables.append(console.table("", ("all stages", ""), _totals(account)))
-    if account.failed or account.stale:
-        tables.append(console.table("", ("failed", "because"), _frequencies(account.reasons)))
-    if account.left_out:
-        tables.append(console.table("", ("left out", "files"), _frequencies(account.left_out)))
+    tables = [console.table(f"run {stats.run_id}", ("images", ""), _counts(stats))]
+    if stats.processed:
+        tables.append(console.table("", ("stage", "time", "share", "images/s"), _stages(stats)))
+        tables.append(console.table("", ("all stages", ""), _totals(stats)))
+    if stats.failed or stats.stale:
+        tables.append(console.table("", ("failed", "because"), _frequencies(stats.reasons)))
+    if stats.left_out:
+        tables.append(console.table("", ("left out", "files"), _frequencies(stats.left_out)))
     return "\n\n".join(text.strip("\n") for text in tables)
 
 
@@ -187,28 +187,28 @@ def _frequencies(counts: Mapping[str, int]) -> list[list[str]]:
     return [[f"{n:,}", name] for name, n in most_frequent(counts).items()]
 
 
-def _counts(account: "Account") -> list[list[str]]:
+def _counts(stats: "RunStats") -> list[list[str]]:
     """Return the number of files by what became of them."""
     figures = {
-        "files found": account.found,
-        "  of these, left out": account.left_out.total(),
-        "  of these, excluded": account.excluded,
-        "listed": account.listed,
-        "indexed": account.indexed,
-        "  of these, copied from equal bytes": account.copied,
-        "unchanged": account.unchanged,
-        "failed": account.failed,
-        "stale (not readable now, their rows stay)": account.stale,
-        "skipped (failed before)": account.skipped,
-        "skipped (beyond --limit)": account.postponed,
-        "gone": account.gone,
-        "vectors added to indexed images": account.described,
+        "files found": stats.found,
+        "  of these, left out": stats.left_out.total(),
+        "  of these, excluded": stats.excluded,
+        "listed": stats.listed,
+        "indexed": stats.indexed,
+        "  of these, copied from equal bytes": stats.copied,
+        "unchanged": stats.unchanged,
+        "failed": stats.failed,
+        "stale (not readable now, their rows stay)": stats.stale,
+        "skipped (failed before)": stats.skipped,
+        "skipped (beyond --limit)": stats.postponed,
+        "gone": stats.gone,
+        "vectors added to indexed images": stats.described,
     }
     always = ("files found", "listed", "indexed", "failed")
     return [[name, f"{n:,}"] for name, n in figures.items() if n or name in always]
 
 
-def _stages(account: "Account") -> list[list[str]]:
+def _stages(stats: "RunStats") -> list[list[str]]:
     """Return the cost of each stage; images/s of one worker while it is at this stage."""
     return [
         [
@@ -217,19 +217,19 @@ def _stages(account: "Account") -> list[list[str]]:
             f"{stage.share:4.0%} {console.share_bar(stage.share)}",
             "–" if stage.rate is None else f"{stage.rate:,.1f}",
         ]
-        for stage in account.stages()
+        for stage in stats.stages()
         if stage.seconds
     ]
 
 
-def _totals(account: "Account") -> list[list[str]]:
+def _totals(stats: "RunStats") -> list[list[str]]:
     """Return the speed of the run, and the share of time in which the model waited."""
-    seconds, read = account.seconds["process"], account.cost["bytes_read"] / 1e6
-    rows = [["images/s, Ray's start included", f"{account.processed / seconds:,.1f}"]]
-    if account.engine:
-        rows.append(["engine", str(account.engine)])
-    if account.starved is not None:
-        rows.append(["of its time the model waited", f"{account.starved:.0%}"])
+    seconds, read = stats.seconds["process"], stats.cost["bytes_read"] / 1e6
+    rows = [["images/s, Ray's start included", f"{stats.processed / seconds:,.1f}"]]
+    if stats.engine:
+        rows.append(["engine", str(stats.engine)])
+    if stats.starved is not None:
+        rows.append(["of its time the model waited", f"{stats.starved:.0%}"])
     rows.append(["read", f"{read:,.1f} MB, {read / seconds:,.1f} MB/s"])
-    rows.append(["written", f"{account.bytes_written / 1e6:,.1f} MB"])
+    rows.append(["written", f"{stats.bytes_written / 1e6:,.1f} MB"])
     return rows

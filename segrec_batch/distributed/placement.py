@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from segrec_batch.common.errors import EngineError
 from segrec_batch.common.host import read_processor, usable_memory
 from segrec_batch.distributed.cluster import ray_errors
-from segrec_batch.distributed.nodes import Resources, work_nodes
+from segrec_batch.distributed.resources import Resources, work_nodes
 from segrec_batch.model import engine_choice, engines
 from segrec_batch.model.backbones import DEFAULT_BACKBONE, backbone_of
 from segrec_batch.model.engines import Candidate, EngineChoice
@@ -103,7 +103,7 @@ def _spread(where: Resources, work: Work, memory: float) -> Resources:
     actors = max(min(-(-cores // _THREADS), work.total // (_WORTH * nodes)), 1)
     fit = int((memory / actors - _NETWORK) // (engines.PER_PIXEL * work.pixels))
     threads = max(min(cores // actors, fit), 1)
-    # less than what one actor a node leaves free; other CPUs than those of tasks, see `nodes`
+    # less than what one actor a node leaves free; other CPUs than those of tasks, see `resources`
     share = where.cpus if actors == 1 else round(0.99 * where.cpus / actors, 3)
     return replace(where, actors=nodes * actors, cpus=share, threads=threads)
 
@@ -114,7 +114,9 @@ def _least_memory() -> float:
     return min(found, default=float(usable_memory()))
 
 
-def choose_engine(engine: str, precision: str, where: Resources, work: Work) -> EngineChoice:
+def choose_cluster_engine(
+    engine: str, precision: str, where: Resources, work: Work
+) -> EngineChoice:
     """Choose engine and precision for the nodes that the model runs on.
 
     See `model.engine_choice`; a processor that would have to emulate decides for all. Raises

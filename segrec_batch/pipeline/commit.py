@@ -15,7 +15,7 @@ from segrec_batch.index.snapshot import Snapshot, with_changes
 from segrec_batch.pipeline.backfill import Added
 from segrec_batch.pipeline.metrics import Metrics
 from segrec_batch.pipeline.plan import Leaving
-from segrec_batch.pipeline.run_stats import Account
+from segrec_batch.pipeline.run_stats import RunStats
 from segrec_batch.pipeline.tally import total
 
 Commit = Callable[[Snapshot, Sequence[DataFile], Sequence[DataFile], Mapping[str, Any]], Snapshot]
@@ -31,11 +31,11 @@ class Publisher:
     """
 
     def __init__(
-        self, base: Snapshot, account: Account, commit: Commit, pending: bool = False
+        self, base: Snapshot, stats: RunStats, commit: Commit, pending: bool = False
     ) -> None:
         self.base = self.current = base
-        self.account = account
-        self.metrics = Metrics(account.run_id)
+        self.stats = stats
+        self.metrics = Metrics(stats.run_id)
         self._commit = commit
         self._pending = pending
         self._last = time.monotonic()
@@ -45,7 +45,7 @@ class Publisher:
 
     def take(self, receipts: pa.Table) -> int:
         """Receipts of parts in place; returns how many sources they are about."""
-        account, files = self.account, []
+        stats, files = self.stats, []
         reasons: Counter[str] = Counter()
         copied, stale, costs = 0, 0, []
         for row in receipts.to_pylist():
@@ -60,12 +60,12 @@ class Publisher:
         self._add(files)
         indexed, cost = count_rows(files, "images"), total(costs)
         failed = count_rows(files, "failures") - stale
-        account.indexed += indexed
-        account.copied += copied
-        account.failed += failed
-        account.stale += stale
-        account.reasons += reasons
-        account.cost = total([account.cost, cost])
+        stats.indexed += indexed
+        stats.copied += copied
+        stats.failed += failed
+        stats.stale += stale
+        stats.reasons += reasons
+        stats.cost = total([stats.cost, cost])
         self.metrics.taken(indexed - copied, copied, stale, reasons, cost)
         return indexed + failed + stale
 
@@ -75,7 +75,7 @@ class Publisher:
     def _add(self, files: Sequence[DataFile]) -> None:
         self._files += files
         written = sum(file.size for file in files)
-        self.account.bytes_written += written
+        self.stats.bytes_written += written
         self.metrics.written(written)
 
     def move(self, part: str, added: Added) -> int:
@@ -83,10 +83,10 @@ class Publisher:
         self._add(added.files)
         if added.image_ids:
             self._drop_later(part, "images", added.image_ids)
-        self.account.described += added.vectors
-        self.account.reread += added.read
-        self.account.unread += added.unread
-        self.account.outside += added.outside
+        self.stats.described += added.vectors
+        self.stats.reread += added.read
+        self.stats.unread += added.unread
+        self.stats.outside += added.outside
         return added.vectors
 
     def publish_every(self, seconds: float) -> None:
@@ -100,18 +100,18 @@ class Publisher:
             self._publish(self._leaving.items())
 
     def publish_last(self, gone: Iterable[Leaving]) -> None:
-        """Commit the rest, rows of sources that are gone taken out, if the books are right.
+        """Commit the rest, rows of sources that are gone taken out, if the sums are right.
 
         Raises AccountingError; nothing is then published.
         """
-        self._publish(self._with_gone(gone), lambda after: self.account.check(self.base, after))
+        self._publish(self._with_gone(gone), lambda after: self.stats.check(self.base, after))
 
     def publish_described(self) -> None:
         """Commit the rest, if each image then has a row for each descriptor.
 
         Raises AccountingError; nothing is then published.
         """
-        self._publish(self._leaving.items(), self.account.check_descriptors)
+        self._publish(self._leaving.items(), self.stats.check_descriptors)
 
     def _with_gone(self, gone: Iterable[Leaving]) -> Iterator[Leaving]:
         leaving = dict(self._leaving)
@@ -131,10 +131,8 @@ class Publisher:
         if check:
             check(after)
         if add or remove or self._pending:  # else earlier commits had it all
-            self.account.commits += 1
-            self.current = self._commit(
-                self.current, add, remove, {"segrec": self.account.summary()}
-            )
+            self.stats.commits += 1
+            self.current = self._commit(self.current, add, remove, {"segrec": self.stats.summary()})
             self.metrics.committed()
         self._files, self._leaving, self._pending = [], {}, False
         self._last = time.monotonic()

@@ -10,7 +10,7 @@ from segrec_batch.index import staging
 from segrec_batch.index.files import DataFile
 from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.pipeline.plan import Plan, Request
-from segrec_batch.pipeline.run_stats import Account
+from segrec_batch.pipeline.run_stats import RunStats
 from segrec_batch.search.database import open_database, reading
 from segrec_batch.search.sql.views import select_with_part
 
@@ -38,15 +38,15 @@ def stage(
     return staging.stage(base, add, remove)
 
 
-def finish(published: Snapshot, staged: Snapshot, account: Account, request: Request) -> Snapshot:
+def finish(published: Snapshot, staged: Snapshot, stats: RunStats, request: Request) -> Snapshot:
     """Put a rebuild in place of the published snapshot, if it is complete; the newest one then.
 
     Raises:
         SourceError: if sources of published images cannot be read now, and the caller has not
             accepted as many: their rows would be lost.
     """
-    if account.postponed:
-        log.info(f"{account.postponed:,} images are left; run again with --rebuild to go on")
+    if stats.postponed:
+        log.info(f"{stats.postponed:,} images are left; run again with --rebuild to go on")
         return published
     unread, limit = _count_unread(published, staged), request.max_read_failures
     if unread and (limit is None or limit.is_exceeded(unread, published.rows("images"))):
@@ -56,7 +56,7 @@ def finish(published: Snapshot, staged: Snapshot, account: Account, request: Req
             "the cause and run again with --rebuild to go on, or accept the loss: "
             f"--max-read-failures {unread}"
         )
-    after = store.replace(published, staged, {"segrec": {**account.summary(), "rebuild": True}})
+    after = store.replace(published, staged, {"segrec": {**stats.summary(), "rebuild": True}})
     staging.discard(published.index, staged.bundle_id)
     return after
 

@@ -1,4 +1,4 @@
-"""One run of the indexing job: list, plan, process, account, publish."""
+"""One run of the indexing job: list, plan, process, stats, publish."""
 
 import datetime as dt
 import logging
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from segrec_batch.common.console import ProgressMeter
 from segrec_batch.common.errors import IndexStateError, SegrecError, SourceError
 from segrec_batch.common.logs import bind
-from segrec_batch.distributed import cluster, nodes
-from segrec_batch.distributed.placement import Placement, Work, choose_engine, place_model
+from segrec_batch.distributed import cluster
+from segrec_batch.distributed.placement import Placement, Work, choose_cluster_engine, place_model
+from segrec_batch.distributed.resources import Resources, find_resources
 from segrec_batch.index import snapshot as store
 from segrec_batch.index import staging
 from segrec_batch.index.history import choose_roots
@@ -25,7 +26,7 @@ from segrec_batch.pipeline.backfill import describe, lacking, unread_parts
 from segrec_batch.pipeline.commit import Publisher
 from segrec_batch.pipeline.plan import Plan, Request
 from segrec_batch.pipeline.rebuild import finish, refuse_to_lose, stage
-from segrec_batch.pipeline.run_stats import Account
+from segrec_batch.pipeline.run_stats import RunStats
 from segrec_batch.sources import storage
 from segrec_batch.sources.roots import check_root
 
@@ -42,7 +43,7 @@ class Execution:
     device: cpu, cuda or auto. engine, precision: see `model.engine_choice`. batch_size: images
     that are decoded and segmented together, at most.
     commit_seconds: a crash loses at most the work of that long. gpus, wait_seconds: how many GPUs
-    to use if not all, and how long to wait for the first, see `nodes.resources`.
+    to use if not all, and how long to wait for the first, see `find_resources`.
     """
 
     device: str = "auto"
@@ -53,9 +54,9 @@ class Execution:
     engine: str = "auto"
     precision: str = "auto"
 
-    def resources(self) -> nodes.Resources:
+    def resources(self) -> Resources:
         """Where the model runs, on the cluster as it is now."""
-        return nodes.resources(self.device, self.gpus, self.wait_seconds)
+        return find_resources(self.device, self.gpus, self.wait_seconds)
 
 
 def index_images(
@@ -65,13 +66,13 @@ def index_images(
     execution: Execution = Execution(),
     rebuild: bool = False,
     drop_descriptors: bool = False,
-) -> tuple[Account, Snapshot]:
+) -> tuple[RunStats, Snapshot]:
     """Bring an index up to date with images; `rebuild` makes it anew, with any model.
 
     Descriptors that the bundle has and the index lacks are computed; those of the index that the
     bundle lacks are an error without `drop_descriptors`. A rebuild is invisible to readers until it
     is complete, and goes on where it was interrupted. Raises SegrecError; the index then is as the
-    last commit left it. Whether too many sources could not be read says the account,
+    last commit left it. Whether too many sources could not be read says the stats,
     `check_read_failures`.
     """
     check_root(request.images or "/")
@@ -93,21 +94,19 @@ def index_images(
         refuse_to_lose(plan, request, published)
         if error := _gone_error(plan, request, index):
             raise error
-        account = Account.open(_run_id(), plan)
+        stats = RunStats.open(_run_id(), plan)
         root = request.images or "/"
-        account.images_root = root.encode(errors="backslashreplace").decode()
-        bind(run_id=account.run_id)
-        account.seconds["list and plan"] = time.monotonic() - clock
-        log.info(
-            str(account), extra={"event": "planned", "listed": account.listed, "todo": plan.todo}
-        )
+        stats.images_root = root.encode(errors="backslashreplace").decode()
+        bind(run_id=stats.run_id)
+        stats.seconds["list and plan"] = time.monotonic() - clock
+        log.info(str(stats), extra={"event": "planned", "listed": stats.listed, "todo": plan.todo})
         if not exists:  # not earlier: there may have been nothing to list
             base = store.create(index, _load(model))
         changed = base.bundle_id != published.bundle_id and not rebuild
         if changed:
             _load(model).save(base.model_uri)
-        pending = changed or (exists and not rebuild and _has_news(published, account))
-        publisher = Publisher(base, account, stage if rebuild else store.commit, pending)
+        pending = changed or (exists and not rebuild and _has_news(published, stats))
+        publisher = Publisher(base, stats, stage if rebuild else store.commit, pending)
         with cluster.joined() if _has_work(plan, base, request) else nullcontext():
             if not plan.nothing_to_do:
                 _run(plan, publisher, execution)
@@ -116,14 +115,14 @@ def index_images(
         publisher.publish()
         after = publisher.current
     if rebuild:
-        after = finish(published, after, account, request)
-    return account, after
+        after = finish(published, after, stats, request)
+    return stats, after
 
 
-def _has_news(published: Snapshot, account: Account) -> bool:
+def _has_news(published: Snapshot, stats: RunStats) -> bool:
     """Return whether a commit mends or tells something, though no row changes."""
     roots = choose_roots(published.index)
-    return bool(published.ahead) or not roots.admits(account.images_root)
+    return bool(published.ahead) or not roots.admits(stats.images_root)
 
 
 def dry_run(
@@ -137,7 +136,7 @@ def dry_run(
     _refuse_to_drop(snapshot, spec, drop_descriptors)
     with Plan(request, snapshot) as plan:
         yield from plan.lines()
-        log.info(f"{Account.open('dry run', plan)}; nothing was done")
+        log.info(f"{RunStats.open('dry run', plan)}; nothing was done")
         if error := _gone_error(plan, request, index):
             log.warning(f"a run would stop: {error}")
     missing = sum(lacking(store.adopt(snapshot, spec)).values())
@@ -199,21 +198,21 @@ def _has_work(plan: Plan, base: Snapshot, request: Request) -> bool:
 
 def _run(plan: Plan, publisher: Publisher, execution: Execution) -> None:
     """Process the plan on Ray; commit on the way, and the last of it once the books are right."""
-    account = publisher.account
+    stats = publisher.stats
     clock = time.monotonic()
     if plan.todo:
         _process(plan, publisher, execution)
-    account.seconds["process"] = time.monotonic() - clock
+    stats.seconds["process"] = time.monotonic() - clock
     clock = time.monotonic()
     publisher.publish_last(plan.gone())
-    account.seconds["commit"] = time.monotonic() - clock
+    stats.seconds["commit"] = time.monotonic() - clock
 
 
 def _process(plan: Plan, publisher: Publisher, execution: Execution) -> None:
     with ProgressMeter("indexed", plan.todo) as meter, _kept(publisher):
-        base, run_id = publisher.current, publisher.account.run_id
+        base, run_id = publisher.current, publisher.stats.run_id
         placement = _place_model(Work.of(plan.todo, base.spec), execution)
-        publisher.account.engine = placement.engine
+        publisher.stats.engine = placement.engine
         parts = chain.process(plan.manifest, plan.todo, base, run_id, placement)
         with publisher.metrics.working(plan.todo):
             for receipts in parts:
@@ -223,7 +222,7 @@ def _process(plan: Plan, publisher: Publisher, execution: Execution) -> None:
 
 def _place_model(work: Work, execution: Execution) -> Placement:
     where = execution.resources()  # may wait for them
-    engine = choose_engine(execution.engine, execution.precision, where, work)
+    engine = choose_cluster_engine(execution.engine, execution.precision, where, work)
     placement = place_model(where, engine, work, execution.batch_size)
     _say_device(placement.where, execution)
     report_engine(engine)
@@ -232,7 +231,7 @@ def _place_model(work: Work, execution: Execution) -> Placement:
 
 def _describe(publisher: Publisher, execution: Execution, retry: bool) -> None:
     """Add the vectors that images lack, now that the index is as the sources are."""
-    base, account = publisher.current, publisher.account
+    base, stats = publisher.current, publisher.stats
     missing, unread = lacking(base), unread_parts(base)
     parts = sorted({f.part for f in base.files["images"]} if retry else missing.keys() | unread)
     if not parts or not base.spec.descriptors:
@@ -240,29 +239,29 @@ def _describe(publisher: Publisher, execution: Execution, retry: bool) -> None:
     clock = time.monotonic()
     log.info(f"descriptors: {', '.join(d.name for d in base.spec.descriptors)}")
     device = _device(base, execution)
-    precision = _precision(account, device, execution)
+    precision = _precision(stats, device, execution)
     total = sum(missing.values())
     meter = ProgressMeter("vectors added", total)
-    roots = choose_roots(base.index).extended([account.images_root])
+    roots = choose_roots(base.index).extended([stats.images_root])
     with meter if total else nullcontext(), _kept(publisher):
-        for part, added in describe(base, parts, device, precision, account.run_id, retry, roots):
+        for part, added in describe(base, parts, device, precision, stats.run_id, retry, roots):
             meter.advance(publisher.move(part, added))
             publisher.publish_every(execution.commit_seconds)
-    if account.outside:
+    if stats.outside:
         log.warning(
-            f"{account.outside:,} images have no new vectors, since they lie below no folder "
+            f"{stats.outside:,} images have no new vectors, since they lie below no folder "
             "that the index was made from: run once with --images over theirs"
         )
     publisher.publish_described()
-    account.seconds["describe"] = time.monotonic() - clock
+    stats.seconds["describe"] = time.monotonic() - clock
 
 
-def _precision(account: Account, device: str, execution: Execution) -> str:
+def _precision(stats: RunStats, device: str, execution: Execution) -> str:
     """Return that of the run's model, or what it would be if it was not run."""
-    if account.engine:
-        return account.engine.precision
+    if stats.engine:
+        return stats.engine.precision
     where = replace(execution.resources(), device=device)
-    engine = choose_engine(execution.engine, execution.precision, where, Work(0, 0))
+    engine = choose_cluster_engine(execution.engine, execution.precision, where, Work(0, 0))
     return engine.precision
 
 
@@ -278,7 +277,7 @@ def _device(base: Snapshot, execution: Execution) -> str:
     return device if any(lacks) else "cpu"
 
 
-def _say_device(where: nodes.Resources, execution: Execution) -> None:
+def _say_device(where: Resources, execution: Execution) -> None:
     """Loud where it may surprise: nobody has asked for the slow device."""
     text, level = f"device: {where} (--device {execution.device})", logging.INFO
     if (execution.device, where.device) == ("auto", "cpu"):
@@ -303,6 +302,6 @@ def _keep_what_is_done(publisher: Publisher, error: BaseException) -> None:
         publisher.publish()
     except SegrecError as second:
         log.warning(f"what was done since the last commit is lost: {second}")
-    done, name = publisher.account.processed, type(error).__name__
+    done, name = publisher.stats.processed, type(error).__name__
     text = f"stopped by {name}; {done:,} images were done; run again to go on"
     log.info(text, extra={"event": "stopped", "done": done, "error": name})

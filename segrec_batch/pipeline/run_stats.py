@@ -1,4 +1,4 @@
-"""The books of a run: what was listed, and what became of it."""
+"""Counts and costs of one indexing run."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -26,8 +26,8 @@ class Stage:
 
 
 @dataclass
-class Account:
-    """Counts of sources, and what they cost.
+class RunStats:
+    """Counts and costs of one indexing run.
 
     found    = listed + excluded + left_out
     listed   = unchanged + skipped + postponed + indexed + failed + stale
@@ -79,8 +79,8 @@ class Account:
     images_root: str = ""
 
     @classmethod
-    def open(cls, run_id: str, plan: Plan) -> "Account":
-        """The books before anything is done."""
+    def open(cls, run_id: str, plan: Plan) -> "RunStats":
+        """Return the counts before anything is processed."""
         return cls(
             run_id=run_id,
             found=plan.files.total,

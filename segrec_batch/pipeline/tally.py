@@ -1,4 +1,4 @@
-"""What stages cost and why images failed, on its way through the data into the books.
+"""What stages cost and why images failed, on its way through the data into `RunStats`.
 
 A row carries what was spent on it and on rows beside it that carry nothing: usually the first of a
 batch has all of the batch's. So sums over rows are exact however batches are cut and joined, and

@@ -18,7 +18,7 @@ from segrec_batch.maintenance.verify import verify
 from segrec_batch.pipeline import chain
 from segrec_batch.pipeline.plan import Request
 from segrec_batch.pipeline.run import Execution, index_images
-from segrec_batch.pipeline.run_stats import Account
+from segrec_batch.pipeline.run_stats import RunStats
 from segrec_batch.pipeline.stage_schema import MANIFEST
 from segrec_batch.pipeline.stages import decode_batch
 from tests.support.builders import ODD_NAMES, encoded, png_by_hand, smooth_pixels
@@ -59,7 +59,7 @@ WANTED = {
 @dataclass
 class Indexed:
     folder: Path
-    account: Account
+    stats: RunStats
     snapshot: Snapshot
 
 
@@ -85,10 +85,10 @@ def indexed(model_dir: str, ray_cluster: None, tmp_path_factory: pytest.TempPath
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chain, "process", late)
         index = str(folder.parent / "it's an index [of] bad")
-        account, snapshot = index_images(
+        stats, snapshot = index_images(
             Request(str(folder)), model_dir, index, Execution("cpu", batch_size=8)
         )
-    return Indexed(folder, account, snapshot)
+    return Indexed(folder, stats, snapshot)
 
 
 def rows(indexed: Indexed, sql: str) -> list[tuple[Any, ...]]:
@@ -97,8 +97,8 @@ def rows(indexed: Indexed, sql: str) -> list[tuple[Any, ...]]:
 
 def test_hostile_files_are_all_counted(indexed: Indexed) -> None:
     good, bad = len(ODD_NAMES) + len(FINE), sum(map(len, WANTED.values()))
-    assert (indexed.account.indexed, indexed.account.failed) == (good, bad)
-    assert indexed.account.listed == good + bad
+    assert (indexed.stats.indexed, indexed.stats.failed) == (good, bad)
+    assert indexed.stats.listed == good + bad
 
 
 def test_odd_names_survive_unchanged(indexed: Indexed) -> None:
@@ -122,7 +122,7 @@ def test_second_run_retries_only_unread_files(indexed: Indexed, model_dir: str) 
     again, snapshot = index_images(
         Request(str(indexed.folder)), model_dir, indexed.snapshot.index, Execution("cpu")
     )
-    assert (again.unchanged, again.gone) == (indexed.account.indexed, 1)  # what vanished
+    assert (again.unchanged, again.gone) == (indexed.stats.indexed, 1)  # what vanished
     assert again.skipped == len(BAD) + len(MISNAMED)
     assert again.retried == again.failed == len(UNREADABLE) - 1
     assert snapshot.rows("images") == indexed.snapshot.rows("images")

@@ -82,8 +82,8 @@ def test_backfill_equals_indexing_at_once(
     grown: str, models: dict[str, str], place: str, tmp_path: Path
 ) -> None:
     whole = str(tmp_path / "whole")
-    account, snapshot = index_images(Request(place), models["both"], whole, CPU)
-    assert account.described == 0
+    stats, snapshot = index_images(Request(place), models["both"], whole, CPU)
+    assert stats.described == 0
     assert snapshot.rows("descriptors") == 12
     assert vectors(grown) == vectors(whole)
     assert verify(open_snapshot(grown)) == verify(open_snapshot(whole)) == []
@@ -98,11 +98,11 @@ def test_backfill_computes_only_missing_vectors(
     old, segmented = runs(grown, "descriptors"), runs(grown, "images")
     assert not old & segmented
     version = open_snapshot(grown).version
-    account, snapshot = index_images(Request(place), models["other"], grown, CPU)
-    assert (account.described, account.indexed, snapshot.version) == (6, 0, version + 1)
+    stats, snapshot = index_images(Request(place), models["other"], grown, CPU)
+    assert (stats.described, stats.indexed, snapshot.version) == (6, 0, version + 1)
     assert runs(grown, "images") == segmented
     assert runs(grown, "descriptors", "descriptor = 'texture'") == old
-    assert runs(grown, "descriptors", "descriptor = 'pca'") == {account.run_id}
+    assert runs(grown, "descriptors", "descriptor = 'pca'") == {stats.run_id}
     assert {len(v) for (d, _), v in vectors(grown).items() if d == "pca"} == {3}
     assert {len(v) for (d, _), v in vectors(grown, version).items() if d == "pca"} == {4}
     again, same = index_images(Request(place), models["other"], grown, CPU)
@@ -141,8 +141,8 @@ def test_backfill_of_unreadable_image_has_a_reason(
     victim.write_bytes(content)
     os.utime(victim, ns=(state.st_atime_ns, state.st_mtime_ns))
     again = Request(str(images), retry_failed=True)
-    account, _ = index_images(again, models["both"], uri, CPU)
-    assert account.described == 1
+    stats, _ = index_images(again, models["both"], uri, CPU)
+    assert stats.described == 1
     assert segrec_batch.connect(uri).sql(missing).fetchall() == []
     assert verify(open_snapshot(uri)) == []
     same, _ = index_images(again, models["both"], uri, CPU)
@@ -160,8 +160,8 @@ def test_changes_and_new_descriptors_in_one_run(
     first.unlink()
     shutil.copy(third, second)
     shutil.copy2(third, images / "copy.jpg")
-    account, snapshot = index_images(Request(str(images)), models["both"], uri, execution)
-    assert (account.gone, account.changed, account.new, account.copied) == (1, 1, 1, 1)
+    stats, snapshot = index_images(Request(str(images)), models["both"], uri, execution)
+    assert (stats.gone, stats.changed, stats.new, stats.copied) == (1, 1, 1, 1)
     assert snapshot.rows("descriptors") == 2 * snapshot.rows("images") == 12
     found = vectors(uri)
     for name in ("pca", "texture"):

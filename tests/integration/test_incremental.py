@@ -23,19 +23,19 @@ from segrec_batch.model.engines import ENGINES
 from segrec_batch.pipeline import chain
 from segrec_batch.pipeline.plan import Request
 from segrec_batch.pipeline.run import Execution, dry_run, index_images
-from segrec_batch.pipeline.run_stats import Account
+from segrec_batch.pipeline.run_stats import RunStats
 from tests.support.builders import uris
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
-Run = Callable[..., tuple[Account, store.Snapshot]]
+Run = Callable[..., tuple[RunStats, store.Snapshot]]
 
 
 @pytest.fixture
 def run(images: Path, model_dir: str, tmp_path: Path) -> Run:
     def run_again(
         model: str = model_dir, seconds: float = 300.0, rebuild: bool = False, **request: Any
-    ) -> tuple[Account, store.Snapshot]:
+    ) -> tuple[RunStats, store.Snapshot]:
         asked = Request(str(images), **request)
         execution = Execution("cpu", batch_size=4, commit_seconds=seconds)
         return index_images(asked, model, str(tmp_path / "index"), execution, rebuild)
@@ -80,8 +80,8 @@ def test_new_changed_and_gone_images(run: Run, images: Path, tmp_path: Path) -> 
     Image.new("RGB", (50, 40), "red").save(changed)
     gone.unlink()
     Image.new("L", (40, 50), 7).save(images / "new.png")
-    account, _ = run()
-    assert (account.indexed, account.unchanged, account.gone) == (2, 4, 1)
+    stats, _ = run()
+    assert (stats.indexed, stats.unchanged, stats.gone) == (2, 4, 1)
     assert uris(index) == sorted(p.name for p in images.iterdir())
     new = dict(segrec_batch.connect(index).sql("SELECT uri, content_hash FROM images").fetchall())
     assert new[str(changed)] != dict(old)[str(changed)]
@@ -107,8 +107,8 @@ def test_failed_image_waits_for_change_or_retry(run: Run, images: Path, tmp_path
 def test_broken_image_loses_its_row(run: Run, images: Path, tmp_path: Path) -> None:
     run()
     sorted(images.iterdir())[0].write_bytes(b"<html>")
-    account, snapshot = run()
-    assert (account.failed, snapshot.rows("images"), snapshot.rows("failures")) == (1, 5, 1)
+    stats, snapshot = run()
+    assert (stats.failed, snapshot.rows("images"), snapshot.rows("failures")) == (1, 5, 1)
 
 
 @pytest.mark.slow
@@ -129,10 +129,10 @@ def test_only_listed_folder_can_lose_images(
 ) -> None:
     run()
     other = str(scenes / "images" / "place_02")
-    account, snapshot = index_images(
+    stats, snapshot = index_images(
         Request(other), model_dir, str(tmp_path / "index"), Execution("cpu")
     )
-    assert (account.gone, snapshot.rows("images")) == (0, 12)
+    assert (stats.gone, snapshot.rows("images")) == (0, 12)
 
 
 def test_another_model_is_refused(run: Run, model: Model, images: Path, tmp_path: Path) -> None:
@@ -182,10 +182,8 @@ def test_relative_path_is_the_same_source(
 ) -> None:
     run()
     relative = os.path.relpath(images)
-    account, _ = index_images(
-        Request(relative), model_dir, str(tmp_path / "index"), Execution("cpu")
-    )
-    assert account.unchanged == 6
+    stats, _ = index_images(Request(relative), model_dir, str(tmp_path / "index"), Execution("cpu"))
+    assert stats.unchanged == 6
 
 
 @pytest.mark.slow
@@ -194,7 +192,7 @@ def test_equal_bytes_are_copied(engine: str, images: Path, model_dir: str, tmp_p
     """Touched, moved, copied; one that moved over another; one that only looks unchanged."""
     execution = Execution("cpu", batch_size=4, engine=engine, precision="float32")
 
-    def run() -> tuple[Account, store.Snapshot]:
+    def run() -> tuple[RunStats, store.Snapshot]:
         index = str(tmp_path / "index")
         return index_images(Request(str(images)), model_dir, index, execution)
 
@@ -208,8 +206,8 @@ def test_equal_bytes_are_copied(engine: str, images: Path, model_dir: str, tmp_p
     os.utime(touched)
     moved.rename(images / "moved here.jpg")
     over.rename(under)
-    account, snapshot = run()
-    assert (account.indexed, account.copied, account.gone) == (3, 2, 2)
+    stats, snapshot = run()
+    assert (stats.indexed, stats.copied, stats.gone) == (3, 2, 2)
     after = {Path(u).name: rest for u, *rest in rows(index, sql)}
     assert after[touched.name] == before[touched.name]
     assert after["moved here.jpg"] == before[moved.name]
@@ -228,8 +226,8 @@ def test_copy_candidate_is_read_first(run: Run, images: Path, tmp_path: Path) ->
     for path, image in zip((images / "a.bmp", images / "b.bmp"), plain, strict=True):
         image.save(path)
         os.utime(path, (1e9, 1e9))
-        account, _ = run()
-    assert (account.indexed, account.copied) == (1, 0)
+        stats, _ = run()
+    assert (stats.indexed, stats.copied) == (1, 0)
     hashes = rows(str(tmp_path / "index"), "SELECT DISTINCT content_hash FROM images")
     assert len(hashes) == 8
 
@@ -248,12 +246,12 @@ def test_excluded_is_neither_listed_nor_gone(run: Run, images: Path) -> None:
     first = sorted(images.iterdir())[0].name
     (images / "thumbs").mkdir()
     Image.new("RGB", (9, 9)).save(images / "thumbs" / "it's [1]%.png")
-    account, _ = run(include=("*.jpg",))
-    assert (account.listed, account.indexed) == (6, 6)
-    account, snapshot = run(include=("thumbs/*", first), exclude=("*.jpg",))
-    assert (account.listed, account.indexed, snapshot.rows("images")) == (1, 1, 7)
-    account, snapshot = run(exclude=("thumbs/*",))
-    assert (account.unchanged, account.gone, snapshot.rows("images")) == (6, 0, 7)
+    stats, _ = run(include=("*.jpg",))
+    assert (stats.listed, stats.indexed) == (6, 6)
+    stats, snapshot = run(include=("thumbs/*", first), exclude=("*.jpg",))
+    assert (stats.listed, stats.indexed, snapshot.rows("images")) == (1, 1, 7)
+    stats, snapshot = run(exclude=("thumbs/*",))
+    assert (stats.unchanged, stats.gone, snapshot.rows("images")) == (6, 0, 7)
     with pytest.raises(InputError, match="leave no image"):
         run(include=("*.tif",))
 
@@ -287,11 +285,11 @@ def test_rebuild_is_invisible_until_complete(
     changed = replace(model, spec=replace(model.spec, minmax=False))
     changed.save(other)
     reader = segrec_batch.connect(index)
-    account, same = run(other, rebuild=True, limit=5)
-    assert (account.postponed, same) == (2, before)
+    stats, same = run(other, rebuild=True, limit=5)
+    assert (stats.postponed, same) == (2, before)
     sorted(images.glob("place*"))[0].unlink()  # one that is staged already
-    account, after = run(other, rebuild=True)
-    assert account.unchanged + account.skipped == 4
+    stats, after = run(other, rebuild=True)
+    assert stats.unchanged + stats.skipped == 4
     assert (after.model_id, after.rows("images"), after.rows("failures")) == (
         changed.model_id, 5, 1
     )  # fmt: skip
@@ -299,8 +297,8 @@ def test_rebuild_is_invisible_until_complete(
     assert kept == [(6,)], "a reader keeps its snapshot"
     assert rows(index, "SELECT DISTINCT model_id FROM images") == [(changed.model_id,)]
     assert run(other)[0].unchanged == 5
-    account, _ = run(other, rebuild=True)
-    assert (account.indexed, account.failed) == (5, 1), "with the same model it starts anew"
+    stats, _ = run(other, rebuild=True)
+    assert (stats.indexed, stats.failed) == (5, 1), "with the same model it starts anew"
 
 
 @pytest.mark.slow
@@ -328,8 +326,8 @@ def test_store_failure_keeps_finished_work(
     monkeypatch.undo()
     kept = store.open_snapshot(str(tmp_path / "index")).rows("images")
     assert 0 < kept < 26
-    account, _ = run()
-    assert (account.unchanged, account.indexed) == (kept, 26 - kept)
+    stats, _ = run()
+    assert (stats.unchanged, stats.indexed) == (kept, 26 - kept)
 
 
 @pytest.mark.slow

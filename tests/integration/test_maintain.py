@@ -32,7 +32,7 @@ from segrec_batch.maintenance.versions import rollback, vacuum
 from segrec_batch.model.bundle import load_model
 from segrec_batch.pipeline.plan import Request
 from segrec_batch.pipeline.run import Execution, index_images
-from segrec_batch.pipeline.run_stats import Account
+from segrec_batch.pipeline.run_stats import RunStats
 from segrec_batch.sources import storage
 from tests.support.builders import (
     encoded,
@@ -51,7 +51,7 @@ HOUR = dt.timedelta(hours=1)
 NOW = dt.timedelta(0)
 
 
-def run(made: Path, index: str, rebuild: bool = False) -> tuple[Account, store.Snapshot]:
+def run(made: Path, index: str, rebuild: bool = False) -> tuple[RunStats, store.Snapshot]:
     model = made / ("other" if rebuild else "model")
     execution = Execution("cpu", batch_size=2, commit_seconds=-1)  # a commit for each part
     return index_images(Request(str(made / "images")), str(model), index, execution, rebuild)
@@ -147,8 +147,8 @@ def test_compact_keeps_rows_and_versions(made: Path, index: str, part_rows: int)
         assert shares == sorted(shares)
     assert verify(after) == []
     assert compact(after, part_rows) == after, "there is nothing left to merge"
-    account, unchanged = run(made, index)
-    assert (account.unchanged, account.skipped, account.gone, unchanged) == (11, 1, 0, after)
+    stats, unchanged = run(made, index)
+    assert (stats.unchanged, stats.skipped, stats.gone, unchanged) == (11, 1, 0, after)
 
 
 def random_part(index: str, rng: np.random.Generator, n: int) -> list[DataFile]:
@@ -602,11 +602,11 @@ def test_rollback_restores_rows_and_model(made: Path, rebuilt: str) -> None:
     assert (contents(rebuilt), back.files) == (rows, before_rebuild.files)
     assert back.model_id == before_rebuild.model_id != after_rebuild.model_id
     assert verify(back) == []
-    account, unchanged = run(made, rebuilt)
-    assert (account.unchanged, account.skipped, unchanged) == (11, 1, back)
+    stats, unchanged = run(made, rebuilt)
+    assert (stats.unchanged, stats.skipped, unchanged) == (11, 1, back)
     rollback(rebuilt, before_rebuild.version - 1)
-    account, anew = run(made, rebuilt)
-    assert (account.gone, contents(rebuilt), verify(anew)) == (1, rows, [])
+    stats, anew = run(made, rebuilt)
+    assert (stats.gone, contents(rebuilt), verify(anew)) == (1, rows, [])
     assert contents(rebuilt, after_rebuild.version) != rows
 
 

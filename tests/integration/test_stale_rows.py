@@ -27,7 +27,7 @@ from segrec_batch.maintenance.verify import _TWICE, check_part
 from segrec_batch.pipeline import commit as publish
 from segrec_batch.pipeline.commit import Publisher
 from segrec_batch.pipeline.plan import Plan, Request
-from segrec_batch.pipeline.run_stats import Account
+from segrec_batch.pipeline.run_stats import RunStats
 from segrec_batch.pipeline.stage_schema import SEGMENTED
 from segrec_batch.pipeline.stages import decode_batch, write_batch
 from segrec_batch.search.database import open_files
@@ -104,13 +104,13 @@ class World:
         self.clock += 1
         os.utime(path, (self.clock, self.clock))
 
-    def run(self, limit: int | None = None, commits: bool = False) -> Account:
+    def run(self, limit: int | None = None, commits: bool = False) -> RunStats:
         """One run; it proves its sums."""
         request = Request(str(self.folder / "images"), limit=limit, max_gone=ANY)
         with Plan(request, self.snapshot) as plan:
-            account = Account.open("run", plan)
+            stats = RunStats.open("run", plan)
             publisher = Publisher(
-                self.snapshot, account, lambda base, add, remove, _: with_changes(base, add, remove)
+                self.snapshot, stats, lambda base, add, remove, _: with_changes(base, add, remove)
             )
             for start in range(0, plan.todo, 2):
                 decoded = decode_batch(plan.manifest(start, start + 2), SHAPES)
@@ -120,7 +120,7 @@ class World:
                     publisher.publish()
             publisher.publish_last(plan.gone())
         self.snapshot = publisher.current
-        return account
+        return stats
 
     def compact(self) -> None:
         """All parts become one, and one of failures."""
@@ -188,7 +188,7 @@ def live(folder: Path, steps: list[tuple[Any, ...]]) -> None:
             continue
         before = world.state()
         limit, commits = given_
-        account = world.run(limit, commits)
+        stats = world.run(limit, commits)
         after = world.state()
         nothing = (None, None)
         for name in {*NAMES, "always.png"}:
@@ -208,8 +208,8 @@ def live(folder: Path, steps: list[tuple[Any, ...]]) -> None:
                 )
         stale = sum(bool(content and stage) for content, stage in after.values())
         if limit is None:
-            assert account.stale == stale
-            assert account.found == len(world.disk)
+            assert stats.stale == stale
+            assert stats.found == len(world.disk)
 
 
 @settings(max_examples=4, deadline=None)
@@ -247,20 +247,20 @@ def test_unreadable_source_is_stale(world: World) -> None:
     for name in NAMES[:3]:
         world.put(name, "broken", 0)
     for _ in range(2):  # the second time as the first
-        account = world.run()
-        assert (account.stale, account.failed, account.unchanged) == (3, 0, 1)
-        assert account.summary()["stale"] == 3
+        stats = world.run()
+        assert (stats.stale, stats.failed, stats.unchanged) == (3, 0, 1)
+        assert stats.summary()["stale"] == 3
         assert world.snapshot.rows("failures") == 3
         assert world.state() == before | {n: (before[n][0], "read") for n in NAMES[:3]}
         with pytest.raises(SourceError, match=r"^3 of 3 .*most often broken link: more .* 1%\."):
-            account.check_read_failures(parse_limit("1%"))
-        account.check_read_failures(parse_limit("3"))
-        account.check_read_failures(ANY)
+            stats.check_read_failures(parse_limit("1%"))
+        stats.check_read_failures(parse_limit("3"))
+        stats.check_read_failures(ANY)
     world.put("a.png", "good", 0)  # as it was
     world.put("b.png", "good", 9)
     world.put("c.png", "gone", 0)
-    account = world.run()
-    assert (account.copied, account.indexed, account.stale, account.gone) == (1, 2, 0, 1)
+    stats = world.run()
+    assert (stats.copied, stats.indexed, stats.stale, stats.gone) == (1, 2, 0, 1)
     assert world.snapshot.rows("failures") == 0
     after = world.state()
     assert after["a.png"] == before["a.png"]
@@ -272,8 +272,8 @@ def test_bad_image_is_retried_only_after_change(world: World) -> None:
     world.put("a.png", "bad", 0)
     world.put("new.png", "broken", 0)
     assert (world.run().failed, world.state()["a.png"]) == (2, (None, "decode"))
-    account = world.run()
-    assert (account.skipped, account.retried, account.failed) == (1, 1, 1)
+    stats = world.run()
+    assert (stats.skipped, stats.retried, stats.failed) == (1, 1, 1)
     world.put("a.png", "bad", 1)
     assert world.run().changed == 1
 
@@ -282,8 +282,8 @@ def test_stale_rows_are_copied(world: World) -> None:
     a, copy = world.folder / "images" / "a.png", world.folder / "images" / "copy.png"
     a.rename(copy)
     world.put("a.png", "broken", 0)
-    account = world.run()
-    assert (account.copied, account.indexed, account.stale) == (1, 1, 1)
+    stats = world.run()
+    assert (stats.copied, stats.indexed, stats.stale) == (1, 1, 1)
     state = world.state()
     assert state["copy.png"][0] == state["a.png"][0]
 
@@ -330,26 +330,26 @@ def test_listed_and_left_out_are_all_files(world: World) -> None:
     for name in ("notes.txt", "README", "._a.png", "b.heic"):
         (world.folder / "images" / name).write_text("text")
     world.put("without extension", "good", 8)
-    account = world.run()
-    assert (account.found, account.listed, account.indexed) == (9, 5, 1)
-    assert account.left_out == {".txt": 1, "no extension": 1, "._*": 1, ".heic": 1}
-    assert account.summary()["left_out"] == dict(account.left_out)
-    assert "4 other files left out (._* 1, .heic 1, .txt 1, no extension 1)" in str(account)
-    account.left_out["lost"] -= 1
+    stats = world.run()
+    assert (stats.found, stats.listed, stats.indexed) == (9, 5, 1)
+    assert stats.left_out == {".txt": 1, "no extension": 1, "._*": 1, ".heic": 1}
+    assert stats.summary()["left_out"] == dict(stats.left_out)
+    assert "4 other files left out (._* 1, .heic 1, .txt 1, no extension 1)" in str(stats)
+    stats.left_out["lost"] -= 1
     with pytest.raises(AccountingError, match="9 files found, but 5 listed, 0 excluded and 3 left"):
-        account.check_sources()
+        stats.check_sources()
 
 
 def test_sums_are_proved_from_files(world: World) -> None:
     before = world.snapshot
     world.put("a.png", "broken", 0)
-    account = world.run()
-    account.check(before, world.snapshot)
-    account.stale, account.failed = 0, 1  # as if the old row had gone
+    stats = world.run()
+    stats.check(before, world.snapshot)
+    stats.stale, stats.failed = 0, 1  # as if the old row had gone
     with pytest.raises(
         AccountingError, match="4 rows of images, less 1 and with 0 more, do not add"
     ):
-        account.check(before, world.snapshot)
+        stats.check(before, world.snapshot)
 
 
 def test_rows_of_left_out_files_leave(world: World) -> None:
@@ -357,8 +357,8 @@ def test_rows_of_left_out_files_leave(world: World) -> None:
     world.snapshot = with_changes(world.snapshot, [])
     old = str(path)
     path.rename(world.folder / "images" / "._a.png")
-    account = world.run()
-    assert (account.gone, account.left_out["._*"]) == (1, 1)
+    stats = world.run()
+    assert (stats.gone, stats.left_out["._*"]) == (1, 1)
     assert old not in world.state()
 
 

@@ -187,10 +187,10 @@ def test_rebuild_keeps_unreadable_images(site: Site) -> None:
         assert site.contents() == before
     path.unlink()
     path.write_bytes(content)
-    account, after = index_images(
+    stats, after = index_images(
         Request(str(site.images)), site.model, site.index, Execution("cpu"), rebuild=True
     )
-    assert (account.unchanged, account.indexed, account.changed) == (9, 1, 1)
+    assert (stats.unchanged, stats.indexed, stats.changed) == (9, 1, 1)
     assert (after.rows("images"), after.rows("failures")) == (10, 0)
     path.unlink()
     path.symlink_to("nowhere")
@@ -221,10 +221,10 @@ def test_descriptors_of_unreadable_images_come_later(
             path.rename(site.images / path.name)
 
     monkeypatch.setattr(run, "describe", hidden)
-    account, _ = index_images(request, site.model, site.index, Execution("cpu"))
-    assert (account.described, account.reread, account.unread) == (10, 10, 4)
+    stats, _ = index_images(request, site.model, site.index, Execution("cpu"))
+    assert (stats.described, stats.reread, stats.unread) == (10, 10, 4)
     with pytest.raises(SourceError, match=r"^4 of 10 sources could not be read"):
-        account.check_read_failures(MOST_UNREAD)
+        stats.check_read_failures(MOST_UNREAD)
     assert site.rows(without) == [(4,)]
     again, _ = index_images(request, site.model, site.index, Execution("cpu"))
     assert (again.described, again.reread, again.unread) == (0, 4, 4)

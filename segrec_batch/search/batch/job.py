@@ -10,7 +10,8 @@ import torch
 
 from segrec_batch.common.console import ProgressMeter
 from segrec_batch.common.errors import AccountingError, InputError
-from segrec_batch.distributed import cluster, nodes
+from segrec_batch.distributed import cluster
+from segrec_batch.distributed.resources import Resources, find_resources
 from segrec_batch.distributed.scratch import scratch_folder
 from segrec_batch.distributed.tasks import Shared, each
 from segrec_batch.index.snapshot import Snapshot, open_snapshot
@@ -46,7 +47,7 @@ class _Task:
     sizes: list[int]
     choice: Choice
     block_sizes: BlockSizes
-    resources: nodes.Resources
+    resources: Resources
 
 
 def recommend_all(
@@ -134,7 +135,7 @@ def _tasks(
     part_size: int,
 ) -> Iterator[_Task]:
     """Yield a task for each part, after the candidates are put into shared memory."""
-    resources = nodes.resources(execution.device)
+    resources = find_resources(execution.device)
     sizes = block_sizes(execution.memory, part_size, selection.width, choice.candidates)
     blocks: list[Shared[Block]] = []
     rows: list[int] = []

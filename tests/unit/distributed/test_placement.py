@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segrec_batch.common.errors import EngineError
-from segrec_batch.distributed.nodes import Resources, resources
-from segrec_batch.distributed.placement import Work, choose_engine, place_model
+from segrec_batch.distributed.placement import Work, choose_cluster_engine, place_model
+from segrec_batch.distributed.resources import Resources, find_resources
 from segrec_batch.index.history import history
 from segrec_batch.model.engine_choice import LONG
 from segrec_batch.model.engines import EngineChoice
@@ -17,7 +17,7 @@ MILLION = Work(1_000_000, 720 * 544)
 
 
 def node(cores: int, nodes: int = 1) -> Resources:
-    """What `nodes.resources` says of nodes of so many cores."""
+    """What `find_resources` says of nodes of so many cores."""
     return Resources("cpu", nodes, max(cores - 1, 0.4), cores)
 
 
@@ -67,16 +67,16 @@ def test_actors_leave_room_for_tasks(cores: int, nodes: int, images: int, gigaby
 
 
 def test_engine_is_chosen_on_the_nodes(ray_cluster: None) -> None:
-    where = resources("cpu")
-    short = choose_engine("auto", "auto", where, Work(10, 224 * 224))
+    where = find_resources("cpu")
+    short = choose_cluster_engine("auto", "auto", where, Work(10, 224 * 224))
     assert "by the processor's features" in short.reason
-    long = choose_engine("auto", "auto", where, Work(LONG, 1))
+    long = choose_cluster_engine("auto", "auto", where, Work(LONG, 1))
     assert long.reason.startswith("measured on this machine, images/s of a thread")
-    assert choose_engine("torch", "float32", where, MILLION).reason == "as asked for"
-    emulated = choose_engine("auto", "bfloat16", where, Work(1, 1))
+    assert choose_cluster_engine("torch", "float32", where, MILLION).reason == "as asked for"
+    emulated = choose_cluster_engine("auto", "bfloat16", where, Work(1, 1))
     assert (emulated.engine, emulated.precision) == ("torch", "bfloat16")
     with pytest.raises(EngineError, match="--engine ncnn computes in float32"):
-        choose_engine("ncnn", "bfloat16", where, MILLION)
+        choose_cluster_engine("ncnn", "bfloat16", where, MILLION)
 
 
 def test_a_commit_remembers_the_engine(index: str) -> None:

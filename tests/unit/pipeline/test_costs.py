@@ -1,4 +1,4 @@
-"""What a run cost, in its account and its commits: of what is published, and each of it once."""
+"""What a run cost, in its stats and its commits: of what is published, and each of it once."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from segrec_batch.index.history import history
 from segrec_batch.pipeline import chain, stages
 from segrec_batch.pipeline.plan import Request
 from segrec_batch.pipeline.run import Execution, index_images
-from segrec_batch.pipeline.run_stats import Account
+from segrec_batch.pipeline.run_stats import RunStats
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -52,18 +52,18 @@ def test_what_dead_workers_did_is_not_in_the_books(
         return receipts
 
     monkeypatch.setattr(chain, "write_batch", dies_once)
-    account = run(images, model_dir, tmp_path)
+    stats = run(images, model_dir, tmp_path)
     assert Path(mark).exists()
-    assert (account.indexed, account.failed) == (6, 0)
-    assert account.cost["bytes_read"] == size(images)
-    assert all(account.cost[stage] > 0 for stage in ("read", "decode", "segment", "write"))
+    assert (stats.indexed, stats.failed) == (6, 0)
+    assert stats.cost["bytes_read"] == size(images)
+    assert all(stats.cost[stage] > 0 for stage in ("read", "decode", "segment", "write"))
     assert len(list((tmp_path / "index" / "images").glob("*.parquet"))) == 2, "one by the dead"
-    assert account.bytes_written == sum(
+    assert stats.bytes_written == sum(
         file.size for file in store.open_snapshot(str(tmp_path / "index")).all_files
     )
 
 
-def run(images: Path, model: str, folder: Path) -> Account:
+def run(images: Path, model: str, folder: Path) -> RunStats:
     execution = Execution("cpu", batch_size=4)
-    account, _ = index_images(Request(str(images)), model, str(folder / "index"), execution)
-    return account
+    stats, _ = index_images(Request(str(images)), model, str(folder / "index"), execution)
+    return stats

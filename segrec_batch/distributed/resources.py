@@ -32,7 +32,7 @@ class Resources:
         return f"{self.actors} × {what}"
 
 
-def resources(device: str, gpus: int | None = None, wait: float = 0) -> Resources:
+def find_resources(device: str, gpus: int | None = None, wait: float = 0) -> Resources:
     """Where the model runs on this cluster, for `device` cpu, cuda or auto.
 
     On all GPUs that there are, or on `gpus` of them, of which some may be still to come: for the
