@@ -100,13 +100,13 @@ def _totals(counts: pa.Table) -> Iterator[Estimate]:
         ("drift_failures", failures["new"], listed), ("drift_gone", images["gone"], before),
     ):  # fmt: skip
         yield Estimate(Key(name), part / whole if whole else None, None, None, whole)
-    numbers = {("images", "before"): before, ("images", "after"): after}
-    numbers |= {("images", n): images[n] for n in ("new", "gone", "changed", "unchanged")}
-    numbers |= {("failures", "before"): old.total(), ("failures", "after"): failures.total()}
-    numbers |= {("failures", "new"): failures["new"]}
-    numbers |= {("failures", n): old[n] for n in ("mended", "gone")}
-    for (name, setting), n in numbers.items():
-        yield Estimate(Key(name, setting=setting), float(n), None, None, n)
+    numbers = {"before": before, "after": after}
+    numbers |= {n: images[n] for n in ("new", "gone", "changed", "unchanged")}
+    failed = {"before": old.total(), "after": failures.total(), "new": failures["new"]}
+    failed |= {n: old[n] for n in ("mended", "gone")}
+    for name, by_setting in (("images", numbers), ("failures", failed)):
+        for setting, n in by_setting.items():
+            yield Estimate(Key(name, setting=setting), float(n), None, None, n)
 
 
 def _number_by_name(counts: pa.Table, what: str, side: str) -> Counter[str]:

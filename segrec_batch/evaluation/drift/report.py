@@ -80,7 +80,9 @@ def _lead(f: Figures, limits: Limits | None) -> Lead:
     new = f.get(name="failures", setting="new")
     exceeded = limits.exceeded(list(f.by_key.values())) if limits else []
     verdict = "There are no limits."
-    if limits:
+    if limits and not f.get(name="images", setting="before").value:
+        verdict = "Without images before, no limit applies."
+    elif limits:
         verdict = f"Above the limit: {'; '.join(exceeded)}." if exceeded else "All limits hold."
     answer = (
         f"Of {n['before']} images {n['changed']} changed and {n['gone']} are gone; {n['new']} are "
