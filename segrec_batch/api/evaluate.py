@@ -230,7 +230,7 @@ def compare_reports(
     from segrec_batch.evaluation.compare.report import compare_report
     from segrec_batch.evaluation.compare.reports import Settings
     from segrec_batch.evaluation.drift.figures import evaluate as evaluate_drift_counts
-    from segrec_batch.evaluation.retrieval.measures import judge as judge_retrieval
+    from segrec_batch.evaluation.retrieval.measures import evaluate as evaluate_retrieval_counts
     from segrec_batch.evaluation.segmentation.figures import (
         evaluate as evaluate_segmentation_counts,
     )
@@ -238,7 +238,7 @@ def compare_reports(
     _check(report)
     evaluators = {
         "segmentation": evaluate_segmentation_counts,
-        "retrieval": judge_retrieval,
+        "retrieval": evaluate_retrieval_counts,
         "drift": evaluate_drift_counts,
     }
     return _write(compare_report(Settings(reports, names, method, seed), evaluators), report)

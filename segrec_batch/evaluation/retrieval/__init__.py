@@ -1,1 +1,1 @@
-"""How well an index answers: methods are run over labelled queries, counted, and judged."""
+"""Evaluation of retrieval: methods of an index are compared on queries with ground truth."""

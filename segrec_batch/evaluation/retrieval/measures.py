@@ -128,12 +128,12 @@ _METRICS_AT: Mapping[str, tuple[Callable[[Rankings, int], Floats], Sequence[int]
 _BY_CLASS = {("map", 0), ("r_precision", 0), ("precision", 10), ("recall", 10), ("recall", 100)}
 
 
-def judge(counts: pa.Table) -> list[Evaluation]:
-    """Return the measures of a counts table; raises InputError as `read_rankings` does."""
-    return [measure(read_rankings(counts))]
+def evaluate(counts: pa.Table) -> list[Evaluation]:
+    """Return the measures of a counts table. Raises InputError as `read_rankings`."""
+    return [evaluate_rankings(read_rankings(counts))]
 
 
-def measure(rankings: Sequence[Rankings]) -> Evaluation:
+def evaluate_rankings(rankings: Sequence[Rankings]) -> Evaluation:
     """Return the measures of all methods under all settings, over the queries, sorted by name.
 
     Under the plain setting there are measures of each class as well.

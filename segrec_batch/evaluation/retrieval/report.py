@@ -225,7 +225,7 @@ def average_precisions(counts: pa.Table, method: str) -> dict[str, float]:
             return {
                 q: float(a) for q, a, counted in zip(r.queries, ap, part, strict=True) if counted
             }
-    raise InputError(f"{method} was not judged without a filter")
+    raise InputError(f"{method} has no rankings without a filter")
 
 
 def best_and_worst(ap: Mapping[str, float], n: int = 3) -> tuple[list[str], list[str]]:

@@ -17,7 +17,7 @@ from segrec_batch.evaluation.retrieval.counts import (
     evaluated_queries,
     read_rankings,
 )
-from segrec_batch.evaluation.retrieval.measures import measure
+from segrec_batch.evaluation.retrieval.measures import evaluate_rankings
 from segrec_batch.evaluation.retrieval.methods import parse_method
 from segrec_batch.evaluation.retrieval.settings import PLAIN, Setting
 from segrec_batch.evaluation.statistics import Estimate, Evaluation, Key, contrast, holm
@@ -62,7 +62,7 @@ class Results:
         if missing := {r.method for r in rankings} - {r.method for r in plain}:
             names = ", ".join(sorted(missing))
             raise InputError(f"without rankings under the plain setting: {names}")
-        evaluation = measure(rankings)
+        evaluation = evaluate_rankings(rankings)
         estimates = evaluation.estimates(seed=seed)
         settings = sorted({r.setting for r in rankings}, key=lambda s: s.sort_key)
         return cls(evaluation, estimates, plain, settings, int((~part).sum()), seed)

@@ -15,7 +15,7 @@ from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.report import Provenance
 from segrec_batch.evaluation.retrieval.collection import FOREGROUND, Collection, load
 from segrec_batch.evaluation.retrieval.latency import measure_latencies
-from segrec_batch.evaluation.retrieval.measures import judge
+from segrec_batch.evaluation.retrieval.measures import evaluate
 from segrec_batch.evaluation.retrieval.methods import BASE_METHODS, resolve_methods, score
 from segrec_batch.evaluation.retrieval.ranking import count_block, rank, sort_images
 from segrec_batch.evaluation.retrieval.report import build_report
@@ -294,7 +294,7 @@ def test_report_compares_components_with_the_full_vector() -> None:
             count_block(rows, images, truth, cut, settings),
         ]
     )
-    (evaluation,) = judge(counts)
+    (evaluation,) = evaluate(counts)
     full = literal_neighbours(images, "cosine")
     for d in (2, 4, 8, 16):
         key = Key("recall", f"pca-cosine@{d}", setting="neighbours by cosine", k=NEIGHBOURS)
@@ -323,7 +323,7 @@ def test_query_without_neighbours_counts_in_other_settings() -> None:
     images.features[0] = 0
     truth = GroundTruth(Groups(np.arange(90) % 3), "", "")
     counts = count_block(np.arange(90), images, truth, *dimension_grid(images))
-    (evaluation,) = judge(counts)
+    (evaluation,) = evaluate(counts)
     sizes = {
         setting: int(evaluation.measures[Key("recall", "pca-cosine@4", setting=setting, k=10)]
                      .denominator.sum())

@@ -18,7 +18,7 @@ from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.report import Provenance
 from segrec_batch.evaluation.retrieval.collection import Collection
 from segrec_batch.evaluation.retrieval.counts import CONDITION
-from segrec_batch.evaluation.retrieval.measures import judge
+from segrec_batch.evaluation.retrieval.measures import evaluate
 from segrec_batch.evaluation.retrieval.ranking import count_block
 from segrec_batch.evaluation.retrieval.report import build_report
 from segrec_batch.evaluation.retrieval.settings import PLAIN, Feedback, Setting, feedback_settings
@@ -190,7 +190,7 @@ def test_feedback_metrics_follow_from_the_counts(tmp_path: Path) -> None:
     rows = np.arange(1, N)
     of = [PLAIN, *feedback_settings(2)]
     counts = count_block(rows, images, truth, ["pearson", "histogram"], of)
-    (evaluation,) = judge(counts)
+    (evaluation,) = evaluate(counts)
     ranks = {}
     for row in counts.to_pylist():
         ranks.setdefault((row["method"], row["setting"]), []).append(row["ranks"])

@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, ndcg_score
 from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.retrieval import measures
 from segrec_batch.evaluation.retrieval.counts import COUNTS, Rankings, read_rankings
-from segrec_batch.evaluation.retrieval.measures import CUTOFFS, judge
+from segrec_batch.evaluation.retrieval.measures import CUTOFFS, evaluate
 from segrec_batch.evaluation.retrieval.settings import KEPT
 from segrec_batch.evaluation.statistics import Estimate, Evaluation, Key
 from tests.support.builders import quick
@@ -207,7 +207,7 @@ def test_ndcg_of_a_perfect_ranking_is_one() -> None:
 
 
 def test_ndcg_without_gains_is_absent() -> None:
-    (evaluation,) = judge(counts_table(20, gains=False))
+    (evaluation,) = evaluate(counts_table(20, gains=False))
     ndcg = {key: m.value for key, m in evaluation.measures.items() if key.name == "ndcg"}
     assert ndcg
     assert set(ndcg.values()) == {None}
@@ -220,17 +220,17 @@ def value(evaluation: Evaluation, name: str, k: int = 0, **key: str) -> float | 
 def test_average_retrieval_rate_is_pooled() -> None:
     lists = [[True, False], [True] + [False] * 8 + [True] * 9]
     result = of_lists(lists)
-    evaluation = measures.measure([result])
+    evaluation = measures.evaluate_rankings([result])
     assert value(evaluation, "arr", 1) == 2 / 11
     assert value(evaluation, "recall", 1) == pytest.approx((1 + 1 / 10) / 2)
-    same_size = measures.measure([of_lists([[True, False, True], [False, True, True]])])
+    same_size = measures.evaluate_rankings([of_lists([[True, False, True], [False, True, True]])])
     for k in CUTOFFS:
         assert value(same_size, "arr", k) == pytest.approx(value(same_size, "recall", k))
 
 
 def test_query_without_relevant_images_is_left_out() -> None:
-    with_it = measures.measure([of_lists([[True, False], [False, False], [False, True]])])
-    without = measures.measure([of_lists([[True, False], [False, True]])])
+    with_it = measures.evaluate_rankings([of_lists([[True, False], [False, False], [False, True]])])
+    without = measures.evaluate_rankings([of_lists([[True, False], [False, True]])])
     figures = {e.key: e for e in with_it.estimates(draws=5)}
     assert len(with_it.units) == 3
     for expected in without.estimates(draws=5):
@@ -240,7 +240,7 @@ def test_query_without_relevant_images_is_left_out() -> None:
 
 def test_empty_results_have_no_false_acceptance() -> None:
     sizes = {"candidates": 9, "retrieved": 0, "relevant": 3}
-    (evaluation,) = judge(table([{**sizes, "ranks": [], "gains": [], "ideal": []}]))
+    (evaluation,) = evaluate(table([{**sizes, "ranks": [], "gains": [], "ideal": []}]))
     for name, k in (("map", 0), ("r_precision", 0), ("precision", 10), ("candidates_left", 0)):
         assert value(evaluation, name, k) == 0
     assert (value(evaluation, "firr", 10), value(evaluation, "relevant_lost")) == (1, 1)
@@ -250,7 +250,7 @@ def test_empty_results_have_no_false_acceptance() -> None:
 def test_query_kept_evaluates_the_same_queries() -> None:
     """A query that is alone in its class is relevant to itself only."""
     counts = counts_table(8, settings=("", KEPT.name))
-    (evaluation,) = judge(counts)
+    (evaluation,) = evaluate(counts)
     alone = {row["query"] for row in counts.to_pylist() if not row["relevant"]}
     assert alone
     units = {_queries(evaluation, Key("map", "image Pearson", setting=s)) for s in ("", KEPT.name)}
@@ -263,7 +263,7 @@ def _queries(evaluation: Evaluation, key: Key) -> int:
 
 def test_class_metrics_add_up_to_all_queries() -> None:
     counts = counts_table(40)
-    (evaluation,) = judge(counts)
+    (evaluation,) = evaluate(counts)
     everything = evaluation.measures[Key("map", "image Pearson")]
     parts = [
         m
@@ -277,9 +277,9 @@ def test_class_metrics_add_up_to_all_queries() -> None:
 
 def test_counts_in_any_order_give_the_same_metrics() -> None:
     counts = counts_table(20)
-    (expected,) = judge(counts)
+    (expected,) = evaluate(counts)
     order = np.random.default_rng(0).permutation(len(counts))
-    (result,) = judge(counts.take(order))
+    (result,) = evaluate(counts.take(order))
     assert result.units == expected.units == tuple(sorted(result.units))
     assert {k: m.value for k, m in result.measures.items()} == {
         k: m.value for k, m in expected.measures.items()
@@ -289,12 +289,12 @@ def test_counts_in_any_order_give_the_same_metrics() -> None:
 def test_read_rankings_refuses_other_tables() -> None:
     counts = counts_table(10)
     with pytest.raises(InputError, match="ranks"):
-        judge(counts.drop_columns("ranks"))
+        evaluate(counts.drop_columns("ranks"))
     gone = ("image Pearson", "ε 0.9", "3.jpg")
     rows = [r for r in counts.to_pylist() if (r["method"], r["setting"], r["uri"]) != gone]
     with pytest.raises(InputError, match=r"image Pearson · ε 0\.9: not one row"):
-        judge(pa.Table.from_pylist(rows, COUNTS))
+        evaluate(pa.Table.from_pylist(rows, COUNTS))
     with pytest.raises(InputError, match="not one row for each query"):
-        judge(pa.concat_tables([counts, counts]))
+        evaluate(pa.concat_tables([counts, counts]))
     with pytest.raises(InputError, match="no query"):
-        judge(counts.slice(0, 0))
+        evaluate(counts.slice(0, 0))

@@ -16,7 +16,7 @@ from segrec_batch.evaluation.plots import Line, heat_map, line_plot
 from segrec_batch.evaluation.report import Provenance, Report, read_counts, read_metrics
 from segrec_batch.evaluation.retrieval.counts import COUNTS
 from segrec_batch.evaluation.retrieval.latency import Latency
-from segrec_batch.evaluation.retrieval.measures import judge
+from segrec_batch.evaluation.retrieval.measures import evaluate
 from segrec_batch.evaluation.retrieval.report import (
     Example,
     average_precisions,
@@ -83,7 +83,7 @@ def test_report_files_follow_from_the_counts(
     metrics = read_metrics(str(tmp_path))
     again = read_counts(str(tmp_path / "metrics.json"))
     assert again is not None
-    (evaluation,) = judge(again)
+    (evaluation,) = evaluate(again)
     figures = {
         Key(m["measure"], m["method"], m["split"], m["setting"], m["class"], m["k"]): m
         for m in metrics["measures"]
@@ -223,7 +223,7 @@ def test_headline_has_a_row_for_each_method(report: Report) -> None:
 
 
 def test_best_and_worst_are_by_ap_then_by_name(counts: pa.Table) -> None:
-    (evaluation,) = judge(counts)
+    (evaluation,) = evaluate(counts)
     ap = evaluation.measures[Key("map", METHODS[0])].numerator[:, 0]
     names = average_precisions(counts, METHODS[0])
     assert names == dict(zip(evaluation.units, ap, strict=True))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import permutation_test
 
-from segrec_batch.evaluation.retrieval.measures import judge
+from segrec_batch.evaluation.retrieval.measures import evaluate
 from segrec_batch.evaluation.retrieval.results import compare_methods, randomisation_test
 from segrec_batch.evaluation.statistics import Key
 from tests.support.retrieval_counts import counts_table
@@ -52,7 +52,7 @@ def test_randomisation_test_is_uniform_without_difference() -> None:
 
 
 def test_compare_methods_covers_all_pairs() -> None:
-    (evaluation,) = judge(counts_table(60))
+    (evaluation,) = evaluate(counts_table(60))
     methods = ["region Pearson", "image Pearson", "semantic histogram"]
     pairs = compare_methods(evaluation, methods)
     assert [(c.a, c.b) for c in pairs] == [

@@ -177,9 +177,9 @@ def test_any_figures_are_read_or_refused(
 
 
 def _judge(counts: pa.Table) -> list[Any]:
-    from segrec_batch.evaluation.retrieval.measures import judge
+    from segrec_batch.evaluation.retrieval.measures import evaluate
 
-    return judge(counts)
+    return evaluate(counts)
 
 
 @pytest.mark.parametrize(
