@@ -3,15 +3,15 @@
 #
 # usage: nightly.sh [--help]
 #
-# Exit code 0: all of it is done. 1: something failed, the drift is above its limit, or the run was
-# stopped by a signal; the index is as its last commit left it. 75: a run of this name is going on,
-# on this host (the lock file) or on the cluster (the submission ids); nothing was done.
+# Exit code 0: everything is done. 1: a step failed, the drift is above its limit, or a signal stopped
+# the run; the index is as its last commit left it. 75: a run of this name is going on, on this host
+# (the lock file) or on the cluster (the submission ids); nothing was done.
 #
 # Each step is a Ray job of its own: NAME-index-DATE, NAME-drift-DATE, NAME-compact-DATE, with -2, -3
-# behind the date (UTC) for further runs of that day. TERM, INT and HUP stop the one that runs.
-# Drift is judged against the index as it was when that day began, so that a night that took
-# several tries is judged as one. Drift above the limit does not keep the index from being compacted,
-# which changes no row and can be rolled back; the exit code then is 1 all the same.
+# behind the date (UTC) for further runs of that day. TERM, INT and HUP stop the current job. Drift
+# compares with the index as it was when that day began, so that a night with several tries counts as
+# one. Above the limit the script still compacts the index, which changes no row and can be rolled
+# back; the exit code then is 1.
 #
 # environment, required:
 #   SEGREC_IMAGES           folder of the images (URI)
