@@ -3,7 +3,7 @@
 import datetime as dt
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from segrec_batch.api.train import (
     TrainingParameters,
@@ -15,6 +15,8 @@ from segrec_batch.common.errors import InputError
 
 if TYPE_CHECKING:
     from segrec_batch.evaluation.report import Report
+    from segrec_batch.evaluation.retrieval.masks import Masks
+    from segrec_batch.evaluation.retrieval.truth import Folders, Pairs
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +150,7 @@ def _truth(
     masks: str | None,
     classes: str | None,
     window: tuple[float, float],
-) -> Any:
+) -> "Folders | Pairs | Masks":
     from segrec_batch.evaluation.retrieval.masks import Masks
     from segrec_batch.evaluation.retrieval.truth import Folders, Pairs
 

@@ -16,12 +16,12 @@ _EXAMPLES = """\
 examples:
   segrec describe --index indexes/streets --output models/streets2 \\
       --add pca:dimension=32 --add resnet50:weights=resnet50.pth
-  # categories by folder; weights from a bucket; one descriptor less
+  # categories by folder; weights from a bucket; a descriptor switched off
   segrec describe --index s3://bucket/index --output s3://bucket/model2 \\
       --add localised:weights=s3://bucket/resnet50.safetensors,category=folder --drop pca
 
-The model stays the same; only what it computes of an image besides changes. The indexing job, with
---model MODEL, then computes what is missing.
+The model stays the same; only its descriptors change. `segrec index --model MODEL` then computes
+the missing vectors.
 
 descriptors:
 """
@@ -85,6 +85,6 @@ def run(a: argparse.Namespace) -> None:
     title = f"bundle {model.bundle_id} of model {model.model_id}"
     console.show(console.table(title, ("descriptor", "values"), rows))
     console.show_line(
-        f"written to {storage.absolute(a.output)}; this computes only what is missing:\n"
+        f"written to {storage.absolute(a.output)}; this computes the missing vectors:\n"
         f"segrec index --images IMAGES --model {a.output} --index {a.index}"
     )

@@ -1,4 +1,4 @@
-"""`segrec doctor`: report what this machine offers, how fast it is, and what may go wrong."""
+"""`segrec doctor`: report the facts, speed and problems of this machine."""
 
 import argparse
 
@@ -8,7 +8,7 @@ from segrec_batch.common.errors import SegrecError
 
 _DESCRIPTION = (
     "Report processor, cores, memory, disk space, GPUs and versions of this machine, measure each "
-    "engine on one core, and warn of what may go wrong in a run. Takes some ten seconds. The exit "
+    "engine on one core, and warn of problems of a run. Takes some ten seconds. The exit "
     "code is 1 if no run can work here, else 0."
 )
 _EXAMPLES = """\

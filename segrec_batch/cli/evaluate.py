@@ -36,10 +36,10 @@ examples:
   # a model on labelled images
   segrec evaluate segmentation --images data/val/images --masks data/val/masks \\
       --classes classes.json --model models/streets --report reports/streets
-  # fitted here, beside its rivals, whole groups of images held out; and how other splits leak
+  # fitted here, beside rival methods, with whole groups held out, and on splits that leak
   segrec evaluate segmentation --images data/images --masks data/masks \\
       --classes classes.json --train --backbone-weights imagenet --report reports/splits
-  # fitted here, judged on images given apart
+  # fitted here, evaluated on other images
   segrec evaluate segmentation --images data/train/images --masks data/train/masks \\
       --test-images data/val/images --test-masks data/val/masks \\
       --classes classes.json --train --report reports/val
@@ -57,11 +57,11 @@ examples:
 """
 _DRIFT = """\
 examples:
-  # what the last commit changed; for cron: exit code 1 if any measure of drift is above 0.2
+  # the last commit; for cron: exit code 1 if any measure of drift is above 0.2
   segrec evaluate drift --index s3://bucket/index --fail-over 0.2 --report reports/tonight
   segrec evaluate drift --index INDEX --from 12 --to 14 --golden golden.csv \\
       --fail-over failures=0.01,overlap=0.3 --report reports/week
-  # all that was committed since a time (UTC), by however many commits
+  # all commits since a time (UTC)
   segrec evaluate drift --index INDEX --from 2026-11-22T00:00Z --report reports/today
 """
 _COMPARE = """\
@@ -125,16 +125,14 @@ def _add_segmentation(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--model", default="", help="model bundle made by segrec train")
     model.add_argument("--train", action="store_true", help="fit models on the labelled images")
     add = parser.add_argument_group("fitting, with --train").add_argument
-    add(
-        "--test-images", default="", metavar="URI", help="judge on these, not on a part of --images"
-    )
+    add("--test-images", default="", metavar="URI", help="evaluate on these images instead")
     add("--test-masks", default="", metavar="URI", help="their masks")
     add(
         "--rivals",
         type=names,
         default=default["rivals"],
         metavar="A,B",
-        help="what to compare with, '' for nothing: classical (SVM, logistic regression, random "
+        help="methods to compare with, '' for none: classical (SVM, logistic regression, random "
         "forest, k-NN on the same features), unet, mask-rcnn (default: "
         f"{','.join(default['rivals'])})",
     )
@@ -256,8 +254,8 @@ def _add_drift(parser: argparse.ArgumentParser) -> None:
     add(
         "--golden",
         metavar="FILE",
-        help="image_ids or URIs (.txt, .csv, .parquet) whose features and answers are compared "
-        "(default: some that both snapshots have)",
+        help="image_ids or URIs (.txt, .csv, .parquet) whose features and recommendations are "
+        "compared (default: some of both snapshots)",
     )
     add(
         "--golden-size",
@@ -284,7 +282,7 @@ def _drift(a: argparse.Namespace) -> "Report":
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("comparison").add_argument
     add("reports", nargs="+", metavar="REPORT", help="folders of reports, or their metrics.json")
-    add("--names", type=names, default=(), metavar="A,B", help="what to call them (default: A,B…)")
+    add("--names", type=names, default=(), metavar="A,B", help="their names (default: A,B…)")
     add(
         "--method",
         type=names,

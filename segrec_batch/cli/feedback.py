@@ -35,9 +35,9 @@ examples:
   segrec feedback start --index INDEX --uri data/images/0001.jpg --session search.parquet
   # marks, by the ranks of the round shown last, and round 1, ranked by Rocchio
   segrec feedback mark --session search.parquet --relevant 1 3 5 --somewhat 2 --not 4
-  # once more, ranked by an SVM on all marks so far
+  # the next round, ranked by an SVM on all marks so far
   segrec feedback mark --session search.parquet --relevant 1 2 --not 9 --by svm
-  # the last round again, as a contact sheet; then: does the index still answer all rounds so?
+  # the last round as a contact sheet; then a check that the index still gives the same rounds
   segrec feedback show --session search.parquet --format html --output search.html
   segrec feedback replay --session search.parquet
 """
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     describe(parser, _DESCRIPTION, _EXAMPLES)
     steps = parser.add_subparsers(required=True, metavar="STEP")
     for name, add, run, text in (
-        ("start", _add_start, _start, "Ask, and begin a session: round 0."),
+        ("start", _add_start, _start, "Run a query and begin a session: round 0."),
         ("mark", _add_mark, _mark, "Mark images of the last round; the next round follows."),
         ("show", _add_show, _show, "Show a round again."),
         ("replay", _add_moved, _replay, "Rank all rounds again; exit code 1 if one differs."),
@@ -69,9 +69,7 @@ def _add_start(parser: argparse.ArgumentParser, storage: Group) -> None:
 
     add_index(storage, INDEX_OR_CACHE)
     add_version(storage)
-    storage.add_argument(
-        "--overwrite", action="store_true", help="begin anew where there is a session already"
-    )
+    storage.add_argument("--overwrite", action="store_true", help="replace a session of this name")
     add = add_query(parser).add_argument
     add("--keep-marked", action="store_true", help="show marked images again")
     standard = Weights()
@@ -87,7 +85,7 @@ def _add_start(parser: argparse.ArgumentParser, storage: Group) -> None:
         dest="c",
         type=float,
         default=standard.c,
-        help=f"of the SVM (default: {standard.c:g})",
+        help=f"C of the SVM (default: {standard.c:g})",
     )
 
 
@@ -95,25 +93,27 @@ def _add_mark(parser: argparse.ArgumentParser, storage: Group) -> None:
     add = parser.add_argument_group("marks").add_argument
     for option, dest, text in (
         ("--relevant", "relevant", "ranks of relevant images"),
-        ("--somewhat", "somewhat", "of somewhat relevant ones"),
-        ("--not", "not_relevant", "of those that are not relevant"),
+        ("--somewhat", "somewhat", "ranks of somewhat relevant images"),
+        ("--not", "not_relevant", "ranks of images that are not relevant"),
     ):
         add(option, dest=dest, nargs="+", type=int, default=[], metavar="RANK", help=text)
     add("--by", default="rocchio", choices=("rocchio", "svm"), help="(default: rocchio)")
-    add("--round", type=int, metavar="N", help="go back: mark round N, drop those after it")
+    add("--round", type=int, metavar="N", help="mark round N again, and drop later rounds")
     _add_moved(parser, storage)
 
 
 def _add_show(parser: argparse.ArgumentParser, storage: Group) -> None:
     output = parser.add_argument_group("output")
-    output.add_argument("--round", type=int, metavar="N", help="which round (default: the last)")
+    output.add_argument(
+        "--round", type=int, metavar="N", help="number of the round (default: the last)"
+    )
     add_output(output, ("table", "csv", "json", *SHEETS))
     add_images_roots(storage, "for contact sheets, fetch images")
     _add_moved(parser, storage)
 
 
 def _add_moved(parser: argparse.ArgumentParser, storage: Group) -> None:
-    storage.add_argument("--index", metavar="INDEX", help="where the index lies now, if it moved")
+    storage.add_argument("--index", metavar="INDEX", help="location of the index, if it has moved")
 
 
 def _start(a: argparse.Namespace) -> None:
@@ -128,8 +128,8 @@ def _start(a: argparse.Namespace) -> None:
     check_places({"--session": a.session}, {"--index": a.index})
     if _exists(a.session):
         if not a.overwrite:
-            raise InputError(f"{a.session} is there already; go on with mark, or say --overwrite")
-        read(a.session)  # else it is not ours to replace
+            raise InputError(f"{a.session} exists: continue it with mark, or give --overwrite")
+        read(a.session)  # raises for a file that is no session
     filters = query_filters(a)
     recommender = Recommender(open_index(a.index, a.version))
     session = start(
@@ -168,7 +168,7 @@ def _marks(a: argparse.Namespace) -> Mapping[int, float]:
     pairs = [(rank, value) for ranks, value in named for rank in dict.fromkeys(ranks)]
     marks = dict(pairs)
     if len(marks) < len(pairs):
-        raise InputError("an image has one mark: a rank is named twice")
+        raise InputError("a rank is named twice: an image has one mark")
     return marks
 
 

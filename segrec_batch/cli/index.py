@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _DESCRIPTION = (
-    "Index the images of a folder or bucket, on Ray: new and changed ones are segmented, gone ones "
-    "leave."
+    "Index the images of a folder or bucket, on Ray: new and changed ones are segmented, "
+    "deleted ones are removed."
 )
 _EXAMPLES = """\
 examples:
@@ -36,18 +36,18 @@ examples:
   # on a cluster whose autoscaler starts GPU workers from none, up to 8 of them
   segrec index --images s3://bucket/images --model s3://bucket/model \\
       --index s3://bucket/index --gpus 8
-  # what would be done?
+  # print what a run would do
   segrec index --images data/images --model model --index index --dry-run
   # a new model: readers keep the old snapshot until the new one is complete
   segrec index --images s3://bucket/images --model s3://bucket/model2 \\
       --index s3://bucket/index --rebuild
 
-Run it again at any time, also after a crash: it does only what is missing. Of descriptors that
-`segrec describe` has switched on in the model, too, only those are computed that the index lacks.
+Run it again at any time, also after a crash: it does only what is missing. It computes descriptors
+that `segrec describe` has added to the model and the index lacks.
 Credentials and endpoint of an object store come from the AWS_* environment; Ray from RAY_ADDRESS,
 or it is started on this machine. A glob's * stands for any characters, / among them.
-What cannot be read is tried again by every run; the row that it has in the index stays until then,
-and the view `stale` names it. Without an extension, a file is recognised by its content.
+Every run tries unreadable images again; their rows stay in the index until then, and the view
+`stale` lists them. A file without an extension is recognised by its content.
 
 Exit code 0: every listed image is indexed, or recorded in `failures`. 1: more sources could not
 be read than --max-read-failures (all that could be is published), or the job itself failed: the
@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--rebuild", action="store_true", help="index everything anew, also with another model")
     add("--drop-descriptors", action="store_true", help="allow a model with fewer descriptors")
-    add("--dry-run", action="store_true", help="print what would be done, and do nothing")
+    add("--dry-run", action="store_true", help="print what a run would do, and do nothing")
     execution = parser.add_argument_group("execution")
     add_cluster_device(execution)
     add = execution.add_argument
@@ -98,8 +98,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gpus",
         type=console.count,
         metavar="N",
-        help="run on N GPUs, also such as an autoscaler is still to start: the run begins with the "
-        "first, others join it (default: those that the cluster has at the start)",
+        help="run on N GPUs, which an autoscaler may start: the run begins with the first, others "
+        "join it (default: those of the cluster at the start)",
     )
     add(
         "--wait",
@@ -129,7 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(a: argparse.Namespace) -> None:
     """Run the command."""
     if a.rebuild and a.dry_run:
-        usage_error(a, "--rebuild does everything; there is nothing for --dry-run to say")
+        usage_error(a, "--rebuild does everything; --dry-run has nothing to print")
     if a.gpus and a.device == "cpu":
         usage_error(a, "--gpus N and --device cpu exclude one another")
     check_places(

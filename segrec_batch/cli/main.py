@@ -20,7 +20,7 @@ COMMANDS = {  # each is a module of this package, with `add_arguments`
     "feedback": "find images by marking results",
     "evaluate": "write an evaluation report",
     "maintain": "compact, vacuum, purge, verify or roll back an index",
-    "doctor": "report what this machine offers",
+    "doctor": "report the facts and problems of this machine",
     "scenes": "draw labelled sample scenes",
     "completion": "print the completion script of a shell",
 }

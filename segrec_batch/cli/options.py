@@ -94,7 +94,7 @@ def add_images_roots(group: Group, purpose: str) -> None:
         default=[],
         metavar="URI",
         help=f"{purpose} below this folder only; may be given several times (default: the folders "
-        "that the index says it was made from)",
+        "that the index was made from)",
     )
 
 
@@ -171,7 +171,7 @@ def add_query(parser: argparse.ArgumentParser) -> Group:
         "--method",
         default="pearson",
         metavar="M",
-        help="what to rank by: pearson, cosine, euclidean or dot of features, the name of a "
+        help="ranking by pearson, cosine, euclidean or dot of features, the name of a "
         "descriptor of the index, e.g. texture, or NAME-METRIC, e.g. pca-cosine (default: pearson)",
     )
     execution = parser.add_argument_group("execution")
@@ -201,7 +201,7 @@ def add_output(group: Group, formats: Sequence[str], note: str = "") -> None:
     """Add --format and --output of a result."""
     add = group.add_argument
     add("--format", default="table", choices=formats, help=f"{note}(default: table)")
-    add("--output", metavar="FILE", help="write there, not to stdout")
+    add("--output", metavar="FILE", help="write to a file, not to stdout")
 
 
 def names(text: str) -> tuple[str, ...]:

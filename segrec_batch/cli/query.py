@@ -34,7 +34,7 @@ examples:
   segrec query --index indexes/streets --uri data/images/0001.jpg --class car --coverage 0.29 0.96
   # the same for a new image, as a contact sheet
   segrec query --index s3://bucket/index --image photo.jpg --class car --format html > sheet.html
-  # by another descriptor that the index has
+  # by another descriptor of the index
   segrec query --index indexes/streets --image photo.jpg --method texture
 """
 
@@ -46,7 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_version(storage)
     add_images_roots(storage, "for contact sheets, fetch images")
     add = add_query(parser).add_argument
-    add("--penalise", action="store_true", help="with --epsilon: put the others last, keep them")
+    add(
+        "--penalise",
+        action="store_true",
+        help="with --epsilon: rank images beyond it last, and keep them",
+    )
     add(
         "--rerank",
         choices=("mask_iou", "foreground_iou"),

@@ -15,7 +15,7 @@ _EXAMPLES = """\
 examples:
   segrec train --images data/images --masks data/masks --classes classes.json \\
       --output models/streets
-  # weights of your own, several layers and C to choose from, flipped copies
+  # own weights, several layers and C to choose from, flipped copies
   segrec train --images s3://bucket/images --masks s3://bucket/masks \\
       --classes s3://bucket/classes.json --output s3://bucket/model \\
       --backbone-weights vgg16.safetensors --layers conv5_3 conv4_3,conv5_3 --C 0.3 1 3 \\
@@ -104,8 +104,8 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         "--groups",
         default=default["groups"],
         choices=("auto", "folder", "prefix", "none"),
-        help="what must not straddle a split: images of a folder, of a name without its "
-        "trailing number (video frames), or none (default: the first that gives two groups)",
+        help="images that stay on one side of a split: of a folder, of a name without its trailing "
+        "number (video frames), or none (default: the first that gives two groups)",
     )
     add(
         "--no-minmax",

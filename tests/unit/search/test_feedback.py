@@ -417,7 +417,7 @@ def test_a_walk_through_the_command(
 
     begin = ("start", "--index", index, "--image", uri, "-k", "4")
     assert "round 0: whole images" in run(*begin)
-    assert "is there already" in run(*begin, code=1)
+    assert "exists: continue it with mark" in run(*begin, code=1)
     assert "needs a relevant image" in run("mark", "--relevant", "1", "--by", "svm", code=1)
     assert "a rank is named twice" in run("mark", "--relevant", "1", "--not", "1", code=1)
     table = run("mark", "--relevant", "1", "2", "--somewhat", "3", "--not", "4")
