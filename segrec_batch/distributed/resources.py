@@ -1,4 +1,4 @@
-"""Where the model runs: what the nodes of the Ray cluster have, and what is yet to come."""
+"""Resources of the Ray cluster for the model: GPUs or CPU threads."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ _POLL = 1.0  # seconds
 
 @dataclass(frozen=True)
 class Resources:
-    """Where the model runs: `actors` copies of it, on a GPU each or on CPU threads."""
+    """Devices of the model: `actors` copies of it, on a GPU each or on CPU threads."""
 
     device: str
     actors: int
@@ -33,10 +33,15 @@ class Resources:
 
 
 def find_resources(device: str, gpus: int | None = None, wait: float = 0) -> Resources:
-    """Where the model runs on this cluster, for `device` cpu, cuda or auto.
+    """Return where the model runs on this cluster.
 
-    On all GPUs that there are, or on `gpus` of them, of which some may be still to come: for the
-    first one it waits up to `wait` seconds. Raises DeviceError if the cluster lacks the device.
+    Args:
+        device: cpu, cuda or auto.
+        gpus: number of GPUs, some of which may join later; None takes all GPUs of the cluster.
+        wait: seconds to wait for the first of `gpus`.
+
+    Raises:
+        DeviceError: the cluster lacks the device.
     """
     if gpus:
         _await_gpu(gpus, wait)
@@ -59,16 +64,28 @@ def find_resources(device: str, gpus: int | None = None, wait: float = 0) -> Res
     return Resources("cpu", len(nodes), max(cores - 1, _LEAST_CPUS), cores)
 
 
+def log_resources(where: Resources, device: str) -> None:
+    """Log where the model runs; warn when `--device auto` falls back to the CPU."""
+    text, level = f"device: {where} (--device {device})", logging.INFO
+    if (device, where.device) == ("auto", "cpu"):
+        text = f"device: CPU, for the cluster has no GPU (--device auto); model on {where}"
+        level = logging.WARNING
+    values = {"device": where.device, "actors": where.actors, "asked": device}
+    log.log(level, text, extra={"event": "device", **values})
+
+
 def work_nodes() -> list[dict[str, Any]]:
     """Return the nodes of the cluster that are alive and have CPUs, as `ray.nodes` lists them."""
     return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
 
 
 def _await_gpu(number: int, seconds: float) -> None:
-    """Ask for `number` GPUs; returns as soon as the cluster has any.
+    """Request GPUs of the autoscaler, and return as soon as the cluster has any.
 
-    Raises DeviceError if it has none after `seconds`; without RAY_ADDRESS, when the cluster is one
-    of our own that nothing can join, at once.
+    Without RAY_ADDRESS nothing can join the cluster, so it does not wait.
+
+    Raises:
+        DeviceError: the cluster has none after `seconds`.
     """
     if _gpus():
         return
@@ -89,5 +106,5 @@ def _await_gpu(number: int, seconds: float) -> None:
 
 
 def _gpus() -> int:
-    """How many GPUs the cluster has."""
+    """Return the number of GPUs of the cluster."""
     return int(ray.cluster_resources().get("GPU", 0))

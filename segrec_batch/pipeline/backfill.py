@@ -64,7 +64,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Added:
+class BackfillResult:
     """files: a new part. image_ids: the images in it, which leave the old one. vectors: how many
     there are that were not there before. read: how many images were to be read; unread: of these,
     how many could not be; outside: how many were not tried, since they lie below no root.
@@ -78,8 +78,8 @@ class Added:
     outside: int = 0
 
 
-def lacking(snapshot: Snapshot) -> dict[str, int]:
-    """How many vectors are missing in each part that lacks any, from the log."""
+def missing_vectors(snapshot: Snapshot) -> dict[str, int]:
+    """Return the number of missing vectors of each part that lacks any, from the log."""
     missing = {}
     for part, files in by_part(snapshot.all_files).items():
         images = sum(f.rows for f in files if f.table == "images")
@@ -104,7 +104,7 @@ def unread_parts(snapshot: Snapshot) -> set[str]:
     return {part for part, reason in rows if is_unread(reason)}
 
 
-def describe(
+def backfill_parts(
     snapshot: Snapshot,
     parts: Sequence[str],
     device: str,
@@ -112,7 +112,7 @@ def describe(
     run_id: str,
     retry: bool,
     roots: ImageRoots,
-) -> Iterator[tuple[str, Added]]:
+) -> Iterator[tuple[str, BackfillResult]]:
     """Describe what images of some parts lack, on the cluster; the part, and what was added."""
     files = by_part(f for f in snapshot.all_files if f.table != "failures")
     shared = snapshot.model_uri, snapshot.spec, device, precision, run_id, retry, roots
@@ -122,11 +122,11 @@ def describe(
         for start in range(0, sum(f.rows for f in files[part] if f.table == "images"), _STEP)
     )
     gpus = 1 if device == "cuda" else 0
-    for job, added in each(describe_images, jobs, cpus=1, gpus=gpus):
+    for job, added in each(backfill_images, jobs, cpus=1, gpus=gpus):
         yield job.part, added
 
 
-def describe_images(job: Job) -> Added:
+def backfill_images(job: Job) -> BackfillResult:
     """Write the images that lack vectors, with them, as a new part."""
     from segrec_batch.descriptors.runtime import load
 
@@ -136,7 +136,7 @@ def describe_images(job: Job) -> Added:
     have = {d.id: _described(job, d.id) for d in job.spec.descriptors}
     ids = [i for i in ids if not all(i in done.final for done in have.values())]
     if not ids:
-        return Added([], [], 0)
+        return BackfillResult([], [], 0)
     old = {(f.table, f.partition): read_some(job.index, f, ids) for f in job.files}
     moved = old["images", None]
     regions = {str(name): rows for (table, name), rows in old.items() if table == "regions"}
@@ -170,7 +170,7 @@ def describe_images(job: Job) -> Added:
         contents.setdefault((table, name), []).append(found)
     files = write_part(job.index, ((*key, pa.concat_tables(c)) for key, c in contents.items()))
     vectors = sum(found.num_rows for _, _, found in fresh)
-    return Added(files, leaving, vectors, read, unread, outside)
+    return BackfillResult(files, leaving, vectors, read, unread, outside)
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,26 @@
 """Commits of a run: new parts go in, and in the same commit the rows that they replace go out."""
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 
-from segrec_batch.common.errors import AccountingError
+from segrec_batch.common.errors import AccountingError, SegrecError
 from segrec_batch.distributed.tasks import each
 from segrec_batch.index.files import DataFile, by_part, count_rows
 from segrec_batch.index.parts import rewrite_part
 from segrec_batch.index.snapshot import Snapshot, with_changes
-from segrec_batch.pipeline.backfill import Added
+from segrec_batch.pipeline.backfill import BackfillResult
 from segrec_batch.pipeline.metrics import Metrics
 from segrec_batch.pipeline.plan import Leaving
 from segrec_batch.pipeline.run_stats import RunStats
 from segrec_batch.pipeline.tally import total
+
+log = logging.getLogger(__name__)
 
 Commit = Callable[[Snapshot, Sequence[DataFile], Sequence[DataFile], Mapping[str, Any]], Snapshot]
 Change = tuple[list[DataFile], list[DataFile]]  # files to remove, files to add
@@ -78,16 +82,16 @@ class Publisher:
         self.stats.bytes_written += written
         self.metrics.written(written)
 
-    def move(self, part: str, added: Added) -> int:
-        """Images of a part that are in a new one, with vectors; returns how many were added."""
-        self._add(added.files)
-        if added.image_ids:
-            self._drop_later(part, "images", added.image_ids)
-        self.stats.described += added.vectors
-        self.stats.reread += added.read
-        self.stats.unread += added.unread
-        self.stats.outside += added.outside
-        return added.vectors
+    def move(self, part: str, result: BackfillResult) -> int:
+        """Count images that moved to a new part with vectors; return the number of vectors."""
+        self._add(result.files)
+        if result.image_ids:
+            self._drop_later(part, "images", result.image_ids)
+        self.stats.described += result.vectors
+        self.stats.reread += result.read
+        self.stats.unread += result.unread
+        self.stats.outside += result.outside
+        return result.vectors
 
     def publish_every(self, seconds: float) -> None:
         """Commit if the last commit is so long ago."""
@@ -98,6 +102,21 @@ class Publisher:
         """Commit what has been taken since the last commit."""
         if self._files or self._pending:
             self._publish(self._leaving.items())
+
+    @contextmanager
+    def publishing_on_error(self) -> Iterator[None]:
+        """Publish what is done if the block raises an error."""
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            try:
+                self.publish()
+            except SegrecError as second:
+                log.warning(f"what was done since the last commit is lost: {second}")
+            done, name = self.stats.processed, type(error).__name__
+            text = f"stopped by {name}; {done:,} images were done; run again to go on"
+            log.info(text, extra={"event": "stopped", "done": done, "error": name})
+            raise
 
     def publish_last(self, gone: Iterable[Leaving]) -> None:
         """Commit the rest, rows of sources that are gone taken out, if the sums are right.

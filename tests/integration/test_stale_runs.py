@@ -18,7 +18,7 @@ from segrec_batch.maintenance.purge import purge
 from segrec_batch.maintenance.verify import verify
 from segrec_batch.model.bundle import Model
 from segrec_batch.pipeline import chain, run
-from segrec_batch.pipeline.backfill import Added, describe
+from segrec_batch.pipeline.backfill import BackfillResult, backfill_parts
 from segrec_batch.pipeline.descriptor_setup import described, parse_addition
 from segrec_batch.pipeline.plan import MOST_UNREAD, Request
 from segrec_batch.pipeline.run import Execution, index_images
@@ -211,16 +211,16 @@ def test_descriptors_of_unreadable_images_come_later(
     without = "SELECT count(*) FROM descriptors WHERE vector IS NULL"
     request, away = Request(str(site.images)), site.images.with_name("away")
 
-    def hidden(*arguments: Any) -> Iterator[tuple[str, Added]]:
+    def hidden(*arguments: Any) -> Iterator[tuple[str, BackfillResult]]:
         """Four images are away while they are described."""
         away.mkdir(exist_ok=True)
         for i in range(4):
             (site.images / f"{i}.jpg").rename(away / f"{i}.jpg")
-        yield from describe(*arguments)
+        yield from backfill_parts(*arguments)
         for path in away.iterdir():
             path.rename(site.images / path.name)
 
-    monkeypatch.setattr(run, "describe", hidden)
+    monkeypatch.setattr(run, "backfill_parts", hidden)
     stats, _ = index_images(request, site.model, site.index, Execution("cpu"))
     assert (stats.described, stats.reread, stats.unread) == (10, 10, 4)
     with pytest.raises(SourceError, match=r"^4 of 10 sources could not be read"):

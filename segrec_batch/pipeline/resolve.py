@@ -1,0 +1,216 @@
+"""Resolution of a run: what it will do with an index, decided once before any work."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from segrec_batch.common.errors import IndexStateError, InputError, SourceError
+from segrec_batch.index import snapshot as store
+from segrec_batch.index import staging
+from segrec_batch.index.files import DataFile
+from segrec_batch.index.history import choose_roots
+from segrec_batch.index.snapshot import Snapshot
+from segrec_batch.model.spec import ModelSpec, read_spec
+from segrec_batch.pipeline.plan import Plan, Request
+from segrec_batch.pipeline.run_stats import RunStats
+from segrec_batch.search.database import open_database, reading
+from segrec_batch.search.sql.views import select_with_part
+from segrec_batch.sources import storage
+from segrec_batch.sources.roots import ImageRoots, check_root
+
+if TYPE_CHECKING:
+    from segrec_batch.model.bundle import Model
+
+log = logging.getLogger(__name__)
+
+_UNREAD = """
+SELECT count(*) FROM ({failures}) SEMI JOIN ({images}) USING (image_id)
+ANTI JOIN ({staged}) USING (image_id) WHERE stage = 'read'
+"""
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """What one run does with an index.
+
+    Attributes:
+        kind: create the index, update it, or rebuild it beside the published snapshot.
+        request: which images to index, with an absolute URI.
+        model: URI of the bundle.
+        published: the snapshot that readers see; empty if the index does not exist.
+        base: the snapshot that the run adds to, with the descriptors of the bundle.
+    """
+
+    kind: Literal["create", "update", "rebuild"]
+    request: Request
+    model: str
+    published: Snapshot
+    base: Snapshot
+
+    @property
+    def images_root(self) -> str:
+        """The folder that is listed, in text that the log of an index can store."""
+        return (self.request.images or "/").encode(errors="backslashreplace").decode()
+
+    @cached_property
+    def roots(self) -> ImageRoots:
+        """The roots of the published index, read once."""
+        return choose_roots(self.published.index)
+
+    @property
+    def changes_bundle(self) -> bool:
+        """Whether the bundle has other descriptors than the index."""
+        return self.kind == "update" and self.base.bundle_id != self.published.bundle_id
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something to commit although no row changes."""
+        if self.kind != "update":
+            return False
+        is_incomplete = bool(self.published.ahead)
+        return self.changes_bundle or is_incomplete or not self.roots.admits(self.images_root)
+
+    def plan(self) -> Plan:
+        """Compare the sources with the snapshot that the run adds to."""
+        return Plan(self.request, self.base, self.published if self.kind == "rebuild" else None)
+
+    def check(self, plan: Plan) -> None:
+        """Raise InputError or SourceError if the index would lose images by the plan."""
+        if plan.left_out:
+            raise InputError(
+                f"--rebuild replaces all of {self.published.index}, but {plan.left_out:,} of its "
+                f"images are not below {self.request.images} or excluded; name a folder that holds "
+                "them all"
+            )
+        if error := self.gone_error(plan):
+            raise error
+
+    def gone_error(self, plan: Plan) -> SourceError | None:
+        """Return an error if more sources are gone than the request accepts."""
+        limit = self.request.max_gone
+        if not limit.is_exceeded(plan.lost, plan.known):
+            return None
+        return SourceError(
+            f"{plan.lost:,} of {plan.known:,} sources that {self.published.index} has below "
+            f"{self.request.images} are gone: more than --max-gone {limit}. Nothing is changed; if "
+            "the folder is complete, go on with --max-gone 100%, else mend it (is it mounted?) and "
+            "run again"
+        )
+
+    def open_base(self) -> Snapshot:
+        """Create the index, or store a changed bundle; return the snapshot that the run adds to."""
+        if self.kind == "create":
+            return store.create(self.published.index, _load(self.model))
+        if self.changes_bundle:
+            _load(self.model).save(self.base.model_uri)
+        return self.base
+
+    def commit(
+        self,
+        base: Snapshot,
+        add: Sequence[DataFile],
+        remove: Sequence[DataFile],
+        info: Mapping[str, Any],
+    ) -> Snapshot:
+        """Commit files; those of a rebuild are staged, and its last commit alone has `info`."""
+        if self.kind == "rebuild":
+            return staging.stage(base, add, remove)
+        return store.commit(base, add, remove, info)
+
+    def finish(self, after: Snapshot, stats: RunStats) -> Snapshot:
+        """Put a complete rebuild in place of the published snapshot; return the newest snapshot.
+
+        Raises:
+            SourceError: published images cannot be read now and would lose their rows, more than
+                the request accepts.
+        """
+        if self.kind != "rebuild":
+            return after
+        if stats.postponed:
+            log.info(f"{stats.postponed:,} images are left; run again with --rebuild to go on")
+            return self.published
+        self._check_unread(after)
+        info = {"segrec": {**stats.summary(), "rebuild": True}}
+        newest = store.replace(self.published, after, info)
+        staging.discard(self.published.index, after.bundle_id)
+        return newest
+
+    def _check_unread(self, staged: Snapshot) -> None:
+        unread, limit = _count_unread(self.published, staged), self.request.max_read_failures
+        images = self.published.rows("images")
+        if unread and (limit is None or limit.is_exceeded(unread, images)):
+            raise SourceError(
+                f"{unread:,} of {images:,} images of {self.published.index} cannot be read now, "
+                "and would lose their rows: the rebuild is kept, but not put in place; mend the "
+                "cause and run again with --rebuild to go on, or accept the loss: "
+                f"--max-read-failures {unread}"
+            )
+
+
+def resolve_run(
+    request: Request,
+    model: str,
+    index: str,
+    rebuild: bool = False,
+    drop_descriptors: bool = False,
+) -> ResolvedRun:
+    """Decide what a run does. Raises SegrecError if the index, model or folder does not permit it.
+
+    Nothing is written, but the staging folder of a rebuild.
+    """
+    check_root(request.images or "/")
+    request = replace(request, images=storage.absolute(request.images))
+    index = storage.absolute(index)
+    exists = store.exists(index)
+    spec, model_id = read_spec(model)
+    if not exists:
+        store.check_place(index)
+        empty = store.empty_snapshot(index, model_id, spec)
+        return ResolvedRun("create", request, model, empty, empty)
+    published = store.open_snapshot(index)
+    if not rebuild and published.model_id != model_id:
+        raise IndexStateError(
+            f"{index} belongs to model {published.model_id}, not to {model_id} ({model}); rows of "
+            "two models never mix: give the model of the index, a new --index, or --rebuild"
+        )
+    if not drop_descriptors:
+        _check_descriptors(published, spec)
+    if rebuild:
+        staged = staging.open_staging(published, _load(model))
+        return ResolvedRun("rebuild", request, model, published, staged)
+    return ResolvedRun("update", request, model, published, store.adopt(published, spec))
+
+
+def _check_descriptors(published: Snapshot, spec: ModelSpec) -> None:
+    """Raise IndexStateError if the index has descriptors that a spec does not have."""
+    names = {d.name for d in spec.descriptors}
+    dropped = [d.name for d in published.spec.descriptors if d.name not in names]
+    if dropped:
+        raise IndexStateError(
+            f"{published.index} has {', '.join(dropped)}, which the model given here lacks: give "
+            f"the model of the index, {published.model_uri}, or say --drop-descriptors"
+        )
+
+
+def _load(uri: str) -> "Model":
+    """Load the whole bundle, and torch with it: only where the index takes a copy."""
+    from segrec_batch.model.bundle import load_model
+
+    return load_model(uri)
+
+
+def _count_unread(published: Snapshot, staged: Snapshot) -> int:
+    """Return the number of images of a snapshot whose sources the other one could not read."""
+    failures = select_with_part(staged, "failures", "image_id, stage")
+    images = select_with_part(published, "images", "image_id")
+    if not failures or not images:
+        return 0
+    indexed = (
+        select_with_part(staged, "images", "image_id") or "SELECT NULL AS image_id WHERE false"
+    )
+    with reading(published), open_database(":memory:", [published, staged]) as connection:
+        sql = _UNREAD.format(failures=failures, images=images, staged=indexed)
+        ((count,),) = connection.execute(sql).fetchall()
+    return int(count)
