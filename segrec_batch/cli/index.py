@@ -3,7 +3,7 @@
 import argparse
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from segrec_batch.api.index import index_images
 from segrec_batch.cli.options import (
@@ -180,7 +180,7 @@ def _report(stats: "RunStats") -> str:
     return "\n\n".join(text.strip("\n") for text in tables)
 
 
-def _frequencies(counts: Mapping[str, int]) -> list[list[str]]:
+def _frequencies(counts: Mapping[Any, int]) -> list[list[str]]:
     """Return the most frequent of some counts, most frequent first."""
     from segrec_batch.pipeline.tally import most_frequent
 

@@ -1,4 +1,4 @@
-"""Commits of a run: new parts go in, and in the same commit the rows that they replace go out."""
+"""Commits of a run: new parts, and in the same commit the removal of the rows they replace."""
 
 import logging
 import time
@@ -18,7 +18,7 @@ from segrec_batch.pipeline.backfill import BackfillResult
 from segrec_batch.pipeline.metrics import Metrics
 from segrec_batch.pipeline.plan import Leaving
 from segrec_batch.pipeline.run_stats import RunStats
-from segrec_batch.pipeline.tally import total
+from segrec_batch.pipeline.tally import FailureReason, total
 
 log = logging.getLogger(__name__)
 
@@ -29,34 +29,40 @@ Job = tuple[str, list[DataFile], Ids, str]  # index, files of a part, what leave
 
 
 class Publisher:
-    """Gathers receipts and commits them by `commit`. `current` is the newest snapshot.
+    """Receipts of a run, committed from time to time.
 
-    pending: whether `base` is something to commit in itself, such as other descriptors.
+    Attributes:
+        base: the snapshot that the run adds to.
+        current: the newest snapshot.
+        stats: counts and costs of the run.
+        metrics: Prometheus metrics of the run.
+
+    `has_news`: there is something to commit without new files, such as another bundle.
     """
 
     def __init__(
-        self, base: Snapshot, stats: RunStats, commit: Commit, pending: bool = False
+        self, base: Snapshot, stats: RunStats, commit: Commit, has_news: bool = False
     ) -> None:
         self.base = self.current = base
         self.stats = stats
         self.metrics = Metrics(stats.run_id)
         self._commit = commit
-        self._pending = pending
+        self._pending = has_news
         self._last = time.monotonic()
         self._files: list[DataFile] = []
         self._leaving: dict[str, Ids] = {}  # by part
         self._renamed: dict[tuple[str, str], str] = {}  # parts, by table, that were written again
 
     def take(self, receipts: pa.Table) -> int:
-        """Receipts of parts in place; returns how many sources they are about."""
+        """Count the receipts of written parts; return the number of their sources."""
         stats, files = self.stats, []
-        reasons: Counter[str] = Counter()
+        reasons: Counter[FailureReason] = Counter()
         copied, stale, costs = 0, 0, []
         for row in receipts.to_pylist():
             for old in row.pop("replaced") or ():
                 self._drop_later(old["part"], old["table"], [old["image_id"]])
             for reason in row.pop("reasons") or ():
-                reasons[reason["label"]] += reason["images"]
+                reasons[FailureReason(reason["stage"], reason["text"])] += reason["images"]
             copied += row.pop("copied") or 0
             stale += row.pop("stale") or 0
             costs.append(row.pop("cost"))
@@ -94,12 +100,12 @@ class Publisher:
         return result.vectors
 
     def publish_every(self, seconds: float) -> None:
-        """Commit if the last commit is so long ago."""
+        """Commit if the last commit is longer ago."""
         if time.monotonic() - self._last > seconds:
             self.publish()
 
     def publish(self) -> None:
-        """Commit what has been taken since the last commit."""
+        """Commit what was written since the last commit."""
         if self._files or self._pending:
             self._publish(self._leaving.items())
 
@@ -119,24 +125,26 @@ class Publisher:
             raise
 
     def publish_last(self, gone: Iterable[Leaving]) -> None:
-        """Commit the rest, rows of sources that are gone taken out, if the sums are right.
+        """Commit the rest and remove the rows of gone sources.
 
-        Raises AccountingError; nothing is then published.
+        Raises:
+            AccountingError: the sums are wrong; nothing is published.
         """
         self._publish(self._with_gone(gone), lambda after: self.stats.check(self.base, after))
 
     def publish_described(self) -> None:
-        """Commit the rest, if each image then has a row for each descriptor.
+        """Commit the rest after the backfill.
 
-        Raises AccountingError; nothing is then published.
+        Raises:
+            AccountingError: an image lacks a row of a descriptor; nothing is published.
         """
         self._publish(self._leaving.items(), self.stats.check_descriptors)
 
     def _with_gone(self, gone: Iterable[Leaving]) -> Iterator[Leaving]:
         leaving = dict(self._leaving)
         for part, ids in gone:
-            others = leaving.pop(part, {})
-            yield part, {t: [*others.get(t, ()), *ids.get(t, ())] for t in {*ids, *others}}
+            replaced = leaving.pop(part, {})
+            yield part, {t: [*replaced.get(t, ()), *ids.get(t, ())] for t in {*ids, *replaced}}
         yield from leaving.items()
 
     def _publish(
@@ -157,7 +165,7 @@ class Publisher:
         self._last = time.monotonic()
 
     def _drop(self, dropped: Iterable[Leaving]) -> Change:
-        """Write parts again without some rows."""
+        """Rewrite parts without some rows; return the files to remove and to add."""
         remove: list[DataFile] = []
         add: list[DataFile] = []
         for (_, files, ids, part), left in each(_rewrite, self._jobs(dropped)):
@@ -175,9 +183,9 @@ class Publisher:
         return remove, add
 
     def _jobs(self, dropped: Iterable[Leaving]) -> Iterator[Job]:
-        """Parts as they are called now, with what leaves them.
+        """Yield the rewrites of parts, under their present names.
 
-        A part that has rows of both tables, of an index of old, is written again as two.
+        A part of an old index that has rows of both tables is rewritten as two parts.
         """
         parts = by_part(self.current.all_files)
         for part, ids in dropped:
@@ -190,7 +198,7 @@ class Publisher:
 
 
 def _table(file: DataFile) -> str:
-    """That of the two by which a file's rows are counted."""
+    """Return the table by which the rows of a file are counted."""
     return "failures" if file.table == "failures" else "images"
 
 

@@ -1,8 +1,8 @@
-"""What a run tells Prometheus, through Ray: from the driver only, when parts are in place.
+"""Prometheus metrics of a run, exported by Ray from the driver when parts are written.
 
-Ray puts `ray_` before a name, and `_total` behind that of a counter that lacks it. What is counted
-before Ray is there is lost; the last counts of a driver go out when it leaves Ray. A gauge is
-forgotten 20 s after it was set: so it is set all the time, and its absence says that no job runs.
+Ray puts `ray_` before a name, and `_total` after that of a counter. What is counted before Ray
+starts is lost; the last counts are exported when the driver leaves Ray. A gauge expires 20 s after
+it was set, so it is set repeatedly, and its absence shows that no job runs.
 """
 
 import time
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from ray.util.metrics import Counter, Gauge
 
 from segrec_batch.common.console import every
-from segrec_batch.pipeline.tally import MOST, OTHERS, STAGES, Cost
+from segrec_batch.pipeline.tally import MOST, OTHERS, STAGES, Cost, FailureReason
 
 COUNTERS = {  # what is counted, and its label
     "segrec_images_total": ("Images that are done.", "outcome"),
@@ -49,7 +49,7 @@ class Metrics:
 
     @contextmanager
     def working(self, todo: int) -> Iterator[None]:
-        """Say that so many images are to do, until the block ends."""
+        """Set the gauges until the block ends; `todo` is the number of images to process."""
         self._todo = todo
         self._set()
         with every(_SECONDS, self._set):
@@ -57,34 +57,36 @@ class Metrics:
         self._set()
 
     def taken(
-        self, indexed: int, copied: int, stale: int, reasons: Mapping[str, int], cost: Cost
+        self,
+        indexed: int,
+        copied: int,
+        stale: int,
+        reasons: Mapping[FailureReason, int],
+        cost: Cost,
     ) -> None:
-        """Images are done: computed, copied, failed for reasons, of these some stale."""
+        """Count images that are done: computed, copied, failed; some of the failed are stale."""
         failed = sum(reasons.values()) - stale
         outcomes = {"indexed": indexed, "copied": copied, "failed": failed, "stale": stale}
         self._todo -= sum(outcomes.values())
         for outcome, n in outcomes.items():
             self._count("segrec_images_total", n, outcome)
-        for label, n in reasons.items():
-            self._count("segrec_failures_total", n, self._bounded(label))
+        for reason, n in reasons.items():
+            self._count("segrec_failures_total", n, self._bounded(str(reason)))
         for stage in (*STAGES, "starved"):
             self._count("segrec_stage_seconds_total", cost[stage], stage)
         self._count("segrec_read_bytes_total", cost["bytes_read"])
 
     def written(self, size: int) -> None:
-        """Bytes are in place."""
+        """Count bytes that are written."""
         self._count("segrec_written_bytes_total", size)
 
     def committed(self) -> None:
-        """A commit is done."""
+        """Count a commit."""
         self._committed = time.time()
         self._count("segrec_commits_total", 1)
 
     def _bounded(self, label: str) -> str:
-        """The first labels that occur; a series of Prometheus cannot be renamed later.
-
-        In ASCII: Ray takes no other.
-        """
+        """Return the label in ASCII, which Ray demands, or `others` after the first few labels."""
         label = label.encode("ascii", "backslashreplace").decode()
         if len(self._reasons) < MOST:
             self._reasons.add(label)

@@ -10,13 +10,18 @@ from segrec_batch.common.limits import Limit
 from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.model.engines import EngineChoice
 from segrec_batch.pipeline.plan import Plan
-from segrec_batch.pipeline.tally import READ, STAGES, Cost, most_frequent, total
+from segrec_batch.pipeline.tally import STAGES, Cost, FailureReason, most_frequent, total
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage cost: seconds, summed over its workers; its share in those of all stages; the
-    images/s of one worker while it is at this stage, None if it took no time or had no image.
+    """Cost of one stage.
+
+    Attributes:
+        name: one of `tally.STAGES`.
+        seconds: sum over all workers.
+        share: part of the seconds of all stages, in [0, 1].
+        rate: images per second of one worker at this stage; None without time or images.
     """
 
     name: str
@@ -34,17 +39,37 @@ class RunStats:
     images   = images before − old_images + stale + indexed
     failures = failures before − old_failures + stale + failed
 
-    found: files; excluded by globs; left_out: no images, by kind (listing.py). skipped failed
-    before; postponed are beyond `--limit`. stale: could not be read, and keep the row of `images`
-    that they have; failed: could not be indexed and have no such row (any more). copied: of the
-    indexed ones, those that had the bytes of an image in the index. replaced: sources of this run
-    that the index had rows of. old_images, old_failures: rows of these and of gone sources, all of
-    which leave, but those in `images` of stale sources. described: vectors that indexed images
-    lacked; reread, unread, outside: images that were read again for that, that could not be, and
-    that lie below no root and so were not. reasons: of the failed and the stale ones, by label
-    (tally.py). cost: COST, of all that are processed, each counted once however often Ray ran it.
-    bytes_written: of new parts. seconds: of the driver, by what it did. engine: what ran the model;
-    None if it was not run. images_root: what was listed.
+    Attributes:
+        run_id: time and random number.
+        found: files below the folder.
+        excluded: files left out by globs.
+        left_out: files that are no images, by kind.
+        listed: images.
+        unchanged: images that the index has as they are.
+        skipped: images that failed before and are not tried again.
+        postponed: images beyond the limit of the run.
+        gone: images of the index that are not listed any more.
+        replaced: images of this run that have rows in the index.
+        old_images: rows of `images` of replaced and gone images; those of stale images stay.
+        old_failures: rows of `failures` of replaced and gone images, which are all removed.
+        new: images that the index does not know.
+        changed: images with another size or time than in the index.
+        retried: images that failed before and are tried again.
+        indexed: images with new rows.
+        copied: indexed images that have the bytes of an image of the index.
+        failed: images that could not be indexed and have no row of `images`.
+        stale: images that could not be read and keep their row of `images`.
+        described: vectors added to images that were indexed before.
+        reread: images that were read again for these vectors.
+        unread: images of these that could not be read.
+        outside: images that were not read again, because they lie below no root of the index.
+        commits: commits of the run.
+        bytes_written: bytes of new parts.
+        reasons: counts of failed and stale images.
+        cost: fields of COST; each image counts once, however often Ray processes it.
+        seconds: time of the driver by phase.
+        engine: engine of the model; None if it did not run.
+        images_root: the folder that was listed.
     """
 
     run_id: str
@@ -72,7 +97,7 @@ class RunStats:
     outside: int = 0
     commits: int = 0
     bytes_written: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[FailureReason] = field(default_factory=Counter)
     cost: Cost = field(default_factory=lambda: total(()))
     seconds: dict[str, float] = field(default_factory=dict)
     engine: EngineChoice | None = None
@@ -114,19 +139,19 @@ class RunStats:
 
     @property
     def processed(self) -> int:
-        """Images of this run that are indexed, failed or stale."""
+        """Number of images that are indexed, failed or stale."""
         return self.indexed + self.failed + self.stale
 
     @property
     def read_failures(self) -> Counter[str]:
-        """Reasons why sources could not be read, the new descriptors of images included."""
-        found = Counter({k.removeprefix(READ): n for k, n in self.reasons.items() if _is_read(k)})
+        """Counts of images that could not be read, also for new descriptors, by reason."""
+        counts = Counter({r.text: n for r, n in self.reasons.items() if r.stage == "read"})
         if self.unread:
-            found["no pixels for new descriptors"] = self.unread
-        return found
+            counts["no pixels for new descriptors"] = self.unread
+        return counts
 
     def check_read_failures(self, limit: Limit) -> None:
-        """Raises SourceError if more of what was to be read could not be than `limit` accepts."""
+        """Raise SourceError if more images could not be read than `limit` accepts."""
         reasons, read = self.read_failures, self.processed + self.reread
         failed = reasons.total()
         if limit.is_exceeded(failed, read):
@@ -139,14 +164,12 @@ class RunStats:
 
     @property
     def starved(self) -> float | None:
-        """Share of the time of the model's actors in which they waited for images; None if they
-        were not called.
-        """
+        """Share of time in which actors of the model waited for images; None without calls."""
         busy, waited = self.cost["segment"], self.cost["starved"]
         return waited / (busy + waited) if busy else None
 
     def stages(self) -> Iterator[Stage]:
-        """What each stage cost. Of none, if nothing was processed."""
+        """Yield the cost of each stage; nothing if no image was processed."""
         whole = sum(self.cost[name] for name in STAGES)
         for name, images in self._images().items():
             seconds = self.cost[name]
@@ -155,15 +178,15 @@ class RunStats:
                 yield Stage(name, seconds, seconds / whole, rate)
 
     def _images(self) -> Mapping[str, int]:
-        """How many images each stage has seen."""
-        unread = sum(n for label, n in self.reasons.items() if _is_read(label))
+        """Return the number of images of each stage."""
+        unread = sum(n for reason, n in self.reasons.items() if reason.stage == "read")
         fresh = self.indexed - self.copied
         decoded = self.processed - self.copied - unread
-        seen = (self.processed, decoded, fresh, fresh, self.processed)
-        return dict(zip(STAGES, seen, strict=True))
+        images = (self.processed, decoded, fresh, fresh, self.processed)
+        return dict(zip(STAGES, images, strict=True))
 
     def summary(self) -> dict[str, Any]:
-        """What a commit remembers of the run: plain counts, and rates of stages."""
+        """Return counts and rates of stages as JSON values, which commits store."""
         apart = ("seconds", "cost", "reasons", "engine", "left_out")
         counts = {k: v for k, v in vars(self).items() if k not in apart}
         return {
@@ -184,7 +207,7 @@ class RunStats:
         }
 
     def check(self, before: Snapshot, after: Snapshot) -> None:
-        """Prove the sums, from the rows that the files have. Raises AccountingError."""
+        """Check the sums against the rows of the files. Raises AccountingError."""
         self.check_sources()
         for table, old, left in (
             ("images", self.old_images - self.stale, self.indexed),
@@ -198,7 +221,7 @@ class RunStats:
                 )
 
     def check_sources(self) -> None:
-        """Prove the sums of files and sources. Raises AccountingError."""
+        """Check the sums of files and images. Raises AccountingError."""
         left_out = self.left_out.total()
         if self.found != self.listed + self.excluded + left_out:
             raise AccountingError(
@@ -215,7 +238,7 @@ class RunStats:
             )
 
     def check_descriptors(self, after: Snapshot) -> None:
-        """Prove that each image has a row for each descriptor. Raises AccountingError."""
+        """Check that each image has a row for each descriptor. Raises AccountingError."""
         images = after.rows("images")
         for descriptor in after.spec.descriptors:
             rows = after.vectors(descriptor.id)
@@ -226,7 +249,3 @@ class RunStats:
 
 
 _NOT_PUBLISHED = "the last batch is not published; run the job again"
-
-
-def _is_read(label: str) -> bool:
-    return label.startswith(READ)

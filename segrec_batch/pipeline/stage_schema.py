@@ -30,8 +30,14 @@ COST = pa.struct(  # seconds of stages, and in which the model waited between ca
         _required("bytes_read", pa.int64()),
     ]
 )
-REASONS = pa.list_(  # why images failed, by label
-    pa.struct([_required("label", pa.string()), _required("images", pa.int64())])
+REASONS = pa.list_(  # counts of failures, see `tally.FailureReason`
+    pa.struct(
+        [
+            _required("stage", pa.string()),
+            _required("text", pa.string()),
+            _required("images", pa.int64()),
+        ]
+    )
 )
 # old_part, failed_part: where the rows are that this source has in the index already, in `images`
 # and what belongs to it, and in `failures`

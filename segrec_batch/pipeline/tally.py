@@ -1,8 +1,8 @@
-"""What stages cost and why images failed, on its way through the data into `RunStats`.
+"""Costs of stages and reasons of failures, as columns of the rows that pass the stages.
 
-A row carries what was spent on it and on rows beside it that carry nothing: usually the first of a
-batch has all of the batch's. So sums over rows are exact however batches are cut and joined, and
-what a task had spent whose worker died is not in them, for its rows are made again.
+The first row of a batch carries the cost of the whole batch, so sums over rows are exact however
+batches are cut and joined. The cost of a task whose worker dies is lost with its rows, which
+another task makes again.
 """
 
 import re
@@ -10,17 +10,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from segrec_batch.pipeline.stage_schema import COST
 
 STAGES = ("read", "decode", "segment", "describe", "write")
-MOST = 10  # reasons that are told apart
+MOST = 10  # labels that are counted separately
 OTHERS = "others"
-READ = "read: "
-"""How labels of failures of the stage `read` begin: of those that say nothing of the image."""
 
 _WIDTH = 60  # characters of a reason
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
@@ -28,14 +26,35 @@ _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 Cost = dict[str, Any]
 
 
+class FailureReason(NamedTuple):
+    """A stage, and the reason of a failure without its details."""
+
+    stage: str
+    text: str
+
+    @classmethod
+    def of(cls, stage: str, reason: str) -> "FailureReason":
+        """Return the reason to its first colon, without its numbers.
+
+        >>> str(FailureReason.of("decode", "50000×40000 pixels are too many"))
+        'decode: N×N pixels are too many'
+        >>> str(FailureReason.of("read", "OSError: a.jpg: gone"))
+        'read: OSError'
+        """
+        return cls(stage, _NUMBER.sub("N", reason.partition(":")[0]).strip()[:_WIDTH])
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.text}"
+
+
 def total(costs: Iterable[Mapping[str, Any] | None]) -> Cost:
-    """The sum of some costs, with all fields of COST."""
+    """Return the sum of costs, with all fields of COST."""
     carried = [cost for cost in costs if cost]
     return {field.name: sum(cost[field.name] for cost in carried) for field in COST}
 
 
 def charge(rows: pa.Table, **cost: float) -> pa.Table:
-    """Rows, one at least, of which the first carries some more: fields of COST."""
+    """Add fields of COST to the first of at least one row."""
     costs = rows["cost"].to_pylist()
     more = dict.fromkeys(COST.names, 0) | cost
     costs[0] = total([costs[0], more])
@@ -44,19 +63,19 @@ def charge(rows: pa.Table, **cost: float) -> pa.Table:
 
 
 class Stopwatch:
-    """Seconds since the last lap."""
+    """A clock that measures laps."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter()
 
     def lap(self) -> float:
-        """Seconds since this was last called."""
+        """Return the seconds since the last call."""
         last, self._last = self._last, time.perf_counter()
         return self._last - last
 
 
 class Occupancy:
-    """When something with calls was busy, and when it had to wait for the next; in any threads."""
+    """Busy and idle time of an object that several threads call."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -64,42 +83,33 @@ class Occupancy:
         self._watch: Stopwatch | None = None  # there is nothing to wait for before the first call
 
     def enter(self) -> float:
-        """A call begins; the seconds in which there was none."""
+        """Begin a call; return the idle seconds before it."""
         with self._lock:
             self._calls += 1
             self._watch = self._watch or Stopwatch()
             return self._watch.lap() if self._calls == 1 else 0.0
 
     def leave(self) -> float:
-        """A call ends; the seconds in which there was any, less those that others were given."""
+        """End a call; return the busy seconds that no other call has returned."""
         with self._lock:
-            assert self._watch  # noqa: S101 - somebody entered
+            assert self._watch  # noqa: S101 - `enter` sets it
             self._calls -= 1
             return self._watch.lap()
 
 
-def label(stage: str, reason: str) -> str:
-    """A failure as one of few: its stage, and its reason to the first colon without its numbers.
-
-    >>> label("decode", "50000×40000 pixels are too many"), label("read", "OSError: a.jpg: gone")
-    ('decode: N×N pixels are too many', 'read: OSError')
-    """
-    words = _NUMBER.sub("N", reason.partition(":")[0]).strip()
-    return f"{stage}: {words[:_WIDTH]}"
-
-
 def reasons(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Failed rows, counted by label: entries of REASONS."""
-    counts = Counter(label(row["stage"], row["reason"]) for row in rows)
-    return [{"label": name, "images": count} for name, count in counts.items()]
+    """Return the reasons of failed rows with their counts, as entries of REASONS."""
+    counts = Counter(FailureReason.of(row["stage"], row["reason"]) for row in rows)
+    return [{**reason._asdict(), "images": count} for reason, count in counts.items()]
 
 
-def most_frequent(counts: Mapping[str, int]) -> dict[str, int]:
-    """The most frequent labels, most frequent first, and the sum of the others where there are any.
+def most_frequent(counts: Mapping[Any, int]) -> dict[str, int]:
+    """Return the most frequent labels, most frequent first, and the sum of all others.
 
     >>> list(most_frequent({f"{i}": i for i in range(1, 13)}).items())[-3:]
     [('4', 4), ('3', 3), ('others', 3)]
     """
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    texts = {str(label): count for label, count in counts.items()}
+    ordered = sorted(texts.items(), key=lambda item: (-item[1], item[0]))
     others = sum(count for _, count in ordered[MOST:])
     return dict(ordered[:MOST]) | ({OTHERS: others} if others else {})

@@ -1,4 +1,4 @@
-"""What stages cost and why images fail, on its way into the books."""
+"""Tests of the costs of stages and the reasons of failures."""
 
 import threading
 import time
@@ -10,9 +10,9 @@ from segrec_batch.pipeline.stage_schema import COST
 from segrec_batch.pipeline.tally import (
     MOST,
     OTHERS,
+    FailureReason,
     Occupancy,
     charge,
-    label,
     most_frequent,
     reasons,
     total,
@@ -23,7 +23,7 @@ def rows(n: int) -> pa.Table:
     return pa.table({"cost": pa.nulls(n, COST), "uri": [f"{i}" for i in range(n)]})
 
 
-def test_what_is_charged_adds_up_however_rows_are_cut_and_joined() -> None:
+def test_cost_sums_survive_cut_and_joined_rows() -> None:
     batches = [charge(rows(n), read=0.5, bytes_read=n) for n in (1, 3, 5)]
     joined = charge(pa.concat_tables(batches), segment=2.0)
     cut = [joined.slice(0, 2), joined.slice(2, 5), joined.slice(7)]
@@ -36,7 +36,7 @@ def test_what_is_charged_adds_up_however_rows_are_cut_and_joined() -> None:
     assert again.schema == joined.schema
 
 
-def test_nothing_costs_nothing() -> None:
+def test_total_of_no_costs_is_zero() -> None:
     assert total([]) == total([None]) == dict.fromkeys(COST.names, 0)
 
 
@@ -54,26 +54,27 @@ def test_nothing_costs_nothing() -> None:
         ("x" * 1000, "x" * 60),
     ],
 )
-def test_a_label_has_the_stage_and_no_figures_and_no_details(reason: str, expected: str) -> None:
-    assert label("decode", reason) == f"decode: {expected}"
+def test_failure_reason_drops_numbers_and_details(reason: str, expected: str) -> None:
+    assert str(FailureReason.of("decode", reason)) == f"decode: {expected}"
 
 
-def test_reasons_are_counted_by_label() -> None:
+def test_reasons_are_counted() -> None:
     failed = [{"stage": "read", "reason": f"Error{c}: {i}"} for i, c in enumerate("aab")]
     assert sorted(reasons(failed), key=str) == [
-        {"label": "read: Errora", "images": 2}, {"label": "read: Errorb", "images": 1}
-    ]  # fmt: skip
+        {"stage": "read", "text": "Errora", "images": 2},
+        {"stage": "read", "text": "Errorb", "images": 1},
+    ]
 
 
-def test_only_the_most_frequent_are_told_apart() -> None:
+def test_most_frequent_sums_rare_labels() -> None:
     counts = {f"{i:02}": 100 - i for i in range(MOST + 3)}
-    told = most_frequent(counts)
-    assert list(told) == [*sorted(counts)[:MOST], OTHERS]
-    assert sum(told.values()) == sum(counts.values())
+    result = most_frequent(counts)
+    assert list(result) == [*sorted(counts)[:MOST], OTHERS]
+    assert sum(result.values()) == sum(counts.values())
     assert most_frequent({"a": 1}) == {"a": 1}
 
 
-def test_waiting_is_the_time_between_calls_and_not_before_the_first() -> None:
+def test_occupancy_idle_time_is_between_calls() -> None:
     occupancy = Occupancy()
     time.sleep(0.02)
     assert occupancy.enter() < 0.01
@@ -84,7 +85,7 @@ def test_waiting_is_the_time_between_calls_and_not_before_the_first() -> None:
     occupancy.leave()
 
 
-def test_calls_at_the_same_time_are_busy_once() -> None:
+def test_occupancy_counts_concurrent_calls_once() -> None:
     occupancy, spent = Occupancy(), []
     clock = time.perf_counter()
 
