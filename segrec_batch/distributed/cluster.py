@@ -1,4 +1,4 @@
-"""The Ray cluster, joined for the time of a block, and its errors as our own."""
+"""Connection to the Ray cluster, and conversion of its errors."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from segrec_batch.common.errors import ClusterError, SegrecError
 from segrec_batch.distributed.own_ray import OPTIONS, is_own, on_loopback, own_ray, ray_constant
 
-_ADDED = "\nFailed to apply UDF"  # by Ray Data, to the text of an error: how it retries
+_ADDED = "\nFailed to apply UDF"  # Ray Data appends this to the text of an error
 _ANSWER = 10.0  # seconds for a cluster to take a connection
 _WORKER_START = 300.0  # seconds for a first worker on each node
 _ENVIRONMENT_START = 1800.0  # the same where the job has an environment to set up before
@@ -26,14 +26,14 @@ _NOT_JOINED = (OSError, OverflowError, RuntimeError, ValueError, ray.exceptions.
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """The Ray cluster that `RAY_ADDRESS` names, else one of its own, for the time of a run.
+    """Join the Ray cluster of `RAY_ADDRESS` inside the block, or start a private one.
 
-    Left to itself, Ray would join one that another program has started on this machine, and go
-    down with it. A cluster that this process has joined already is used, and left as it is.
+    By default Ray would join a cluster that another program has started on this machine, and end
+    with it. A cluster that this process has joined already is used and stays joined.
 
     Raises:
-        ClusterError: it cannot be joined, runs another version of Ray, or a node of it starts no
-            worker. Left to itself, Ray tries to start workers for ever.
+        ClusterError: the cluster cannot be joined, runs another version of Ray, or a node starts no
+            worker; Ray itself would try for ever.
     """
     if ray.util.client.ray.is_connected():
         raise ClusterError(f"Ray Client (ray://) is not supported: {_USE}")
@@ -44,8 +44,8 @@ def joined() -> Iterator[None]:
     cluster = _cluster_at(address) if address else own_ray()
     with ExitStack() as stack:
         try:
-            # as `uv run` has Ray do it, workers would get the driver's folder, uploaded, and an
-            # environment made anew; they are to take the packages of their machine
+            # under `uv run` Ray would upload the driver's folder and make a new environment for
+            # workers; they must use the packages of their machine
             with ray_constant("RAY_ENABLE_UV_RUN_RUNTIME_ENV", False):
                 logs = stack.enter_context(cluster)
         except _NOT_JOINED as error:
@@ -75,14 +75,14 @@ def _cluster_at(address: str) -> Iterator[None]:
 
 
 def _send_scout(address: str) -> None:
-    """Join a cluster that nobody has joined before from another process, and leave it again.
+    """Join a cluster without jobs from another process, and leave it again.
 
-    The first that joins is kept waiting for the first worker, in a call that nothing can interrupt.
-    Raises ClusterError if there is none.
+    The first driver waits for the first worker in a call that nothing can interrupt. Raises
+    ClusterError if no worker starts.
     """
     command = [sys.executable, "-c", "import sys, ray; ray.init(sys.argv[1])", address]
     environment = {**os.environ, "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-    try:  # what else may be wrong will be said of the process that comes after it
+    try:  # any other error is reported when this process joins
         subprocess.run(command, env=environment, capture_output=True, timeout=_WORKER_START)  # noqa: S603
     except subprocess.TimeoutExpired as error:
         raise ClusterError(_no_worker("the node that was joined", _WORKER_START, None)) from error
@@ -102,9 +102,9 @@ def _explain(address: str | None, error: Exception) -> str:
 
 
 def _await_workers(logs: Path | None) -> None:
-    """Wait until each node has started a worker; of a Ray of our own, `logs` is where it logs.
+    """Wait until each node has started a worker. Raises ClusterError.
 
-    A node that goes meanwhile does not count. Raises ClusterError.
+    `logs` is the log folder of a private Ray. A node that leaves meanwhile does not count.
     """
     probe = ray.remote(num_cpus=0, max_retries=0)(_answer)
     nodes = {
@@ -132,29 +132,29 @@ def _no_worker(where: str, seconds: float, logs: Path | None) -> str:
 
 
 def _answer() -> None:
-    """Show that there is a worker."""
+    """Do nothing: the call shows that a worker runs."""
 
 
 def _last_words(logs: Path | None) -> str:
-    """Return what workers said last on stderr before they ended, on one line."""
+    """Return the last line that workers wrote to stderr."""
     if logs is None:
         return ""
     with suppress(OSError):
         lines = (logs / "raylet.err").read_text(errors="replace").split("\n")
-        said = [line.strip() for line in lines if line.strip()]
-        return f" ({said[-1]:.200})" if said else ""
+        texts = [line.strip() for line in lines if line.strip()]
+        return f" ({texts[-1]:.200})" if texts else ""
     return ""
 
 
 @contextmanager
 def ray_errors() -> Iterator[None]:
-    """Errors of tasks and stages as they were raised; those of Ray itself as ClusterError."""
+    """Raise errors of tasks and stages as they were, and errors of Ray as ClusterError."""
     try:
         yield
     except ray.exceptions.RayError as error:
         cause: BaseException | None = error
         while cause is not None:
-            # Ray makes a class of its own that is both, with a stack trace for its text
+            # Ray derives a class from both, whose text is a stack trace
             if isinstance(cause, SegrecError) and not isinstance(cause, ray.exceptions.RayError):
                 raise type(cause)(str(cause).partition(_ADDED)[0]) from None
             cause = getattr(cause, "cause", None) or cause.__cause__

@@ -1,4 +1,4 @@
-"""A Ray of a run's own on this machine: nobody else can reach it, and it ends with the run."""
+"""A private Ray on this machine that ends with the run and that nobody else can reach."""
 
 import errno
 import logging
@@ -27,12 +27,12 @@ OPTIONS: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARN
 def own_ray() -> Iterator[Path]:
     """Start Ray for the time of the block; yields the folder of its logs.
 
-    Its servers listen on the loopback interface alone and want a token that is made for this run.
-    Driver and workers have it, the environment of this process does not keep it. What Ray writes,
-    its sockets among it, lies in a folder that only this user can enter. The folder stays, for its
-    logs, if Ray does not start or the block raises ClusterError.
+    Its servers listen on the loopback interface only and demand a token that is made for this run.
+    Driver and workers know the token; the environment of this process does not keep it. Files and
+    sockets of Ray lie in a folder that only this user can enter. The folder stays, for its logs, if
+    Ray does not start or the block raises ClusterError.
 
-    Raises what `ray.init` raises.
+    Raises the errors of `ray.init`.
     """
     base = tempfile.mkdtemp(prefix="ray-", dir=os.environ.get("RAY_TMPDIR") or None)
     has_failed = True
@@ -67,10 +67,10 @@ def _start(folder: Path) -> None:
 
 
 def is_own(host: str, port: int) -> bool:
-    """Whether a Ray at this address is one of this module, which listens on loopback alone.
+    """Return true if the Ray at this address listens on loopback only, as one of this module.
 
-    In place of 127.0.0.1 Ray itself takes the address that other machines know this one by, and
-    would try for a minute to reach it there.
+    Ray replaces 127.0.0.1 by the address by which other machines reach this one, and would try for
+    a minute to connect there.
     """
     outside = resolve_ip_for_localhost(host)
     if outside == host:
@@ -80,21 +80,21 @@ def is_own(host: str, port: int) -> bool:
 
 
 def read_authentication() -> None:
-    """Have Ray take mode and token from the environment again, which it does only once."""
+    """Make Ray read mode and token from the environment again; by itself it does so once."""
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
 
 def on_loopback() -> AbstractContextManager[None]:
-    """Have Ray take 127.0.0.1 for the address of this machine, as it does on Windows."""
+    """Make Ray use 127.0.0.1 as the address of this machine, as it does on Windows."""
     return ray_constant("ENABLE_RAY_CLUSTER", False)
 
 
 @contextmanager
 def ray_constant(name: str, value: bool) -> Iterator[None]:
-    """Give a constant of Ray another value for the time of the block.
+    """Change a constant of Ray inside the block.
 
-    Ray takes these from the environment when it is imported, which may be before this package is.
+    Ray reads it from the environment when it is imported, possibly before this package.
     """
     before = getattr(ray_constants, name)
     setattr(ray_constants, name, value)

@@ -1,8 +1,8 @@
 """Placement of the model on the Ray cluster: its engine, actors and threads.
 
-Measured with benchmarks.throughput: threads that take whole images do as much as actors of one
-thread each, and share the weights. But Python's own part of an image, a few hundredths, is done by
-one thread at a time; so an actor has a handful of them.
+Measured with benchmarks.throughput: an actor with several threads, each with whole images, is as
+fast as as many actors with one thread, and has the weights once. A few hundredths of the work on an
+image hold the interpreter lock, so an actor has 8 threads at most.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from segrec_batch.model.spec import ModelSpec
 T = TypeVar("T")
 
 _THREADS = 8  # of an actor, at most
-_WORTH = 2**25  # pixels that repay the start of one more actor: some seconds of its cores
+_WORTH = 2**25  # pixels per actor, at least: some seconds of its cores, as much as its start takes
 _NETWORK = 450 * 2**20  # bytes of an actor: Python, its libraries and the weights, transformed
 _PART_ROWS = 4_096
 _PART_ROWS_PER_CORE = 64
@@ -63,8 +63,8 @@ class Placement:
     def part_rows(self) -> int:
         """Rows of a part, at most.
 
-        Progress, metrics and commits go by parts, so one is about half a minute of work, in which a
-        core does 64 images or so. On GPUs memory is the bound: a task has all rows of a part.
+        Progress, metrics and commits proceed by parts, so a part is about half a minute of work: 64
+        images per core. On GPUs memory is the limit, because a task holds all rows of a part.
         """
         if self.where.device == "cuda":
             return _PART_ROWS
@@ -85,9 +85,9 @@ class Placement:
 def place_model(
     where: Resources, engine: EngineChoice, work: Work, batch_size: int, memory: float | None = None
 ) -> Placement:
-    """Lay the model out on the nodes of `where`.
+    """Distribute the model over the nodes of `where`.
 
-    memory: bytes that Ray has on the smallest node; asked of the cluster if None.
+    `memory` is what Ray has on the smallest node, in bytes; None asks the cluster.
     """
     if where.device == "cpu" and engine.engine == "ncnn":
         memory = _least_memory() if memory is None else memory
@@ -98,20 +98,20 @@ def place_model(
 
 
 def _spread(where: Resources, work: Work, memory: float) -> Resources:
-    """Return several actors a node in place of one, as far as cores and work go."""
+    """Return several actors per node, as far as cores, memory and work suffice."""
     nodes, cores = where.actors, where.threads or 1
     actors = max(min(-(-cores // _THREADS), work.total // (_WORTH * nodes)), 1)
     fit = int((memory / actors - _NETWORK) // (engines.PER_PIXEL * work.pixels))
     threads = max(min(cores // actors, fit), 1)
-    # less than what one actor a node leaves free; other CPUs than those of tasks, see `resources`
+    # less than the share of one actor per node, and not that of a task, see `resources`
     share = where.cpus if actors == 1 else round(0.99 * where.cpus / actors, 3)
     return replace(where, actors=nodes * actors, cpus=share, threads=threads)
 
 
 def _least_memory() -> float:
-    """Return the bytes that Ray has on the smallest node; those of this one if none says."""
-    found = [node["Resources"]["memory"] for node in work_nodes() if "memory" in node["Resources"]]
-    return min(found, default=float(usable_memory()))
+    """Return the memory of Ray on the smallest node in bytes; of this machine if unknown."""
+    sizes = [node["Resources"]["memory"] for node in work_nodes() if "memory" in node["Resources"]]
+    return min(sizes, default=float(usable_memory()))
 
 
 def choose_cluster_engine(
@@ -119,7 +119,7 @@ def choose_cluster_engine(
 ) -> EngineChoice:
     """Choose engine and precision for the nodes that the model runs on.
 
-    See `model.engine_choice`; a processor that would have to emulate decides for all. Raises
+    See `model.engine_choice`; a processor that would emulate decides for all nodes. Raises
     EngineError, also if a node lacks the engine.
     """
     engine = engines.engine_of(engine, backbone_of(work.backbone))
@@ -128,35 +128,35 @@ def choose_cluster_engine(
     is_clear = work.total < engine_choice.LONG or "auto" not in (engine, precision)
     if where.device == "cuda" or (alone and is_clear):
         return engine_choice.choose_engine(engine, precision, where.device)
-    found = _ask(nodes, _match_candidates, engine, precision)
-    if emulating := [processor for processor, candidates in found if not candidates]:
+    answers = _run_on(nodes, _match_candidates, engine, precision)
+    if emulating := [processor for processor, candidates in answers if not candidates]:
         return engine_choice.choose_emulated(emulating[0])
-    common = [c for c in found[0][1] if all(c in others for _, others in found)]
+    common = [c for c in answers[0][1] if all(c in supported for _, supported in answers)]
     if not common:
         raise EngineError(
             "the nodes of the cluster have no engine and precision in common: "
-            + "; ".join(f"{processor}: {candidates}" for processor, candidates in found)
+            + "; ".join(f"{processor}: {candidates}" for processor, candidates in answers)
         )
     if "auto" not in (engine, precision):
         return EngineChoice(*common[0], where.device, "as asked for")
     if len(common) == 1 or work.total < engine_choice.LONG:
         reason = f"by the features of the processors of {len(nodes)} nodes"
         return EngineChoice(*common[0], where.device, reason)
-    return engine_choice.choose_fastest(_ask(nodes, engine_choice.measure_candidates, common))
+    return engine_choice.choose_fastest(_run_on(nodes, engine_choice.measure_candidates, common))
 
 
 def _match_candidates(engine: str, precision: str) -> tuple[str, list[Candidate]]:
-    """Return this node's processor, and what it has of what was asked for."""
+    """Return the processor of this node and the candidates that it supports."""
     engine_choice.check_names(engine, precision)
     processor = read_processor()
     return processor.name, engine_choice.match_candidates(engine, precision, processor)
 
 
-def _ask(nodes: list[str], function: Callable[..., T], *arguments: object) -> list[T]:
-    """Return what a function says on each of some nodes, in processes of their own."""
+def _run_on(nodes: list[str], function: Callable[..., T], *arguments: object) -> list[T]:
+    """Return the result of a function on each node, in a new process there."""
     task = ray.remote(num_cpus=0, max_calls=1)(function)
     with ray_errors():
-        found: list[T] = ray.get(
+        results: list[T] = ray.get(
             [
                 task.options(
                     scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
@@ -164,4 +164,4 @@ def _ask(nodes: list[str], function: Callable[..., T], *arguments: object) -> li
                 for node in nodes
             ]
         )
-    return found
+    return results

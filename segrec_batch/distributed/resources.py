@@ -13,7 +13,7 @@ from segrec_batch.common.errors import DeviceError
 
 log = logging.getLogger(__name__)
 
-_LEAST_CPUS = 0.4  # of an actor on a CPU; with those of a task, Ray would decode inside the actor
+_LEAST_CPUS = 0.4  # of an actor; with as many as a task, Ray would fuse both into the actor
 _POLL = 1.0  # seconds
 
 
@@ -60,7 +60,7 @@ def find_resources(device: str, gpus: int | None = None, wait: float = 0) -> Res
             "N with a GPU by --gpus N of segrec index"
         )
     cores = int(min(node["Resources"]["CPU"] for node in nodes))
-    # some of a core stays free on each node, or nothing would ever be decoded
+    # part of a core stays free on each node for tasks that decode
     return Resources("cpu", len(nodes), max(cores - 1, _LEAST_CPUS), cores)
 
 
@@ -102,7 +102,9 @@ def _await_gpu(number: int, seconds: float) -> None:
                 )
             time.sleep(_POLL)
     finally:
-        request_resources(bundles=[])  # a standing request; the actors themselves ask from now on
+        request_resources(
+            bundles=[]
+        )  # withdraws the request; from now on actors request their GPUs
 
 
 def _gpus() -> int:

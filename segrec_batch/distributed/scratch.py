@@ -1,8 +1,7 @@
-"""Temporary folders that a killed process does not leave behind for good.
+"""Temporary folders that later processes delete if their process was killed.
 
-Such a folder is deleted by a later process only if it proves to be one: it is a folder, not a link,
-of this user, its name has the form that `scratch_folder` gives, and in it lies a lock file with the
-text that `scratch_folder` writes, whose lock nobody holds.
+A later process deletes only a folder, not a link, of this user, with a name of the form of
+`scratch_folder`, and with a lock file that has its text and that no process has locked.
 """
 
 import fcntl
@@ -17,20 +16,19 @@ from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
-_YOUNG = 60.0  # seconds; such a folder may not be locked yet
+_YOUNG = 60.0  # seconds in which a folder may not be locked yet
 _SUFFIX = ".segrec"
-_RANDOM = r"[a-z0-9_]{8}"  # what mkdtemp puts in between
+_RANDOM = r"[a-z0-9_]{8}"  # of mkdtemp
 _MARK = b"A temporary folder of segrec_batch; it is deleted with all that is in it.\n"
 
 
 @contextmanager
 def scratch_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
-    """Make a temporary folder for the time of the block; delete what dead processes left of its
-    kind.
+    """Make a temporary folder for the block, and delete those of dead processes.
 
     Args:
-        prefix: what its name begins with; folders of one prefix are of one kind.
-        parent: the folder that it is made in (default: that for temporary files).
+        prefix: start of its name; folders of dead processes with this prefix are deleted.
+        parent: folder to make it in (default: that for temporary files).
     """
     place = parent or Path(tempfile.gettempdir())
     name = re.compile(re.escape(prefix) + _RANDOM + re.escape(_SUFFIX))
@@ -47,7 +45,7 @@ def scratch_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
 
 
 def _remove_if_abandoned(folder: Path) -> None:
-    """Delete a folder whose lock nobody holds: the kernel gives up the locks of a dead process."""
+    """Delete a folder that no process has locked; the kernel releases locks of dead processes."""
     with suppress(OSError):
         state = folder.lstat()
         if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid():

@@ -1,4 +1,4 @@
-"""Tasks on the Ray cluster, and values that they share."""
+"""Tasks on the Ray cluster, and values that tasks share."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -14,13 +14,13 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_BESIDE = 4  # tasks of `each` on a node beside the chain: a part in memory may take a gigabyte
+_BESIDE = 4  # tasks per node beside the chain; a part may take a gigabyte of memory
 
 
 class Shared(Generic[Item]):
-    """A value in the object store of the cluster, for as long as this object lives.
+    """A value in the object store of the cluster, while this object lives.
 
-    Tasks read its arrays in place, without a copy. What does not fit goes to disk.
+    Tasks read its arrays without a copy. Ray spills to disk when memory is short.
     """
 
     def __init__(self, value: Item) -> None:
@@ -28,7 +28,7 @@ class Shared(Generic[Item]):
             self._ref: ray.ObjectRef[Item] = ray.put(value)
 
     def get(self) -> Item:
-        """The value."""
+        """Return the value."""
         value: Item = ray.get(self._ref)
         return value
 
@@ -36,11 +36,11 @@ class Shared(Generic[Item]):
 def each(
     function: Callable[[Item], Result], items: Iterable[Item], cpus: float = 0, gpus: float = 0
 ) -> Iterator[tuple[Item, Result]]:
-    """Apply a function to items on the cluster; items with their results as they come.
+    """Apply a function to items on the cluster; yield items with their results as they come.
 
-    Without `cpus` and `gpus`, which a task then has to itself, it can run beside the chain, which
-    leaves none free: a few tasks on each node. Items are taken as tasks end, twice as many as run.
-    Without items no cluster is needed.
+    Tasks reserve `cpus` and `gpus`. Without them a few tasks per node run beside the chain, which
+    reserves all CPUs. Twice as many items as can run are taken at a time. Without items no cluster
+    is needed.
     """
     waiting = iter(items)
     first = list(islice(waiting, 1))
@@ -63,8 +63,9 @@ def each(
 
 
 def _at_once(cpus: float, gpus: float) -> int:
-    """How many tasks Ray has at a time on the nodes of this moment, since they come and go. If none
-    can run one, it has a few all the same: an autoscaler starts nodes for them.
+    """Return the number of tasks to submit for the present nodes.
+
+    If no node can run a task, a few are submitted, for which an autoscaler may start nodes.
     """
     if not (cpus or gpus):
         return _BESIDE * len([node for node in ray.nodes() if node["Alive"]])

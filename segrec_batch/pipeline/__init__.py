@@ -1,9 +1,9 @@
-"""The indexing job: plan, the Ray Data chain, accounting, publication."""
+"""The indexing job: resolve, plan, process with Ray Data, backfill, commit."""
 
 import os
 
-# Before ray is imported: no usage reports, no progress bars beside ours, no token asked of a
-# cluster that never had one, and no report of how Ray Data starts its actors as an error of ours.
+# Set before ray is imported: no usage reports, no progress bars beside ours, no token for a cluster
+# without one, and no messages of Ray Data about its actors.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")

@@ -1,8 +1,7 @@
 """The Ray Data chain: read → decode → segment → describe → write.
 
-Workers, actors and nodes may die at any time: Ray runs their tasks again, which is harmless, since
-a part that nobody has a receipt of is invisible. What would kill a worker each time, an image that
-breaks its decoder, dies in the sandbox instead.
+Workers, actors and nodes may die at any time. Ray runs their tasks again, which is harmless: a part
+without a receipt is invisible. An image that crashes its decoder crashes the sandbox, not a worker.
 """
 
 import logging
@@ -22,7 +21,7 @@ from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.pipeline.segment import SegmentBatch, TimedSegmentBatch
 from segrec_batch.pipeline.stages import decode_batch, describe_batch, write_batch
 
-_TASK_CPUS = 0.5  # of decode and write tasks: two a core, since they wait for storage at times
+_TASK_CPUS = 0.5  # of decode and write tasks: two per core, because they also wait for storage
 
 
 def process(
@@ -32,19 +31,19 @@ def process(
     run_id: str,
     placement: Placement,
 ) -> Iterator[pa.Table]:
-    """Process MANIFEST rows 0 to `total`; yields RECEIPTS of parts in place, as they are written.
+    """Process MANIFEST rows 0 to `total`; yield the RECEIPTS of parts as they are written.
 
-    Goes in rounds, so that neither the driver nor Ray holds more than the rows of one.
+    It works in rounds, so that the driver and Ray hold the rows of one round only.
     """
-    sandbox.shared().confinement()  # logs here, where it is seen, what the kernel does not hold
+    sandbox.shared().confinement()  # logs on the driver what the kernel does not confine
     context = ray.data.DataContext.get_current()
-    # longer than it takes to give up every image of a batch
+    # longer than the time limits of all images of a batch
     hung = int(300 + IMAGE_SECONDS * placement.batch_size)
     context.execution_no_progress_timeout_s = hung
-    # tasks that start before an actor on a CPU has its node may fill it: then two share another
+    # tasks that start before an actor may fill its node, and then two actors share another
     context.wait_for_min_actors_s = hung if placement.where.device == "cpu" else -1
     context.max_consecutive_actor_init_deaths = 3
-    context.raise_original_map_exception = True  # in place of one that loses its cause on the way
+    context.raise_original_map_exception = True  # Ray's own exception loses its cause
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it logs its plan as a warning
     logs.adopt_loggers("ray", "ray.data")
     rows_per_part = min(max(total // 100, 2 * placement.batch_size), placement.part_rows)

@@ -1,7 +1,7 @@
-"""The SQL that compares a listing with the rows of an index: tables of a plan's database.
+"""SQL that compares a listing with the rows of an index, in the database of a plan.
 
-A source of the index has a row in `images`, one in `failures`, or both: then it is *stale*. The
-last time it could not be read, and the row in `images` is of the time before that.
+An image of the index has a row in `images`, in `failures`, or in both: then it is *stale*, because
+the last run could not read it, and its row in `images` is older.
 """
 
 TABLES = """
@@ -17,10 +17,10 @@ CREATE TABLE old (
     part VARCHAR, stage VARCHAR, failed_size BIGINT, failed_etag VARCHAR, failed_at TIMESTAMPTZ,
     failed_part VARCHAR
 );
-CREATE TABLE unlike (uri VARCHAR);
+CREATE TABLE not_images (uri VARCHAR);
 """
 
-COLUMNS = {  # that are read of the tables of an index, beside the part
+COLUMNS = {  # of the tables of an index, besides the part
     "images": "image_id, uri, source_size, source_etag, content_hash",
     "failures": "image_id, uri, source_size, source_etag, stage, failed_at",
 }
@@ -38,14 +38,14 @@ INSERT INTO old BY NAME
 SELECT f.image_id, f.uri, {_FAILED} FROM old_failures AS f ANTI JOIN old USING (uri)
 """  # noqa: S608
 
-# by the globs of a request, of a path below the listed folder
+# globs of a request apply to the path below the listed folder
 _EXCLUDED = """(
     (len($include::VARCHAR[]) > 0
      AND len(list_filter($include::VARCHAR[], lambda pattern: path GLOB pattern)) = 0)
     OR len(list_filter($exclude::VARCHAR[], lambda pattern: path GLOB pattern)) > 0
 )"""
 
-# files whose names do not tell and of which the index does not know more
+# files without a known extension that the index does not know as images
 UNSURE = f"""
 WITH unnamed AS (
     SELECT *, uri[length($below) + 1:] AS path FROM listed WHERE NOT named
@@ -55,9 +55,9 @@ FROM unnamed LEFT JOIN old USING (uri)
 WHERE NOT {_EXCLUDED} AND (old.uri IS NULL OR (old.part IS NULL AND stage = 'read'))
 """  # noqa: S608
 
-NOT_LISTED = "DELETE FROM listed WHERE uri IN (FROM unlike)"
+NOT_LISTED = "DELETE FROM listed WHERE uri IN (FROM not_images)"
 
-# outside: not below the folder that was listed, or not there and left out by the globs
+# outside: not below the listed folder, or absent and excluded by globs
 STATUS = f"""
 CREATE TABLE plan AS
 WITH joined AS (
@@ -86,11 +86,11 @@ SELECT
 FROM joined
 """  # noqa: S608
 
-# A changed source may still have the bytes it had; a new one those of an image that it was moved or
-# copied from, which then has the same size and ETag or time. The bytes decide when they are read.
-# Rows and donors go by rowid: LIMIT, row_number() and arg_min() of a struct ran out of memory where
-# sorting, joining and min() go to disk. What is retried comes last, what was tried first before the
-# others: so a limit does not stop at what can never be read.
+# A changed image may still have its old bytes, and a new one those of an image with the same size
+# and ETag or time, from which it was moved or copied. The hash decides when the bytes are read.
+# Rows and donors are joined by rowid: LIMIT, row_number() and arg_min() of a struct need memory,
+# while sorting, joining and min() spill to disk. Retried images come last, the longest untried
+# first, so that a limit does not stop at images that can never be read.
 WORK = """
 CREATE TABLE work AS
 WITH todo AS (
@@ -122,7 +122,7 @@ COUNTS = """
 SELECT status, count(*) AS n FROM plan GROUP BY status
 """
 
-# sources of the work that the index has rows of; and the rows that leave if all can be read
+# images to process that have rows in the index, and the rows that leave if all can be read
 LEAVING = """
 WITH leaving AS (
     SELECT uri, old_part, failed_part, true AS again FROM work
@@ -136,8 +136,8 @@ SELECT
 FROM leaving
 """
 
-# what is listed or indexed twice would be there twice after the join; and a source may be in both
-# tables of the index only where it could not be read
+# images that are listed or indexed twice occur twice after the join; an image may be in both tables
+# of the index only if it could not be read
 TWICE = """
 SELECT
     (SELECT count(*) FROM plan WHERE source_size IS NOT NULL) - (SELECT count(*) FROM listed)
@@ -154,16 +154,16 @@ FROM (
 ORDER BY part
 """
 
-# of a snapshot that is to be replaced as a whole: outside of the request, below it, and gone there
+# images of a superseded snapshot: outside the request, covered by it, and gone
 SUPERSEDED = f"""
 WITH published AS (
     SELECT uri, uri[length($below) + 1:] AS path FROM (SELECT DISTINCT uri FROM {{rows}})
-), judged AS (
+), located AS (
     SELECT uri, NOT starts_with(uri, $below) OR {_EXCLUDED} AS outside FROM published
 )
 SELECT
     count(*) FILTER (outside) AS outside,
     count(*) FILTER (NOT outside) AS known,
     count(*) FILTER (NOT outside AND listed.uri IS NULL) AS gone
-FROM judged LEFT JOIN listed USING (uri)
+FROM located LEFT JOIN listed USING (uri)
 """  # noqa: S608

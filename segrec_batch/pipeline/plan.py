@@ -1,7 +1,7 @@
-"""What a run has to do: the listing, compared with the newest snapshot.
+"""Plan of a run: the listed images, compared with a snapshot of the index.
 
-The comparison is a join in a DuckDB database on disk that lives as long as the run. So neither the
-listing nor the index has to fit in memory.
+The comparison is a join in a DuckDB database on disk, which is deleted after the run, so neither
+the listing nor the index has to fit in memory.
 """
 
 from collections.abc import Iterator
@@ -31,20 +31,25 @@ from segrec_batch.sources.recognise import are_images
 MOST_GONE = parse_limit("50%")
 MOST_UNREAD = parse_limit("1%")
 
-_MEMORY = "4GB"  # of DuckDB, which goes to disk beyond it
-_HEADS = 1024  # files whose first bytes are looked at together
+_MEMORY = "4GB"  # of DuckDB, which spills to disk
+_HEADS = 1024  # files whose first bytes are read together
 
-Leaving = tuple[str, dict[str, list[str]]]  # a part, and the image_ids that leave it, by table
+Leaving = tuple[str, dict[str, list[str]]]  # a part, and the image_ids that leave it by table
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to index: images under `images` whose path below it fits any glob of `include` and
-    none of `exclude`; at most `limit` of them in this run.
+    """Images to index, and limits of the run.
 
-    max_gone: of the index's sources, how many may have left the listing. max_read_failures: how
-    many sources may fail to be read; None stands for `MOST_UNREAD`, and for none whose rows a
-    rebuild would lose.
+    Attributes:
+        images: folder of images.
+        include: globs of paths below the folder; without globs all paths.
+        exclude: globs of paths to leave out.
+        limit: number of images to process, at most.
+        retry_failed: process images again that failed before.
+        max_gone: images of the index that may be gone.
+        max_read_failures: images that may be unreadable; None is `MOST_UNREAD`, and zero for a
+            rebuild that would drop rows.
     """
 
     images: str
@@ -65,17 +70,22 @@ def _where(request: Request) -> dict[str, object]:
 
 
 class Plan:
-    """A comparison of sources with a snapshot. A context manager: its database goes with it.
+    """Images with a status each; a context manager that deletes its database at the end.
 
-    Sources have a status: new, changed, retried (could not be read before, or failed and is asked
-    for), unchanged, skipped (failed before), gone, excluded or outside.
+    The status is new, changed, retried (was unreadable, or failed and is to be retried), unchanged,
+    skipped (failed before), gone, excluded or outside.
 
-    files: counts of the files that were found, and of those left out. todo: how many sources are to
-    be processed in this run; replaced: of these, how many have rows in the index. old_images,
-    old_failures: how many rows of these and of gone sources leave the index if all can be read.
-    left_out: how many sources of `superseded`, a snapshot that is to be replaced as a whole, are
-    outside the request. known: how many sources the index, or what is superseded, has of those that
-    are asked for; lost: how many of these are gone.
+    Attributes:
+        files: counts of all files, and of those that are no images.
+        todo: images to process in this run.
+        replaced: images of these that have rows in the index.
+        old_images: rows of `images` that leave the index if all images can be read.
+        old_failures: the same for `failures`.
+        left_out: images of the superseded snapshot that are outside the request.
+        known: images of the index, or of the superseded snapshot, that the request covers.
+        known_gone: images of these that are gone.
+
+    `superseded` is a snapshot that the run replaces as a whole.
     """
 
     def __init__(
@@ -102,8 +112,8 @@ class Plan:
         self._load(snapshot)
         self._recognise(request)
         self._compare(request)
-        self.left_out, self.known, self.lost = 0, self.listed - self["new"], self["gone"]
-        self.known += self.lost
+        self.left_out, self.known, self.known_gone = 0, self.listed - self["new"], self["gone"]
+        self.known += self.known_gone
         if superseded:
             self._count_superseded(request, superseded)
 
@@ -134,20 +144,20 @@ class Plan:
         self._connection.execute(comparison.OLD_FAILURES)
 
     def _recognise(self, request: Request) -> None:
-        """Leave out files whose names do not tell and whose content is not an image's."""
+        """Leave out files without a known extension whose content is not an image."""
         rows = self._stream(comparison.UNSURE, _where(request))
-        unlike = 0
+        left_out = 0
         while some := list(islice(rows, _HEADS)):
             readable = [(uri, size) for uri, size, problem in some if problem is None]
-            found = are_images([uri for uri, _ in readable], [size for _, size in readable])
-            images = {uri for (uri, _), is_image in zip(readable, found, strict=True) if is_image}
-            others = [uri for uri, *_ in some if uri not in images]
-            self._connection.register("others", pa.table({"uri": pa.array(others, pa.string())}))
-            self._connection.execute("INSERT INTO unlike FROM others")
-            unlike += len(others)
-        if unlike:
+            flags = are_images([uri for uri, _ in readable], [size for _, size in readable])
+            images = {uri for (uri, _), is_image in zip(readable, flags, strict=True) if is_image}
+            rest = [uri for uri, *_ in some if uri not in images]
+            self._connection.register("rest", pa.table({"uri": pa.array(rest, pa.string())}))
+            self._connection.execute("INSERT INTO not_images FROM rest")
+            left_out += len(rest)
+        if left_out:
             self._connection.execute(comparison.NOT_LISTED)
-            self.files.leave_out(NO_EXTENSION, unlike)
+            self.files.leave_out(NO_EXTENSION, left_out)
 
     def _compare(self, request: Request) -> None:
         retry = {"retry_failed": request.retry_failed}
@@ -180,38 +190,38 @@ class Plan:
         keys = " UNION ALL ".join(f"({select})" for select in selects if select)
         if keys:
             sql = comparison.SUPERSEDED.format(rows=f"({keys})")
-            (found,) = self._connection.execute(sql, _where(request)).fetchall()
-            self.left_out, self.known, self.lost = found
+            (counts,) = self._connection.execute(sql, _where(request)).fetchall()
+            self.left_out, self.known, self.known_gone = counts
 
     def _query(self, sql: str, *parameters: object) -> pa.Table:
         return query(self._connection, sql, parameters)
 
     def __getitem__(self, status: str) -> int:
-        """How many sources have a status."""
+        """Return the number of images with a status."""
         return self._counts.get(status, 0)
 
     @property
     def listed(self) -> int:
-        """Sources that were listed and not excluded."""
+        """Number of images that are listed and not excluded."""
         return sum(self[s] for s in ("new", "changed", "retried", "unchanged", "skipped"))
 
     @property
     def postponed(self) -> int:
-        """Sources to process that are left to another run, because of `limit`."""
+        """Number of images that `limit` leaves to another run."""
         return self["new"] + self["changed"] + self["retried"] - self.todo
 
     @property
-    def nothing_to_do(self) -> bool:
-        """Whether the index is as the sources are."""
+    def is_empty(self) -> bool:
+        """True if the index agrees with the listing."""
         return not self.todo and not self["gone"]
 
     def manifest(self, start: int, stop: int) -> pa.Table:
-        """MANIFEST rows of the work, in the order in which it is to be done."""
+        """Return MANIFEST rows of the images to process, in order."""
         rows = self._query("FROM work WHERE rowid >= ? AND rowid < ? ORDER BY rowid", start, stop)
         return rows.select(MANIFEST.names).cast(MANIFEST)
 
     def gone(self) -> Iterator[Leaving]:
-        """Parts, and the image_ids in each that have no source any more, by table."""
+        """Yield parts with the image_ids of gone images, by table."""
         for part, members in groupby(self._stream(comparison.GONE), key=itemgetter(0)):
             leaving: dict[str, list[str]] = {}
             for _, table, image_id in members:
@@ -219,7 +229,7 @@ class Plan:
             yield part, leaving
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Status and URI of every source that a run would touch."""
+        """Yield status and URI of each image that a run would process or remove."""
         yield from self._stream("SELECT status, uri FROM work ORDER BY rowid")
         yield from self._stream("SELECT status, uri FROM plan WHERE status = 'gone' ORDER BY uri")
 

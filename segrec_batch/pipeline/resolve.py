@@ -61,12 +61,12 @@ class ResolvedRun:
 
     @property
     def changes_bundle(self) -> bool:
-        """Whether the bundle has other descriptors than the index."""
+        """True if the bundle has other descriptors than the index."""
         return self.kind == "update" and self.base.bundle_id != self.published.bundle_id
 
     @property
     def has_news(self) -> bool:
-        """Whether there is something to commit although no row changes."""
+        """True if there is something to commit although no row changes."""
         if self.kind != "update":
             return False
         is_incomplete = bool(self.published.ahead)
@@ -90,10 +90,10 @@ class ResolvedRun:
     def gone_error(self, plan: Plan) -> SourceError | None:
         """Return an error if more sources are gone than the request accepts."""
         limit = self.request.max_gone
-        if not limit.is_exceeded(plan.lost, plan.known):
+        if not limit.is_exceeded(plan.known_gone, plan.known):
             return None
         return SourceError(
-            f"{plan.lost:,} of {plan.known:,} sources that {self.published.index} has below "
+            f"{plan.known_gone:,} of {plan.known:,} sources that {self.published.index} has below "
             f"{self.request.images} are gone: more than --max-gone {limit}. Nothing is changed; if "
             "the folder is complete, go on with --max-gone 100%, else mend it (is it mounted?) and "
             "run again"

@@ -118,12 +118,12 @@ def _open_stats(run: ResolvedRun, plan: Plan, clock: float) -> RunStats:
 def _has_work(run: ResolvedRun, plan: Plan, base: Snapshot) -> bool:
     """Return whether the run needs the cluster."""
     retries = run.request.retry_failed and base.spec.descriptors
-    return not plan.nothing_to_do or bool(retries or missing_vectors(base) or unread_parts(base))
+    return not plan.is_empty or bool(retries or missing_vectors(base) or unread_parts(base))
 
 
 def _process(plan: Plan, publisher: Publisher, execution: Execution) -> None:
     """Process the plan; commit on the way, and the rest once the sums are proved."""
-    if plan.nothing_to_do:
+    if plan.is_empty:
         return
     stats, clock = publisher.stats, time.monotonic()
     if plan.todo:

@@ -371,8 +371,8 @@ def test_max_gone_limits(world: World, text: str, accepted: int) -> None:
     for name in NAMES[:2]:
         world.put(name, "gone", 0)
     with Plan(Request(str(world.folder / "images")), world.snapshot) as plan:
-        assert (plan.lost, plan.known) == (2, 4)
+        assert (plan.known_gone, plan.known) == (2, 4)
     superseded = world.snapshot
     empty = empty_snapshot(superseded.index, Bundle.model_id, SPEC)
     with Plan(Request(str(world.folder / "images")), empty, superseded) as plan:
-        assert (plan.lost, plan.known, plan.left_out) == (2, 4, 0)
+        assert (plan.known_gone, plan.known, plan.left_out) == (2, 4, 0)

@@ -60,7 +60,7 @@ def ports(ray_cluster: None) -> list[tuple[str, int]]:
     return listening(psutil.Process())
 
 
-def test_ray_listens_on_the_loopback_interface_alone(ports: list[tuple[str, int]]) -> None:
+def test_own_ray_listens_on_loopback_only(ports: list[tuple[str, int]]) -> None:
     assert len(ports) > 8, "servers of head, node, agents, driver and a worker"
     assert [address for address, _ in ports if not is_loopback(address)] == []
     assert not is_loopback("::")
@@ -79,7 +79,7 @@ def called(port: int, call: str, token: str) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-def test_no_server_of_ray_answers_without_the_token(ports: list[tuple[str, int]]) -> None:
+def test_own_ray_servers_demand_the_token(ports: list[tuple[str, int]]) -> None:
     token = AuthenticationTokenLoader.instance().get_raw_token()
     assert len(token) == 64
     answers = {
@@ -108,7 +108,7 @@ def read(port: int, path: str) -> str | None:
     return text
 
 
-def test_without_the_token_only_metrics_and_health_are_told(
+def test_own_ray_without_token_gives_metrics_and_health_only(
     ports: list[tuple[str, int]],
 ) -> None:
     paths = ("/", "/metrics", "/logs", "/api/job_agent/jobs/", "/api/healthz")
@@ -119,7 +119,7 @@ def test_without_the_token_only_metrics_and_health_are_told(
     assert not [secret for secret in secrets for text in told if secret in text]
 
 
-def test_nobody_else_enters_the_folder_of_ray(ray_cluster: None) -> None:
+def test_own_ray_folder_is_private(ray_cluster: None) -> None:
     """Ray itself opens its folder to all, and its sockets are there."""
     session = Path(ray._private.worker._global_node.get_session_dir_path())
     base = session.parents[1]
@@ -170,9 +170,7 @@ print(ours)
 
 
 @pytest.mark.slow
-def test_each_run_has_a_token_of_its_own_and_gives_the_users_back(
-    ray_cluster: None, tmp_path: Path
-) -> None:
+def test_own_ray_restores_the_token_of_the_user(ray_cluster: None, tmp_path: Path) -> None:
     done = python(OWN, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="1" * 64, HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     another = AuthenticationTokenLoader.instance().get_raw_token()
@@ -197,7 +195,7 @@ sys.exit(logs.run_command(run))
 """
 
 
-def test_under_uv_run_nothing_is_uploaded(ray_cluster: None, tmp_path: Path) -> None:
+def test_joined_uploads_nothing_under_uv_run(ray_cluster: None, tmp_path: Path) -> None:
     """A shell by the name of uv is what Ray takes for it; as a worker it ends, lest it fork on."""
     (tmp_path / "uv").symlink_to(shutil.which("bash") or "")
     once = tmp_path / "once"  # or each worker would start the driver, should Ray start it by this
@@ -236,7 +234,7 @@ def no_workers(tmp_path: Path) -> str:
 
 
 @pytest.mark.slow
-def test_workers_that_never_start_end_the_run(no_workers: str) -> None:
+def test_own_ray_without_workers_is_an_error(no_workers: str) -> None:
     done = python(JOIN, 5, PYTHONPATH=no_workers, TMPDIR="/tmp")
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -248,7 +246,7 @@ def test_workers_that_never_start_end_the_run(no_workers: str) -> None:
 
 
 @pytest.mark.slow
-def test_workers_that_never_start_on_a_joined_cluster_end_the_run(no_workers: str) -> None:
+def test_joined_cluster_without_workers_is_an_error(no_workers: str) -> None:
     """Of the first that joins, whom Ray keeps waiting, and of the next."""
     with head_node(PYTHONPATH=no_workers) as head:
         file = head.folder / "ray_current_cluster"
@@ -262,7 +260,7 @@ def test_workers_that_never_start_on_a_joined_cluster_end_the_run(no_workers: st
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
-def test_addresses_of_ray_client_are_refused(address: str) -> None:
+def test_joined_refuses_ray_client_addresses(address: str) -> None:
     done = python(JOIN, 10, RAY_ADDRESS=address)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
@@ -271,7 +269,7 @@ def test_addresses_of_ray_client_are_refused(address: str) -> None:
     )
 
 
-def test_the_package_starts_ray_in_one_place() -> None:
+def test_ray_init_is_called_in_one_module() -> None:
     """Other calls of ray.init would start one that is open to everybody."""
     starters = {
         str(path.relative_to(PACKAGE)) for path in MODULES if "ray.init(" in path.read_text()

@@ -1,4 +1,4 @@
-"""How the model is laid out on a cluster: engine, actors, threads, batches."""
+"""Tests of placement: engine, actors, threads and batches."""
 
 import pytest
 from hypothesis import given
@@ -17,31 +17,31 @@ MILLION = Work(1_000_000, 720 * 544)
 
 
 def node(cores: int, nodes: int = 1) -> Resources:
-    """What `find_resources` says of nodes of so many cores."""
+    """Return the resources of nodes with a number of cores."""
     return Resources("cpu", nodes, max(cores - 1, 0.4), cores)
 
 
-def test_a_small_run_has_one_actor_of_all_cores() -> None:
+def test_place_model_small_run_has_one_actor() -> None:
     placement = place_model(node(16), NCNN, Work(6, 224 * 224), 32, memory=1e12)
     assert (placement.where.actors, placement.where.threads) == (1, 16)
     assert placement.where.cpus == 15
     assert placement.batch_size == 3, "two batches, so that decoding overlaps with the model"
 
 
-def test_a_large_run_has_actors_of_a_handful_of_threads() -> None:
+def test_place_model_large_run_has_actors_of_eight_threads() -> None:
     placement = place_model(node(64, 3), NCNN, MILLION, 32, memory=1e12)
     assert (placement.where.actors, placement.where.threads) == (24, 8)
     assert placement.batch_size == 32
 
 
-def test_torch_keeps_one_actor_a_node() -> None:
+def test_place_model_torch_has_one_actor_per_node() -> None:
     assert place_model(node(64, 3), TORCH, MILLION, 32, memory=1e12).where == node(64, 3)
     gpus = Resources("cuda", 4, 0, None)
     on_gpus = place_model(gpus, EngineChoice("torch", "bfloat16", "cuda"), MILLION, 32)
     assert (on_gpus.where, on_gpus.batch_size) == (gpus, 32)
 
 
-def test_threads_fit_into_memory() -> None:
+def test_place_model_threads_fit_into_memory() -> None:
     placement = place_model(node(8), NCNN, MILLION, 32, memory=3.5 * 2**30)
     assert (placement.where.actors, placement.where.threads) == (1, 3)
     tiny = place_model(node(8), NCNN, MILLION, 32, memory=0)
@@ -55,7 +55,9 @@ def test_threads_fit_into_memory() -> None:
     gigabytes=st.floats(0, 4000),
 )
 @quick
-def test_actors_leave_room_for_tasks(cores: int, nodes: int, images: int, gigabytes: float) -> None:
+def test_place_model_leaves_cpus_for_tasks(
+    cores: int, nodes: int, images: int, gigabytes: float
+) -> None:
     before = node(cores, nodes)
     where = place_model(before, NCNN, Work(images, 224 * 224), 32, gigabytes * 1e9).where
     assert where.actors % nodes == 0
@@ -66,7 +68,7 @@ def test_actors_leave_room_for_tasks(cores: int, nodes: int, images: int, gigaby
     assert where.cpus != 0.5, "with the CPUs of a task, Ray would decode inside the actor"
 
 
-def test_engine_is_chosen_on_the_nodes(ray_cluster: None) -> None:
+def test_choose_cluster_engine_asks_the_nodes(ray_cluster: None) -> None:
     where = find_resources("cpu")
     short = choose_cluster_engine("auto", "auto", where, Work(10, 224 * 224))
     assert "by the processor's features" in short.reason
@@ -79,7 +81,7 @@ def test_engine_is_chosen_on_the_nodes(ray_cluster: None) -> None:
         choose_cluster_engine("ncnn", "bfloat16", where, MILLION)
 
 
-def test_a_commit_remembers_the_engine(index: str) -> None:
+def test_commit_stores_the_engine(index: str) -> None:
     summary = history(index)[0].info["segrec"]
     assert summary["engine"]["engine"] in ("ncnn", "torch")
     assert summary["engine"]["precision"] in ("float32", "bfloat16")

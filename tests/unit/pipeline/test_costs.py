@@ -1,4 +1,4 @@
-"""What a run cost, in its stats and its commits: of what is published, and each of it once."""
+"""Tests of the costs of a run in its statistics and commits."""
 
 import os
 from pathlib import Path
@@ -21,13 +21,15 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_commit_says_what_the_run_cost_by_stage(index: str, scenes: Path) -> None:
-    told: dict[str, Any] = dict(history(index)[0].info["segrec"])
-    assert told["bytes_read"] == size(scenes / "images") + len(b"no image")
-    assert told["bytes_written"] == sum(file.size for file in store.open_snapshot(index).all_files)
-    assert told["reasons"] == {"decode: not an image": 1}
-    assert 0 <= told["starved"] < 1
-    cost = told["stages"]
+def test_commit_stores_cost_of_stages(index: str, scenes: Path) -> None:
+    summary: dict[str, Any] = dict(history(index)[0].info["segrec"])
+    assert summary["bytes_read"] == size(scenes / "images") + len(b"no image")
+    assert summary["bytes_written"] == sum(
+        file.size for file in store.open_snapshot(index).all_files
+    )
+    assert summary["reasons"] == {"decode: not an image": 1}
+    assert 0 <= summary["starved"] < 1
+    cost = summary["stages"]
     assert sum(stage["share"] for stage in cost.values()) == pytest.approx(1, abs=1e-3)
     seen = {"read": 25, "decode": 25, "segment": 24, "write": 25}
     for name, images in seen.items():
@@ -39,7 +41,7 @@ def test_a_commit_says_what_the_run_cost_by_stage(index: str, scenes: Path) -> N
 
 
 @pytest.mark.slow
-def test_what_dead_workers_did_is_not_in_the_books(
+def test_run_stats_exclude_work_of_dead_workers(
     images: Path, model_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mark = str(tmp_path / "has died")
