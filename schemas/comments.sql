@@ -1,7 +1,7 @@
--- What the views and their columns hold; `SELECT * FROM duckdb_columns()` shows it.
+-- Comments on the views and their columns; `SELECT * FROM duckdb_columns()` shows them.
 COMMENT ON VIEW images IS 'A row per indexed image';
-COMMENT ON COLUMN images.image_id IS 'Name of the image: 128 bits of its URI, in hex';
-COMMENT ON COLUMN images.uri IS 'Where the image lies';
+COMMENT ON COLUMN images.image_id IS 'ID of the image: 128 bits of its URI, in hex';
+COMMENT ON COLUMN images.uri IS 'URI of the image';
 COMMENT ON COLUMN images.source_size IS 'Bytes of the image when it was read';
 COMMENT ON COLUMN images.source_etag IS 'ETag, or modification time, when it was read';
 COMMENT ON COLUMN images.content_hash IS 'Equal for images of the same bytes';
@@ -9,8 +9,8 @@ COMMENT ON COLUMN images.width IS 'Pixels, of the upright image';
 COMMENT ON COLUMN images.height IS 'Pixels, of the upright image';
 COMMENT ON COLUMN images.format IS 'JPEG, PNG, …';
 COMMENT ON COLUMN images.dominant_class IS 'The foreground class with the largest coverage, or background';
-COMMENT ON COLUMN images.coverage_background IS 'Share of the image, 0 to 1, that is of no class';
-COMMENT ON COLUMN images.grid_h IS 'Rows of the feature grid, of which coverage counts the cells';
+COMMENT ON COLUMN images.coverage_background IS 'Share of the image, 0 to 1, without a class';
+COMMENT ON COLUMN images.grid_h IS 'Rows of the feature grid, whose cells coverage counts';
 COMMENT ON COLUMN images.grid_w IS 'Columns of the feature grid';
 COMMENT ON COLUMN images.mask_grid IS 'Class of each cell, row by row, a byte each: 0 background, i the i-th class';
 COMMENT ON COLUMN images.mask IS 'Class map as a palette PNG';
@@ -19,11 +19,11 @@ COMMENT ON COLUMN images.inv_norm IS '1 / norm of the centred feature; NULL if i
 COMMENT ON COLUMN images.sign_bits IS 'Sign bits of the centred, rotated feature, in words of 64';
 COMMENT ON COLUMN images.model_id IS 'The model that made the row';
 COMMENT ON COLUMN images.run_id IS 'The run that made the row';
-COMMENT ON COLUMN images.indexed_at IS 'When';
+COMMENT ON COLUMN images.indexed_at IS 'Time of indexing';
 
 COMMENT ON VIEW regions IS 'A row per image and class present in it, the background among them';
 COMMENT ON COLUMN regions.image_id IS 'The image of `images`';
-COMMENT ON COLUMN regions.uri IS 'Where the image lies';
+COMMENT ON COLUMN regions.uri IS 'URI of the image';
 COMMENT ON COLUMN regions.class IS 'Class of the region';
 COMMENT ON COLUMN regions.coverage IS 'Share of the image, 0 to 1, that the class fills';
 COMMENT ON COLUMN regions.cells IS 'Cells of the feature grid that the class fills';
@@ -34,29 +34,29 @@ COMMENT ON COLUMN regions.mask_bits IS 'Bitmap of the class on a 32 × 32 grid, 
 COMMENT ON COLUMN regions.content_hash IS 'Equal for images of the same bytes';
 COMMENT ON COLUMN regions.run_id IS 'The run that made the row';
 
-COMMENT ON VIEW descriptors IS 'A row per image and descriptor that is switched on in the model';
+COMMENT ON VIEW descriptors IS 'A row per image and descriptor of the model';
 COMMENT ON COLUMN descriptors.image_id IS 'The image of `images`';
-COMMENT ON COLUMN descriptors.uri IS 'Where the image lies';
+COMMENT ON COLUMN descriptors.uri IS 'URI of the image';
 COMMENT ON COLUMN descriptors.descriptor IS 'Name of the descriptor';
-COMMENT ON COLUMN descriptors.category IS 'What a search can be narrowed to; NULL if the descriptor has no such';
-COMMENT ON COLUMN descriptors.vector IS 'What the descriptor makes of the image; NULL for a reason';
-COMMENT ON COLUMN descriptors.reason IS 'Why there is no vector';
+COMMENT ON COLUMN descriptors.category IS 'Value to which a search can be restricted; NULL for descriptors without categories';
+COMMENT ON COLUMN descriptors.vector IS 'Vector of the image; NULL if there is none, see reason';
+COMMENT ON COLUMN descriptors.reason IS 'Reason why there is no vector';
 COMMENT ON COLUMN descriptors.content_hash IS 'Equal for images of the same bytes';
 COMMENT ON COLUMN descriptors.run_id IS 'The run that made the row';
 
 COMMENT ON VIEW failures IS 'A row per image that could not be indexed';
-COMMENT ON COLUMN failures.image_id IS 'What the image would have been named';
-COMMENT ON COLUMN failures.uri IS 'Where the image lies';
+COMMENT ON COLUMN failures.image_id IS 'ID that the image would have in images';
+COMMENT ON COLUMN failures.uri IS 'URI of the image';
 COMMENT ON COLUMN failures.source_size IS 'Bytes of the image';
 COMMENT ON COLUMN failures.source_etag IS 'ETag, or modification time, when it was tried';
-COMMENT ON COLUMN failures.stage IS 'Where it failed: name, read or decode';
-COMMENT ON COLUMN failures.reason IS 'Why';
+COMMENT ON COLUMN failures.stage IS 'Stage of the failure: name, read or decode';
+COMMENT ON COLUMN failures.reason IS 'Reason of the failure';
 COMMENT ON COLUMN failures.run_id IS 'The run that tried';
-COMMENT ON COLUMN failures.failed_at IS 'When';
+COMMENT ON COLUMN failures.failed_at IS 'Time of the failure';
 
-COMMENT ON VIEW stale IS 'A row per image whose source could not be read since: its row in `images` is of before';
+COMMENT ON VIEW stale IS 'A row per image whose source could not be read later: its row in `images` is of an earlier run';
 COMMENT ON COLUMN stale.image_id IS 'The image of `images`';
-COMMENT ON COLUMN stale.uri IS 'Where the image lies';
-COMMENT ON COLUMN stale.reason IS 'Why it could not be read';
+COMMENT ON COLUMN stale.uri IS 'URI of the image';
+COMMENT ON COLUMN stale.reason IS 'Reason of the failure';
 COMMENT ON COLUMN stale.run_id IS 'The run that tried last';
-COMMENT ON COLUMN stale.failed_at IS 'When';
+COMMENT ON COLUMN stale.failed_at IS 'Time of the failure';

@@ -1,7 +1,7 @@
--- Relevance feedback: marked images draw the query towards them, or away.
+-- Relevance feedback: marked images move the query towards them, or away from them.
 
--- (x - mean) / norm of a vector, in float64: Pearson of two vectors is the inner product of these,
--- so sums of them can be compared. NULL for a constant vector.
+-- (x - mean) / norm of a vector, in float64; NULL for a constant vector. Pearson of two vectors is
+-- the inner product of these, so sums of them can be compared.
 CREATE OR REPLACE MACRO centred(v) AS
     if(list_max(v) > list_min(v),
        list_transform(
@@ -11,13 +11,13 @@ CREATE OR REPLACE MACRO centred(v) AS
                             - len(v) * list_avg(v::DOUBLE[]) ** 2)),
        NULL);
 
--- x / norm of a vector, in float64, for the cosine. NULL for a zero vector.
+-- x / norm of a vector, in float64, for the cosine; NULL for a zero vector.
 CREATE OR REPLACE MACRO unit(v) AS
     if(list_inner_product(v::DOUBLE[], v::DOUBLE[]) > 0,
        list_transform(v::DOUBLE[], lambda x: x / sqrt(list_inner_product(v::DOUBLE[], v::DOUBLE[]))),
        NULL);
 
--- The mean of vectors by weights, of which the sum is above 0; else an error.
+-- The weighted mean of vectors; an error if the sum of the weights is not above 0.
 CREATE OR REPLACE MACRO weighted_mean(vectors, weights) AS
     if(list_sum(weights) > 0,
        list_transform(
@@ -25,28 +25,30 @@ CREATE OR REPLACE MACRO weighted_mean(vectors, weights) AS
            lambda x, i: list_inner_product([v[i] for v in vectors], weights) / list_sum(weights)),
        error('what is not relevant weighs as much as all else: give a smaller gamma'));
 
--- The vectors of a list that are there, in float64.
-CREATE OR REPLACE MACRO given(vectors) AS
+-- The vectors of a list that are not NULL, in float64.
+CREATE OR REPLACE MACRO non_null(vectors) AS
     list_filter(coalesce(vectors, [])::DOUBLE[][], lambda v: v IS NOT NULL);
 
--- The query after feedback (Rocchio 1971): the mean of the query with weight alpha, of n relevant
--- vectors with beta / n each, of which those that are somewhat relevant have the half, and of m that
--- are not with -gamma / m.
+-- The query after feedback (Rocchio 1971): the weighted mean of the query (alpha), of n relevant
+-- vectors (beta / n each, somewhat relevant ones half of it) and of m that are not relevant
+-- (-gamma / m each).
 -- query: a vector; relevant, somewhat, not_relevant: lists of vectors, [] for none; for Pearson all
 -- of them `centred`. Weights by default as in Manning, Raghavan and Schütze 2008, §9.1.1.
 CREATE OR REPLACE MACRO rocchio(
     query, relevant, somewhat, not_relevant, alpha := 1, beta := 0.75, gamma := 0.15
 ) AS
     weighted_mean(
-        [query::DOUBLE[]] || given(relevant) || given(somewhat) || given(not_relevant),
+        [query::DOUBLE[]]
+        || non_null(relevant) || non_null(somewhat) || non_null(not_relevant),
         [alpha::DOUBLE]
-        || [beta::DOUBLE / (len(given(relevant)) + len(given(somewhat))) for v in given(relevant)]
-        || [beta::DOUBLE / 2 / (len(given(relevant)) + len(given(somewhat)))
-            for v in given(somewhat)]
-        || [-gamma::DOUBLE / len(given(not_relevant)) for v in given(not_relevant)]);
+        || [beta::DOUBLE / (len(non_null(relevant)) + len(non_null(somewhat)))
+            for v in non_null(relevant)]
+        || [beta::DOUBLE / 2 / (len(non_null(relevant)) + len(non_null(somewhat)))
+            for v in non_null(somewhat)]
+        || [-gamma::DOUBLE / len(non_null(not_relevant)) for v in non_null(not_relevant)]);
 
--- What a method compares of images, or of their regions of a class, as a list in no order: centred
--- for Pearson, at unit length for the cosine.
+-- The vectors that a method compares, of images or of their regions of a class, as an unordered list:
+-- centred for Pearson, at unit length for the cosine.
 CREATE OR REPLACE MACRO compared(ids, class_name, scope, method) AS (
     SELECT list(CASE method_metric(method)
                     WHEN 'pearson' THEN centred(f.vector)
@@ -68,11 +70,10 @@ CREATE OR REPLACE MACRO compared(ids, class_name, scope, method) AS (
     ) AS f
 );
 
--- The next round after marks: `recommend` for the image `query`, what is compared of it drawn by
--- `rocchio` to the images that are `relevant`, half as much to those that are `somewhat`, and away
--- from those that are `not_relevant`: lists of image_ids. The query's image and the marked ones are
--- left out, unless keep_marked; with distinct_content so are their copies. The other arguments are
--- those of `recommend` and `rocchio`.
+-- The next round after marks: `recommend` for the image `query`, whose vector `rocchio` moves towards
+-- the images `relevant`, half as much towards `somewhat`, and away from `not_relevant` (lists of
+-- image_ids). The image of the query is left out, and marked images too unless keep_marked; with
+-- distinct_content also their copies. The other arguments are those of `recommend` and `rocchio`.
 --   FROM recommend_again('9f3c…', relevant := ['02ab…', '77c0…'], not_relevant := ['5d1e…']);
 CREATE OR REPLACE MACRO recommend_again(
     query, relevant := [], somewhat := [], not_relevant := [], k := 10, class := NULL,
@@ -87,11 +88,11 @@ CREATE OR REPLACE MACRO recommend_again(
             OR NOT keep_marked AND i.image_id IN (
                 SELECT unnest((relevant || somewhat || not_relevant)::VARCHAR[]))
     ),
-    found AS (
+    results AS (
         FROM recommend(
-            (SELECT rocchio(v.asked[1], v.good, v.fair, v.bad,
+            (SELECT rocchio(v.own[1], v.good, v.fair, v.bad,
                             alpha := alpha, beta := beta, gamma := gamma)
-             FROM (SELECT compared([query], class, scope, method) AS asked,
+             FROM (SELECT compared([query], class, scope, method) AS own,
                           compared(relevant, class, scope, method) AS good,
                           compared(somewhat, class, scope, method) AS fair,
                           compared(not_relevant, class, scope, method) AS bad) AS v)::FLOAT[],
@@ -105,7 +106,7 @@ CREATE OR REPLACE MACRO recommend_again(
             category := indexed_query(query, class, epsilon, NULL, scope, true, true, method).category)
     )
     SELECT r.* REPLACE (row_number() OVER (ORDER BY r.rank) AS rank)
-    FROM found AS r JOIN segrec.images AS i USING (image_id)
+    FROM results AS r JOIN segrec.images AS i USING (image_id)
     WHERE NOT EXISTS (
         FROM hidden AS h
         WHERE h.image_id = r.image_id OR distinct_content AND h.content_hash = i.content_hash)

@@ -1,30 +1,30 @@
--- The table macros of segrec_batch, over what `views.sql` or a query cache has.
+-- Table macros of segrec_batch over the relations of `views.sql` or of a query cache.
 
--- How many rows `recommend` ranks by Pearson, and how many it scores in float32 for that.
+-- The number of rows that `recommend` ranks by Pearson, and of those it scores in float32 first.
 CREATE OR REPLACE MACRO ranked_rows(k, rerank, depth) AS if(rerank IS NULL, k, greatest(k, depth));
 CREATE OR REPLACE MACRO pool_rows(n) AS greatest(256, 4 * n);
 
--- Scores on one scale, -1 to 1, in the same order.
+-- A score mapped to -1 to 1, with the same order.
 CREATE OR REPLACE MACRO squashed(score) AS score / (1 + abs(score));
 
--- Cells of the grid of `mask_bits`.
+-- The number of cells of the grid of `mask_bits`.
 CREATE OR REPLACE MACRO grid_cells() AS 1024;
 
--- What `recommend` does, for a query as STRUCT(feature, category, coverages, masks, image_id,
--- content_hash), of which the last two name what to leave out.
+-- `recommend` for a query as STRUCT(feature, category, coverages, masks, image_id, content_hash);
+-- image_id and content_hash name images to leave out.
 --
--- By Pearson it is exact at the price of float32. `bound` is the score in float32 plus the most by
--- which it can be wrong. The rows with the highest bounds are the pool; the n-th best lower bound
--- among them is a threshold that every row of the answer reaches, and only rows that reach it are
--- scored in float64. If bounds outside the pool may reach it too, all rows are compared with the
--- threshold. By other methods the bound is the score in float64.
+-- Pearson is exact, but most rows are scored in float32 only. `bound` is the score in float32 plus
+-- its largest possible error. The rows with the highest bounds are the pool. The n-th best lower
+-- bound in it is a threshold that every row of the result reaches; only rows that reach it are scored
+-- in float64. If bounds outside the pool may reach it, all rows are compared with it. For other
+-- methods the bound is the score in float64.
 CREATE OR REPLACE MACRO recommend_like(
     query, k, class_name, min_coverage, max_coverage, epsilon, penalise, rerank, depth, scope,
     distinct_content, method
 ) AS TABLE
-    WITH asked AS MATERIALIZED (  -- once: a macro's argument is put in wherever its name stands
+    WITH target AS MATERIALIZED (  -- once: an argument of a macro replaces each of its names
         SELECT unnest(q),
-               -- float32 does not tell the direction of a vector that is nearly constant
+               -- float32 has too few digits for the direction of a nearly constant vector
                if(variation > 1e-6 * square,
                   list_transform(q.feature::DOUBLE[], lambda x: (x - mean) / sqrt(variation))::FLOAT[],
                   NULL) AS unit,
@@ -47,7 +47,7 @@ CREATE OR REPLACE MACRO recommend_like(
             AND (rerank IS NULL OR q.masks IS NOT NULL OR error('rerank needs masks := …'))
             AND (epsilon IS NULL OR q.coverages IS NOT NULL OR error('epsilon needs coverages := …'))
     ),
-    members AS NOT MATERIALIZED (  -- one of the five; the optimizer sees which
+    members AS NOT MATERIALIZED (  -- one of the five; the optimizer removes the others
         SELECT r.image_id, r.uri, r.coverage, r.content_hash, r.feature::FLOAT[] AS feature, r.inv_norm,
                r.feature_error, NULL AS coverages
         FROM segrec.regions AS r
@@ -73,19 +73,19 @@ CREATE OR REPLACE MACRO recommend_like(
         UNION ALL
         SELECT d.image_id, d.uri, r.coverage, d.content_hash, d.vector, NULL, 0, i.coverages
         FROM segrec.descriptors AS d
-            JOIN asked ON method <> 'localised' OR d.category = asked.category
+            JOIN target ON method <> 'localised' OR d.category = target.category
             JOIN segrec.images AS i ON i.image_id = d.image_id
             LEFT JOIN segrec.regions AS r ON r.image_id = d.image_id AND r.class = class_name
         WHERE d.descriptor = method_descriptor(method) AND d.vector IS NOT NULL
             AND (class_name IS NULL OR r.coverage BETWEEN min_coverage AND max_coverage)
     ),
-    judged AS NOT MATERIALIZED (
+    measured AS NOT MATERIALIZED (
         SELECT m.* REPLACE (if(method = 'pearson', m.feature_error, 0) AS feature_error),
-               asked.unit,
+               target.unit,
                if(method = 'pearson', NULL,
-                  similarity(method_metric(method), m.feature, asked.feature)) AS exact,
-               if(epsilon IS NULL, NULL, semantic_distance(m.coverages, asked.coverages)) AS distance
-        FROM members AS m, asked
+                  similarity(method_metric(method), m.feature, target.feature)) AS exact,
+               if(epsilon IS NULL, NULL, semantic_distance(m.coverages, target.coverages)) AS distance
+        FROM members AS m, target
     ),
     candidates AS NOT MATERIALIZED (  -- beyond epsilon a score sinks by 4, below all others
         SELECT j.image_id, j.uri, j.coverage, j.content_hash, j.feature, j.feature_error, j.distance,
@@ -95,7 +95,7 @@ CREATE OR REPLACE MACRO recommend_like(
                   + j.feature_error,
                   squashed(j.exact))
                - if(epsilon IS NULL, 0, if(j.distance > epsilon, 4, 0)) AS bound
-        FROM judged AS j
+        FROM measured AS j
         WHERE epsilon IS NULL OR penalise OR j.distance <= epsilon
     ),
     pool AS MATERIALIZED (
@@ -105,9 +105,9 @@ CREATE OR REPLACE MACRO recommend_like(
     ),
     lower AS (
         SELECT max(p.bound - 2 * p.feature_error) AS bound
-        FROM pool AS p, asked
-        WHERE p.image_id IS DISTINCT FROM asked.image_id
-            AND (asked.content_hash IS NULL OR p.content_hash <> asked.content_hash)
+        FROM pool AS p, target
+        WHERE p.image_id IS DISTINCT FROM target.image_id
+            AND (target.content_hash IS NULL OR p.content_hash <> target.content_hash)
         GROUP BY if(distinct_content, p.content_hash, p.image_id)
         ORDER BY bound DESC NULLS LAST
         LIMIT ranked_rows(k, rerank, depth)
@@ -120,19 +120,19 @@ CREATE OR REPLACE MACRO recommend_like(
              (SELECT if(count(bound) = ranked_rows(k, rerank, depth), min(bound), NULL)
                   AS threshold FROM lower) AS l
     ),
-    again AS MATERIALIZED (  -- joined by a column: of an empty hash table DuckDB scans nothing
-        SELECT threshold, len(asked.feature) AS width FROM proof, asked WHERE NOT holds
+    again AS MATERIALIZED (  -- joined by a column: DuckDB scans nothing for an empty hash table
+        SELECT threshold, len(target.feature) AS width FROM proof, target WHERE NOT holds
     ),
     scored AS MATERIALIZED (
         SELECT c.image_id, c.uri, c.coverage, c.content_hash, c.distance,
-               if(method = 'pearson', pearson(c.feature, asked.feature), c.exact) AS score
+               if(method = 'pearson', pearson(c.feature, target.feature), c.exact) AS score
         FROM (SELECT pool.* FROM pool, proof
               WHERE proof.holds AND (threshold IS NULL OR bound >= threshold)
               UNION ALL
               SELECT candidates.* FROM candidates JOIN again ON again.width = len(candidates.feature)
-              WHERE threshold IS NULL OR bound >= threshold) AS c, asked
-        WHERE c.image_id IS DISTINCT FROM asked.image_id
-            AND (asked.content_hash IS NULL OR c.content_hash <> asked.content_hash)
+              WHERE threshold IS NULL OR bound >= threshold) AS c, target
+        WHERE c.image_id IS DISTINCT FROM target.image_id
+            AND (target.content_hash IS NULL OR c.content_hash <> target.content_hash)
     ),
     ordered AS (
         SELECT *, row_number() OVER (
@@ -149,29 +149,29 @@ CREATE OR REPLACE MACRO recommend_like(
     ),
     shared AS (
         SELECT r.image_id,
-               sum(coalesce(shared_bits(r.mask_bits, asked.masks[r.class]), 0)) AS cells,
+               sum(coalesce(shared_bits(r.mask_bits, target.masks[r.class]), 0)) AS cells,
                sum(set_bits(r.mask_bits)) AS mask_cells
-        FROM segrec.regions AS r JOIN first USING (image_id), asked
+        FROM segrec.regions AS r JOIN first USING (image_id), target
         WHERE rerank = 'mask_iou'
             AND (r.class = class_name OR class_name IS NULL AND r.class <> 'background')
         GROUP BY r.image_id
-        UNION ALL  -- of what is not background
+        UNION ALL  -- of all that is not background
         SELECT f.image_id,
-               asked.mask_cells - coalesce(set_bits(r.mask_bits), 0)
-               + coalesce(shared_bits(r.mask_bits, asked.masks['background']), 0),
+               target.mask_cells - coalesce(set_bits(r.mask_bits), 0)
+               + coalesce(shared_bits(r.mask_bits, target.masks['background']), 0),
                grid_cells() - coalesce(set_bits(r.mask_bits), 0)
         FROM first AS f
             LEFT JOIN segrec.regions AS r
-                ON r.image_id = f.image_id AND r.class = 'background', asked
+                ON r.image_id = f.image_id AND r.class = 'background', target
         WHERE rerank = 'foreground_iou'
     ),
     overlapped AS (
         SELECT f.*, row_number() OVER (ORDER BY f.place) AS turn,
                if(rerank IS NULL, NULL,
                   coalesce(s.cells, 0)
-                  / nullif(asked.mask_cells + coalesce(s.mask_cells - s.cells, 0), 0)::DOUBLE)
+                  / nullif(target.mask_cells + coalesce(s.mask_cells - s.cells, 0), 0)::DOUBLE)
                    AS mask_iou
-        FROM first AS f LEFT JOIN shared AS s USING (image_id), asked
+        FROM first AS f LEFT JOIN shared AS s USING (image_id), target
     )
     SELECT row_number() OVER (
                ORDER BY reranked DESC, if(reranked, coalesce(distance > epsilon, false), false),
@@ -183,7 +183,7 @@ CREATE OR REPLACE MACRO recommend_like(
     ORDER BY rank
     LIMIT k;
 
--- What `recommend_like` is asked with, for an image of the index; NULLs for what it does not need.
+-- The query of `recommend_like` for an image of the index; fields that are not needed are NULL.
 CREATE OR REPLACE MACRO indexed_query(
     id, class_name, epsilon, rerank, scope, exclude_self, distinct_content, method
 ) AS (
@@ -215,21 +215,22 @@ CREATE OR REPLACE MACRO indexed_query(
     ) AS f
 );
 
--- The first images are ranked again by default where the method says so.
+-- The re-ranking: the argument, or else the default of the method.
 CREATE OR REPLACE MACRO reranked_by(method, rerank) AS
     coalesce(rerank, if(method = 'localised', 'foreground_iou', NULL));
 
 -- The k most similar images; ties by image_id, undefined ones last.
--- query: the image_id of an indexed image, or a vector of what is compared.
--- method: by what. 'pearson' (Abdullah 2026), 'cosine', 'euclidean' and 'dot' compare features; the
---        name of a descriptor its vectors, by Euclidean distance ('texture'), or by another metric
---        ('pca-cosine'). 'localised' is the pipeline of Waqas 2023: among images of the query's
---        category, the first `depth` ranked again by 'foreground_iou'; 'localised-euclidean' is not.
+-- query: the image_id of an indexed image, or a vector of the kind that the method compares.
+-- method: 'pearson' (Abdullah 2026), 'cosine', 'euclidean' and 'dot' compare features; the
+--        name of a descriptor compares its vectors by Euclidean distance ('texture'), or by the
+--        metric behind it ('pca-cosine'). 'localised' is the pipeline of Waqas 2023: images of the
+--        query's category, the first `depth` ranked again by 'foreground_iou', which
+--        'localised-euclidean' leaves out.
 -- class: compare the regions of this class, and only where its coverage σ lies in the window from
---        min_coverage to max_coverage; NULL compares whole images. Descriptors are of whole images.
--- scope: 'image' compares the whole images of which the class, if given, fills such a share.
+--        min_coverage to max_coverage; NULL compares whole images. Descriptors describe whole images.
+-- scope: 'image' compares whole images; the class, if there is one, filters them by its coverage.
 -- epsilon: only images whose semantic distance from the query is at most this (Ouni 2020, eq. 1;
---        0.9 there); with penalise := true the others sink below the rest.
+--        0.9 there); with penalise := true the others rank below the rest.
 -- rerank: 'mask_iou' puts the first `depth` in the order of mask IoU with the query, of the class
 --        or else of all foreground classes; 'foreground_iou' that of all that is not background,
 --        whatever its class. Ties in the order before.
@@ -239,9 +240,9 @@ CREATE OR REPLACE MACRO reranked_by(method, rerank) AS
 -- (see `similarity`), semantic_distance (if epsilon is given), mask_iou (if reranked).
 -- No rows if the query image is not indexed or has no region of the class.
 --   FROM recommend('9f3c…', k := 5, class := 'car', min_coverage := 0.29, max_coverage := 0.96);
--- A vector as query can bring what an indexed image has: coverages, a list as that of `coverages`,
--- for epsilon; masks, a MAP from class to mask_bits, for rerank ('background' for foreground_iou);
--- and its category.
+-- A vector as query can have what an indexed image has: coverages, a list like `coverages`, for
+-- epsilon; masks, a MAP from class to mask_bits, for rerank ('background' for foreground_iou); and a
+-- category.
 CREATE OR REPLACE MACRO recommend(
     query VARCHAR, k := 10, class := NULL, min_coverage := 0, max_coverage := 1, epsilon := NULL,
     penalise := false, rerank := NULL, depth := 100, scope := 'region', exclude_self := true,
@@ -268,29 +269,29 @@ CREATE OR REPLACE MACRO recommend(
         scope, distinct_content, method)
 );
 
--- As `recommend` for whole images, but not exact: the `pool` images whose sign bits differ in the
--- fewest bits from that of the image `query` are ranked by Pearson correlation. Made for a query
--- cache, in which it reads a tenth of what an exact answer has to.
+-- An approximation of `recommend` for whole images: the `pool` images whose sign bits differ least
+-- from those of the image `query` are ranked by Pearson correlation. In a query cache it reads a tenth
+-- of what an exact result reads.
 CREATE OR REPLACE MACRO recommend_by_sign_bits(
     query, k := 10, pool := 1000, exclude_self := true, distinct_content := true
 ) AS TABLE
-    WITH asked AS MATERIALIZED (
+    WITH target AS MATERIALIZED (
         FROM segrec.images AS i WHERE i.image_id = query
     ),
-    near AS MATERIALIZED (
+    nearest AS MATERIALIZED (
         SELECT i.image_id
-        FROM segrec.images AS i, asked AS a
+        FROM segrec.images AS i, target AS a
         ORDER BY sign_distance(i.sign_words, a.sign_words), i.image_id
         LIMIT pool
     ),
-    found AS MATERIALIZED (  -- by themselves: a second join here would carry all features
+    pool_features AS MATERIALIZED (  -- without `target`: a join would copy all features
         SELECT i.image_id, i.uri, i.content_hash, i.feature
         FROM segrec.images AS i
-        WHERE i.image_id IN (FROM near)
+        WHERE i.image_id IN (FROM nearest)
     ),
     scored AS MATERIALIZED (
         SELECT f.image_id, f.uri, f.content_hash, pearson(f.feature, a.feature) AS pearson
-        FROM found AS f, asked AS a
+        FROM pool_features AS f, target AS a
         WHERE NOT (exclude_self AND f.image_id = a.image_id)
             AND NOT (exclude_self AND distinct_content AND f.content_hash = a.content_hash)
     )

@@ -1,5 +1,5 @@
--- What the macros read of the views `images`, `regions` and `descriptors`: with columns for what a
--- query needs. In a query cache these are tables.
+-- The relations that the macros read: the views `images`, `regions` and `descriptors` with further
+-- columns for queries. In a query cache they are tables.
 CREATE SCHEMA IF NOT EXISTS segrec;
 
 CREATE OR REPLACE VIEW segrec.images AS
@@ -7,7 +7,7 @@ CREATE OR REPLACE VIEW segrec.images AS
            list_value(*COLUMNS('^coverage_')) AS coverages, sign_words(i.sign_bits) AS sign_words
     FROM main.images AS i;
 
--- Columns are named with their table: a macro with a parameter `class` would hide the column.
+-- Column names are qualified, since a parameter `class` of a macro would hide the column `class`.
 CREATE OR REPLACE VIEW segrec.regions AS
     SELECT r.*, feature_error(r.feature, r.inv_norm) AS feature_error
     FROM main.regions AS r;
