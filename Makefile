@@ -49,7 +49,7 @@ sheet: .venv/ready
 	$(BIN)/segrec query --index $(DEMO)/index --uri $(DEMO)/scenes/images/place_10/place_10_0019.jpg \
 	    --class car --coverage 0.29 0.96 -k 5 --format png --output $(DEMO)/sheet.png
 	$(BIN)/python -c 'from PIL import Image; \
-	    Image.open("$(DEMO)/sheet.png").convert("RGB").quantize(256, dither=Image.Dither.NONE) \
+	    Image.open("$(DEMO)/sheet.png").convert("RGB").quantize(256, kmeans=3, dither=Image.Dither.NONE) \
 	    .save("docs/images/contact-sheet.png", optimize=True)'
 
 site: .venv/ready

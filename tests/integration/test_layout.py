@@ -260,3 +260,12 @@ def test_no_test_module_imports_another(path: Path) -> None:
     assert [
         name for name in tests if not name.startswith(("tests.support", "tests.conftest"))
     ] == []
+
+
+def test_architecture_names_existing_modules_and_all_packages() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    paths = set(re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.(?:py|sql))?)`", text))
+    assert len(paths) > 10
+    assert [p for p in paths if not (PACKAGE / p).exists() and not (ROOT / p).exists()] == []
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert [name for name in packages if f"| `{name}` |" not in text] == []
