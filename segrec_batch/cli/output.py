@@ -132,7 +132,8 @@ def contact_sheet(
     kind: str, cards: "Sequence[Card]", spec: "ModelSpec", filters: "Filters", caption: str
 ) -> bytes:
     """Encode a query and its results, the first card and the others, as `html` or `png`."""
-    from segrec_batch.sheets.html import render_sheet
+    from segrec_batch.sheets.card import Sheet
+    from segrec_batch.sheets.html import render_html
     from segrec_batch.sheets.png import render_png
 
     withheld = [card for card in cards if card.is_withheld]
@@ -142,13 +143,5 @@ def contact_sheet(
             "lies below no folder that the index was made from; --images-root URI names others"
         )
     query, *results = cards
-    page = (render_png if kind == "png" else render_sheet)(
-        query,
-        results,
-        classes=spec.colours,
-        caption=caption,
-        notice=spec.notice,
-        asked=filters.cls,
-        window=filters.coverage,
-    )
-    return page if isinstance(page, bytes) else page.encode()
+    sheet = Sheet(query, results, spec.colours, caption, spec.notice, filters.cls, filters.coverage)
+    return render_png(sheet) if kind == "png" else render_html(sheet).encode()

@@ -1,99 +1,188 @@
-"""One image on a contact sheet, and what the page and the image of a sheet both say of it."""
+"""Content of a contact sheet as data; the HTML page and the PNG are drawn from it."""
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 EVERYTHING = (0.0, 1.0)
-"""The σ window that keeps every image."""
+"""The σ window that every image passes."""
 
+HEADING = "Contact sheet"
 NO_RESULTS = "No image passed the filters of this query."
+MARK_TEXT = "coverage of the query"
+MASK_OPACITY = 0.55
 
 
 @dataclass(frozen=True)
 class Card:
-    """One image on the sheet."""
+    """One image on a contact sheet."""
 
     uri: str
     image: bytes | None
-    """The encoded source image, any format that an index takes and any size; None when it could
-    not be read."""
+    """The encoded source image, of any format and size that can be indexed; None if it could not
+    be read."""
     mask: bytes
-    """Palette PNG of class labels, 0 = background and i = the i-th class; any size, the aspect
+    """Palette PNG of class labels, 0 = background, i = the i-th class; any size, with the aspect
     of the image after EXIF orientation."""
     coverage: Mapping[str, float]
-    """Class to σ in [0, 1]; a class left out counts as 0."""
+    """Class to σ in [0, 1]; 0 for classes that are not in it."""
     score: float | None
-    """How alike it is to the query by a measure, e.g. Pearson correlation in [-1, 1]; None for the
-    query and where undefined."""
+    """Similarity to the query by `measure`, e.g. Pearson correlation in [-1, 1]; None for the query
+    and where undefined."""
     mask_iou: float | None = None
-    """Intersection over union of its mask with that of the query, in [0, 1]; None: not said."""
+    """Intersection over union of its mask with that of the query, in [0, 1]; None if unknown."""
     measure: str = "Pearson"
-    """The name of the measure."""
+    """Name of the metric."""
     is_withheld: bool = False
-    """Whether the source was not fetched, since it lies below no root of its index."""
+    """The source was not fetched, since it lies below no root of its index."""
 
     @property
     def name(self) -> str:
-        """The URI as text that can be written; a file name may be no UTF-8."""
+        """The URI as text that can be encoded; file names that are not UTF-8 are escaped."""
         return self.uri.encode("utf-8", "backslashreplace").decode()
 
 
-def check_colours(classes: Mapping[str, str]) -> None:
-    """Raises ValueError for a colour of a class that is not ``#rrggbb``."""
-    for name, colour in classes.items():
-        if not re.fullmatch(r"#[0-9a-fA-F]{6}", colour):
-            raise ValueError(f"colour of class {name!r} is {colour!r}, not of the form #rrggbb")
+@dataclass(frozen=True)
+class Bar:
+    """Coverage of one class on one card."""
+
+    name: str
+    label: int
+    """Label of the class in masks, from 1."""
+    colour: str
+    share: float
+    """Coverage σ in [0, 1]."""
+    is_emphasised: bool
+    """The class is that of the query's filters."""
+    window: tuple[float, float] | None
+    """The σ window of the filters; None where there is none to draw."""
+    mark: float | None
+    """Coverage of the query; None on the query's own card."""
+
+    @property
+    def percent(self) -> str:
+        """The share as text."""
+        return f"{100 * self.share:.1f} %"
 
 
-def asked_first(classes: Mapping[str, str], asked: str | None) -> dict[str, int]:
-    """Class to its label in a mask, the class asked about before all others.
+@dataclass(frozen=True)
+class Entry:
+    """A card with its place on the sheet."""
 
-    >>> asked_first({"car": "#4363d8", "person": "#e6194b", "tree": "#3cb44b"}, "tree")
-    {'tree': 3, 'car': 1, 'person': 2}
-    """
-    labels = {name: label for label, name in enumerate(classes, start=1)}
-    return dict(sorted(labels.items(), key=lambda item: item[0] != asked))
+    title: str
+    card: Card
+    bars: list[Bar]
+    is_query: bool
+
+    @property
+    def scores(self) -> dict[str, str]:
+        """Similarities to the query as texts; empty for the query.
+
+        >>> card = Card("a.jpg", None, b"", {}, 0.98765, 0.5)
+        >>> Entry("Rank 1", card, [], is_query=False).scores
+        {'Pearson': '0.988', 'IoU': '0.500'}
+        """
+        if self.is_query:
+            return {}
+        texts = {self.card.measure: _format_score(self.card.score)}
+        if self.card.mask_iou is not None and math.isfinite(self.card.mask_iou):
+            texts["IoU"] = _format_score(self.card.mask_iou)
+        return texts
 
 
-def shown_window(
-    asked: str | None, window: tuple[float, float], classes: Mapping[str, str]
-) -> tuple[float, float] | None:
-    """The σ window to draw on the bars of the class asked about; None where there is none.
+@dataclass(frozen=True)
+class Sheet:
+    """A query and its results, best first. Raises ValueError for a colour that is not `#rrggbb`."""
 
-    >>> shown_window("car", (0.29, 0.96), {"car": "#4363d8"})
-    (0.29, 0.96)
-    >>> shown_window("car", EVERYTHING, {"car": "#4363d8"})
-    """
-    return window if asked in classes and window != EVERYTHING else None
+    query: Card
+    results: Sequence[Card]
+    classes: Mapping[str, str]
+    """Class, without background, to its colour; label i of a mask is the i-th key."""
+    caption: str
+    """Description of the ranking in plain words."""
+    notice: str | None = None
+    """Warning in plain words."""
+    class_name: str | None = None
+    """The class of the filters, which comes first and stands out if it has a colour."""
+    window: tuple[float, float] = EVERYTHING
+    """The σ window of the filters, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        for name, colour in self.classes.items():
+            if not re.fullmatch(r"#[0-9a-fA-F]{6}", colour):
+                raise ValueError(f"colour of class {name!r} is {colour!r}, not of the form #rrggbb")
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The query, then the results."""
+        return [
+            Entry("Query", self.query, self._bars(self.query, {}), is_query=True),
+            *(
+                Entry(f"Rank {i}", card, self._bars(card, self._marks), is_query=False)
+                for i, card in enumerate(self.results, start=1)
+            ),
+        ]
+
+    @cached_property
+    def labels(self) -> dict[str, int]:
+        """Class to its label in masks, in the order of the legend and the bars.
+
+        >>> classes = {"car": "#4363d8", "person": "#e6194b", "tree": "#3cb44b"}
+        >>> Sheet(Card("a.jpg", None, b"", {}, None), [], classes, "", class_name="tree").labels
+        {'tree': 3, 'car': 1, 'person': 2}
+        """
+        labels = {name: label for label, name in enumerate(self.classes, start=1)}
+        return dict(sorted(labels.items(), key=lambda item: item[0] != self.class_name))
+
+    @property
+    def drawn_window(self) -> tuple[float, float] | None:
+        """The σ window on the bars of `class_name`; None where there is none to draw."""
+        has_window = self.class_name in self.classes and self.window != EVERYTHING
+        return self.window if has_window else None
+
+    @property
+    def window_text(self) -> str | None:
+        """The σ window in the legend."""
+        if self.drawn_window is None:
+            return None
+        return "{:g} to {:g} % asked for".format(*(100 * bound for bound in self.drawn_window))
+
+    @property
+    def summary(self) -> str:
+        """The line below the heading: number of results and caption.
+
+        >>> card = Card("a.jpg", None, b"", {}, None)
+        >>> Sheet(card, [card], {}, "whole images").summary
+        '1 recommendation: whole images'
+        """
+        count = len(self.results)
+        return f"{count} recommendation{'' if count == 1 else 's'}: {self.caption}"
+
+    @property
+    def _marks(self) -> dict[str, float]:
+        return {name: self.query.coverage.get(name, 0.0) for name in self.classes}
+
+    def _bars(self, card: Card, marks: Mapping[str, float]) -> list[Bar]:
+        return [
+            Bar(
+                name,
+                label,
+                self.classes[name],
+                card.coverage.get(name, 0.0),
+                is_emphasised := name == self.class_name,
+                self.drawn_window if is_emphasised else None,
+                marks.get(name),
+            )
+            for name, label in self.labels.items()
+        ]
 
 
-def figure(value: float | None) -> str:
-    """Three decimals, without the minus of a rounded zero.
+def _format_score(value: float | None) -> str:
+    """Return three decimals, without the minus of a rounded zero.
 
-    >>> figure(0.98765), figure(-0.0001), figure(None)
+    >>> _format_score(0.98765), _format_score(-0.0001), _format_score(None)
     ('0.988', '0.000', 'undefined')
     """
     return f"{value:z.3f}" if value is not None and math.isfinite(value) else "undefined"
-
-
-def scores(card: Card) -> dict[str, str]:
-    """The measures of a result against the query, as texts.
-
-    >>> scores(Card("a.jpg", None, b"", {}, 0.98765, 0.5))
-    {'Pearson': '0.988', 'IoU': '0.500'}
-    """
-    shown = {card.measure: figure(card.score)}
-    if card.mask_iou is not None and math.isfinite(card.mask_iou):
-        shown["IoU"] = figure(card.mask_iou)
-    return shown
-
-
-def counted(results: int, caption: str) -> str:
-    """The caption below the heading.
-
-    >>> counted(1, "whole images")
-    '1 recommendation: whole images'
-    """
-    return f"{results} recommendation{'' if results == 1 else 's'}: {caption}"

@@ -1,14 +1,12 @@
-"""A contact sheet: the query image and its recommendations on one self-contained HTML page.
+"""Contact sheets as self-contained HTML pages.
 
-Images become JPEG thumbnails and masks transparent PNG overlays, both as ``data:`` URIs, so
-that one file can be mailed, archived or printed. `sheet.html.j2` beside this module holds the
-page; all text that comes from outside passes through its autoescaping. `sheet_png` draws the same
-sheet as one image.
+Images become JPEG thumbnails and masks transparent PNG overlays, both as `data:` URIs, so that the
+page is one file. `sheet.html.j2` is the template; it escapes all text from outside.
 """
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,26 +15,25 @@ from jinja2 import FileSystemLoader, Template
 
 from segrec_batch.common.encoding import html_environment
 from segrec_batch.sheets.card import (
-    EVERYTHING,
+    HEADING,
+    MARK_TEXT,
+    MASK_OPACITY,
     NO_RESULTS,
-    Card,
-    asked_first,
-    check_colours,
-    counted,
-    scores,
-    shown_window,
+    Bar,
+    Entry,
+    Sheet,
 )
 from segrec_batch.sheets.thumbnail import ThumbnailMaker, data_uri
 
 LONG_SIDE = 480
 """The longest side of a thumbnail, in pixels."""
 
-_TAIL = 22  # characters at the end of a URI that the page never hides
+_TAIL = 22  # characters at the end of a URI that are always visible
 
 
 @dataclass(frozen=True)
 class _View:
-    """What the template shows of one card: texts and data URIs, nothing left to compute."""
+    """One card for the template: texts, bars and data URIs."""
 
     name: str
     description: str
@@ -47,43 +44,25 @@ class _View:
     missing: str | None
     size: tuple[int, int]
     scores: dict[str, str]
-    coverage: dict[str, float]
+    bars: list[Bar]
 
 
-def render_sheet(
-    query: Card,
-    results: Sequence[Card],
-    *,
-    classes: Mapping[str, str],
-    caption: str,
-    notice: str | None = None,
-    asked: str | None = None,
-    window: tuple[float, float] = EVERYTHING,
-) -> str:
-    """One HTML page that shows a query and its recommendations, best first.
+def render_html(sheet: Sheet) -> str:
+    """Return a contact sheet as one HTML page.
 
-    ``classes`` maps each class name, without background, to its colour ``#rrggbb``; label i of a
-    mask is its i-th key. ``caption`` says how the ranking came about and ``notice`` warns, both in
-    plain words. The class ``asked`` about comes first and stands out, with the ``window`` of σ in
-    [0, 1] that was asked for; a class without a colour, like the background, does not. Where a
-    image or a mask cannot be decoded, takes too long (see `ThumbnailMaker`), or is larger than an
-    index takes, the card says so and shows the rest.
-
-    Raises ValueError for a colour that is not ``#rrggbb``.
+    The card of an image or mask that cannot be decoded, takes too long (see `ThumbnailMaker`) or is
+    larger than an index accepts says so and shows the rest.
     """
-    check_colours(classes)
-    maker = ThumbnailMaker(list(classes.values()), (LONG_SIDE, LONG_SIDE))
+    maker = ThumbnailMaker(list(sheet.classes.values()), (LONG_SIDE, LONG_SIDE))
+    query, *results = (_view(entry, maker) for entry in sheet.entries)
     return _template().render(
-        query=_view(query, "Query", classes, maker),
-        results=[_view(card, f"Rank {i}", classes, maker) for i, card in enumerate(results, 1)],
-        classes=classes,
-        labels=asked_first(classes, asked),
-        asked=asked,
-        window=shown_window(asked, window, classes),
-        caption=counted(len(results), caption),
-        title=caption,
+        sheet=sheet,
+        query=query,
+        results=results,
+        heading=HEADING,
+        mark_text=MARK_TEXT,
+        mask_opacity=MASK_OPACITY,
         no_results=NO_RESULTS,
-        notice=notice,
     )
 
 
@@ -95,31 +74,31 @@ def _template() -> Template:
 
 
 def _csp_hash(text: str) -> str:
-    """The Content-Security-Policy source that allows exactly this inline script or style."""
+    """Return the Content-Security-Policy source of an inline script or style."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def _view(card: Card, name: str, classes: Mapping[str, str], maker: ThumbnailMaker) -> _View:
-    coverage = {label: card.coverage.get(label, 0.0) for label in classes}
-    small = maker.make(card)
+def _view(entry: Entry, maker: ThumbnailMaker) -> _View:
+    thumbnail = maker.make(entry.card)
     return _View(
-        name=name,
-        description=_description(coverage),
-        uri_head=card.name[:-_TAIL],
-        uri_tail=card.name[-_TAIL:],
-        thumbnail=data_uri(small.image, "JPEG", quality=80, optimize=True, comment=""),
-        overlay=data_uri(small.overlay, "PNG", transparency=bytes([0])),
-        missing=small.missing,
-        size=small.size,
-        scores=scores(card),
-        coverage=coverage,
+        name=entry.title,
+        description=_description(entry.bars),
+        uri_head=entry.card.name[:-_TAIL],
+        uri_tail=entry.card.name[-_TAIL:],
+        thumbnail=data_uri(thumbnail.image, "JPEG", quality=80, optimize=True, comment=""),
+        overlay=data_uri(thumbnail.overlay, "PNG", transparency=bytes([0])),
+        missing=thumbnail.missing,
+        size=thumbnail.size,
+        scores=entry.scores,
+        bars=entry.bars,
     )
 
 
-def _description(coverage: Mapping[str, float]) -> str:
-    """The alternative text: dominant class, then the coverage of each class."""
-    dominant = max(coverage, key=lambda label: coverage[label], default=None)
-    if dominant is None or coverage[dominant] <= 0:
+def _description(bars: Sequence[Bar]) -> str:
+    """Return the alternative text: dominant class, then the coverage of each class."""
+    bars = sorted(bars, key=lambda bar: bar.label)
+    dominant = max(bars, key=lambda bar: bar.share, default=None)
+    if dominant is None or dominant.share <= 0:
         return "no class present"
-    shares = ", ".join(f"{label} {share:.1%}" for label, share in coverage.items())
-    return f"dominant class {dominant}; coverage {shares}"
+    shares = ", ".join(f"{bar.name} {bar.share:.1%}" for bar in bars)
+    return f"dominant class {dominant.name}; coverage {shares}"

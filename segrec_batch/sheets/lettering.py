@@ -1,4 +1,4 @@
-"""Text on images: one font, no missing letters, lines and names cut to a width in pixels."""
+"""Text on images: font, replacement of missing letters, shortening and wrapping by pixels."""
 
 import unicodedata
 from collections.abc import Iterator
@@ -15,24 +15,26 @@ _NO_CHARACTER = "\U0010ffff"
 
 @cache
 def font(size: int, bold: bool = False) -> Font:
-    """DejaVu Sans where the system has it, for it knows most alphabets; else Pillow's own font,
-    which knows little more than ASCII. `size` in pixels.
+    """Return DejaVu Sans, or Pillow's own font if the system has no DejaVu Sans.
+
+    Pillow's font has little more than ASCII. `size` is in pixels.
     """
     basic = ImageFont.Layout.BASIC
     try:
         return ImageFont.truetype(_FACES[bold], size, layout_engine=basic)
     except OSError:
-        own = ImageFont.load_default(size)
-        assert isinstance(own, Font)  # noqa: S101
-        return own.font_variant(layout_engine=basic)
+        default = ImageFont.load_default(size)
+        assert isinstance(default, Font)  # noqa: S101
+        return default.font_variant(layout_engine=basic)
 
 
 def drawable(text: str, face: Font) -> str:
-    """The text on one line, in letters of the font: é may become e and × x, and what it has no
-    likeness of stays, to be drawn as an empty box.
+    """Return the text on one line, with letters missing in the font replaced by similar ones.
+
+    For example é becomes e and × becomes x; letters without a replacement are drawn as boxes.
     """
-    blank = "".join(letter if letter.isprintable() else " " for letter in text)
-    return "".join(_letter(letter, face) for letter in blank)
+    line = "".join(letter if letter.isprintable() else " " for letter in text)
+    return "".join(_letter(letter, face) for letter in line)
 
 
 @lru_cache(maxsize=4096)
@@ -40,8 +42,8 @@ def _letter(letter: str, face: Font) -> str:
     if _has(letter, face):
         return letter
     parts = _PLAIN.get(letter) or unicodedata.normalize("NFKD", letter)
-    likeness = "".join(part for part in parts if not unicodedata.combining(part))
-    return likeness if all(_has(part, face) for part in likeness) else letter
+    replacement = "".join(part for part in parts if not unicodedata.combining(part))
+    return replacement if all(_has(part, face) for part in replacement) else letter
 
 
 def _has(letter: str, face: Font) -> bool:
@@ -49,9 +51,9 @@ def _has(letter: str, face: Font) -> bool:
 
 
 def shorten(text: str, face: Font, width: float, *, keep_end: bool = False) -> str:
-    """The drawable text, cut with an ellipsis where it is wider than `width` pixels.
+    """Return the drawable text, shortened with an ellipsis to `width` pixels.
 
-    `keep_end` cuts the beginning, as a file's name matters more than its folder.
+    `keep_end` cuts the beginning, for URIs: the file name matters more than its folder.
     """
     text = drawable(text, face)
     if face.getlength(text) <= width:
@@ -64,7 +66,7 @@ def shorten(text: str, face: Font, width: float, *, keep_end: bool = False) -> s
 
 
 def _fitting(text: str, face: Font, width: float, *, keep_end: bool = False) -> int:
-    """How many letters from the beginning, or from the end, are not wider; by bisection."""
+    """Return how many letters from the beginning, or from the end, fit into `width`."""
     low, high = 0, len(text)
     while low < high:
         middle = (low + high + 1) // 2
@@ -73,11 +75,11 @@ def _fitting(text: str, face: Font, width: float, *, keep_end: bool = False) -> 
     return low
 
 
-def wrap(text: str, face: Font, width: float, most: int) -> list[str]:
-    """The drawable text in lines of at most `width` pixels; the last of `most` is cut short."""
+def wrap(text: str, face: Font, width: float, max_lines: int) -> list[str]:
+    """Return the drawable text in lines of `width` pixels; the last of `max_lines` is shortened."""
     lines = list(_lines(drawable(text, face).split(), face, width))
-    if len(lines) > most:
-        lines[most - 1 :] = [shorten(" ".join(lines[most - 1 :]), face, width)]
+    if len(lines) > max_lines:
+        lines[max_lines - 1 :] = [shorten(" ".join(lines[max_lines - 1 :]), face, width)]
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Cards of contact sheets: small images and masks whose colours are known."""
+"""Cards of contact sheets: small images and masks of known colours."""
 
 import base64
 import re
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from segrec_batch.sheets.card import Card
-from segrec_batch.sheets.html import render_sheet
+from segrec_batch.sheets.card import Card, Sheet
+from segrec_batch.sheets.html import render_html
 from tests.support.browser import Page
 
 CLASSES = {"car": "#4363d8", "person": "#e6194B", "tree": "#3cb44b"}
@@ -24,7 +24,7 @@ def encoded(image: Image.Image, kind: str, orientation: int = 1) -> bytes:
 
 
 def image(width: int = 80, height: int = 60, kind: str = "JPEG", orientation: int = 1) -> bytes:
-    """The left half red, the right half blue."""
+    """Return an image with a red left half and a blue right half."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[:, : width // 2] = (250, 0, 0)
     pixels[:, width // 2 :] = (0, 0, 250)
@@ -32,7 +32,7 @@ def image(width: int = 80, height: int = 60, kind: str = "JPEG", orientation: in
 
 
 def mask(width: int = 16, height: int = 12, labels: tuple[int, ...] = (0, 1, 2, 3)) -> bytes:
-    """Palette PNG of upright stripes, one a label, left to right."""
+    """Return a palette PNG of vertical stripes, one for each label, from left to right."""
     columns = np.repeat(np.array(labels, np.uint8), width // len(labels))
     image = Image.fromarray(np.tile(columns, (height, 1)))
     image.putpalette(bytes(range(48)))  # not the colours of the sheet
@@ -61,8 +61,8 @@ def card(
     )
 
 
-class Sheet(Page):
-    """What a contact sheet shows."""
+class SheetPage(Page):
+    """The HTML page of a contact sheet."""
 
     def images(self) -> list[Image.Image]:
         return [opened(attrs["src"]) for attrs in self.all("img") if "class" not in attrs]
@@ -77,9 +77,13 @@ def opened(uri: str | None) -> Image.Image:
     return Image.open(BytesIO(base64.b64decode(body, validate=True)))
 
 
+def make_sheet(query: Card, *results: Card, **options: Any) -> Sheet:
+    return Sheet(query, results, **{"classes": CLASSES, "caption": "ranked", **options})
+
+
 def sheet(query: Card, *results: Card, **options: Any) -> str:
-    return render_sheet(query, results, **{"classes": CLASSES, "caption": "ranked", **options})
+    return render_html(make_sheet(query, *results, **options))
 
 
-def page(query: Card, *results: Card) -> Sheet:
-    return Sheet(sheet(query, *results))
+def page(query: Card, *results: Card) -> SheetPage:
+    return SheetPage(sheet(query, *results))

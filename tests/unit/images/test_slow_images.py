@@ -14,7 +14,7 @@ from segrec_batch.images import sandbox
 from segrec_batch.sheets import thumbnail
 from segrec_batch.sheets.png import render_png
 from tests.support.builders import slow_jpeg
-from tests.support.cards import CLASSES, card, image, page
+from tests.support.cards import card, image, make_sheet, page
 
 PACKAGE = Path(__file__).parents[3] / "segrec_batch"
 
@@ -47,14 +47,10 @@ def test_a_sheet_says_which_image_took_too_long_and_shows_the_others(slow: bytes
 
 def test_a_drawn_sheet_shows_the_others(slow: bytes) -> None:
     cards = [card(), card(data=slow), card()]
-    drawn = np.asarray(
-        Image.open(BytesIO(render_png(cards[0], cards, classes=CLASSES, caption="")))
-    )
+    drawn = np.asarray(Image.open(BytesIO(render_png(make_sheet(cards[0], *cards)))))
     red = (drawn[..., 0] > 200) & (drawn[..., 1] < 40) & (drawn[..., 2] < 40)
     unread = [card(), card(readable=False), card()]
-    other = np.asarray(
-        Image.open(BytesIO(render_png(unread[0], unread, classes=CLASSES, caption="")))
-    )
+    other = np.asarray(Image.open(BytesIO(render_png(make_sheet(unread[0], *unread)))))
     assert red.any()
     assert drawn.shape == other.shape
     differ = (drawn != other).any(axis=-1)

@@ -1,4 +1,4 @@
-"""Text on images fits its place, whatever the text and whichever fonts there are."""
+"""Tests of text on images: shortening, wrapping and replacement of missing letters."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ WIDTHS = st.integers(30, 400)
 
 
 @given(st.text(max_size=200), WIDTHS, st.booleans())
-def test_shortened_text_is_never_wider(text: str, width: int, keep_end: bool) -> None:
+def test_shorten_fits_width(text: str, width: int, keep_end: bool) -> None:
     face = font(12)
     short = shorten(text, face, width, keep_end=keep_end)
     assert face.getlength(short) <= width
@@ -25,7 +25,7 @@ def test_shortened_text_is_never_wider(text: str, width: int, keep_end: bool) ->
 
 
 @pytest.mark.parametrize("keep_end", [True, False])
-def test_shortened_text_keeps_the_end_that_matters(keep_end: bool) -> None:
+def test_shorten_keeps_chosen_end(keep_end: bool) -> None:
     text = "s3://bucket/" + 50 * "folder/" + "0001.jpg"
     short = shorten(text, font(12), 150, keep_end=keep_end)
     kept = short.strip("….")
@@ -34,25 +34,25 @@ def test_shortened_text_keeps_the_end_that_matters(keep_end: bool) -> None:
 
 
 @given(st.text(max_size=300), WIDTHS)
-def test_wrapped_lines_are_never_wider_and_lose_nothing(text: str, width: int) -> None:
+def test_wrap_fits_width_and_keeps_all_text(text: str, width: int) -> None:
     face = font(12)
-    lines = wrap(text, face, width, most=1000)
+    lines = wrap(text, face, width, max_lines=1000)
     assert all(face.getlength(line) <= width for line in lines)
     assert "".join("".join(lines).split()) == "".join(drawable(text, face).split())
 
 
-def test_the_last_line_allowed_is_cut_short() -> None:
-    lines = wrap("word " * 500, font(12), 200, most=3)
+def test_wrap_shortens_last_line() -> None:
+    lines = wrap("word " * 500, font(12), 200, max_lines=3)
     assert len(lines) == 3
     assert lines[-1].endswith(("…", "..."))
     assert lines[0].startswith("word word")
 
 
-def test_text_stays_on_one_line() -> None:
+def test_drawable_is_one_line() -> None:
     assert drawable("a\nb\tc\x07d\udcffe\u202e", font(12)) == "a b c d e "
 
 
-def test_without_fonts_of_the_system_letters_have_likenesses(tmp_path: Path) -> None:
+def test_drawable_replaces_letters_without_system_fonts(tmp_path: Path) -> None:
     code = (
         "from segrec_batch.sheets.lettering import drawable, font, wrap; f = font(12)\n"
         "print(f.getname()[0], ascii(drawable('σ 0.2–0.9 × café Łódź 写', f)), sep='|')"

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from segrec_batch.sheets.card import Card
-from segrec_batch.sheets.html import LONG_SIDE, render_sheet
+from segrec_batch.sheets.html import LONG_SIDE
 from tests.support.browser import Page, needs_chromium, seen_in_browser
 from tests.support.builders import png_by_hand
 from tests.support.cards import CLASSES, card, encoded, image, mask, page, sheet
@@ -67,7 +67,7 @@ def test_bars_follow_the_order_of_the_classes_and_show_only_these() -> None:
 
 
 def test_the_class_asked_about_comes_first_and_shows_its_window() -> None:
-    shown = Page(sheet(card(), card(), asked="tree", window=(0.29, 0.96)))
+    shown = Page(sheet(card(), card(), class_name="tree", window=(0.29, 0.96)))
     names = [data for data in shown.text("span") if data in CLASSES]
     assert names == 2 * ["tree", "car", "person"]
     fills = [str(attrs["class"]) for attrs in shown.all("rect", height="10")]
@@ -79,13 +79,13 @@ def test_the_class_asked_about_comes_first_and_shows_its_window() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "window", "emphasised"),
+    ("class_name", "window", "emphasised"),
     [(None, (0.0, 1.0), 0), ("car", (0.0, 1.0), 2), ("background", (0.2, 0.5), 0)],
 )
 def test_a_window_is_drawn_only_for_a_class_with_a_colour(
-    asked: str | None, window: tuple[float, float], emphasised: int
+    class_name: str | None, window: tuple[float, float], emphasised: int
 ) -> None:
-    shown = Page(sheet(card(), asked=asked, window=window))
+    shown = Page(sheet(card(), class_name=class_name, window=window))
     assert len(shown.of_class("asked")) == emphasised
     assert shown.of_class("window") == []
     assert [data for data in shown.text("span") if data in CLASSES] == list(CLASSES)
@@ -210,7 +210,7 @@ def test_a_mask_that_cannot_be_read_is_left_out(data: bytes) -> None:
 )
 def test_a_colour_not_of_the_form_rrggbb_is_an_error(colour: str) -> None:
     with pytest.raises(ValueError, match="colour of class 'car'"):
-        render_sheet(card(), [], classes={"car": colour}, caption="")
+        sheet(card(), classes={"car": colour})
 
 
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\n{{ 7 * 7 }}</title>"
@@ -218,7 +218,7 @@ EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\n{{ 7 * 7
 
 def test_hostile_text_stays_text() -> None:
     query = card("s3://" + EVIL, coverage={EVIL: 0.5})
-    text = render_sheet(query, [query], classes={EVIL: "#123456"}, caption=EVIL, notice=EVIL)
+    text = sheet(query, query, classes={EVIL: "#123456"}, caption=EVIL, notice=EVIL)
     shown = Page(text)
     assert len(shown.all("script")) == 1
     assert shown.all("script") == [{}]
@@ -296,14 +296,14 @@ def test_text_has_enough_contrast(text: str, ground: str, scheme: int) -> None:
 MEMORY = """
 import resource
 from PIL import Image
-from segrec_batch.sheets.html import render_sheet
+from segrec_batch.sheets.html import render_html
 from segrec_batch.sheets.png import render_png
-from tests.support.cards import CLASSES, card, encoded
+from tests.support.cards import card, encoded, make_sheet
 cards = [card(data=encoded(Image.new("RGB", (4000, 3000)), "PNG"))] * 8
 def most(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = most()
-for render in (render_sheet, render_png):
-    render(cards[0], cards[1:], classes=CLASSES, caption="")
+for render in (render_html, render_png):
+    render(make_sheet(*cards))
 print(most() - before)
 """
 

@@ -9,16 +9,25 @@ import pytest
 from PIL import Image
 
 from segrec_batch.common.errors import InputError
-from segrec_batch.sheets.card import Card
-from segrec_batch.sheets.card_png import ACCENT, MASK_OPACITY, WELL, WELL_COLOUR, Look, draw_card
-from segrec_batch.sheets.header_png import NOTICE, header
-from segrec_batch.sheets.png import GAP, MARGIN, MOST_CARDS, Grid, render_png
+from segrec_batch.sheets.card import MASK_OPACITY, Card
+from segrec_batch.sheets.png import (
+    COLOURS,
+    GAP,
+    MARGIN,
+    MAX_CARDS,
+    WELL,
+    Grid,
+    card_height,
+    draw_card,
+    draw_header,
+    render_png,
+)
 from segrec_batch.sheets.thumbnail import ThumbnailMaker
-from tests.support.cards import CLASSES, card, image, mask
+from tests.support.cards import CLASSES, card, image, make_sheet, mask
 
 
 def drawn(query: Card, *results: Card, **options: Any) -> bytes:
-    return render_png(query, results, **{"classes": CLASSES, "caption": "ranked", **options})
+    return render_png(make_sheet(query, *results, **options))
 
 
 def opened(data: bytes) -> Image.Image:
@@ -30,10 +39,10 @@ def opened(data: bytes) -> Image.Image:
 def cut(data: bytes, cards: int, classes: int = 3) -> list[np.ndarray[Any, Any]]:
     """The cards of a sheet, cut out: integers (height, width, 3)."""
     image = opened(data)
-    height = Look(dict.fromkeys(map(str, range(classes)), "#000000"), {}).card_height
-    grid = Grid(cards)
-    top = image.height - MARGIN - grid.height(height)
-    boxes = [grid.corner(i, height) for i in range(cards)]
+    height = card_height(classes)
+    grid = Grid(cards, height)
+    top = image.height - MARGIN - grid.size[1]
+    boxes = [grid.corner(i) for i in range(cards)]
     pixels = np.asarray(image).astype(int)
     return [pixels[top + y :, MARGIN + x :][:height, : WELL[0]] for x, y in boxes]
 
@@ -42,25 +51,25 @@ def rgb(colour: str) -> np.ndarray[Any, Any]:
     return np.array([*bytes.fromhex(colour[1:])])
 
 
-@pytest.mark.parametrize("cards", [1, 2, 5, 6, 21, 201, MOST_CARDS])
+@pytest.mark.parametrize("cards", [1, 2, 5, 6, 21, 201, MAX_CARDS])
 def test_cards_keep_apart_and_inside(cards: int) -> None:
-    grid, height = Grid(cards), 300
-    corners = [grid.corner(i, height) for i in range(cards)]
+    grid, height = Grid(cards, 300), 300
+    corners = [grid.corner(i) for i in range(cards)]
     assert corners[0] == (0, 0)
     assert corners == sorted(corners, key=lambda corner: corner[::-1])  # read like text
-    assert max(x for x, _ in corners) + WELL[0] <= grid.width
-    assert max(y for _, y in corners) + height == grid.height(height)
+    assert max(x for x, _ in corners) + WELL[0] <= grid.size[0]
+    assert max(y for _, y in corners) + height == grid.size[1]
     for (x, y), (u, v) in combinations(corners, 2):
         assert abs(x - u) >= WELL[0] + GAP or abs(y - v) >= height + GAP
 
 
 @pytest.mark.parametrize("results", [0, 1, 5, 20])
 def test_the_size_follows_from_header_and_grid(results: int) -> None:
-    image = opened(drawn(card(), *[card()] * results))
-    look, grid = Look(CLASSES, {}), Grid(results + 1)
-    top = header(grid.width, look, results, "ranked", None)
-    assert image.width == grid.width + 2 * MARGIN
-    assert image.height == top.height + grid.height(look.card_height) + 2 * MARGIN
+    sheet = make_sheet(card(), *[card()] * results)
+    image, grid = opened(render_png(sheet)), Grid(results + 1, card_height(len(CLASSES)))
+    header = draw_header(sheet, grid.size[0])
+    assert image.width == grid.size[0] + 2 * MARGIN
+    assert image.height == header.height + grid.size[1] + 2 * MARGIN
 
 
 def test_the_same_cards_give_the_same_bytes() -> None:
@@ -71,7 +80,7 @@ def test_the_same_cards_give_the_same_bytes() -> None:
 def test_the_query_comes_first_in_a_frame() -> None:
     for i, pixels in enumerate(cut(drawn(*[card()] * 4), 4)):
         frame = np.concatenate([pixels[:2], pixels[-2:]], axis=None).reshape(-1, 3)
-        assert (frame == rgb(ACCENT)).all() == (i == 0)
+        assert (frame == rgb(COLOURS["accent"])).all() == (i == 0)
 
 
 def test_masks_are_blended_with_the_image() -> None:
@@ -97,7 +106,7 @@ def test_bars_are_as_long_as_their_shares() -> None:
 
 def test_a_window_changes_only_the_bar_of_the_class_asked_about() -> None:
     def bars(**options: Any) -> np.ndarray[Any, Any]:
-        return cut(drawn(card(), card(), asked="car", **options), 2)[1][WELL[1] :]
+        return cut(drawn(card(), card(), class_name="car", **options), 2)[1][WELL[1] :]
 
     rows = np.flatnonzero((bars() != bars(window=(0.29, 0.96))).any(axis=(1, 2)))
     assert 8 <= len(rows) <= 12
@@ -108,7 +117,7 @@ def test_a_window_changes_only_the_bar_of_the_class_asked_about() -> None:
 def test_images_of_any_aspect_lie_in_the_middle_of_the_well(width: int, height: int) -> None:
     data = drawn(card(data=image(width, height, "PNG"), label_mask=mask(labels=(0, 0))))
     well = cut(data, 1)[0][3 : WELL[1], 3:-3]  # without the frame
-    filled = (well != rgb(WELL_COLOUR)).any(axis=2)
+    filled = (well != rgb(COLOURS["well"])).any(axis=2)
     assert filled.any()
     for axis in (0, 1):
         places = np.flatnonzero(filled.any(axis=axis))
@@ -122,34 +131,33 @@ def test_what_cannot_be_read_leaves_the_layout_alone(data: bytes) -> None:
     nothing = Card("c.jpg", None, data, {}, float("nan"), float("nan"))
     assert opened(drawn(card(), unread, nothing)).size == whole.size
     cards = cut(drawn(card(), unread, nothing), 3)
-    assert (cards[1][10, 10] == rgb(WELL_COLOUR)).all()
-    assert not (cards[1][10, WELL[0] // 2] == rgb(WELL_COLOUR)).all()  # the mask is shown
-    assert (cards[2][1 : WELL[1] // 2, 1:-1] == rgb(WELL_COLOUR)).all()
+    assert (cards[1][10, 10] == rgb(COLOURS["well"])).all()
+    assert not (cards[1][10, WELL[0] // 2] == rgb(COLOURS["well"])).all()  # the mask is shown
+    assert (cards[2][1 : WELL[1] // 2, 1:-1] == rgb(COLOURS["well"])).all()
 
 
 def test_long_texts_and_odd_names_stay_on_the_sheet() -> None:
     """Nothing is drawn on the margins, between the cards or over the edge of a card's text."""
     odd = "写真/ملف/\udcff\n\t\u202e/" + "x" * 3000 + "é.jpg"
     name = "class_" + "w" * 200
-    data = render_png(
+    data = drawn(
         card(odd),
-        [card(odd, score=None, mask_iou=float("nan"))] * 2,
+        *[card(odd, score=None, mask_iou=float("nan"))] * 2,
         classes={name: "#123456"},
         caption="word " * 900,
         notice="n" * 5000,
-        asked=name,
+        class_name=name,
     )
     pixels = np.asarray(opened(data)).astype(int)
     page = pixels[0, 0]
     for edge in (pixels[:MARGIN], pixels[-MARGIN:], pixels[:, :MARGIN], pixels[:, -MARGIN:]):
         assert (edge == page).all()
-    notice = pixels[(pixels[:, MARGIN + 10] == rgb(NOTICE)).all(axis=1)]
+    height = card_height(1)
+    width, cards_height = Grid(3, height).size
+    notice = pixels[(pixels[:, MARGIN + 10] == rgb(COLOURS["notice"])).all(axis=1)]
     assert len(notice) > 100
-    assert (
-        notice[1:-1, MARGIN + Grid(3).width - 12 : MARGIN + Grid(3).width - 1] == rgb(NOTICE)
-    ).all()
-    height = Look({name: "#123456"}, {}).card_height
-    cards = pixels[-MARGIN - Grid(3).height(height) : -MARGIN]
+    assert (notice[1:-1, MARGIN + width - 12 : MARGIN + width - 1] == rgb(COLOURS["notice"])).all()
+    cards = pixels[-MARGIN - cards_height : -MARGIN]
     assert (cards[:, MARGIN + WELL[0] :][:, :GAP] == page).all()
     texts = cut(data, 3, classes=1)[1][WELL[1] + 1 : -1]
     assert (texts[:, 1:12] == 255).all()
@@ -157,12 +165,11 @@ def test_long_texts_and_odd_names_stay_on_the_sheet() -> None:
 
 
 def test_the_longest_rank_and_scores_keep_apart() -> None:
-    look = Look(CLASSES, {})
-    sheet = Image.new("RGB", (WELL[0], look.card_height))
-    shown = card(score=None, mask_iou=0.444)
-    small = ThumbnailMaker(list(CLASSES.values()), WELL).make(shown)
-    draw_card(sheet, (0, 0), shown, small, f"Rank {MOST_CARDS}", look)
-    title = np.asarray(sheet)[WELL[1] + 5 : WELL[1] + 30, 14:-14]
+    result = card(score=None, mask_iou=0.444)
+    entry = make_sheet(card(), *[result] * MAX_CARDS).entries[-1]
+    assert entry.title == f"Rank {MAX_CARDS}"
+    thumbnail = ThumbnailMaker(list(CLASSES.values()), WELL).make(result)
+    title = np.asarray(draw_card(entry, thumbnail))[WELL[1] + 5 : WELL[1] + 30, 14:-14]
     ink = np.flatnonzero((title != 255).any(axis=(0, 2)))
     assert ink[0] < 5
     assert ink[-1] > title.shape[1] - 5
@@ -172,13 +179,13 @@ def test_the_longest_rank_and_scores_keep_apart() -> None:
 
 def test_more_cards_than_an_image_can_show_are_an_error() -> None:
     with pytest.raises(InputError, match="501 cards are too many"):
-        drawn(*[card(readable=False)] * (MOST_CARDS + 1))
+        drawn(*[card(readable=False)] * (MAX_CARDS + 1))
 
 
 def test_a_sheet_of_too_many_pixels_is_an_error() -> None:
     classes = dict.fromkeys(map(str, range(200)), "#123456")
     with pytest.raises(InputError, match="pixels is too large"):
-        drawn(*[card(readable=False)] * MOST_CARDS, classes=classes)
+        drawn(*[card(readable=False)] * MAX_CARDS, classes=classes)
 
 
 def test_a_colour_not_of_the_form_rrggbb_is_an_error() -> None:
