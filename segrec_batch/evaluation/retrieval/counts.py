@@ -134,7 +134,7 @@ def _rankings(method: str, setting: str, table: pa.Table) -> Rankings:
     try:
         condition = Setting.from_row(table["condition"][0].as_py())
         known = condition.name == setting
-    except (IndexError, TypeError, ValueError):
+    except (TypeError, ValueError):
         known = False
     if not known:
         raise InputError(f"{setting!r} is not a setting of a retrieval report")

@@ -66,13 +66,23 @@ class Setting:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any] | None) -> "Setting":
-        """Return the setting of a cell of the column `condition`, the plain one of None."""
+        """Return the setting of a cell of the column `condition`, the plain one of None.
+
+        Raises:
+            TypeError, ValueError: for a cell of no setting.
+        """
         if row is None:
             return PLAIN
-        window = row["window"] and tuple(row["window"])
-        return cls(
-            **{**row, "window": window, "feedback": row["feedback"] and Feedback(**row["feedback"])}
-        )
+        low_high, feedback = row["window"], row["feedback"]
+        window = None
+        if low_high is not None:
+            low, high = low_high
+            window = (float(low), float(high))
+        if feedback is not None:
+            way, rounds, shown = (feedback[name] for name in ("way", "rounds", "shown"))
+            feedback = Feedback(str(way), int(rounds), int(shown))
+        kept, neighbours = bool(row["keeps_query"]), row["neighbours"] or ""
+        return cls(kept, window, row["epsilon"], neighbours, feedback)
 
     def to_row(self) -> dict[str, Any]:
         """Return the cell of the column `condition`."""

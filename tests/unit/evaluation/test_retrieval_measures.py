@@ -298,3 +298,21 @@ def test_read_rankings_refuses_other_tables() -> None:
         evaluate(pa.concat_tables([counts, counts]))
     with pytest.raises(InputError, match="no query"):
         evaluate(counts.slice(0, 0))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"epsilon": 0.8},
+        {"epsilon": None},
+        {"window": [0.1]},
+        {"window": [0.1, None]},
+        {"feedback": {"way": "svm", "rounds": None, "shown": 10}},
+    ],
+)
+def test_read_rankings_refuses_other_settings(fields: dict[str, object]) -> None:
+    rows = counts_table(4, settings=("", "ε 0.9")).to_pylist()
+    for row in rows:
+        row["condition"].update(fields if row["setting"] else {})
+    with pytest.raises(InputError, match=r"'ε 0\.9' is not a setting"):
+        evaluate(pa.Table.from_pylist(rows, COUNTS))
