@@ -75,10 +75,10 @@ def run(a: argparse.Namespace) -> None:
     additions = [descriptor_setup.parse_addition(text) for text in a.add]
     snapshot = open_snapshot(storage.absolute(a.index))
     descriptor_setup.check_output(snapshot, a.output)
-    model = descriptor_setup.model_of(snapshot, a.model)
+    model = descriptor_setup.load_index_model(snapshot, a.model)
     samples = IndexSamples(snapshot, a.samples, a.images_roots)
-    model = descriptor_setup.described(model, additions, a.drop, samples)
-    rows = [[name, str(length)] for name, length in descriptor_setup.lengths(model).items()]
+    model = descriptor_setup.change_descriptors(model, additions, a.drop, samples)
+    rows = [[name, str(length)] for name, length in descriptor_setup.vector_lengths(model).items()]
     model.save(a.output)
     if model.spec.notice:
         log.warning(model.spec.notice)

@@ -132,7 +132,7 @@ class Publisher:
         """
         self._publish(self._with_gone(gone), lambda after: self.stats.check(self.base, after))
 
-    def publish_described(self) -> None:
+    def publish_backfill(self) -> None:
         """Commit the rest after the backfill.
 
         Raises:

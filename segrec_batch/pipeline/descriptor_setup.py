@@ -1,6 +1,6 @@
-"""Descriptors of a model: switched on, with what they learn from the images of its index, or off.
+"""Addition of descriptors to a model, fitted on images of its index, and removal.
 
-What is switched on computes nothing yet; that is what the indexing job does.
+The vectors are computed by the next indexing run.
 """
 
 import re
@@ -14,19 +14,19 @@ from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.sources import storage
 
-_NEXT = re.compile(r",(?=\w+=)")  # a comma elsewhere belongs to a value
+_NEXT = re.compile(r",(?=\w+=)")  # any other comma is part of a value
 
 
 @dataclass(frozen=True)
 class Addition:
-    """A descriptor to switch on, and the user's arguments of it."""
+    """A descriptor to add, and its arguments."""
 
     name: str
     arguments: dict[str, str] = field(default_factory=dict)
 
 
 def parse_addition(text: str) -> Addition:
-    """`NAME[:KEY=VALUE[,KEY=VALUE…]]`. Raises InputError.
+    """Parse `NAME[:KEY=VALUE[,KEY=VALUE…]]`. Raises InputError.
 
     >>> parse_addition("localised:weights=s3://bucket/a.pth,grey=no").arguments
     {'weights': 's3://bucket/a.pth', 'grey': 'no'}
@@ -42,8 +42,12 @@ def parse_addition(text: str) -> Addition:
     return Addition(name, arguments)
 
 
-def model_of(snapshot: Snapshot, uri: str | None) -> Model:
-    """The bundle at a URI, or the index's own. Raises IndexStateError for that of another model."""
+def load_index_model(snapshot: Snapshot, uri: str | None) -> Model:
+    """Load the bundle at a URI, by default that of the index.
+
+    Raises:
+        IndexStateError: the bundle is of another model.
+    """
     model = load_model(uri or snapshot.model_uri)
     if model.model_id != snapshot.model_id:
         raise IndexStateError(
@@ -54,28 +58,29 @@ def model_of(snapshot: Snapshot, uri: str | None) -> Model:
 
 
 def check_output(snapshot: Snapshot, output: str) -> None:
-    """InputError for a folder in the index: its bundles are what its rows were made with."""
+    """Raise InputError for a folder in the index, whose bundles must not change."""
     index = storage.absolute(snapshot.index).rstrip("/")
     if f"{storage.absolute(output)}/".startswith(f"{index}/"):
         raise InputError(f"{output} lies in the index; write the bundle to another folder")
 
 
-def described(
+def change_descriptors(
     model: Model, add: Sequence[Addition], drop: Sequence[str], samples: Samples
 ) -> Model:
-    """The model less some descriptors and with others, fitted; one of the same name is replaced.
+    """Return the model without `drop` and with fitted `add`; equal names are replaced.
 
-    Raises InputError for a descriptor that is given twice or not there to be dropped, and what the
-    descriptors raise.
+    Raises:
+        InputError: a descriptor is added twice, the model lacks one to drop, or a descriptor
+            refuses its arguments.
     """
     names = [addition.name for addition in add]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"{twice[0]} is to be added twice; a model has one of each")
-    there = [d.name for d in model.spec.descriptors]
+    present = [d.name for d in model.spec.descriptors]
     for name in drop:
-        if name not in there:
-            raise InputError(f"no {name} to drop; there are {', '.join(there) or 'none'}")
+        if name not in present:
+            raise InputError(f"no {name} to drop; there are {', '.join(present) or 'none'}")
         model = model.without_descriptor(name)
     for addition in add:
         try:
@@ -86,12 +91,12 @@ def described(
     return model
 
 
-def lengths(model: Model) -> dict[str, int]:
-    """How long the vectors of each descriptor are, by its id."""
+def vector_lengths(model: Model) -> dict[str, int]:
+    """Return the vector length of each descriptor by its id."""
     classes = len(model.spec.all_classes)
-    found = {}
+    lengths = {}
     for each in model.spec.descriptors:
         parameters = Parameters(each.settings, model.descriptors[each.name])
         built = descriptors.module(each.name).Descriptor(parameters, classes, "cpu")
-        found[each.id] = int(built.length)
-    return found
+        lengths[each.id] = int(built.length)
+    return lengths

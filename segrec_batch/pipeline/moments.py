@@ -1,4 +1,4 @@
-"""Mean and scatter of many vectors, piece by piece: nothing here needs torch, or all of them.
+"""Mean and scatter of many vectors, computed in pieces without torch.
 
 A *triple* is (n, mean (C,), scatter (C, C) = Σ (x − x̄)(x − x̄)ᵀ), float64.
 """
@@ -15,11 +15,11 @@ from segrec_batch.index.parts import read_column
 Matrix = NDArray[np.float64]
 Triple = tuple[int, Matrix, Matrix]
 
-_ROWS = 8192  # that are float64 at a time
+_ROWS = 8192  # that are converted to float64 at a time
 
 
 def of_rows(rows: NDArray[np.float32]) -> Triple:
-    """Of the rows of (n, C), n ≥ 1."""
+    """Return the triple of the rows of (n, C), n ≥ 1."""
     exact = rows.astype(np.float64)
     mean = exact.mean(axis=0)
     exact -= mean
@@ -27,7 +27,7 @@ def of_rows(rows: NDArray[np.float32]) -> Triple:
 
 
 def merge(triples: Iterable[Triple]) -> Triple:
-    """Of all rows of several (Chan, Golub and LeVeque 1979, eq. 2.1, for vectors).
+    """Merge triples (Chan, Golub and LeVeque 1979, eq. 2.1, for vectors).
 
     The order changes the last digits only.
     """
@@ -35,13 +35,13 @@ def merge(triples: Iterable[Triple]) -> Triple:
 
 
 def _pair(a: Triple, b: Triple) -> Triple:
-    n, apart = a[0] + b[0], b[1] - a[1]
-    mean = a[1] + apart * (b[0] / n)
-    return n, mean, a[2] + b[2] + np.outer(apart, apart) * (a[0] * b[0] / n)
+    n, difference = a[0] + b[0], b[1] - a[1]
+    mean = a[1] + difference * (b[0] / n)
+    return n, mean, a[2] + b[2] + np.outer(difference, difference) * (a[0] * b[0] / n)
 
 
 def of_files(job: tuple[str, Sequence[DataFile]]) -> Triple:
-    """Of the features in files of `images` of an index."""
+    """Return the triple of the features in files of `images`; `job` is the index and the files."""
     index, files = job
     return merge(_of_file(index, file) for file in files)
 

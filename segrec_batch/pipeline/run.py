@@ -175,7 +175,7 @@ def _backfill(run: ResolvedRun, publisher: Publisher, execution: Execution) -> N
             f"{stats.outside:,} images have no new vectors, since they lie below no folder "
             "that the index was made from: run once with --images over theirs"
         )
-    publisher.publish_described()
+    publisher.publish_backfill()
     stats.seconds["describe"] = time.monotonic() - clock
 
 

@@ -17,7 +17,7 @@ from segrec_batch.maintenance.purge import purge
 from segrec_batch.maintenance.verify import verify
 from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.model.engines import ENGINES
-from segrec_batch.pipeline.descriptor_setup import described, parse_addition
+from segrec_batch.pipeline.descriptor_setup import change_descriptors, parse_addition
 from segrec_batch.pipeline.plan import Request
 from segrec_batch.pipeline.run import Execution, dry_run, index_images
 from segrec_batch.pipeline.samples import IndexSamples
@@ -33,10 +33,10 @@ def models(index: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
     snapshot = open_snapshot(index)
     samples = IndexSamples(snapshot, 8)
     plain = load_model(snapshot.model_uri)
-    both = described(
+    both = change_descriptors(
         plain, [parse_addition("pca:dimension=4"), parse_addition("texture")], [], samples
     )
-    other = described(both, [parse_addition("pca:dimension=3")], [], samples)
+    other = change_descriptors(both, [parse_addition("pca:dimension=3")], [], samples)
     folder = tmp_path_factory.mktemp("models")
     return dict(_saved(folder, {"plain": plain, "both": both, "other": other}))
 

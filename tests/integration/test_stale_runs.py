@@ -19,7 +19,7 @@ from segrec_batch.maintenance.verify import verify
 from segrec_batch.model.bundle import Model
 from segrec_batch.pipeline import chain, run
 from segrec_batch.pipeline.backfill import BackfillResult, backfill_parts
-from segrec_batch.pipeline.descriptor_setup import described, parse_addition
+from segrec_batch.pipeline.descriptor_setup import change_descriptors, parse_addition
 from segrec_batch.pipeline.plan import MOST_UNREAD, Request
 from segrec_batch.pipeline.run import Execution, index_images
 from segrec_batch.pipeline.samples import IndexSamples
@@ -207,7 +207,7 @@ def test_descriptors_of_unreadable_images_come_later(
 ) -> None:
     samples = IndexSamples(store.open_snapshot(site.index), 8)
     site.model = str(tmp_path / "described")
-    described(model, [parse_addition("texture")], [], samples).save(site.model)
+    change_descriptors(model, [parse_addition("texture")], [], samples).save(site.model)
     without = "SELECT count(*) FROM descriptors WHERE vector IS NULL"
     request, away = Request(str(site.images)), site.images.with_name("away")
 
