@@ -1,4 +1,4 @@
-"""What is written of a segmentation can be read back, and means what it says."""
+"""Tests of column values and of the Z-order of rows."""
 
 import io
 from itertools import pairwise
@@ -99,7 +99,7 @@ coverage_rows = hnp.arrays(
 
 @given(coverages=coverage_rows)
 @quick
-def test_the_z_order_is_a_permutation_that_keeps_equal_rows_together(
+def test_z_order_keeps_equal_rows_together(
     coverages: NDArray[np.float32],
 ) -> None:
     order = z_order(coverages)
@@ -125,12 +125,12 @@ def test_the_z_order_interleaves_bits() -> None:
     assert ordered[-3:] == [[2, 3], [3, 2], [3, 3]]
 
 
-def test_more_classes_than_fit_in_a_word_are_ordered_by_the_first() -> None:
+def test_z_order_uses_the_first_21_classes() -> None:
     coverages = np.random.default_rng(0).random((50, 40)).astype(np.float32)
     np.testing.assert_array_equal(z_order(coverages), z_order(coverages[:, :21]))
 
 
-def test_row_groups_along_the_z_order_rule_most_of_a_range_out() -> None:
+def test_z_order_excludes_most_row_groups() -> None:
     coverages = np.random.default_rng(0).dirichlet([0.3] * 4, 4096).astype(np.float32)[:, :3]
     groups = coverages[z_order(coverages)].reshape(64, 64, 3)
     low, high = groups.min(axis=1), groups.max(axis=1)

@@ -1,4 +1,4 @@
-"""Entries of the logs that are lost or cut short, and runs that stop between two commits."""
+"""Tests of logs with lost or truncated entries, and of runs that stop between two commits."""
 
 import datetime as dt
 import json
@@ -116,7 +116,7 @@ def test_a_lost_newest_entry_is_a_warning_for_readers(
     assert warnings(capsys) == [], "of an older version nothing is ahead"
 
 
-def test_vacuum_deletes_nothing_while_the_newest_entry_may_be_lost(index: Path) -> None:
+def test_vacuum_stops_if_the_newest_entry_may_be_lost(index: Path) -> None:
     live = {f.uri(str(index)) for f in store.open_snapshot(str(index)).all_files}
     kept = entry(index, "images", 3).read_text()
     entry(index, "images", 3).unlink()
@@ -134,9 +134,7 @@ def test_vacuum_deletes_nothing_while_the_newest_entry_may_be_lost(index: Path) 
     assert gone[0] in live, "who says --force says that no entry is lost"
 
 
-def test_entries_that_are_lost_for_certain_are_called_so(
-    index: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lost_entries_are_named(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for version in (2, 3):
         entry(index, "images", version).unlink()
     store.open_snapshot(str(index))
@@ -146,7 +144,7 @@ def test_entries_that_are_lost_for_certain_are_called_so(
 
 
 @pytest.mark.parametrize("done", [1, 2, 3])
-def test_an_interrupted_commit_is_a_warning_once_it_is_no_longer_going_on(
+def test_interrupted_commit_is_a_warning_later(
     index: Path, done: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     orphan = interrupt(index, monkeypatch, done)
@@ -165,7 +163,7 @@ def test_an_interrupted_commit_is_a_warning_once_it_is_no_longer_going_on(
     assert [uri for uri, _ in vacuum(str(index), NOW, force=True)] == [orphan]
 
 
-def test_vacuum_waits_for_a_commit_that_is_going_on(
+def test_vacuum_waits_for_a_commit_in_progress(
     index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = store.open_snapshot(str(index))
@@ -214,7 +212,7 @@ def test_the_next_run_mends_it_also_where_there_is_nothing_to_do(
 
 
 @pytest.mark.parametrize("table", ["failures", "images"])
-def test_an_entry_that_is_cut_short_is_no_state(index: Path, table: str) -> None:
+def test_truncated_entry_is_refused(index: Path, table: str) -> None:
     """At the end of any line, or in one: the version that needs it is not there, older ones are."""
     base = store.open_snapshot(str(index))
     version = base.versions[table]
@@ -235,7 +233,7 @@ def test_an_entry_that_is_cut_short_is_no_state(index: Path, table: str) -> None
     assert store.open_snapshot(str(index)) == base
 
 
-def test_an_older_entry_that_is_cut_short_is_seen_by_the_number_of_files(index: Path) -> None:
+def test_truncated_older_entry_is_detected(index: Path) -> None:
     path = entry(index, "failures", 2)
     path.write_text("".join(x for x in path.read_text().splitlines(True) if '"add"' not in x))
     with pytest.raises(IndexStateError, match=r"failures/_delta_log/0+3\.json or an entry before"):

@@ -1,4 +1,4 @@
-"""The index on disk: schemas, snapshots, and what other readers see."""
+"""Tests of the index on disk: schemas, snapshots, and other readers."""
 
 import datetime as dt
 import json
@@ -113,7 +113,7 @@ def test_of_two_runs_that_publish_the_second_fails(empty: store.Snapshot) -> Non
     assert store.open_snapshot(empty.index) == first
 
 
-def test_what_a_dead_run_left_is_invisible_and_does_not_come_back(empty: store.Snapshot) -> None:
+def test_files_of_a_dead_run_stay_invisible(empty: store.Snapshot) -> None:
     orphan = failure_file(empty.index, "orphan")
     commits.replace_files(empty.index, "failures", [orphan])  # and died before `images`
     assert store.open_snapshot(empty.index).rows("failures") == 0
@@ -139,12 +139,12 @@ def test_old_versions_stay_readable(empty: store.Snapshot) -> None:
     assert (one.version, two.version, at) == (1, 2, {0: 0, 1: 1, 2: 1})
 
 
-def test_history_keeps_what_a_run_said_of_itself(empty: store.Snapshot) -> None:
+def test_history_returns_the_info_of_runs(empty: store.Snapshot) -> None:
     store.commit(empty, [failure_file(empty.index, "x")], info={"segrec": {"run_id": "r1"}})
     assert history(empty.index)[0].info["segrec"] == {"run_id": "r1"}
 
 
-def test_creating_again_completes_what_was_left_unfinished(model: Model, tmp_path: Path) -> None:
+def test_create_completes_an_unfinished_index(model: Model, tmp_path: Path) -> None:
     index = str(tmp_path / "index")
     store.create(index, model)
     shutil.rmtree(f"{index}/images")
@@ -166,9 +166,7 @@ def other_model(model: Model) -> Model:
     return replace(model, spec=replace(model.spec, classes=classes, components=components))
 
 
-def test_a_snapshot_of_another_model_replaces_the_old_one_at_once(
-    empty: store.Snapshot, model: Model
-) -> None:
+def test_replace_publishes_another_model_in_one_commit(empty: store.Snapshot, model: Model) -> None:
     old = store.commit(empty, [failure_file(empty.index, "old")])
     other = other_model(model)
     other.save(store.model_uri(empty.index, other.model_id))
@@ -188,7 +186,7 @@ def test_a_snapshot_of_another_model_replaces_the_old_one_at_once(
     assert (again.model_id, again.files) == (old.model_id, old.files)
 
 
-def test_what_is_staged_is_invisible_and_remembered(empty: store.Snapshot, model: Model) -> None:
+def test_staged_files_are_invisible_and_kept(empty: store.Snapshot, model: Model) -> None:
     other = other_model(model)
     a, b = (failure_file(empty.index, name) for name in "ab")
     staged = staging.stage(staging.open_staging(empty, other), [a])

@@ -1,4 +1,4 @@
-"""An index that somebody else made: its log, its manifests and its Parquet files are only data."""
+"""Tests of indexes from untrusted sources: logs, manifests and Parquet files are only data."""
 
 import json
 import pickle
@@ -278,7 +278,7 @@ def test_purges_that_go_in_a_circle_end(index: str) -> None:
         store.open_snapshot(index, 1)
 
 
-def test_a_purge_cannot_put_a_file_from_elsewhere_in_the_place_of_one(index: str) -> None:
+def test_replacements_of_foreign_files_are_refused(index: str) -> None:
     a = _of_table(index, "images")
     b = DataFile("images", "../../../secret.parquet", 1, 1, None, "{}")
     replacements.write_replacements(index, [(a, b)])
@@ -354,7 +354,7 @@ def infected(index: str, canary: Path, change: Callable[[pa.Table, pa.Array], pa
 INFECTIONS = [_additional, _in_place, _nested, _in_a_dictionary]
 
 
-def test_what_is_read_by_arrow_itself_would_run(canary: Path, tmp_path: Path) -> None:
+def test_arrow_alone_would_run_pickled_code(canary: Path, tmp_path: Path) -> None:
     """The payload is a real one."""
     pq.write_table(pa.table({"a": pickled(canary, 1)}), tmp_path / "a.parquet")
     pq.read_table(tmp_path / "a.parquet")["a"].to_pylist()

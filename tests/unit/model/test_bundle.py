@@ -1,4 +1,4 @@
-"""A bundle comes back as it was saved, is known by what it computes, and is checked when read."""
+"""Tests of bundles: round trips, identities, and checks on reading."""
 
 import dataclasses
 import json
@@ -260,7 +260,7 @@ def test_usable_class_names_pass(names: list[str]) -> None:
      ["ignore"], [""], ["a b"], ["a-b"], ["a\n"], ["é"], ["٣"], ["a" * 65], ["car", "car"],
      ["ok", "a.b"], ["%41"]],
 )  # fmt: skip
-def test_class_names_that_could_not_be_columns_and_folders_are_refused(names: list[str]) -> None:
+def test_check_class_names_refuses_invalid_names(names: list[str]) -> None:
     with pytest.raises(ModelError, match="class name"):
         check_class_names(names)
 
@@ -281,7 +281,7 @@ def test_each_class_has_a_colour_and_random_weights_a_notice() -> None:
     assert dataclasses.replace(spec, weights="imagenet").notice is None
 
 
-def test_untrained_networks_are_said() -> None:
+def test_notice_names_untrained_networks() -> None:
     trained = dataclasses.replace(small_model().spec, weights="imagenet")
     model = Model(trained, small_model().head, small_model().backbone)
     assert model.spec.notice is None

@@ -1,4 +1,4 @@
-"""Which engine runs the model, and that engines agree within the stated tolerances."""
+"""Tests of the choice of engines, and of their agreement within the stated tolerances."""
 
 import sys
 import threading
@@ -131,7 +131,7 @@ def test_emulated_bfloat16_is_done_with_a_warning(monkeypatch: pytest.MonkeyPatc
         ("ncnn", "auto", "cuda", "--engine ncnn runs on CPUs; say --engine torch"),
     ],
 )
-def test_what_does_not_exist_is_an_error(
+def test_choose_engine_refuses_unknown_names(
     engine: str, precision: str, device: str, message: str
 ) -> None:
     with pytest.raises(EngineError, match=message):

@@ -1,4 +1,4 @@
-"""The SVM that scikit-learn fits is the SVM that the network computes."""
+"""Tests of the SVM head against scikit-learn."""
 
 from dataclasses import dataclass
 
@@ -98,7 +98,7 @@ def test_two_targets_become_two_opposite_svms(fitted: Fitted) -> None:
     np.testing.assert_allclose(decision[:, 0], -decision[:, 1], rtol=1e-3, atol=1e-3)
 
 
-def test_the_scaler_is_scikit_learns_divided_by_the_root_of_the_width(fitted: Fitted) -> None:
+def test_scaler_matches_scikit_learn_over_root_width(fitted: Fitted) -> None:
     features = fitted.features[:, :50].copy()
     features[:, 7] = 0.3
     found = Scaler.of(features).transform(features)
@@ -203,7 +203,7 @@ def test_a_tap_is_read_as_it_is_written(layer: str, window: int) -> None:
     ["", "@3", "conv6_1", "conv5_3@", "conv5_3@2", "conv5_3@0", "conv5_3@-3", "conv5_3@x",
      "conv5_3@3@5", " conv5_3", "conv5_3@1.0"],
 )  # fmt: skip
-def test_what_is_no_tap_is_refused(text: str) -> None:
+def test_tap_parse_refuses_other_text(text: str) -> None:
     with pytest.raises(ModelError):
         Tap.parse(text)
 

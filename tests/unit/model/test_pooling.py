@@ -1,4 +1,4 @@
-"""Pooling per class adds up, and sign bits follow Pearson's correlation."""
+"""Tests of pooling by class and of sign bits."""
 
 import numpy as np
 import pytest
@@ -123,7 +123,7 @@ def test_bits_are_packed_lowest_first() -> None:
     np.testing.assert_array_equal(found.numpy(), expected)
 
 
-def test_the_rotation_is_orthogonal_repeatable_and_not_the_identity() -> None:
+def test_random_rotation_is_orthogonal_and_repeatable() -> None:
     torch.testing.assert_close(ROTATION @ ROTATION.T, torch.eye(512), rtol=0, atol=1e-5)
     before = torch.get_rng_state()
     assert torch.equal(random_rotation(512), ROTATION)

@@ -1,4 +1,4 @@
-"""One forward pass in every engine: maps, counts and features that agree with each other."""
+"""Tests of segmenters in every engine: maps, counts and features agree."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -136,15 +136,13 @@ def test_masks_do_not_depend_on_how_many_are_resized_together(
         np.testing.assert_array_equal(mask, alike)
 
 
-def test_what_is_launched_before_another_result_is_read_stays_what_it_is(
-    segmenter: Segmenter, found: Segmentation
-) -> None:
+def test_launched_results_do_not_change_later(segmenter: Segmenter, found: Segmentation) -> None:
     launched = [segmenter.launch(IMAGES[::step].copy()) for step in (1, -1, 1, -1)]
     for i, one in enumerate(launched):
         np.testing.assert_array_equal(one.result().labels, found.labels[:: (-1) ** i])
 
 
-def test_an_image_alone_gives_what_it_gives_in_a_batch(
+def test_segmentation_does_not_depend_on_the_batch(
     segmenter: Segmenter, found: Segmentation
 ) -> None:
     for i in range(B):
@@ -248,7 +246,7 @@ def test_launching_waits_for_nothing(precision: str) -> None:
 
 @without_gpu
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:99"])
-def test_a_gpu_that_is_not_there_is_an_error(name: str) -> None:
+def test_missing_gpu_is_an_error(name: str) -> None:
     with pytest.raises(DeviceError, match="--device cpu"):
         resolve_device(name)
     with pytest.raises(DeviceError):
@@ -266,7 +264,7 @@ def test_auto_is_the_gpu_or_the_cpu() -> None:
     assert resolve_device("cpu") == "cpu"
 
 
-def test_every_device_and_engine_gives_the_labels_of_torch_on_the_cpu(
+def test_devices_and_engines_give_labels_of_torch_on_cpu(
     segmenters: Mapping[Engine, Segmenter],
 ) -> None:
     cpu = _labels(TorchSegmenter(tiny_model()))

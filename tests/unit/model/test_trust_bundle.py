@@ -1,4 +1,4 @@
-"""A bundle that somebody else made is held against what a bundle can be before it is used."""
+"""Tests of bundles from untrusted sources: invalid content is refused before use."""
 
 import json
 import math
@@ -74,9 +74,7 @@ UNUSABLE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("what", UNUSABLE)
-def test_what_no_model_says_is_refused_in_one_line_that_names_the_file(
-    what: str, folder: Path
-) -> None:
+def test_read_spec_refuses_invalid_values(what: str, folder: Path) -> None:
     (folder / "model.json").write_text(json.dumps({**_values(folder), **UNUSABLE[what]}))
     with pytest.raises(ModelError) as caught:
         read_spec(str(folder))
@@ -165,7 +163,7 @@ BAD_TENSORS = {
 
 
 @pytest.mark.parametrize("what", BAD_TENSORS)
-def test_tensors_that_the_description_does_not_promise_are_refused(what: str, folder: Path) -> None:
+def test_load_model_refuses_unexpected_tensors(what: str, folder: Path) -> None:
     (folder / "head.safetensors").write_bytes(BAD_TENSORS[what])
     with pytest.raises(ModelError, match="not complete"):
         load_model(str(folder))
@@ -206,7 +204,7 @@ def test_the_shapes_of_the_backbone_are_those_of_torch() -> None:
 
 @given(json_documents())
 @settings(deadline=None, max_examples=100, derandomize=True)
-def test_what_can_be_written_is_read_again(value: Any) -> None:
+def test_json_round_trip(value: Any) -> None:
     check_values(value, 5)
     assert parse_json(json.dumps(value).encode()) == value
 

@@ -1,4 +1,4 @@
-"""The backbone is torchvision's VGG-16, from weights of every origin."""
+"""Tests of backbones and their weights: VGG-16 as in torchvision."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -36,7 +36,7 @@ def _save_safetensors(state: dict[str, Tensor], path: Path) -> str:
     return str(path.with_suffix(".safetensors"))
 
 
-def test_layer_names_positions_channels_and_strides_are_torchvisions() -> None:
+def test_vgg16_layers_match_torchvision() -> None:
     features = _torchvision(random_weights().state)
     x, block, conv = torch.rand(1, 3, 32, 48), 1, 0
     found = {}
@@ -60,7 +60,7 @@ def test_random_weights_repeat_and_differ_by_seed() -> None:
     assert all(v.isfinite().all() and v.dtype == torch.float32 for v in again.state.values())
 
 
-def test_random_weights_and_backbones_leave_the_global_generator_alone() -> None:
+def test_random_weights_keep_the_global_generator() -> None:
     before = torch.get_rng_state()
     Backbone(load_weights("random:3").state, ["conv1_1"])
     torch.testing.assert_close(torch.get_rng_state(), before, rtol=0, atol=0)
@@ -73,7 +73,7 @@ def test_random_maps_neither_vanish_nor_explode() -> None:
 
 @pytest.mark.parametrize("save", [_save_pth, _save_safetensors])
 @pytest.mark.parametrize("prefix", ["", "features."])
-def test_state_dicts_load_in_half_precision_with_or_without_prefix(
+def test_load_weights_accepts_half_precision_and_prefix(
     save: Callable[[dict[str, Tensor], Path], str], prefix: str, tmp_path: Path
 ) -> None:
     half = {k: v.half() for k, v in random_weights().state.items()}
@@ -108,7 +108,7 @@ class _Code:
         return os.mkdir, (str(self.path),)
 
 
-def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
+def test_load_weights_refuses_pickled_code(tmp_path: Path) -> None:
     path = _save_pth({**random_weights().state, "more": _Code(tmp_path / "ran")}, tmp_path / "w")
     with pytest.raises(ModelError, match=r"w\.pth"):
         load_weights(path)
@@ -116,7 +116,7 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "features."])
-def test_missing_and_misshapen_tensors_are_named(prefix: str, tmp_path: Path) -> None:
+def test_load_weights_names_wrong_tensors(prefix: str, tmp_path: Path) -> None:
     state = {prefix + k: v for k, v in random_weights().state.items()}
     missing = {k: v for k, v in state.items() if not k.endswith("17.bias")}
     with pytest.raises(ModelError, match=rf" {prefix}17\.bias is missing"):
@@ -138,7 +138,7 @@ def test_missing_and_misshapen_tensors_are_named(prefix: str, tmp_path: Path) ->
     ],
     ids=["numbered", "no tensor", "list", "tensor", "empty", "nested"],
 )
-def test_a_file_that_is_no_state_dict_is_refused(content: Any, tmp_path: Path) -> None:
+def test_load_weights_refuses_other_objects(content: Any, tmp_path: Path) -> None:
     path = _save_pth(content, tmp_path / "w")
     with pytest.raises(ModelError, match=r"w\.pth"):
         load_weights(path)
@@ -147,7 +147,7 @@ def test_a_file_that_is_no_state_dict_is_refused(content: Any, tmp_path: Path) -
 @pytest.mark.parametrize(
     "name", [".", "none.pth", "none.safetensors", "junk.pth", "junk.safetensors"]
 )
-def test_a_file_that_is_not_there_or_unreadable_is_refused(name: str, tmp_path: Path) -> None:
+def test_load_weights_refuses_unreadable_files(name: str, tmp_path: Path) -> None:
     for junk in ("junk.pth", "junk.safetensors"):
         (tmp_path / junk).write_bytes(b"<html>")
     with pytest.raises(ModelError):
@@ -155,7 +155,7 @@ def test_a_file_that_is_not_there_or_unreadable_is_refused(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize("seed", ["", "x", "1.5", str(2**70)])
-def test_a_seed_must_be_a_number_that_fits(seed: str) -> None:
+def test_load_weights_checks_the_seed(seed: str) -> None:
     with pytest.raises(ModelError):
         load_weights(f"random:{seed}")
 
@@ -171,7 +171,7 @@ def test_maps_are_torchvisions_own() -> None:
         )
 
 
-def test_a_backbone_stops_at_its_deepest_layer_and_leaves_the_weights_alone() -> None:
+def test_backbone_stops_at_its_deepest_layer() -> None:
     weights = random_weights()
     before = weights.fingerprint
     backbone = Backbone(weights.state, ["conv3_3", "conv1_2"])
@@ -192,7 +192,7 @@ def test_bfloat16_maps_stay_near_float32() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_image_alone_gives_the_maps_it_gives_in_a_batch(dtype: torch.dtype) -> None:
+def test_maps_do_not_depend_on_the_batch(dtype: torch.dtype) -> None:
     batch = torch.randn(3, 3, 48, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
     backbone = Backbone(random_weights().state, ["conv3_3", "conv5_3"]).to(dtype)
     together, alone = backbone(batch), backbone(batch[1:2])
