@@ -54,7 +54,7 @@ def run(a: argparse.Namespace) -> None:
     """Run the command."""
     from segrec_batch.search.database import open_index
     from segrec_batch.search.sql.connection import PROFILED, Access, last_work
-    from segrec_batch.search.sql.guard import ask
+    from segrec_batch.search.sql.guard import run_untrusted
     from segrec_batch.search.sql.limits import Limits, last_resort
 
     if not 0 < a.timeout <= 10**7:
@@ -63,7 +63,7 @@ def run(a: argparse.Namespace) -> None:
     settings = PROFILED if a.explain else {}
     database = open_index(a.index, a.version, Access.SEALED, settings)
     with last_resort(a.timeout + min(a.timeout, 10)):
-        table = ask(database, a.sql, parameters, Limits(seconds=a.timeout))
+        table = run_untrusted(database, a.sql, parameters, Limits(seconds=a.timeout))
     if a.explain:
         log.info(str(last_work(database.connection)))
     title = f"{table.num_rows} rows"

@@ -1,1 +1,1 @@
-"""Asking an index: DuckDB views and functions, recommendations, contact sheets."""
+"""Queries of an index: DuckDB views and functions, recommendations, feedback."""

@@ -1,8 +1,8 @@
-"""The query cache: the rows of one snapshot as tables of a DuckDB file, laid out for ranking.
+"""Query cache: the rows of one snapshot as tables of a DuckDB file, laid out for ranking.
 
-Any DuckDB client opens it, and needs nothing else: it holds the views and the macros, too. Regions
-lie by class and coverage, images along a Z-curve of their coverages, in small row groups, so that a
-filter on coverage reads little else.
+Any DuckDB client opens it, as it holds the views and the macros, too. Regions are sorted by class
+and coverage, images along a Z-curve of their coverages, in small row groups, so that a filter on
+coverage reads few rows that it drops.
 """
 
 import hashlib
@@ -44,28 +44,30 @@ _Z_BITS = 3  # of each coverage, along the Z-curve
 
 
 @dataclass(frozen=True)
-class Refreshed:
-    """What was done to bring a cache to the version of an index."""
+class CacheChanges:
+    """Rows of a cache, and changes that brought it to the version of an index."""
 
     version: int
     rows: int
-    """Of all tables, now in the cache."""
+    """Of all tables."""
     added: int
     removed: int
 
 
-def refresh_cache(index: str, path: str, *, rebuild: bool = False) -> Refreshed:
-    """Make or renew the query cache of an index; `rebuild` reads everything again.
+def refresh_cache(index: str, path: str, *, rebuild: bool = False) -> CacheChanges:
+    """Make or renew the query cache of an index; `rebuild` reads all rows again.
 
     Readers keep the file that they have open; a crash leaves the old one. Raises InputError for a
     file that is no cache, or one of another index; IndexStateError for one of another model.
     """
     snapshot = open_snapshot(storage.absolute(index))
-    old, version = _held(path, snapshot, rebuild) if Path(path).exists() else (set[str](), None)
+    old, version = (
+        _present_parts(path, snapshot, rebuild) if Path(path).exists() else (set[str](), None)
+    )
     rows = {part: sum(f.rows for f in files) for part, files in by_part(snapshot.all_files).items()}
     new = rows.keys() - old
     if version == snapshot.version:
-        return Refreshed(snapshot.version, sum(rows.values()), 0, 0)
+        return CacheChanges(snapshot.version, sum(rows.values()), 0, 0)
     if sum(rows[part] for part in new) * _REBUILD > sum(rows.values()):
         old, new = set(), set(rows)
     try:
@@ -76,14 +78,16 @@ def refresh_cache(index: str, path: str, *, rebuild: bool = False) -> Refreshed:
     except (OSError, duckdb.IOException) as error:
         raise StorageError(f"{path} cannot be made: {error}") from error
     added = sum(rows[part] for part in new)
-    return Refreshed(snapshot.version, sum(rows.values()), added, removed)
+    return CacheChanges(snapshot.version, sum(rows.values()), added, removed)
 
 
-def _held(path: str, snapshot: Snapshot, rebuild: bool) -> tuple[set[str], int | None]:
-    """The parts that a cache holds, and its version; nothing if it is to be made anew.
+def _present_parts(path: str, snapshot: Snapshot, rebuild: bool) -> tuple[set[str], int | None]:
+    """Return the parts of a cache, and its version; no parts if it has to be made anew.
 
     Raises InputError, IndexStateError.
     """
+    if not Path(path).exists():
+        return set(), None
     if not is_cache(path):
         raise InputError(f"{path} is a folder; name a file for the query cache")
     if Path(f"{path}.wal").exists():  # which would change what a copy of the file alone has
@@ -108,16 +112,16 @@ def _held(path: str, snapshot: Snapshot, rebuild: bool) -> tuple[set[str], int |
         if cache.bundle_id != snapshot.bundle_id:  # vectors of other descriptors
             return set(), None
         if catalogue(connection, CACHE) != expected_catalogue(snapshot.spec):
-            return set(), None  # views or macros of somebody else's, which _write would use
+            return set(), None  # other views or macros, which _write would use
         selects = " UNION ".join(f"SELECT part FROM segrec.{table}" for table in TABLES)  # noqa: S608
         return {part for (part,) in connection.execute(selects).fetchall()}, cache.version
 
 
 @contextmanager
 def _replacing(path: str) -> Iterator[str]:
-    """A file to write, which takes the place of another when it is complete.
+    """Yield the path of a draft, which takes the place of a file when it is complete.
 
-    It lies in a folder of its own beside the other: nothing else there is ever deleted.
+    It lies in a folder of its own beside the file: nothing else there is ever deleted.
     """
     target = Path(path)
     with scratch_folder(f".{target.name}.", target.parent) as folder:
@@ -127,24 +131,24 @@ def _replacing(path: str) -> Iterator[str]:
 
 
 def _write(path: str, snapshot: Snapshot, new: set[str], gone: set[str]) -> int:
-    """Bring a cache, or a new file, to a snapshot; returns how many rows left."""
-    fresh = not Path(path).exists()
+    """Bring a cache, or a new file, to a snapshot; return the number of rows removed."""
+    is_new = not Path(path).exists()
     with open_database(":memory:", [snapshot], temp_directory=f"{path}.spill") as connection:
         # deltas and dictionaries save a fifth of the bytes and cost twice the time to scan
         connection.execute("SET force_compression = 'uncompressed'")
         connection.execute(f"ATTACH {quoted(path)} AS cache (ROW_GROUP_SIZE {ROW_GROUP})")
         connection.execute("USE cache")
         connection.execute("BEGIN")
-        if fresh:
+        if is_new:
             _create(connection, snapshot)
         removed = sum(_delete(connection, table, gone) for table in TABLES)
         added = [f for f in snapshot.all_files if f.part in new]
-        wanted = with_changes(snapshot, added, list(snapshot.all_files))
+        changes = with_changes(snapshot, added, list(snapshot.all_files))
         with ProgressMeter("rows copied", sum(f.rows for f in added)) as meter:
             for table in TABLES:
-                _insert(connection, wanted, table)
-                meter.advance(wanted.rows(table))
-        _name(connection, snapshot)
+                _insert(connection, changes, table)
+                meter.advance(changes.rows(table))
+        _write_identity(connection, snapshot)
         connection.execute("COMMIT")
         connection.execute("CHECKPOINT")
         connection.execute("USE memory")
@@ -194,13 +198,13 @@ def _z_order(classes: Sequence[str]) -> str:
 
 
 def _recipe() -> str:
-    """What a cache is made by: another version of the SQL or of the layout makes another cache."""
+    """Return a hash of the SQL and the layout that make a cache."""
     names = ("functions", "stale", "recommend", "feedback", "comments")
     texts = [schema_file(f"{name}.sql") for name in names]
     return hashlib.sha256("".join([*texts, str(ROW_GROUP), __version__]).encode()).hexdigest()
 
 
-def _name(connection: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
+def _write_identity(connection: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
     connection.execute(f"DELETE FROM segrec.{SNAPSHOT}")  # noqa: S608
     connection.execute(
         f"INSERT INTO segrec.{SNAPSHOT} VALUES ($index, $version, $model_id, $spec, $recipe)",  # noqa: S608

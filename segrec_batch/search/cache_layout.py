@@ -1,4 +1,4 @@
-"""What a query cache holds: the tables of its schema `segrec`, and the views over them."""
+"""Tables of a query cache, in its schema `segrec`, and views over them."""
 
 import duckdb
 
@@ -8,7 +8,7 @@ from segrec_batch.search.sql.connection import open_connection
 from segrec_batch.search.sql.views import complete, create_functions, identifier
 
 SNAPSHOT = "snapshot"
-"""The table of one row that says what the cache was made of."""
+"""Table of one row with index, version and model of the cache."""
 
 
 def create_snapshot_table(connection: duckdb.DuckDBPyConnection, database: str) -> None:
@@ -22,9 +22,7 @@ def create_snapshot_table(connection: duckdb.DuckDBPyConnection, database: str) 
 
 
 def create_tables(connection: duckdb.DuckDBPyConnection, database: str, spec: ModelSpec) -> None:
-    """Create the tables of rows in the schema of an attached database, empty, and the functions in
-    the database that is in use.
-    """
+    """Create the functions in the database in use, and empty tables in an attached one."""
     create_functions(connection, spec)
     for table, schema in schemas(spec.classes).items():
         connection.register("model_of_rows", schema.empty_table())
@@ -36,7 +34,7 @@ def create_tables(connection: duckdb.DuckDBPyConnection, database: str, spec: Mo
 
 
 def create_cache_views(connection: duckdb.DuckDBPyConnection, spec: ModelSpec) -> None:
-    """Create the views and table macros over `segrec`, in the database that is in use."""
+    """Create the views and table macros over `segrec` in the database in use."""
     for table, schema in schemas(spec.classes).items():
         names = ", ".join(f"t.{identifier(name)}" for name in schema.names)
         connection.execute(f"CREATE VIEW {table} AS SELECT {names} FROM segrec.{table} AS t")  # noqa: S608
@@ -46,9 +44,9 @@ def create_cache_views(connection: duckdb.DuckDBPyConnection, spec: ModelSpec) -
 def create_views_of_attached(
     connection: duckdb.DuckDBPyConnection, database: str, spec: ModelSpec
 ) -> None:
-    """Create the same in memory, over the tables of an attached cache: nothing else of it is used.
+    """Create them in memory, over the tables of an attached cache; nothing else of it is used.
 
-    After `create_tables`, which brings `functions.sql`.
+    It comes after `create_tables`, which runs `functions.sql`.
     """
     connection.execute("CREATE SCHEMA segrec")
     for table in TABLES:
@@ -58,26 +56,26 @@ def create_views_of_attached(
 
 
 def definitions(connection: duckdb.DuckDBPyConnection, database: str) -> dict[str, str]:
-    """Return how the base tables in the schema of an attached database are defined, by name.
+    """Return the definitions of the base tables in the schema of an attached database, by name.
 
-    As DuckDB writes it: columns, types, defaults, generated columns and constraints.
+    DuckDB writes them: columns, types, defaults, generated columns and constraints.
     """
-    found = connection.execute(
+    rows = connection.execute(
         "SELECT table_name, sql FROM duckdb_tables() "
         "WHERE database_name = $database AND schema_name = 'segrec'",
         {"database": database},
     )
-    return dict(found.fetchall())
+    return dict(rows.fetchall())
 
 
 def catalogue(connection: duckdb.DuckDBPyConnection, database: str) -> set[tuple[str, ...]]:
     """Return all that an attached database defines, as texts."""
-    found = connection.execute(_CATALOGUE, {"database": database}).fetchall()
-    return {tuple(map(str, row)) for row in found}
+    rows = connection.execute(_CATALOGUE, {"database": database}).fetchall()
+    return {tuple(map(str, row)) for row in rows}
 
 
 def expected_catalogue(spec: ModelSpec) -> set[tuple[str, ...]]:
-    """Return the same of a cache as this version makes it."""
+    """Return all that a cache of this version defines."""
     with open_connection() as connection:
         connection.execute("ATTACH ':memory:' AS cache")
         connection.execute("USE cache")
@@ -109,21 +107,21 @@ def columns_of(table: str, spec: ModelSpec) -> str:
     """Return SQL for the columns of a cache's table, from rows as they are in the files."""
     derived = _derived(table, spec)
     names = schemas(spec.classes)[table].names
-    kept = [identifier(name) for name in names if name not in derived]
-    return ", ".join([*kept, *(f"{sql} AS {name}" for name, sql in derived.items())])
+    plain = [identifier(name) for name in names if name not in derived]
+    return ", ".join([*plain, *(f"{sql} AS {name}" for name, sql in derived.items())])
 
 
 def _derived(table: str, spec: ModelSpec) -> dict[str, str]:
-    """Columns of a cache that the files do not have so."""
+    """Return the columns of a cache that differ from the files, as SQL by name."""
     if table not in ("images", "regions"):
         return {}
     # a row of an array can be read without its neighbours; macros take both kinds
-    found = {
+    columns = {
         "feature": f"feature::FLOAT[{spec.feature_length}]",
         "feature_error": "feature_error(feature, inv_norm)",
     }
     if table == "images":
         names = ", ".join(identifier(coverage_column(name)) for name in spec.all_classes)
-        found["coverages"] = f"[{names}]"
-        found["sign_words"] = "sign_words(sign_bits)"
-    return found
+        columns["coverages"] = f"[{names}]"
+        columns["sign_words"] = "sign_words(sign_bits)"
+    return columns

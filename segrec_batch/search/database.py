@@ -43,12 +43,12 @@ class Database:
 
     @property
     def bundle_id(self) -> str:
-        """The bundle that made the rows."""
+        """Id of the bundle that made the rows."""
         return bundle_id(self.model_id, self.spec)
 
     @property
     def model_uri(self) -> str:
-        """Where it lies."""
+        """URI of that bundle."""
         return model_uri(self.index, self.bundle_id)
 
 
@@ -59,26 +59,29 @@ def connect(
     locked: bool = True,
     settings: Settings | None = None,
 ) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection on the newest snapshot of an index, or on that of a version.
-
-    `index` may also be a query cache, as `segrec cache` makes it.
+    """Open a DuckDB connection on the newest snapshot of an index, or on that of a version.
 
     It has the views `images`, `regions`, `descriptors` and `failures` and the functions of
     `schemas/*.sql`, among them `pearson(a, b)` and `recommend(query, …)`; and `pearson_udf(a, b)`,
     which is in Python. The snapshot stays the same while the connection lives, whatever is indexed
     meanwhile.
 
-    SQL on it takes any statement, but opens no file beside those of the snapshot, loads no
-    extension and changes no setting: `locked=False` allows what DuckDB allows, such as COPY. Either
-    way it is for SQL of the caller's own; `segrec sql` takes that of others.
-
-    Args:
-        settings: options of DuckDB, e.g. `{"threads": 4, "memory_limit": "8GB"}`.
-
-    Raises IndexStateError if there is no index, InputError for a setting that there is not.
+    The connection takes any statement, but opens no file beside those of the snapshot, loads no
+    extension and changes no setting: `locked=False` allows what DuckDB allows, such as COPY. Both
+    are for SQL of the caller; `segrec sql` takes untrusted SQL.
 
         con = connect("s3://bucket/index")
         con.sql("SELECT uri FROM images WHERE coverage_car > 0.3")
+
+    Args:
+        index: an index, or a query cache as `segrec cache` makes it.
+        version: of the index; None is the newest.
+        locked: no other file can be opened, no setting changed.
+        settings: options of DuckDB, e.g. `{"threads": 4, "memory_limit": "8GB"}`.
+
+    Raises:
+        IndexStateError: there is no index.
+        InputError: DuckDB has no such setting.
     """
     access = Access.LOCKED if locked else Access.OPEN
     connection = open_index(index, version, access, settings).connection
@@ -92,22 +95,22 @@ def open_index(
     access: Access = Access.LOCKED,
     settings: Settings | None = None,
 ) -> Database:
-    """An index, or a query cache, for questions. Raises IndexStateError, InputError."""
+    """Open an index, or a query cache, to read. Raises IndexStateError, InputError."""
     if not is_cache(index):
         return open_files(open_snapshot(storage.absolute(index), version), access, settings)
-    found = open_cache(index, access, settings)
-    if version not in (None, found.version):
+    cache = open_cache(index, access, settings)
+    if version not in (None, cache.version):
         raise InputError(
-            f"{index} is a query cache of version {found.version}, not of {version}; ask the index "
-            f"itself, {found.index}"
+            f"{index} is a query cache of version {cache.version}, not of {version}; ask the index "
+            f"itself, {cache.index}"
         )
-    return found
+    return cache
 
 
 def open_files(
     snapshot: Snapshot, access: Access = Access.LOCKED, settings: Settings | None = None
 ) -> Database:
-    """A snapshot that is already open. Raises IndexStateError if files are gone."""
+    """Open the files of a snapshot. Raises IndexStateError if files are gone."""
     connection = open_connection(settings=settings)
     named = access is Access.SEALED or storage.is_remote(snapshot.index)
     if named:
@@ -124,7 +127,7 @@ def open_files(
 
 
 def _check_regular(snapshot: Snapshot) -> None:
-    """Raise IndexStateError for what DuckDB would wait for, such as a pipe in a file's place."""
+    """Raise IndexStateError for a pipe or the like in a file's place; DuckDB would wait for it."""
     for file in snapshot.all_files:
         path = Path(file.uri(snapshot.index))
         if path.exists() and not path.is_file():
@@ -135,10 +138,10 @@ def _check_regular(snapshot: Snapshot) -> None:
 
 @contextmanager
 def reading(snapshot: Snapshot) -> Iterator[None]:
-    """DuckDB's errors while it reads a snapshot, as errors of ours.
+    """Turn DuckDB's errors while it reads a snapshot into errors of this package.
 
-    IndexStateError for files that are gone or damaged, StorageError for a store that fails, or for
-    the disk on which DuckDB has its own files.
+    IndexStateError is for files that are gone or damaged, StorageError for a store that fails, or
+    for the disk on which DuckDB has its own files.
     """
     try:
         yield
@@ -149,8 +152,8 @@ def reading(snapshot: Snapshot) -> Iterator[None]:
             raise StorageError(text) from error
         if isinstance(error, duckdb.InterruptException | duckdb.OutOfMemoryException):
             raise
-        of_the_disk = isinstance(error, duckdb.IOException) and ".parquet" not in text
-        if not of_the_disk or kind.endswith("FileNotFoundError"):
+        is_of_disk = isinstance(error, duckdb.IOException) and ".parquet" not in text
+        if not is_of_disk or kind.endswith("FileNotFoundError"):
             raise IndexStateError(
                 f"{snapshot.index}: version {snapshot.version} has lost or damaged files: {text}; "
                 "segrec maintain verify names them all. Put them back from a backup, roll back to "
@@ -160,17 +163,17 @@ def reading(snapshot: Snapshot) -> Iterator[None]:
 
 
 def is_cache(uri: str) -> bool:
-    """Whether a path is that of a query cache: a local file, where an index is a folder."""
+    """Return whether a path is a local file, as a query cache is; an index is a folder."""
     return not storage.is_remote(uri) and Path(uri).is_file()
 
 
 def open_cache(
     path: str, access: Access = Access.LOCKED, settings: Settings | None = None
 ) -> Database:
-    """A query cache, to read. Raises InputError for a file that is none.
+    """Open a query cache to read. Raises InputError for a file that is none.
 
-    The file may be anybody's. Only its tables are used, if they are those that `segrec cache`
-    makes, under views and macros of this package.
+    The file is untrusted. Only its tables are used, if they are those that `segrec cache` makes,
+    under views and macros of this package.
     """
     try:
         # not opened as the database itself: DuckDB would give a renewed file's old state again
@@ -178,17 +181,17 @@ def open_cache(
         restrict(connection, access, [path, f"{path}.wal"])
         connection.execute(f"ATTACH {quoted(path)} AS {CACHE} (READ_ONLY, TYPE duckdb)")
         freeze(connection, access)
-        found = layout.definitions(connection, CACHE)
+        tables = layout.definitions(connection, CACHE)
         connection.execute(f"ATTACH ':memory:' AS {_EXPECTED}")
         layout.create_snapshot_table(connection, _EXPECTED)
     except duckdb.Error as error:
         raise _no_cache(path, one_line(error)) from error
-    if not found.items() >= layout.definitions(connection, _EXPECTED).items():
+    if not tables.items() >= layout.definitions(connection, _EXPECTED).items():
         raise _no_cache(path, f"it has no table segrec.{layout.SNAPSHOT} of the right columns")
     try:
         index, version, model_id, model = _identity(connection)
         layout.create_tables(connection, _EXPECTED, model)
-        if not found.items() >= layout.definitions(connection, _EXPECTED).items():
+        if not tables.items() >= layout.definitions(connection, _EXPECTED).items():
             raise ModelError("its tables have other columns")
     except (duckdb.Error, ModelError, ValueError, TypeError, RecursionError) as error:
         raise InputError(
@@ -205,7 +208,7 @@ def _no_cache(path: str, reason: str) -> InputError:
 
 
 def _identity(connection: duckdb.DuckDBPyConnection) -> tuple[str, int, str, ModelSpec]:
-    """Index, version, model_id and model of an attached cache. Raises ValueError, ModelError."""
+    """Read index, version, model_id and spec of a cache. Raises ValueError, ModelError."""
     rows = connection.execute(
         f"SELECT index, version, model_id, spec FROM {CACHE}.segrec.{layout.SNAPSHOT} "  # noqa: S608
         "WHERE version >= 0 AND regexp_full_match(model_id, '[0-9a-f]{16}') "
@@ -230,8 +233,9 @@ _LARGEST_SPEC = 2**24
 
 
 def open_twin(database: Database) -> duckdb.DuckDBPyConnection:
-    """Open a database of the same views and macros over tables without rows, which can reach no
-    file: SQL means the same on it, and can do nothing.
+    """Open a database of the same views and macros over empty tables, which can reach no file.
+
+    SQL has the same meaning there, and no effect.
     """
     connection = open_connection()
     restrict(connection, Access.SEALED)
@@ -249,9 +253,9 @@ def open_twin(database: Database) -> duckdb.DuckDBPyConnection:
 def open_database(
     path: str, snapshots: Sequence[Snapshot], **settings: str
 ) -> duckdb.DuckDBPyConnection:
-    """A DuckDB database that can read the files of snapshots and loads no extension.
+    """Open a DuckDB database that can read the files of snapshots and loads no extension.
 
-    For SQL of this package alone: it is not locked.
+    It is not locked, and for SQL of this package alone.
     """
     connection = open_connection(path, settings)
     if storage.is_remote(snapshots[0].index):

@@ -22,7 +22,7 @@ from segrec_batch.model.bundle import Model
 from segrec_batch.search.cache import refresh_cache
 from segrec_batch.search.database import Database, open_index
 from segrec_batch.search.sql.connection import Access
-from segrec_batch.search.sql.guard import ask
+from segrec_batch.search.sql.guard import run_untrusted
 from tests.support.builders import tiny_model
 from tests.support.streets import CHANGED, GONE, NIGHTS, write_streets
 
@@ -58,7 +58,7 @@ class Source:
     def answers(self, sql: str) -> tuple[Rows, Rows]:
         """Of the index and of the cache."""
         named = {name: value for name, value in self.values.items() if f"${name}" in sql}
-        found = [ask(database, sql, named) for database in (self.index, self.cache)]
+        found = [run_untrusted(database, sql, named) for database in (self.index, self.cache)]
         return found[0].to_pylist(), found[1].to_pylist()
 
     def answer(self, title: str) -> Rows:

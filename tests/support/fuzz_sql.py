@@ -14,7 +14,7 @@ from segrec_batch.search.cache import refresh_cache
 from segrec_batch.search.database import Database, open_index
 from segrec_batch.search.sql.allowed import TABLE_FUNCTIONS, allowed_functions
 from segrec_batch.search.sql.connection import Access
-from segrec_batch.search.sql.guard import QueryGuard, collect_answer
+from segrec_batch.search.sql.guard import QueryGuard, collect_rows
 from segrec_batch.search.sql.limits import last_resort, time_limit
 from tests.support.damage import Damage
 from tests.support.feature_index import image_files, names, write_index
@@ -96,7 +96,7 @@ class SqlTarget(Target):
         """Run the statement, and look for secrets in what it gives."""
         try:
             with time_limit(database.connection, SECONDS):
-                found = collect_answer(database.connection, self._sql, {}, ANSWER_BYTES)
+                found = collect_rows(database.connection, self._sql, {}, ANSWER_BYTES)
                 rows = str(found.to_pylist())
         except InputError as error:
             rows = str(error)

@@ -45,7 +45,7 @@ from segrec_batch.search.feedback.session import write as write_session
 from segrec_batch.search.filters import Filters
 from segrec_batch.search.recommend import QueryImage, Recommender
 from segrec_batch.search.sql.connection import Access, query
-from segrec_batch.search.sql.guard import ask
+from segrec_batch.search.sql.guard import run_untrusted
 from segrec_batch.search.sql.limits import Limits
 from segrec_batch.sheets.card import Card
 from segrec_batch.sources.strict_json import parse_json
@@ -340,7 +340,7 @@ def _ask(
     database = open_index(index, version, Access.SEALED, {"threads": 1})
     with database.connection:
         first, *more = rng.sample((COUNTS, VALUES, ANSWER), 3)
-        asked = [lambda: ask(database, first, limits=LIMITS)]
+        asked = [lambda: run_untrusted(database, first, limits=LIMITS)]
         asked += [lambda sql=sql: query(database.connection, sql) for sql in more]
         for answer in asked:
             try:

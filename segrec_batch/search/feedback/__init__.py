@@ -1,1 +1,1 @@
-"""Relevance feedback: marks on what was shown, and what is shown next because of them."""
+"""Relevance feedback: sessions of marked results, and the rounds that follow from marks."""

@@ -1,4 +1,4 @@
-"""What SQL of others may be made of: nodes, operators and functions. All else is refused."""
+"""Nodes, operators and functions that untrusted SQL may have. All others are refused."""
 
 from functools import cache
 
@@ -15,22 +15,22 @@ TABLE_FUNCTIONS = _set(
     duckdb_columns duckdb_functions duckdb_tables duckdb_types duckdb_views
     """
 )
-"""Those that SQL of others may use; of other functions see `allowed_functions`."""
+"""Table functions that untrusted SQL may use."""
 
 
 @cache
 def allowed_functions() -> frozenset[str]:
-    """Return the functions of DuckDB, beside table functions, that SQL of others may use."""
+    """Return the functions of DuckDB, beside table functions, that untrusted SQL may use."""
     lines = schema_file("sql_functions.txt").splitlines()
     return frozenset(n.lower() for line in lines if not line.startswith("# ") for n in line.split())
 
 
 def functions(tabular: bool) -> frozenset[str]:
-    """Return the functions that may stand in the place of a table, or those that may elsewhere."""
+    """Return the functions that may be used as a table, or those that may be used elsewhere."""
     return TABLE_FUNCTIONS if tabular else allowed_functions()
 
 
-INSIDE = frozenset(  # what DuckDB makes of other syntax, of its macros and of SUMMARIZE
+INSIDE = frozenset(  # functions in plans of other syntax, of macros and of SUMMARIZE
     (
         "__cast",
         "__between",

@@ -30,11 +30,11 @@ _CLOSED: Settings = {
 
 
 class Access(Enum):
-    """What SQL on a connection may do beside reading the rows.
+    """Permissions of SQL on a connection, beside reading the rows.
 
-    OPEN: all that DuckDB can. LOCKED: it opens no other file and changes no setting, and what does
-    not fit in memory goes to a private folder. SEALED: it opens no file of the local disk at all,
-    and rows that lie there come through handles that cannot write.
+    OPEN: all that DuckDB can. LOCKED: it opens no other file and changes no setting, and spills to
+    a private folder. SEALED: it opens no file of the local disk at all; rows that lie there come
+    through handles that cannot write.
     """
 
     OPEN = "open"
@@ -62,7 +62,7 @@ def restrict(
     files: Sequence[str] = (),
     folders: Sequence[str] = (),
 ) -> None:
-    """Take from a connection what `access` does not grant, before it reads anything of others.
+    """Take from a connection the permissions that `access` lacks, before it reads untrusted files.
 
     Args:
         files: paths on the local disk that may be read, by name.
@@ -70,11 +70,11 @@ def restrict(
     """
     if access is Access.OPEN:
         return
-    given = connection.sql("SELECT current_setting('temp_directory')").fetchall()
+    spill = connection.sql("SELECT current_setting('temp_directory')").fetchall()
     if access is Access.SEALED:
         connection.execute("SET temp_directory = ''")
         _limit_memory(connection, usable_memory() // 2)
-    elif given == [(_DEFAULT_SPILL,)]:
+    elif spill == [(_DEFAULT_SPILL,)]:
         _spill_privately(connection)
     connection.execute("SET allowed_paths = $files", {"files": list(files)})
     connection.execute("SET allowed_directories = $folders", {"folders": list(folders)})
@@ -82,7 +82,7 @@ def restrict(
 
 
 def freeze(connection: "_Connection", access: Access) -> None:
-    """Let no statement change a setting any more; of a sealed one, let none open a local file."""
+    """Lock the settings of a connection; a sealed one cannot open a local file any more."""
     if access is Access.SEALED:
         connection.execute("SET disabled_filesystems = 'LocalFileSystem'")
     if access is not Access.OPEN:
@@ -90,9 +90,7 @@ def freeze(connection: "_Connection", access: Access) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """DuckDB's message without the statement that it quotes, and of errors in Python the last line
-    of the traceback.
-    """
+    """Return DuckDB's message without the quoted statement, and without a Python traceback."""
     text = str(error).partition("\n\nLINE ")[0]
     if "Traceback (" in text:
         text = text.strip().rpartition("\n")[2]
@@ -124,9 +122,9 @@ def _spill_privately(connection: "_Connection") -> None:
 
 @cache
 def _spill_folder(_: int) -> Path:
-    """Return the folder of this process for what does not fit in memory; it goes with the process.
+    """Return the folder of this process for spilled data; it is deleted with the process.
 
-    Not with a connection: its cursors live on.
+    It outlives a connection, whose cursors may go on.
     """
     stack = ExitStack()
     atexit.register(stack.close)

@@ -1,10 +1,10 @@
-"""SQL of others: what it may be, decided by an allow-list before it runs, and what it may take.
+"""Untrusted SQL: an allow-list decides before it runs, and limits hold while it runs.
 
-A statement is looked at twice. As it is parsed: one SELECT, of kinds of nodes and of functions that
-are on the list, so that nothing else is even bound. And as it is bound, on a *twin* of the database
-that has its views and macros over tables without rows and can reach no file: kinds of operators and
-functions on the list, after all macros, views and aliases are put in. What is not known is refused,
-also what a newer DuckDB brings.
+A statement is checked twice. The parse tree has to be one SELECT, of nodes and functions that are
+on the list, so that nothing else is even bound. The bound plan, made on a *twin* of the database
+that has its views and macros over empty tables and can reach no file, has to be of operators and
+functions on the list, after all macros, views and aliases are expanded. Unknown names are refused,
+also those that a newer DuckDB brings.
 """
 
 import json
@@ -26,13 +26,13 @@ from segrec_batch.search.sql.views import quoted
 KINDS = "SELECT, FROM, WITH, VALUES, DESCRIBE or SUMMARIZE"
 
 
-def ask(
+def run_untrusted(
     database: Database,
     sql: str,
     parameters: Mapping[str, str] | None = None,
     limits: Limits | None = None,
 ) -> pa.Table:
-    """Return the answer to SQL of others, on a database that is opened as SEALED.
+    """Return the rows of untrusted SQL, on a database that is opened as SEALED.
 
     Raises InputError for SQL that is no query of the rows, is wrong, or takes too much.
     """
@@ -41,23 +41,23 @@ def ask(
     with memory_limit(memory), time_limit(database.connection, limits.seconds):
         with QueryGuard(database) as guard:
             guard.check(sql, parameters)
-        return collect_answer(database.connection, sql, parameters, limits.answer_bytes)
+        return collect_rows(database.connection, sql, parameters, limits.answer_bytes)
 
 
-def collect_answer(
+def collect_rows(
     connection: duckdb.DuckDBPyConnection, sql: str, parameters: Mapping[str, str], most: int
 ) -> pa.Table:
-    """Return the answer to SQL that a QueryGuard has checked, of so many bytes at most.
+    """Return the rows of SQL that a QueryGuard has checked, of so many bytes at most.
 
     Raises InputError.
     """
     try:
-        found = connection.sql(sql, params=dict(parameters) or None)
-        with found.to_arrow_reader(_ROWS) as reader:  # left open, it keeps the connection busy
+        relation = connection.sql(sql, params=dict(parameters) or None)
+        with relation.to_arrow_reader(_ROWS) as reader:  # left open, it keeps the connection busy
             return _collect(reader, most)
-    # OSError: so Arrow hands on what DuckDB says once there are rows
+    # OSError: Arrow raises it for an error of DuckDB after the first rows
     except (duckdb.Error, pa.ArrowException, OSError, MemoryError) as error:
-        raise InputError(f"SQL: {_told(error)}") from error
+        raise InputError(f"SQL: {_message(error)}") from error
 
 
 _ROWS = 2**15  # of a batch
@@ -77,23 +77,23 @@ def _collect(reader: pa.RecordBatchReader, most: int) -> pa.Table:
     return pa.Table.from_batches(batches, reader.schema)
 
 
-def _told(error: Exception) -> str:
-    of_memory = isinstance(error, duckdb.OutOfMemoryException | MemoryError)
-    if of_memory or str(error).startswith("Out of Memory Error"):
+def _message(error: Exception) -> str:
+    is_of_memory = isinstance(error, duckdb.OutOfMemoryException | MemoryError)
+    if is_of_memory or str(error).startswith("Out of Memory Error"):
         return "it needs more memory than it may take: ask for fewer rows or columns at once"
     return one_line(error)
 
 
 class QueryGuard:
-    """Tells queries of the rows of a database from everything else. Use as a context manager."""
+    """Check of SQL against the allow-list. Use as a context manager."""
 
     def __init__(self, database: Database) -> None:
         self._twin = open_twin(database)
-        found = self._twin.execute(
+        macros = self._twin.execute(
             "SELECT function_name FROM duckdb_functions() "
             "WHERE NOT internal AND function_type IN ('macro', 'table_macro')"
         )
-        self._macros = frozenset(name.lower() for (name,) in found.fetchall())
+        self._macros = frozenset(name.lower() for (name,) in macros.fetchall())
 
     def check(self, sql: str, parameters: Mapping[str, str] | None = None) -> None:
         """Raise InputError for SQL that is not one query of the rows, by functions on the list."""
@@ -101,14 +101,14 @@ class QueryGuard:
             tree = _parsed(self._twin, sql)
             names = _check_parsed(tree, self._macros)
             _check_nesting(tree, self._macros)
-            given = parameters or {}
-            for name in sorted(names ^ given.keys()):
+            values = parameters or {}
+            for name in sorted(names ^ values.keys()):
                 raise InputError(
                     f"SQL: -p {name}=TEXT is missing"
                     if name in names
                     else f"SQL: it has no ${name}, for which there is a value"
                 )
-            text = _with_values(sql, tree, given)
+            text = _with_values(sql, tree, values)
             _check_bound(_as_json(self._twin, "json_serialize_plan", text)["plans"])
 
     def __enter__(self) -> "QueryGuard":
@@ -124,7 +124,7 @@ class QueryGuard:
 
 
 def _parsed(twin: duckdb.DuckDBPyConnection, sql: str) -> Any:
-    """The tree of a text that is one statement of a kind that only reads."""
+    """Return the parse tree of a text that is one statement of a kind that only reads."""
     try:
         size = len(sql.encode())
     except UnicodeError as error:
@@ -149,7 +149,7 @@ def _as_json(twin: duckdb.DuckDBPyConnection, function: str, sql: str) -> Any:
         ((text,),) = twin.execute(call, {"sql": sql}).fetchall()
         tree = json.loads(text)
     except duckdb.Error as error:
-        raise InputError(f"SQL: {_told(error)}") from error
+        raise InputError(f"SQL: {_message(error)}") from error
     except RecursionError as error:
         raise InputError("SQL: it is nested too deeply") from error
     except MemoryError as error:
@@ -163,7 +163,7 @@ def _as_json(twin: duckdb.DuckDBPyConnection, function: str, sql: str) -> Any:
 
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
-    """All objects of a tree, outer ones before those in them."""
+    """Yield all objects of a tree, outer ones before those in them."""
     left = [tree]
     while left:
         node = left.pop()
@@ -175,11 +175,12 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
 
 
 def _check_parsed(tree: Any, macros: frozenset[str]) -> set[str]:
-    """Raise InputError for a tree with a node or a function that is not on the list; return the
-    names of its parameters.
+    """Return the names of the parameters of a tree.
+
+    Raises InputError for a node or a function that is not on the list.
     """
     names: set[str] = set()
-    tables: set[int] = set()  # calls in the place of a table; they come after what they stand in
+    tables: set[int] = set()  # calls used as a table; they come after their parents
     for node in _nodes(tree):
         kind, expression = node.get("type"), node.get("class")
         if expression is None and isinstance(kind, str) and kind not in allowed.PARSED:
@@ -207,7 +208,7 @@ def _check_parsed(tree: Any, macros: frozenset[str]) -> set[str]:
 
 
 def _check_nesting(tree: Any, macros: frozenset[str]) -> None:
-    """Raise InputError for macros in arguments of macros in …: each repeats its arguments."""
+    """Raise InputError for deeply nested macros: each repeats its arguments."""
     left = [(tree, 0)]
     while left:
         node, depth = left.pop()
@@ -238,7 +239,7 @@ def _words(kind: str) -> str:
 
 
 def _with_values(sql: str, tree: Any, parameters: Mapping[str, str]) -> str:
-    """The text with values in the places of its parameters: plans with parameters have no JSON."""
+    """Return the text with values for its parameters: plans with parameters have no JSON."""
     text = sql.encode()
     nodes = [n for n in _nodes(tree) if n.get("class") == "PARAMETER"]
     for node in sorted(nodes, key=lambda n: n["query_location"], reverse=True):

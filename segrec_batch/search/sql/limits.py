@@ -1,4 +1,4 @@
-"""What SQL of others may take: time, memory, and bytes of its answer."""
+"""Limits of untrusted SQL: time, memory, and bytes of its result."""
 
 import os
 import resource
@@ -16,7 +16,7 @@ from segrec_batch.common.errors import InputError
 
 @dataclass(frozen=True)
 class Limits:
-    """What SQL of others may take: seconds until its answer is there, and bytes of the answer."""
+    """Limits of untrusted SQL: seconds until its result is complete, and bytes of the result."""
 
     seconds: float = 600
     answer_bytes: int = 4 * 2**30
@@ -24,7 +24,7 @@ class Limits:
 
 @contextmanager
 def time_limit(connection: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]:
-    """Interrupt what a connection runs after some seconds. Raises InputError then."""
+    """Interrupt the statement of a connection after some seconds. Raises InputError then."""
     done, late = threading.Event(), threading.Event()
 
     def interrupt() -> None:
@@ -39,15 +39,15 @@ def time_limit(connection: duckdb.DuckDBPyConnection, seconds: float) -> Iterato
     try:
         yield
         if late.is_set():
-            raise _too_late(seconds)
+            raise _timeout_error(seconds)
     except (duckdb.Error, InputError) as error:
-        raise (_too_late(seconds) if late.is_set() else error) from error
+        raise (_timeout_error(seconds) if late.is_set() else error) from error
     finally:
         done.set()
         watch.join()
 
 
-def _too_late(seconds: float) -> InputError:
+def _timeout_error(seconds: float) -> InputError:
     return InputError(
         f"SQL: no answer after {seconds:g} s; say --timeout for more, or ask for less"
     )
@@ -55,14 +55,14 @@ def _too_late(seconds: float) -> InputError:
 
 @contextmanager
 def memory_limit(size: int) -> Iterator[None]:
-    """Let this process take so many bytes more, where the system counts them (Linux): plans and
-    long texts are no part of what DuckDB's `memory_limit` is about.
+    """Let this process take so many bytes more, on Linux.
 
-    Of several limits at a time, one within another or in other threads, the lowest holds.
+    DuckDB's `memory_limit` does not count plans and long texts. Of several limits at a time, nested
+    or in other threads, the lowest holds.
     """
     with _limits_changing:
         if not _limits:
-            _limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])  # what is there without ours
+            _limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])
         most = _address_space() + size if _STATM.exists() else resource.RLIM_INFINITY
         _limits.append(most)
         _limit_to_lowest()
@@ -77,7 +77,7 @@ def memory_limit(size: int) -> Iterator[None]:
 
 
 _STATM = Path("/proc/self/statm")
-_limits: list[int] = []  # of the address space in bytes, the first of them from before all others
+_limits: list[int] = []  # of the address space in bytes; the first is that of the system
 _limits_changing = threading.Lock()
 
 
@@ -95,8 +95,7 @@ def _address_space() -> int:
 def last_resort(seconds: float) -> Iterator[None]:
     """End the process, with exit code 1 and a message, if the block takes longer.
 
-    For commands: DuckDB cannot be interrupted while it plans, and a short text can have a plan
-    without end.
+    DuckDB cannot be interrupted while it plans, and a short text can have an endless plan.
     """
 
     def end() -> None:

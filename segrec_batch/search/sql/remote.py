@@ -1,10 +1,10 @@
-"""Files of snapshots as a file system for DuckDB that knows these files only and cannot write.
+"""File system for DuckDB that has the files of snapshots only and cannot write.
 
-Those of a remote index are always read through it, those of a local one where SQL of others is run.
+Files of a remote index are always read through it, those of a local one for untrusted SQL.
 
 DuckDB asks for a file's name, size and time each time that it plans a query, some hundred times for
-a query that uses macros and views. Files of an index never change, and the log knows them. So
-nothing is asked of the store here but the bytes, and those once for each read of DuckDB.
+a query that uses macros and views. Files of an index never change, and the log has their sizes, so
+the store is asked for bytes only, once for each read of DuckDB.
 """
 
 import datetime as dt
@@ -37,21 +37,21 @@ class SnapshotFiles(AbstractFileSystem):  # type: ignore[misc]
 
     @classmethod
     def uri(cls, file: DataFile) -> str:
-        """How DuckDB names a file."""
+        """Return the name of a file for DuckDB."""
         return f"{cls.protocol}://{file.table}/{file.path}"
 
     def glob(self, path: str, maxdepth: int | None = None, **_: Any) -> list[str]:
-        """The file itself: names of data files have no pattern in them."""
+        """Return the file itself: names of data files are no patterns."""
         name = self._strip_protocol(path)
         return [name] if name in self._files else []
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
-        """Name and bytes, from the log."""
+        """Return name and size, from the log."""
         name = self._strip_protocol(path)
         return {"name": name, "size": self._files[name].size, "type": "file"}
 
     def modified(self, path: str) -> dt.datetime:
-        """The same time always."""
+        """Return a constant time."""
         return _WRITTEN
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> "_File | _LocalFile":
@@ -85,31 +85,31 @@ class _LocalFile(io.RawIOBase):
 
     def read(self, size: int = -1, /) -> bytes:
         """Return the bytes from here on, fewer at the end of the file."""
-        wanted = self.size - self._position if size < 0 else size
-        content = os.pread(self._descriptor, max(wanted, 0), self._position)
+        count = self.size - self._position if size < 0 else size
+        content = os.pread(self._descriptor, max(count, 0), self._position)
         self._position += len(content)
         return content
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Go to a place; returns it."""
+        """Go to a position and return it."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
         self._position = start + offset
         return self._position
 
     def tell(self) -> int:
-        """Return the place of the next byte."""
+        """Return the position of the next byte."""
         return self._position
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if not self.closed:
             os.close(self._descriptor)
         super().close()

@@ -1,4 +1,4 @@
-"""The views of a snapshot, over its Parquet files, and the SQL of `schemas/`."""
+"""Views of a snapshot over its Parquet files, and the SQL of `schemas/`."""
 
 import re
 from collections.abc import Sequence
@@ -18,17 +18,19 @@ from segrec_batch.search.sql.remote import SnapshotFiles
 from segrec_batch.sources import storage
 
 PART = "parse_filename(filename, true) AS part"
-"""The column that names the part of a row."""
+"""Column with the name of the part of a row."""
 
 
 def create_views(
     connection: duckdb.DuckDBPyConnection, snapshot: Snapshot, named: bool | None = None
 ) -> None:
-    """The views of all tables, and the macros. Raises duckdb.IOException.
+    """Create the views of all tables, and the macros. Raises duckdb.IOException.
 
     Args:
-        named: whether the files are read by their names in `SnapshotFiles`, also of a local index;
-            those of a remote one always are.
+        connection: an empty database.
+        snapshot: its files are read.
+        named: files are read by their names in `SnapshotFiles`, as those of a remote index always
+            are.
     """
     for table, schema in schemas(snapshot.spec.classes).items():
         scan = select(snapshot, table, named=named)
@@ -62,7 +64,7 @@ def sign_functions(words: int) -> str:
 
 
 def complete(connection: duckdb.DuckDBPyConnection, classes: Sequence[str]) -> None:
-    """What stands on the views of any database: more views, table macros and comments."""
+    """Create the views, table macros and comments that stand on the views of tables."""
     for name in ("stale.sql", "recommend.sql", "feedback.sql"):
         connection.execute(schema_file(name))
     connection.execute(schema_file("comments.sql"))
@@ -73,7 +75,7 @@ def complete(connection: duckdb.DuckDBPyConnection, classes: Sequence[str]) -> N
 
 
 def select(snapshot: Snapshot, table: str, *extra: str, named: bool | None = None) -> str | None:
-    """SQL for the rows of a table, with extra columns; None if the table has no files."""
+    """Return SQL for the rows of a table, with extra columns; None if the table has no files."""
     schema = schemas(snapshot.spec.classes)[table]
     groups: dict[str | None, list[DataFile]] = {}
     for file in snapshot.files[table]:
@@ -88,16 +90,16 @@ def select(snapshot: Snapshot, table: str, *extra: str, named: bool | None = Non
 
 
 def select_with_part(snapshot: Snapshot, table: str, columns: str) -> str | None:
-    """SQL for columns and the `part` of a table's rows; None if it has no files.
+    """Return SQL for columns and the `part` of a table's rows; None if it has no files.
 
-    For tables that are not partitioned.
+    The table is not partitioned.
     """
     files = snapshot.files[table]
     return f"SELECT {columns}, {PART} FROM {_read(snapshot, files)}" if files else None  # noqa: S608
 
 
 def schema_file(name: str) -> str:
-    """A file of `schemas/`: inside the package when installed, beside it in a checkout."""
+    """Read a file of `schemas/`, which is in the installed package, or beside it in a checkout."""
     package = Path(__file__).parents[2]
     folder = package / "schemas"
     if not folder.is_dir():
@@ -116,7 +118,7 @@ def identifier(name: str) -> str:
 
 
 def names_of(file: DataFile, index: str) -> list[str]:
-    """Return what a local file is called on the way to DuckDB: as a pattern, and as a path."""
+    """Return the names of a local file for DuckDB: as a pattern, and as a path."""
     path = file.uri(index)
     return sorted({path, _escaped(path)})
 
@@ -130,7 +132,7 @@ def _columns(table: str, schema: pa.Schema, part: str | None) -> list[str]:
 
 
 def _read(snapshot: Snapshot, files: Sequence[DataFile], named: bool | None = None) -> str:
-    """A scan of files, all of them named: a pattern could match more than the snapshot."""
+    """Return a scan of files, all of them named: a pattern could match more than the snapshot."""
     if named or storage.is_remote(snapshot.index):
         uris = [SnapshotFiles.uri(file) for file in files]
     else:

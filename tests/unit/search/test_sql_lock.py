@@ -24,7 +24,7 @@ from segrec_batch.search.cache import refresh_cache
 from segrec_batch.search.database import Database, open_index
 from segrec_batch.search.sql.allowed import TABLE_FUNCTIONS, allowed_functions
 from segrec_batch.search.sql.connection import Access, batches
-from segrec_batch.search.sql.guard import QueryGuard, ask, collect_answer
+from segrec_batch.search.sql.guard import QueryGuard, collect_rows, run_untrusted
 from segrec_batch.search.sql.limits import Limits, memory_limit
 from segrec_batch.sources import storage
 from tests.support.s3 import new_bucket, put
@@ -377,13 +377,13 @@ def test_sql_takes_no_more_than_its_limits(home: Path, sql: str, message: str) -
     database = open_index(str(home / "it's.duckdb"), access=Access.SEALED, settings=settings)
     limits = Limits(seconds=0.2 if ENDLESS in sql else 60, answer_bytes=2**20)
     with database.connection, pytest.raises(InputError, match=f"\\ASQL: .*({message})"):
-        ask(database, sql, limits=limits)
+        run_untrusted(database, sql, limits=limits)
 
 
 def test_an_answer_that_was_too_large_leaves_the_connection_free() -> None:
     with duckdb.connect() as connection:
         with pytest.raises(InputError, match="larger than") as error:
-            collect_answer(connection, "SELECT range(1000) FROM range(1000000)", {}, 2**20)
+            collect_rows(connection, "SELECT range(1000) FROM range(1000000)", {}, 2**20)
         assert error.traceback  # which would keep an open answer alive
         assert connection.sql("SELECT 2").fetchall() == [(2,)]
 
