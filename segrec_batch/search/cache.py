@@ -61,9 +61,7 @@ def refresh_cache(index: str, path: str, *, rebuild: bool = False) -> CacheChang
     file that is no cache, or one of another index; IndexStateError for one of another model.
     """
     snapshot = open_snapshot(storage.absolute(index))
-    old, version = (
-        _present_parts(path, snapshot, rebuild) if Path(path).exists() else (set[str](), None)
-    )
+    old, version = _present_parts(path, snapshot, rebuild)
     rows = {part: sum(f.rows for f in files) for part, files in by_part(snapshot.all_files).items()}
     new = rows.keys() - old
     if version == snapshot.version:

@@ -237,7 +237,7 @@ def test_a_killed_refresh_leaves_the_old_cache(index: str, tmp_path: Path) -> No
     code = (
         "import os, signal\n"
         "from segrec_batch.search import cache\n"
-        "cache._name = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "cache._write_identity = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"cache.refresh_cache({index!r}, {str(path)!r}, rebuild=True)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False)
