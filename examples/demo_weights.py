@@ -1,8 +1,8 @@
-"""Choose the backbone weights of `make demo`: print what --backbone-weights is to be.
+"""Choose the backbone weights of `make demo`: print the value of --backbone-weights.
 
 `auto` is torchvision's ImageNet weights of VGG-16, if torch.hub's cache has the file or a download
-finishes in time; otherwise `random:0`, with a warning. Any other choice is printed as it is, and is
-the business of the command that loads it: `imagenet` has no time limit and no substitute.
+finishes in time; otherwise `random:0`, with a warning. Any other choice is printed as it is,
+for the command that loads it: `imagenet` has no time limit and no substitute.
 """
 
 import argparse
@@ -156,7 +156,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("choice", metavar="WEIGHTS", help="auto, or what jobs/train.py takes")
+    parser.add_argument(
+        "choice", metavar="WEIGHTS", help="auto, or a value of segrec train --backbone-weights"
+    )
     parser.add_argument(
         "--seconds",
         type=float,

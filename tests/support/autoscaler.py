@@ -1,4 +1,4 @@
-"""What Ray's autoscalers start for a demand, on a cluster of a head and no workers."""
+"""Decisions of Ray's autoscalers for a demand, on a cluster of a head without workers."""
 
 from collections import Counter
 from functools import partial

@@ -1,4 +1,4 @@
-"""Pages as a parser and as Chromium see them, and what axe-core says of their accessibility."""
+"""Pages in a parser and in Chromium, and their accessibility by axe-core."""
 
 import html
 import json

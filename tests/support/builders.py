@@ -1,4 +1,4 @@
-"""Tiny real things for the unit tests: images, weights, a model, labelled images on disk."""
+"""Small real inputs of tests: images, weights, a model, labelled images on disk."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""Index images while everything fails, and compare with an index that nothing has disturbed.
+"""Index images under faults, and compare with an undisturbed index.
 
 A trial begins with an empty index or with a good one. Its steps change images (some are new, some
 change, go, move, break or are touched), start the indexing job and disturb it: a process is killed,

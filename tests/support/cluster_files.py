@@ -1,4 +1,4 @@
-"""The files below cluster/ as a user has filled them in, and copies of them broken on purpose."""
+"""Files of cluster/ with filled-in placeholders, and copies broken on purpose."""
 
 import copy
 import json

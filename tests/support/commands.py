@@ -1,4 +1,4 @@
-"""Programs of the project in this process: a start of Python and its imports take seconds."""
+"""Run programs of the project in this process, which saves the start of Python."""
 
 import os
 import runpy

@@ -1,4 +1,4 @@
-"""jobs/index.py that also notes, in the file $SEGREC_COUNTS, each image that its backbone sees.
+"""`segrec index` that records in $SEGREC_COUNTS each image of its backbone.
 
 A program of its own, for the kill tests: it is started by path and has no tests in it.
 """

@@ -1,4 +1,4 @@
-"""What tests of descriptors share: images with what a model might have found, random networks."""
+"""Inputs of descriptors for tests: images with class maps and features, random networks."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

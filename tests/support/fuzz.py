@@ -1,4 +1,4 @@
-"""Give every loader, and the lock on SQL, inputs that are nearly right, and see that they hold.
+"""Feed every loader, and the guard of SQL, with nearly valid inputs, and check that they hold.
 
 An example is a valid input, such as an index, with some of it changed; all of it follows from its
 seed. What loads it may accept it or raise a SegrecError. Nothing else is right: another exception,

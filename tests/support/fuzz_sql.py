@@ -1,4 +1,4 @@
-"""SQL of all kinds against the lock: nothing may come out, be written or be set."""
+"""SQL of all kinds against the guard: no secret leaves, no file or setting changes."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""What is fuzzed: each target makes a valid input, changes it and has the product load it."""
+"""Targets of fuzzing: each makes a valid input, changes it and loads it."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""A Ray head with a job server, as a process of its own, and what is asked of it from outside.
+"""A Ray head with a job server in a process of its own, and requests to it.
 
 with head_node(folder) as head:
     head.ray("job", "submit", "--", "true")

@@ -1,4 +1,4 @@
-"""Runs jobs one after another in a process of its own with one Ray, whose start takes 10 s.
+"""A process that runs jobs in turn with one Ray, whose start takes 10 s.
 
 with JobServer(AWS_ENDPOINT_URL=…) as jobs:
     done = jobs.run("jobs/index.py", "--images", …)

@@ -1,4 +1,4 @@
-"""What KubeRay's operator and its CRDs refuse, as far as a file alone can tell."""
+"""Rules of KubeRay's operator and its CRDs that a file alone can violate."""
 
 from collections.abc import Iterator
 from itertools import pairwise

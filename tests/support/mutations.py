@@ -1,4 +1,4 @@
-"""Documents and bytes that are nearly right, for tests of what reads them."""
+"""Nearly valid documents and bytes, for tests of their readers."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""The processes of a Ray cluster of `ray.cluster_utils`, by what they do in an indexing run."""
+"""Processes of a Ray cluster of `ray.cluster_utils`, by their role in an indexing run."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Counts tables of made-up rankings by methods of known strength."""
+"""Tables of counts of synthetic rankings by methods of known strength."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""A real S3 server for tests (Ceph), and a proxy in front of it that misbehaves on order.
+"""A real S3 server for tests (Ceph), and a proxy in front of it that injects faults.
 
 
 def test_it(s3: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""The policies below cluster/ with a bucket filled in: what they grant, and for Ceph to enforce."""
+"""The policies of cluster/ with a bucket filled in, and their form for Ceph."""
 
 import json
 from collections.abc import Iterator, Mapping

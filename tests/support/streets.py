@@ -1,4 +1,4 @@
-"""An index of two nights of invented street scenes, with more variety than a small model sees.
+"""An index of two nights of synthetic street scenes, more varied than those of a small model.
 
 The pipeline's own code makes its rows, from random segmentations. There are exact copies and near
 copies, images without contrast, and on the second night some that are gone, changed or moved.

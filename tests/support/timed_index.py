@@ -1,4 +1,4 @@
-"""jobs/index.py with a model that only takes time, and notes of where and when its parts ran.
+"""`segrec index` with a model that only takes time, and a record of where and when its parts ran.
 
 A program of its own, for the tests of many nodes: two cores cannot show that the work of six is
 faster, while any number of actors can sleep at once. The image is read and decoded, the rows are
