@@ -1,16 +1,15 @@
-"""Limits that a process sets for itself and can never lift: files, network, processes, memory.
+"""Irrevocable limits of the own process: files, network, processes, memory, CPU time.
 
-Each part of the kernel adds to the others:
+Several mechanisms of the kernel add up:
 
 resource limits   memory, CPU time, no new descriptors, processes or threads, no file content
 capabilities      none, also for root
-no_new_privs      programs with the set-user-ID bit give nothing
-Landlock          no path can be opened, made, removed or executed; no TCP; no signals to others
+no_new_privs      programs with the set-user-ID bit gain no rights
+Landlock          no path can be opened, created, removed or executed; no TCP; no signals to others
 seccomp           a list of some 30 system calls; every other one "does not exist" (ENOSYS)
 
-The packages that bind Landlock or seccomp to Python were considered: they are first releases, need
-libseccomp.so or Linux 6.7, or let calls of the x32 ABI pass a filter. The program of the filter is
-50 lines here, and without dependencies.
+No package is used: those that bind Landlock or seccomp to Python are first releases, need
+libseccomp.so or Linux 6.7, or do not filter calls of the x32 ABI. The filter takes 50 lines here.
 """
 
 import ctypes
@@ -67,7 +66,7 @@ _SYSTEM_CALLS = {
     "gettimeofday": (96, 169),
     "sched_yield": (24, 124),
     "sched_getaffinity": (204, 123),
-    "sysinfo": (99, 179),  # how much memory there is: qsort asks for it
+    "sysinfo": (99, 179),  # size of the memory, for qsort
     "getrusage": (98, 165),
     "getrandom": (318, 278),
     "getpid": (39, 172),
@@ -85,8 +84,10 @@ _MACHINES = {"x86_64": (0, 0xC000003E, 317), "aarch64": (1, 0xC00000B7, 277)}
 class Confinement:
     """Restrictions that the kernel enforces on a confined process.
 
-    landlock: the version of its ABI, None where it is not in force. seccomp: whether the filter of
-    system calls is. gaps: for each that is not, why.
+    Attributes:
+        landlock: Version of its ABI; None where it is not in force.
+        seccomp: The filter of system calls is in force.
+        gaps: The reason for each restriction that is not in force.
     """
 
     landlock: int | None
@@ -95,26 +96,26 @@ class Confinement:
 
 
 def confine(memory: int, seconds: int) -> Confinement:
-    """Confine this process to computing on what it has open and in memory.
+    """Confine this process to its open descriptors and its memory.
 
-    It must have one thread: Landlock and capabilities are a thread's own.
+    It must have one thread: Landlock and capabilities belong to a thread.
 
     Args:
-        memory: bytes of address space beyond what it has now.
+        memory: Bytes of address space in addition to the present ones.
         seconds: CPU time after which the kernel kills it.
 
     Returns:
-        What is in force. Resource limits, no capabilities and no_new_privs always are.
+        The restrictions in force. Resource limits, no capabilities and no_new_privs always are.
 
     Raises:
-        OSError: a limit that every kernel has cannot be set.
+        OSError: A limit that every kernel has cannot be set.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    with suppress(OSError):  # the first to go when memory is short
+    with suppress(OSError):  # killed first when memory is short
         Path("/proc/self/oom_score_adj").write_text("1000")
     _limit(resource.RLIMIT_AS, _address_space() + memory)
     _limit(resource.RLIMIT_CPU, seconds)
-    _call(libc.prctl, _PR_SET_DUMPABLE, 0, 0, 0, 0)  # no core, nor a handler of cores
+    _call(libc.prctl, _PR_SET_DUMPABLE, 0, 0, 0, 0)  # no core dumps
     _call(libc.prctl, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     landlock, gaps = None, []
     try:
@@ -132,7 +133,7 @@ def confine(memory: int, seconds: int) -> Confinement:
 
 
 def _call(function: "ctypes._NamedFuncPointer", *arguments: object) -> int:
-    """Call a function of the C library; OSError if it returns -1."""
+    """Call a function of the C library. Raises OSError if it returns -1."""
     plain = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
     function.restype = ctypes.c_long
     result = int(function(*plain))
@@ -159,7 +160,7 @@ def _address_space() -> int:
 
 
 def _limit(kind: int, most: int) -> None:
-    """Set a limit for good; one that is lower already stays."""
+    """Set a hard limit; a lower one stays."""
     _, hard = resource.getrlimit(kind)
     most = most if hard == resource.RLIM_INFINITY else min(most, hard)
     resource.setrlimit(kind, (most, most))
@@ -171,7 +172,7 @@ def _drop_capabilities(libc: ctypes.CDLL) -> None:
 
 
 def _forbid_paths(libc: ctypes.CDLL) -> int:
-    """Handle all that Landlock knows, and allow none of it; returns its ABI."""
+    """Forbid all accesses that Landlock handles; return the version of its ABI."""
     abi = _call(libc.syscall, _CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
     handled = [
         sum(bits for since, bits in rights.items() if since <= abi)
@@ -211,8 +212,8 @@ class _Filter(ctypes.Structure):
 def _program(column: int, architecture: int, pid: int) -> Iterator[bytes]:
     """Yield the instructions that allow the listed system calls and refuse all others.
 
-    A call in the numbering of another architecture ends the process; those of the x32 ABI have
-    numbers that are not on the list.
+    A call in the numbering of another architecture ends the process; numbers of the x32 ABI are not
+    on the list.
     """
     yield _instruction(_LOAD, _ARCHITECTURE)
     yield _instruction(_EQUAL, architecture, skip_if=1)

@@ -1,8 +1,8 @@
-"""Encoded images → RGB pixels of one of a few fixed shapes.
+"""Decoding of images to RGB pixels of one of a few fixed shapes.
 
-A model sees images in a handful of *shapes* of nearly equal area, one per aspect ratio: the
-aspect of an image survives, a batch of one shape is one tensor, and neither cost nor memory
-depends on the image.
+A model takes images in a few *shapes* of nearly equal area, one per aspect ratio: the aspect of an
+image is kept, a batch of one shape is one tensor, and neither cost nor memory depends on the
+image.
 """
 
 import io
@@ -37,7 +37,7 @@ MAX_PIXELS = 178_956_970  # Pillow's own bound for decompression bombs
 MASK_SIDE = 1024  # masks keep the image's size up to this long side
 _ASPECTS = (1.0, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2.0, 3.0)  # long side : short side
 
-# not all that Pillow knows: some of its plug-ins start other programs
+# not all formats of Pillow: some of its plug-ins start other programs
 _OPENERS = {
     "AVIF": AvifImagePlugin.AvifImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
@@ -92,13 +92,13 @@ def _whole_strides(side: float, stride: int) -> int:
 
 
 def nearest_shape(shapes: Sequence[Shape], height: int, width: int) -> Shape:
-    """The shape whose aspect ratio is nearest to that of an image (on a log scale)."""
+    """Return the shape whose aspect ratio is nearest to that of an image, on a log scale."""
     aspect = math.log(width / height)
     return min(shapes, key=lambda s: abs(math.log(s[1] / s[0]) - aspect))
 
 
 def mask_shape(height: int, width: int) -> Shape:
-    """The size at which the mask of an image is stored: its own, long side at most 1024."""
+    """Return the size of the mask of an image: its own, with a long side of at most 1024."""
     scale = min(1.0, MASK_SIDE / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
@@ -110,7 +110,7 @@ def decode(data: bytes, shapes: Sequence[Shape]) -> DecodedImage:
 
 
 def fit(image: Image.Image, shapes: Sequence[Shape]) -> NDArray[np.uint8]:
-    """An RGB image resized to the nearest of `shapes`: uint8 (h, w, 3)."""
+    """Return an RGB image resized to the nearest of `shapes`: uint8 (h, w, 3)."""
     h, w = nearest_shape(shapes, image.height, image.width)
     resized = image.resize((w, h), Image.Resampling.BILINEAR, reducing_gap=3.0)
     return np.array(resized, np.uint8)
@@ -119,9 +119,9 @@ def fit(image: Image.Image, shapes: Sequence[Shape]) -> NDArray[np.uint8]:
 def open_rgb(
     data: bytes, shapes: Sequence[Shape] | None = None
 ) -> tuple[Image.Image, int, int, str]:
-    """Decode the first frame, upright, as RGB; also the upright source's width, height and format.
+    """Return the first frame, upright, as RGB, and width, height and format of the upright source.
 
-    Samples of up to 8 bits keep their values; images of more bits are stretched to the range that
+    Samples of up to 8 bits keep their values; images of more bits are stretched from the range that
     they use (`images.scaling`). Transparent pixels, and those that are NaN or nodata, are white.
 
     Args:
@@ -134,7 +134,7 @@ def open_rgb(
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of what it can live with: broken EXIF etc.
+            warnings.simplefilter("ignore")  # about harmless faults: broken EXIF etc.
             return _open_rgb(data, signatures.recognise(data), shapes)
     except ImageError:
         raise
@@ -162,7 +162,12 @@ def _open_rgb(
 def _open(data: bytes, format_: str) -> ImageFile.ImageFile:
     try:
         image: ImageFile.ImageFile = _OPENERS[format_](io.BytesIO(data), "")
-    except (SyntaxError, IndexError, TypeError, struct.error) as error:  # what plug-ins mean by it
+    except (
+        SyntaxError,
+        IndexError,
+        TypeError,
+        struct.error,
+    ) as error:  # of plug-ins
         kind = f"broken, truncated or unknown kind of {format_}"
         raise ImageError("decode", f"{kind}: {error}") from error
     _check_size(image.width, image.height)
@@ -212,7 +217,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode of 8 bits → RGB, transparency laid on white."""
+    """Convert any 8-bit mode of Pillow to RGB, with transparent pixels on white."""
     if image.has_transparency_data:
         rgba = _in_mode(image, "RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
@@ -221,4 +226,4 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     image.load()
-    return image if image.mode == mode else image.convert(mode)  # which copies in any case
+    return image if image.mode == mode else image.convert(mode)  # convert() copies in any case

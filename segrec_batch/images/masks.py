@@ -1,8 +1,8 @@
-"""Decode masks: images whose pixel values are labels. The one place where that is done.
+"""Decoding of masks: images whose pixel values are labels.
 
 A label is the sample as the file stores it: the index of a palette image, 3 for a 4-bit grey of 3,
-0 or 1 for one bit. A file whose samples are not certain to be those that were labelled is refused:
-lossy, of several channels, of fractions, or of a layout about which programs disagree.
+0 or 1 for one bit. Files whose samples are not certain to be labels are refused:
+lossy formats, several channels, fractions, and layouts that programs read differently.
 """
 
 import io
@@ -24,7 +24,7 @@ FORMATS = ("BMP", "PNG", "TIFF")
 
 ADVICE = "save masks as PNG, 8-bit grey or palette, one value a pixel"
 
-_RECOGNISED = (*FORMATS, "GIF", "JPEG", "WEBP")  # to name what is refused; none starts a program
+_RECOGNISED = (*FORMATS, "GIF", "JPEG", "WEBP")  # named in refusals; none starts a program
 _REFUSED = {
     "JPEG": "its lossy compression changes labels",
     "MPO": "its lossy compression changes labels",
@@ -36,7 +36,7 @@ _SCALES = {"L;2": 85, "L;4": 17}  # by which Pillow multiplies greys of few bits
 _PHOTOMETRIC, _BITS, _SAMPLES, _ORIENTATION, _SAMPLE_FORMAT = 262, 258, 277, 274, 339
 _WHITE_IS_0, _GREY, _INDEX = 0, 1, 3  # photometric interpretations
 _UNSIGNED, _SIGNED = 1, 2  # sample formats
-_TIFF_LAYOUTS = {  # those that Pillow reads without a fault, by the tests
+_TIFF_LAYOUTS = {  # those that Pillow reads correctly, as tested
     *((_GREY, _UNSIGNED, bits) for bits in (1, 2, 4, 8, 16, 32)),
     *((_GREY, _SIGNED, bits) for bits in (8, 16, 32)),
     *((_INDEX, _UNSIGNED, bits) for bits in (1, 2, 4, 8)),
@@ -48,14 +48,13 @@ _TIFF_LOSSLESS = {
 
 
 def decode_mask(data: bytes) -> NDArray[np.integer[Any]]:
-    """Return the samples of a mask, (H, W) of the smallest integer type that the file calls for.
+    """Return the samples of a mask, (H, W), of the smallest integer type for the file's samples.
 
-    Raises ImageError with stage `decode` for a file that is damaged, or refused: the reason says
-    why, and what to do.
+    Raises ImageError with stage `decode` for a damaged or refused file; the reason says what to do.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of what is checked here or harmless
+            warnings.simplefilter("ignore")  # warnings of Pillow: checked here, or harmless
             with Image.open(io.BytesIO(data), formats=_RECOGNISED) as image:
                 scale = _scale(image)
                 _check_layout(image)
@@ -86,7 +85,7 @@ def _unidentified(data: bytes) -> str:
 
 
 def _scale(image: Image.Image) -> int:
-    """Return what Pillow multiplies the samples by when it loads them."""
+    """Return the factor by which Pillow multiplies the samples when it loads them."""
     if image.mode != "L":
         return 1
     if isinstance(image, TiffImageFile):
@@ -95,7 +94,7 @@ def _scale(image: Image.Image) -> int:
 
 
 def _samples(image: Image.Image, scale: int) -> NDArray[np.integer[Any]]:
-    """Return what the file stores of an image whose layout has been checked."""
+    """Return the stored samples of an image whose layout has been checked."""
     samples = np.asarray(image)
     if image.mode == "P":
         _check_palette(image)
@@ -108,7 +107,7 @@ def _samples(image: Image.Image, scale: int) -> NDArray[np.integer[Any]]:
 
 
 def _check_layout(image: Image.Image) -> None:
-    """Raise ImageError for an image that cannot be a mask; looks at its header only."""
+    """Raise ImageError for an image that cannot be a mask, by its header."""
     if image.format not in FORMATS:
         why = _REFUSED.get(str(image.format), "not one of " + ", ".join(FORMATS))
         raise _refusal(f"a mask in {image.format} is refused: {why}")
@@ -126,7 +125,7 @@ def _check_layout(image: Image.Image) -> None:
 
 
 def _check_sums(data: bytes) -> None:
-    """Raise SyntaxError for a PNG with a checksum that is not right; loading it looks at few."""
+    """Raise SyntaxError for a PNG with a wrong checksum; Pillow checks few when it loads it."""
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         image.verify()
 
@@ -161,13 +160,13 @@ def _tag(image: TiffImageFile, number: int, default: int = 1) -> int:
 
 
 def _check_upright(image: Image.Image) -> None:
-    """Raise ImageError for a PNG, which has been loaded, that is to be turned before it is shown.
+    """Raise ImageError for a loaded PNG with an EXIF orientation.
 
     Other formats of masks have no EXIF, or have been checked by their header.
     """
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # broken EXIF says nothing
+    except Exception:  # broken EXIF has no orientation
         return
     if image.format == "PNG" and orientation != 1:
         raise _turned("EXIF")
@@ -178,9 +177,9 @@ def _turned(where: str) -> ImageError:
 
 
 def _check_palette(image: Image.Image) -> None:
-    """Raise ImageError for a palette that may be a way to store greys.
+    """Raise ImageError for a palette that may store greys.
 
-    Programs that make files smaller number the greys of a mask anew: 0, 1, 3 become the indices 0,
+    Optimisers of files renumber the greys of a mask: 0, 1, 3 become the indices 0,
     1, 2 of a palette of greys. Palettes for display are coloured, or go from black to white.
     """
     used = np.flatnonzero(image.histogram()[:256])

@@ -1,6 +1,6 @@
-"""Read the parts of PNG that Pillow does not: 16 bits a sample, tRNS, damaged ancillary chunks.
+"""Reading of PNG beyond Pillow: 16 bits per sample, tRNS, damaged ancillary chunks.
 
-Colour type × bit depth × transparency, and who reads it:
+Reader of each colour type, bit depth and transparency:
 
     grey 1, 2, 4, 8; RGB 8; palette 1 to 8     Pillow, with the tRNS value in its units
     grey 16; RGB 16; grey + alpha 16; RGBA 16  both bytes of each sample, see `_both_bytes`;
@@ -29,8 +29,8 @@ _CHANNELS = {_GREY: 1, _RGB: 3, _GREY_ALPHA: 2, _RGB_ALPHA: 4}
 def drop_damaged_ancillary(data: bytes) -> bytes:
     """Return a PNG without the ancillary chunks whose checksum is wrong, as libpng does.
 
-    The pixels do not depend on them. Pillow itself checks neither the last checksum of the pixels
-    nor, where it looks for EXIF in a damaged file, any of them, and gives black pixels then.
+    The pixels do not depend on them. Pillow does not check the last checksum of the pixels, and
+    none where it looks for EXIF in a damaged file; it then returns black pixels.
 
     Raises:
         ImageError: A critical chunk is cut short, or its checksum is wrong.
@@ -59,7 +59,7 @@ def _chunks(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _is_sound(data: bytes, at: int, end: int) -> bool:
-    """Return whether a chunk is there whole and has the checksum that it states."""
+    """Return whether a chunk is complete and its checksum is right."""
     if end > len(data):
         return False
     stored = int.from_bytes(data[end - 4 : end])
@@ -67,10 +67,10 @@ def _is_sound(data: bytes, at: int, end: int) -> bool:
 
 
 def read_depth_and_colour(data: bytes) -> tuple[int, int]:
-    """Return bits a sample and the colour type, from the header, which is the first chunk.
+    """Return bits per sample and the colour type, from the header.
 
     Raises:
-        ImageError: It is not: Pillow reads on, but the format says no, and so do others.
+        ImageError: The header is not the first chunk, which the format forbids and Pillow accepts.
     """
     if data[12:16] != b"IHDR":
         raise ImageError("decode", "broken PNG: the header is not the first chunk")
@@ -78,14 +78,14 @@ def read_depth_and_colour(data: bytes) -> tuple[int, int]:
 
 
 def scale_transparency(image: Image.Image, depth: int) -> None:
-    """Bring the transparent grey of an image of 2 or 4 bits to the scale of its pixels."""
+    """Scale the transparent grey of an image of 2 or 4 bits like its pixels."""
     key = image.info.get("transparency")
     if image.mode == "L" and isinstance(key, int):
         image.info["transparency"] = (key & (2**depth - 1)) * 255 // (2**depth - 1)
 
 
 def open_16_bits(data: bytes, colour: int) -> Image.Image:
-    """Return a PNG of 16 bits a sample as RGB."""
+    """Return a PNG of 16 bits per sample as RGB."""
     image = PngImagePlugin.PngImageFile(io.BytesIO(data))
     samples = _samples(image, data, colour)
     channels = _CHANNELS[colour]
@@ -111,7 +111,7 @@ def _samples(image: PngImagePlugin.PngImageFile, data: bytes, colour: int) -> ND
 
 
 def _bytes_of(image: PngImagePlugin.PngImageFile, mode: str, raw: str) -> NDArray[np.uint8]:
-    """Return what Pillow unpacks when it takes the rows for another layout of the same width."""
+    """Return the bytes that Pillow unpacks when it reads rows as another layout of equal width."""
     (tile,) = image.tile
     image.tile = [tile._replace(args=raw)]
     image._mode = mode

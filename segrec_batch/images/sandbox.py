@@ -1,12 +1,12 @@
-"""Decoding in a child process that may die and can do nothing else.
+"""Decoding in a confined child process.
 
-Decoders crash, hang or eat memory on some files, and an image made for it may take one over. Ray
-retries a task whose worker died, so one such file would never let a run end; and a worker, or who
-looks at a contact sheet, has credentials and a network. The child has neither: a minimal
+Decoders crash, hang or exhaust memory on some files, and a malicious image may take one over. Ray
+retries a task whose worker died, so that one such file would keep a run from ending; and workers
+and viewers of contact sheets have credentials and a network. The child has neither: a minimal
 environment, no files, no network, no processes (see `confinement`). The kernel bounds its time and
-memory, also when its parent is gone, and it ends when the socket to its parent closes. What it
-answers is checked like any foreign data. `sandbox_process` is this side of the socket to it, and
-`sandbox_child`, with the protocol, the other.
+memory, also after the death of its parent, and it ends when the socket to its parent closes. Its
+responses are checked like any untrusted data. `sandbox_process` is the parent's side of the socket,
+`sandbox_child`, with the protocol, the child's.
 """
 
 import atexit
@@ -37,10 +37,10 @@ from segrec_batch.images.sandbox_process import (
 )
 
 IMAGE_SECONDS = 60.0  # of wall time
-INTERACTIVE_SECONDS = 10.0  # the same where somebody waits for it
+INTERACTIVE_SECONDS = 10.0  # the same where a user waits
 IMAGE_MEMORY = 2**32  # bytes of address space; an image of MAX_PIXELS needs 3.5 GiB at worst
-STARTS = 3  # of a child that something kills before it is ready
-_GRACE = 5.0  # seconds beyond the limit of an image, after which its clock is not believed
+STARTS = 3  # of a child that is killed before it is ready
+_GRACE = 5.0  # seconds beyond the limit of an image, after which the parent stops the child
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +49,11 @@ T = TypeVar("T")
 
 
 class Sandbox:
-    """Decodes images in a child process: started on first use, and anew after each death.
+    """Decoder of images in a child process, started on first use and again after each death.
 
-    An image may take `seconds`, and `memory` bytes beyond what the child has at its start.
-    `function` is what the child calls in `decode`, "module:name"; it must behave like
-    `decode.decode`.
+    The limits of an image are `seconds`, and `memory` bytes in addition to those of the child at
+    its start. `function`, "module:name", is the function that the child calls in `decode`; it must
+    behave like `decode.decode`.
     """
 
     def __init__(
@@ -77,35 +77,35 @@ class Sandbox:
 
     @property
     def pid(self) -> int | None:
-        """The child's process id, while there is one."""
+        """Process id of the child; None while there is none."""
         return self._child.process.pid if self._child else None
 
     def start(self) -> None:
-        """Start the child and do not wait for it: it imports while the caller does other things."""
+        """Start the child without waiting for its imports."""
         with self._lock:
             self._child = self._child or ChildProcess(self.function, self.memory)
 
     def confinement(self) -> Confinement:
-        """Return what the kernel holds of the child. DecoderError when none starts."""
+        """Return the confinement of the child. Raises DecoderError if none starts."""
         with self._lock:
             return self._ready().confinement
 
     def decode(
         self, data: bytes, shapes: Sequence[Shape], seconds: float | None = None
     ) -> DecodedImage:
-        """Decode as `decode.decode` does; ImageError also when the child does not survive.
+        """Decode an image as `decode.decode` does.
 
-        After a crash the image is tried in a second child: the first may have died of something
-        else. After a timeout it is not.
+        After a crash the image is tried in a second child, since the crash may have another cause;
+        after a timeout it is not.
 
         Args:
-            data: the encoded image.
-            shapes: one of these the pixels will have.
-            seconds: it may take, if not as long as all others.
+            data: The encoded image.
+            shapes: Shapes to choose from.
+            seconds: Time limit, if not that of the sandbox.
 
         Raises:
-            ImageError: of stage `decode`.
-            DecoderError: a child does not even start.
+            ImageError: With stage `decode`; also if the child dies.
+            DecoderError: No child starts.
         """
         allowed = {tuple(shape) for shape in shapes}
 
@@ -123,7 +123,7 @@ class Sandbox:
     def decode_within(
         self, data: bytes, box: tuple[int, int], seconds: float | None = None
     ) -> DecodedImage:
-        """Decode an image, made smaller to fit a box (width, height) if it is larger.
+        """Decode an image and reduce it to a box (width, height) if it is larger.
 
         For arguments and errors see `decode`.
         """
@@ -137,7 +137,7 @@ class Sandbox:
         return self._call("within", data, {"box": box}, seconds, read)
 
     def decode_mask(self, data: bytes, seconds: float | None = None) -> NDArray[np.integer[Any]]:
-        """Decode a mask, one label a pixel: (h, w). For arguments and errors see `decode`."""
+        """Decode a mask to labels, (h, w). For arguments and errors see `decode`."""
 
         def read(answer: Answer) -> NDArray[np.integer[Any]]:
             _, pixels = answer
@@ -147,7 +147,7 @@ class Sandbox:
         return self._call("mask", data, {}, seconds, read)
 
     def close(self) -> None:
-        """End the child; it holds nothing worth keeping."""
+        """End the child; it has no state."""
         with self._lock:
             child, self._child = self._child, None
             if child:
@@ -161,7 +161,7 @@ class Sandbox:
         seconds: float | None,
         read: Callable[[Answer], T],
     ) -> T:
-        """What `read` makes of the child's answer to one request. See `decode`."""
+        """Send a request and return its response, read by `read`. See `decode`."""
         limit = self.seconds if seconds is None else seconds
         request = {"call": call, "size": len(data), "seconds": limit, "options": options}
         with self._lock:
@@ -171,7 +171,7 @@ class Sandbox:
                     return read(child.ask(request, data, limit + _GRACE))
                 except ImageError:
                     raise
-                except NonsenseError:  # somebody else may have taken it over
+                except NonsenseError:  # an image may have taken it over
                     self._child = None
                     child.end()
                     raise ImageError("decode", _NONSENSE) from None
@@ -183,16 +183,16 @@ class Sandbox:
                     self._child, status = None, child.end(PATIENCE)
                     if status == -signal.SIGALRM:
                         raise _LateError(limit) from None
-                except BaseException:  # its answer may still come, and is not the next image's
+                except BaseException:  # the next request must not read its response
                     self._child = None
                     child.end()
                     raise
-        # the kernel kills, first of all these, where memory runs out: it says nothing of the image
+        # the kernel kills these first where memory runs out: this says nothing about the image
         stage = "read" if status == -signal.SIGKILL else "decode"
         raise ImageError(stage, self._cause(status))
 
     def _ready(self) -> ChildProcess:
-        """A child that waits for a request."""
+        """Return a child that waits for a request."""
         for start in range(STARTS):
             child = self._child = self._child or ChildProcess(self.function, self.memory)
             try:
@@ -218,8 +218,8 @@ class Sandbox:
 
 
 def shared() -> Sandbox:
-    """The sandbox of this process, until it ends."""
-    return _of_process(os.getpid())[0]  # a fork must not read its parent's answers
+    """Return the sandbox of this process."""
+    return _of_process(os.getpid())[0]  # a fork must not read its parent's responses
 
 
 _borrowing = threading.Lock()
@@ -228,7 +228,7 @@ _taken: set[Sandbox] = set()
 
 @contextmanager
 def borrowed() -> Iterator[Sandbox]:
-    """A sandbox of this process that no other thread has borrowed; a new one if all are taken."""
+    """Lend a sandbox of this process that no other thread uses; a new one if all are in use."""
     everyone = _of_process(os.getpid())
     with _borrowing:
         free = next((box for box in everyone if box not in _taken), None)
@@ -255,12 +255,12 @@ def _make() -> Sandbox:
 
 
 def is_late(error: ImageError) -> bool:
-    """Return whether an image was given up for the time it took."""
+    """Return whether the decoding of an image was stopped at its time limit."""
     return isinstance(error, _LateError)
 
 
 class _LateError(ImageError):
-    """One image took too long to decode."""
+    """The decoding of an image exceeded its time limit."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__("decode", f"took longer than {seconds:g} s")
@@ -268,7 +268,7 @@ class _LateError(ImageError):
 
 @cache
 def _report(confinement: Confinement) -> None:
-    """Log once in a process what the kernel does not hold."""
+    """Log the restrictions that are not in force, once per process."""
     gaps = "; ".join(confinement.gaps)
     if not confinement.seccomp:
         log.warning("the process that decodes is not fully confined: %s (see segrec doctor)", gaps)

@@ -1,10 +1,10 @@
-"""The child process of a `sandbox.Sandbox`: it decodes, and can do nothing else.
+"""The child process of a `sandbox.Sandbox`, confined to decoding.
 
 It imports all that decoding needs, then confines itself (see `confinement`), then answers requests
-on a socket until its parent closes it. A message is a number of bytes (4, the highest first), so
-many bytes of JSON, then raw bytes. Child → parent: first `Confinement` as an object; then for each
-request `{call, size, seconds, options}` + file → `{dtype, shape}` + pixels, with `{width, height,
-format}` of an image, or `{reason}`.
+on a socket until its parent closes it. A message is the length of its JSON (4 bytes,
+big-endian), the JSON, then raw bytes. Child → parent: first `Confinement` as an object; then for
+each request `{call, size, seconds, options}` + file → `{dtype, shape}` + pixels, with `{width,
+height, format}` of an image, or `{reason}`.
 """
 
 import errno
@@ -50,9 +50,9 @@ def decode_whole(data: bytes) -> decode.DecodedImage:
 
 
 def decode_within(data: bytes, box: tuple[int, int]) -> decode.DecodedImage:
-    """Decode an image, made smaller to fit a box (width, height) if it is larger.
+    """Decode an image and reduce it to a box (width, height) if it is larger.
 
-    A JPEG is decoded at the coarsest scale that is enough.
+    A JPEG is decoded at the coarsest sufficient scale.
     """
     image, width, height, format_ = decode.open_rgb(data, [(2 * box[1], 2 * box[0])])
     image.thumbnail(box)
@@ -60,7 +60,7 @@ def decode_within(data: bytes, box: tuple[int, int]) -> decode.DecodedImage:
 
 
 def main(descriptor: str, function: str, memory: str) -> None:
-    """Serve the parent at the other end of a socket; `function` decodes, as "module:name"."""
+    """Serve the parent at the other end of a socket with the decoder `function`, "module:name"."""
     module, _, name = function.partition(":")
     chosen = getattr(importlib.import_module(module), name)
     calls: dict[str, Callable[..., Answer]] = {
@@ -88,9 +88,9 @@ def main(descriptor: str, function: str, memory: str) -> None:
 
 
 def _become_quiet(link: int) -> None:
-    """Stop for SIGALRM only; say nothing, and hold no descriptor but the link.
+    """Ignore signals but SIGALRM, and close all descriptors but the socket.
 
-    Until here standard error stays open: why a child does not start is of interest.
+    Standard error is open until here, for messages of a child that does not start.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the children, too
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the kernel ends the process

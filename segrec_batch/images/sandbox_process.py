@@ -1,6 +1,6 @@
-"""The parent's side of one child process of a sandbox: start it, ask it, end it.
+"""The parent's side of one child process of a sandbox: start, requests, end.
 
-What the child answers is checked like any foreign data: an image may have taken it over.
+Responses of the child are checked like any untrusted data: an image may have taken it over.
 """
 
 import json
@@ -24,7 +24,7 @@ from segrec_batch.images.confinement import Confinement
 from segrec_batch.images.decode import MAX_PIXELS
 from segrec_batch.images.sandbox_child import LENGTH
 
-PATIENCE = 10.0  # seconds, for a child that has hung up to be gone
+PATIENCE = 10.0  # seconds until a child that has closed its socket ends
 START_SECONDS = 120.0  # for a child to import what it needs, from a slow disk
 _LONGEST = 2**16  # bytes of JSON in an answer
 _LONGEST_REASON = 500  # characters
@@ -41,15 +41,15 @@ _ENVIRONMENT = {
 _KEPT = ("LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE")
 
 Answer = tuple[dict[str, Any], NDArray[np.integer[Any]]]
-"""Facts and pixels."""
+"""JSON and pixels of a response."""
 
 
 class NonsenseError(Exception):
-    """A child answers what none of its functions gives."""
+    """The response of a child is none of its functions."""
 
 
 class KilledError(DecoderError):
-    """Something killed a child before it was ready."""
+    """A child was killed before it was ready."""
 
 
 class ChildProcess:
@@ -87,7 +87,7 @@ class ChildProcess:
                 raise
 
     def wait(self) -> None:
-        """Wait until it is ready. DecoderError, and its end, when it does not get there."""
+        """Wait until it is ready. Otherwise end it and raise DecoderError."""
         if self._is_ready:
             return
         self._wait_at_most(START_SECONDS)
@@ -108,10 +108,10 @@ class ChildProcess:
         self._is_ready = True
 
     def ask(self, request: dict[str, Any], data: bytes, seconds: float) -> Answer:
-        """One image there and back.
+        """Send one request and return the response.
 
-        EOFError or ConnectionError when the child dies of it, TimeoutError when it does not answer
-        within `seconds`, NonsenseError when its answer cannot be.
+        Raises EOFError or ConnectionError when the child dies, TimeoutError when it does not
+        respond within `seconds`, and NonsenseError for an impossible response.
         """
         deadline = time.monotonic() + seconds
         body = json.dumps(request).encode()
@@ -159,7 +159,7 @@ class ChildProcess:
             buffer = buffer[count:]
 
     def _wait_at_most(self, seconds: float) -> None:
-        """Bound each wait for the child, in the kernel: Python's timeouts cost a call each."""
+        """Bound each wait for the child in the kernel; Python's timeouts cost one call each."""
         if seconds != self._patience:
             self._patience = seconds
             value = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
@@ -167,7 +167,7 @@ class ChildProcess:
                 self._socket.setsockopt(socket.SOL_SOCKET, option, value)
 
     def end(self, patience: float = 0) -> int:
-        """Its exit status, as of Popen; killed if it does not exit within `patience` seconds."""
+        """Return its exit status, as Popen does; kill it after `patience` seconds."""
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(patience)
         self.process.kill()
@@ -176,7 +176,7 @@ class ChildProcess:
 
 
 def _shape(shape: object) -> list[int]:
-    """The shape of an answer's pixels, if there can be such."""
+    """Return the shape of the pixels of a response. Raises NonsenseError."""
     sides = shape if isinstance(shape, list) else []
     require(2 <= len(sides) <= 3 and all(type(side) is int and side > 0 for side in sides))
     require(prod(sides) <= 3 * MAX_PIXELS)
@@ -184,18 +184,18 @@ def _shape(shape: object) -> list[int]:
 
 
 def how(status: int) -> str:
-    """How a process ended, in words: a signal or an exit code."""
+    """Return a text about the end of a process: a signal or an exit code."""
     return signal.Signals(-status).name if status < 0 else f"exit code {status}"
 
 
 def require(condition: bool) -> None:
-    """NonsenseError if what a child answers cannot be."""
+    """Raise NonsenseError if a condition on a response does not hold."""
     if not condition:
         raise NonsenseError
 
 
 def _environment() -> dict[str, str]:
-    """The whole environment of a child: of the parent's only where Python and modules lie."""
+    """Return the environment of a child: the locations of Python and its modules only."""
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     folders = [_absolute(entry) for entry in sys.path]  # Ray extends it
     return {**kept, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, folders))}

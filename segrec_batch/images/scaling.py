@@ -1,10 +1,10 @@
-"""Samples of any type → 8-bit RGB, by one rule for every format.
+"""Conversion of samples of any type to 8-bit RGB, by one rule for every format.
 
 Samples of up to 8 bits keep their values. Samples of more bits are *stretched*: of the samples
 that are finite, not nodata and not fully transparent, the smallest becomes 0 and the largest 255,
 linearly, with one range for all channels, so that hues stay. An image that uses the whole range of
 its type therefore keeps its values (16 bits: x / 257). The model stretches every image in the same
-way, so the rule only decides how many grey levels it gets to see. Where all values are equal, the
+way, so the rule only determines the number of grey levels. Where all values are equal, the
 value within the nominal range of the type decides: white stays white.
 
 Pixels that are transparent, NaN or nodata are laid on white; ±inf become the ends of the range.
@@ -33,11 +33,11 @@ class Samples:
     Attributes:
         colours: Grey (h, w, 1) or RGB (h, w, 3), of any real dtype.
         nominal: The values of black and white by the file's definition.
-        stretched: Whether the range in use becomes 0 to 255, not the nominal one.
+        stretched: The range in use, not the nominal one, becomes 0 to 255.
         alpha: (h, w), or None if every pixel is opaque.
         opaque: The value of `alpha` that stands for opaque.
-        is_premultiplied: Whether `colours` are multiplied by alpha.
-        white_is_zero: Whether small values are bright.
+        is_premultiplied: `colours` are multiplied by alpha.
+        white_is_zero: Small values are bright.
         nodata: The value that stands for no value, if there is one.
     """
 

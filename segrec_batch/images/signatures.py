@@ -1,4 +1,4 @@
-"""The format of an image file by its first bytes."""
+"""Recognition of image formats by the first bytes of a file."""
 
 from segrec_batch.common.errors import ImageError
 

@@ -1,4 +1,4 @@
-"""TIFF → RGB: which layouts are read by what, and the ones that Pillow reads wrong or not at all.
+"""Reading of TIFF as RGB, with layouts that Pillow reads wrong or not at all.
 
 Photometric × bits × kind × extra samples; strips or tiles, chunky or planar, either byte order,
 either fill order, with or without predictor:
@@ -17,11 +17,11 @@ either fill order, with or without predictor:
     CMYK                            8 to 16 bits unsigned            likewise
     anything else                   refused by its name
 
-What is Pillow's is read here, too, where the file is a big-endian BigTIFF or the bits of each byte
-are uncompressed and in reverse: Pillow does not open all of these.
+Layouts of Pillow are read here, too, where the file is a big-endian BigTIFF or the bits of each
+byte are uncompressed and in reverse: Pillow does not open all of these.
 
-Extra samples that are no alpha have no meaning that a reader knows; beside RGB and CMYK, and one
-beside grey, they are left out. Grey with more of them are channels of something: refused.
+Extra samples that are no alpha have no known meaning; beside RGB and CMYK, and one beside grey,
+they are left out. Grey with more extra samples is refused.
 """
 
 from typing import Any
@@ -62,7 +62,7 @@ _BAND = 2**20
 
 
 def is_pillows(layout: Layout) -> bool:
-    """Return whether Pillow reads the layout right."""
+    """Return whether Pillow reads the layout correctly."""
     extras = _PILLOWS.get(layout.photometric, {}).get(layout.bits, ())
     if layout.kind != "unsigned" or layout.extras not in extras:
         return False
@@ -83,7 +83,7 @@ def correct_palette(image: Image.Image, layout: Layout) -> None:
 
 
 def open_here(data: bytes, layout: Layout) -> Image.Image:
-    """Return a TIFF of another layout as RGB, as stored: not turned upright.
+    """Return a TIFF of another layout as RGB, without applying its orientation.
 
     Raises:
         ImageError: The layout is not supported, or its content is broken.

@@ -1,4 +1,4 @@
-"""Read and check the tags of a TIFF's first image, and name its layout."""
+"""Reading and checks of the tags of the first image of a TIFF; names of layouts."""
 
 import io
 import math
@@ -47,7 +47,7 @@ _PREDICTED = (5, 8, 32946, 34925, 50000)  # compressions with a predictor; other
 
 @dataclass(frozen=True)
 class Layout:
-    """What the tags say.
+    """Layout of an image by its tags.
 
     Attributes:
         kind: `unsigned`, `signed`, `float` or `complex`.
@@ -85,7 +85,7 @@ class Layout:
 
     @property
     def alpha(self) -> int | None:
-        """Which sample is alpha."""
+        """Index of the alpha sample."""
         for place, kind in enumerate(self.extras, self.colours):
             if kind in (ASSOCIATED, UNASSOCIATED):
                 return place

@@ -1,4 +1,4 @@
-"""The strips and tiles of a TIFF → its samples."""
+"""Reading of the samples of a TIFF from its strips and tiles."""
 
 import io
 import math
@@ -181,9 +181,9 @@ def _inflate(content: Buffer, size: int) -> bytes:
 
 
 def _decompress_by_libtiff(contents: Sequence[Buffer], compression: int, size: int) -> list[Buffer]:
-    """Return `size` bytes of each: libtiff has the decoders, by way of Pillow.
+    """Return `size` bytes of each, decoded by libtiff through Pillow.
 
-    It takes them for the rows of a grey image, each a strip of its own.
+    They are passed as rows of a grey image with one strip per row.
     """
     if not contents:
         return []

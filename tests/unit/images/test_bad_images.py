@@ -114,9 +114,7 @@ def test_tiles_that_are_not_there_are_not_allocated(
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_deflate", "zstd", "lzma"])
-def test_strips_that_unfold_to_more_than_there_is_memory_say_so(
-    box: Sandbox, compression: str
-) -> None:
+def test_strips_larger_than_memory_are_reported(box: Sandbox, compression: str) -> None:
     image = Image.fromarray(np.zeros((9_000, 9_000), np.uint16))
     data = encoded(image, "TIFF", compression=compression, tiffinfo={278: 9_000})
     assert len(data) < 600_000

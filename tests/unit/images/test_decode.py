@@ -133,7 +133,7 @@ def test_exif_orientation_is_undone(format_: str, orientation: int) -> None:
 
 
 @pytest.mark.parametrize("orientation", [1, 6, 7])
-def test_a_jpeg_read_at_a_reduced_scale_is_close_to_the_full_one(orientation: int) -> None:
+def test_jpeg_at_reduced_scale_is_close_to_full_one(orientation: int) -> None:
     data = _turned(smooth_pixels(300, 400, cells=12), orientation, "JPEG")
     full, *_ = d.open_rgb(data)
     reduced, width, height, _ = d.open_rgb(data, SHAPES)
@@ -169,7 +169,7 @@ def test_images_of_extreme_shape_are_read(width: int, height: int) -> None:
 
 @given(size=st.integers(16, 2000))
 @quick
-def test_shapes_are_whole_strides_of_about_one_area_and_symmetric(size: int) -> None:
+def test_shapes_are_strides_of_equal_area_and_symmetric(size: int) -> None:
     shapes = d.shapes_of_size(size, 16)
     assert all(side % 16 == 0 and side > 0 for shape in shapes for side in shape)
     assert [(w, h) for h, w in reversed(shapes)] == list(shapes)
@@ -232,7 +232,7 @@ def test_the_same_scene_is_read_the_same_from_every_type(name: str, like: str) -
 
 @needs_faults
 @pytest.mark.parametrize("name", ["nan_border", "nodata9999", "nodata_min"])
-def test_what_has_no_value_is_white_and_costs_no_contrast(name: str) -> None:
+def test_nodata_is_white_and_keeps_contrast(name: str) -> None:
     found, plain = _fault(f"float_{name}.tif"), _fault("float_plain.tif")
     inner = np.s_[12:-12, 12:-12]
     assert np.corrcoef(found[inner].ravel(), plain[inner].ravel())[0, 1] > 0.9999

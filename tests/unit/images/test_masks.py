@@ -265,7 +265,7 @@ def test_a_palette_of_greys_is_read_if_it_is_for_display(
         assert "which of them is the label" in _reason(data)
 
 
-def test_a_header_that_promises_too_much_costs_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_header_of_too_large_image_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(masks, "MAX_PIXELS", 76)
     assert "11×7 pixels are too many" in _reason(encoded(GREY, "PNG"))
     monkeypatch.setattr(masks, "MAX_PIXELS", 77)

@@ -131,7 +131,7 @@ def test_transparency_of_a_palette_is_laid_on_white(depth: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [b"tEXt", b"pHYs", b"tIME", b"tRNS", b"gAMA", b"iCCP"])
-def test_a_damaged_ancillary_chunk_does_not_cost_the_pixels(kind: bytes) -> None:
+def test_damaged_ancillary_chunk_keeps_pixels(kind: bytes) -> None:
     pixels = smooth_pixels(H, W)
     data = encoded(pixels, "PNG")
     for at in (data.index(b"IDAT") - 4, data.index(b"IEND") - 4):

@@ -136,14 +136,14 @@ def test_an_image_comes_out_as_without_a_sandbox(shapes: tuple[d.Shape, ...]) ->
             assert found.pixels.flags.writeable
 
 
-def test_a_bad_image_has_the_reason_that_it_has_without_a_sandbox(box: s.Sandbox) -> None:
+def test_sandbox_keeps_reason_of_bad_image(box: s.Sandbox) -> None:
     for data in (b"", b"<html>", GOOD[: len(GOOD) // 2]):
         with pytest.raises(ImageError) as caught:
             d.decode(data, SHAPES)
         assert _reason(box, data) == caught.value.reason
 
 
-def test_an_image_whose_decoders_are_killed_is_tried_by_every_run(box: s.Sandbox) -> None:
+def test_image_with_killed_decoders_is_retried_by_next_run(box: s.Sandbox) -> None:
     with pytest.raises(ImageError, match="killed twice; does this machine lack memory") as caught:
         box.decode(b"killed", SHAPES)
     assert caught.value.stage == "read"
@@ -187,7 +187,7 @@ def test_an_image_that_took_too_long_is_not_tried_again(poison: Path) -> None:
         assert box.decode(GOOD, SHAPES).width == 80
 
 
-def test_a_child_that_stops_its_own_clock_is_stopped_by_its_parent(
+def test_parent_stops_child_that_stops_its_clock(
     poison: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s, "_GRACE", 0.5)
@@ -290,7 +290,7 @@ if left := lives.read_text():
         assert box.decode(GOOD, SHAPES).width == 80
 
 
-def test_the_child_is_quiet_and_imports_no_more_than_decoding_needs(
+def test_child_is_quiet_and_imports_only_decoding(
     box: s.Sandbox, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert _reason(box, b"noise") == "said"
@@ -323,7 +323,7 @@ print(box.pid, flush=True)
     assert _wait(20, lambda: _is_gone(child))  # the limit is 2 s
 
 
-def test_a_process_has_one_sandbox_and_ends_without_a_word(tmp_path: Path) -> None:
+def test_process_has_one_sandbox_and_ends_silently(tmp_path: Path) -> None:
     (tmp_path / "good.png").write_bytes(GOOD)
     code = f"""
 from pathlib import Path
@@ -351,7 +351,7 @@ def _run(code: str, folder: Path) -> str:
     ).stdout
 
 
-def test_a_child_starts_though_the_current_folder_is_gone(tmp_path: Path) -> None:
+def test_child_starts_without_current_folder(tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     code = f"""
 import os
@@ -383,7 +383,7 @@ print(decoder() == first)
     assert _run(code, tmp_path) == "True\nTrue\n"
 
 
-def test_a_child_that_is_started_early_is_ready_when_it_is_needed() -> None:
+def test_child_started_early_is_ready_on_first_use() -> None:
     with s.Sandbox() as box:
         box.start()
         child = box.pid

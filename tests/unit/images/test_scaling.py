@@ -29,7 +29,7 @@ def _render(samples: NDArray[np.generic], **options: object) -> NDArray[np.uint8
 
 @given(samples=grey)
 @quick
-def test_the_order_of_values_is_kept_and_the_extremes_are_black_and_white(
+def test_scaling_keeps_order_and_spans_black_to_white(
     samples: NDArray[np.generic],
 ) -> None:
     found = _render(samples)[..., 0].ravel().astype(int)
@@ -62,7 +62,7 @@ def test_nodata_and_transparent_pixels_influence_no_other(
 
 
 @pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
-def test_what_is_no_number_is_white_and_infinity_is_the_end_of_the_range(kind: str) -> None:
+def test_nan_is_white_and_infinity_is_end_of_range(kind: str) -> None:
     samples = np.array([[1, 2, 3, np.nan, np.inf, -np.inf]], kind)[..., None]
     assert _render(samples)[0, :, 0].tolist() == [0, 128, 255, 255, 255, 0]
     inverted = _render(samples, white_is_zero=True)[0, :, 0].tolist()
@@ -94,9 +94,7 @@ def test_a_sample_without_a_value_does_not_hide_its_pixel() -> None:
         ("f4", 0.5, 128), ("f4", -7, 0), ("f8", 300, 255),
     ],
 )  # fmt: skip
-def test_one_value_alone_has_its_place_in_the_range_of_its_type(
-    kind: str, value: float, grey: int
-) -> None:
+def test_constant_image_keeps_place_in_range_of_type(kind: str, value: float, grey: int) -> None:
     assert (_render(np.full((2, 3, 1), value, kind)) == grey).all()
 
 

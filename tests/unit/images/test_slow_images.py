@@ -31,7 +31,7 @@ def _short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thumbnail, "_SHORT_SECONDS", 0.2)
 
 
-def test_a_sheet_says_which_image_took_too_long_and_shows_the_others(slow: bytes) -> None:
+def test_sheet_names_slow_image_and_shows_others(slow: bytes) -> None:
     started = time.monotonic()
     shown = page(card(), *(card(data=slow) for _ in range(5)), card())
     assert time.monotonic() - started < 20  # of 60 that one alone might take
@@ -57,7 +57,7 @@ def test_a_drawn_sheet_shows_the_others(slow: bytes) -> None:
     assert 0 < differ.sum() < 0.02 * differ.size  # what the card says
 
 
-def test_a_query_by_an_image_that_takes_too_long_ends_in_one_line(
+def test_query_by_slow_image_fails_with_one_line(
     index: str, slow: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "slow.jpg").write_bytes(slow)

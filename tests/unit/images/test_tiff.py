@@ -212,7 +212,7 @@ def test_compressions_and_predictors_of_libtiff_are_undone(
 
 
 @pytest.mark.parametrize("compression", [1, 32773])
-def test_a_predictor_of_what_has_none_is_ignored_as_libtiff_does(compression: int) -> None:
+def test_predictor_without_effect_is_ignored_like_libtiff(compression: int) -> None:
     values = _of_type(BLOB[..., 0], "u2")
     strip = values.astype("<u2").tobytes()
     if compression == 32773:  # runs of literal bytes
@@ -322,7 +322,7 @@ def test_nodata_that_no_sample_can_have_is_none(text: str) -> None:
     assert _differ(_read(data), _stretched(values)) < EXACT
 
 
-def test_bits_in_reverse_are_turned_before_they_are_inflated_as_libtiff_does() -> None:
+def test_reversed_bits_are_turned_before_inflation() -> None:
     values = _of_type(BLOB[..., 0], "u2")
     strip = zlib.compress(values.astype("<u2").tobytes())
     strip = bytes(int(f"{byte:08b}"[::-1], 2) for byte in strip)

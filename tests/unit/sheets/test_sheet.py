@@ -21,7 +21,7 @@ from tests.support.cards import CLASSES, card, encoded, image, mask, page, sheet
 ROOT = Path(__file__).parents[3]
 
 
-def test_query_comes_first_then_one_card_for_each_result_in_order() -> None:
+def test_page_has_query_then_results_in_order() -> None:
     uris = [f"s3://bucket/{i}.jpg" for i in range(5)]
     shown = page(*(card(uri) for uri in uris))
     assert [attrs["class"] for attrs in shown.of_class("card")] == ["card query"] + 4 * ["card"]
@@ -57,7 +57,7 @@ def test_mask_iou_stands_beside_pearson_where_it_is_known() -> None:
     assert [text.strip() for text in shown.text("li") if text.strip()].count("IoU") == 1
 
 
-def test_bars_follow_the_order_of_the_classes_and_show_only_these() -> None:
+def test_bars_show_the_classes_in_order() -> None:
     shown = page(card(coverage={"tree": 0.25, "road": 0.5, "car": 0.12345}))
     labels = [data for data in shown.text("span") if data in {*CLASSES, "road"}]
     assert labels == ["car", "person", "tree"]
@@ -66,7 +66,7 @@ def test_bars_follow_the_order_of_the_classes_and_show_only_these() -> None:
     assert widths == ["12.35", "0.00", "25.00"]
 
 
-def test_the_class_asked_about_comes_first_and_shows_its_window() -> None:
+def test_class_of_filters_comes_first_with_window() -> None:
     shown = Page(sheet(card(), card(), class_name="tree", window=(0.29, 0.96)))
     names = [data for data in shown.text("span") if data in CLASSES]
     assert names == 2 * ["tree", "car", "person"]
@@ -91,7 +91,7 @@ def test_a_window_is_drawn_only_for_a_class_with_a_colour(
     assert [data for data in shown.text("span") if data in CLASSES] == list(CLASSES)
 
 
-def test_alternative_texts_tell_rank_dominant_class_and_coverage() -> None:
+def test_alt_texts_have_rank_dominant_class_and_coverage() -> None:
     shown = page(card(), card(coverage={}))
     alts = [attrs["alt"] for attrs in shown.all("img") if "class" not in attrs]
     assert alts == [
@@ -102,7 +102,7 @@ def test_alternative_texts_tell_rank_dominant_class_and_coverage() -> None:
     assert shown.all("html", lang="en")
 
 
-def test_overlay_is_transparent_on_background_and_coloured_on_classes() -> None:
+def test_overlay_is_transparent_on_background_only() -> None:
     overlay = page(card()).masks()[0].convert("RGBA")
     assert overlay.size == (80, 60)  # of the thumbnail, not of the mask
     stripes = np.asarray(overlay)[30, [10, 30, 50, 70]].tolist()
@@ -172,7 +172,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("data", UNREADABLE.values(), ids=UNREADABLE)
-def test_an_image_that_cannot_be_read_shows_a_placeholder_and_its_mask(data: bytes | None) -> None:
+def test_unreadable_image_shows_placeholder_and_mask(data: bytes | None) -> None:
     shown = page(card(), Card("s3://bucket/b.jpg", data, mask(), {"car": 0.5}, 0.5))
     assert shown.text("span").count("image not readable") == 1
     assert len(shown.images()) == 1
@@ -257,7 +257,7 @@ def test_policy_allows_only_this_style_and_this_script() -> None:
     assert all(attrs["href"] == "data:," for attrs in shown.all("link"))
 
 
-def test_without_a_script_masks_show_and_the_control_for_all_does_not() -> None:
+def test_page_without_script_shows_masks_and_no_button() -> None:
     shown = page(card(), card())
     assert all(attrs["aria-pressed"] == "true" for attrs in shown.of_class("shot"))
     assert "hidden" in shown.all("button", id="all")[0]
@@ -344,7 +344,7 @@ frame.addEventListener("load", () => {{
 
 
 @needs_chromium
-def test_the_script_toggles_masks_under_its_own_policy(tmp_path: Path) -> None:
+def test_script_toggles_masks_under_policy(tmp_path: Path) -> None:
     text = sheet(card(), card(), caption="all images")
     seen, complaints = seen_in_browser(text, PROBE, tmp_path)
     assert seen == [

@@ -104,7 +104,7 @@ def test_bars_are_as_long_as_their_shares() -> None:
     assert lengths[2] == 0
 
 
-def test_a_window_changes_only_the_bar_of_the_class_asked_about() -> None:
+def test_window_changes_only_bar_of_filtered_class() -> None:
     def bars(**options: Any) -> np.ndarray[Any, Any]:
         return cut(drawn(card(), card(), class_name="car", **options), 2)[1][WELL[1] :]
 
@@ -114,7 +114,7 @@ def test_a_window_changes_only_the_bar_of_the_class_asked_about() -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(900, 90), (90, 900), (4000, 1), (1, 3000), (3, 2)])
-def test_images_of_any_aspect_lie_in_the_middle_of_the_well(width: int, height: int) -> None:
+def test_images_of_any_aspect_are_centred(width: int, height: int) -> None:
     data = drawn(card(data=image(width, height, "PNG"), label_mask=mask(labels=(0, 0))))
     well = cut(data, 1)[0][3 : WELL[1], 3:-3]  # without the frame
     filled = (well != rgb(COLOURS["well"])).any(axis=2)

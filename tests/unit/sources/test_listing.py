@@ -56,7 +56,7 @@ def public() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_images_are_found_by_extension_with_size_and_time(tmp_path: Path) -> None:
+def test_listing_finds_images_by_extension_with_size_and_time(tmp_path: Path) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "deep" / "er" / "a.JPG").write_bytes(b"123")
     (tmp_path / "deep" / "notes.txt").write_bytes(b"")
@@ -144,7 +144,7 @@ def test_names_that_are_not_utf8_are_shown_escaped(tmp_path: Path) -> None:
     }
 
 
-def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_listing_follows_links_but_not_in_circles(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     root = tmp_path / "root"
     (root / "a" / "b").mkdir(parents=True)

@@ -160,7 +160,7 @@ def test_odd_names_below_a_root_are_fetched(uri: str) -> None:
 
 
 @pytest.mark.parametrize("images", ["http://host/images", "zip://x::s3://b/a.zip"])
-def test_no_index_is_made_from_what_its_log_may_not_name(images: str, tmp_path: Path) -> None:
+def test_index_rejects_roots_that_log_cannot_store(images: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="local folders and object stores"):
         list(dry_run(Request(images), str(tmp_path / "model"), str(tmp_path / "index")))
 
@@ -220,7 +220,7 @@ def test_cards_say_what_was_not_fetched(tmp_path: Path) -> None:
     assert [card.is_withheld for card in shown] == [False, False, True, True]
 
 
-def test_what_is_described_later_is_read_from_below_the_roots(tmp_path: Path) -> None:
+def test_backfill_reads_images_below_roots(tmp_path: Path) -> None:
     from segrec_batch.descriptors.inputs import read_pixels
 
     content = encoded(smooth_pixels(32, 32), "PNG")

@@ -138,7 +138,7 @@ def test_objects_that_changed_since_they_were_listed(bucket: str) -> None:
         storage.read_bytes(uris[2])
 
 
-def test_an_object_that_this_user_may_not_read_is_that_objects_problem() -> None:
+def test_forbidden_object_is_error_of_that_object() -> None:
     bucket = new_bucket()
     put({f"{bucket}/open.jpg": b"1", f"{bucket}/closed.jpg": b"2"})
     rule = {
@@ -248,9 +248,7 @@ def test_faults_that_stay_end_in_storage_errors(s3: dict[str, str], bucket: str)
             assert seconds < 17
 
 
-def test_a_dead_store_is_told_in_time_and_a_live_one_again_is_used(
-    s3: dict[str, str], bucket: str
-) -> None:
+def test_dead_store_is_reported_in_time_and_used_again(s3: dict[str, str], bucket: str) -> None:
     uri = f"{bucket}/a.jpg"
     with FaultyProxy(s3["AWS_ENDPOINT_URL"]) as proxy, environment(**proxy.env):
         assert storage.read_bytes(uri) == b"image"

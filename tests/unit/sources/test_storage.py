@@ -48,7 +48,7 @@ def test_new_files_have_the_usual_permissions(tmp_path: Path) -> None:
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_failed_write_leaves_only_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old")
     code = f"""
@@ -106,7 +106,7 @@ def test_concurrent_writers_leave_one_whole_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a"]  # noqa: PTH208
 
 
-def test_read_many_gives_each_file_its_content_or_its_error(tmp_path: Path) -> None:
+def test_read_many_returns_content_or_error_per_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"123456")
     uris = [str(tmp_path / name) for name in ("a", "gone", "a", ".", "a/b")]
     contents = storage.read_many(uris, [4, 4, 0, 4, 4])
