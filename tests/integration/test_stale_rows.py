@@ -1,6 +1,6 @@
-"""What becomes of rows while sources come, change, break, are mended and go: any order of it.
+"""Tests of rows while images are added, changed, broken, repaired and removed in any order.
 
-The runs here have all of the indexing job but Ray, the log and the model, whose results are drawn.
+The runs have all of the indexing job except Ray, the log and the model, whose results are random.
 """
 
 import os
@@ -136,7 +136,7 @@ class World:
         self.snapshot = with_changes(self.snapshot, mixed, files)
 
     def state(self) -> State:
-        """What the index has of each name; AssertionError if anything is wrong with it."""
+        """Return hash and failed stage of each name. Raises AssertionError for a damaged index."""
         for files in by_part(self.snapshot.all_files).values():
             job = (self.snapshot.index, files, SPEC, Bundle.model_id)
             assert check_part(job) == []
@@ -157,7 +157,7 @@ class World:
 
 
 def right(kind: str | None, old: tuple[str | None, str | None]) -> Callable[[Any], bool]:
-    """Whether a row is right after a whole run over a file of a kind with an image's extension."""
+    """Return a check of the row of an image file of a kind after a whole run."""
     content = old[0]
     return {
         "good": lambda new: new[0] is not None and new[1] is None,

@@ -1,4 +1,4 @@
-"""The Ray that a run starts for itself, and what keeps others out of it."""
+"""Tests of the private Ray of a run: addresses, token, folder."""
 
 import http.client
 import os
@@ -32,29 +32,29 @@ ANSWERED = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE)  # it is
 
 
 def listening(process: psutil.Process) -> list[tuple[str, int]]:
-    """Addresses and ports that a process and its descendants listen on."""
-    found = [
+    """Return addresses and ports on which a process and its descendants listen."""
+    sockets = [
         connection.laddr
         for p in (process, *process.children(recursive=True))
         for connection in p.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     ]
-    return [(address.ip, address.port) for address in found]
+    return [(address.ip, address.port) for address in sockets]
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches an address."""
-    found = ip_address(address)
-    return (getattr(found, "ipv4_mapped", None) or found).is_loopback
+    """Return true if only this machine reaches an address."""
+    parsed = ip_address(address)
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
 
 
 @pytest.fixture
 def ports(ray_cluster: None) -> list[tuple[str, int]]:
-    """What the Ray of the tests listens on."""
+    """Return addresses and ports of the Ray of the tests."""
 
     @ray.remote(num_cpus=0)
     def work() -> None:
-        """Have a worker listen, too."""
+        """Start a worker, which listens too."""
 
     ray.get(work.remote())
     return listening(psutil.Process())
@@ -67,8 +67,8 @@ def test_own_ray_listens_on_loopback_only(ports: list[tuple[str, int]]) -> None:
     assert not is_loopback("192.0.2.2")
 
 
-def called(port: int, call: str, token: str) -> grpc.StatusCode:
-    """How a server answers to one call."""
+def call_server(port: int, call: str, token: str) -> grpc.StatusCode:
+    """Return the status of one call without arguments."""
     headers = (("authorization", f"Bearer {token}"),) if token else ()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         try:
@@ -83,13 +83,13 @@ def test_own_ray_servers_demand_the_token(ports: list[tuple[str, int]]) -> None:
     token = AuthenticationTokenLoader.instance().get_raw_token()
     assert len(token) == 64
     answers = {
-        given: {
+        credential: {
             (port, call): code
             for _, port in ports
             for call in CALLS
-            if (code := called(port, call, given)) not in ANSWERED
+            if (code := call_server(port, call, credential)) not in ANSWERED
         }
-        for given in ("", "0" * 64, token)
+        for credential in ("", "0" * 64, token)
     }
     assert {call for _, call in answers[token]} == set(CALLS)
     assert set(answers[token].values()) == {grpc.StatusCode.OK}
@@ -99,7 +99,7 @@ def test_own_ray_servers_demand_the_token(ports: list[tuple[str, int]]) -> None:
 
 
 def read(port: int, path: str) -> str | None:
-    """What a web server of Ray tells anybody; None if it is none, or it refuses."""
+    """Return the page of a web server of Ray without a token; None if there is none."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
             text: str = answer.read().decode(errors="replace")
@@ -112,15 +112,15 @@ def test_own_ray_without_token_gives_metrics_and_health_only(
     ports: list[tuple[str, int]],
 ) -> None:
     paths = ("/", "/metrics", "/logs", "/api/job_agent/jobs/", "/api/healthz")
-    told = [text for _, port in ports for path in paths if (text := read(port, path))]
-    assert [text for text in told if not text.startswith(("# HELP ", "raylet: success"))] == []
-    assert any(text.startswith("# HELP ") for text in told)
+    texts = [text for _, port in ports for path in paths if (text := read(port, path))]
+    assert [text for text in texts if not text.startswith(("# HELP ", "raylet: success"))] == []
+    assert any(text.startswith("# HELP ") for text in texts)
     secrets = {os.environ["PATH"], AuthenticationTokenLoader.instance().get_raw_token()}
-    assert not [secret for secret in secrets for text in told if secret in text]
+    assert not [secret for secret in secrets for text in texts if secret in text]
 
 
 def test_own_ray_folder_is_private(ray_cluster: None) -> None:
-    """Ray itself opens its folder to all, and its sockets are there."""
+    """Ray makes its own folder, with its sockets, accessible to all users."""
     session = Path(ray._private.worker._global_node.get_session_dir_path())
     base = session.parents[1]
     assert base.name.startswith("ray-")
@@ -247,7 +247,7 @@ def test_own_ray_without_workers_is_an_error(no_workers: str) -> None:
 
 @pytest.mark.slow
 def test_joined_cluster_without_workers_is_an_error(no_workers: str) -> None:
-    """Of the first that joins, whom Ray keeps waiting, and of the next."""
+    """Both the first driver, which Ray keeps waiting, and the second one fail."""
     with head_node(PYTHONPATH=no_workers) as head:
         file = head.folder / "ray_current_cluster"
         while not file.exists():

@@ -46,8 +46,8 @@ def test_run_stats_exclude_work_of_dead_workers(
 ) -> None:
     mark = str(tmp_path / "has died")
 
-    def dies_once(segmented: pa.Table, **given: Any) -> pa.Table:
-        receipts = stages.write_batch(segmented, **given)
+    def dies_once(segmented: pa.Table, **options: Any) -> pa.Table:
+        receipts = stages.write_batch(segmented, **options)
         if not os.path.exists(mark):  # noqa: PTH110 - no import in a function that Ray ships
             os.mkdir(mark)  # noqa: PTH102
             os._exit(1)
