@@ -37,7 +37,7 @@ _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(2**22),
     "MALLOC_TRIM_THRESHOLD_": str(2**25),
 }
-# What Python itself may need to start; nothing else of the parent's environment is handed on
+# Variables that Python may need to start; the child gets no others of the parent's environment
 _KEPT = ("LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE")
 
 Answer = tuple[dict[str, Any], NDArray[np.integer[Any]]]

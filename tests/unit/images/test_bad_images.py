@@ -1,4 +1,4 @@
-"""Hostile and odd images through the sandbox: bounded time and memory, and a reason.
+"""Tests of hostile and odd images in the sandbox: bounded time and memory, reasons.
 
 What the decoders cannot tell, and no test here asks of them: that a file's tail was overwritten
 (with zeros, say), not cut off, where any bytes are pixels: baseline JPEG, WEBP, BMP, uncompressed
@@ -133,9 +133,7 @@ def test_images_of_extreme_shape_take_little_memory(
 
 
 @pytest.mark.parametrize(("depth", "row"), [(1, 1 + 1_125), (8, 1 + 9_000), (16, 1 + 18_000)])
-def test_an_image_that_needs_more_memory_than_there_is_says_so(
-    box: Sandbox, depth: int, row: int
-) -> None:
+def test_image_larger_than_memory_limit_is_reported(box: Sandbox, depth: int, row: int) -> None:
     data = png_by_hand(9_000, 9_000, depth, colour=0, raw=bytes(row * 9_000))
     assert len(data) < 200_000
     assert _reason(box, data) == "needs more than 0.25 GiB of memory"

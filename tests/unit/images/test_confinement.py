@@ -1,4 +1,4 @@
-"""What an image that has taken over its decoder can do: nothing but answer."""
+"""Tests of the confinement: a decoder that is taken over can only respond."""
 
 import os
 import socket
@@ -262,9 +262,7 @@ def test_a_decoder_has_no_secrets(box: s.Sandbox) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a confined process is hidden from its user")
-def test_a_decoder_holds_one_socket_and_nothing_of_its_parent(
-    box: s.Sandbox, tmp_path: Path
-) -> None:
+def test_child_holds_one_socket_and_no_other_descriptor(box: s.Sandbox, tmp_path: Path) -> None:
     with (tmp_path / "secret").open() as file:
         os.set_inheritable(file.fileno(), True)
         box.confinement()

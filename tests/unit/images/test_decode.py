@@ -1,4 +1,4 @@
-"""Images of every kind become upright RGB of a known shape."""
+"""Tests of decoding: images of every kind become upright RGB of a known shape."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Once it is imported, the decoder needs no file and no module: a sandbox may close both."""
+"""Tests of decoding without files and imports, as in the sandbox."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""What is no whole image of bearable size is refused: ImageError, stage and reason."""
+"""Tests of refusals: broken, unsupported and too large files raise ImageError with a reason."""
 
 import resource
 import struct

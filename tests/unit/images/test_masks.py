@@ -1,4 +1,4 @@
-"""Masks: a label is the sample that a file stores, however it stores it; or it is refused."""
+"""Tests of masks: a label is the sample that the file stores, or the file is refused."""
 
 import io
 import struct

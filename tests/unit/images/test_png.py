@@ -1,4 +1,4 @@
-"""PNG of every depth, with transparency of every kind, and with damaged ancillary chunks."""
+"""Tests of PNG: every depth, transparency of every kind, damaged ancillary chunks."""
 
 import struct
 import zlib

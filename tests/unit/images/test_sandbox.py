@@ -1,4 +1,4 @@
-"""A decoder may crash, hang, eat memory or be killed: the image fails, nothing else does."""
+"""Tests of the sandbox: a crash, hang or kill of the decoder fails only its image."""
 
 import os
 import signal
@@ -170,7 +170,7 @@ def test_death_is_that_images_failure_and_no_other(
 
 
 @pytest.mark.usefixtures("poison")
-def test_a_hanging_decoder_is_stopped_though_it_runs_no_python() -> None:
+def test_hang_outside_python_is_stopped() -> None:
     with s.Sandbox(function="poison:decode", seconds=1) as box:
         assert _reason(box, b"regex") == "took longer than 1 s"
         assert box.decode(GOOD, SHAPES).width == 80
@@ -253,7 +253,7 @@ def test_threads_get_each_their_own_image(box: s.Sandbox) -> None:
     assert [(p.height, p.width) for p in found] == sizes
 
 
-def test_a_child_that_does_not_start_is_not_the_images_fault(
+def test_child_that_does_not_start_is_decoder_error(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     descriptors, children = len(os.listdir("/proc/self/fd")), _children()  # noqa: PTH208

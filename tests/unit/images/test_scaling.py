@@ -1,4 +1,4 @@
-"""From many bits to eight: one range, of what is visible and has a value."""
+"""Tests of the scaling of samples to 8 bits."""
 
 import numpy as np
 import pytest

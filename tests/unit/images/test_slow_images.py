@@ -1,4 +1,4 @@
-"""Images that take long to decode, where somebody waits: the others show, and the card says why."""
+"""Tests of slow images where a user waits: other images are shown, the card has the reason."""
 
 import ast
 import time

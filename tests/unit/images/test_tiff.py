@@ -1,4 +1,4 @@
-"""Every layout of a TIFF that is read gives the values that independent decoders give."""
+"""Tests of TIFF: every supported layout gives the values of independent decoders."""
 
 import io
 import zlib
@@ -114,7 +114,7 @@ def test_rgb_of_every_type_has_one_range(kind: str, organisation: str, planar: s
 @pytest.mark.parametrize("photometric", ["minisblack", "rgb"])
 @pytest.mark.parametrize("kind", ["u1", "u2", "f4"])
 @pytest.mark.parametrize("organisation", ["strips", "tiles"])
-def test_alpha_is_laid_on_white_and_other_samples_are_left_out(
+def test_alpha_is_laid_on_white_other_samples_left_out(
     kind: str, photometric: str, extra: str, planar: str, organisation: str
 ) -> None:
     colours = BLOB if photometric == "rgb" else BLOB[..., :1]
@@ -302,9 +302,7 @@ def test_strips_that_gdal_left_out_are_nodata(compression: int) -> None:
         ("u8", "18446744073709551615\0", 2**64 - 1), ("u4", "1e3\0", 1000),
     ],
 )  # fmt: skip
-def test_what_gdal_calls_nodata_is_white_and_does_not_count(
-    kind: str, text: str, value: float
-) -> None:
+def test_gdal_nodata_is_white_and_ignored_by_scaling(kind: str, text: str, value: float) -> None:
     values = (BLOB[..., 0] * 20 + 290).astype(kind)
     values[:, :9] = value
     data = _write(values, photometric="minisblack", extratags=[(42113, "s", 0, text, True)])

@@ -1,4 +1,4 @@
-"""The contact sheet: what it shows, that nothing in it can inject, and that its script runs."""
+"""Tests of the contact sheet as HTML: content, escaping, script and policy."""
 
 import base64
 import hashlib

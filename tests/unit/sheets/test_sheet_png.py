@@ -1,4 +1,4 @@
-"""The contact sheet as one image: where things lie, their colours, and what it refuses."""
+"""Tests of the contact sheet as PNG: layout, colours, limits."""
 
 from io import BytesIO
 from itertools import combinations

@@ -1,4 +1,4 @@
-"""Listing local images: odd names, odd files, links, and memory."""
+"""Tests of listings of local images: odd names, odd files, links, memory."""
 
 import os
 import tempfile
@@ -243,7 +243,7 @@ def test_files_that_vanish_meanwhile_are_left_out(
     assert list(batches) == []
 
 
-def test_a_folder_that_vanishes_while_it_is_listed_is_an_error(
+def test_folder_deleted_during_listing_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "images"

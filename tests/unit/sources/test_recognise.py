@@ -1,4 +1,4 @@
-"""Recognition of images by content: what Pillow writes is recognised, and nothing else."""
+"""Tests of the recognition of images by content."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Images of an index are fetched from below the folders that it was made from, and as files."""
+"""Tests of roots: images of an index are fetched only from below its roots."""
 
 import hashlib
 import os
@@ -249,7 +249,7 @@ def test_a_stored_mask_that_is_none_is_refused(mask: bytes | str) -> None:
         stored_rows(images, {}, SPEC)
 
 
-def test_a_sheet_of_an_index_without_roots_names_the_option(
+def test_sheet_of_index_without_roots_names_option(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     index, images = str(tmp_path / "index"), tmp_path / "images"

@@ -1,4 +1,4 @@
-"""Storage and listing on a real S3 server: odd keys, wrong credentials, a store that fails."""
+"""Tests of storage and listing on a real S3 server: odd keys, credentials, failing stores."""
 
 import hashlib
 import json

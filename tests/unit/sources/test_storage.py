@@ -1,4 +1,4 @@
-"""Files on local disk, and how failures are told apart."""
+"""Tests of files on local disk, and of the translation of errors."""
 
 import os
 import pickle
