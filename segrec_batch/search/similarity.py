@@ -129,6 +129,15 @@ def rounded(values: Floats, places: int = PLACES) -> Floats:
     return np.asarray(np.copysign(whole + (scaled - whole >= 0.5), values) / factor)
 
 
+def rank_order(scores: Floats, ties: Ints | None = None, groups: Ints | None = None) -> Ints:
+    """Return the order of scores along the last axis: the tie rule of all rankings.
+
+    Groups ascend, scores descend within a group, NaN last; equal scores by ascending `ties`, else
+    in the order of the input. All arrays have one shape.
+    """
+    return np.lexsort([key for key in (ties, -scores, groups) if key is not None])
+
+
 @dataclass(frozen=True)
 class Metric:
     """A similarity of vectors, higher for more similar ones.

@@ -35,7 +35,7 @@ from segrec_batch.search.feedback.refine import (
     SVM,
     refined,
 )
-from segrec_batch.search.similarity import METRICS, Features, Floats
+from segrec_batch.search.similarity import METRICS, Features, Floats, rank_order
 
 SIMILAR = 0.5
 """Overlap of masks from which an image is somewhat relevant."""
@@ -81,7 +81,7 @@ def nearest_images(rows: Ints, images: Collection, metric: str) -> Bools:
 
 def sort_images(scores: Floats) -> Ints:
     """Return all images of each query by descending score, ties by image_id, NaN last: (q, n)."""
-    return np.argsort(-scores, axis=1, kind="stable")
+    return rank_order(scores)
 
 
 def rank(scores: Scores, order: Ints, passes: Bools) -> tuple[Ints, Bools]:
@@ -96,7 +96,7 @@ def rank(scores: Scores, order: Ints, passes: Bools) -> tuple[Ints, Bools]:
     first = listed & (listed.cumsum(axis=1) <= RERANKED)
     queries = np.nonzero(first)[0]
     again = scores.rerank[queries, order[first]]
-    turn = np.lexsort((np.nan_to_num(-again, nan=np.inf), queries))  # stable; by query, then score
+    turn = rank_order(again, groups=queries)
     order = order.copy()
     order[first] = order[first][turn]
     return order, listed

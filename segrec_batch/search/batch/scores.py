@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segrec_batch.search.similarity import PAIR_PLACES, Features, Floats, Ints, rounded
+from segrec_batch.search.similarity import PAIR_PLACES, Features, Floats, Ints, rank_order, rounded
 
 _PAIRS = 2048  # that are multiplied at once: 3 × 8 bytes × C each
 _U32, _U64 = 2.0**-24, 2.0**-53  # unit roundoff
@@ -156,7 +156,7 @@ def best(pairs: Pairs, count: int, distinct: bool) -> Pairs:
     With `distinct` only the first of a query's candidates of equal content counts. The best of the
     best of two sets of pairs are the best of both.
     """
-    pairs = pairs.take(np.lexsort((pairs.place, -pairs.pearson, pairs.query)))
+    pairs = pairs.take(rank_order(pairs.pearson, ties=pairs.place, groups=pairs.query))
     if distinct:
         pairs = pairs.take(_first_of_content(pairs))
     return pairs.take(ranks(pairs) < count)
