@@ -1,4 +1,4 @@
-"""The query cache: the rows and answers of the index, in one file."""
+"""Tests of the query cache: rows and results of the index, in one file."""
 
 import os
 import shutil
@@ -57,7 +57,7 @@ def check_equal(cache: str, index: str) -> None:
             assert rows(ours, table).to_pylist() == rows(theirs, table).to_pylist()
 
 
-def test_a_cache_has_the_rows_of_the_index(cache: str, index: str) -> None:
+def test_cache_has_rows_of_index(cache: str, index: str) -> None:
     check_equal(cache, index)
 
 
@@ -70,14 +70,14 @@ def test_a_cache_has_the_rows_of_the_index(cache: str, index: str) -> None:
         "class := 'car', scope := 'image', distinct_content := false, exclude_self := false",
     ],
 )
-def test_a_cache_answers_as_the_index_does(cache: str, index: str, arguments: str) -> None:
+def test_cache_recommends_as_index(cache: str, index: str, arguments: str) -> None:
     with segrec_batch.connect(cache) as ours, segrec_batch.connect(index) as theirs:
         for (name,) in theirs.sql("SELECT image_id FROM regions WHERE class = 'car'").fetchall():
             sql = f"FROM recommend('{name}', {arguments})"
             assert ours.sql(sql).fetchall() == theirs.sql(sql).fetchall()
 
 
-def test_sign_bits_of_all_images_give_the_exact_answer(cache: str, index: str) -> None:
+def test_sign_bits_pool_of_all_is_exact(cache: str, index: str) -> None:
     with segrec_batch.connect(cache) as ours, segrec_batch.connect(index) as theirs:
         for (name,) in theirs.sql("SELECT image_id FROM images").fetchall():
             exact = f"SELECT rank, image_id, pearson FROM recommend('{name}')"
@@ -86,7 +86,7 @@ def test_sign_bits_of_all_images_give_the_exact_answer(cache: str, index: str) -
             assert theirs.sql(by_sign_bits).fetchall() == theirs.sql(exact).fetchall()
 
 
-def test_a_small_pool_is_that_of_the_fewest_bits(index: str) -> None:
+def test_sign_bits_pool_has_fewest_different_bits(index: str) -> None:
     con = segrec_batch.connect(index)
     found = dict(con.sql("SELECT image_id, sign_bits FROM images").fetchall())
     query = sorted(found)[3]
@@ -100,7 +100,7 @@ def test_a_small_pool_is_that_of_the_fewest_bits(index: str) -> None:
     assert {n for (n,) in con.sql(sql).fetchall()} == set(nearest) - {query}
 
 
-def test_any_duckdb_client_can_ask_a_cache(cache: str, index: str) -> None:
+def test_cache_opens_in_plain_duckdb(cache: str, index: str) -> None:
     ((query,),) = segrec_batch.connect(index).sql("SELECT min(image_id) FROM images").fetchall()
     code = f"""
 import duckdb, sys
@@ -116,7 +116,7 @@ assert not any(name.startswith("segrec") for name in sys.modules)
     assert comment == "A row per indexed image"
 
 
-def test_rows_lie_as_filters_on_coverage_like_them(cache: str) -> None:
+def test_cache_rows_are_sorted_by_coverage(cache: str) -> None:
     con = segrec_batch.connect(cache)
     regions = "SELECT class, coverage FROM cache.segrec.regions ORDER BY rowid"
     found = con.sql(regions).fetchall()
@@ -129,7 +129,7 @@ def test_rows_lie_as_filters_on_coverage_like_them(cache: str) -> None:
     assert images["image_id"].to_pylist() == by_id["image_id"].take(pa.array(order)).to_pylist()
 
 
-def test_a_refresh_takes_in_what_has_changed(
+def test_refresh_cache_follows_index(
     own_index: str, images: Path, model_dir: str, tmp_path: Path
 ) -> None:
     path = str(tmp_path / "c.duckdb")
@@ -149,7 +149,7 @@ def test_a_refresh_takes_in_what_has_changed(
     assert not list(tmp_path.glob("*.tmp*"))
 
 
-def test_a_cache_with_changes_beside_it_is_not_renewed(index: str, tmp_path: Path) -> None:
+def test_refresh_cache_refuses_wal(index: str, tmp_path: Path) -> None:
     """A write-ahead log can make a catalogue look like ours that is not, once it is left behind."""
     path = str(tmp_path / "c.duckdb")
     refresh_cache(index, path)
@@ -159,7 +159,7 @@ def test_a_cache_with_changes_beside_it_is_not_renewed(index: str, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_small_change_is_appended(
+def test_refresh_cache_appends_small_change(
     images: Path, model_dir: str, ray_cluster: None, tmp_path: Path
 ) -> None:
     index, path = str(tmp_path / "index"), str(tmp_path / "c.duckdb")
@@ -176,7 +176,7 @@ def test_a_small_change_is_appended(
     check_equal(path, index)
 
 
-def test_a_cache_with_other_macros_is_made_anew(index: str, tmp_path: Path) -> None:
+def test_refresh_cache_replaces_other_macros(index: str, tmp_path: Path) -> None:
     path = str(tmp_path / "c.duckdb")
     rows = refresh_cache(index, path).rows
     assert refresh_cache(index, path).added == 0
@@ -189,9 +189,7 @@ def test_a_cache_with_other_macros_is_made_anew(index: str, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_files_that_are_no_cache_of_this_index_are_left_alone(
-    cache: str, own_index: str, tmp_path: Path
-) -> None:
+def test_refresh_cache_refuses_other_files(cache: str, own_index: str, tmp_path: Path) -> None:
     text, other = tmp_path / "notes.txt", tmp_path / "other.duckdb"
     text.write_text("mine")
     with duckdb.connect(str(other)) as con:
@@ -208,7 +206,7 @@ def test_files_that_are_no_cache_of_this_index_are_left_alone(
 
 
 @pytest.mark.slow
-def test_a_cache_of_another_model_is_refused(
+def test_refresh_cache_refuses_other_model(
     own_index: str, images: Path, model: Model, tmp_path: Path
 ) -> None:
     path = str(tmp_path / "c.duckdb")
@@ -230,7 +228,7 @@ def test_a_cache_of_another_model_is_refused(
     check_equal(path, own_index)
 
 
-def test_a_killed_refresh_leaves_the_old_cache(index: str, tmp_path: Path) -> None:
+def test_killed_refresh_leaves_old_cache(index: str, tmp_path: Path) -> None:
     path = tmp_path / "c.duckdb"
     refresh_cache(index, str(path))
     before = path.read_bytes()
@@ -255,7 +253,7 @@ def test_a_killed_refresh_leaves_the_old_cache(index: str, tmp_path: Path) -> No
     check_equal(str(path), index)
 
 
-def test_a_file_that_is_no_query_cache_is_never_replaced(index: str, tmp_path: Path) -> None:
+def test_refresh_cache_never_replaces_other_file(index: str, tmp_path: Path) -> None:
     text, other = tmp_path / "notes.txt", tmp_path / "other.duckdb"
     text.write_text("mine")
     with duckdb.connect(str(other)) as con:
@@ -268,7 +266,7 @@ def test_a_file_that_is_no_query_cache_is_never_replaced(index: str, tmp_path: P
         assert path.read_bytes() == before
 
 
-def test_an_empty_index_has_a_cache(model: Model, tmp_path: Path) -> None:
+def test_refresh_cache_of_empty_index(model: Model, tmp_path: Path) -> None:
     from segrec_batch.index.snapshot import create
 
     index, path = str(tmp_path / "index"), str(tmp_path / "c.duckdb")
@@ -277,7 +275,7 @@ def test_an_empty_index_has_a_cache(model: Model, tmp_path: Path) -> None:
     check_equal(path, index)
 
 
-def test_the_command_makes_a_cache_that_the_others_take(
+def test_cache_command_makes_cache(
     index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(tmp_path / "c.duckdb")
@@ -319,7 +317,7 @@ CREATE SCHEMA system2;
 """
 
 
-def test_views_and_macros_of_a_cache_are_not_used(
+def test_open_cache_ignores_its_views_and_macros(
     hostile: tuple[Path, duckdb.DuckDBPyConnection], index: str, tmp_path: Path
 ) -> None:
     path, maker = hostile
@@ -358,7 +356,7 @@ TABLES_OF_OTHERS = {
 
 @pytest.mark.parametrize("table", ["images", "failures"])
 @pytest.mark.parametrize("change", TABLES_OF_OTHERS)
-def test_a_cache_with_other_tables_is_refused(
+def test_open_cache_refuses_other_tables(
     hostile: tuple[Path, duckdb.DuckDBPyConnection], tmp_path: Path, change: str, table: str
 ) -> None:
     path, maker = hostile
@@ -392,7 +390,7 @@ IDENTITIES = {
 
 
 @pytest.mark.parametrize("change", IDENTITIES)
-def test_a_cache_that_says_something_odd_of_itself_is_refused(
+def test_open_cache_refuses_odd_identity(
     hostile: tuple[Path, duckdb.DuckDBPyConnection], tmp_path: Path, change: str
 ) -> None:
     path, maker = hostile
@@ -402,7 +400,7 @@ def test_a_cache_that_says_something_odd_of_itself_is_refused(
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 4096, b"\0" * 65536])
-def test_a_file_that_is_no_database_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_open_cache_refuses_other_file(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.duckdb"
     path.write_bytes(content)
     check_refused(path, "not a query cache")

@@ -1,4 +1,4 @@
-"""Relevance feedback: the refined query, sessions, SQL, the command."""
+"""Tests of relevance feedback: the refined query, sessions, SQL, the command."""
 
 import json
 import math
@@ -96,7 +96,7 @@ def literal_rocchio(q: Floats, marked: Floats, marks: list[float], w: Weights) -
 
 @quick
 @given(st.integers(0, 10**6), marks_of)
-def test_rocchio_is_the_literal_one(seed: int, marks: list[float]) -> None:
+def test_rocchio_equals_formula(seed: int, marks: list[float]) -> None:
     rng = np.random.default_rng(seed)
     q, marked = rng.normal(size=5), rng.normal(size=(len(marks), 5))
     weights = Weights(*rng.uniform((0.5, 0, 0), (2, 2, 0.4)))
@@ -106,14 +106,14 @@ def test_rocchio_is_the_literal_one(seed: int, marks: list[float]) -> None:
 
 @quick
 @given(arrays(np.float64, 7, elements=numbers))
-def test_without_marks_the_query_stays(q: Floats) -> None:
+def test_rocchio_without_marks_is_query(q: Floats) -> None:
     found = rocchio(q, np.empty((0, 7)), np.empty(0), Weights())
     assert np.array_equal(found, q)
 
 
 @quick
 @given(st.integers(0, 10**6), st.sampled_from([RELEVANT, SOMEWHAT]), st.booleans())
-def test_marks_on_one_image_only_pull_towards_it(seed: int, value: float, twice: bool) -> None:
+def test_rocchio_of_one_image_pulls_towards_it(seed: int, value: float, twice: bool) -> None:
     """The refined query stays on the line from the query to the image, nearer than the query."""
     q, x = np.random.default_rng(seed).normal(size=(2, 6))
     marked = np.stack([x] * (1 + twice))
@@ -124,7 +124,7 @@ def test_marks_on_one_image_only_pull_towards_it(seed: int, value: float, twice:
     assert away == pytest.approx(q - 0.15 / 0.85 * (x - q))
 
 
-def test_svm_is_that_of_scikit_learn() -> None:
+def test_svm_equals_scikit_learn() -> None:
     rng = np.random.default_rng(3)
     q, marked = rng.normal(size=4), 3 * rng.normal(size=(9, 4))
     marks = np.array([1, 0.5, 0, 0, 1, 0, 0.5, 0, 0])
@@ -143,7 +143,7 @@ def test_svm_is_that_of_scikit_learn() -> None:
     assert np.linalg.norm(found) == pytest.approx(length)
 
 
-def test_what_cannot_be_refined_is_said() -> None:
+def test_refined_errors() -> None:
     q, marked = np.ones(2), np.array([[1.0, 1.0], [1.0, 1.0]])
     for marks in ([1, 0.5], [0, 0]):
         with pytest.raises(InputError, match="needs a relevant image and one that is not"):
@@ -161,7 +161,7 @@ def test_what_cannot_be_refined_is_said() -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_a_mean_of_scores_is_the_score_of_a_mean(metric: str) -> None:
+def test_prepare_score_of_mean_is_mean_of_scores(metric: str) -> None:
     """Up to a factor and a constant, so that both rank alike."""
     x, one, other = (METRICS[metric].prepare(features(seed)) for seed in (0, 1, 2))
 
@@ -174,7 +174,7 @@ def test_a_mean_of_scores_is_the_score_of_a_mean(metric: str) -> None:
     assert np.argsort(scores((one[0] + other[0]) / 2)).tolist() == np.argsort(mean).tolist()
 
 
-def test_vectors_that_are_not_defined_are_nan() -> None:
+def test_prepare_undefined_vectors_are_nan() -> None:
     rows = np.array([[1, 1, 1], [0, 0, 0], [1, 2, 4], [1, np.nan, 2]], np.float32)
     undefined = {m: np.isnan(METRICS[m].prepare(rows)).all(axis=1).tolist() for m in METRICS}
     assert undefined == {
@@ -185,7 +185,7 @@ def test_vectors_that_are_not_defined_are_nan() -> None:
     }
 
 
-def test_vectors_are_read_for_each_method(recommender: Recommender) -> None:
+def test_vectors_of_each_method(recommender: Recommender) -> None:
     ids = [named(recommender)[i] for i in (7, 3)]
     found = vectors(recommender.database, Method.of("pearson"), None, [*ids, "nobody"])
     assert np.array_equal(found[:2], features()[[7, 3]])
@@ -233,7 +233,7 @@ def literal_next(filters: Filters, session: Session, ids: list[str], way: str) -
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("filters", [CRITERIA[0], replace(CRITERIA[2], coverage=(0, 1))])
-def test_the_next_round_is_ranked_by_the_refined_query(
+def test_next_round_ranks_by_refined_query(
     recommender: Recommender, filters: Filters, way: str
 ) -> None:
     ids = named(recommender)
@@ -245,7 +245,7 @@ def test_the_next_round_is_ranked_by_the_refined_query(
     assert not {r.image_id for r in session.round(2)} & set(session.before(2).marks())
 
 
-def test_marked_images_can_be_kept(recommender: Recommender) -> None:
+def test_keep_marked_shows_marked_images(recommender: Recommender) -> None:
     session = begun(recommender, CRITERIA[0], keep_marked=True)
     best = session.round(0)[0].image_id
     session = mark(recommender, session, {1: RELEVANT})
@@ -255,7 +255,7 @@ def test_marked_images_can_be_kept(recommender: Recommender) -> None:
 
 
 @pytest.mark.parametrize("filters", CRITERIA[1::2], ids=str)
-def test_a_session_can_be_resumed_and_replayed(
+def test_session_resumes_and_replays(
     place: str, recommender: Recommender, filters: Filters, tmp_path: Path
 ) -> None:
     uri = str(tmp_path / "session.parquet")
@@ -280,7 +280,7 @@ def test_a_session_can_be_resumed_and_replayed(
         assert any(r.differ for r in replay(Recommender(newer), again))
 
 
-def test_a_crash_while_writing_leaves_the_old_rounds(
+def test_session_write_crash_leaves_old_rounds(
     recommender: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = str(tmp_path / "session.parquet")
@@ -298,16 +298,14 @@ def test_a_crash_while_writing_leaves_the_old_rounds(
     assert [path.name for path in tmp_path.iterdir()] == ["session.parquet"]
 
 
-def test_one_can_go_back_to_a_round(recommender: Recommender) -> None:
+def test_mark_goes_back_to_round(recommender: Recommender) -> None:
     session = begun(recommender, CRITERIA[0])
     long = mark(recommender, mark(recommender, session, MARKS), {1: RELEVANT})
     back = mark(recommender, long, {3: RELEVANT}, number=0)
     assert back == mark(recommender, session, {3: RELEVANT})
 
 
-def test_a_new_image_is_asked_with_what_was_seen_in_it(
-    recommender: Recommender, tmp_path: Path
-) -> None:
+def test_session_of_new_image(recommender: Recommender, tmp_path: Path) -> None:
     seen = {"query": features()[4].tolist(), "coverages": [0.0, 1.0, 0.0], "masks": {}}
     asked = QueryImage(Card("/no\udcffwhere.jpg", None, b"\x00png", {"car": 1.0}, None), None, seen)
     session = mark(recommender, start(recommender, asked, Filters(k=4)), {2: RELEVANT})
@@ -318,7 +316,7 @@ def test_a_new_image_is_asked_with_what_was_seen_in_it(
     assert not any(r.differ for r in replay(recommender, read(uri)))
 
 
-def test_marks_on_images_without_a_vector_only_hide_them(recommender: Recommender) -> None:
+def test_mark_without_vector_only_hides(recommender: Recommender) -> None:
     session = begun(recommender, Filters(k=N, distinct_content=False))
     last = session.round(0)[-1]
     assert (last.image_id, last.score) == (named(recommender)[-1], None)
@@ -327,7 +325,7 @@ def test_marks_on_images_without_a_vector_only_hide_them(recommender: Recommende
     assert [r.image_id for r in both] == [r.image_id for r in plain][:-1]
 
 
-def test_what_cannot_be_marked_is_said(recommender: Recommender, tmp_path: Path) -> None:
+def test_mark_errors(recommender: Recommender, tmp_path: Path) -> None:
     session = begun(recommender, Filters(k=3))
     for marks, number, message in (
         ({4: RELEVANT}, None, "no rank 4 in round 0: there are 1 to 3"),
@@ -357,7 +355,7 @@ def test_what_cannot_be_marked_is_said(recommender: Recommender, tmp_path: Path)
     [*CRITERIA, Filters(k=6, method="cosine"), Filters(k=6, method="euclidean")],
     ids=str,
 )
-def test_sql_recommends_the_same(recommender: Recommender, filters: Filters) -> None:
+def test_recommend_again_equals_mark(recommender: Recommender, filters: Filters) -> None:
     session = mark(recommender, begun(recommender, filters), MARKS)
     by_mark = {v: [n for n, m in session.marks().items() if m == v] for v in MARKS.values()}
     low, high = filters.coverage
@@ -383,7 +381,7 @@ def test_sql_recommends_the_same(recommender: Recommender, filters: Filters) -> 
     assert [row[2] for row in rows] == pytest.approx([r.score for r in session.round(1)], abs=1e-6)
 
 
-def test_sql_rocchio_is_that_of_python(recommender: Recommender) -> None:
+def test_sql_rocchio_equals_python(recommender: Recommender) -> None:
     rng = np.random.default_rng(2)
     q, marked = rng.normal(size=3), rng.normal(size=(5, 3))
     connection = recommender.database.connection
@@ -401,9 +399,7 @@ def test_sql_rocchio_is_that_of_python(recommender: Recommender) -> None:
 # --- the command -------------------------------------------------------------------------------
 
 
-def test_a_walk_through_the_command(
-    index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_feedback_command(index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With a new image, which is one of the index, so that round 0 finds it first."""
     database = open_index(index)
     ((uri,),) = database.connection.sql("SELECT min(uri) FROM images").fetchall()

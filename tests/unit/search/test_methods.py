@@ -1,4 +1,4 @@
-"""`recommend(…, method := …)` against NumPy, written out: on files and in a query cache."""
+"""Tests of methods: `recommend(…, method := …)` against NumPy, on files and in a query cache."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -135,7 +135,7 @@ def _first_of_each_content(ids: list[str], rows: Rows) -> list[str]:
     ["cosine", "euclidean", "dot", "texture", "texture-cosine", "texture-dot", "localised",
      "localised-euclidean"],
 )  # fmt: skip
-def test_the_order_is_that_of_the_definition(
+def test_recommend_order_equals_definition(
     method: str, con: duckdb.DuckDBPyConnection, rows: Rows
 ) -> None:
     sql = (
@@ -152,16 +152,14 @@ def test_the_order_is_that_of_the_definition(
             assert score == (truth if truth is None else pytest.approx(truth, abs=1e-12))
 
 
-def test_the_depth_of_the_second_ranking_is_kept(
-    con: duckdb.DuckDBPyConnection, rows: Rows
-) -> None:
+def test_recommend_depth_of_second_ranking(con: duckdb.DuckDBPyConnection, rows: Rows) -> None:
     sql = "SELECT image_id FROM recommend($id, k := 9, depth := 4, method := 'localised')"
     for query in list(rows)[:6]:
         found = [i for (i,) in con.execute(sql, {"id": query}).fetchall()]
         assert found == expected(rows, query, "localised", 9, depth=4)
 
 
-def test_filters_hold_for_all_methods(con: duckdb.DuckDBPyConnection, rows: Rows) -> None:
+def test_recommend_filters_hold_for_all_methods(con: duckdb.DuckDBPyConnection, rows: Rows) -> None:
     query = list(rows)[1]
     sql = """
         SELECT r.image_id, r.coverage, semantic_distance FROM recommend($id, k := 100,
@@ -181,7 +179,7 @@ def test_filters_hold_for_all_methods(con: duckdb.DuckDBPyConnection, rows: Rows
         assert semantic == pytest.approx(distance[image_id], abs=1e-6)
 
 
-def test_a_vector_can_be_the_query(con: duckdb.DuckDBPyConnection, rows: Rows) -> None:
+def test_recommend_takes_vector(con: duckdb.DuckDBPyConnection, rows: Rows) -> None:
     query = list(rows)[2]
     named = "FROM recommend($id, k := 5, exclude_self := false, method := 'localised')"
     given = """
@@ -205,14 +203,14 @@ def test_a_vector_can_be_the_query(con: duckdb.DuckDBPyConnection, rows: Rows) -
         ("texture-cosine-x", "a metric is cosine, dot or euclidean"),
     ],
 )
-def test_unknown_methods_are_errors(
+def test_recommend_unknown_method_is_error(
     method: str, message: str, con: duckdb.DuckDBPyConnection, rows: Rows
 ) -> None:
     with pytest.raises(duckdb.InvalidInputException, match=message):
         con.execute("FROM recommend($id, method := $m)", {"id": list(rows)[1], "m": method})
 
 
-def test_a_vector_needs_a_method_that_there_is_and_a_category(
+def test_recommend_vector_needs_method_and_category(
     con: duckdb.DuckDBPyConnection,
 ) -> None:
     for method, message in (
@@ -223,7 +221,7 @@ def test_a_vector_needs_a_method_that_there_is_and_a_category(
             con.execute("FROM recommend([1, 2]::FLOAT[], method := $m)", {"m": method})
 
 
-def test_an_image_without_a_vector_is_told_why(index: str, rows: Rows) -> None:
+def test_recommender_says_why_vector_is_missing(index: str, rows: Rows) -> None:
     recommender = Recommender(open_index(index))
     (name,) = (i for i, row in list(rows.items())[:1] if row["vectors"]["texture"] is None)
     asked = recommender.find_image("image_id", name)
@@ -231,7 +229,7 @@ def test_an_image_without_a_vector_is_told_why(index: str, rows: Rows) -> None:
         recommender.rank(asked, Filters(method="texture"))
 
 
-def test_the_recommender_says_what_there_is(index: str, rows: Rows) -> None:
+def test_recommender_names_methods_of_index(index: str, rows: Rows) -> None:
     recommender = Recommender(open_index(index))
     asked = recommender.find_image("image_id", list(rows)[1])
     with pytest.raises(InputError, match="which has localised, texture"):
@@ -250,9 +248,7 @@ def test_the_recommender_says_what_there_is(index: str, rows: Rows) -> None:
 @pytest.mark.parametrize(
     "name", ["cosine", "euclidean", "dot", "texture", "texture-cosine", "localised-euclidean"]
 )
-def test_feedback_asks_by_the_method_of_the_session(
-    index: str, rows: Rows, name: str, way: str
-) -> None:
+def test_feedback_uses_method_of_session(index: str, rows: Rows, name: str, way: str) -> None:
     method, ids = Method.of(name), list(rows)
     database = open_index(index)
     with database.connection:
@@ -283,7 +279,7 @@ def test_feedback_asks_by_the_method_of_the_session(
         assert again == pytest.approx(found, rel=1e-5)
 
 
-def test_feedback_keeps_the_category_and_the_foregrounds(index: str, rows: Rows) -> None:
+def test_feedback_keeps_category_and_foreground(index: str, rows: Rows) -> None:
     ids = list(rows)
     database = open_index(index)
     with database.connection:

@@ -1,4 +1,4 @@
-"""The SQL functions against NumPy in float64."""
+"""Tests of the SQL functions against NumPy in float64."""
 
 import math
 from dataclasses import dataclass, replace
@@ -129,9 +129,7 @@ def pearson(connection: duckdb.DuckDBPyConnection, a: object, b: object) -> floa
 
 @settings(deadline=None, max_examples=100)
 @given(arrays(np.float32, (2, 12), elements=values))
-def test_pearson_is_the_published_formula(
-    macros: duckdb.DuckDBPyConnection, vectors: np.ndarray
-) -> None:
+def test_pearson_equals_formula(macros: duckdb.DuckDBPyConnection, vectors: np.ndarray) -> None:
     found = pearson(macros, *vectors.tolist())
     expected = reference(*vectors)
     udf = "SELECT pearson_udf(?::FLOAT[], ?::FLOAT[])"
@@ -166,14 +164,12 @@ def test_pearson_ignores_scale_and_shift(
         ([], []),
     ],
 )
-def test_pearson_is_null_where_it_is_undefined(
-    macros: duckdb.DuckDBPyConnection, a: object, b: object
-) -> None:
+def test_pearson_undefined_is_null(macros: duckdb.DuckDBPyConnection, a: object, b: object) -> None:
     assert pearson(macros, a, b) is None
     assert scalar(macros, "SELECT pearson_udf(?::FLOAT[], ?::FLOAT[])", a, b) is None
 
 
-def test_pearson_of_two_lengths_is_an_error(macros: duckdb.DuckDBPyConnection) -> None:
+def test_pearson_of_two_lengths_is_error(macros: duckdb.DuckDBPyConnection) -> None:
     for function in ("pearson", "pearson_udf"):
         with pytest.raises(duckdb.Error, match="dimensions"):
             scalar(macros, f"SELECT {function}([1, 2, 3]::FLOAT[], [1, 2]::FLOAT[])")
@@ -200,18 +196,14 @@ def test_mask_iou_counts_bits(
 
 @settings(deadline=None, max_examples=50)
 @given(arrays(np.float32, (2, 5), elements=st.floats(0, 1, width=32)))
-def test_semantic_distance_is_the_l1_distance(
-    macros: duckdb.DuckDBPyConnection, shares: np.ndarray
-) -> None:
+def test_semantic_distance_is_l1(macros: duckdb.DuckDBPyConnection, shares: np.ndarray) -> None:
     a, b = shares.astype(np.float64)
     found = scalar(macros, "SELECT semantic_distance(?::FLOAT[], ?::FLOAT[])", *shares.tolist())
     assert found == pytest.approx(np.abs(a - b).sum())
 
 
 @pytest.mark.parametrize("function", ["mask_iou", "semantic_distance"])
-def test_lists_of_two_lengths_are_an_error(
-    macros: duckdb.DuckDBPyConnection, function: str
-) -> None:
+def test_macros_refuse_two_lengths(macros: duckdb.DuckDBPyConnection, function: str) -> None:
     with pytest.raises(duckdb.Error, match=r"two sizes|different classes"):
         macros.sql(f"SELECT {function}([1, 2], [1])").fetchall()
     assert scalar(macros, f"SELECT {function}([1, 2], NULL)") is None
@@ -340,7 +332,7 @@ def recommend(
         distinct_content=st.booleans(),
     ),
 )
-def test_recommend_is_the_brute_force_ranking(
+def test_recommend_equals_brute_force(
     macros: duckdb.DuckDBPyConnection,
     query: str,
     by_vector: bool,
@@ -373,18 +365,16 @@ def test_recommend_is_the_brute_force_ranking(
         ("[1, 2]::FLOAT[], epsilon := 0.5", "coverages"),
     ],
 )
-def test_what_recommend_cannot_do_is_an_error(
-    macros: duckdb.DuckDBPyConnection, arguments: str, message: str
-) -> None:
+def test_recommend_errors(macros: duckdb.DuckDBPyConnection, arguments: str, message: str) -> None:
     with pytest.raises(duckdb.Error, match=message):
         macros.sql(f"FROM recommend({arguments})").fetchall()
 
 
-def test_recommend_of_an_unknown_image_has_no_rows(macros: duckdb.DuckDBPyConnection) -> None:
+def test_recommend_unknown_image_has_no_rows(macros: duckdb.DuckDBPyConnection) -> None:
     assert macros.sql("FROM recommend('nobody', class := 'car')").fetchall() == []
 
 
-def test_inv_norm_gives_pearson_by_one_dot_product(index: str) -> None:
+def test_inv_norm_gives_pearson_by_dot_product(index: str) -> None:
     connection = segrec_batch.connect(index)
     rows = connection.sql(
         """WITH q AS (
@@ -399,7 +389,7 @@ def test_inv_norm_gives_pearson_by_one_dot_product(index: str) -> None:
         assert fast == pytest.approx(exact, abs=1e-5)
 
 
-def test_recommend_works_on_a_real_index(index: str) -> None:
+def test_recommend_on_real_index(index: str) -> None:
     connection = segrec_batch.connect(index)
     ((image_id, coverage),) = connection.sql(
         "SELECT arg_max(image_id, coverage), max(coverage) FROM regions WHERE class = 'tree'"

@@ -1,4 +1,4 @@
-"""`segrec sql` reads the rows of an index and can do nothing else, whatever text it is given."""
+"""Tests of untrusted SQL: `segrec sql` reads the rows of an index and has no other effect."""
 
 import gc
 import hashlib
@@ -125,7 +125,7 @@ def database(target: Target, monkeypatch: pytest.MonkeyPatch) -> Iterator[Databa
 
 
 @pytest.mark.usefixtures("unchanged")
-def test_sql_that_is_no_query_of_the_rows_is_an_error(target: Target, database: Database) -> None:
+def test_guard_refuses_other_statements(target: Target, database: Database) -> None:
     of_the_caller = of_this_module
     with QueryGuard(database) as guard:
         for attack in ATTACKS:
@@ -137,9 +137,7 @@ def test_sql_that_is_no_query_of_the_rows_is_an_error(target: Target, database: 
 
 
 @pytest.mark.usefixtures("unchanged")
-def test_sql_that_gets_past_the_guard_still_reaches_no_file(
-    target: Target, database: Database
-) -> None:
+def test_sealed_connection_reaches_no_file(target: Target, database: Database) -> None:
     for attack in [*READS, *(w for w in WRITES if "'{" in w)]:
         sql = target.text(attack)
         try:
@@ -152,7 +150,7 @@ def test_sql_that_gets_past_the_guard_still_reaches_no_file(
 
 @pytest.mark.usefixtures("unchanged")
 @pytest.mark.parametrize("attack", [READS[0], WRITES[5], REST[0], SMUGGLED[0], ""])
-def test_the_command_refuses_in_one_line(
+def test_sql_command_refuses_in_one_line(
     target: Target, sql: Callable[..., tuple[int, str, str]], attack: str
 ) -> None:
     code, out, err = sql(target.text(attack))
@@ -161,7 +159,7 @@ def test_the_command_refuses_in_one_line(
     assert len(err.splitlines()) == 1
 
 
-def test_names_in_the_sql_of_a_program_are_not_its_variables(target: Target) -> None:
+def test_connect_ignores_variables_of_program(target: Target) -> None:
     of_the_caller = of_this_module
     with segrec_batch.connect(target.index) as connection:
         for name in ("of_this_module", "of_the_caller"):
@@ -181,9 +179,7 @@ def test_names_in_the_sql_of_a_program_are_not_its_variables(target: Target) -> 
         'SELECT count(*) AS n FROM images WHERE uri <> \'"type":"COPY_QUERY_NODE"\'',
     ],
 )
-def test_a_query_of_the_rows_is_answered(
-    sql: Callable[..., tuple[int, str, str]], query: str
-) -> None:
+def test_guard_allows_queries(sql: Callable[..., tuple[int, str, str]], query: str) -> None:
     assert sql("--format", "csv", query) == (0, "n\n129\n", "")
 
 
@@ -192,9 +188,7 @@ TEXTS = ["x'; DROP VIEW images; --", "'", "''", "$name", "?", "a=b", "", "\\'", 
 
 @pytest.mark.usefixtures("unchanged")
 @pytest.mark.parametrize("text", TEXTS)
-def test_the_text_of_a_parameter_is_a_value(
-    sql: Callable[..., tuple[int, str, str]], text: str
-) -> None:
+def test_parameter_text_is_a_value(sql: Callable[..., tuple[int, str, str]], text: str) -> None:
     asked = "SELECT $name AS text, count(*) AS n FROM images"
     code, out, _ = sql("--format", "json", "-p", f"name={text}", asked)
     assert code == 0
@@ -206,7 +200,7 @@ def test_the_text_of_a_parameter_is_a_value(
     ("parameter", "message"),
     [("x'=1", "give NAME=TEXT"), ("x; DROP VIEW images=1", "give NAME=TEXT"), ("other=1", "name")],
 )
-def test_the_name_of_a_parameter_is_a_name_in_the_query(
+def test_parameter_name_is_in_query(
     sql: Callable[..., tuple[int, str, str]], parameter: str, message: str
 ) -> None:
     code, out, err = sql("-p", parameter, "SELECT $name")
@@ -226,7 +220,7 @@ def test_the_name_of_a_parameter_is_a_name_in_the_query(
         (["--image-id", "ID", "--class", "tree' OR '1'='1"], "no class"),
     ],
 )
-def test_texts_of_segrec_query_are_values(
+def test_query_command_texts_are_values(
     target: Target, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     given = [image(40)["image_id"] if a == "ID" else a for a in arguments]
@@ -257,9 +251,7 @@ def calls(target: Target) -> dict[str, bool]:
     return made
 
 
-def test_no_function_of_duckdb_reads_writes_or_changes_anything(
-    local: Target, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_duckdb_functions_have_no_effects(local: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CANARY", SECRET)
     monkeypatch.chdir(local.home)
     files, statements, ran = local.seen(), calls(local), 0
@@ -284,7 +276,7 @@ def test_no_function_of_duckdb_reads_writes_or_changes_anything(
     assert local.seen() == files
 
 
-def test_a_function_that_is_not_known_is_refused(home: Path) -> None:
+def test_guard_refuses_unknown_function(home: Path) -> None:
     """As one that a newer DuckDB brings."""
     database = open_index(str(home / "it's.duckdb"), access=Access.SEALED)
     with QueryGuard(database) as guard:
@@ -296,7 +288,7 @@ def test_a_function_that_is_not_known_is_refused(home: Path) -> None:
                 guard.check(sql)
 
 
-def test_of_the_allowed_functions_only_chance_has_effects() -> None:
+def test_allowed_functions_have_no_effects_but_random() -> None:
     with duckdb.connect() as connection:
         found = connection.sql(
             "SELECT DISTINCT function_name FROM duckdb_functions() WHERE has_side_effects"
@@ -325,7 +317,7 @@ QUERIES = [
     places=st.lists(st.integers(0, 30), max_size=4),
     more=st.lists(st.sampled_from(TOKENS.split()) | st.text(max_size=5), min_size=4, max_size=4),
 )
-def test_any_text_is_a_query_of_the_rows_or_refused(
+def test_guard_any_text_is_query_or_refused(
     guard: QueryGuard, words: list[str], places: list[int], more: list[str]
 ) -> None:
     for place, word in zip(places, more, strict=False):
@@ -372,7 +364,7 @@ MIDWAY = (
     ],
     ids=["time", "late", "midway", "answer", "memory", "text", "brackets", "subqueries"],
 )
-def test_sql_takes_no_more_than_its_limits(home: Path, sql: str, message: str) -> None:
+def test_untrusted_sql_keeps_limits(home: Path, sql: str, message: str) -> None:
     settings = {"memory_limit": "100MB"} if "list(" in sql else {}
     database = open_index(str(home / "it's.duckdb"), access=Access.SEALED, settings=settings)
     limits = Limits(seconds=0.2 if ENDLESS in sql else 60, answer_bytes=2**20)
@@ -380,7 +372,7 @@ def test_sql_takes_no_more_than_its_limits(home: Path, sql: str, message: str) -
         run_untrusted(database, sql, limits=limits)
 
 
-def test_an_answer_that_was_too_large_leaves_the_connection_free() -> None:
+def test_too_large_result_frees_connection() -> None:
     with duckdb.connect() as connection:
         with pytest.raises(InputError, match="larger than") as error:
             collect_rows(connection, "SELECT range(1000) FROM range(1000000)", {}, 2**20)
@@ -388,13 +380,13 @@ def test_an_answer_that_was_too_large_leaves_the_connection_free() -> None:
         assert connection.sql("SELECT 2").fetchall() == [(2,)]
 
 
-def test_an_error_after_the_first_rows_is_one_line() -> None:
+def test_error_after_first_rows_is_one_line() -> None:
     with duckdb.connect() as connection, pytest.raises(InputError, match="Conversion") as error:
         list(batches(connection, MIDWAY, {}, 1000))
     assert "\n" not in str(error.value)
 
 
-def test_a_plan_without_end_ends_the_command(home: Path) -> None:
+def test_endless_plan_ends_command(home: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -411,21 +403,21 @@ def test_a_plan_without_end_ends_the_command(home: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_memory_is_limited_for_a_while_only() -> None:
+def test_memory_limit_ends_with_block() -> None:
     before = resource.getrlimit(resource.RLIMIT_AS)
     with memory_limit(2**30), pytest.raises(MemoryError):
         bytearray(2**34)
     assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
-def test_the_lowest_of_several_limits_of_memory_holds() -> None:
+def test_memory_limit_lowest_holds() -> None:
     with memory_limit(2**34):
         with memory_limit(2**28), pytest.raises(MemoryError):
             bytearray(2**31)
         bytearray(2**31)
 
 
-def test_memory_is_free_again_when_the_last_thread_leaves() -> None:
+def test_memory_limit_ends_with_last_thread() -> None:
     before = resource.getrlimit(resource.RLIMIT_AS)
     first, second = memory_limit(2**30), memory_limit(2**31)
     first.__enter__()
@@ -436,7 +428,7 @@ def test_memory_is_free_again_when_the_last_thread_leaves() -> None:
     assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
-def test_a_pipe_in_place_of_a_file_is_not_waited_for(home: Path, tmp_path: Path) -> None:
+def test_open_index_refuses_pipe(home: Path, tmp_path: Path) -> None:
     index = tmp_path / "index"
     shutil.copytree(home / "it's", index, ignore=shutil.ignore_patterns("link.txt", "folder"))
     for path in (index / "images").glob("*.parquet"):  # of old versions, too
@@ -446,7 +438,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(home: Path, tmp_path: Path)
         segrec_batch.connect(str(index))
 
 
-def test_connect_is_locked_unless_asked_otherwise(target: Target, tmp_path: Path) -> None:
+def test_connect_is_locked_by_default(target: Target, tmp_path: Path) -> None:
     secret = target.text("FROM read_text('{secret}')")
     copy = f"COPY (SELECT 1) TO '{tmp_path}/new.csv'"
     with segrec_batch.connect(target.index, settings={"threads": 1}) as connection:
@@ -463,7 +455,7 @@ def test_connect_is_locked_unless_asked_otherwise(target: Target, tmp_path: Path
         segrec_batch.connect(target.index, settings={"nothing": 1})
 
 
-def test_what_does_not_fit_in_memory_lies_where_no_other_user_can_look(target: Target) -> None:
+def test_spill_folder_is_private(target: Target) -> None:
     with segrec_batch.connect(target.index, settings={"memory_limit": "60MB"}) as connection:
         ((folder,),) = connection.sql("SELECT current_setting('temp_directory')").fetchall()
         assert Path(folder).parent.stat().st_mode & 0o77 == 0
@@ -476,7 +468,7 @@ def test_what_does_not_fit_in_memory_lies_where_no_other_user_can_look(target: T
     assert cursor.sql(sql).fetchall() == [(1000000,)], "cursors live on"
 
 
-def test_what_did_not_fit_in_memory_goes_with_the_process(home: Path) -> None:
+def test_spill_folder_goes_with_process(home: Path) -> None:
     code = f"""if True:
         import segrec_batch
         connection = segrec_batch.connect({str(home / "it's")!r})

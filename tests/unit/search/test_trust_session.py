@@ -1,4 +1,4 @@
-"""A feedback session, or a report, that somebody else made is only data."""
+"""Tests of untrusted feedback sessions and reports."""
 
 import io
 import json
@@ -53,7 +53,7 @@ def about(tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("query", ["a" * 32, NEW])
-def test_a_session_comes_back_as_it_was(query: str | QueryImage, tmp_path: Path) -> None:
+def test_session_round_trip(query: str | QueryImage, tmp_path: Path) -> None:
     write(_session(query), str(tmp_path / "session"))
     assert read(str(tmp_path / "session")) == _session(query)
 
@@ -93,9 +93,7 @@ def merged(value: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("what", FORGED)
-def test_a_forged_session_is_refused_in_one_line(
-    what: str, about: dict[str, Any], tmp_path: Path
-) -> None:
+def test_session_forged_is_refused(what: str, about: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "forged"
     path.write_bytes(_file(json.dumps(about).encode()))
     assert read(str(path)).version == 3
@@ -113,7 +111,7 @@ def test_a_forged_session_is_refused_in_one_line(
         {"mark": float("nan")}, {"score": float("inf")},
     ],
 )  # fmt: skip
-def test_rounds_that_cannot_be_are_refused(
+def test_session_impossible_rounds_are_refused(
     change: dict[str, Any], about: dict[str, Any], tmp_path: Path
 ) -> None:
     rows = [vars(ROWS[0]), vars(replace(ROWS[1], **change))]
@@ -123,9 +121,7 @@ def test_rounds_that_cannot_be_are_refused(
         read(str(path))
 
 
-def test_a_session_without_rounds_or_with_other_columns_is_refused(
-    about: dict[str, Any], tmp_path: Path
-) -> None:
+def test_session_without_rounds_is_refused(about: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "forged"
     for rows in (ROUNDS.empty_table(), pa.table({"round": [0]})):
         path.write_bytes(_file(json.dumps(about).encode(), rows))
@@ -135,7 +131,7 @@ def test_a_session_without_rounds_or_with_other_columns_is_refused(
 
 @given(data=st.data())
 @settings(deadline=None, max_examples=100, derandomize=True)
-def test_any_session_is_read_or_refused(
+def test_session_any_bytes_are_read_or_refused(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any session"
@@ -194,7 +190,7 @@ def test_counts_of_another_kind_are_refused(counts: pa.Table, tmp_path: Path) ->
         read_reports(Settings([str(tmp_path)] * 2), {"retrieval": _judge})
 
 
-def test_a_pipe_in_the_place_of_a_session_is_not_waited_for(tmp_path: Path) -> None:
+def test_session_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "session")
     with pytest.raises(InputError, match="not a regular file"):
         read(str(tmp_path / "session"))

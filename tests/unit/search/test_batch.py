@@ -1,4 +1,4 @@
-"""The arithmetic of the recommendation job, by its properties."""
+"""Tests of the arithmetic of batch search, by its properties."""
 
 import duckdb
 import numpy as np
@@ -65,7 +65,7 @@ def macros() -> duckdb.DuckDBPyConnection:
 
 @pytest.mark.parametrize("shift", [0.0, 1.0, 30.0])
 @pytest.mark.parametrize("width", [3, 64, 512])
-def test_pearson_is_that_of_the_macro_bit_for_bit(
+def test_batch_pearson_equals_macro_bit_for_bit(
     macros: duckdb.DuckDBPyConnection, width: int, shift: float
 ) -> None:
     rng = np.random.default_rng(width)
@@ -86,7 +86,7 @@ def test_pearson_is_that_of_the_macro_bit_for_bit(
 
 @quick
 @given(arrays(np.float64, 30, elements=st.floats(-1, 1)))
-def test_rounding_is_that_of_sql(macros: duckdb.DuckDBPyConnection, x: NDArray[np.float64]) -> None:
+def test_rounded_equals_sql(macros: duckdb.DuckDBPyConnection, x: NDArray[np.float64]) -> None:
     halves = (np.trunc(x * 1e10) + 0.5) / 1e14
     for some in (x, halves):
         macros.register("x", pa.table({"x": some}))
@@ -96,7 +96,7 @@ def test_rounding_is_that_of_sql(macros: duckdb.DuckDBPyConnection, x: NDArray[n
 
 @quick
 @given(matrices, st.sampled_from([0, 1, 100, 1e4, 1e6]), st.sampled_from([1e-33, 1e-3, 1, 1e31]))
-def test_no_float32_score_is_farther_from_the_exact_one_than_its_bound(
+def test_error_bounds_hold_for_float32_scores(
     features: NDArray[np.float32], shift: float, scale: float
 ) -> None:
     known = vectors((features + np.float32(shift)) * np.float32(scale))
@@ -108,7 +108,7 @@ def test_no_float32_score_is_farther_from_the_exact_one_than_its_bound(
     assert torch.isfinite(units).all()
 
 
-def test_the_bound_of_ordinary_vectors_is_small() -> None:
+def test_error_bounds_of_ordinary_vectors_are_small() -> None:
     known = vectors(np.random.default_rng(0).random((100, 512), np.float32))
     assert product_bound(512) < 4e-5
     assert error_bounds(known).max() < 1e-6
@@ -127,7 +127,7 @@ def pairs_of(rows: list[tuple[int, int, float]]) -> Pairs:
 
 @quick
 @given(pair_lists, st.integers(0, 40), st.integers(1, 6), st.booleans())
-def test_the_best_of_the_best_of_two_halves_are_the_best_of_all(
+def test_best_of_two_halves_is_best_of_all(
     rows: list[tuple[int, int, float]], cut: int, count: int, distinct: bool
 ) -> None:
     halves = [best(pairs_of(half), count, distinct) for half in (rows[:cut], rows[cut:])]
@@ -162,7 +162,7 @@ def block_of(known: Vectors, which: NDArray[np.int64], contents: NDArray[np.int6
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_search_is_the_brute_force_ranking(seed: int, device: str) -> None:
+def test_search_equals_brute_force(seed: int, device: str) -> None:
     rng = np.random.default_rng(seed)
     known = vectors(special_features(int(rng.integers(50, 400)), 24, seed))
     n = len(known)
@@ -195,7 +195,7 @@ def test_a_search_is_the_brute_force_ranking(seed: int, device: str) -> None:
     assert told == [f"{place:06}" for place in found.place]
 
 
-def test_only_queries_in_doubt_are_swept(device: str) -> None:
+def test_search_sweeps_unproved_queries_only(device: str) -> None:
     features = np.random.default_rng(0).random((500, 64), np.float32)
     features[100:200] = features[100]
     known = vectors(features)
@@ -211,7 +211,7 @@ def test_only_queries_in_doubt_are_swept(device: str) -> None:
 
 @quick
 @given(st.integers(2**20, 2**34), st.integers(1, 10_000), st.integers(1, 4096), st.integers(1, 500))
-def test_steps_fit_their_memory(memory: int, queries: int, width: int, wanted: int) -> None:
+def test_block_sizes_fit_memory(memory: int, queries: int, width: int, wanted: int) -> None:
     found = block_sizes(memory, queries, width, wanted)
     assert 1 <= found.queries <= queries
     if found.block > 1:
@@ -222,7 +222,7 @@ def test_steps_fit_their_memory(memory: int, queries: int, width: int, wanted: i
 
 @quick
 @given(matrices, st.floats(0.1, 1), st.integers(1, 12))
-def test_no_two_of_what_is_kept_are_near_duplicates(
+def test_without_near_duplicates_has_none(
     features: NDArray[np.float32], limit: float, count: int
 ) -> None:
     pool = vectors(features)
@@ -238,7 +238,7 @@ def test_no_two_of_what_is_kept_are_near_duplicates(
 
 @quick
 @given(matrices, st.floats(0.05, 1), st.integers(1, 12))
-def test_maximal_marginal_relevance_is_the_published_rule(
+def test_maximal_marginal_relevance_equals_definition(
     features: NDArray[np.float32], weight: float, count: int
 ) -> None:
     pool = vectors(features)
