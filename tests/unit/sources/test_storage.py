@@ -53,12 +53,13 @@ def test_failed_write_leaves_only_old_file(tmp_path: Path) -> None:
     path.write_bytes(b"old")
     code = f"""
 import resource, signal
-from segrec_batch.sources import storage, store_errors
+from segrec_batch.common.errors import StorageError
+from segrec_batch.sources import storage
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # as a full disk
 try:
     storage.write_bytes({str(path)!r}, bytes(5000))
-except storage.StorageError as error:
+except StorageError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
