@@ -64,28 +64,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         set_up(step, run, text, _EXAMPLES)
 
 
-def _add_start(parser: argparse.ArgumentParser, storage: Group) -> None:
-    from segrec_batch.search.feedback.refine import Weights
+WEIGHTS = {"alpha": 1.0, "beta": 0.75, "gamma": 0.15, "c": 1.0}  # defaults
 
+
+def _add_start(parser: argparse.ArgumentParser, storage: Group) -> None:
     add_index(storage, INDEX_OR_CACHE)
     add_version(storage)
     storage.add_argument("--overwrite", action="store_true", help="replace a session of this name")
     add = add_query(parser).add_argument
     add("--keep-marked", action="store_true", help="show marked images again")
-    standard = Weights()
     for name, text in (
         ("alpha", "weight of the query, by Rocchio"),
         ("beta", "weight of relevant images, by Rocchio"),
         ("gamma", "weight of images that are not relevant, by Rocchio"),
     ):
-        value = getattr(standard, name)
+        value = WEIGHTS[name]
         add(f"--{name}", type=float, default=value, help=f"{text} (default: {value:g})")
     add(
         "--C",
         dest="c",
         type=float,
-        default=standard.c,
-        help=f"C of the SVM (default: {standard.c:g})",
+        default=WEIGHTS["c"],
+        help=f"C of the SVM (default: {WEIGHTS['c']:g})",
     )
 
 

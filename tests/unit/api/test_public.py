@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
@@ -11,17 +12,19 @@ from segrec_batch.api import evaluate
 from segrec_batch.api.index import index_images
 from segrec_batch.api.train import DEFAULTS, complete, training_settings
 from segrec_batch.cli.evaluate import MEASURES, METHODS
+from segrec_batch.cli.feedback import WEIGHTS
 from segrec_batch.cli.main import build_parser
 from segrec_batch.common.errors import InputError, SegrecError
 from segrec_batch.evaluation.drift import figures
-from segrec_batch.evaluation.drift.report import Settings as DriftSettings
+from segrec_batch.evaluation.drift.comparison import Settings as DriftSettings
 from segrec_batch.evaluation.retrieval.methods import BASE_METHODS
 from segrec_batch.evaluation.retrieval.run import RetrievalOptions
 from segrec_batch.evaluation.retrieval.settings import PAPER_WINDOW
 from segrec_batch.evaluation.segmentation.rivals import RIVALS
-from segrec_batch.model.engines import choose_engine
+from segrec_batch.model.engine_choice import choose_engine
 from segrec_batch.pipeline.plan import MOST_GONE
 from segrec_batch.pipeline.run import Execution
+from segrec_batch.search.feedback.refine import Weights
 from segrec_batch.training.rivals.unet import UNetSettings
 from segrec_batch.training.trainer import DEFAULT_SIZE, Settings
 
@@ -107,6 +110,7 @@ def test_defaults_are_those_of_the_library() -> None:
     drift = evaluate.evaluate_drift.__kwdefaults__
     for name in ("before", "after", "golden", "golden_size", "k", "seed"):
         assert drift[name] == getattr(DriftSettings, name)
+    assert asdict(Weights()) == WEIGHTS
     segmentation = evaluate.evaluate_segmentation.__kwdefaults__
     assert segmentation["rivals"] == RIVALS
     assert segmentation["unet_epochs"] == UNetSettings.epochs
