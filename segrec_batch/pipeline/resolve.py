@@ -33,7 +33,7 @@ ANTI JOIN ({staged}) USING (image_id) WHERE stage = 'read'
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """What one run does with an index.
+    """Decisions of one run: what it does with an index.
 
     Attributes:
         kind: create the index, update it, or rebuild it beside the published snapshot.

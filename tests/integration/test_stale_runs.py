@@ -240,8 +240,8 @@ def test_purge_removes_row_and_failure(site: Site) -> None:
     site.break_all()
     assert site.job() == 1
     uri = str(site.images / "3.jpg")
-    found = purge(site.index, [uri], 0)
-    assert found.found == (uri,)
+    report = purge(site.index, [uri], 0)
+    assert report.purged == (uri,)
     for table in ("images", "failures", "regions", "stale"):
         assert site.rows(f"SELECT count(*) FROM {table} WHERE uri = '{uri}'") == [(0,)]
     assert site.rows("SELECT count(*) FROM stale") == [(9,)]
