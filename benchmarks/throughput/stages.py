@@ -14,7 +14,8 @@ from segrec_batch.images import sandbox
 from segrec_batch.images.decode import decode
 from segrec_batch.index.column_values import image_id, mask_png
 from segrec_batch.index.parts import write_part
-from segrec_batch.model.spec import ModelSpec, read_spec
+from segrec_batch.model.segmented_image import from_arrow
+from segrec_batch.model.spec import read_spec
 from segrec_batch.pipeline.rows import image_rows
 from segrec_batch.pipeline.stages import decode_batch, describe_batch, write_batch
 from segrec_batch.sources.storage import read_many
@@ -118,21 +119,21 @@ def _pixels(batch: pa.Table) -> np.ndarray[Any, Any]:
 
 def _writing(alone: Stages, segmented: pa.Table) -> None:
     """Masks as PNG, rows of the tables, a part in place; and the stage that does all three."""
-    rows, spec = segmented.to_pylist(), alone.spec
+    images, spec = [image for image in from_arrow(segmented) if image is not None], alone.spec
     colours = list(spec.colours.values())
-    masks = [np.frombuffer(r["mask"], np.uint8).reshape(r["mask_shape"]) for r in rows]
-    alone.measure("encode masks as PNG", lambda: [mask_png(m, colours) for m in masks])
-    for row in rows:
-        row.update(image_id=image_id(row["uri"]), run_id="bench", model_id=alone.model_id)
-    found = alone.measure("masks and rows", lambda: _copied(rows, spec))
+    alone.measure("encode masks as PNG", lambda: [mask_png(i.mask, colours) for i in images])
+    sources = segmented.filter(segmented["labels"].is_valid())
+    count = sources.num_rows
+    for name, values in (
+        ("image_id", [image_id(uri) for uri in sources["uri"].to_pylist()]),
+        ("run_id", ["bench"] * count),
+        ("model_id", [alone.model_id] * count),
+    ):
+        sources = sources.append_column(name, pa.array(values, pa.string()))
+    rows = alone.measure("masks and rows", lambda: list(image_rows(sources, images, spec)))
     output = alone.case.output
-    alone.measure("write Parquet", lambda: write_part(output, found))
+    alone.measure("write Parquet", lambda: write_part(output, rows))
     alone.measure("encode + write, from Arrow", lambda: _write(alone, segmented, output))
-
-
-def _copied(rows: list[Row], spec: ModelSpec) -> list[Any]:
-    """`image_rows` adds to the rows that it is given."""
-    return list(image_rows([dict(row) for row in rows], spec))
 
 
 def _write(alone: Stages, segmented: pa.Table, output: str) -> pa.Table:

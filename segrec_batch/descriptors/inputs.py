@@ -1,13 +1,12 @@
-"""What descriptors see: images with what the model finds in them, or found when it indexed them.
+"""Inputs and outputs of descriptors: segmented images, fresh or read from the index; vectors.
 
-A *row* here has `shape` and `pixels` of the decoded image and, as in SEGMENTED, `mask`,
-`mask_shape`, `counts`, `feature` and `region_features`. The labels of an image's pixels are those
-of its stored mask, so that a descriptor that is switched on later sees what it would have seen in
-the first place.
+The labels of pixels are those of the stored mask, so that a descriptor that is switched on later
+has the same input as one that was on when the image was indexed.
 """
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -21,123 +20,173 @@ from segrec_batch.common.errors import ImageError, IndexStateError
 from segrec_batch.descriptors import ImageBatch
 from segrec_batch.images import sandbox
 from segrec_batch.images.decode import Shape, mask_shape
+from segrec_batch.model.segmented_image import SegmentedImage
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.sources.roots import ImageRoots, OutsideRootsError, fetch_images
 
-Row = dict[str, Any]
-
 UNDEFINED = "the descriptor is not defined for this image"
-"""The reason of a row of `descriptors` that trying again would not change."""
+"""Reason of a row of `descriptors` that another attempt would not change."""
 CHANGED = "the image is not the one that was indexed"
 OUTSIDE = "the image lies below no folder that the index was made from"
 READ = "read: "
-"""How the reasons of rows of `descriptors` begin whose images could not be read."""
+"""Prefix of the reasons of rows of `descriptors` whose images could not be read."""
 
 
-def assemble(rows: Sequence[Row], classes: int, pixels: bool) -> ImageBatch:
-    """Rows of one shape as an ImageBatch; `classes` counts the background."""
-    n = len(rows)
-    height, width = rows[0]["shape"] if pixels else (0, 0)
-    images = [_bytes(row["pixels"], (height, width, 3)) for row in rows if pixels]
-    labels = [_labels(row, (height, width)) for row in rows if pixels]
+@dataclass(frozen=True)
+class StoredImage:
+    """An image of the index, and the reason if its pixels could not be read."""
+
+    image_id: str
+    uri: str
+    content_hash: str
+    image: SegmentedImage
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class DescriptorVector:
+    """Vector of one image by one descriptor, or the reason why there is none.
+
+    Attributes:
+        descriptor: `DescriptorSpec.id`.
+        category: value by which a search can be restricted, or None.
+        vector: (length,) float32, or None.
+        reason: None if there is a vector.
+    """
+
+    descriptor: str
+    category: str | None = None
+    vector: NDArray[np.float32] | None = None
+    reason: str | None = None
+
+
+def assemble(images: Sequence[SegmentedImage], pixels: bool) -> ImageBatch:
+    """Join images into a batch; with `pixels` all have pixels of one shape."""
+    n = len(images)
+    batch = [image.pixels for image in images if pixels and image.pixels is not None]
     return ImageBatch(
-        pixels=np.stack(images) if pixels else np.zeros((n, 0, 0, 3), np.uint8),
-        labels=np.stack(labels) if pixels else np.zeros((n, 0, 0), np.uint8),
-        feature=np.array([row["feature"] for row in rows], np.float32),
-        region_features=np.array([row["region_features"] for row in rows], np.float32).reshape(
-            n, classes, -1
-        ),
-        counts=np.array([row["counts"] for row in rows], np.int64),
+        pixels=np.stack(batch) if pixels else np.zeros((n, 0, 0, 3), np.uint8),
+        labels=np.stack([_pixel_labels(image) for image in images])
+        if pixels
+        else np.zeros((n, 0, 0), np.uint8),
+        feature=np.stack([image.feature for image in images]),
+        region_features=np.stack([image.region_features for image in images]),
+        counts=np.stack([image.counts for image in images]),
     )
 
 
-def by_shape(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
-    """Rows that have pixels, those of one shape together, at most `size` at a time."""
-    good = sorted((row for row in rows if row["shape"]), key=lambda row: tuple(row["shape"]))
-    for _, members in groupby(good, key=lambda row: tuple(row["shape"])):
-        alike = list(members)
-        yield from (alike[i : i + size] for i in range(0, len(alike), size))
+def group_by_shape(images: Sequence[SegmentedImage], size: int) -> Iterator[list[int]]:
+    """Yield the positions of images with pixels, at most `size` of one shape at a time."""
+
+    def shape(i: int) -> tuple[int, ...]:
+        pixels = images[i].pixels
+        return () if pixels is None else pixels.shape
+
+    positions = sorted((i for i in range(len(images)) if shape(i)), key=shape)
+    for _, members in groupby(positions, key=shape):
+        group = list(members)
+        yield from (group[i : i + size] for i in range(0, len(group), size))
 
 
-def stored_rows(images: pa.Table, regions: Mapping[str, pa.Table], spec: ModelSpec) -> list[Row]:
-    """Rows of the table `images` without pixels; `regions` has theirs, by class, and maybe others.
+def stored_images(
+    images: pa.Table, regions: Mapping[str, pa.Table], spec: ModelSpec
+) -> list[StoredImage]:
+    """Return the images of rows of the table `images`, without pixels.
 
-    Beside the columns of `images` a row has what the model found, as it was stored. There is at
-    least one. Raises IndexStateError for a mask that cannot be read.
+    Args:
+        images: at least one row.
+        regions: rows of the table `regions` by class; it may have those of other images.
+
+    Raises:
+        IndexStateError: a mask cannot be read.
     """
-    rows: list[Row] = images.to_pylist()
+    rows: list[dict[str, Any]] = images.to_pylist()
     blank = np.zeros((len(spec.all_classes), len(rows[0]["feature"])), np.float32)
-    found = {row["image_id"]: blank.copy() for row in rows}
+    features = {row["image_id"]: blank.copy() for row in rows}
     for k, name in enumerate(spec.all_classes):
         if name not in regions:
             continue
         own = pc.is_in(regions[name]["image_id"], images["image_id"].combine_chunks())
         for region in regions[name].filter(own).select(["image_id", "feature"]).to_pylist():
-            found[region["image_id"]][k] = region["feature"]
-    for row in rows:
-        mask = _stored_mask(row)
-        labels = np.frombuffer(row["mask_grid"], np.uint8)
-        row["mask"], row["mask_shape"] = mask.tobytes(), mask.shape
-        row["counts"] = np.bincount(labels, minlength=len(spec.all_classes))
-        row["region_features"] = found[row["image_id"]].ravel()
-    return rows
+            features[region["image_id"]][k] = region["feature"]
+    return [_stored_image(row, features[row["image_id"]], spec) for row in rows]
 
 
-def _stored_mask(row: Row) -> NDArray[np.integer[Any]]:
-    """The class map of an image at its stored size. Raises IndexStateError if there is none."""
+def _stored_image(
+    row: dict[str, Any], region_features: NDArray[np.float32], spec: ModelSpec
+) -> StoredImage:
+    labels = np.frombuffer(row["mask_grid"], np.uint8)
+    image = SegmentedImage(
+        labels=labels.reshape(row["grid_h"], row["grid_w"]),
+        counts=np.bincount(labels, minlength=len(spec.all_classes)),
+        feature=np.array(row["feature"], np.float32),
+        region_features=region_features,
+        mask=_decode_mask(row),
+    )
+    return StoredImage(row["image_id"], row["uri"], row["content_hash"], image)
+
+
+def _decode_mask(row: dict[str, Any]) -> NDArray[np.uint8]:
+    """Return the stored class map of an image. Raises IndexStateError if it cannot be read."""
     try:
         labels = sandbox.shared().decode_mask(row["mask"])
         if labels.shape != mask_shape(row["height"], row["width"]):
             raise ImageError("decode", f"{labels.shape[1]} × {labels.shape[0]} pixels")
     except ImageError as error:
         raise IndexStateError(
-            f"{row['uri']}: its mask in the index is damaged ({error.reason}); segrec maintain "
-            "verify names all that is"
+            f"{row['uri']}: its mask in the index is damaged ({error.reason}); run "
+            "`segrec maintain verify` for a list of all damage"
         ) from error
-    return labels
+    return labels.astype(np.uint8, copy=False)
 
 
-def read_pixels(rows: Sequence[Row], shapes: Sequence[Shape], roots: ImageRoots) -> None:
-    """Read and decode the images of stored rows: `shape` and `pixels`, or None and a `reason`.
+def read_pixels(
+    images: Sequence[StoredImage], shapes: Sequence[Shape], roots: ImageRoots
+) -> list[StoredImage]:
+    """Read and decode stored images; each has then pixels or a reason.
 
-    Those that do not lie below the roots are not read. Raises StorageError if the store does not
-    answer.
+    Images outside the roots are not read.
+
+    Raises:
+        StorageError: the store does not answer.
     """
-    contents = fetch_images([row["uri"] for row in rows], roots)
-    for row, content in zip(rows, contents, strict=True):
-        row.update(shape=None, pixels=None, reason=None)
-        try:
-            image = _decoded(row, content, shapes)
-            row.update(shape=image.shape[:2], pixels=image.tobytes())
-        except ImageError as error:
-            row["reason"] = f"{error.stage}: {error.reason}"
+    contents = fetch_images([image.uri for image in images], roots)
+    return [_read(image, content, shapes) for image, content in zip(images, contents, strict=True)]
 
 
-def is_unread(reason: str | None) -> bool:
-    """Return whether a reason says nothing of the image, so that the next run tries again."""
-    return bool(reason and reason.startswith(READ) and reason != f"{READ}{CHANGED}")
+def _read(stored: StoredImage, content: bytes | OSError, shapes: Sequence[Shape]) -> StoredImage:
+    try:
+        pixels = _decode(stored, content, shapes)
+    except ImageError as error:
+        return replace(stored, reason=f"{error.stage}: {error.reason}")
+    return replace(stored, image=stored.image.with_pixels(pixels))
 
 
-def is_outside(reason: str | None) -> bool:
-    """Return whether a reason is that the image lies below no root of its index."""
-    return reason == f"{READ}{OUTSIDE}"
-
-
-def _decoded(row: Row, content: bytes | OSError, shapes: Sequence[Shape]) -> NDArray[np.uint8]:
+def _decode(
+    stored: StoredImage, content: bytes | OSError, shapes: Sequence[Shape]
+) -> NDArray[np.uint8]:
     if isinstance(content, OutsideRootsError):
         raise ImageError("read", OUTSIDE)
     if isinstance(content, OSError):
         raise ImageError("read", f"{type(content).__name__}: {content}")
-    if hashlib.blake2b(content, digest_size=16).hexdigest() != row["content_hash"]:
+    if hashlib.blake2b(content, digest_size=16).hexdigest() != stored.content_hash:
         raise ImageError("read", CHANGED)
     return sandbox.shared().decode(content, shapes).pixels
 
 
-def _bytes(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    return np.frombuffer(content, np.uint8).reshape(shape)
+def is_unread(reason: str | None) -> bool:
+    """Return whether the image could not be read, so that the next run tries again."""
+    return bool(reason and reason.startswith(READ) and reason != f"{READ}{CHANGED}")
 
 
-def _labels(row: Row, shape: Shape) -> NDArray[np.uint8]:
-    """The mask, resized to the image as the model saw it; of each pixel the nearest label."""
-    mask = Image.fromarray(_bytes(row["mask"], tuple(row["mask_shape"])))
-    return np.asarray(mask.resize((shape[1], shape[0]), Image.Resampling.NEAREST))
+def is_outside(reason: str | None) -> bool:
+    """Return whether the image lies below no root of its index."""
+    return reason == f"{READ}{OUTSIDE}"
+
+
+def _pixel_labels(image: SegmentedImage) -> NDArray[np.uint8]:
+    """Return the mask resized to the pixels of the image; each pixel has the nearest label."""
+    assert image.pixels is not None  # noqa: S101 - of images with pixels only
+    height, width, _ = image.pixels.shape
+    mask = Image.fromarray(image.mask)
+    return np.asarray(mask.resize((width, height), Image.Resampling.NEAREST))

@@ -1,4 +1,4 @@
-"""The descriptors of a bundle at work: vectors for rows of images (see `images`)."""
+"""Descriptors of a bundle, loaded and applied to segmented images."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -7,100 +7,109 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segrec_batch import descriptors
 from segrec_batch.common.errors import ModelError, SegrecError
-from segrec_batch.descriptors import Described, Descriptor, Parameters
-from segrec_batch.descriptors.inputs import UNDEFINED, Row, assemble, by_shape
+from segrec_batch.descriptors import Descriptor, Parameters
+from segrec_batch.descriptors.inputs import (
+    UNDEFINED,
+    DescriptorVector,
+    assemble,
+    group_by_shape,
+)
 from segrec_batch.model.bundle import load_descriptor
+from segrec_batch.model.segmented_image import SegmentedImage
 from segrec_batch.model.spec import DescriptorSpec, ModelSpec, read_spec
 from segrec_batch.sources.strict_json import shorten
 
-_TOGETHER = 32  # images
+_BATCH = 32  # images
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """One descriptor, under the id of its vectors; `classes` counts the background."""
+class LoadedDescriptor:
+    """A descriptor of a bundle under the id of its vectors."""
 
     id: str
     descriptor: Descriptor
-    classes: int
 
     def __call__(
-        self, rows: Sequence[Row], alone: AbstractContextManager[Any] | None = None
-    ) -> None:
-        """Add a vector to `described` of each row, or the `reason` why it has no image.
+        self, images: Sequence[SegmentedImage], lock: AbstractContextManager[Any] | None = None
+    ) -> list[DescriptorVector]:
+        """Return the vectors of images, in their order.
 
-        It computes inside `alone`, a lock on the device where others use it, too.
+        Args:
+            images: with pixels if the descriptor reads them.
+            lock: held during the computation, where others use the device as well.
         """
-        for batch in self._batches(rows):
-            seen = assemble(batch, self.classes, self.descriptor.reads_pixels)
-            with alone or nullcontext():
-                found = self.descriptor(seen)
-            for row, entry in zip(batch, self._entries(found), strict=True):
-                row["described"].append(entry)
+        vectors: list[DescriptorVector | None] = [None] * len(images)
+        for positions in self._batches(images):
+            batch = assemble([images[i] for i in positions], self.descriptor.reads_pixels)
+            with lock or nullcontext():
+                result = self.descriptor(batch)
+            categories: Sequence[str | None] = result.categories or [None] * len(positions)
+            for i, vector, category in zip(positions, result.vectors, categories, strict=True):
+                vectors[i] = self._vector(vector, category)
+        return [vector for vector in vectors if vector is not None]
+
+    def without_image(self, reason: str | None) -> DescriptorVector:
+        """Return the entry of an image whose pixels could not be read."""
+        return DescriptorVector(self.id, reason=reason)
+
+    def _batches(self, images: Sequence[SegmentedImage]) -> Iterator[Sequence[int]]:
         if self.descriptor.reads_pixels:
-            for row in rows:
-                if not row["shape"]:
-                    row["described"].append(self._entry(None, None, row["reason"]))
+            yield from group_by_shape(images, _BATCH)
+        elif images:
+            yield range(len(images))
 
-    def _batches(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-        if self.descriptor.reads_pixels:
-            yield from by_shape(rows, _TOGETHER)
-        elif rows:
-            yield rows
-
-    def _entries(self, found: Described) -> Iterator[dict[str, Any]]:
-        categories: Sequence[str | None] = found.categories or [None] * len(found.vectors)
-        for vector, category in zip(found.vectors, categories, strict=True):
-            if np.isnan(vector).any():
-                yield self._entry(None, category, UNDEFINED)
-            else:
-                yield self._entry(vector.astype(np.float32).tobytes(), category, None)
-
-    def _entry(self, vector: bytes | None, category: str | None, reason: str | None) -> Row:
-        return {"descriptor": self.id, "category": category, "vector": vector, "reason": reason}
+    def _vector(self, vector: NDArray[np.float32], category: str | None) -> DescriptorVector:
+        if np.isnan(vector).any():
+            return DescriptorVector(self.id, category, reason=UNDEFINED)
+        return DescriptorVector(self.id, category, vector.astype(np.float32))
 
 
 def on_device(spec: ModelSpec) -> tuple[str, ...]:
-    """The names of the descriptors that compute on the model's device."""
-    return tuple(d.name for d in spec.descriptors if _kind(d.name).on_device)
+    """Return the names of the descriptors that compute on the device of the model."""
+    return tuple(d.name for d in spec.descriptors if _class(d.name).on_device)
 
 
 def on_host(spec: ModelSpec) -> tuple[str, ...]:
-    """The names of the others."""
-    return tuple(d.name for d in spec.descriptors if not _kind(d.name).on_device)
+    """Return the names of the descriptors that compute on the host."""
+    return tuple(d.name for d in spec.descriptors if not _class(d.name).on_device)
 
 
 def read_pixels(names: Sequence[str]) -> bool:
-    """Whether any of some descriptors needs the image itself."""
-    return any(_kind(name).reads_pixels for name in names)
+    """Return whether any of the descriptors reads pixels."""
+    return any(_class(name).reads_pixels for name in names)
 
 
 @lru_cache(maxsize=2)
 def load(
     bundle: str, names: tuple[str, ...], device: str, precision: str = "float32"
-) -> list[Loaded]:
-    """Load some descriptors of a bundle, once in a process. Raises ModelError.
+) -> list[LoadedDescriptor]:
+    """Load descriptors of a bundle, once per process.
 
-    precision: of those that are networks.
+    Args:
+        precision: arithmetic of descriptors that are networks.
+
+    Raises:
+        ModelError: the bundle is damaged.
     """
     spec = read_spec(bundle)[0]
     classes = len(spec.all_classes)
     loaded = []
     for d in spec.descriptors:
         if d.name in names:
-            kind = _kind(d.name)
-            more = {"precision": precision} if kind.on_device else {}
+            kind = _class(d.name)
+            options = {"precision": precision} if kind.on_device else {}
             parameters = _parameters(bundle, d)
             try:
-                descriptor = kind(parameters, classes, device, **more)
+                descriptor = kind(parameters, classes, device, **options)
             except SegrecError:
                 raise
-            except Exception as error:  # of whatever library meets settings that cannot be
+            except Exception as error:  # any library may fail on impossible settings
                 raise ModelError(f"{bundle}: descriptor {d.name}: {shorten(error)}") from error
-            loaded.append(Loaded(d.id, descriptor, classes))
+            loaded.append(LoadedDescriptor(d.id, descriptor))
     return loaded
 
 
@@ -108,5 +117,5 @@ def _parameters(bundle: str, descriptor: DescriptorSpec) -> Parameters:
     return Parameters(descriptor.settings, load_descriptor(bundle, descriptor))
 
 
-def _kind(name: str) -> Any:
+def _class(name: str) -> Any:
     return descriptors.module(name).Descriptor

@@ -1,8 +1,8 @@
-"""Descriptors that were switched on after images were indexed: their vectors, and nothing else.
+"""Backfill: vectors of descriptors that were switched on after images were indexed.
 
-Images that lack vectors move to a new part with them: images are read once more if a descriptor
-needs them, but the model is not run. An image that cannot be read any more, or is not the one that
-was indexed, keeps its row; in place of a vector it gets the reason.
+Images that lack vectors move to a new part with their vectors. Images are read again if a
+descriptor reads pixels, but the model does not run. An image that cannot be read, or has changed,
+keeps its row and gets a reason in place of a vector.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +15,12 @@ import pyarrow.compute as pc
 from segrec_batch.descriptors.inputs import (
     READ,
     UNDEFINED,
-    Row,
+    DescriptorVector,
+    StoredImage,
     is_outside,
     is_unread,
     read_pixels,
-    stored_rows,
+    stored_images,
 )
 from segrec_batch.distributed.tasks import each
 from segrec_batch.index.files import DataFile, by_part
@@ -32,18 +33,20 @@ from segrec_batch.search.sql.views import PART, select
 from segrec_batch.sources.roots import ImageRoots
 
 if TYPE_CHECKING:
-    from segrec_batch.descriptors.runtime import Loaded  # torch
+    from segrec_batch.descriptors.runtime import LoadedDescriptor  # torch
 
-_STEP = 4096  # images of a task, at most: what it holds in memory, and what a crash can lose
-_SLICE = 128  # images whose pixels are in memory at once
+_STEP = 4096  # maximum images of a task: bounds its memory and the loss by a crash
+_SLICE = 128  # images with pixels in memory
 
 
 @dataclass(frozen=True)
 class Job:
-    """Images `start` to `stop` of a part, in the order of its file, and with what to describe them.
+    """A task: up to `_STEP` images of a part from `start` on, in the order of its file.
 
-    precision: of networks. retry: whether those that were read and have no vector are tried again,
-    too. roots: below which images are read.
+    Attributes:
+        precision: arithmetic of networks.
+        retry: try images again that were read and have no vector.
+        roots: images below them may be read.
     """
 
     index: str
@@ -59,15 +62,20 @@ class Job:
 
     @property
     def part(self) -> str:
-        """Where the images are now."""
+        """Part of the images."""
         return self.files[0].part
 
 
 @dataclass(frozen=True)
 class BackfillResult:
-    """files: a new part. image_ids: the images in it, which leave the old one. vectors: how many
-    there are that were not there before. read: how many images were to be read; unread: of these,
-    how many could not be; outside: how many were not tried, since they lie below no root.
+    """Result of a task.
+
+    Attributes:
+        files: of the new part.
+        image_ids: images in it, which leave the old part.
+        vectors: number of new rows of `descriptors`.
+        read: number of images to read; `unread` of them could not be read.
+        outside: number of images that lie below no root and were not read.
     """
 
     files: list[DataFile]
@@ -84,13 +92,13 @@ def missing_vectors(snapshot: Snapshot) -> dict[str, int]:
     for part, files in by_part(snapshot.all_files).items():
         images = sum(f.rows for f in files if f.table == "images")
         vectors = sum(f.rows for f in files if f.table == "descriptors")
-        if wanted := images * len(snapshot.spec.descriptors) - vectors:
-            missing[part] = wanted
+        if count := images * len(snapshot.spec.descriptors) - vectors:
+            missing[part] = count
     return missing
 
 
 def unread_parts(snapshot: Snapshot) -> set[str]:
-    """Return the parts with images that could not be read when they were to be described."""
+    """Return the parts with images that the last backfill could not read."""
     known = {d.id for d in snapshot.spec.descriptors}
     files = tuple(f for f in snapshot.files["descriptors"] if f.partition in known)
     scan = select(
@@ -113,7 +121,7 @@ def backfill_parts(
     retry: bool,
     roots: ImageRoots,
 ) -> Iterator[tuple[str, BackfillResult]]:
-    """Describe what images of some parts lack, on the cluster; the part, and what was added."""
+    """Compute missing vectors of parts on the cluster; yield each part with its result."""
     files = by_part(f for f in snapshot.all_files if f.table != "failures")
     shared = snapshot.model_uri, snapshot.spec, device, precision, run_id, retry, roots
     jobs = (
@@ -127,96 +135,117 @@ def backfill_parts(
 
 
 def backfill_images(job: Job) -> BackfillResult:
-    """Write the images that lack vectors, with them, as a new part."""
+    """Write the images that lack vectors, with all vectors, as a new part."""
     from segrec_batch.descriptors.runtime import load
 
     (images,) = (f for f in job.files if f.table == "images")
     ids: list[str] = read_column(job.index, images, "image_id").to_pylist()
     ids = ids[job.start : job.start + _STEP]
-    have = {d.id: _described(job, d.id) for d in job.spec.descriptors}
-    ids = [i for i in ids if not all(i in done.final for done in have.values())]
+    known = {d.id: _known_rows(job, d.id) for d in job.spec.descriptors}
+    ids = [i for i in ids if not all(i in rows.final for rows in known.values())]
     if not ids:
         return BackfillResult([], [], 0)
     old = {(f.table, f.partition): read_some(job.index, f, ids) for f in job.files}
-    moved = old["images", None]
     regions = {str(name): rows for (table, name), rows in old.items() if table == "regions"}
-    names = tuple(d.name for d in job.spec.descriptors if not have[d.id].final.issuperset(ids))
+    names = tuple(d.name for d in job.spec.descriptors if not known[d.id].final.issuperset(ids))
     loaded = load(job.bundle, names, job.device, job.precision)
     fresh: list[Rows] = []
-    leaving: list[str] = []  # their old part
+    moved: list[str] = []  # ids of the images that leave their part
     read = unread = outside = 0
-    for start in range(0, moved.num_rows, _SLICE):
-        rows = stored_rows(moved.slice(start, _SLICE), regions, job.spec)
-        read += _describe(rows, loaded, have, job)
-        outside += sum(_is_outside(row) for row in rows)
-        unread += sum(_is_unread(row) and not _is_outside(row) for row in rows)
-        # what has a row for each descriptor and is no better off stays where it is
+    for start in range(0, old["images", None].num_rows, _SLICE):
+        rows = old["images", None].slice(start, _SLICE)
+        stored = stored_images(rows, regions, job.spec)
+        vectors, tried = _describe(stored, loaded, known, job)
+        read += tried
+        outside += sum(any(is_outside(v.reason) for v in of_image) for of_image in vectors)
+        unread += sum(
+            any(is_unread(v.reason) for v in of_image)
+            and not any(is_outside(v.reason) for v in of_image)
+            for of_image in vectors
+        )
+        # an image that has a row for each descriptor and gains no vector stays in its part
         better = [
-            row
-            for row in rows
-            if not all(row["image_id"] in done.there for done in have.values())
-            or not all(is_unread(entry["reason"]) for entry in row["described"])
+            i
+            for i, image in enumerate(stored)
+            if not all(image.image_id in rows_.present for rows_ in known.values())
+            or not all(is_unread(v.reason) for v in vectors[i])
         ]
-        leaving += [row["image_id"] for row in better]
-        fresh += descriptor_rows(better)
+        moved += [stored[i].image_id for i in better]
+        fresh += descriptor_rows(
+            _with_run_id(rows.take(pa.array(better, pa.int64())), job.run_id),
+            [vectors[i] for i in better],
+        )
     contents: dict[tuple[str, str | None], list[pa.Table]] = {}
     for (table, name), rows_of_table in old.items():
-        kept = set(leaving)
+        stays = set(moved)
         if table == "descriptors":
-            kept &= have[name].final if name in have else set()
-        kept_rows = pc.is_in(rows_of_table["image_id"], pa.array(kept, pa.string()))
-        contents[table, name] = [rows_of_table.filter(kept_rows)]
-    for table, name, found in fresh:
-        contents.setdefault((table, name), []).append(found)
+            stays &= known[name].final if name in known else set()
+        selected = pc.is_in(rows_of_table["image_id"], pa.array(stays, pa.string()))
+        contents[table, name] = [rows_of_table.filter(selected)]
+    for table, name, content in fresh:
+        contents.setdefault((table, name), []).append(content)
     files = write_part(job.index, ((*key, pa.concat_tables(c)) for key, c in contents.items()))
-    vectors = sum(found.num_rows for _, _, found in fresh)
-    return BackfillResult(files, leaving, vectors, read, unread, outside)
+    count = sum(content.num_rows for _, _, content in fresh)
+    return BackfillResult(files, moved, count, read, unread, outside)
+
+
+def _with_run_id(images: pa.Table, run_id: str) -> pa.Table:
+    column = images.schema.get_field_index("run_id")
+    values = pa.array([run_id] * images.num_rows, pa.string())
+    return images.set_column(column, images.schema.field(column), values)
 
 
 @dataclass(frozen=True)
 class KnownRows:
-    """image_ids of a part that have rows of a descriptor: all of them, and those that stay."""
+    """Ids of the images of a part that have a row of a descriptor.
 
-    there: set[str]
+    Attributes:
+        present: all of them.
+        final: those whose row stays.
+    """
+
+    present: set[str]
     final: set[str]
 
 
-def _is_outside(row: Row) -> bool:
-    return any(is_outside(entry["reason"]) for entry in row["described"])
-
-
-def _is_unread(row: Row) -> bool:
-    return any(is_unread(entry["reason"]) for entry in row["described"])
-
-
-def _described(job: Job, descriptor: str) -> KnownRows:
-    """The images of a part that have rows of a descriptor."""
-    found = KnownRows(set(), set())
+def _known_rows(job: Job, descriptor: str) -> KnownRows:
+    known = KnownRows(set(), set())
     for file in job.files:
         if file.table == "descriptors" and file.partition == descriptor:
             ids, reasons = (read_column(job.index, file, n) for n in ("image_id", "reason"))
             for image_id, reason in zip(ids.to_pylist(), reasons.to_pylist(), strict=True):
-                found.there.add(image_id)
+                known.present.add(image_id)
                 again = reason not in (None, UNDEFINED) if job.retry else is_unread(reason)
                 if not again:
-                    found.final.add(image_id)
-    return found
+                    known.final.add(image_id)
+    return known
 
 
 def _describe(
-    rows: Sequence[Row], loaded: "Sequence[Loaded]", have: Mapping[str, KnownRows], job: Job
-) -> int:
-    """Add to `described` of rows what they lack; how many images were to be read for that."""
-    for row in rows:
-        row.update(shape=None, reason=None, described=[], run_id=job.run_id)
-    wanted = [[row for row in rows if row["image_id"] not in have[d.id].final] for d in loaded]
-    seen = {
-        row["image_id"]: row
-        for descriptor, lacking in zip(loaded, wanted, strict=True)
-        for row in lacking
-        if descriptor.descriptor.reads_pixels
+    images: Sequence[StoredImage],
+    loaded: "Sequence[LoadedDescriptor]",
+    known: Mapping[str, KnownRows],
+    job: Job,
+) -> tuple[list[list[DescriptorVector]], int]:
+    """Return the missing vectors of each image, and the number of images to read for them."""
+    missing = {
+        descriptor.id: [
+            i for i, image in enumerate(images) if image.image_id not in known[descriptor.id].final
+        ]
+        for descriptor in loaded
     }
-    read_pixels(list(seen.values()), job.spec.shapes, job.roots)
-    for descriptor, lacking in zip(loaded, wanted, strict=True):
-        descriptor(lacking)
-    return len(seen)
+    to_read = sorted({i for d in loaded if d.descriptor.reads_pixels for i in missing[d.id]})
+    current = list(images)
+    read = read_pixels([images[i] for i in to_read], job.spec.shapes, job.roots)
+    for i, image in zip(to_read, read, strict=True):
+        current[i] = image
+    vectors: list[list[DescriptorVector]] = [[] for _ in images]
+    for descriptor in loaded:
+        reads = descriptor.descriptor.reads_pixels
+        usable = [i for i in missing[descriptor.id] if not (reads and current[i].reason)]
+        results = descriptor([current[i].image for i in usable])
+        for i, vector in zip(usable, results, strict=True):
+            vectors[i].append(vector)
+        for i in set(missing[descriptor.id]) - set(usable):
+            vectors[i].append(descriptor.without_image(current[i].reason))
+    return vectors, len(to_read)

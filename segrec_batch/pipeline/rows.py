@@ -1,7 +1,7 @@
-"""Rows of the index out of what the stages found: computed, copied from an equal image, failed."""
+"""Rows of the index: computed from segmented images, copied from equal images, failed."""
 
 import datetime as dt
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
 from typing import Any
@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from segrec_batch.descriptors.inputs import UNDEFINED
+from segrec_batch.descriptors.inputs import UNDEFINED, DescriptorVector
 from segrec_batch.index import column_values
 from segrec_batch.index.files import path_in_part
 from segrec_batch.index.parts import Rows, read_path
@@ -21,149 +22,175 @@ from segrec_batch.index.schema import (
     images_schema,
     regions_schema,
 )
-from segrec_batch.model.spec import COMMON_GRID, ModelSpec
+from segrec_batch.model.segmented_image import SegmentedImage
+from segrec_batch.model.spec import ModelSpec
 
-Row = dict[str, Any]
-
-_SOURCE = ("image_id", "uri", "source_size", "source_etag", "run_id")  # not of the content
-
-
-def failure_rows(rows: Sequence[Row]) -> Iterator[Rows]:
-    """Rows of `failures` for those that failed."""
-    stamp = dt.datetime.now(dt.UTC)
-    failed = [{**row, "failed_at": stamp} for row in rows]
-    if failed:
-        yield "failures", None, pa.Table.from_pylist(failed, failures_schema())
+_SOURCE = ("image_id", "uri", "source_size", "source_etag", "run_id")  # columns of a source
+_SHARED = ("image_id", "uri", "content_hash", "run_id")  # columns of companions of `images`
 
 
-def image_rows(rows: Sequence[Row], spec: ModelSpec) -> Iterator[Rows]:
-    """Rows of `images` and `regions` for images that were segmented."""
-    if not rows:
-        return
-    stamp = dt.datetime.now(dt.UTC)
-    for row in rows:
-        row.update(_image_columns(row, spec), indexed_at=stamp)
-    norms = column_values.inverse_norms(np.array([row["feature"] for row in rows], np.float32))
-    for row, norm in zip(rows, norms, strict=True):
-        row["inv_norm"] = _or_null(norm)
-    yield "images", None, pa.Table.from_pylist(rows, images_schema(spec.classes))
-    regions = [region for row in rows for region in _region_rows(row, spec)]
-    regions.sort(key=lambda r: str(r["class"]))
-    for name, members in groupby(regions, key=lambda r: str(r["class"])):
-        table = pa.Table.from_pylist(list(members), regions_schema())
-        yield "regions", name, table.drop_columns("class")
+def failure_rows(sources: pa.Table) -> Iterator[Rows]:
+    """Yield the rows of `failures` of failed sources, which have a stage and a reason."""
+    if sources.num_rows:
+        schema = failures_schema()
+        yield "failures", None, _select(sources, schema, {"failed_at": _now(sources.num_rows)})
 
 
-def descriptor_rows(rows: Sequence[Row]) -> Iterator[Rows]:
-    """Rows of `descriptors` for images that were described."""
-    entries = [{**entry, **_shared(row)} for row in rows for entry in row["described"]]
-    entries.sort(key=lambda entry: str(entry["descriptor"]))
-    for name, members in groupby(entries, key=lambda entry: str(entry["descriptor"])):
-        yield "descriptors", name, vector_table(list(members))
+def image_rows(
+    sources: pa.Table, images: Sequence[SegmentedImage], spec: ModelSpec
+) -> Iterator[Rows]:
+    """Yield the rows of `images` and `regions` of segmented images.
 
-
-def vector_table(entries: Sequence[Row]) -> pa.Table:
-    """Rows of `descriptors`, all of one: entries of DESCRIBED with the columns of their images."""
-    vectors = [
-        None if e["vector"] is None else np.frombuffer(e["vector"], np.float32) for e in entries
-    ]
-    fields = [field for field in descriptors_schema() if field.name != "descriptor"]
-    columns = [
-        pa.array(vectors if f.name == "vector" else [e[f.name] for e in entries], f.type)
-        for f in fields
-    ]
-    return pa.table(columns, schema=pa.schema(fields))
-
-
-def copied_rows(rows: Sequence[Row], index: str, spec: ModelSpec) -> Iterator[Rows]:
-    """Rows of `images`, `regions` and `descriptors` for sources with the bytes of images in the
-    index.
+    Args:
+        sources: the columns of `images` that do not come from the model, for each image.
     """
-    by_part = sorted(rows, key=lambda row: str(row["donor"]["part"]))
-    for part, members in groupby(by_part, key=lambda row: str(row["donor"]["part"])):
-        alike = list(members)
-        yield from _copied(alike, index, part)
-        yield from _copied_vectors(alike, index, part, spec)
+    if not images:
+        return
+    norms = column_values.inverse_norms(np.stack([image.feature for image in images]))
+    coverages = np.stack([image.coverages for image in images])
+    columns: dict[str, Any] = {
+        **{coverage_column(n): c for n, c in zip(spec.all_classes, coverages.T, strict=True)},
+        "dominant_class": [spec.all_classes[_dominant(image.counts)] for image in images],
+        "grid_h": [image.labels.shape[0] for image in images],
+        "grid_w": [image.labels.shape[1] for image in images],
+        "mask_grid": [image.labels.tobytes() for image in images],
+        "mask": [
+            column_values.mask_png(image.mask, list(spec.colours.values())) for image in images
+        ],
+        "feature": [image.feature for image in images],
+        "inv_norm": [_null_if_nan(norm) for norm in norms],
+        "sign_bits": [image.sign_bits for image in images],
+        "indexed_at": _now(len(images)),
+    }
+    yield "images", None, _select(sources, images_schema(spec.classes), columns)
+    yield from _region_rows(sources, images, spec)
 
 
-def _copied_vectors(rows: Sequence[Row], index: str, part: str, spec: ModelSpec) -> Iterator[Rows]:
+def _region_rows(
+    sources: pa.Table, images: Sequence[SegmentedImage], spec: ModelSpec
+) -> Iterator[Rows]:
+    """Yield the rows of `regions`, sorted by class name."""
+    norms = [column_values.inverse_norms(image.region_features) for image in images]
+    schema = pa.schema([field for field in regions_schema() if field.name != "class"])
+    for k, name in sorted(enumerate(spec.all_classes), key=lambda item: item[1]):
+        owners = [i for i, image in enumerate(images) if image.counts[k]]
+        if not owners:
+            continue
+        own = [images[i] for i in owners]
+        columns = {
+            "coverage": [image.coverages[k] for image in own],
+            "cells": [image.counts[k] for image in own],
+            "bbox": [_bbox(image.labels == k) for image in own],
+            "feature": [image.region_features[k] for image in own],
+            "inv_norm": [_null_if_nan(norms[i][k]) for i in owners],
+            "mask_bits": [_bitmap(image, k) for image in own],
+        }
+        yield "regions", name, _select(sources.take(owners), schema, columns)
+
+
+def descriptor_rows(
+    sources: pa.Table, vectors: Sequence[Sequence[DescriptorVector]]
+) -> Iterator[Rows]:
+    """Yield the rows of `descriptors`, sorted by descriptor.
+
+    Args:
+        sources: the columns that all tables share, for each image.
+        vectors: of each image.
+    """
+    entries = [(i, entry) for i, of_image in enumerate(vectors) for entry in of_image]
+    entries.sort(key=lambda item: item[1].descriptor)
+    for name, members in groupby(entries, key=lambda item: item[1].descriptor):
+        group = list(members)
+        owners = sources.take([i for i, _ in group])
+        yield "descriptors", name, vector_table(owners, [entry for _, entry in group])
+
+
+def vector_table(sources: pa.Table, vectors: Sequence[DescriptorVector]) -> pa.Table:
+    """Return rows of `descriptors` of one descriptor, one for each source."""
+    schema = pa.schema([field for field in descriptors_schema() if field.name != "descriptor"])
+    columns = {
+        "category": [entry.category for entry in vectors],
+        "vector": [entry.vector for entry in vectors],
+        "reason": [entry.reason for entry in vectors],
+    }
+    return _select(sources, schema, columns)
+
+
+def copied_rows(sources: pa.Table, index: str, spec: ModelSpec) -> Iterator[Rows]:
+    """Yield rows of `images`, `regions` and `descriptors` of sources with a donor.
+
+    The donor is an image of the index with the same bytes.
+    """
+    parts = [str(donor["part"]) for donor in sources["donor"].to_pylist()]
+    order = sorted(range(len(parts)), key=parts.__getitem__)
+    for part, members in groupby(order, key=parts.__getitem__):
+        copies = sources.take(list(members))
+        yield from _copied_images(copies, index, part)
+        yield from _copied_vectors(copies, index, part, spec)
+
+
+def _copied_vectors(sources: pa.Table, index: str, part: str, spec: ModelSpec) -> Iterator[Rows]:
     for descriptor in spec.descriptors:
         path = path_in_part("descriptors", part, descriptor.id)
-        with suppress(FileNotFoundError):  # the part is to be described later; so is the copy
-            found = read_path(index, "descriptors", path)
-            # that another file could not be read again says nothing of this one
-            own = pc.equal(pc.fill_null(found["reason"], UNDEFINED), UNDEFINED)
-            yield "descriptors", descriptor.id, _as_source(found.filter(own), rows)
+        with suppress(FileNotFoundError):  # the donors have no vectors yet, nor have their copies
+            rows = read_path(index, "descriptors", path)
+            # a donor that could not be read says nothing of its copy
+            valid = pc.equal(pc.fill_null(rows["reason"], UNDEFINED), UNDEFINED)
+            yield "descriptors", descriptor.id, _as_copies(rows.filter(valid), sources)
 
 
-def _copied(rows: Sequence[Row], index: str, part: str) -> Iterator[Rows]:
-    images = _as_source(read_path(index, "images", path_in_part("images", part)), rows)
+def _copied_images(sources: pa.Table, index: str, part: str) -> Iterator[Rows]:
+    images = _as_copies(read_path(index, "images", path_in_part("images", part)), sources)
     yield "images", None, images
     for column in images.column_names:
         name = column.removeprefix(coverage_column(""))
         if name != column and any(images[column].to_pylist()):
             path = path_in_part("regions", part, name)
-            yield "regions", name, _as_source(read_path(index, "regions", path), rows)
+            yield "regions", name, _as_copies(read_path(index, "regions", path), sources)
 
 
-def _as_source(donors: pa.Table, rows: Sequence[Row]) -> pa.Table:
-    """The donors' rows as rows of those that copy them; a donor may have several or none here."""
+def _as_copies(donors: pa.Table, sources: pa.Table) -> pa.Table:
+    """Return the rows of donors as rows of the sources; a donor may have several or none."""
     places = {donor: i for i, donor in enumerate(donors["image_id"].to_pylist())}
-    pairs = [(places[d], row) for row in rows if (d := row["donor"]["image_id"]) in places]
-    copied = donors.take(pa.array([place for place, _ in pairs], pa.int64()))
-    for i, field in enumerate(copied.schema):
+    ids = [donor["image_id"] for donor in sources["donor"].to_pylist()]
+    copies = [i for i, donor in enumerate(ids) if donor in places]
+    rows = donors.take(pa.array([places[ids[i]] for i in copies], pa.int64()))
+    own = sources.take(pa.array(copies, pa.int64()))
+    for i, field in enumerate(rows.schema):
         if field.name in _SOURCE:
-            values = pa.array([row[field.name] for _, row in pairs], field.type)
-            copied = copied.set_column(i, field, values)
-    return copied
+            rows = rows.set_column(i, field, own[field.name].cast(field.type))
+    return rows
 
 
-def _shared(row: Row) -> Mapping[str, Any]:
-    """What rows of other tables have of their image's."""
-    return {k: row[k] for k in ("image_id", "uri", "content_hash", "run_id")}
+def _select(sources: pa.Table, schema: pa.Schema, columns: dict[str, Any]) -> pa.Table:
+    """Return a table of a schema from computed columns and, for the rest, those of sources."""
+    arrays = [
+        pa.array(columns[field.name], field.type)
+        if field.name in columns
+        else sources[field.name].cast(field.type)
+        for field in schema
+    ]
+    return pa.table(arrays, schema=schema)
 
 
-def _or_null(norm: np.float32) -> float | None:
+def _now(count: int) -> list[dt.datetime]:
+    return [dt.datetime.now(dt.UTC)] * count
+
+
+def _dominant(counts: NDArray[np.int64]) -> int:
+    """Return the foreground class with the most cells, the first of equals; 0 without any."""
+    largest = int(counts[1:].argmax()) + 1
+    return largest if counts[largest] else 0
+
+
+def _null_if_nan(norm: np.floating) -> float | None:
     return None if np.isnan(norm) else float(norm)
 
 
-def _image_columns(row: Row, spec: ModelSpec) -> Row:
-    counts, (grid_h, grid_w) = row["counts"], row["grid"]
-    coverage = [count / (grid_h * grid_w) for count in counts]
-    largest = max(range(1, len(counts)), key=counts.__getitem__)
-    labels = np.frombuffer(row["mask"], np.uint8).reshape(row["mask_shape"])
-    return {
-        **{coverage_column(n): c for n, c in zip(spec.all_classes, coverage, strict=True)},
-        "dominant_class": spec.all_classes[largest if counts[largest] else 0],
-        "grid_h": grid_h,
-        "grid_w": grid_w,
-        "mask_grid": row["labels"],
-        "mask": column_values.mask_png(labels, list(spec.colours.values())),
-    }
+def _bbox(cells: NDArray[np.bool_]) -> dict[str, float]:
+    return dict(zip(("x0", "y0", "x1", "y1"), column_values.bounding_box(cells), strict=True))
 
 
-def _region_rows(row: Row, spec: ModelSpec) -> list[Row]:
-    """One row for each class that is present, with the class's own columns."""
-    labels = np.frombuffer(row["labels"], np.uint8).reshape(row["grid"])
-    common = np.frombuffer(row["common"], np.uint8).reshape(COMMON_GRID**2)
-    features = np.array(row["region_features"], np.float32).reshape(len(spec.all_classes), -1)
-    norms = column_values.inverse_norms(features)
-    shared = _shared(row)
-    regions = []
-    for k, name in enumerate(spec.all_classes):
-        if row["counts"][k] == 0:
-            continue
-        box = column_values.bounding_box(labels == k)
-        regions.append(
-            {
-                **shared,
-                "class": name,
-                "coverage": row[coverage_column(name)],
-                "cells": row["counts"][k],
-                "bbox": dict(zip(("x0", "y0", "x1", "y1"), box, strict=True)),
-                "feature": features[k],
-                "inv_norm": _or_null(norms[k]),
-                "mask_bits": column_values.bitmap_words(common == k),
-            }
-        )
-    return regions
+def _bitmap(image: SegmentedImage, k: int) -> NDArray[np.int64]:
+    assert image.common is not None  # noqa: S101 - images from the model have it
+    return column_values.bitmap_words((image.common == k).ravel())

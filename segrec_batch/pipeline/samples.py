@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from segrec_batch.common.console import ProgressMeter
 from segrec_batch.common.errors import InputError
 from segrec_batch.descriptors import ImageBatch, Moments, Vectors
-from segrec_batch.descriptors.inputs import assemble, by_shape, read_pixels, stored_rows
+from segrec_batch.descriptors.inputs import assemble, group_by_shape, read_pixels, stored_images
 from segrec_batch.distributed import cluster
 from segrec_batch.distributed.tasks import each
 from segrec_batch.index.history import choose_roots
@@ -60,13 +60,13 @@ class IndexSamples:
 
     @property
     def feature_length(self) -> int:
-        """Values of a feature."""
+        """Length of a feature."""
         return self._snapshot.spec.feature_length
 
     def moments(self) -> Moments:
-        """Of the features of all images, in one pass on the Ray cluster.
+        """Return the moments of the features of all images, computed on the Ray cluster.
 
-        Merged in the order of the files, so that it repeats bit by bit for a snapshot.
+        They are merged in the order of the files, so that results are reproducible bit by bit.
         """
         files = sorted(self._snapshot.files["images"], key=lambda file: file.path)
         step = -(-len(files) // _GROUPS)
@@ -81,34 +81,38 @@ class IndexSamples:
         return Moments(*moments.merge(found[group[0].path] for _, group in jobs))
 
     def draw_images(self, count: int) -> Iterator[ImageBatch]:
-        """At most `count` images and at most `most`, up to 32 of one shape at a time.
+        """Yield batches of one shape with at most `count` random images, and at most `most`.
 
-        Those that cannot be read any more are left out, and counted on stderr at the end. Raises
-        InputError if none can be read, StorageError.
+        Images that cannot be read are left out and counted in a warning at the end.
+
+        Raises:
+            InputError: no image can be read.
+            StorageError: the store does not answer.
         """
         spec = self._snapshot.spec
         count = min(count, self._most, self._snapshot.rows("images"))
-        lost: list[str] = []
+        unread: list[str] = []
         with ProgressMeter("images to learn from", count) as meter:
-            for images, regions in self._drawn(count):
-                rows = stored_rows(images, regions, spec)
-                read_pixels(rows, spec.shapes, self._roots)
-                lost += [f"{row['uri']}: {row['reason']}" for row in rows if not row["shape"]]
-                for alike in by_shape(rows, _BATCH):
-                    yield assemble(alike, len(spec.all_classes), pixels=True)
-                meter.advance(len(rows))
-        if len(lost) == count:
+            for images, regions in self._sampled_rows(count):
+                stored = stored_images(images, regions, spec)
+                stored = read_pixels(stored, spec.shapes, self._roots)
+                unread += [f"{s.uri}: {s.reason}" for s in stored if s.reason]
+                readable = [s.image for s in stored if not s.reason]
+                for positions in group_by_shape(readable, _BATCH):
+                    yield assemble([readable[i] for i in positions], pixels=True)
+                meter.advance(len(stored))
+        if len(unread) == count:
             hint = "" if self._roots.uris else "; --images-root URI names where they lie"
-            text = f"none of {count:,} images can be read any more, e.g. {lost[0]}{hint}"
+            text = f"none of {count:,} images can be read any more, e.g. {unread[0]}{hint}"
             raise InputError(text)
-        if lost:
+        if unread:
             log.warning(
-                f"{len(lost):,} of {count:,} images to learn from cannot be read any more and "
-                f"are left out, e.g. {lost[0]}"
+                f"{len(unread):,} of {count:,} images to learn from cannot be read any more and "
+                f"are left out, e.g. {unread[0]}"
             )
 
-    def _drawn(self, count: int) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:
-        """Rows of `images`, a few at a time, and of `regions`, by class, that belong to them."""
+    def _sampled_rows(self, count: int) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:
+        """Yield rows of `images`, a few at a time, and their rows of `regions` by class."""
         database = open_files(self._snapshot)
         with database.connection:
             regions = _by_class(database, count)
@@ -118,7 +122,7 @@ class IndexSamples:
                     yield images, _of(images, regions)
 
     def labelled(self, count: int) -> tuple[Vectors, Sequence[str]]:
-        """Features (n, C) of at most `count` images, and the names of the folders they lie in."""
+        """Return features (n, C) of at most `count` images and the names of their folders."""
         with open_files(self._snapshot).connection as connection:
             found = query(connection, _LABELLED, {"count": count})
         folders = [uri.rpartition("/")[0].rpartition("/")[2] for uri in found["uri"].to_pylist()]

@@ -1,12 +1,16 @@
-"""What flows between the stages of the indexing job, as Arrow schemas.
+"""Arrow schemas of the tables between the stages of the indexing job.
 
-A row that fails in one stage carries `stage` and `reason` from then on. A row with a `donor` after
-decoding has the bytes of an image that is indexed already, whose rows are copied. What `cost` is
-says tally.py.
+A row that failed has `stage` and `reason`. A row with a `donor` after decoding has the same bytes
+as an indexed image, whose rows are copied. tally.py defines `cost`.
 """
 
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 import pyarrow as pa
 
+from segrec_batch.descriptors.inputs import DescriptorVector
+from segrec_batch.model.segmented_image import FIELDS, PIXEL_FIELDS
 from segrec_batch.sources.listing import SOURCES
 
 
@@ -14,14 +18,14 @@ def _required(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, nullable=False)
 
 
-DONOR = pa.struct(  # a donor has them all; most rows have no donor
+DONOR = pa.struct(  # NULL in most rows
     [
         pa.field("image_id", pa.string()),
         pa.field("content_hash", pa.string()),
         pa.field("part", pa.string()),
     ]
 )
-COST = pa.struct(  # seconds of stages, and in which the model waited between calls; bytes read
+COST = pa.struct(  # seconds by stage; starved: seconds in which the model waited; bytes read
     [
         *(
             _required(name, pa.float64())
@@ -39,8 +43,8 @@ REASONS = pa.list_(  # counts of failures, see `tally.FailureReason`
         ]
     )
 )
-# old_part, failed_part: where the rows are that this source has in the index already, in `images`
-# and what belongs to it, and in `failures`
+# old_part, failed_part: parts of the rows that the source has in `images` (with its companions) and
+# in `failures`
 MANIFEST = pa.schema(
     [
         *SOURCES,
@@ -60,7 +64,7 @@ _KNOWN = [
     pa.field("height", pa.int32()),
     pa.field("format", pa.string()),
 ]
-DESCRIBED = pa.list_(  # of an image, by descriptor id; vector: float32, NULL for a reason
+DESCRIBED = pa.list_(  # vectors of an image; vector: bytes of float32, NULL if there is a reason
     pa.struct(
         [
             _required("descriptor", pa.string()),
@@ -70,27 +74,18 @@ DESCRIBED = pa.list_(  # of an image, by descriptor id; vector: float32, NULL fo
         ]
     )
 )
-_PIXELS = [pa.field("shape", pa.list_(pa.int32(), 2)), pa.field("pixels", pa.binary())]
-DECODED = pa.schema([*_KNOWN, *_PIXELS])
+DECODED = pa.schema([*_KNOWN, *PIXEL_FIELDS])
 SEGMENTED = pa.schema(
     [
         *_KNOWN,
-        pa.field("grid", pa.list_(pa.int32(), 2)),
-        pa.field("labels", pa.binary()),
-        pa.field("common", pa.binary()),
-        pa.field("counts", pa.list_(pa.int64())),
-        pa.field("feature", pa.list_(pa.float32())),
-        pa.field("region_features", pa.list_(pa.float32())),
-        pa.field("sign_bits", pa.list_(pa.int64())),
-        pa.field("mask_shape", pa.list_(pa.int32(), 2)),
-        pa.field("mask", pa.binary()),
-        *_PIXELS,  # where a descriptor still needs them
+        *FIELDS,
+        *PIXEL_FIELDS,  # pixels: where a descriptor still needs them
         pa.field("described", DESCRIBED),
     ]
 )
-# of written parts; from `replaced` on in the first of the rows only. replaced: rows that leave, by
-# the table (`images` stands for all that belongs to it) and part; stale: sources that were not read
-# and keep their rows
+# one row per written file; the columns from `replaced` on are set in the first row only.
+# replaced: rows that leave, by table (`images` includes its companions) and part;
+# stale: sources that could not be read and keep their rows
 RECEIPTS = pa.schema(
     [
         pa.field("table", pa.string()),
@@ -109,3 +104,40 @@ RECEIPTS = pa.schema(
         pa.field("reasons", REASONS),
     ]
 )
+
+
+def to_described(vectors: Iterable[Sequence[DescriptorVector] | None]) -> pa.Array:
+    """Return a column DESCRIBED of the vectors of images; NULL for None."""
+    rows = [
+        None
+        if entries is None
+        else [
+            {
+                "descriptor": entry.descriptor,
+                "category": entry.category,
+                "vector": None if entry.vector is None else entry.vector.tobytes(),
+                "reason": entry.reason,
+            }
+            for entry in entries
+        ]
+        for entries in vectors
+    ]
+    return pa.array(rows, DESCRIBED)
+
+
+def from_described(column: pa.ChunkedArray) -> list[list[DescriptorVector] | None]:
+    """Return the vectors of images from a column DESCRIBED; None for NULL."""
+    return [
+        None
+        if entries is None
+        else [
+            DescriptorVector(
+                entry["descriptor"],
+                entry["category"],
+                None if entry["vector"] is None else np.frombuffer(entry["vector"], np.float32),
+                entry["reason"],
+            )
+            for entry in entries
+        ]
+        for entries in column.to_pylist()
+    ]

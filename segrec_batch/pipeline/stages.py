@@ -1,7 +1,7 @@
-"""The stages of the indexing job as plain functions: Arrow table in and out. See also `segment`.
+"""Stages of the indexing job as plain functions with Arrow tables in and out; see also `segment`.
 
-Nothing here knows Ray. A row that fails in one stage passes the others untouched. Each stage adds
-what it cost to `cost`.
+They are independent of Ray. A row that fails in one stage passes the others unchanged. Each stage
+adds its costs to `cost`.
 """
 
 import hashlib
@@ -16,24 +16,34 @@ from segrec_batch.images import sandbox
 from segrec_batch.images.decode import Shape
 from segrec_batch.index.column_values import image_id
 from segrec_batch.index.parts import Rows, write_part
+from segrec_batch.model.segmented_image import from_arrow
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.pipeline.rows import copied_rows, descriptor_rows, failure_rows, image_rows
-from segrec_batch.pipeline.stage_schema import DECODED, RECEIPTS, SEGMENTED
+from segrec_batch.pipeline.stage_schema import (
+    DECODED,
+    RECEIPTS,
+    SEGMENTED,
+    from_described,
+    to_described,
+)
 from segrec_batch.pipeline.tally import Stopwatch, charge, reasons, total
 from segrec_batch.sources import storage
 from segrec_batch.sources.listing import NAME_PROBLEMS
 from segrec_batch.sources.roots import MAX_IMAGE_BYTES
 
-MAX_BYTES = MAX_IMAGE_BYTES  # of an encoded image, and of those that are read at once
-_SLICE = 128  # rows that are Python objects at once: a mask takes a megabyte
+MAX_BYTES = MAX_IMAGE_BYTES  # of one encoded image, and of all that are read at once
+_SLICE = 128  # rows that are Python objects at once; a mask takes a megabyte
 
 Row = dict[str, Any]
 
 
 def decode_batch(sources: pa.Table, shapes: Sequence[Shape]) -> pa.Table:
-    """MANIFEST rows → DECODED rows: read, hash, decode, resize; a donor stays if its hash agrees.
+    """Read, hash, decode and resize the sources of MANIFEST rows; return DECODED rows.
 
-    Raises StorageError if the store does not answer.
+    A donor is kept if its hash is that of the source.
+
+    Raises:
+        StorageError: the store does not answer.
     """
     whole, read = Stopwatch(), _Reading()
     rows: list[Row] = sources.to_pylist()
@@ -50,14 +60,14 @@ def decode_batch(sources: pa.Table, shapes: Sequence[Shape]) -> pa.Table:
 
 @dataclass
 class _Reading:
-    """What reading has cost so far."""
+    """Seconds and bytes of reading so far."""
 
     seconds: float = 0.0
     bytes: int = 0
 
 
 def _contents(rows: Sequence[Row], read: _Reading) -> Iterator[tuple[Row, bytes | OSError | None]]:
-    """Rows with what their sources hold; None where that is not read. Bounds what is in memory."""
+    """Yield rows with the bytes of their sources, None if not read; bounds the bytes in memory."""
     group: list[Row] = []
     size = 0
     for row in rows:
@@ -75,7 +85,7 @@ def _contents(rows: Sequence[Row], read: _Reading) -> Iterator[tuple[Row, bytes 
 def _read(rows: Sequence[Row], read: _Reading) -> Iterator[tuple[Row, bytes | OSError]]:
     watch = Stopwatch()
     uris = [row["uri"] for row in rows]
-    # a byte more than listed shows that a file has grown since
+    # one byte more than listed shows that a file has grown
     sizes = [row["source_size"] + bool(row["source_size"]) for row in rows]
     contents = storage.read_many(uris, sizes)
     read.seconds += watch.lap()
@@ -110,70 +120,92 @@ def _decoded(row: Row, content: bytes | OSError | str | None, shapes: Sequence[S
 
 
 def describe_batch(segmented: pa.Table, model: str, spec: ModelSpec) -> pa.Table:
-    """SEGMENTED rows → SEGMENTED rows, described by the descriptors that need no device, too."""
-    from segrec_batch.descriptors import runtime as describer  # imports torch
+    """Add the vectors of descriptors that compute on the host to SEGMENTED rows."""
+    from segrec_batch.descriptors import runtime  # imports torch
 
     watch = Stopwatch()
-    rows: list[Row] = segmented.to_pylist()
-    fresh = [row for row in rows if row["shape"]]
-    for descriptor in describer.load(model, describer.on_host(spec), "cpu"):
-        descriptor(fresh)
-    for row in fresh:
-        row["pixels"] = None
-    return charge(pa.Table.from_pylist(rows, SEGMENTED), describe=watch.lap())
+    images = from_arrow(segmented)
+    rows = [i for i, image in enumerate(images) if image is not None]
+    fresh = [image for image in images if image is not None]
+    vectors = from_described(segmented["described"])
+    for descriptor in runtime.load(model, runtime.on_host(spec), "cpu"):
+        for i, vector in zip(rows, descriptor(fresh), strict=True):
+            vectors[i] = [*(vectors[i] or []), vector]
+    columns: dict[str, Any] = {
+        "described": to_described(vectors),
+        "pixels": pa.nulls(segmented.num_rows, pa.binary()),
+    }
+    for name, column in columns.items():
+        segmented = segmented.set_column(
+            SEGMENTED.get_field_index(name), SEGMENTED.field(name), column
+        )
+    return charge(segmented, describe=watch.lap())
 
 
 def write_batch(
     segmented: pa.Table, index: str, spec: ModelSpec, model_id: str, run_id: str
 ) -> pa.Table:
-    """SEGMENTED rows → one part, and one of failures, in place; the RECEIPTS of their files.
+    """Write SEGMENTED rows as one part, and one of failures; return the RECEIPTS of their files.
 
-    A source that could not be read keeps the row of `images` that it has: it says nothing of that.
+    A source that could not be read keeps its row in `images`.
     """
     watch = Stopwatch()
+    segmented = _with_run(segmented, model_id, run_id)
     contents: dict[tuple[str, str | None], list[pa.Table]] = {}
-    copied: list[Row] = []
-    replaced: list[Row] = []
-    stale = 0
     for start in range(0, segmented.num_rows, _SLICE):
-        rows: list[Row] = segmented.slice(start, _SLICE).to_pylist()
-        for row in rows:
-            row.update(image_id=image_id(row["uri"]), run_id=run_id, model_id=model_id)
-            keeps = row["stage"] == "read" and row["old_part"] is not None
-            stale += keeps
-            replaced += _leaving(row, keeps)
-        copied += [row for row in rows if row["donor"]]
-        _gather(contents, _rows_of(rows, spec))
+        _gather(contents, _rows(segmented.slice(start, _SLICE), spec))
+    copied = segmented.filter(segmented["donor"].is_valid())
     _gather(contents, copied_rows(copied, index, spec))
-    failed = segmented.filter(segmented["stage"].is_valid()).select(["stage", "reason"]).to_pylist()
     files = write_part(index, ((*key, pa.concat_tables(c)) for key, c in contents.items()))
-    receipts: list[Row] = [dict(vars(file)) for file in files]
+    receipts: list[dict[str, Any]] = [dict(vars(file)) for file in files]
+    keeps = _keeps_row(segmented)
+    failed = segmented.filter(segmented["stage"].is_valid()).select(["stage", "reason"])
     receipts[0].update(
-        copied=len(copied),
-        stale=stale,
-        replaced=replaced,
-        reasons=reasons(failed),
+        copied=copied.num_rows,
+        stale=sum(keeps),
+        replaced=list(_replaced_rows(segmented, keeps)),
+        reasons=reasons(failed.to_pylist()),
         cost=total(segmented["cost"].to_pylist()),
     )
     return charge(pa.Table.from_pylist(receipts, RECEIPTS), write=watch.lap())
 
 
-def _leaving(row: Row, keeps: bool) -> Iterator[Row]:
-    """The rows of a source that leave the index, once it has others."""
-    parts = {"images": None if keeps else row["old_part"], "failures": row["failed_part"]}
-    for table, part in parts.items():
-        if part is not None:
-            yield {"image_id": row["image_id"], "table": table, "part": part}
+def _with_run(segmented: pa.Table, model_id: str, run_id: str) -> pa.Table:
+    """Add the columns that rows of the index have of their image id, run and model."""
+    ids = [image_id(uri) for uri in segmented["uri"].to_pylist()]
+    for name, values in (
+        ("image_id", ids),
+        ("run_id", [run_id] * len(ids)),
+        ("model_id", [model_id] * len(ids)),
+    ):
+        segmented = segmented.append_column(name, pa.array(values, pa.string()))
+    return segmented
 
 
-def _rows_of(rows: Sequence[Row], spec: ModelSpec) -> Iterator[Rows]:
-    """Of images that failed, and of those that are not copies."""
-    fresh = [row for row in rows if not row["stage"] and not row["donor"]]
-    yield from failure_rows([row for row in rows if row["stage"]])
-    yield from image_rows(fresh, spec)
-    yield from descriptor_rows(fresh)
+def _keeps_row(segmented: pa.Table) -> list[bool]:
+    """Return whether each source could not be read and has a row in `images`, which stays."""
+    columns = (segmented[name].to_pylist() for name in ("stage", "old_part"))
+    return [stage == "read" and part is not None for stage, part in zip(*columns, strict=True)]
 
 
-def _gather(contents: dict[tuple[str, str | None], list[pa.Table]], found: Iterator[Rows]) -> None:
-    for table, partition, content in found:
+def _replaced_rows(segmented: pa.Table, keeps: Sequence[bool]) -> Iterator[dict[str, str]]:
+    """Yield the rows that leave the index with this part: their table and their part."""
+    columns = (segmented[name].to_pylist() for name in ("image_id", "old_part", "failed_part"))
+    for keep, identifier, old_part, failed_part in zip(keeps, *columns, strict=True):
+        for table, part in (("images", None if keep else old_part), ("failures", failed_part)):
+            if part is not None:
+                yield {"image_id": identifier, "table": table, "part": part}
+
+
+def _rows(segmented: pa.Table, spec: ModelSpec) -> Iterator[Rows]:
+    """Yield the rows of sources that failed and of images that are not copies."""
+    yield from failure_rows(segmented.filter(segmented["stage"].is_valid()))
+    fresh = segmented.filter(segmented["labels"].is_valid())
+    images = [image for image in from_arrow(fresh) if image is not None]
+    yield from image_rows(fresh, images, spec)
+    yield from descriptor_rows(fresh, [v or [] for v in from_described(fresh["described"])])
+
+
+def _gather(contents: dict[tuple[str, str | None], list[pa.Table]], rows: Iterator[Rows]) -> None:
+    for table, partition, content in rows:
         contents.setdefault((table, partition), []).append(content)

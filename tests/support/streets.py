@@ -7,17 +7,22 @@ copies, images without contrast, and on the second night some that are gone, cha
 import datetime as dt
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from segrec_batch.descriptors.inputs import DescriptorVector
 from segrec_batch.index import column_values
 from segrec_batch.index import snapshot as store
 from segrec_batch.index.files import DataFile
 from segrec_batch.index.parts import Rows, rewrite_part, write_part
 from segrec_batch.model.bundle import Model
+from segrec_batch.model.segmented_image import SegmentedImage
 from segrec_batch.model.spec import COMMON_GRID, ModelSpec
-from segrec_batch.pipeline.rows import Row, descriptor_rows, failure_rows, image_rows
+from segrec_batch.pipeline.rows import descriptor_rows, failure_rows, image_rows
+
+Row = dict[str, Any]
 
 GRID = 16
 NIGHTS = tuple(dt.datetime(2026, 3, day, 1, tzinfo=dt.UTC) for day in (2, 3))
@@ -109,22 +114,39 @@ def _part(
 ) -> list[DataFile]:
     run_id = f"{NIGHTS[night]:%Y%m%dT%H%M%S}-{night:08x}"
     named = {"run_id": run_id, "model_id": "0" * 16}
-    described = [{**row, **named, "described": _described(row, spec)} for row in images]
+    sources = pa.Table.from_pylist([{**source_columns(row), **named} for row in images])
     contents = chain(
-        image_rows(described, spec),
-        descriptor_rows(described),
-        failure_rows([{**row, **named} for row in failures]),
+        image_rows(sources, [segmented_image(row) for row in images], spec),
+        descriptor_rows(sources, [_vectors(row, spec) for row in images]),
+        failure_rows(pa.Table.from_pylist([{**row, **named} for row in failures])),
     )
     return write_part(index, _at(contents, NIGHTS[night if segmented is None else segmented]))
 
 
-def _described(row: Row, spec: ModelSpec) -> list[Row]:
+def source_columns(row: Row) -> Row:
+    """Return the columns of a row that do not come from a model."""
+    names = ("image_id", "uri", "source_size", "source_etag", "content_hash")
+    return {name: row[name] for name in (*names, "width", "height", "format")}
+
+
+def segmented_image(row: Row) -> SegmentedImage:
+    """Return the record of a row of `image`."""
+    grid = row["grid"]
+    return SegmentedImage(
+        labels=np.frombuffer(row["labels"], np.uint8).reshape(grid),
+        counts=np.array(row["counts"], np.int64),
+        feature=np.asarray(row["feature"], np.float32),
+        region_features=np.asarray(row["region_features"]).reshape(len(row["counts"]), -1),
+        mask=np.frombuffer(row["mask"], np.uint8).reshape(row["mask_shape"]),
+        common=np.frombuffer(row["common"], np.uint8).reshape(COMMON_GRID, COMMON_GRID),
+        sign_bits=row["sign_bits"],
+    )
+
+
+def _vectors(row: Row, spec: ModelSpec) -> list[DescriptorVector]:
     """A vector for each descriptor of the model: some values of the feature."""
-    vector = np.asarray(row["feature"][:16], np.float32).tobytes()
-    return [
-        {"descriptor": d.id, "category": None, "vector": vector, "reason": None}
-        for d in spec.descriptors
-    ]
+    vector = np.asarray(row["feature"][:16], np.float32)
+    return [DescriptorVector(d.id, vector=vector) for d in spec.descriptors]
 
 
 def _at(contents: Iterable[Rows], time: dt.datetime) -> Iterable[Rows]:

@@ -380,9 +380,9 @@ def test_pickled_columns_are_read_by_nobody(
                 read()
             assert str(caught.value).startswith(file.uri(index))
     images = next(f for f in files if f.table == "images")
-    row = {"donor": {"part": images.part, "image_id": "x"}}
+    rows = pa.Table.from_pylist([{"donor": {"part": images.part, "image_id": "x"}}])
     with pytest.raises(IndexStateError, match="extension types"):
-        list(copied_rows([row], index, SPEC))
+        list(copied_rows(rows, index, SPEC))
     problems = verify.check_part((index, list(files[:2]), SPEC, snapshot.model_id))
     assert len(problems) == 2
     assert all("extension types" in problem for problem in problems)

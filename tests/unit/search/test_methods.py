@@ -1,14 +1,15 @@
 """Tests of methods: `recommend(…, method := …)` against NumPy, on files and in a query cache."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import segrec_batch
 from segrec_batch.common.errors import InputError
+from segrec_batch.descriptors.inputs import DescriptorVector
 from segrec_batch.index import snapshot as store
 from segrec_batch.index.parts import write_part
 from segrec_batch.model.spec import COMMON_GRID
@@ -21,7 +22,7 @@ from segrec_batch.search.filters import Filters, Method
 from segrec_batch.search.recommend import Recommender
 from segrec_batch.search.similarity import METRICS
 from tests.support.builders import tiny_model
-from tests.support.streets import image
+from tests.support.streets import image, segmented_image, source_columns
 
 COUNT = 60
 Rows = dict[str, dict[str, Any]]
@@ -51,20 +52,24 @@ def index(rows: Rows, tmp_path_factory: pytest.TempPathFactory) -> str:
     uri = str(tmp_path_factory.mktemp("methods") / "index")
     empty = store.create(uri, model)
     run = {"run_id": "r", "model_id": model.model_id}
-    full = [{**row, **run, "described": list(_described(row, ids))} for row in rows.values()]
-    contents = [*image_rows(full, model.spec), *descriptor_rows(full)]
+    sources = pa.Table.from_pylist([{**source_columns(row), **run} for row in rows.values()])
+    images = [segmented_image(row) for row in rows.values()]
+    vectors = [_vectors(row, ids) for row in rows.values()]
+    contents = [*image_rows(sources, images, model.spec), *descriptor_rows(sources, vectors)]
     store.commit(empty, write_part(uri, contents))
     return uri
 
 
-def _described(row: dict[str, Any], ids: dict[str, str]) -> Iterator[dict[str, Any]]:
-    for name, vector in row["vectors"].items():
-        yield {
-            "descriptor": ids[name],
-            "category": row["category"] if name == "localised" else None,
-            "vector": None if vector is None else vector.tobytes(),
-            "reason": "none" if vector is None else None,
-        }
+def _vectors(row: dict[str, Any], ids: dict[str, str]) -> list[DescriptorVector]:
+    return [
+        DescriptorVector(
+            ids[name],
+            row["category"] if name == "localised" else None,
+            vector,
+            "none" if vector is None else None,
+        )
+        for name, vector in row["vectors"].items()
+    ]
 
 
 @pytest.fixture(scope="module", params=["files", "cache"])

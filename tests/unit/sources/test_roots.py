@@ -221,32 +221,37 @@ def test_cards_say_what_was_not_fetched(tmp_path: Path) -> None:
 
 
 def test_backfill_reads_images_below_roots(tmp_path: Path) -> None:
-    from segrec_batch.descriptors.inputs import read_pixels
+    from segrec_batch.descriptors.inputs import StoredImage, read_pixels
+    from segrec_batch.model.segmented_image import SegmentedImage
 
     content = encoded(smooth_pixels(32, 32), "PNG")
     (tmp_path / "a.png").write_bytes(content)
     content_hash = hashlib.blake2b(content, digest_size=16).hexdigest()
     with server() as (http, asked):
         uris = [str(tmp_path / "a.png"), f"{http}/a.png", "/dev/zero", str(tmp_path / "b.png")]
-        rows = [{"uri": uri, "content_hash": content_hash} for uri in uris]
-        read_pixels(rows, [(32, 32)], ImageRoots((str(tmp_path),)))
+        zeros = np.zeros((1, 1), np.uint8)
+        image = SegmentedImage(zeros, np.ones(1, np.int64), np.ones(1), np.ones((1, 1)), zeros)
+        stored = [StoredImage(uri, uri, content_hash, image) for uri in uris]
+        rows = read_pixels(stored, [(32, 32)], ImageRoots((str(tmp_path),)))
     assert not asked
-    assert rows[0]["shape"] == (32, 32)
+    assert rows[0].image.pixels is not None
+    assert rows[0].image.pixels.shape == (32, 32, 3)
     outside = "read: the image lies below no folder that the index was made from"
-    assert [row["reason"] for row in rows[:3]] == [None, outside, outside]
-    assert str(rows[3]["reason"]).startswith("read: FileNotFoundError")
+    assert [row.reason for row in rows[:3]] == [None, outside, outside]
+    assert str(rows[3].reason).startswith("read: FileNotFoundError")
 
 
 @pytest.mark.parametrize("mask", [b"", b"%!PS-Adobe-3.0 EPSF-3.0", b"\x89PNG\r\n\x1a\n", "size"])
 def test_a_stored_mask_that_is_none_is_refused(mask: bytes | str) -> None:
-    from segrec_batch.descriptors.inputs import stored_rows
+    from segrec_batch.descriptors.inputs import stored_images
 
     if isinstance(mask, str):
         mask = encoded(np.zeros((4, 4), np.uint8), "PNG")
     image = {"image_id": "a", "uri": "/a.png", "mask": mask, "mask_grid": b"\0"}
+    image |= {"grid_h": 1, "grid_w": 1, "content_hash": "0"}
     images = pa.Table.from_pylist([{**image, "width": 8, "height": 8, "feature": [0.5]}])
     with pytest.raises(IndexStateError, match=r"/a\.png: its mask in the index is damaged"):
-        stored_rows(images, {}, SPEC)
+        stored_images(images, {}, SPEC)
 
 
 def test_sheet_of_index_without_roots_names_option(
