@@ -31,7 +31,7 @@ _BATCH = 32  # of one shape that are given together
 _ORDER = "md5(image_id), image_id"
 _DRAWN = f"WITH drawn AS (SELECT image_id FROM images ORDER BY {_ORDER} LIMIT $count)"  # noqa: S608
 _IMAGES = f"""{_DRAWN}
-SELECT image_id, uri, source_size, content_hash, width, height, mask, mask_grid, feature
+SELECT image_id, uri, content_hash, width, height, grid_h, grid_w, mask, mask_grid, feature
 FROM images SEMI JOIN drawn USING (image_id) ORDER BY {_ORDER}
 """  # noqa: S608
 _REGIONS = f"{_DRAWN} SELECT image_id, class, feature FROM regions SEMI JOIN drawn USING (image_id)"  # noqa: S608

@@ -139,7 +139,7 @@ def test_samples_equal_indexed_images(index: str, model: Model) -> None:
         assert (height, width) in model.spec.shapes
         assert images.labels.shape == (n, height, width)
         assert images.region_features.shape == (n, len(model.spec.all_classes), 512)
-        for i, k in enumerate(localised.dominant(images.counts)):
+        for i, k in enumerate(localised.dominant_classes(images.counts)):
             dominant, background, grid, regions = rows[images.feature[i].tobytes()]
             assert model.spec.all_classes[k] == dominant
             cells = images.counts[i]
