@@ -1,5 +1,5 @@
 -- Functions of segrec_batch, for DuckDB 2.0 or newer. `segrec_batch.connect()` loads them over an
--- index, `segrec duckdb` puts them into a file; a plain duckdb shell can `.read` this one.
+-- index, `segrec cache` puts them into a file; a plain duckdb shell can `.read` this one.
 
 -- Pearson correlation of two vectors of one length (Abdullah 2026, eq. 6) from sums in float64,
 -- rounded to 14 places, so that 1 is 1. NULL where it is not defined: a constant vector, NaN, NULL.

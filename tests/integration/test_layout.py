@@ -84,6 +84,16 @@ def test_imports_go_downward(path: Path) -> None:
     assert used <= allowed
 
 
+def test_modules_have_at_most_300_lines() -> None:
+    lines = {str(path.relative_to(PACKAGE)): len(path.read_text().splitlines()) for path in MODULES}
+    assert {name: count for name, count in lines.items() if count > 300} == {}
+
+
+def test_folders_have_at_most_20_files() -> None:
+    for folder in {path.parent for path in MODULES}:
+        assert len([path for path in folder.iterdir() if path.is_file()]) <= 20, folder
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_images_are_opened_in_named_formats_only(path: Path) -> None:
     """Some of Pillow's plug-ins start other programs: that of EPS runs Ghostscript."""
