@@ -77,7 +77,7 @@ def ray_cluster() -> Iterator[None]:
 
     from segrec_batch.distributed import cluster
 
-    with cluster.joined(), pytest.MonkeyPatch.context() as patch:
+    with cluster.join(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", AuthenticationTokenLoader.instance().get_raw_token())

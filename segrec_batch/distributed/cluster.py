@@ -25,8 +25,8 @@ _NOT_JOINED = (OSError, OverflowError, RuntimeError, ValueError, ray.exceptions.
 
 
 @contextmanager
-def joined() -> Iterator[None]:
-    """Join the Ray cluster of `RAY_ADDRESS` inside the block, or start a private one.
+def join() -> Iterator[None]:
+    """Join the Ray cluster of `RAY_ADDRESS` for the block, or start a private one.
 
     By default Ray would join a cluster that another program has started on this machine, and end
     with it. A cluster that this process has joined already is used and stays joined.
@@ -136,7 +136,7 @@ def _answer() -> None:
 
 
 def _last_words(logs: Path | None) -> str:
-    """Return the last line that workers wrote to stderr."""
+    """Return the last line that workers wrote to stderr, in brackets."""
     if logs is None:
         return ""
     with suppress(OSError):

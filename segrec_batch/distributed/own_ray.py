@@ -25,14 +25,15 @@ OPTIONS: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARN
 
 @contextmanager
 def own_ray() -> Iterator[Path]:
-    """Start Ray for the time of the block; yields the folder of its logs.
+    """Start a private Ray for the block; yield the folder of its logs.
 
-    Its servers listen on the loopback interface only and demand a token that is made for this run.
+    Its servers listen on the loopback interface only and require a token that is generated for this run.
     Driver and workers know the token; the environment of this process does not keep it. Files and
     sockets of Ray lie in a folder that only this user can enter. The folder stays, for its logs, if
     Ray does not start or the block raises ClusterError.
 
-    Raises the errors of `ray.init`.
+    Raises:
+        Exception: any error of `ray.init`.
     """
     base = tempfile.mkdtemp(prefix="ray-", dir=os.environ.get("RAY_TMPDIR") or None)
     has_failed = True
@@ -59,15 +60,15 @@ def _start(folder: Path) -> None:
             # Ray itself counts cores that a container's quota or CPU affinity takes away
             num_cpus=usable_cores(),
             include_dashboard=False,
-            _temp_dir=str(folder),  # itself open to all: Ray makes it so
-            # or `ray.init` would wait for the first worker, for ever and deaf to Ctrl-C
+            _temp_dir=str(folder),  # Ray makes this folder accessible to all users
+            # otherwise `ray.init` waits for the first worker without a limit and ignores Ctrl-C
             _system_config={"prestart_worker_first_driver": False},
             **OPTIONS,
         )
 
 
 def is_own(host: str, port: int) -> bool:
-    """Return true if the Ray at this address listens on loopback only, as one of this module.
+    """Return whether the Ray at this address listens on loopback only, as `own_ray` does.
 
     Ray replaces 127.0.0.1 by the address by which other machines reach this one, and would try for
     a minute to connect there.

@@ -18,7 +18,7 @@ _BESIDE = 4  # tasks per node beside the chain; a part may take a gigabyte of me
 
 
 class Shared(Generic[Item]):
-    """A value in the object store of the cluster, while this object lives.
+    """Value in the object store of the cluster; it is freed with this object.
 
     Tasks read its arrays without a copy. Ray spills to disk when memory is short.
     """
@@ -33,10 +33,10 @@ class Shared(Generic[Item]):
         return value
 
 
-def each(
+def run_tasks(
     function: Callable[[Item], Result], items: Iterable[Item], cpus: float = 0, gpus: float = 0
 ) -> Iterator[tuple[Item, Result]]:
-    """Apply a function to items on the cluster; yield items with their results as they come.
+    """Apply a function to items on the cluster; yield each item with its result when it is ready.
 
     Tasks reserve `cpus` and `gpus`. Without them a few tasks per node run beside the chain, which
     reserves all CPUs. Twice as many items as can run are taken at a time. Without items no cluster

@@ -8,7 +8,7 @@ from itertools import islice
 
 from segrec_batch.common.console import ProgressMeter
 from segrec_batch.distributed import cluster
-from segrec_batch.distributed.tasks import each
+from segrec_batch.distributed.tasks import run_tasks
 from segrec_batch.index.files import DataFile, by_part
 from segrec_batch.index.parts import merge_parts
 from segrec_batch.index.snapshot import Snapshot, commit
@@ -28,9 +28,9 @@ def compact(snapshot: Snapshot, part_rows: int = PART_ROWS) -> Snapshot:
     if not groups:
         return snapshot
     index = snapshot.index
-    with cluster.joined(), ProgressMeter("parts merged", sum(map(len, groups))) as meter:
+    with cluster.join(), ProgressMeter("parts merged", sum(map(len, groups))) as meter:
         jobs = [(index, [f for part in group for f in part]) for group in groups]
-        merged = each(_merge, jobs, cpus=1)
+        merged = run_tasks(_merge, jobs, cpus=1)
         while done := list(islice(merged, _COMMIT)):
             remove = [file for (_, files), _ in done for file in files]
             add = [file for _, files in done for file in files]

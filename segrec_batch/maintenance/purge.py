@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from segrec_batch.common.console import ProgressMeter
 from segrec_batch.common.errors import IndexStateError, InputError
 from segrec_batch.distributed import cluster
-from segrec_batch.distributed.tasks import each
+from segrec_batch.distributed.tasks import run_tasks
 from segrec_batch.index import staging
 from segrec_batch.index.column_values import image_id
 from segrec_batch.index.files import (
@@ -73,11 +73,11 @@ def purge(index: str, uris: Collection[str], grace_seconds: float) -> PurgeRepor
     snapshot = open_snapshot(index)
     parts = by_part(_own_files(index))
     _refuse_if_elsewhere(snapshot, parts)
-    with cluster.joined():
+    with cluster.join():
         jobs: list[Job] = [(index, files, list(ids)) for files in parts.values()]
         hits = {}
         with ProgressMeter("parts searched", len(jobs)) as meter:
-            for (_, files, _), held in each(_held, jobs, cpus=1):
+            for (_, files, _), held in run_tasks(_held, jobs, cpus=1):
                 meter.advance()
                 if held:
                     hits[files[0].part] = held
@@ -91,7 +91,7 @@ def purge(index: str, uris: Collection[str], grace_seconds: float) -> PurgeRepor
             for part, held in hits.items()
             if not any((f.table, f.path) in replaced for f in parts[part])
         ]
-        rewritten = [(job[1], files) for job, files in each(_rewrite, jobs, cpus=1)]
+        rewritten = [(job[1], files) for job, files in run_tasks(_rewrite, jobs, cpus=1)]
     purged = {image_id for held in hits.values() for image_id in held}
     live = {(f.table, f.path): f for f in snapshot.all_files}
     remove = [

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from segrec_batch.common.console import ProgressMeter
 from segrec_batch.common.errors import ImageError
 from segrec_batch.distributed import cluster
-from segrec_batch.distributed.tasks import each
+from segrec_batch.distributed.tasks import run_tasks
 from segrec_batch.images import sandbox
 from segrec_batch.images.decode import mask_shape
 from segrec_batch.index.column_values import image_id, inverse_norms
@@ -62,8 +62,8 @@ def verify(snapshot: Snapshot) -> list[Problem]:
     parts = by_part(snapshot.all_files)
     jobs: list[Job] = [(index, files, spec, model_id) for files in parts.values()]
     problems: list[Problem] = []
-    with cluster.joined(), ProgressMeter("parts verified", len(jobs)) as meter:
-        for _, part_problems in each(check_part, jobs, cpus=1):
+    with cluster.join(), ProgressMeter("parts verified", len(jobs)) as meter:
+        for _, part_problems in run_tasks(check_part, jobs, cpus=1):
             problems += part_problems
             meter.advance()
     if not problems:  # otherwise files may be unreadable

@@ -63,7 +63,7 @@ def choose_engine(
     if not matches:
         return choose_emulated(processor.name)
     if "auto" not in (engine, precision):
-        return EngineChoice(*matches[0], device, "as asked for")
+        return EngineChoice(*matches[0], device, "as requested")
     if len(matches) == 1 or work < LONG:
         return EngineChoice(*matches[0], device, explain(processor))
     return choose_fastest([measure_candidates(matches)], device)
@@ -92,7 +92,7 @@ def match_candidates(engine: str, precision: str, processor: Processor) -> list[
 
 def choose_emulated(processor: str) -> EngineChoice:
     """Return torch in bfloat16, which the user named, on a processor that emulates it."""
-    return EngineChoice("torch", "bfloat16", "cpu", "as asked for", processor)
+    return EngineChoice("torch", "bfloat16", "cpu", "as requested", processor)
 
 
 def check_names(engine: str, precision: str) -> None:
@@ -118,7 +118,7 @@ def _choose_for_gpu(engine: str, precision: str, device: str) -> EngineChoice:
             return EngineChoice("torch", "float32", device, f"{gpu} has no bfloat16 arithmetic")
         return EngineChoice("torch", "bfloat16", device, "tensor cores, sums in float32")
     emulated_on = gpu if precision == "bfloat16" else ""
-    return EngineChoice("torch", precision, device, "as asked for", emulated_on)
+    return EngineChoice("torch", precision, device, "as requested", emulated_on)
 
 
 def _gpu_without_bf16(device: str) -> str:

@@ -22,7 +22,7 @@ from segrec_batch.descriptors.inputs import (
     read_pixels,
     stored_images,
 )
-from segrec_batch.distributed.tasks import each
+from segrec_batch.distributed.tasks import run_tasks
 from segrec_batch.index.files import DataFile, by_part
 from segrec_batch.index.parts import Rows, read_column, read_some, write_part
 from segrec_batch.index.snapshot import Snapshot
@@ -130,7 +130,7 @@ def backfill_parts(
         for start in range(0, sum(f.rows for f in files[part] if f.table == "images"), _STEP)
     )
     gpus = 1 if device == "cuda" else 0
-    for job, added in each(backfill_images, jobs, cpus=1, gpus=gpus):
+    for job, added in run_tasks(backfill_images, jobs, cpus=1, gpus=gpus):
         yield job.part, added
 
 

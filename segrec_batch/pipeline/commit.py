@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from segrec_batch.common.errors import AccountingError, SegrecError
-from segrec_batch.distributed.tasks import each
+from segrec_batch.distributed.tasks import run_tasks
 from segrec_batch.index.files import DataFile, by_part, count_rows
 from segrec_batch.index.parts import rewrite_part
 from segrec_batch.index.snapshot import Snapshot, with_changes
@@ -18,14 +18,16 @@ from segrec_batch.pipeline.backfill import BackfillResult
 from segrec_batch.pipeline.metrics import Metrics
 from segrec_batch.pipeline.plan import Leaving
 from segrec_batch.pipeline.run_stats import RunStats
-from segrec_batch.pipeline.tally import FailureReason, total
+from segrec_batch.pipeline.tally import FailureReason, sum_costs
 
 log = logging.getLogger(__name__)
 
 Commit = Callable[[Snapshot, Sequence[DataFile], Sequence[DataFile], Mapping[str, Any]], Snapshot]
 Change = tuple[list[DataFile], list[DataFile]]  # files to remove, files to add
-Ids = dict[str, list[str]]  # image_ids whose rows leave, by table: `images` or `failures`
-Job = tuple[str, list[DataFile], Ids, str]  # index, files of a part, what leaves it, its name
+Ids = dict[str, list[str]]  # image_ids whose rows are removed, by table: `images` or `failures`
+Job = tuple[
+    str, list[DataFile], Ids, str
+]  # index, files of a part, ids of removed rows, name of the part
 
 
 class Publisher:
@@ -37,7 +39,11 @@ class Publisher:
         stats: counts and costs of the run.
         metrics: Prometheus metrics of the run.
 
-    `has_news`: there is something to commit without new files, such as another bundle.
+    Args:
+        base: the snapshot that the run adds to.
+        stats: counts and costs of the run.
+        commit: function that publishes or stages a commit.
+        has_news: there is something to commit without new files, such as another bundle.
     """
 
     def __init__(
@@ -68,15 +74,15 @@ class Publisher:
             costs.append(row.pop("cost"))
             files.append(DataFile(**row))
         self._add(files)
-        indexed, cost = count_rows(files, "images"), total(costs)
+        indexed, cost = count_rows(files, "images"), sum_costs(costs)
         failed = count_rows(files, "failures") - stale
         stats.indexed += indexed
         stats.copied += copied
         stats.failed += failed
         stats.stale += stale
         stats.reasons += reasons
-        stats.cost = total([stats.cost, cost])
-        self.metrics.taken(indexed - copied, copied, stale, reasons, cost)
+        stats.cost = sum_costs([stats.cost, cost])
+        self.metrics.count_images(indexed - copied, copied, stale, reasons, cost)
         return indexed + failed + stale
 
     def _drop_later(self, part: str, table: str, image_ids: list[str]) -> None:
@@ -86,7 +92,7 @@ class Publisher:
         self._files += files
         written = sum(file.size for file in files)
         self.stats.bytes_written += written
-        self.metrics.written(written)
+        self.metrics.count_written(written)
 
     def move(self, part: str, result: BackfillResult) -> int:
         """Count images that moved to a new part with vectors; return the number of vectors."""
@@ -100,7 +106,7 @@ class Publisher:
         return result.vectors
 
     def publish_every(self, seconds: float) -> None:
-        """Commit if the last commit is longer ago."""
+        """Commit if the last commit is more than `seconds` ago."""
         if time.monotonic() - self._last > seconds:
             self.publish()
 
@@ -160,7 +166,7 @@ class Publisher:
         if add or remove or self._pending:  # else earlier commits had it all
             self.stats.commits += 1
             self.current = self._commit(self.current, add, remove, {"segrec": self.stats.summary()})
-            self.metrics.committed()
+            self.metrics.count_commit()
         self._files, self._leaving, self._pending = [], {}, False
         self._last = time.monotonic()
 
@@ -168,12 +174,12 @@ class Publisher:
         """Rewrite parts without some rows; return the files to remove and to add."""
         remove: list[DataFile] = []
         add: list[DataFile] = []
-        for (_, files, ids, part), left in each(_rewrite, self._jobs(dropped)):
+        for (_, files, ids, part), left in run_tasks(_rewrite, self._jobs(dropped)):
             for table, image_ids in ids.items():
-                went = count_rows(files, table) - count_rows(left, table)
-                if went != len(image_ids):
+                removed = count_rows(files, table) - count_rows(left, table)
+                if removed != len(image_ids):
                     raise AccountingError(
-                        f"{len(image_ids)} old rows were to leave part {part}, but {went} did; "
+                        f"{len(image_ids)} old rows were to leave part {part}, but {removed} did; "
                         "nothing of this is published; check the index with segrec maintain verify"
                     )
             remove += files
@@ -183,7 +189,7 @@ class Publisher:
         return remove, add
 
     def _jobs(self, dropped: Iterable[Leaving]) -> Iterator[Job]:
-        """Yield the rewrites of parts, under their present names.
+        """Yield the jobs that rewrite parts, with their present names.
 
         A part of an old index that has rows of both tables is rewritten as two parts.
         """

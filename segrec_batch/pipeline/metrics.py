@@ -1,8 +1,8 @@
 """Prometheus metrics of a run, exported by Ray from the driver when parts are written.
 
 Ray puts `ray_` before a name, and `_total` after that of a counter. What is counted before Ray
-starts is lost; the last counts are exported when the driver leaves Ray. A gauge expires 20 s after
-it was set, so it is set repeatedly, and its absence shows that no job runs.
+starts is not exported; the last counts are exported when the driver leaves Ray. A gauge expires 20 s after
+it was set, so it is set repeatedly; without a value, no job runs.
 """
 
 import time
@@ -14,7 +14,7 @@ from ray.util.metrics import Counter, Gauge
 from segrec_batch.common.console import every
 from segrec_batch.pipeline.tally import MOST, OTHERS, STAGES, Cost, FailureReason
 
-COUNTERS = {  # what is counted, and its label
+COUNTERS = {  # description and label of each counter
     "segrec_images_total": ("Images that are done.", "outcome"),
     "segrec_failures_total": ("Images that failed or are stale.", "reason"),
     "segrec_stage_seconds_total": ("Seconds of stages and of waiting for them.", "stage"),
@@ -48,15 +48,15 @@ class Metrics:
         self._reasons: set[str] = set()
 
     @contextmanager
-    def working(self, todo: int) -> Iterator[None]:
-        """Set the gauges until the block ends; `todo` is the number of images to process."""
+    def export_gauges(self, todo: int) -> Iterator[None]:
+        """Export the gauges until the block ends; `todo` is the number of images to process."""
         self._todo = todo
         self._set()
         with every(_SECONDS, self._set):
             yield
         self._set()
 
-    def taken(
+    def count_images(
         self,
         indexed: int,
         copied: int,
@@ -76,24 +76,24 @@ class Metrics:
             self._count("segrec_stage_seconds_total", cost[stage], stage)
         self._count("segrec_read_bytes_total", cost["bytes_read"])
 
-    def written(self, size: int) -> None:
+    def count_written(self, size: int) -> None:
         """Count bytes that are written."""
         self._count("segrec_written_bytes_total", size)
 
-    def committed(self) -> None:
+    def count_commit(self) -> None:
         """Count a commit."""
         self._committed = time.time()
         self._count("segrec_commits_total", 1)
 
     def _bounded(self, label: str) -> str:
-        """Return the label in ASCII, which Ray demands, or `others` after the first few labels."""
+        """Return the label in ASCII, as Ray requires, or `others` after the first few labels."""
         label = label.encode("ascii", "backslashreplace").decode()
         if len(self._reasons) < MOST:
             self._reasons.add(label)
         return label if label in self._reasons else OTHERS
 
     def _count(self, name: str, value: float, label: str | None = None) -> None:
-        if value > 0:  # Ray takes no other
+        if value > 0:  # Ray accepts positive values only
             key = COUNTERS[name][1]
             self._counters[name].inc(value, {key: label} if key and label else {})
 

@@ -11,8 +11,15 @@ from dataclasses import dataclass, replace
 from segrec_batch.common.console import ProgressMeter
 from segrec_batch.common.logs import bind
 from segrec_batch.distributed import cluster
-from segrec_batch.distributed.placement import Placement, Work, choose_cluster_engine, place_model
-from segrec_batch.distributed.resources import Resources, find_resources, log_resources
+from segrec_batch.distributed.placement import (
+    Placement,
+    Resources,
+    Work,
+    choose_cluster_engine,
+    find_resources,
+    log_resources,
+    place_model,
+)
 from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.model.engines import report_engine
 from segrec_batch.pipeline import chain
@@ -47,7 +54,7 @@ class Execution:
     precision: str = "auto"
 
     def resources(self) -> Resources:
-        """Return where the model runs on the cluster as it is now; may wait for GPUs."""
+        """Return the devices of the model on the present cluster; may wait for GPUs."""
         return find_resources(self.device, self.gpus, self.wait_seconds)
 
 
@@ -84,7 +91,7 @@ def index_images(
         run.check(plan)
         stats = _open_stats(run, plan, clock)
         publisher = Publisher(run.open_base(), stats, run.commit, run.has_news)
-        with cluster.joined() if _has_work(run, plan, publisher.current) else nullcontext():
+        with cluster.join() if _has_work(run, plan, publisher.current) else nullcontext():
             _process(plan, publisher, execution)
             _backfill(run, publisher, execution)
         publisher.publish()
@@ -132,7 +139,7 @@ def _process(plan: Plan, publisher: Publisher, execution: Execution) -> None:
             placement = _place_model(Work.of(plan.todo, base.spec), execution)
             stats.engine = placement.engine
             parts = chain.process(plan.manifest, plan.todo, base, stats.run_id, placement)
-            with publisher.metrics.working(plan.todo):
+            with publisher.metrics.export_gauges(plan.todo):
                 for receipts in parts:
                     meter.advance(publisher.take(receipts))
                     publisher.publish_every(execution.commit_seconds)

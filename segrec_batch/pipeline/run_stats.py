@@ -10,7 +10,7 @@ from segrec_batch.common.limits import Limit
 from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.model.engines import EngineChoice
 from segrec_batch.pipeline.plan import Plan
-from segrec_batch.pipeline.tally import STAGES, Cost, FailureReason, most_frequent, total
+from segrec_batch.pipeline.tally import STAGES, Cost, FailureReason, most_frequent, sum_costs
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class RunStats:
     commits: int = 0
     bytes_written: int = 0
     reasons: Counter[FailureReason] = field(default_factory=Counter)
-    cost: Cost = field(default_factory=lambda: total(()))
+    cost: Cost = field(default_factory=lambda: sum_costs(()))
     seconds: dict[str, float] = field(default_factory=dict)
     engine: EngineChoice | None = None
     images_root: str = ""

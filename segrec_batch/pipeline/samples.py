@@ -15,7 +15,7 @@ from segrec_batch.common.errors import InputError
 from segrec_batch.descriptors import ImageBatch, Moments, Vectors
 from segrec_batch.descriptors.inputs import assemble, group_by_shape, read_pixels, stored_images
 from segrec_batch.distributed import cluster
-from segrec_batch.distributed.tasks import each
+from segrec_batch.distributed.tasks import run_tasks
 from segrec_batch.index.history import choose_roots
 from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.pipeline import moments
@@ -74,8 +74,8 @@ class IndexSamples:
         jobs = [(index, files[start : start + step]) for start in starts]
         found = {}
         total = self._snapshot.rows("images")
-        with cluster.joined(), ProgressMeter("features, for their moments", total) as meter:
-            for (_, group), part in each(moments.of_files, jobs, cpus=1):
+        with cluster.join(), ProgressMeter("features, for their moments", total) as meter:
+            for (_, group), part in run_tasks(moments.of_files, jobs, cpus=1):
                 found[group[0].path] = part
                 meter.advance(part[0])
         return Moments(*moments.merge(found[group[0].path] for _, group in jobs))

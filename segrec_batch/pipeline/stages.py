@@ -26,7 +26,7 @@ from segrec_batch.pipeline.stage_schema import (
     from_described,
     to_described,
 )
-from segrec_batch.pipeline.tally import Stopwatch, charge, reasons, total
+from segrec_batch.pipeline.tally import Stopwatch, charge, count_reasons, sum_costs
 from segrec_batch.sources import storage
 from segrec_batch.sources.listing import NAME_PROBLEMS
 from segrec_batch.sources.roots import MAX_IMAGE_BYTES
@@ -164,8 +164,8 @@ def write_batch(
         copied=copied.num_rows,
         stale=sum(keeps),
         replaced=list(_replaced_rows(segmented, keeps)),
-        reasons=reasons(failed.to_pylist()),
-        cost=total(segmented["cost"].to_pylist()),
+        reasons=count_reasons(failed.to_pylist()),
+        cost=sum_costs(segmented["cost"].to_pylist()),
     )
     return charge(pa.Table.from_pylist(receipts, RECEIPTS), write=watch.lap())
 

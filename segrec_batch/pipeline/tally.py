@@ -47,7 +47,7 @@ class FailureReason(NamedTuple):
         return f"{self.stage}: {self.text}"
 
 
-def total(costs: Iterable[Mapping[str, Any] | None]) -> Cost:
+def sum_costs(costs: Iterable[Mapping[str, Any] | None]) -> Cost:
     """Return the sum of costs, with all fields of COST."""
     carried = [cost for cost in costs if cost]
     return {field.name: sum(cost[field.name] for cost in carried) for field in COST}
@@ -57,7 +57,7 @@ def charge(rows: pa.Table, **cost: float) -> pa.Table:
     """Add fields of COST to the first of at least one row."""
     costs = rows["cost"].to_pylist()
     more = dict.fromkeys(COST.names, 0) | cost
-    costs[0] = total([costs[0], more])
+    costs[0] = sum_costs([costs[0], more])
     column = rows.schema.get_field_index("cost")
     return rows.set_column(column, rows.schema.field(column), pa.array(costs, COST))
 
@@ -97,7 +97,7 @@ class Occupancy:
             return self._watch.lap()
 
 
-def reasons(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def count_reasons(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the reasons of failed rows with their counts, as entries of REASONS."""
     counts = Counter(FailureReason.of(row["stage"], row["reason"]) for row in rows)
     return [{**reason._asdict(), "images": count} for reason, count in counts.items()]

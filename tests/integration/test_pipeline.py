@@ -105,8 +105,8 @@ def test_empty_listing_makes_no_index(model_dir: str, tmp_path: Path) -> None:
 
 
 def test_empty_tasks_need_no_cluster() -> None:
-    code = "import ray; from segrec_batch.distributed.tasks import each"
-    code += "; print(list(each(len, iter(()))))"
+    code = "import ray; from segrec_batch.distributed.tasks import run_tasks"
+    code += "; print(list(run_tasks(len, iter(()))))"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}; print(ray.is_initialized())"],
         capture_output=True, text=True, check=True,
@@ -149,7 +149,7 @@ def test_job_without_address_starts_own_ray(ray_cluster: None) -> None:
     code = """
 import ray
 from segrec_batch.distributed import cluster
-with cluster.joined():
+with cluster.join():
     print(ray.get_runtime_context().gcs_address)
 """
     addresses = [

@@ -64,11 +64,13 @@ def segmented(decoded: pa.Table) -> pa.Table:
 def without_ray() -> Iterator[None]:
     """Parts are rewritten in this process."""
 
-    def each(function: Callable[[Any], Any], items: Any, **_: object) -> Iterator[tuple[Any, Any]]:
+    def run_tasks(
+        function: Callable[[Any], Any], items: Any, **_: object
+    ) -> Iterator[tuple[Any, Any]]:
         return ((item, function(item)) for item in items)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(publish, "each", each)
+        patch.setattr(publish, "run_tasks", run_here)
         yield
 
 

@@ -163,7 +163,7 @@ from segrec_batch.common import logs
 from segrec_batch.distributed import cluster
 
 def join():
-    with cluster.joined():
+    with cluster.join():
         pass
 
 for os.environ["RAY_ADDRESS"] in sys.argv[1:]:

@@ -169,7 +169,7 @@ class Driver:
 
 def run_jobs(link: Any) -> None:
     """Run the jobs that come over a link: the target of the process of a `Driver`."""
-    with cluster.joined():
+    with cluster.join():
         while True:
             program, arguments, log = link.recv()
             with open(log, "ab", buffering=0) as file:  # noqa: PTH123

@@ -84,7 +84,7 @@ def _serve() -> None:
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print does not get between the answers
-    with cluster.joined():
+    with cluster.join():
         for line in sys.stdin:
             order = json.loads(line)
             start = time.monotonic()

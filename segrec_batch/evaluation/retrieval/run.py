@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from segrec_batch.common.console import ProgressMeter
 from segrec_batch.distributed import cluster
-from segrec_batch.distributed.tasks import Shared, each
+from segrec_batch.distributed.tasks import Shared, run_tasks
 from segrec_batch.evaluation.retrieval.collection import FEATURE, Collection, Ints, load
 from segrec_batch.evaluation.retrieval.latency import Latency, measure_latencies
 from segrec_batch.evaluation.retrieval.masks import Masks
@@ -176,10 +176,10 @@ def count_queries(
     """
     blocks = [rows[i : i + size] for i in range(0, len(rows), size)]
     tables: dict[int, pa.Table] = {}
-    with cluster.joined(), ProgressMeter("queries ranked", len(rows)) as meter:
+    with cluster.join(), ProgressMeter("queries ranked", len(rows)) as meter:
         shared = Shared(images), Shared(truth)
         tasks = (_Task(block, *shared, grids) for block in blocks)
-        for task, table in each(_count, tasks, cpus=1):
+        for task, table in run_tasks(_count, tasks, cpus=1):
             tables[int(task.rows[0])] = table
             meter.advance(len(task.rows))
     parts = [tables[int(block[0])] for block in blocks]

@@ -11,9 +11,9 @@ import torch
 from segrec_batch.common.console import ProgressMeter
 from segrec_batch.common.errors import AccountingError, InputError
 from segrec_batch.distributed import cluster
-from segrec_batch.distributed.resources import Resources, find_resources
+from segrec_batch.distributed.placement import Resources, find_resources
 from segrec_batch.distributed.scratch import scratch_folder
-from segrec_batch.distributed.tasks import Shared, each
+from segrec_batch.distributed.tasks import Shared, run_tasks
 from segrec_batch.index.snapshot import Snapshot, open_snapshot
 from segrec_batch.search.batch.choice import Choice, as_table, choose
 from segrec_batch.search.batch.output import Output, Receipt, read_receipt, write_part
@@ -111,9 +111,9 @@ def _run(
         f"{usable:,} queries in {len(parts):,} parts, {len(done):,} of them in place; "
         f"{sum(counts.values()):,} cannot be asked"
     )
-    with cluster.joined():
+    with cluster.join():
         uris = (target.part_uri(number) for number in sorted(done))
-        receipts = [receipt for _, receipt in each(read_receipt, uris)]
+        receipts = [receipt for _, receipt in run_tasks(read_receipt, uris)]
         if missing := parts - done:
             left = usable - sum(receipt.queries for receipt in receipts)
             tasks = _tasks(selection, target, choice, execution, missing, part_size)
@@ -155,7 +155,7 @@ def _search(tasks: Iterator[_Task], queries: int) -> list[Receipt]:
     cpus, gpus = (0, 1) if first.resources.device == "cuda" else (first.resources.threads or 1, 0)
     receipts = []
     with ProgressMeter("recommended for", queries) as meter:
-        for _, receipt in each(_work, itertools.chain([first], tasks), cpus, gpus):
+        for _, receipt in run_tasks(_work, itertools.chain([first], tasks), cpus, gpus):
             meter.advance(receipt.queries)
             receipts.append(receipt)
     log.info(f"{sum(r.swept for r in receipts):,} of these took a second pass")

@@ -154,7 +154,7 @@ from segrec_batch.distributed.own_ray import read_authentication
 read_authentication()
 before = dict(os.environ)
 theirs = AuthenticationTokenLoader.instance().get_raw_token()
-with cluster.joined():
+with cluster.join():
     assert dict(os.environ) == before
     ours = ray.get(ray.remote(lambda: os.environ["RAY_AUTH_TOKEN"]).remote())
     assert ours == AuthenticationTokenLoader.instance().get_raw_token()
@@ -187,7 +187,7 @@ from ray._private.runtime_env.uv_runtime_env_hook import _get_uv_run_cmdline
 
 def run():
     assert _get_uv_run_cmdline(), "this does look like `uv run` to Ray"
-    with cluster.joined():
+    with cluster.join():
         assert not ray.get_runtime_context().runtime_env, ray.get_runtime_context().runtime_env
         print("joined")
 
@@ -214,7 +214,7 @@ from segrec_batch.common import logs
 from segrec_batch.distributed import cluster
 
 def join():
-    with cluster.joined():
+    with cluster.join():
         print("joined")
 
 cluster._WORKER_START = float(sys.argv[1])
@@ -274,4 +274,4 @@ def test_ray_init_is_called_in_one_module() -> None:
     starters = {
         str(path.relative_to(PACKAGE)) for path in MODULES if "ray.init(" in path.read_text()
     }
-    assert starters == {"pipeline/cluster.py", "pipeline/own_ray.py"}
+    assert starters == {"distributed/cluster.py", "distributed/own_ray.py"}

@@ -5,8 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segrec_batch.common.errors import EngineError
-from segrec_batch.distributed.placement import Work, choose_cluster_engine, place_model
-from segrec_batch.distributed.resources import Resources, find_resources
+from segrec_batch.distributed.placement import (
+    Resources,
+    Work,
+    choose_cluster_engine,
+    find_resources,
+    place_model,
+)
 from segrec_batch.index.history import history
 from segrec_batch.model.engine_choice import LONG
 from segrec_batch.model.engines import EngineChoice
@@ -74,7 +79,7 @@ def test_choose_cluster_engine_asks_the_nodes(ray_cluster: None) -> None:
     assert "by the processor's features" in short.reason
     long = choose_cluster_engine("auto", "auto", where, Work(LONG, 1))
     assert long.reason.startswith("measured on this machine, images/s of a thread")
-    assert choose_cluster_engine("torch", "float32", where, MILLION).reason == "as asked for"
+    assert choose_cluster_engine("torch", "float32", where, MILLION).reason == "as requested"
     emulated = choose_cluster_engine("auto", "bfloat16", where, Work(1, 1))
     assert (emulated.engine, emulated.precision) == ("torch", "bfloat16")
     with pytest.raises(EngineError, match="--engine ncnn computes in float32"):

@@ -13,9 +13,9 @@ from segrec_batch.pipeline.tally import (
     FailureReason,
     Occupancy,
     charge,
+    count_reasons,
     most_frequent,
-    reasons,
-    total,
+    sum_costs,
 )
 
 
@@ -28,7 +28,7 @@ def test_cost_sums_survive_cut_and_joined_rows() -> None:
     joined = charge(pa.concat_tables(batches), segment=2.0)
     cut = [joined.slice(0, 2), joined.slice(2, 5), joined.slice(7)]
     again = pa.concat_tables(charge(part, write=1.0) for part in cut)
-    cost = total(again["cost"].to_pylist())
+    cost = sum_costs(again["cost"].to_pylist())
     assert cost == dict.fromkeys(COST.names, 0) | {
         "read": 1.5, "segment": 2.0, "write": 3.0, "bytes_read": 9
     }  # fmt: skip
@@ -36,8 +36,8 @@ def test_cost_sums_survive_cut_and_joined_rows() -> None:
     assert again.schema == joined.schema
 
 
-def test_total_of_no_costs_is_zero() -> None:
-    assert total([]) == total([None]) == dict.fromkeys(COST.names, 0)
+def test_sum_costs_of_no_costs_is_zero() -> None:
+    assert sum_costs([]) == sum_costs([None]) == dict.fromkeys(COST.names, 0)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_failure_reason_drops_numbers_and_details(reason: str, expected: str) ->
 
 def test_reasons_are_counted() -> None:
     failed = [{"stage": "read", "reason": f"Error{c}: {i}"} for i, c in enumerate("aab")]
-    assert sorted(reasons(failed), key=str) == [
+    assert sorted(count_reasons(failed), key=str) == [
         {"stage": "read", "text": "Errora", "images": 2},
         {"stage": "read", "text": "Errorb", "images": 1},
     ]
