@@ -27,10 +27,10 @@ OPTIONS: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARN
 def own_ray() -> Iterator[Path]:
     """Start a private Ray for the block; yield the folder of its logs.
 
-    Its servers listen on the loopback interface only and require a token that is generated for this run.
-    Driver and workers know the token; the environment of this process does not keep it. Files and
-    sockets of Ray lie in a folder that only this user can enter. The folder stays, for its logs, if
-    Ray does not start or the block raises ClusterError.
+    Its servers listen on the loopback interface only and require a token that is generated for this
+    run. Driver and workers know the token; the environment of this process does not keep it. Files
+    and sockets of Ray lie in a folder that only this user can enter. The folder stays, for its
+    logs, if Ray does not start or the block raises ClusterError.
 
     Raises:
         Exception: any error of `ray.init`.

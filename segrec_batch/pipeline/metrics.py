@@ -1,8 +1,8 @@
 """Prometheus metrics of a run, exported by Ray from the driver when parts are written.
 
-Ray puts `ray_` before a name, and `_total` after that of a counter. What is counted before Ray
-starts is not exported; the last counts are exported when the driver leaves Ray. A gauge expires 20 s after
-it was set, so it is set repeatedly; without a value, no job runs.
+Ray puts `ray_` before a name, and `_total` after that of a counter. Counts before Ray starts are
+not exported; the last counts are exported when the driver leaves Ray. A gauge expires 20 s after it
+was set, so it is set repeatedly; without a value, no job runs.
 """
 
 import time

@@ -64,9 +64,7 @@ def segmented(decoded: pa.Table) -> pa.Table:
 def without_ray() -> Iterator[None]:
     """Parts are rewritten in this process."""
 
-    def run_tasks(
-        function: Callable[[Any], Any], items: Any, **_: object
-    ) -> Iterator[tuple[Any, Any]]:
+    def run_here(function: Callable[[Any], Any], items: Any, **_: object) -> Iterator[Any]:
         return ((item, function(item)) for item in items)
 
     with pytest.MonkeyPatch.context() as patch:
