@@ -84,7 +84,5 @@ def run(a: argparse.Namespace) -> None:
         log.warning(model.spec.notice)
     title = f"bundle {model.bundle_id} of model {model.model_id}"
     console.show(console.table(title, ("descriptor", "values"), rows))
-    console.show_line(
-        f"written to {storage.absolute(a.output)}; this computes the missing vectors:\n"
-        f"segrec index --images IMAGES --model {a.output} --index {a.index}"
-    )
+    console.show_line(f"written to {storage.absolute(a.output)}; compute the missing vectors with")
+    console.show_line(f"segrec index --images IMAGES --model {a.output} --index {a.index}")
