@@ -28,11 +28,11 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_LEAST_CPUS = 0.4  # of an actor; with as many as a task, Ray would fuse both into the actor
+_LEAST_CPUS = 0.4  # per actor; with the CPUs of a task, Ray would fuse both into the actor
 _POLL = 1.0  # seconds
-_THREADS = 8  # of an actor, at most
-_WORTH = 2**25  # pixels per actor, at least: some seconds of its cores, as much as its start takes
-_NETWORK = 450 * 2**20  # bytes of an actor: Python, its libraries and the weights, transformed
+_THREADS = 8  # maximum per actor
+_WORTH = 2**25  # minimum pixels per actor: some seconds of its cores, as much as its start takes
+_NETWORK = 450 * 2**20  # bytes per actor: Python, its libraries and the weights, transformed
 _PART_ROWS = 4_096
 _PART_ROWS_PER_CORE = 64
 _ROUND = 65_536  # images per GPU or per 8 cores that one Ray Data execution takes

@@ -130,8 +130,8 @@ def backfill_parts(
         for start in range(0, sum(f.rows for f in files[part] if f.table == "images"), _STEP)
     )
     gpus = 1 if device == "cuda" else 0
-    for job, added in run_tasks(backfill_images, jobs, cpus=1, gpus=gpus):
-        yield job.part, added
+    for job, result in run_tasks(backfill_images, jobs, cpus=1, gpus=gpus):
+        yield job.part, result
 
 
 def backfill_images(job: Job) -> BackfillResult:

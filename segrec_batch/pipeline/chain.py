@@ -21,7 +21,7 @@ from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.pipeline.segment import SegmentBatch, TimedSegmentBatch
 from segrec_batch.pipeline.stages import decode_batch, describe_batch, write_batch
 
-_TASK_CPUS = 0.5  # of decode and write tasks: two per core, because they also wait for storage
+_TASK_CPUS = 0.5  # per decode or write task: two per core, because they also wait for storage
 
 
 def process(
@@ -83,7 +83,7 @@ def _chain(
                 "engine": placement.engine,
                 "threads": where.threads,
             },
-            batch_size=batch_size,  # of a block; Ray Data takes no GPUs without
+            batch_size=batch_size,  # equals the block; Ray Data requires it with GPUs
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
                 size=where.actors,

@@ -20,7 +20,7 @@ CREATE TABLE old (
 CREATE TABLE not_images (uri VARCHAR);
 """
 
-COLUMNS = {  # of the tables of an index, besides the part
+COLUMNS = {  # selected columns of the tables of an index, besides the part
     "images": "image_id, uri, source_size, source_etag, content_hash",
     "failures": "image_id, uri, source_size, source_etag, stage, failed_at",
 }
@@ -136,8 +136,8 @@ SELECT
 FROM leaving
 """
 
-# images that are listed or indexed twice occur twice after the join; an image may be in both tables
-# of the index only if it could not be read
+# images that are listed or indexed twice occur twice after the join; only an image that could not
+# be read may be in both tables of the index
 TWICE = """
 SELECT
     (SELECT count(*) FROM plan WHERE source_size IS NOT NULL) - (SELECT count(*) FROM listed)

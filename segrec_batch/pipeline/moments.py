@@ -15,10 +15,10 @@ from segrec_batch.index.parts import read_column
 Matrix = NDArray[np.float64]
 Triple = tuple[int, Matrix, Matrix]
 
-_ROWS = 8192  # that are converted to float64 at a time
+_ROWS = 8192  # maximum rows that are float64 at a time
 
 
-def of_rows(rows: NDArray[np.float32]) -> Triple:
+def from_rows(rows: NDArray[np.float32]) -> Triple:
     """Return the triple of the rows of (n, C), n ≥ 1."""
     exact = rows.astype(np.float64)
     mean = exact.mean(axis=0)
@@ -40,13 +40,13 @@ def _pair(a: Triple, b: Triple) -> Triple:
     return n, mean, a[2] + b[2] + np.outer(difference, difference) * (a[0] * b[0] / n)
 
 
-def of_files(job: tuple[str, Sequence[DataFile]]) -> Triple:
+def from_files(job: tuple[str, Sequence[DataFile]]) -> Triple:
     """Return the triple of the features in files of `images`; `job` is the index and the files."""
     index, files = job
-    return merge(_of_file(index, file) for file in files)
+    return merge(_from_file(index, file) for file in files)
 
 
-def _of_file(index: str, file: DataFile) -> Triple:
+def _from_file(index: str, file: DataFile) -> Triple:
     column = read_column(index, file, "feature").combine_chunks()
     features = column.flatten().to_numpy().reshape(len(column), -1)
-    return merge(of_rows(features[i : i + _ROWS]) for i in range(0, len(features), _ROWS))
+    return merge(from_rows(features[i : i + _ROWS]) for i in range(0, len(features), _ROWS))

@@ -31,7 +31,7 @@ from segrec_batch.sources.recognise import are_images
 MOST_GONE = parse_limit("50%")
 MOST_UNREAD = parse_limit("1%")
 
-_MEMORY = "4GB"  # of DuckDB, which spills to disk
+_MEMORY = "4GB"  # memory limit of DuckDB, which spills to disk
 _HEADS = 1024  # files whose first bytes are read together
 
 Leaving = tuple[str, dict[str, list[str]]]  # a part, and the image_ids that leave it by table

@@ -228,10 +228,10 @@ class RunStats:
                 f"{self.found} files found, but {self.listed} listed, {self.excluded} excluded and "
                 f"{left_out} left out: {_NOT_PUBLISHED}"
             )
-        accounted = self.unchanged + self.skipped + self.postponed + self.processed
-        if self.listed != accounted:
+        total = self.unchanged + self.skipped + self.postponed + self.processed
+        if self.listed != total:
             raise AccountingError(
-                f"{self.listed} images listed, but {accounted} accounted for "
+                f"{self.listed} images listed, but {total} accounted for "
                 f"({self.unchanged} unchanged, {self.skipped} skipped, {self.postponed} postponed, "
                 f"{self.indexed} indexed, {self.failed} failed, {self.stale} stale): "
                 f"{_NOT_PUBLISHED}"

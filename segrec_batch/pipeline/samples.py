@@ -1,6 +1,7 @@
-"""What descriptors learn from: moments of all features of an index, and images drawn from it.
+"""Samples that descriptors are fitted on: moments of all features, and random images of an index.
 
-Draws are by a hash of `image_id`: the same images each time, and of a larger index mostly the same.
+Images are drawn by a hash of `image_id`, so an index gives the same images each time, and a larger
+index mostly the same.
 """
 
 import logging
@@ -24,9 +25,9 @@ from segrec_batch.search.sql.connection import batches, query
 
 log = logging.getLogger(__name__)
 
-_GROUPS = 128  # of files that one task reads; a task's result takes 2 MiB
+_GROUPS = 128  # groups of files, each read by one task; the result of a task takes 2 MiB
 _AT_ONCE = 64  # images that are read together
-_BATCH = 32  # of one shape that are given together
+_BATCH = 32  # images of one shape in a batch
 
 _ORDER = "md5(image_id), image_id"
 _DRAWN = f"WITH drawn AS (SELECT image_id FROM images ORDER BY {_ORDER} LIMIT $count)"  # noqa: S608
@@ -41,9 +42,15 @@ SELECT uri, feature FROM images SEMI JOIN drawn USING (image_id) ORDER BY {_ORDE
 
 
 class IndexSamples:
-    """The images of a snapshot as `descriptors.Samples`; it gives at most `most` images.
+    """The images of a snapshot as `descriptors.Samples`.
 
-    roots: below which these are read, see `choose_roots`. InputError if the snapshot has no images.
+    Args:
+        snapshot: an index.
+        most: maximum number of images to draw.
+        roots: folders below which images are read, see `choose_roots`.
+
+    Raises:
+        InputError: the snapshot has no images.
     """
 
     def __init__(self, snapshot: Snapshot, most: int, roots: Sequence[str] = ()) -> None:
@@ -55,7 +62,7 @@ class IndexSamples:
 
     @property
     def classes(self) -> Sequence[str]:
-        """Names of the classes, of which position is label; the background is the first."""
+        """Names of the classes in the order of their labels; the background is first."""
         return self._snapshot.spec.all_classes
 
     @property
@@ -72,13 +79,13 @@ class IndexSamples:
         step = -(-len(files) // _GROUPS)
         index, starts = self._snapshot.index, range(0, len(files), step)
         jobs = [(index, files[start : start + step]) for start in starts]
-        found = {}
+        results = {}
         total = self._snapshot.rows("images")
         with cluster.join(), ProgressMeter("features, for their moments", total) as meter:
-            for (_, group), part in run_tasks(moments.of_files, jobs, cpus=1):
-                found[group[0].path] = part
+            for (_, group), part in run_tasks(moments.from_files, jobs, cpus=1):
+                results[group[0].path] = part
                 meter.advance(part[0])
-        return Moments(*moments.merge(found[group[0].path] for _, group in jobs))
+        return Moments(*moments.merge(results[group[0].path] for _, group in jobs))
 
     def draw_images(self, count: int) -> Iterator[ImageBatch]:
         """Yield batches of one shape with at most `count` random images, and at most `most`.
@@ -124,9 +131,9 @@ class IndexSamples:
     def labelled(self, count: int) -> tuple[Vectors, Sequence[str]]:
         """Return features (n, C) of at most `count` images and the names of their folders."""
         with open_files(self._snapshot).connection as connection:
-            found = query(connection, _LABELLED, {"count": count})
-        folders = [uri.rpartition("/")[0].rpartition("/")[2] for uri in found["uri"].to_pylist()]
-        return np.stack(found["feature"].to_numpy()), folders
+            rows = query(connection, _LABELLED, {"count": count})
+        folders = [uri.rpartition("/")[0].rpartition("/")[2] for uri in rows["uri"].to_pylist()]
+        return np.stack(rows["feature"].to_numpy()), folders
 
 
 def _by_class(database: Database, count: int) -> dict[str, pa.Table]:

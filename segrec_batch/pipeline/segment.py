@@ -132,7 +132,7 @@ class SegmentBatch:
 
 @dataclass
 class _Frame:
-    """Pixels of one DECODED row, and what the model computes of them."""
+    """Pixels of one DECODED row, and the results of the model."""
 
     row: int
     pixels: NDArray[np.uint8]

@@ -31,7 +31,7 @@ from segrec_batch.sources import storage
 from segrec_batch.sources.listing import NAME_PROBLEMS
 from segrec_batch.sources.roots import MAX_IMAGE_BYTES
 
-MAX_BYTES = MAX_IMAGE_BYTES  # of one encoded image, and of all that are read at once
+MAX_BYTES = MAX_IMAGE_BYTES  # maximum size of an encoded image, and of all that are read at once
 _SLICE = 128  # rows that are Python objects at once; a mask takes a megabyte
 
 Row = dict[str, Any]
@@ -40,7 +40,7 @@ Row = dict[str, Any]
 def decode_batch(sources: pa.Table, shapes: Sequence[Shape]) -> pa.Table:
     """Read, hash, decode and resize the sources of MANIFEST rows; return DECODED rows.
 
-    A donor is kept if its hash is that of the source.
+    A donor stays if its hash equals that of the source.
 
     Raises:
         StorageError: the store does not answer.

@@ -117,8 +117,8 @@ def test_moments_of_an_index(tmp_path: Path) -> None:
     snapshot = add_images(write_index(str(tmp_path), whole[:8900]), whole[8900:])
     files = snapshot.files["images"]
     assert len(files) == 2
-    n, mean, scatter = moments.of_files((str(tmp_path), files))
-    expected = moments.of_rows(whole)
+    n, mean, scatter = moments.from_files((str(tmp_path), files))
+    expected = moments.from_rows(whole)
     assert n == expected[0] == 9000
     np.testing.assert_allclose(mean, expected[1], rtol=1e-12)
     np.testing.assert_allclose(scatter, expected[2], atol=1e-9 * np.trace(scatter))

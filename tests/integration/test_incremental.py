@@ -1,4 +1,4 @@
-"""Tests of running again: only missing work is done, and sums are proved."""
+"""Tests of repeated runs: only missing work is done, and sums are checked."""
 
 import io
 import os
@@ -36,9 +36,9 @@ def run(images: Path, model_dir: str, tmp_path: Path) -> Run:
     def run_again(
         model: str = model_dir, seconds: float = 300.0, rebuild: bool = False, **request: Any
     ) -> tuple[RunStats, store.Snapshot]:
-        asked = Request(str(images), **request)
+        options = Request(str(images), **request)
         execution = Execution("cpu", batch_size=4, commit_seconds=seconds)
-        return index_images(asked, model, str(tmp_path / "index"), execution, rebuild)
+        return index_images(options, model, str(tmp_path / "index"), execution, rebuild)
 
     return run_again
 
@@ -65,7 +65,7 @@ def test_idle_run_starts_no_ray(run: Run, images: Path, model_dir: str, tmp_path
             sys.executable, "jobs/index.py", "--images", images, "--model", model_dir,
             "--index", tmp_path / "index",
         ],
-        env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"},  # where nobody is
+        env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"},  # no cluster listens there
         cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
@@ -189,7 +189,7 @@ def test_relative_path_is_the_same_source(
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_equal_bytes_are_copied(engine: str, images: Path, model_dir: str, tmp_path: Path) -> None:
-    """Touched, moved, copied; one that moved over another; one that only looks unchanged."""
+    """Images are touched, moved, or moved over another one."""
     execution = Execution("cpu", batch_size=4, engine=engine, precision="float32")
 
     def run() -> tuple[RunStats, store.Snapshot]:
@@ -235,10 +235,10 @@ def test_copy_candidate_is_read_first(run: Run, images: Path, tmp_path: Path) ->
 @pytest.mark.slow
 def test_limit_continues_after_last_run(run: Run, images: Path) -> None:
     (images / "bad.gif").write_bytes(b"GIF89a")
-    seen = [run(limit=3) for _ in range(4)]
-    done = [(a.indexed + a.failed, a.postponed) for a, _ in seen]
+    results = [run(limit=3) for _ in range(4)]
+    done = [(a.indexed + a.failed, a.postponed) for a, _ in results]
     assert done == [(3, 4), (3, 1), (1, 0), (0, 0)]
-    assert seen[-1][1].rows("images") == 6
+    assert results[-1][1].rows("images") == 6
 
 
 @pytest.mark.slow
@@ -293,8 +293,8 @@ def test_rebuild_is_invisible_until_complete(
     assert (after.model_id, after.rows("images"), after.rows("failures")) == (
         changed.model_id, 5, 1
     )  # fmt: skip
-    kept = reader.sql("SELECT count(feature) FROM images").fetchall()
-    assert kept == [(6,)], "a reader keeps its snapshot"
+    features = reader.sql("SELECT count(feature) FROM images").fetchall()
+    assert features == [(6,)], "a reader keeps its snapshot"
     assert rows(index, "SELECT DISTINCT model_id FROM images") == [(changed.model_id,)]
     assert run(other)[0].unchanged == 5
     stats, _ = run(other, rebuild=True)
@@ -324,10 +324,10 @@ def test_store_failure_keeps_finished_work(
     with pytest.raises(StorageError):
         run()
     monkeypatch.undo()
-    kept = store.open_snapshot(str(tmp_path / "index")).rows("images")
-    assert 0 < kept < 26
+    indexed = store.open_snapshot(str(tmp_path / "index")).rows("images")
+    assert 0 < indexed < 26
     stats, _ = run()
-    assert (stats.unchanged, stats.indexed) == (kept, 26 - kept)
+    assert (stats.unchanged, stats.indexed) == (indexed, 26 - indexed)
 
 
 @pytest.mark.slow
@@ -353,11 +353,11 @@ def test_concurrent_jobs_do_not_mix(
     run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = chain.process
-    others: list[store.Snapshot] = []
+    snapshots: list[store.Snapshot] = []
 
     def overtaken(*arguments: Any) -> Iterator[pa.Table]:
         monkeypatch.setattr(chain, "process", process)
-        others.append(run()[1])  # another job, from start to end
+        snapshots.append(run()[1])  # another job, from start to end
         yield from process(*arguments)
 
     for expected in (6, 7):  # on a new index, on one with rows
@@ -365,7 +365,7 @@ def test_concurrent_jobs_do_not_mix(
         with pytest.raises(IndexStateError, match="another run has published"):
             run()
         newest = store.open_snapshot(str(tmp_path / "index"))
-        assert newest == others[-1]
+        assert newest == snapshots[-1]
         assert newest.rows("images") == run()[0].unchanged == expected
         sorted(images.iterdir())[0].write_bytes(sorted(images.iterdir())[1].read_bytes())
         Image.new("RGB", (50, 40)).save(images / "new.png")

@@ -84,11 +84,11 @@ def test_rows_equal_model_output(index: str, model: Model) -> None:
         "SELECT uri, feature, mask, width, height FROM images ORDER BY uri LIMIT 1"
     ).fetchall()[0]
     pixels = np.asarray(Image.open(uri).resize((144, 112), Image.Resampling.BILINEAR))
-    found = load_segmenter(model, choose_engine())(pixels[None].copy(), [(120, 160)])
-    np.testing.assert_allclose(feature, found.feature[0], rtol=1e-2, atol=1e-3)
+    segmentation = load_segmenter(model, choose_engine())(pixels[None].copy(), [(120, 160)])
+    np.testing.assert_allclose(feature, segmentation.feature[0], rtol=1e-2, atol=1e-3)
     stored = np.asarray(Image.open(BytesIO(mask)))
     assert stored.shape == (height, width) == (120, 160)
-    assert (stored == found.masks[0]).mean() > 0.99
+    assert (stored == segmentation.masks[0]).mean() > 0.99
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -145,7 +145,7 @@ def test_stages_run_without_ray(images: Path, model_dir: str, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_job_without_address_starts_own_ray(ray_cluster: None) -> None:
-    """Ray by itself would join the one of this process, and die with it."""
+    """Ray by default would join the cluster of this process, and end with it."""
     code = """
 import ray
 from segrec_batch.distributed import cluster
@@ -175,8 +175,8 @@ with scratch_folder("segrec-test-") as folder:
     os.kill(os.getpid(), 9)
 """
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    found = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
-    dead = Path(found.stdout.decode().strip())
+    done = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
+    dead = Path(done.stdout.decode().strip())
     with scratch_folder("segrec-test-") as live:
         assert dead.exists(), "too young to tell"
         for folder in (dead, live):

@@ -42,7 +42,7 @@ State = dict[str, tuple[str | None, str | None]]  # content_hash and stage of a 
 
 
 def segmented(decoded: pa.Table) -> pa.Table:
-    """DECODED rows as a model would leave them that sees one class in each image."""
+    """Return DECODED rows as segmented by a model with one class in each image."""
     rows: list[dict[str, Any]] = decoded.drop_columns("pixels").to_pylist()
     classes = len(SPEC.all_classes)
     for row in (row for row in rows if row["shape"]):
@@ -62,7 +62,7 @@ def segmented(decoded: pa.Table) -> pa.Table:
 
 @contextmanager
 def without_ray() -> Iterator[None]:
-    """Parts are rewritten in this process."""
+    """Rewrite parts in this process inside the block."""
 
     def run_here(function: Callable[[Any], Any], items: Any, **_: object) -> Iterator[Any]:
         return ((item, function(item)) for item in items)
@@ -74,7 +74,7 @@ def without_ray() -> Iterator[None]:
 
 @dataclass
 class World:
-    """A folder of images, its index, and what one could know of both without looking."""
+    """A folder of images, its index, and the expected state of both."""
 
     folder: Path
     snapshot: Snapshot = field(init=False)
@@ -87,7 +87,7 @@ class World:
         self.put("always.png", "good", 0)
 
     def put(self, name: str, kind: str, seed: int) -> None:
-        """A file of a kind, newer than all before; what is broken leads nowhere."""
+        """Write a file of a kind, newer than all before; a broken one is a dangling link."""
         path = self.folder / "images" / name
         path.unlink(missing_ok=True)
         self.disk.pop(name, None)
@@ -105,7 +105,7 @@ class World:
         os.utime(path, (self.clock, self.clock))
 
     def run(self, limit: int | None = None, commits: bool = False) -> RunStats:
-        """One run; it proves its sums."""
+        """Run once and check the sums."""
         request = Request(str(self.folder / "images"), limit=limit, max_gone=ANY)
         with Plan(request, self.snapshot) as plan:
             stats = RunStats.open("run", plan)
@@ -123,13 +123,13 @@ class World:
         return stats
 
     def compact(self) -> None:
-        """All parts become one, and one of failures."""
+        """Merge all parts into one, and one of failures."""
         files = list(self.snapshot.all_files)
         merged = merge_parts(self.snapshot.index, files)
         self.snapshot = with_changes(self.snapshot, merged, files)
 
     def age(self) -> None:
-        """All rows are in one part, failures with the others, as former versions wrote them."""
+        """Write all rows and failures as one part, as former versions did."""
         self.compact()
         files, index, part = list(self.snapshot.all_files), self.snapshot.index, new_part()
         mixed = [write_file(index, part, f.table, read_file(index, f), f.partition) for f in files]
@@ -180,14 +180,14 @@ STEPS = st.one_of(
 
 
 def live(folder: Path, steps: list[tuple[Any, ...]]) -> None:
-    """Go through some steps; after each run all rows are right."""
+    """Apply steps; check all rows after each run."""
     world = World(folder)
-    for action, *given_ in [("run", None, False), *steps, ("run", None, True)]:
+    for action, *values in [("run", None, False), *steps, ("run", None, True)]:
         if action != "run":
-            getattr(world, action)(*given_)
+            getattr(world, action)(*values)
             continue
         before = world.state()
-        limit, commits = given_
+        limit, commits = values
         stats = world.run(limit, commits)
         after = world.state()
         nothing = (None, None)
@@ -233,13 +233,13 @@ def test_read_faults_keep_rows_in_any_order(
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """Four images, all of them indexed."""
-    made = World(tmp_path)
+    """Return a world of four indexed images."""
+    world = World(tmp_path)
     for i, name in enumerate(NAMES[:3]):
-        made.put(name, "good", i)
+        world.put(name, "good", i)
     with without_ray():
-        made.run()
-        yield made
+        world.run()
+        yield world
 
 
 def test_unreadable_source_is_stale(world: World) -> None:

@@ -43,12 +43,12 @@ class Site:
     capsys: pytest.CaptureFixture[str]
 
     def job(self, *options: str) -> int:
-        """The exit code of a run."""
-        given = ("--images", str(self.images), "--model", self.model, "--index", self.index)
-        return exit_code("jobs/index.py", *given, "--device", "cpu", *options)
+        """Run the job and return its exit code."""
+        locations = ("--images", str(self.images), "--model", self.model, "--index", self.index)
+        return exit_code("jobs/index.py", *locations, "--device", "cpu", *options)
 
     def error(self) -> str:
-        """The error that the last job ended with."""
+        """Return the error message of the last job."""
         (line,) = re.findall("^error: (.*)$", self.capsys.readouterr().err, re.MULTILINE)
         return str(line)
 
@@ -57,13 +57,13 @@ class Site:
             return connection.sql(sql).fetchall()
 
     def contents(self) -> Rows:
-        """All that is in the index of images, but for when it was made."""
+        """Return all rows of images and regions without times and run ids."""
         return self.rows(f"SELECT {CONTENT} FROM images ORDER BY uri") + self.rows(
             "SELECT * EXCLUDE (run_id) FROM regions ORDER BY uri, class"
         )
 
     def break_all(self) -> Callable[[], None]:
-        """Touch all images and make them unreadable, for root, too; how to mend that."""
+        """Touch all images and make them unreadable, for root too; return a function that repairs them."""
         away = self.images.with_name("away")
         away.mkdir()
         for path in sorted(self.images.iterdir()):
@@ -85,9 +85,9 @@ def site(tmp_path: Path, model_dir: str, capsys: pytest.CaptureFixture[str]) -> 
     images.mkdir()
     for i in range(10):
         (images / f"{i}.jpg").write_bytes(encoded(smooth_pixels(48, 64, i), "JPEG"))
-    made = Site(images, str(tmp_path / "index"), model_dir, capsys)
-    assert made.job() == 0
-    return made
+    site = Site(images, str(tmp_path / "index"), model_dir, capsys)
+    assert site.job() == 0
+    return site
 
 
 def test_unreadable_images_keep_rows(site: Site, tmp_path: Path) -> None:
@@ -119,8 +119,8 @@ def test_unreadable_images_keep_rows(site: Site, tmp_path: Path) -> None:
     assert site.contents() == before
     assert site.rows("FROM failures") == site.rows("FROM stale") == []
     assert verify(store.open_snapshot(site.index)) == []
-    told = history(site.index)[0].info["segrec"]
-    assert (told["changed"], told["copied"], told["stale"]) == (10, 10, 0)
+    summary = history(site.index)[0].info["segrec"]
+    assert (summary["changed"], summary["copied"], summary["stale"]) == (10, 10, 0)
     refresh_cache(site.index, cache)
     with segrec_batch.connect(cache) as connection:
         assert connection.sql(sql).fetchall() == [(10, 0)]
@@ -160,10 +160,10 @@ def test_short_listing_stops_the_run(site: Site, tmp_path: Path) -> None:
         path.unlink()
     (site.images / "new.jpg").write_bytes(paths[9].read_bytes())
     assert site.job() == 1
-    said = site.error()
-    assert f"6 of 10 sources that {site.index} has below {site.images} are gone" in said
-    assert "more than --max-gone 50%. Nothing is changed" in said
-    assert "--max-gone 100%" in said
+    message = site.error()
+    assert f"6 of 10 sources that {site.index} has below {site.images} are gone" in message
+    assert "more than --max-gone 50%. Nothing is changed" in message
+    assert "--max-gone 100%" in message
     assert site.job("--dry-run") == 0
     assert "warning: a run would stop: 6 of 10 sources" in site.capsys.readouterr().err
     assert site.job("--rebuild") == 1
@@ -182,8 +182,8 @@ def test_rebuild_keeps_unreadable_images(site: Site) -> None:
     path.symlink_to("nowhere")
     for _ in range(2):
         assert site.job("--rebuild") == 1
-        assert "1 of 10 images of" in (said := site.error())
-        assert "the rebuild is kept, but not put in place" in said
+        assert "1 of 10 images of" in (message := site.error())
+        assert "the rebuild is kept, but not put in place" in message
         assert site.contents() == before
     path.unlink()
     path.write_bytes(content)
@@ -212,7 +212,7 @@ def test_descriptors_of_unreadable_images_come_later(
     request, away = Request(str(site.images)), site.images.with_name("away")
 
     def hidden(*arguments: Any) -> Iterator[tuple[str, BackfillResult]]:
-        """Four images are away while they are described."""
+        """Move four images away during the backfill."""
         away.mkdir(exist_ok=True)
         for i in range(4):
             (site.images / f"{i}.jpg").rename(away / f"{i}.jpg")

@@ -23,7 +23,7 @@ class Learned:
     classes: Sequence[str] = CLASSES
 
     def moments(self) -> Moments:
-        return Moments(*moments.of_rows(self.features))
+        return Moments(*moments.from_rows(self.features))
 
     def draw_images(self, count: int) -> Iterator[ImageBatch]:
         raise NotImplementedError

@@ -127,7 +127,7 @@ def test_fit_rejects_unknown_arguments() -> None:
 @quick
 def test_moments_merge_in_any_order(cuts: list[int], seed: int, far: bool) -> None:
     x = features(40, 5, seed) + (1e3 if far else 0)
-    parts = [moments.of_rows(rows) for rows in np.split(x, sorted(cuts))]
+    parts = [moments.from_rows(rows) for rows in np.split(x, sorted(cuts))]
     order = np.random.default_rng(seed).permutation(len(parts))
     n, mean, scatter = moments.merge([parts[i] for i in order])
     exact = x.astype(np.float64)

@@ -21,14 +21,17 @@ from ray._raylet import AuthenticationTokenLoader
 from tests.support.head_node import ROOT, head_node
 from tests.support.modules import MODULES, PACKAGE
 
-CALLS = (  # of each of Ray's servers one that tells or changes something
+CALLS = (  # for each server of Ray one call that reads or changes something
     "NodeInfoGcsService/GetAllNodeInfo",
     "NodeManagerService/GetNodeStats",
     "ObjectManagerService/Pull",
     "CoreWorkerService/GetCoreWorkerStats",
     "ReporterService/ReportOCMetrics",
 )
-ANSWERED = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE)  # it is another server
+ANSWERED = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE)  # by another server
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.UNAVAILABLE,
+)  # the call belongs to another server
 
 
 def listening(process: psutil.Process) -> list[tuple[str, int]]:

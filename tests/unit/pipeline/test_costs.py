@@ -31,8 +31,8 @@ def test_commit_stores_cost_of_stages(index: str, scenes: Path) -> None:
     assert 0 <= summary["starved"] < 1
     cost = summary["stages"]
     assert sum(stage["share"] for stage in cost.values()) == pytest.approx(1, abs=1e-3)
-    seen = {"read": 25, "decode": 25, "segment": 24, "write": 25}
-    for name, images in seen.items():
+    counts = {"read": 25, "decode": 25, "segment": 24, "write": 25}
+    for name, images in counts.items():
         assert cost[name]["seconds"] > 0
         assert cost[name]["images_per_second"] == pytest.approx(
             images / cost[name]["seconds"], rel=0.5

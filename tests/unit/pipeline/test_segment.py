@@ -1,4 +1,4 @@
-"""The stage that runs the model, as a plain class, on each device."""
+"""Tests of the stage that runs the model, on each device."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -45,7 +45,7 @@ def stage(bundle: str, engine: EngineChoice) -> SegmentBatch:
 
 
 def decoded(seed: int = 0) -> pa.Table:
-    """Six images of two shapes, in between one that failed before."""
+    """Return six images of two shapes, and one that failed before."""
     rows: list[dict[str, Any]] = [
         {
             "uri": f"{i}.png", "shape": shape, "height": height, "width": width,
@@ -57,10 +57,10 @@ def decoded(seed: int = 0) -> pa.Table:
     return pa.Table.from_pylist(rows, DECODED)
 
 
-def alike(found: pa.Table, wanted: pa.Table) -> None:
-    """Equal up to the rounding of other batches."""
-    assert found.schema == wanted.schema == SEGMENTED
-    for a, b in zip(found.to_pylist(), wanted.to_pylist(), strict=True):
+def assert_close(result: pa.Table, expected: pa.Table) -> None:
+    """Assert that rows are equal; other batches round differently."""
+    assert result.schema == expected.schema == SEGMENTED
+    for a, b in zip(result.to_pylist(), expected.to_pylist(), strict=True):
         for name in ("uri", "stage", "reason", "grid", "counts", "mask_shape", "labels", "common"):
             assert a[name] == b[name], (name, a["uri"])
         if a["feature"]:
@@ -70,9 +70,7 @@ def alike(found: pa.Table, wanted: pa.Table) -> None:
             assert np.equal(*masks).mean() > 0.999
 
 
-def test_rows_keep_their_order_and_failures_pass_untouched(
-    stage: SegmentBatch, engine: EngineChoice
-) -> None:
+def test_segment_batch_keeps_order_and_failures(stage: SegmentBatch, engine: EngineChoice) -> None:
     table = decoded()
     rows = stage(table).to_pylist()
     assert [row["uri"] for row in rows] == table["uri"].to_pylist()
@@ -88,11 +86,11 @@ def test_rows_keep_their_order_and_failures_pass_untouched(
             assert row["mask_shape"] == list(alone.masks[0].shape)
             mask = np.frombuffer(row["mask"], np.uint8)
             same = (mask == alone.masks[0].ravel()).mean()
-            assert same == 1 if engine.engine == "ncnn" else same > 0.999  # in torch batches round
+            assert same == 1 if engine.engine == "ncnn" else same > 0.999  # torch rounds by batch
     assert max(rows[-1]["mask_shape"]) == 1024
 
 
-def test_pixels_go_on_only_where_a_descriptor_reads_them(
+def test_segment_batch_keeps_pixels_for_descriptors(
     stage: SegmentBatch, engine: EngineChoice, tmp_path: Path
 ) -> None:
     assert stage(decoded())["pixels"].null_count == 7
@@ -102,40 +100,40 @@ def test_pixels_go_on_only_where_a_descriptor_reads_them(
     assert SegmentBatch(str(tmp_path), engine)(table)["pixels"] == table["pixels"]
 
 
-def test_two_calls_at_a_time_do_not_mix(stage: SegmentBatch) -> None:
+def test_segment_batch_concurrent_calls_do_not_mix(stage: SegmentBatch) -> None:
     tables = [decoded(seed) for seed in range(6)]
     with ThreadPoolExecutor(2) as threads:
-        found = list(threads.map(stage, tables))
-    for one, table in zip(found, tables, strict=True):
-        alike(one, stage(table))
+        results = list(threads.map(stage, tables))
+    for result, table in zip(results, tables, strict=True):
+        assert_close(result, stage(table))
 
 
 @pytest.mark.parametrize(
-    ("bearable", "error"),
+    ("limit", "error"),
     [
         (1, torch.OutOfMemoryError("CUDA out of memory")),
         (3, RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")),
         (3, RuntimeError("GET was unable to find an engine to execute this computation")),
     ],
 )
-def test_out_of_memory_halves_the_batch(
-    bundle: str, bearable: int, error: Exception, monkeypatch: pytest.MonkeyPatch
+def test_segment_batch_halves_when_out_of_memory(
+    bundle: str, limit: int, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage, launch, sizes = SegmentBatch(bundle, TORCH), TorchSegmenter.launch, []
-    wanted = stage(decoded())
+    expected = stage(decoded())
 
     def limited(self: TorchSegmenter, pixels: Any, masks: Any) -> Any:
         sizes.append(len(pixels))
-        if len(pixels) > bearable:
+        if len(pixels) > limit:
             raise error
         return launch(self, pixels, masks)
 
     monkeypatch.setattr(TorchSegmenter, "launch", limited)
-    alike(stage(decoded()), wanted)
-    assert sizes == {1: [4, 2, 1, 1, 1, 1, 1, 1], 3: [4, 2, 2, 2]}[bearable]
+    assert_close(stage(decoded()), expected)
+    assert sizes == {1: [4, 2, 1, 1, 1, 1, 1, 1], 3: [4, 2, 2, 2]}[limit]
 
 
-def test_too_little_memory_for_one_image_is_an_error(
+def test_segment_batch_refuses_too_large_image(
     bundle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def exhausted(*_: Any) -> Any:
@@ -146,7 +144,7 @@ def test_too_little_memory_for_one_image_is_an_error(
         SegmentBatch(bundle, TORCH)(decoded())
 
 
-def test_another_error_of_the_device_does_not_halve(
+def test_segment_batch_other_errors_do_not_halve(
     bundle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> Any:
@@ -162,7 +160,7 @@ def test_another_error_of_the_device_does_not_halve(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_that_runs_out_of_memory_goes_on_with_less(tmp_path: Path) -> None:
+def test_segment_batch_full_gpu_goes_on_with_less(tmp_path: Path) -> None:
     side, count = 512, 64
     model = tiny_model()
     replace(model, spec=replace(model.spec, shapes=((side, side),))).save(str(tmp_path))
@@ -177,11 +175,11 @@ def test_a_gpu_that_runs_out_of_memory_goes_on_with_less(tmp_path: Path) -> None
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(8 * used / total)
     try:
-        found = stage(table)
+        result = stage(table)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert stage.at_once is not None
     assert stage.at_once < count
     (labels,) = (np.frombuffer(text, np.uint8) for text in one["labels"].to_pylist())
-    for text in found["labels"].to_pylist():
-        assert (np.frombuffer(text, np.uint8) == labels).mean() > 0.999  # batches round
+    for text in result["labels"].to_pylist():
+        assert (np.frombuffer(text, np.uint8) == labels).mean() > 0.999  # rounding by batch
