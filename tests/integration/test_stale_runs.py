@@ -63,7 +63,7 @@ class Site:
         )
 
     def break_all(self) -> Callable[[], None]:
-        """Touch all images and make them unreadable, for root too; return a function that repairs them."""
+        """Make all images unreadable, for root too; return a function that repairs them."""
         away = self.images.with_name("away")
         away.mkdir()
         for path in sorted(self.images.iterdir()):

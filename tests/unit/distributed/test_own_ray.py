@@ -29,9 +29,6 @@ CALLS = (  # for each server of Ray one call that reads or changes something
     "ReporterService/ReportOCMetrics",
 )
 ANSWERED = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE)  # by another server
-    grpc.StatusCode.UNIMPLEMENTED,
-    grpc.StatusCode.UNAVAILABLE,
-)  # the call belongs to another server
 
 
 def listening(process: psutil.Process) -> list[tuple[str, int]]:
