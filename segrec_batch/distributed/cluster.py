@@ -1,25 +1,41 @@
-"""Connection to the Ray cluster, and conversion of its errors."""
+"""Connection to the Ray cluster or a private Ray, and conversion of errors of Ray.
 
+A private Ray runs on this machine, ends with the run, and nobody else can reach it.
+"""
+
+import errno
+import logging
 import os
+import secrets
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.util.client
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray._private import ray_constants
+from ray._private.services import resolve_ip_for_localhost
+from ray._raylet import (  # type: ignore[attr-defined]
+    AuthenticationTokenLoader,
+    Config,
+    GcsClient,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segrec_batch.common.errors import ClusterError, SegrecError
-from segrec_batch.distributed.own_ray import OPTIONS, is_own, on_loopback, own_ray, ray_constant
+from segrec_batch.common.host import usable_cores
 
 _ADDED = "\nFailed to apply UDF"  # Ray Data appends this to the text of an error
 _ANSWER = 10.0  # seconds for a cluster to take a connection
 _WORKER_START = 300.0  # seconds for a first worker on each node
 _ENVIRONMENT_START = 1800.0  # the same where the job has an environment to set up before
+_OPTIONS: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
 _USE = "give HOST:PORT of its head (6379, not 10001), or submit the job: ray job submit"
 _NOT_JOINED = (OSError, OverflowError, RuntimeError, ValueError, ray.exceptions.RayError)
 
@@ -41,12 +57,12 @@ def join() -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
-    cluster = _cluster_at(address) if address else own_ray()
+    cluster = _cluster_at(address) if address else _private_ray()
     with ExitStack() as stack:
         try:
             # under `uv run` Ray would upload the driver's folder and make a new environment for
             # workers; they must use the packages of their machine
-            with ray_constant("RAY_ENABLE_UV_RUN_RUNTIME_ENV", False):
+            with _ray_constant("RAY_ENABLE_UV_RUN_RUNTIME_ENV", False):
                 logs = stack.enter_context(cluster)
         except _NOT_JOINED as error:
             raise ClusterError(_explain(address, error)) from error
@@ -62,12 +78,12 @@ def _cluster_at(address: str) -> Iterator[None]:
     local: AbstractContextManager[None] = nullcontext()
     if port.isdigit() and "/" not in host:  # Ray itself would try for minutes
         socket.create_connection((host.strip("[]"), int(port)), _ANSWER).close()
-        if is_own(host, int(port)):
-            local = on_loopback()
+        if _is_private(host, int(port)):
+            local = _on_loopback()
         elif not GcsClient(address=address).get_all_job_info(timeout=_ANSWER):
             _send_scout(address)
     with local:
-        ray.init(address=address, **OPTIONS)
+        ray.init(address=address, **_OPTIONS)
     try:
         yield
     finally:
@@ -144,6 +160,102 @@ def _last_words(logs: Path | None) -> str:
         texts = [line.strip() for line in lines if line.strip()]
         return f" ({texts[-1]:.200})" if texts else ""
     return ""
+
+
+@contextmanager
+def _private_ray() -> Iterator[Path]:
+    """Start a private Ray for the block; yield the folder of its logs.
+
+    Its servers listen on the loopback interface only and require a token that is generated for this
+    run. Driver and workers know the token; the environment of this process does not keep it. Files
+    and sockets of Ray lie in a folder that only this user can enter. The folder stays, for its
+    logs, if Ray does not start or the block raises ClusterError.
+
+    Raises:
+        Exception: any error of `ray.init`.
+    """
+    base = tempfile.mkdtemp(prefix="ray-", dir=os.environ.get("RAY_TMPDIR") or None)
+    has_failed = True
+    try:
+        _start(Path(base, "r"))
+        has_failed = False
+        yield Path(base, "r", "session_latest", "logs")
+    except ClusterError:
+        has_failed = True
+        raise
+    finally:
+        ray.shutdown()
+        read_authentication()
+        if not has_failed:
+            shutil.rmtree(base, ignore_errors=True)
+
+
+def _start(folder: Path) -> None:
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    with _environment(**token), _on_loopback():
+        read_authentication()
+        ray.init(
+            address="local",
+            # Ray itself counts cores that a container's quota or CPU affinity takes away
+            num_cpus=usable_cores(),
+            include_dashboard=False,
+            _temp_dir=str(folder),  # Ray makes this folder accessible to all users
+            # otherwise `ray.init` waits for the first worker without a limit and ignores Ctrl-C
+            _system_config={"prestart_worker_first_driver": False},
+            **_OPTIONS,
+        )
+
+
+def _is_private(host: str, port: int) -> bool:
+    """Return whether the Ray at this address listens on loopback only, as a private one does.
+
+    Ray replaces 127.0.0.1 by the address by which other machines reach this one, and would try for
+    a minute to connect there.
+    """
+    outside = resolve_ip_for_localhost(host)
+    if outside == host:
+        return False
+    with socket.socket(socket.AF_INET6 if ":" in outside else socket.AF_INET) as probe:
+        return probe.connect_ex((outside, port)) == errno.ECONNREFUSED
+
+
+def read_authentication() -> None:
+    """Make Ray read mode and token from the environment again; by itself it does so once."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _on_loopback() -> AbstractContextManager[None]:
+    """Make Ray use 127.0.0.1 as the address of this machine, as it does on Windows."""
+    return _ray_constant("ENABLE_RAY_CLUSTER", False)
+
+
+@contextmanager
+def _ray_constant(name: str, value: bool) -> Iterator[None]:
+    """Change a constant of Ray inside the block.
+
+    Ray reads it from the environment when it is imported, possibly before this package.
+    """
+    before = getattr(ray_constants, name)
+    setattr(ray_constants, name, value)
+    try:
+        yield
+    finally:
+        setattr(ray_constants, name, before)
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

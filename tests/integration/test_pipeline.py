@@ -144,7 +144,7 @@ def test_stages_run_without_ray(images: Path, model_dir: str, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_job_without_address_starts_own_ray(ray_cluster: None) -> None:
+def test_job_without_address_starts_private_ray(ray_cluster: None) -> None:
     """Ray by default would join the cluster of this process, and end with it."""
     code = """
 import ray

@@ -60,7 +60,7 @@ def ports(ray_cluster: None) -> list[tuple[str, int]]:
     return listening(psutil.Process())
 
 
-def test_own_ray_listens_on_loopback_only(ports: list[tuple[str, int]]) -> None:
+def test_private_ray_listens_on_loopback_only(ports: list[tuple[str, int]]) -> None:
     assert len(ports) > 8, "servers of head, node, agents, driver and a worker"
     assert [address for address, _ in ports if not is_loopback(address)] == []
     assert not is_loopback("::")
@@ -79,7 +79,7 @@ def call_server(port: int, call: str, token: str) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-def test_own_ray_servers_demand_the_token(ports: list[tuple[str, int]]) -> None:
+def test_private_ray_servers_demand_the_token(ports: list[tuple[str, int]]) -> None:
     token = AuthenticationTokenLoader.instance().get_raw_token()
     assert len(token) == 64
     answers = {
@@ -108,7 +108,7 @@ def read(port: int, path: str) -> str | None:
     return text
 
 
-def test_own_ray_without_token_gives_metrics_and_health_only(
+def test_private_ray_without_token_gives_metrics_and_health_only(
     ports: list[tuple[str, int]],
 ) -> None:
     paths = ("/", "/metrics", "/logs", "/api/job_agent/jobs/", "/api/healthz")
@@ -119,7 +119,7 @@ def test_own_ray_without_token_gives_metrics_and_health_only(
     assert not [secret for secret in secrets for text in texts if secret in text]
 
 
-def test_own_ray_folder_is_private(ray_cluster: None) -> None:
+def test_private_ray_folder_is_private(ray_cluster: None) -> None:
     """Ray makes its own folder, with its sockets, accessible to all users."""
     session = Path(ray._private.worker._global_node.get_session_dir_path())
     base = session.parents[1]
@@ -149,7 +149,7 @@ from pathlib import Path
 import ray
 from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, get_authentication_mode
 from segrec_batch.distributed import cluster
-from segrec_batch.distributed.own_ray import read_authentication
+from segrec_batch.distributed.cluster import read_authentication
 
 read_authentication()
 before = dict(os.environ)
@@ -170,7 +170,7 @@ print(ours)
 
 
 @pytest.mark.slow
-def test_own_ray_restores_the_token_of_the_user(ray_cluster: None, tmp_path: Path) -> None:
+def test_private_ray_restores_the_token_of_the_user(ray_cluster: None, tmp_path: Path) -> None:
     done = python(OWN, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="1" * 64, HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     another = AuthenticationTokenLoader.instance().get_raw_token()
@@ -234,7 +234,7 @@ def no_workers(tmp_path: Path) -> str:
 
 
 @pytest.mark.slow
-def test_own_ray_without_workers_is_an_error(no_workers: str) -> None:
+def test_private_ray_without_workers_is_an_error(no_workers: str) -> None:
     done = python(JOIN, 5, PYTHONPATH=no_workers, TMPDIR="/tmp")
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -274,4 +274,4 @@ def test_ray_init_is_called_in_one_module() -> None:
     starters = {
         str(path.relative_to(PACKAGE)) for path in MODULES if "ray.init(" in path.read_text()
     }
-    assert starters == {"distributed/cluster.py", "distributed/own_ray.py"}
+    assert starters == {"distributed/cluster.py"}
