@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
-_YOUNG = 60.0  # seconds in which a folder may not be locked yet
+_YOUNG = 60.0  # seconds in which a new folder may be without a lock
 _SUFFIX = ".segrec"
 _RANDOM = r"[a-z0-9_]{8}"  # suffix by mkdtemp
 _MARK = b"A temporary folder of segrec_batch; it is deleted with all that is in it.\n"

@@ -16,7 +16,7 @@ from segrec_batch.index.parts import rewrite_part
 from segrec_batch.index.snapshot import Snapshot, with_changes
 from segrec_batch.pipeline.backfill import BackfillResult
 from segrec_batch.pipeline.metrics import Metrics
-from segrec_batch.pipeline.plan import Leaving
+from segrec_batch.pipeline.plan import Removal
 from segrec_batch.pipeline.run_stats import RunStats
 from segrec_batch.pipeline.tally import FailureReason, sum_costs
 
@@ -116,7 +116,7 @@ class Publisher:
             self._publish(self._leaving.items())
 
     @contextmanager
-    def publishing_on_error(self) -> Iterator[None]:
+    def publish_on_error(self) -> Iterator[None]:
         """Publish what is done if the block raises an error."""
         try:
             yield
@@ -130,7 +130,7 @@ class Publisher:
             log.info(text, extra={"event": "stopped", "done": done, "error": name})
             raise
 
-    def publish_last(self, gone: Iterable[Leaving]) -> None:
+    def publish_last(self, gone: Iterable[Removal]) -> None:
         """Commit the rest and remove the rows of gone sources.
 
         Raises:
@@ -146,7 +146,7 @@ class Publisher:
         """
         self._publish(self._leaving.items(), self.stats.check_descriptors)
 
-    def _with_gone(self, gone: Iterable[Leaving]) -> Iterator[Leaving]:
+    def _with_gone(self, gone: Iterable[Removal]) -> Iterator[Removal]:
         leaving = dict(self._leaving)
         for part, ids in gone:
             replaced = leaving.pop(part, {})
@@ -155,7 +155,7 @@ class Publisher:
 
     def _publish(
         self,
-        dropped: Iterable[Leaving],
+        dropped: Iterable[Removal],
         check: Callable[[Snapshot], None] | None = None,
     ) -> None:
         remove, add = self._drop(dropped)
@@ -170,7 +170,7 @@ class Publisher:
         self._files, self._leaving, self._pending = [], {}, False
         self._last = time.monotonic()
 
-    def _drop(self, dropped: Iterable[Leaving]) -> Change:
+    def _drop(self, dropped: Iterable[Removal]) -> Change:
         """Rewrite parts without some rows; return the files to remove and to add."""
         remove: list[DataFile] = []
         add: list[DataFile] = []
@@ -188,7 +188,7 @@ class Publisher:
                 self._renamed[part, _table(file)] = file.part
         return remove, add
 
-    def _jobs(self, dropped: Iterable[Leaving]) -> Iterator[Job]:
+    def _jobs(self, dropped: Iterable[Removal]) -> Iterator[Job]:
         """Yield the jobs that rewrite parts, with their present names.
 
         A part of an old index that has rows of both tables is rewritten as two parts.

@@ -122,7 +122,7 @@ COUNTS = """
 SELECT status, count(*) AS n FROM plan GROUP BY status
 """
 
-# images to process that have rows in the index, and the rows that leave if all can be read
+# images to process that have rows in the index, and the rows that are removed if all can be read
 LEAVING = """
 WITH leaving AS (
     SELECT uri, old_part, failed_part, true AS again FROM work

@@ -34,7 +34,7 @@ MOST_UNREAD = parse_limit("1%")
 _MEMORY = "4GB"  # memory limit of DuckDB, which spills to disk
 _HEADS = 1024  # files whose first bytes are read together
 
-Leaving = tuple[str, dict[str, list[str]]]  # a part, and the image_ids that leave it by table
+Removal = tuple[str, dict[str, list[str]]]  # a part, and the image_ids of removed rows by table
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Plan:
         files: counts of all files, and of those that are no images.
         todo: images to process in this run.
         replaced: images of these that have rows in the index.
-        old_images: rows of `images` that leave the index if all images can be read.
+        old_images: rows of `images` that the run removes if all images can be read.
         old_failures: the same for `failures`.
         left_out: images of the superseded snapshot that are outside the request.
         known: images of the index, or of the superseded snapshot, that the request covers.
@@ -220,7 +220,7 @@ class Plan:
         rows = self._query("FROM work WHERE rowid >= ? AND rowid < ? ORDER BY rowid", start, stop)
         return rows.select(MANIFEST.names).cast(MANIFEST)
 
-    def gone(self) -> Iterator[Leaving]:
+    def gone(self) -> Iterator[Removal]:
         """Yield parts with the image_ids of gone images, by table."""
         for part, members in groupby(self._stream(comparison.GONE), key=itemgetter(0)):
             leaving: dict[str, list[str]] = {}

@@ -114,7 +114,7 @@ class ResolvedRun:
         remove: Sequence[DataFile],
         info: Mapping[str, Any],
     ) -> Snapshot:
-        """Commit files; those of a rebuild are staged, and its last commit alone has `info`."""
+        """Commit files; a rebuild stages them, and only its last commit has `info`."""
         if self.kind == "rebuild":
             return staging.stage(base, add, remove)
         return store.commit(base, add, remove, info)
@@ -156,9 +156,12 @@ def resolve_run(
     rebuild: bool = False,
     drop_descriptors: bool = False,
 ) -> ResolvedRun:
-    """Decide what a run does. Raises SegrecError if the index, model or folder does not permit it.
+    """Decide what a run does with an index.
 
-    Nothing is written, but the staging folder of a rebuild.
+    It writes nothing except the staging folder of a rebuild.
+
+    Raises:
+        SegrecError: the index, model or folder does not permit the run.
     """
     check_root(request.images or "/")
     request = replace(request, images=storage.absolute(request.images))
@@ -195,7 +198,7 @@ def _check_descriptors(published: Snapshot, spec: ModelSpec) -> None:
 
 
 def _load(uri: str) -> "Model":
-    """Load the whole bundle, and torch with it: only where the index takes a copy."""
+    """Load the whole bundle, which imports torch; only a copy for the index needs it."""
     from segrec_batch.model.bundle import load_model
 
     return load_model(uri)

@@ -69,7 +69,7 @@ def index_images(
     """Bring an index up to date with images, and compute descriptors that it lacks.
 
     Args:
-        request: which images.
+        request: images to index, and limits of the run.
         model: URI of the bundle.
         index: URI of the index.
         execution: devices and batches.
@@ -77,8 +77,8 @@ def index_images(
         drop_descriptors: permit a bundle without some descriptors of the index.
 
     Returns:
-        Counts and costs, and the newest snapshot. `RunStats.check_read_failures` tells if too many
-        sources could not be read.
+        Counts and costs, and the newest snapshot. `RunStats.check_read_failures` raises an error
+        if too many sources could not be read.
 
     Raises:
         SegrecError: the run stopped; the index is as the last commit left it.
@@ -129,12 +129,12 @@ def _has_work(run: ResolvedRun, plan: Plan, base: Snapshot) -> bool:
 
 
 def _process(plan: Plan, publisher: Publisher, execution: Execution) -> None:
-    """Process the plan; commit on the way, and the rest once the sums are proved."""
+    """Process the plan; commit from time to time, and at the end after a check of the sums."""
     if plan.is_empty:
         return
     stats, clock = publisher.stats, time.monotonic()
     if plan.todo:
-        with ProgressMeter("indexed", plan.todo) as meter, publisher.publishing_on_error():
+        with ProgressMeter("indexed", plan.todo) as meter, publisher.publish_on_error():
             base = publisher.current
             placement = _place_model(Work.of(plan.todo, base.spec), execution)
             stats.engine = placement.engine
@@ -173,7 +173,7 @@ def _backfill(run: ResolvedRun, publisher: Publisher, execution: Execution) -> N
     jobs = backfill_parts(base, parts, device, precision, stats.run_id, retry, roots)
     total = sum(missing.values())
     meter = ProgressMeter("vectors added", total)
-    with meter if total else nullcontext(), publisher.publishing_on_error():
+    with meter if total else nullcontext(), publisher.publish_on_error():
         for part, result in jobs:
             meter.advance(publisher.move(part, result))
             publisher.publish_every(execution.commit_seconds)

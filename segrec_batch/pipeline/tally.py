@@ -17,10 +17,10 @@ import pyarrow as pa
 from segrec_batch.pipeline.stage_schema import COST
 
 STAGES = ("read", "decode", "segment", "describe", "write")
-MOST = 10  # labels that are counted separately
+MOST = 10  # maximum number of labels that are counted separately
 OTHERS = "others"
 
-_WIDTH = 60  # characters of a reason
+_WIDTH = 60  # maximum characters of a reason
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 Cost = dict[str, Any]
