@@ -1,1 +1,1 @@
-"""Ray: the cluster, resources, placement, tasks and metrics."""
+"""Ray: the cluster, placement, tasks and scratch folders."""

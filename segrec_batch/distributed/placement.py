@@ -62,7 +62,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Work:
-    """The size of a run: `images` of at most `pixels` pixels each, as the model sees them."""
+    """Size of a run: `images` of at most `pixels` pixels each, after resizing for the model."""
 
     images: int
     pixels: int

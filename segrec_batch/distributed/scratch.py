@@ -1,7 +1,7 @@
 """Temporary folders that later processes delete if their process was killed.
 
-A later process deletes only a folder, not a link, of this user, with a name of the form of
-`scratch_folder`, and with a lock file that has its text and that no process has locked.
+A later process deletes a folder only if it is no link, belongs to this user, has a name of
+`scratch_folder`, and holds a lock file with the text of this module that no process has locked.
 """
 
 import fcntl

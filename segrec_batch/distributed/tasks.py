@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_BESIDE = 4  # tasks per node beside the chain; a part may take a gigabyte of memory
+_BESIDE = 4  # tasks per node beside the chain; a task may take a gigabyte of memory
 
 
 class Shared(Generic[Item]):
