@@ -28,7 +28,7 @@ from segrec_batch.sources.strict_json import parse_json, shorten
 Array = NDArray[Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
-_MAX_HEADER = 2**20  # bytes of a safetensors header; ours have some 10,000 at most
+_MAX_HEADER = 2**20  # bytes of a safetensors header; a bundle's has at most about 10,000
 _MAX_DESCRIPTOR = 2**31  # bytes of a descriptor's tensors; AlexNet's are 228 million
 _BYTES = {"F32": 4, "F64": 8, "I32": 4, "I64": 8, "U8": 1}  # bytes of a value, by type
 
@@ -114,7 +114,7 @@ class Model:
         return replace(self, spec=replace(self.spec, descriptors=kept), descriptors=tensors)
 
     def save(self, uri: str) -> None:
-        """Write the bundle to a folder, `model.json` last, without which it is no bundle."""
+        """Write the bundle to a folder, `model.json` last; without it, the folder is no bundle."""
         for name, tensors in self.descriptors.items():
             if tensors:
                 storage.write_bytes(_descriptor_uri(uri, name), save(dict(tensors)))
@@ -170,9 +170,9 @@ def _check_complete(tensors: Mapping[str, Array], shapes: Shapes, what: str) -> 
 
 
 def _load_tensors(uri: str, shapes: Shapes | None = None) -> dict[str, Array]:
-    """Return the float32 tensors of a file with these shapes; None allows any of a descriptor.
+    """Return the float32 tensors of a file with these shapes; None allows any shapes and types.
 
-    Raises ModelError; for a wrong header before any tensor is read.
+    Raises ModelError; it refuses a wrong header before it reads any tensor.
     """
     values = sum(math.prod(shape) for shape in shapes.values()) * _BYTES["F32"] if shapes else None
     try:
@@ -186,7 +186,7 @@ def _load_tensors(uri: str, shapes: Shapes | None = None) -> dict[str, Array]:
 
 
 def _check_header(content: bytes, shapes: Shapes | None) -> None:
-    """Raise ValueError for a header that is damaged or has other tensors than `shapes`."""
+    """Raise ValueError for a header that is damaged or has tensors other than `shapes`."""
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or length > min(_MAX_HEADER, len(content) - 8):
         raise ValueError("its header is cut off or too long")

@@ -1,7 +1,7 @@
 """Class maps and features of one image in NumPy, for engines without torch.
 
-The arithmetic is that of `head.resize`, `torch_engine.class_maps` and `pooling` in torch, with
-which the tests compare it.
+The arithmetic is that of `head.resize`, `torch_engine.class_maps` and `pooling` in torch; tests
+compare the two.
 """
 
 from functools import lru_cache
@@ -20,7 +20,7 @@ def resize_weights(own: int, new: int) -> Floats:
     """Return the matrix (new, own) that resizes one axis bilinearly; a smaller size averages.
 
     Triangle filter of half-width max(own / new, 1) around the centres of the new cells, rows of sum
-    1: bilinear interpolation with antialiasing, as `torch.nn.functional.interpolate` has it.
+    1: bilinear interpolation with antialiasing, as in `torch.nn.functional.interpolate`.
     """
     scale = own / new
     centres = (np.arange(new) + 0.5) * scale
@@ -37,13 +37,13 @@ def resize(scores: Floats, size: Shape) -> Floats:
         return scores
     rows, columns = resize_weights(h, size[0]), resize_weights(w, size[1])
     resized = np.empty((*scores.shape[:-2], *size), np.float32)
-    if size[0] * w <= h * size[1]:  # first along the axis that leaves less
+    if size[0] * w <= h * size[1]:  # resize the axis first that gives the smaller array
         return np.matmul(rows @ scores, columns.T, out=resized)
     return np.matmul(rows, scores @ columns.T, out=resized)
 
 
 def class_map(scores: Floats, size: Shape) -> NDArray[np.uint8]:
-    """Return the class map (H, W) of scores (K, h, w) at a size; of equal scores the first class.
+    """Return the class map (H, W) of scores (K, h, w) at a size; ties go to the first class.
 
     Classes are resized one after the other; only the best scores so far are in memory.
     """

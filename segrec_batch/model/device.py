@@ -30,13 +30,13 @@ def resolve_device(name: str) -> str:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Compute float32 convolutions on GPUs with all 23 bits of the mantissa, in place of 10."""
+    """Compute float32 convolutions on GPUs with all 23 bits of the mantissa, not with 10."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
 
 class Upload:
-    """Copies images to a device; to a GPU while it computes earlier images."""
+    """Copy of images to a device; a GPU computes earlier images meanwhile."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -56,7 +56,7 @@ class Upload:
 
 
 class Download:
-    """Copies results to the host without waiting; they are complete after `wait`."""
+    """Copy of results to the host, without waiting; they are complete after `wait`."""
 
     def __init__(self, device: str) -> None:
         # otherwise the waiting thread would use a core

@@ -47,8 +47,8 @@ def choose_engine(
     Args:
         engine, precision: A name, or `auto` for the fastest.
         device: cpu, cuda or cuda:N.
-        work: Pixels of all images of the run; from LONG on, candidates are measured first, which
-            takes a few seconds.
+        work: Pixels of all images of the run; from LONG on, the candidates are first measured,
+            which takes a few seconds.
         backbone: The network.
 
     Raises:

@@ -119,8 +119,8 @@ def load_segmenter(
         model: The model.
         choice: Engine, precision and device.
         threads: Threads on a CPU; None takes all usable cores.
-        batches: True for calls with many images, of which ncnn gives each thread some.
-        few: True for so few images that loading matters more than speed.
+        batches: True for calls with many images; ncnn then gives each thread whole images.
+        few: True for so few images that loading time matters more than speed.
 
     Raises:
         DeviceError: The device does not exist.
@@ -191,8 +191,8 @@ def measure_rate(
 ) -> float:
     """Return images/s of the default backbone on the CPU, with random weights.
 
-    Takes about `seconds`, after one pass to warm up; the fastest pass counts. For one thread, CPU
-    seconds are measured, on which other processes have little effect.
+    Takes about `seconds`, after one pass to warm up; the fastest pass counts. One thread is
+    measured in CPU seconds, which other processes affect little.
     """
     with _unchanged_threads(engine):
         choice = EngineChoice(engine, precision)
@@ -246,8 +246,8 @@ def random_arrays(backbone: BackboneSpec) -> dict[str, NDArray[np.float32]]:
 def keep_memory() -> None:
     """Let this process keep freed memory, up to 2 GiB, where its C library is glibc.
 
-    Otherwise the kernel provides and clears the pages of every large array, for a tenth of the time
-    of VGG-16 on a CPU. Arrays of other sizes do not fit into the kept memory: see `give_back`.
+    Otherwise the kernel provides and clears the pages of every large array, which takes a tenth of
+    the time of VGG-16 on a CPU. Arrays of other sizes do not fit into this memory; see `give_back`.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
@@ -256,7 +256,7 @@ def keep_memory() -> None:
 
 
 def give_back() -> None:
-    """Return kept memory to the kernel, before arrays of other sizes are needed.
+    """Return freed memory to the kernel, before arrays of other sizes are needed.
 
     Otherwise each size leaves gaps that no other size fills, and memory grows several times.
     """
@@ -266,5 +266,5 @@ def give_back() -> None:
 
 
 def lacks_memory(error: Exception) -> bool:
-    """Return True for an error of a device with too little memory; engines have no type for it."""
+    """Return True if the device had too little memory; engines have no type for this error."""
     return isinstance(error, MemoryError) or any(text in str(error) for text in _MEMORY_ERRORS)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from segrec_batch.model.backbones import Tap
 
-# Capacity of a block of a GPU's threads, in numbers. PyTorch stores there the weights of averages,
-# of 32 columns and a row; too many for 156 cells to one, as of an image one pixel high.
+# Numbers that a block of GPU threads can store. PyTorch stores there the weights for averaging 32
+# columns and a row; they do not fit if 156 cells become one, as for an image one pixel high.
 _BLOCK = 12_288
 
 
@@ -48,17 +48,15 @@ class LinearHead(nn.Module):
         self.n_classes = max(components) + 1
         self.layers = tuple(dict.fromkeys(tap.layer for tap in self.taps))
         together = [torch.cat([weights[tap] for tap in self._of(name)]) for name in self.layers]
-        self.weights = nn.ParameterList(  # of all taps of a layer, which is read once
+        self.weights = nn.ParameterList(  # one for all taps of a layer
             [nn.Parameter(w.float()[:, :, None, None], requires_grad=False) for w in together]
         )
         self.register_buffer("bias", bias.float())
-        self.members = (
-            nn.ParameterList(  # as numbers: a GPU would have to count those of a mask first
-                [
-                    nn.Parameter(torch.tensor(_places(components, k)), requires_grad=False)
-                    for k in range(self.n_classes)
-                ]
-            )
+        self.members = nn.ParameterList(  # indices: with a mask, a GPU has to count first
+            [
+                nn.Parameter(torch.tensor(_places(components, k)), requires_grad=False)
+                for k in range(self.n_classes)
+            ]
         )
 
     def decision(self, maps: Mapping[str, Tensor]) -> Tensor:
@@ -94,7 +92,7 @@ def resize(scores: Tensor, size: Sequence[int]) -> Tensor:
         for own, new in zip(scores.shape[-2:], size, strict=True)
     )
     source = scores if 32 * wide + 33 * high <= _BLOCK else scores.cpu()
-    if size[1] == 1:  # PyTorch 2.15 resizes to a single column wrongly on CPUs, to a row rightly
+    if size[1] == 1:  # PyTorch 2.15 is wrong for a single column on CPUs, not for a row
         return _interpolate(source.mT.contiguous(), [1, size[0]]).mT.to(scores.device)
     return _interpolate(source, size).to(scores.device)
 

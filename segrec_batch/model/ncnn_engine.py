@@ -1,7 +1,7 @@
 """The segmenter in ncnn, on CPUs.
 
-Results depend neither on the batch nor on the number of threads. Each thread computes whole images
-of a batch, so none idles in small maps; all threads of a process share the weights.
+Results do not depend on the batch or the number of threads. Each thread computes whole images of
+a batch, so no thread idles in small maps; all threads of a process share the weights.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,9 +24,9 @@ T = TypeVar("T")
 
 
 class Threads:
-    """Threads for images: `each` compute one image, and `images` are computed at a time.
+    """Threads for images: `each` threads compute one image, `images` images at a time.
 
-    Simultaneous calls share the threads, so none idles at the end of a batch.
+    Simultaneous calls share the threads, so no thread idles at the end of a batch.
     """
 
     def __init__(self, each: int = 1, images: int = 1) -> None:

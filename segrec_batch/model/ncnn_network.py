@@ -121,8 +121,8 @@ class NcnnNetwork:
         layers: Layers whose maps are outputs.
         head: The head, whose scores are an output.
         threads: Threads that compute one image.
-        few: True for a few images, for which less transformed weights, Winograd's F(2×2) in place
-            of F(4×4), save more time than they cost.
+        few: True for a few images: Winograd's F(2×2) in place of F(4×4), whose weights take less
+            time to transform.
         backbone: The network.
 
     Raises:
@@ -151,7 +151,7 @@ class NcnnNetwork:
             kept.append(SCORES)
         self._outputs = {name: graph.output_name(name) for name in kept}
         self._net = ncnn.Net()
-        self._net.opt.num_threads = threads  # before loading, when Winograd layers read it
+        self._net.opt.num_threads = threads  # before loading: Winograd layers read it then
         self._net.opt.use_winograd43_convolution = not few
         self._net.opt.use_vulkan_compute = False
         # ncnn would compute in half precision where a processor has it
@@ -166,7 +166,7 @@ class NcnnNetwork:
         self._load(graph, kept)
 
     def _load(self, graph: _Graph, kept: Sequence[str]) -> None:
-        memory = os.memfd_create("segrec-weights")  # ncnn's binding reads weights from paths alone
+        memory = os.memfd_create("segrec-weights")  # ncnn's binding reads weights only from paths
         try:
             with os.fdopen(memory, "wb", closefd=False) as file:
                 graph.write_weights(file)
@@ -221,7 +221,7 @@ def _add_layer_head(
 ) -> list[str]:
     """Append one convolution for all taps of a layer, which reads the layer's map once.
 
-    Returns the blobs of each tap's scores (M, h, w); `bias` (M,) is added to those of the first.
+    Returns the blobs of each tap's scores (M, h, w); the first tap's include `bias` (M,).
     """
     taps = list(weights)
     members = len(weights[taps[0]])

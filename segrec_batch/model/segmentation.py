@@ -34,7 +34,7 @@ class Segmentation:
 
 
 class PendingSegmentation(Protocol):
-    """Launched work, which a GPU may not have finished."""
+    """A segmentation that a GPU may not have finished."""
 
     def result(self) -> Segmentation:
         """Wait for the segmentation and return it."""

@@ -81,7 +81,7 @@ class SegmentedImage:
 
 
 def to_arrow(images: Sequence[SegmentedImage | None]) -> list[pa.Array]:
-    """Return the columns FIELDS of images; rows of None are NULL."""
+    """Return the columns FIELDS of images; None becomes NULL."""
     columns: list[list[Any]] = [[] for _ in FIELDS]
     for image in images:
         values: tuple[Any, ...] = (None,) * len(FIELDS)
@@ -103,7 +103,7 @@ def to_arrow(images: Sequence[SegmentedImage | None]) -> list[pa.Array]:
 
 
 def from_arrow(table: pa.Table) -> list[SegmentedImage | None]:
-    """Return the images of a table with the columns FIELDS and PIXEL_FIELDS; None where NULL."""
+    """Return the images of a table with the columns FIELDS and PIXEL_FIELDS; None for NULL."""
     names = [field.name for field in (*FIELDS, *PIXEL_FIELDS)]
     return [
         None if row["labels"] is None else _from_row(row) for row in table.select(names).to_pylist()

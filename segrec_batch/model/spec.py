@@ -41,7 +41,7 @@ class Scaling:
     """Normalisation of uint8 pixels for the backbone: to [0, 1], then (x − mean) / std.
 
     minmax: True maps an image's smallest value to 0 and its largest to 1 (Abdullah 2026,
-        section 3), and an image of one value to 0; False divides values by 255.
+        section 3), and a constant image to 0; False divides values by 255.
     mean, std: by RGB channel.
     """
 
@@ -228,7 +228,7 @@ class ModelSpec:
 
 
 def _check_sequence(name: str, values: object, *kinds: type, limit: int = MAX_CLASSES) -> None:
-    """Raise ModelError unless `values` is a tuple of values of some types; True is no number."""
+    """Raise ModelError unless `values` is a tuple of values of some types; a bool is no number."""
     if not isinstance(values, tuple):
         raise ModelError(f"{name}: {shorten(values)} is no list")
     if len(values) > limit:

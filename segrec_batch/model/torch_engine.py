@@ -27,7 +27,7 @@ _AT_ONCE = 2**24  # scores that are resized together: 64 MiB
 
 @dataclass(frozen=True)
 class _DeviceWork:
-    """A `PendingSegmentation` on a device."""
+    """A `PendingSegmentation` that a device computes."""
 
     _segmentation: Segmentation
     _download: Download
@@ -95,9 +95,9 @@ def as_tensors(arrays: Mapping[K, NDArray[Any]]) -> dict[K, Tensor]:
 
 
 def class_maps(scores: Tensor, shapes: Sequence[Shape]) -> Iterator[Tensor]:
-    """Yield class maps uint8 (b, H, W) of scores (B, K, h, w) at B sizes: resized, then argmax.
+    """Yield class maps (b, H, W) uint8 of scores (B, K, h, w) at B sizes: resize, then argmax.
 
-    A batch has neighbouring images of one size, within a limit of memory.
+    Each has consecutive images of one size, as many as a memory limit allows.
     """
     start = 0
     for shape, group in groupby(shapes):
@@ -109,7 +109,7 @@ def class_maps(scores: Tensor, shapes: Sequence[Shape]) -> Iterator[Tensor]:
 
 
 def _class_map(scores: Tensor, shape: Shape) -> Tensor:
-    """Return class maps (b, H, W) uint8 of scores (b, K, h, w); of equal scores the first class.
+    """Return class maps (b, H, W) uint8 of scores (b, K, h, w); ties go to the first class.
 
     A few classes are resized at a time. max() is ten times as fast as argmax() on CPUs.
     """
@@ -123,7 +123,7 @@ def _class_map(scores: Tensor, shape: Shape) -> Tensor:
 
 
 class FeatureMaps(nn.Module):
-    """Scaling and backbone on a device: images to the maps of some layers."""
+    """Normalisation and backbone on a device: images to the maps of some layers."""
 
     def __init__(
         self,

@@ -29,17 +29,17 @@ class Weights:
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Mean by RGB channel of the images that the weights were trained with."""
+        """Mean of the training images by RGB channel."""
         return self.backbone.mean
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Standard deviation by RGB channel of the images that the weights were trained with."""
+        """Standard deviation of the training images by RGB channel."""
         return self.backbone.std
 
     @property
     def is_trained(self) -> bool:
-        """False for `random:SEED`."""
+        """True unless the weights are `random:SEED`."""
         return not self.origin.startswith("random:")
 
     @property
@@ -85,8 +85,8 @@ def download(enum: Any, what: str) -> dict[str, Tensor]:
     was_cached = cached.exists()
     try:
         return dict(enum.get_state_dict(progress=True, check_hash=True))
-    except Exception as error:  # no network, another file than expected, a damaged one
-        if was_cached:  # torch reads it as it is
+    except Exception as error:  # no network, an unexpected or damaged file
+        if was_cached:  # torch does not check a cached file
             raise ModelError(
                 f"the {what} weights in {cached} cannot be read ({error}); delete that file"
             ) from error
@@ -100,7 +100,7 @@ def seed(generator: torch.Generator, spec: str) -> torch.Generator:
     """Seed a generator as `random:SEED` says, and return it. Raises ModelError."""
     try:
         return generator.manual_seed(int(spec.removeprefix("random:")))
-    except ValueError:  # no number, or one of more than 64 bits
+    except ValueError:  # not a number, or more than 64 bits
         raise ModelError(f"{spec}: write random:SEED with a whole number") from None
 
 
@@ -124,7 +124,7 @@ def read_state(uri: str, what: str) -> dict[str, Tensor]:
 
 
 def _random_state(backbone: BackboneSpec, spec: str) -> dict[str, Tensor]:
-    """Draw convolutions as torchvision initialises VGG (He 2015); other layers do nothing."""
+    """Draw convolutions as torchvision does for VGG (He 2015); other layers change nothing."""
     generator = seed(torch.Generator(), spec)
     state = {}
     for name, shape in backbone.tensors.items():
@@ -178,7 +178,7 @@ class Backbone(nn.Module):
         self.layers = {spec.layers[name].position: name for name in layers}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) normalised images → {layer: (B, C, H/stride, W/stride)}."""
+        """Return {layer: (B, C, H/stride, W/stride)} of normalised images (B, 3, H, W)."""
         x = x.contiguous(memory_format=torch.channels_last)
         maps = {}
         for position, block in enumerate(self.blocks):

@@ -22,8 +22,9 @@ def backbone_of(name: str) -> BackboneSpec:
 
 @dataclass(frozen=True)
 class Tap:
-    """A layer as the SVM reads it: its map (`conv4_3`), or the map averaged over a window of
-    `window` × `window` cells for context (`conv5_3@11`). `str(tap)` returns that name.
+    """A layer as the SVM reads it, named `conv4_3` or `conv5_3@11` by `str(tap)`.
+
+    window: each cell is the mean of `window` × `window` cells, for context; 1 takes the map itself.
     """
 
     layer: str
@@ -32,7 +33,7 @@ class Tap:
 
     @classmethod
     def parse(cls, text: str, backbone: BackboneSpec = DEFAULT_BACKBONE) -> "Tap":
-        """Return the tap of a name. Raises ModelError for what is not `LAYER` or `LAYER@ODD`."""
+        """Return the tap of a name. Raises ModelError unless it is `LAYER` or `LAYER@ODD`."""
         layer, at, window = text.partition("@")
         if layer not in backbone.layers:
             raise ModelError(

@@ -49,12 +49,12 @@ class BackboneSpec:
     layers: by name, in the order of computation.
     feature_layer: the layer that is averaged to features and whose grid holds the class map.
     default_layers: taps of the SVM unless the user names others, comma-separated.
-    build: makes the network as blocks in sequence, with no memory behind its parameters. Names in
-        its state dict are those of torchvision's, less `prefix`.
+    build: makes the network as blocks in sequence, without memory for its parameters. Names in
+        its state dict are torchvision's without `prefix`.
     torchvision: `ENUM.MEMBER` in `torchvision.models` of the weights called `imagenet`.
     prefix: of the network's tensors in a state dict of the whole classifier; may be empty.
     mean, std: normalisation by RGB channel that the ImageNet weights were trained with.
-    shapes: makes the shapes of the tensors by name without torch; None: `build` tells them.
+    shapes: makes the shapes of the tensors by name without torch; None takes those of `build`.
     add_to_graph: appends the layers up to a position to an ncnn network, input blob first; None if
         the backbone runs in torch only.
     """

@@ -17,7 +17,7 @@ _CHANNELS_PER_BLOCK = (64, 128, 256, 512, 512)
 
 @dataclass(frozen=True)
 class Convolution(Layer):
-    """A 3×3 convolution and its ReLU, at `position` in `features`; inputs: channels it reads."""
+    """A 3×3 convolution and its ReLU, at `position` in `features`, with `inputs` input channels."""
 
     inputs: int
 
@@ -79,7 +79,7 @@ def _add_to_graph(graph: Graph, blob: str, state: Mapping[str, NDArray[Any]], la
         if layer.position > last:
             return
         if layer.stride > stride:
-            # 2 × 2 cells to one; 5=1: a last odd one is left out
+            # 2 × 2 cells to one; 5=1: an odd last row or column is dropped
             blob = graph.add("Pooling", f"pool{layer.stride}", [blob], "0=0 1=2 2=2 5=1")
             stride = layer.stride
         blob = graph.convolve(name, blob, state[layer.weight], state[layer.bias], relu=True)
