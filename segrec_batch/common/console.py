@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LOG_SECONDS = 30.0
-_BLOCKS = " ▏▎▍▌▋▊▉█"  # by eighths filled
+_BLOCKS = " ▏▎▍▌▋▊▉█"  # 0 to 8 eighths filled
 _WITHOUT_BLOCKS = str.maketrans(_BLOCKS, "    #####")
 
 
@@ -41,7 +41,7 @@ def duration(seconds: float) -> str:
     >>> [duration(s) for s in (0.4, 7, 59, 61, 200, 5400, 200_000)]
     ['0.4 s', '7 s', '59 s', '1 min', '3 min', '1 h 30 min', '2 d 7 h']
     """
-    seconds = round(seconds, 3)  # 7,199.9999 s are 2 h
+    seconds = round(seconds, 3)  # 7,199.9999 s become 2 h
     if seconds < 60:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = int(seconds // 60)
@@ -70,7 +70,7 @@ def every(seconds: float, act: Callable[[], None]) -> Iterator[None]:
 
 
 class ProgressMeter:
-    """Progress of steps: a bar on a terminal; in a log a line every 30 s, also while no step ends.
+    """Progress display: a bar on a terminal; in a log, one line every 30 s even if no step ends.
 
     Attributes:
         total: number of steps; None if it is unknown.
@@ -132,7 +132,7 @@ class ProgressMeter:
 
 
 def count(text: str) -> int:
-    """Parse a number above 0: the type of an argument."""
+    """Parse a positive integer; for use as an argument's type."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
@@ -160,7 +160,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> s
         console.print(grid)
     lines = [escape_text(title)] * bool(
         title
-    )  # not rich's title, which it folds to the width of the columns
+    )  # not rich's title: rich wraps it at the width of the columns
     lines += [line.rstrip() for line in captured.get().splitlines()]
     return "\n".join(lines) + "\n"
 
@@ -186,7 +186,7 @@ def show_line(*texts: str) -> None:
 
 
 def show(text: str) -> None:
-    """Print an encoded result; a character that stdout lacks becomes `#` for a block, else `?`."""
+    """Print an encoded result; replace characters that stdout lacks by `#` (blocks) or `?`."""
     encoding = sys.stdout.encoding or "utf-8"
     try:
         text.encode(encoding)
@@ -197,7 +197,7 @@ def show(text: str) -> None:
 
 
 def _is_figure(text: str) -> bool:
-    """Return whether a cell is a number without a bar, whose blanks rich cuts at the right."""
+    """Return whether a cell is a number without a bar; rich cuts a bar's trailing blanks."""
     if text.endswith(tuple(_BLOCKS)):
         return False
     return (

@@ -1,8 +1,8 @@
 """Encoding of text for terminals and logs, JSON, CSV and HTML.
 
-Names of files, reasons of failures and texts of errors come from outside. Unescaped, control
+File names, failure reasons and error texts are untrusted. If they are not escaped, control
 characters drive a terminal, line breaks forge lines of a log, bidirectional marks disguise names
-(CVE-2021-42574), a spreadsheet runs cells that begin with `=`, and a URI may hold credentials.
+(CVE-2021-42574), a spreadsheet runs cells that begin with `=`, and a URI may show credentials.
 There is one encoder for each kind of output; all output passes through it.
 """
 
@@ -26,7 +26,7 @@ _UNSAFE = re.compile(
     "\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _ESCAPES = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
-_FORMULA = ("=", "+", "-", "@")  # at the beginning of a cell, to spreadsheets
+_FORMULA = ("=", "+", "-", "@")  # a cell that begins with one is a formula
 
 # SCHEME://USER:PASSWORD@; a secret key of S3 may contain a slash; s3://arn:… names an access point
 _CREDENTIALS = re.compile(
@@ -37,7 +37,7 @@ _S3_CREDENTIALS = re.compile(r"\b(?P<scheme>s3a?|gs|gcs|az|abfss?)://(?!arn:)[^\
 
 
 def escape_text(text: str) -> str:
-    r"""Return text for one line of a terminal or log; unsafe characters as in a Python literal.
+    r"""Return text for one line; escape unsafe characters as a Python literal does.
 
     >>> print(escape_text("café\n\x1b[2J \u202egpj.exe"))
     café\n\x1b[2J \u202egpj.exe
@@ -46,14 +46,14 @@ def escape_text(text: str) -> str:
 
 
 def escape_lines(text: str) -> str:
-    """Return text for several lines: as `escape_text`, but its line breaks stay."""
+    """Escape text as `escape_text` does, but keep its line breaks."""
     return "\n".join(map(escape_text, text.split("\n")))
 
 
 def escape_message(text: str) -> str:
-    r"""Return a message for a log: as `escape_text`, without credentials, over several lines.
+    r"""Escape a log message of several lines and remove its credentials.
 
-    Lines after the first are indented, so that none of them looks like a message of its own.
+    Lines after the first are indented, so that none of them looks like a separate message.
 
     >>> print(escape_message("SQL: syntax error\nLINE 1 of s3://KEY:SECRET@bucket"))
     SQL: syntax error
@@ -63,7 +63,7 @@ def escape_message(text: str) -> str:
 
 
 def redact(text: str) -> str:
-    """Return text without the credentials of URIs and of the environment.
+    """Remove credentials of URIs and of the environment from text.
 
     >>> redact("https://user:password@host/x and s3://bucket/a@b")
     'https://host/x and s3://bucket/a@b'
@@ -86,9 +86,9 @@ def has_credentials(uri: str) -> bool:
 
 
 def encode_json(value: Any, indent: int | None = None) -> str:
-    r"""Return a value as JSON that a terminal may show, too; NaN and infinities become null.
+    r"""Return a value as JSON that is safe on a terminal; NaN and infinities become null.
 
-    Values that JSON lacks, such as dates, become strings.
+    Values of other types, such as dates, become strings.
 
     >>> encode_json({"é": "\u202e", "x": float("nan")})
     '{"é": "\\u202e", "x": null}'
@@ -96,12 +96,12 @@ def encode_json(value: Any, indent: int | None = None) -> str:
     text = json.dumps(
         _finite(value), indent=indent, ensure_ascii=False, allow_nan=False, default=str
     )
-    # json.dumps has escaped below U+0020; line breaks of `indent` are its own
+    # json.dumps escapes characters below U+0020; the only line breaks come from `indent`
     return _UNSAFE.sub(_escape_json, text)
 
 
 def encode_csv(rows: Iterable[Sequence[Any]]) -> str:
-    r"""Return rows as CSV; texts as `escape_text`, formulas of spreadsheets quoted by '.
+    r"""Return rows as CSV; escape texts with `escape_text` and put ' before formulas.
 
     >>> encode_csv([["uri", "n"], ["=HYPERLINK(1)", -1]])
     "uri,n\n'=HYPERLINK(1),-1\n"
@@ -113,8 +113,8 @@ def encode_csv(rows: Iterable[Sequence[Any]]) -> str:
 
 
 def html_environment(loader: "jinja2.BaseLoader") -> "jinja2.Environment":
-    """Return an environment of Jinja whose templates escape all values."""
-    import jinja2  # only pages need it
+    """Return a Jinja environment whose templates escape all values."""
+    import jinja2  # imported here: only HTML pages need it
 
     return jinja2.Environment(
         loader=loader,

@@ -4,15 +4,15 @@ SegrecError                base: a command prints it and ends with exit code 1
 ├── InputError             an argument, a class file, an image folder: the user can correct it
 ├── ModelError             a bundle or backbone weights that cannot be used
 ├── IndexStateError        an index that is missing, of another model, or changed meanwhile
-│   └── AccountingError    images were lost or counted twice: nothing is published
-├── StorageError           a store does not answer, or refuses: the network, credentials,
-│                          throttling; try again later
-├── SourceError            more sources cannot be read, or are gone, than the run accepts
-├── ClusterError           Ray cannot be joined, gave the run up, or it hangs
+│   └── AccountingError    a run missed or counted images twice: nothing is published
+├── StorageError           a store does not answer or refuses (network, credentials,
+│                          throttling); try again later
+├── SourceError            more sources are unreadable or missing than the run accepts
+├── ClusterError           Ray cannot be joined, stopped the run, or hangs
 ├── DecoderError           the process that decodes images does not start on this machine
 ├── DriftError             an index changed more than its thresholds allow
-├── DeviceError            a device was asked for and is not there
-└── EngineError            an engine or a precision was asked for that does not exist here
+├── DeviceError            the requested device is not available
+└── EngineError            the requested engine or precision is not available
 
 ImageError is not a SegrecError: a bad image is data and becomes a row of `failures`.
 """
@@ -39,11 +39,11 @@ class AccountingError(IndexStateError):
 
 
 class StorageError(SegrecError):
-    """A store does not answer, or refuses (network, credentials, throttling): try later."""
+    """A store does not answer or refuses (network, credentials, throttling); try again later."""
 
 
 class SourceError(SegrecError):
-    """More sources cannot be read, or are gone, than the caller accepts."""
+    """More sources are unreadable or missing than the caller accepts."""
 
 
 class ClusterError(SegrecError):
@@ -55,23 +55,23 @@ class DecoderError(SegrecError):
 
 
 class DriftError(SegrecError):
-    """A measure of drift is above the caller's limit; the report is written."""
+    """A measure of drift is above the caller's limit; the report was written."""
 
 
 class DeviceError(SegrecError):
-    """The device asked for is not available."""
+    """The requested device is not available."""
 
 
 class EngineError(SegrecError):
-    """The engine or precision asked for does not exist on this machine."""
+    """The requested engine or precision is not available on this machine."""
 
 
 class ImageError(Exception):
     """One image cannot be indexed.
 
     Attributes:
-        stage: name, read or decode; after `read` the image may still be unchanged.
-        reason: text.
+        stage: name, read or decode; after `read`, the image may still be unchanged.
+        reason: the cause, as text for `failures`.
     """
 
     def __init__(self, stage: str, reason: str) -> None:

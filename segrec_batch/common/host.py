@@ -1,6 +1,6 @@
-"""Facts about this machine: processor, cores, memory, disk space. Reads Linux's files only.
+"""Facts about this machine, read from Linux's files: processor, cores, memory, disk space.
 
-Each reader takes `root`, the folder in which /proc, /sys and /dev lie; tests give other trees.
+Each reader takes `root`, the folder that contains /proc, /sys and /dev; tests pass other folders.
 """
 
 import math
@@ -28,7 +28,7 @@ _ISA_WITHOUT_AMX = _ISA_WITHOUT_BF16 | {
     "avx10_2",
     "avx10_2_512",
 }
-_ARM_PARTS = {  # (implementer, part), as /proc/cpuinfo has them
+_ARM_PARTS = {  # (implementer, part), as in /proc/cpuinfo
     ("0x41", "0xd08"): "Arm Cortex-A72",  # Graviton 1, Raspberry Pi 4
     ("0x41", "0xd0b"): "Arm Cortex-A76",  # Raspberry Pi 5
     ("0x41", "0xd0c"): "Arm Neoverse N1",  # Graviton 2, Ampere Altra
@@ -43,10 +43,10 @@ _ARM_PARTS = {  # (implementer, part), as /proc/cpuinfo has them
 class Processor:
     """A processor: its name, architecture (`x86_64`, `aarch64`, …) and features.
 
-    `features` are Linux's names of the instructions that all its cores have, e.g. `avx512_bf16`.
+    `features` are Linux's names of instructions that all cores have, such as `avx512_bf16`.
 
     The environment variable ONEDNN_MAX_CPU_ISA limits the instructions that oneDNN, and so PyTorch,
-    uses on x86; the properties follow it. With AVX2, a Zen 4 has no native bfloat16.
+    uses on x86. The properties respect it: limited to AVX2, a Zen 4 has no native bfloat16.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Processor:
 
     @property
     def has_native_bf16(self) -> bool:
-        """PyTorch has instructions for bfloat16 and does not emulate it."""
+        """True if PyTorch has instructions for bfloat16 and does not emulate it."""
         if self.architecture.startswith(("aarch64", "arm")):
             return "bf16" in self.features
         capped = isa_limit().lower() in _ISA_WITHOUT_BF16
@@ -63,28 +63,28 @@ class Processor:
 
     @property
     def has_amx(self) -> bool:
-        """PyTorch multiplies matrices of bfloat16 in the tiles of AMX."""
+        """True if PyTorch multiplies bfloat16 matrices with AMX."""
         return "amx_bf16" in self.features and isa_limit().lower() not in _ISA_WITHOUT_AMX
 
 
 def isa_limit() -> str:
-    """Return the limit of oneDNN in the environment; empty without one."""
-    names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # in the order in which it reads them
+    """Return the instruction limit of oneDNN from the environment; empty if not set."""
+    names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # oneDNN reads them in this order
     return next((os.environ[name] for name in names if os.environ.get(name)), "")
 
 
 def read_processor(root: Path = ROOT) -> Processor:
-    """Return the processor of this machine; without features if /proc/cpuinfo has none."""
+    """Return the processor of this machine; its features are empty if /proc/cpuinfo lists none."""
     return parse_cpuinfo(_text(root / "proc/cpuinfo"), platform.machine())
 
 
 def parse_cpuinfo(text: str, architecture: str) -> Processor:
-    """Return the processor that a /proc/cpuinfo describes; its name is `architecture` if need be.
+    r"""Return the processor that /proc/cpuinfo describes; `architecture` replaces a missing name.
 
-    >>> parse_cpuinfo("CPU implementer: 0x41\\nCPU part: 0xd40", "aarch64").name
+    >>> parse_cpuinfo("CPU implementer: 0x41\nCPU part: 0xd40", "aarch64").name
     'Arm Neoverse V1'
     """
-    values: dict[str, dict[str, None]] = {}  # of each key, without repetition, in order
+    values: dict[str, dict[str, None]] = {}  # key → its values in order, each once
     for line in text.splitlines():
         key, colon, value = line.partition(":")
         if colon and value.strip():
@@ -107,7 +107,7 @@ def _arm_name(implementer: str, part: str) -> str:
 
 @dataclass(frozen=True)
 class Cores:
-    """Logical cores: those that this process may use, and those of the machine.
+    """Numbers of logical cores: usable by this process, and present in the machine.
 
     `limit` is the cause of a difference: `affinity`, `cgroup` or None.
     """
@@ -119,7 +119,7 @@ class Cores:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of memory: those that this process may use, and those of the machine.
+    """Bytes of memory: usable by this process, and present in the machine.
 
     `limit` is the cause of a difference: `cgroup` or None.
     """
@@ -145,7 +145,7 @@ def usable_cores(root: Path = ROOT) -> int:
 
 def read_cores(root: Path = ROOT) -> Cores:
     """Return the cores of this machine, limited by CPU affinity and by quotas of control groups."""
-    # not joblib.cpu_count(): 0.2 s to import, and it sees no quota of a group below the root's
+    # not joblib.cpu_count(): it takes 0.2 s to import and ignores quotas of nested groups
     present = os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else present
     quota = min(_quotas(root), default=math.inf)
@@ -155,7 +155,7 @@ def read_cores(root: Path = ROOT) -> Cores:
 
 
 def usable_memory(root: Path = ROOT) -> int:
-    """Return the bytes of memory that this process may use: all, or the limit of its cgroup."""
+    """Return the bytes of memory that this process may use, at most the limit of its cgroup."""
     return read_memory(root).usable
 
 
@@ -181,14 +181,14 @@ def read_shared_memory(root: Path = ROOT) -> Space | None:
 
 
 def read_temporary_folder() -> Space | None:
-    """Return the space of the folder of temporary files; None if none can be written to."""
+    """Return the space of the folder for temporary files; None if no such folder is writable."""
     with suppress(OSError):
         return read_space(tempfile.gettempdir())
     return None
 
 
 def has_nvidia_driver(root: Path = ROOT) -> bool:
-    """Return whether the driver of an NVIDIA GPU is loaded, or its tool installed."""
+    """Return whether the NVIDIA driver is loaded or its tool is installed."""
     loaded = (root / "proc/driver/nvidia", root / "dev/nvidia0")
     return any(path.exists() for path in loaded) or shutil.which("nvidia-smi") is not None
 
@@ -212,10 +212,10 @@ def _memory_limits(root: Path) -> Iterator[int]:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Yield the folders of the control groups that this process is in, from the root's on.
+    """Yield the folders of the control groups of this process, from the root downwards.
 
-    A group is bound by the limits of those above it. In a container, /proc/self/cgroup may name a
-    group that only the host sees; then the root of the mount is the container's own group.
+    The limits of a group apply to all groups below it. In a container, /proc/self/cgroup may name
+    a group that only the host sees; then the root of the mount is the container's group.
     """
     mount = root / "sys/fs/cgroup"
     yield from (mount, mount / "unified", mount / controller)

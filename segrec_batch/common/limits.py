@@ -10,7 +10,7 @@ _LIMIT = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)(\s*%)?", re.ASCII)
 
 @dataclass(frozen=True)
 class Limit:
-    """Greatest accepted value: a count `number`, or `number` percent of a total.
+    """The greatest accepted value: a count `number`, or `number` percent of a total.
 
     >>> str(parse_limit("1%")), parse_limit("1%").is_exceeded(1, 100)
     ('1%', False)
@@ -25,15 +25,15 @@ class Limit:
         return f"{self.number:f}%" if self.is_share else f"{self.number:f}"
 
     def is_exceeded(self, count: int, total: int) -> bool:
-        """Return whether `count` of `total` are more than this limit accepts."""
+        """Return whether `count` of `total` is above this limit."""
         return count * 100 > self.number * total if self.is_share else count > self.number
 
 
 def parse_limit(text: str) -> Limit:
-    """Parse a limit such as `1%` or `5`: the type of an argument.
+    """Parse a limit such as `1%` or `5`; for use as an argument's type.
 
     Raises:
-        argparse.ArgumentTypeError: for anything else.
+        argparse.ArgumentTypeError: the text is no limit.
     """
     match = _LIMIT.fullmatch(text.strip())
     if not match or (not match[2] and "." in match[1]) or (match[2] and Decimal(match[1]) > 100):

@@ -35,7 +35,7 @@ _HINTS = {
 
 
 class _TextFormatter(logging.Formatter):
-    """Message as text: warnings and errors have their level as prefix."""
+    """Formatter of messages as text; the level precedes warnings and errors."""
 
     def format(self, record: logging.LogRecord) -> str:
         level = _level(record)
@@ -46,7 +46,7 @@ class _TextFormatter(logging.Formatter):
 
 
 class _JsonFormatter(BaseJsonFormatter):
-    """Message as one line of JSON, without credentials."""
+    """Formatter of messages as one line of JSON, without credentials."""
 
     def add_fields(
         self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]
@@ -79,7 +79,7 @@ def _level(record: logging.LogRecord) -> str:
 
 
 class _Handler(logging.Handler):
-    """Handler that writes to the stderr of the moment, which progress bars replace."""
+    """Handler that looks up `sys.stderr` for each message, since progress bars replace it."""
 
     def __init__(self, log_format: str) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class _Handler(logging.Handler):
         self.setFormatter(_JsonFormatter() if self.is_json else _TextFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record in one piece: threads log, too."""
+        """Write a record in one call, so that messages of threads do not mix."""
         try:
             print(f"{self.format(record)}\n", end="", file=sys.stderr, flush=True)
         except Exception:
@@ -95,12 +95,12 @@ class _Handler(logging.Handler):
 
 
 def _handler() -> _Handler | None:
-    """Return the handler that is installed now."""
+    """Return the installed handler; None if there is none."""
     return next((h for h in logging.getLogger().handlers if isinstance(h, _Handler)), None)
 
 
 def writes_json() -> bool:
-    """Return whether messages are JSON; commands then print no tables for people."""
+    """Return whether messages are JSON; commands then print no tables."""
     handler = _handler()
     return handler is not None and handler.is_json
 
@@ -113,7 +113,7 @@ def bind(**fields: Any) -> None:
 
 
 def adopt_loggers(*names: str) -> None:
-    """Make messages of libraries JSON where these have stderr handlers of their own."""
+    """Write messages of libraries with their own stderr handlers as JSON, too."""
     if writes_json():
         for logger in map(logging.getLogger, names):
             kept = [h for h in logger.handlers if not isinstance(h, logging.StreamHandler)]
@@ -122,9 +122,9 @@ def adopt_loggers(*names: str) -> None:
 
 @contextmanager
 def configured(log_format: str = "text", is_quiet: bool = False) -> Iterator[None]:
-    """Write messages to stderr for the time of the block.
+    """Write messages to stderr while the block runs.
 
-    Messages of libraries and, with JSON, Python's warnings are written from level warning on.
+    Messages of libraries, and Python's warnings with JSON, are written from level warning upwards.
     """
     root, package = logging.getLogger(), logging.getLogger(_PACKAGE)
     before, level, handler = _handler(), package.level, _Handler(log_format)
@@ -162,7 +162,7 @@ def _descriptor_logged() -> Iterator[None]:
             yield
         finally:
             os.dup2(duplicate, 2)
-            reader.join(1)  # a child that lives on would hold the pipe open
+            reader.join(1)  # a child that still runs keeps the pipe open
             sys.stderr = python
 
 
@@ -178,9 +178,9 @@ def run_command(
     """Run a command and return its exit code.
 
     Returns:
-        0; 1 after an error; 130 after Ctrl-C; 141 if the reader of stdout has left, as with
-        `| head`. An error ends in one message. The traceback of an unexpected error, one that is
-        not a SegrecError, is in the JSON, and on stderr if the environment has SEGREC_TRACEBACK.
+        0; 1 after an error; 130 after Ctrl-C; 141 if stdout was closed, as by `| head`.
+        An error is logged as one message. If it is not a SegrecError, its traceback is in the JSON,
+        and on stderr if SEGREC_TRACEBACK is set.
     """
     with configured(log_format, is_quiet):
         try:
@@ -193,7 +193,7 @@ def run_command(
             log.info("interrupted", extra={"event": "interrupted"})
             return 130
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed at exit
             return 141
         except Exception as error:
             _log_unexpected(error)
@@ -210,11 +210,11 @@ def _log_unexpected(error: Exception) -> None:
 
 
 def _explain(error: Exception) -> str:
-    """Return the meaning of an unexpected error in one line."""
+    """Return an explanation of an unexpected error in one line."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
         return f"memory ran out ({text or 'MemoryError'}): free some, or give the command less work"
-    # of os.getcwd()
+    # raised by os.getcwd()
     if isinstance(error, FileNotFoundError) and error.errno is not None and not error.filename:
         return "the current directory does not exist any more: change to one that does"
     if isinstance(error, OSError) and error.errno is not None:
