@@ -76,7 +76,7 @@ def test_progress_meter_logs_while_no_step_ends(
         time.sleep(0.12)
     time.sleep(0.1)
     *lines, last = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("indexed: 0 of 12,000 in 0.0")
+    assert lines[0].startswith("indexed: 0 of 12,000 in 0.")
     assert "left" not in lines[0]
     assert lines[-1].startswith("indexed: 6,000 of 12,000 in 0.")
     assert lines[-1].endswith("s left")
