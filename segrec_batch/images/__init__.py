@@ -1,1 +1,1 @@
-"""Readers of image files beside Pillow's, and the way from many bits to eight."""
+"""Decoding of images and masks to 8-bit RGB and labels, in a confined child process."""

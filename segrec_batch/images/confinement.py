@@ -1,6 +1,6 @@
-"""Irrevocable limits of the own process: files, network, processes, memory, CPU time.
+"""Irrevocable limits of this process: files, network, processes, memory, CPU time.
 
-Several mechanisms of the kernel add up:
+The kernel enforces them by several mechanisms:
 
 resource limits   memory, CPU time, no new descriptors, processes or threads, no file content
 capabilities      none, also for root
@@ -8,8 +8,8 @@ no_new_privs      programs with the set-user-ID bit gain no rights
 Landlock          no path can be opened, created, removed or executed; no TCP; no signals to others
 seccomp           a list of some 30 system calls; every other one "does not exist" (ENOSYS)
 
-No package is used: those that bind Landlock or seccomp to Python are first releases, need
-libseccomp.so or Linux 6.7, or do not filter calls of the x32 ABI. The filter takes 50 lines here.
+No package is used: packages for Landlock or seccomp are first releases, need libseccomp.so or
+Linux 6.7, or do not filter calls of the x32 ABI. The filter takes 50 lines here.
 """
 
 import ctypes
@@ -25,9 +25,9 @@ from pathlib import Path
 _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 _CAPABILITY_VERSION_3 = 0x20080522
 _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC = 1, 1
-_CREATE_RULESET, _RESTRICT_SELF = 444, 446  # of Landlock; the same on every architecture
+_CREATE_RULESET, _RESTRICT_SELF = 444, 446  # Landlock's calls on every architecture
 _CREATE_RULESET_VERSION = 1
-# Landlock: rights to files by the ABI that brought them; TCP (ABI 4); sockets and signals (ABI 6)
+# Landlock: file rights by the ABI that added them; TCP (ABI 4); sockets and signals (ABI 6)
 _FILE_RIGHTS = {1: 0x1FFF, 2: 1 << 13, 3: 1 << 14, 5: 1 << 15}
 _NETWORK_RIGHTS = {4: 0b11}
 _SCOPES = {6: 0b11}
@@ -75,7 +75,7 @@ _SYSTEM_CALLS = {
     "exit_group": (231, 94),
 }
 _TO_ITSELF = {"kill": (62, 129), "tgkill": (234, 131)}  # abort() is a signal
-_NOT_EXECUTABLE = {"mmap": (9, 222), "mprotect": (10, 226)}  # of memory: no code that was read
+_NOT_EXECUTABLE = {"mmap": (9, 222), "mprotect": (10, 226)}  # refused: executable memory
 _MACHINES = {"x86_64": (0, 0xC000003E, 317), "aarch64": (1, 0xC00000B7, 277)}
 """Column in the tables above, AUDIT_ARCH_*, the number of seccomp(2)."""
 
@@ -85,7 +85,7 @@ class Confinement:
     """Restrictions that the kernel enforces on a confined process.
 
     Attributes:
-        landlock: Version of its ABI; None where it is not in force.
+        landlock: Version of the Landlock ABI; None if it is not in force.
         seccomp: The filter of system calls is in force.
         gaps: The reason for each restriction that is not in force.
     """
@@ -98,17 +98,18 @@ class Confinement:
 def confine(memory: int, seconds: int) -> Confinement:
     """Confine this process to its open descriptors and its memory.
 
-    It must have one thread: Landlock and capabilities belong to a thread.
+    The process must have one thread: Landlock and capabilities apply to a thread.
 
     Args:
-        memory: Bytes of address space in addition to the present ones.
-        seconds: CPU time after which the kernel kills it.
+        memory: Bytes of address space in addition to those in use.
+        seconds: CPU time after which the kernel kills the process.
 
     Returns:
-        The restrictions in force. Resource limits, no capabilities and no_new_privs always are.
+        The restrictions in force, besides those that always are: resource limits, no capabilities
+        and no_new_privs.
 
     Raises:
-        OSError: A limit that every kernel has cannot be set.
+        OSError: One of the restrictions that every kernel supports fails.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     with suppress(OSError):  # killed first when memory is short
@@ -160,7 +161,7 @@ def _address_space() -> int:
 
 
 def _limit(kind: int, most: int) -> None:
-    """Set a hard limit; a lower one stays."""
+    """Lower a hard limit to `most`; keep a lower one."""
     _, hard = resource.getrlimit(kind)
     most = most if hard == resource.RLIM_INFINITY else min(most, hard)
     resource.setrlimit(kind, (most, most))
@@ -238,5 +239,5 @@ def _program(column: int, architecture: int, pid: int) -> Iterator[bytes]:
 
 
 def _instruction(code: int, value: int, skip_if: int = 0, skip_else: int = 0) -> bytes:
-    """One struct sock_filter; both architectures store the low byte first."""
+    """Return a struct sock_filter; both architectures are little-endian."""
     return struct.pack("<HBBI", code, skip_if, skip_else, value)

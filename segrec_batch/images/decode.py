@@ -1,8 +1,8 @@
 """Decoding of images to RGB pixels of one of a few fixed shapes.
 
-A model takes images in a few *shapes* of nearly equal area, one per aspect ratio: the aspect of an
-image is kept, a batch of one shape is one tensor, and neither cost nor memory depends on the
-image.
+A model takes images in a few *shapes* of nearly equal area, one for each aspect ratio. Images are
+hardly distorted, a batch of one shape is one tensor, and every image costs about the same time and
+memory.
 """
 
 import io
@@ -34,10 +34,10 @@ from segrec_batch.images import png, signatures, tiff
 from segrec_batch.images.tiff_layout import Layout, read_layout
 
 MAX_PIXELS = 178_956_970  # Pillow's own bound for decompression bombs
-MASK_SIDE = 1024  # masks keep the image's size up to this long side
-_ASPECTS = (1.0, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2.0, 3.0)  # long side : short side
+MASK_SIDE = 1024  # longest side of a mask, in pixels
+_ASPECTS = (1.0, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2.0, 3.0)  # long side / short side
 
-# not all formats of Pillow: some of its plug-ins start other programs
+# not all formats of Pillow: some plug-ins start other programs
 _OPENERS = {
     "AVIF": AvifImagePlugin.AvifImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
@@ -47,7 +47,7 @@ _OPENERS = {
     "TIFF": TiffImagePlugin.TiffImageFile,
     "WEBP": WebPImagePlugin.WebPImageFile,
 }
-AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # libavif fails where it cannot start threads: the sandbox
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # libavif cannot start threads in the sandbox
 _ALSO_USED = (
     ImageCms,
     MpoImagePlugin,
@@ -104,7 +104,7 @@ def mask_shape(height: int, width: int) -> Shape:
 
 
 def decode(data: bytes, shapes: Sequence[Shape]) -> DecodedImage:
-    """Decode an image of any format in use (see `open_rgb`), resized to the nearest shape."""
+    """Decode an image as `open_rgb` does, and resize it to the nearest shape."""
     image, width, height, format_ = open_rgb(data, shapes)
     return DecodedImage(fit(image, shapes), width, height, format_)
 
@@ -119,14 +119,14 @@ def fit(image: Image.Image, shapes: Sequence[Shape]) -> NDArray[np.uint8]:
 def open_rgb(
     data: bytes, shapes: Sequence[Shape] | None = None
 ) -> tuple[Image.Image, int, int, str]:
-    """Return the first frame, upright, as RGB, and width, height and format of the upright source.
+    """Return the first frame as upright RGB, and its full width, height and format.
 
-    Samples of up to 8 bits keep their values; images of more bits are stretched from the range that
-    they use (`images.scaling`). Transparent pixels, and those that are NaN or nodata, are white.
+    Samples of up to 8 bits keep their values; `images.scaling` stretches samples of more bits.
+    Pixels that are transparent, NaN or nodata become white.
 
     Args:
         data: The file.
-        shapes: JPEGs may come at a reduced DCT scale that is still larger than the nearest of them.
+        shapes: A JPEG may be decoded at a reduced scale that is not below the nearest of them.
 
     Raises:
         ImageError: With stage `decode`: the file is no image, is broken, or is of a format,
@@ -134,11 +134,11 @@ def open_rgb(
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about harmless faults: broken EXIF etc.
+            warnings.simplefilter("ignore")  # harmless faults, such as broken EXIF
             return _open_rgb(data, signatures.recognise(data), shapes)
     except ImageError:
         raise
-    except Exception as error:  # decoders raise nearly anything on broken bytes
+    except Exception as error:  # decoders raise any exception on broken bytes
         raise ImageError("decode", f"{type(error).__name__}: {error}") from error
 
 
@@ -180,7 +180,7 @@ def _open_tiff(data: bytes, layout: Layout) -> tuple[Image.Image, int, int, str]
     if tiff.is_pillows(layout):
         image = _open(data, "TIFF")
         tiff.correct_palette(image, layout)
-        return _by_pillow(image, 1, None)  # Pillow turns these itself
+        return _by_pillow(image, 1, None)  # Pillow applies the orientation
     return _described(_upright(tiff.open_here(data, layout), layout.orientation), "TIFF")
 
 
@@ -226,4 +226,4 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     image.load()
-    return image if image.mode == mode else image.convert(mode)  # convert() copies in any case
+    return image if image.mode == mode else image.convert(mode)  # convert() always copies

@@ -24,19 +24,19 @@ FORMATS = ("BMP", "PNG", "TIFF")
 
 ADVICE = "save masks as PNG, 8-bit grey or palette, one value a pixel"
 
-_RECOGNISED = (*FORMATS, "GIF", "JPEG", "WEBP")  # named in refusals; none starts a program
+_RECOGNISED = (*FORMATS, "GIF", "JPEG", "WEBP")  # refusals name these; none starts a program
 _REFUSED = {
     "JPEG": "its lossy compression changes labels",
     "MPO": "its lossy compression changes labels",
     "WEBP": "it stores colours, in general lossily, and no labels",
     "GIF": "programs that save it number its palette anew",
 }
-_SCALES = {"L;2": 85, "L;4": 17}  # by which Pillow multiplies greys of few bits
+_SCALES = {"L;2": 85, "L;4": 17}  # Pillow's factors for greys of few bits
 
 _PHOTOMETRIC, _BITS, _SAMPLES, _ORIENTATION, _SAMPLE_FORMAT = 262, 258, 277, 274, 339
 _WHITE_IS_0, _GREY, _INDEX = 0, 1, 3  # photometric interpretations
 _UNSIGNED, _SIGNED = 1, 2  # sample formats
-_TIFF_LAYOUTS = {  # those that Pillow reads correctly, as tested
+_TIFF_LAYOUTS = {  # layouts that Pillow reads correctly, as tested
     *((_GREY, _UNSIGNED, bits) for bits in (1, 2, 4, 8, 16, 32)),
     *((_GREY, _SIGNED, bits) for bits in (8, 16, 32)),
     *((_INDEX, _UNSIGNED, bits) for bits in (1, 2, 4, 8)),
@@ -48,13 +48,13 @@ _TIFF_LOSSLESS = {
 
 
 def decode_mask(data: bytes) -> NDArray[np.integer[Any]]:
-    """Return the samples of a mask, (H, W), of the smallest integer type for the file's samples.
+    """Return the samples of a mask, (H, W), in the smallest integer type that holds them.
 
-    Raises ImageError with stage `decode` for a damaged or refused file; the reason says what to do.
+    Raise ImageError with stage `decode` for a damaged or refused file; the reason says what to do.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings of Pillow: checked here, or harmless
+            warnings.simplefilter("ignore")  # the faults are checked here, or harmless
             with Image.open(io.BytesIO(data), formats=_RECOGNISED) as image:
                 scale = _scale(image)
                 _check_layout(image)
@@ -71,7 +71,7 @@ def decode_mask(data: bytes) -> NDArray[np.integer[Any]]:
         ) from error
     except UnidentifiedImageError as error:
         raise _refusal(_unidentified(data)) from error
-    except Exception as error:  # decoders raise nearly anything on broken bytes
+    except Exception as error:  # decoders raise any exception on broken bytes
         reason = f"damaged ({type(error).__name__}: {error})"
         raise _refusal(reason, "make the file again") from error
 
@@ -101,13 +101,13 @@ def _samples(image: Image.Image, scale: int) -> NDArray[np.integer[Any]]:
     if samples.dtype == np.bool_:
         return samples.astype(np.uint8)
     signed = isinstance(image, TiffImageFile) and _tag(image, _SAMPLE_FORMAT) == _SIGNED
-    if signed and samples.dtype == np.uint8:  # Pillow reads signed bytes as unsigned ones
+    if signed and samples.dtype == np.uint8:  # Pillow reads signed bytes as unsigned
         return samples.view(np.int8)
     return samples // scale if scale > 1 else samples
 
 
 def _check_layout(image: Image.Image) -> None:
-    """Raise ImageError for an image that cannot be a mask, by its header."""
+    """Raise ImageError if the header shows that an image cannot be a mask."""
     if image.format not in FORMATS:
         why = _REFUSED.get(str(image.format), "not one of " + ", ".join(FORMATS))
         raise _refusal(f"a mask in {image.format} is refused: {why}")
@@ -125,7 +125,7 @@ def _check_layout(image: Image.Image) -> None:
 
 
 def _check_sums(data: bytes) -> None:
-    """Raise SyntaxError for a PNG with a wrong checksum; Pillow checks few when it loads it."""
+    """Raise SyntaxError for a PNG with a wrong checksum; loading checks only a few."""
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         image.verify()
 
@@ -154,7 +154,7 @@ def _check_tiff(image: TiffImageFile) -> None:
 
 
 def _tag(image: TiffImageFile, number: int, default: int = 1) -> int:
-    """Return a tag of one number, or the first of its numbers."""
+    """Return the first number of a tag."""
     value = image.tag_v2.get(number, default)
     return int(value[0] if isinstance(value, tuple) else value)
 
@@ -162,7 +162,7 @@ def _tag(image: TiffImageFile, number: int, default: int = 1) -> int:
 def _check_upright(image: Image.Image) -> None:
     """Raise ImageError for a loaded PNG with an EXIF orientation.
 
-    Other formats of masks have no EXIF, or have been checked by their header.
+    Other mask formats have no EXIF, or `_check_layout` has checked them.
     """
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -179,8 +179,8 @@ def _turned(where: str) -> ImageError:
 def _check_palette(image: Image.Image) -> None:
     """Raise ImageError for a palette that may store greys.
 
-    Optimisers of files renumber the greys of a mask: 0, 1, 3 become the indices 0,
-    1, 2 of a palette of greys. Palettes for display are coloured, or go from black to white.
+    Programs that shrink files renumber the greys of a mask: 0, 1, 3 become the indices 0, 1, 2 of
+    a grey palette. Palettes for display have colours, or all greys from black to white.
     """
     used = np.flatnonzero(image.histogram()[:256])
     palette = np.array(image.getpalette("RGB") or [], int).reshape(-1, 3)

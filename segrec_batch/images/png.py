@@ -22,15 +22,15 @@ from segrec_batch.images.scaling import Samples, render_rgb
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-_GREY, _RGB, _GREY_ALPHA, _RGB_ALPHA = 0, 2, 4, 6  # colour types of 16 bits
+_GREY, _RGB, _GREY_ALPHA, _RGB_ALPHA = 0, 2, 4, 6  # colour types with 16 bits
 _CHANNELS = {_GREY: 1, _RGB: 3, _GREY_ALPHA: 2, _RGB_ALPHA: 4}
 
 
 def drop_damaged_ancillary(data: bytes) -> bytes:
-    """Return a PNG without the ancillary chunks whose checksum is wrong, as libpng does.
+    """Remove the ancillary chunks with a wrong checksum from a PNG, as libpng does.
 
-    The pixels do not depend on them. Pillow does not check the last checksum of the pixels, and
-    none where it looks for EXIF in a damaged file; it then returns black pixels.
+    Pixels do not depend on them. Pillow does not check the last checksum of the pixels, and checks
+    none while it looks for EXIF in a damaged file; it then returns black pixels.
 
     Raises:
         ImageError: A critical chunk is cut short, or its checksum is wrong.
@@ -48,7 +48,7 @@ def drop_damaged_ancillary(data: bytes) -> bytes:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Yield start, end and type of each chunk before IEND; the end may lie beyond the data."""
+    """Yield the start, end and type of each chunk before IEND; an end may exceed the data."""
     at = len(SIGNATURE)
     while at + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -70,7 +70,7 @@ def read_depth_and_colour(data: bytes) -> tuple[int, int]:
     """Return bits per sample and the colour type, from the header.
 
     Raises:
-        ImageError: The header is not the first chunk, which the format forbids and Pillow accepts.
+        ImageError: The header is not the first chunk; Pillow accepts this, the format does not.
     """
     if data[12:16] != b"IHDR":
         raise ImageError("decode", "broken PNG: the header is not the first chunk")
@@ -78,7 +78,7 @@ def read_depth_and_colour(data: bytes) -> tuple[int, int]:
 
 
 def scale_transparency(image: Image.Image, depth: int) -> None:
-    """Scale the transparent grey of an image of 2 or 4 bits like its pixels."""
+    """Scale the transparent grey of a 2- or 4-bit image as Pillow scales its pixels."""
     key = image.info.get("transparency")
     if image.mode == "L" and isinstance(key, int):
         image.info["transparency"] = (key & (2**depth - 1)) * 255 // (2**depth - 1)
@@ -101,17 +101,17 @@ def _samples(image: PngImagePlugin.PngImageFile, data: bytes, colour: int) -> ND
     """Return the samples of an opened image, uint16 (h, w, channels)."""
     if colour == _GREY:
         return np.asarray(image, np.uint16)[..., None]
-    if colour == _GREY_ALPHA:  # a row of it has the bytes and the filters of RGBA of 8 bits
+    if colour == _GREY_ALPHA:  # its rows have the bytes and filters of 8-bit RGBA
         return _bytes_of(image, "RGBA", "RGBA").view(">u2")
     mode = "RGB" if colour == _RGB else "RGBA"
     high = _bytes_of(image, mode, f"{mode};16B")
     other = PngImagePlugin.PngImageFile(io.BytesIO(data))
-    low = _bytes_of(other, mode, f"{mode};16L")  # of big-endian samples, this takes the second byte
+    low = _bytes_of(other, mode, f"{mode};16L")  # 16L takes the second byte
     return high.astype(np.uint16) << 8 | low
 
 
 def _bytes_of(image: PngImagePlugin.PngImageFile, mode: str, raw: str) -> NDArray[np.uint8]:
-    """Return the bytes that Pillow unpacks when it reads rows as another layout of equal width."""
+    """Return the bytes that Pillow unpacks when it reads rows in another layout of equal width."""
     (tile,) = image.tile
     image.tile = [tile._replace(args=raw)]
     image._mode = mode

@@ -1,12 +1,12 @@
 """Decoding in a confined child process.
 
 Decoders crash, hang or exhaust memory on some files, and a malicious image may take one over. Ray
-retries a task whose worker died, so that one such file would keep a run from ending; and workers
-and viewers of contact sheets have credentials and a network. The child has neither: a minimal
-environment, no files, no network, no processes (see `confinement`). The kernel bounds its time and
-memory, also after the death of its parent, and it ends when the socket to its parent closes. Its
-responses are checked like any untrusted data. `sandbox_process` is the parent's side of the socket,
-`sandbox_child`, with the protocol, the child's.
+retries a task whose worker died, so one such file could keep a run from ending. Workers, and
+programs that make contact sheets, have credentials and a network. The child has a minimal
+environment and no files, network or processes (see `confinement`). The kernel limits its time and
+memory, also after the parent has died, and the child ends when the socket to its parent closes.
+The parent checks its responses like any untrusted data. `sandbox_process` implements the parent's
+side of the socket; `sandbox_child` implements the child's and describes the protocol.
 """
 
 import atexit
@@ -36,10 +36,10 @@ from segrec_batch.images.sandbox_process import (
     require,
 )
 
-IMAGE_SECONDS = 60.0  # of wall time
-INTERACTIVE_SECONDS = 10.0  # the same where a user waits
+IMAGE_SECONDS = 60.0  # wall time
+INTERACTIVE_SECONDS = 10.0  # wall time if a user waits
 IMAGE_MEMORY = 2**32  # bytes of address space; an image of MAX_PIXELS needs 3.5 GiB at worst
-STARTS = 3  # of a child that is killed before it is ready
+STARTS = 3  # tries to start a child that is killed before it is ready
 _GRACE = 5.0  # seconds beyond the limit of an image, after which the parent stops the child
 
 log = logging.getLogger(__name__)
@@ -95,13 +95,13 @@ class Sandbox:
     ) -> DecodedImage:
         """Decode an image as `decode.decode` does.
 
-        After a crash the image is tried in a second child, since the crash may have another cause;
-        after a timeout it is not.
+        After a crash, a second child tries the image, since the crash may have another cause; after
+        a timeout, none does.
 
         Args:
             data: The encoded image.
             shapes: Shapes to choose from.
-            seconds: Time limit, if not that of the sandbox.
+            seconds: Time limit; None is that of the sandbox.
 
         Raises:
             ImageError: With stage `decode`; also if the child dies.
@@ -171,7 +171,7 @@ class Sandbox:
                     return read(child.ask(request, data, limit + _GRACE))
                 except ImageError:
                     raise
-                except NonsenseError:  # an image may have taken it over
+                except NonsenseError:  # an image may have taken the child over
                     self._child = None
                     child.end()
                     raise ImageError("decode", _NONSENSE) from None
@@ -183,11 +183,11 @@ class Sandbox:
                     self._child, status = None, child.end(PATIENCE)
                     if status == -signal.SIGALRM:
                         raise _LateError(limit) from None
-                except BaseException:  # the next request must not read its response
+                except BaseException:  # the next request must not read this response
                     self._child = None
                     child.end()
                     raise
-        # the kernel kills these first where memory runs out: this says nothing about the image
+        # out of memory, the kernel kills children first: the image need not be the cause
         stage = "read" if status == -signal.SIGKILL else "decode"
         raise ImageError(stage, self._cause(status))
 
@@ -219,7 +219,7 @@ class Sandbox:
 
 def shared() -> Sandbox:
     """Return the sandbox of this process."""
-    return _of_process(os.getpid())[0]  # a fork must not read its parent's responses
+    return _of_process(os.getpid())[0]  # by pid: a fork must not read its parent's responses
 
 
 _borrowing = threading.Lock()
@@ -255,7 +255,7 @@ def _make() -> Sandbox:
 
 
 def is_late(error: ImageError) -> bool:
-    """Return whether the decoding of an image was stopped at its time limit."""
+    """Return whether the error is an exceeded time limit."""
     return isinstance(error, _LateError)
 
 

@@ -30,10 +30,10 @@ from segrec_batch.common.errors import ImageError
 from segrec_batch.images import decode, masks
 from segrec_batch.images.confinement import confine
 
-LENGTH = struct.Struct(">I")  # of the JSON of a message
-CPU_SECONDS = 3600  # of a child; the image after that is decoded by the next one
-# Pillow and Python import these when an image needs them, and a confined process cannot; the others
-# that decoding needs `decode` imports
+LENGTH = struct.Struct(">I")  # length of the JSON of a message
+CPU_SECONDS = 3600  # CPU time of a child; then a new child takes over
+# Pillow and Python import these modules on demand, which a confined process cannot; `decode` imports
+# all others
 _LATE_IMPORTS = (
     *("PIL.ImageFilter", "PIL.ImagePalette", "copy"),
     *(f"encodings.{name}" for name in ("ascii", "latin_1", "utf_8", "utf_16", "cp437", "idna")),
@@ -92,7 +92,7 @@ def _become_quiet(link: int) -> None:
 
     Standard error is open until here, for messages of a child that does not start.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the children, too
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches children
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the kernel ends the process
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
     warnings.simplefilter("ignore")
@@ -101,7 +101,7 @@ def _become_quiet(link: int) -> None:
             os.dup2(nowhere.fileno(), standard)
     for entry in os.listdir("/proc/self/fd"):  # noqa: PTH208 - the numbers, not their targets
         if int(entry) > 2 and int(entry) != link:
-            with suppress(OSError):  # that of the listing is closed
+            with suppress(OSError):  # the listing's descriptor is closed
                 os.close(int(entry))
 
 

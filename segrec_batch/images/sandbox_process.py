@@ -24,8 +24,8 @@ from segrec_batch.images.confinement import Confinement
 from segrec_batch.images.decode import MAX_PIXELS
 from segrec_batch.images.sandbox_child import LENGTH
 
-PATIENCE = 10.0  # seconds until a child that has closed its socket ends
-START_SECONDS = 120.0  # for a child to import what it needs, from a slow disk
+PATIENCE = 10.0  # seconds for a child to end after it has closed its socket
+START_SECONDS = 120.0  # for a child's imports from a slow disk
 _LONGEST = 2**16  # bytes of JSON in an answer
 _LONGEST_REASON = 500  # characters
 _DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
@@ -33,7 +33,7 @@ _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "TIFFFILE_NUM_THREADS": "1",
-    # glibc: keep small images' pages, give back large ones', which Pillow has in blocks of 16 MiB
+    # glibc: keep the memory of small images, free that of large ones (Pillow's blocks of 16 MiB)
     "MALLOC_MMAP_THRESHOLD_": str(2**22),
     "MALLOC_TRIM_THRESHOLD_": str(2**25),
 }
@@ -45,7 +45,7 @@ Answer = tuple[dict[str, Any], NDArray[np.integer[Any]]]
 
 
 class NonsenseError(Exception):
-    """The response of a child is none of its functions."""
+    """The response of a child is one that its functions cannot give."""
 
 
 class KilledError(DecoderError):
@@ -87,7 +87,7 @@ class ChildProcess:
                 raise
 
     def wait(self) -> None:
-        """Wait until it is ready. Otherwise end it and raise DecoderError."""
+        """Wait until the child is ready; if it fails, end it and raise DecoderError."""
         if self._is_ready:
             return
         self._wait_at_most(START_SECONDS)
@@ -110,8 +110,8 @@ class ChildProcess:
     def ask(self, request: dict[str, Any], data: bytes, seconds: float) -> Answer:
         """Send one request and return the response.
 
-        Raises EOFError or ConnectionError when the child dies, TimeoutError when it does not
-        respond within `seconds`, and NonsenseError for an impossible response.
+        Raise EOFError or ConnectionError if the child dies, TimeoutError if it does not respond
+        within `seconds`, and NonsenseError for an impossible response.
         """
         deadline = time.monotonic() + seconds
         body = json.dumps(request).encode()
@@ -159,7 +159,7 @@ class ChildProcess:
             buffer = buffer[count:]
 
     def _wait_at_most(self, seconds: float) -> None:
-        """Bound each wait for the child in the kernel; Python's timeouts cost one call each."""
+        """Set a time limit of each socket wait in the kernel; Python's cost an extra call each."""
         if seconds != self._patience:
             self._patience = seconds
             value = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
@@ -167,7 +167,7 @@ class ChildProcess:
                 self._socket.setsockopt(socket.SOL_SOCKET, option, value)
 
     def end(self, patience: float = 0) -> int:
-        """Return its exit status, as Popen does; kill it after `patience` seconds."""
+        """End the child and return its exit status, as Popen does; kill it after `patience` s."""
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(patience)
         self.process.kill()
@@ -176,7 +176,7 @@ class ChildProcess:
 
 
 def _shape(shape: object) -> list[int]:
-    """Return the shape of the pixels of a response. Raises NonsenseError."""
+    """Return the shape of the pixels of a response; raise NonsenseError if it is none."""
     sides = shape if isinstance(shape, list) else []
     require(2 <= len(sides) <= 3 and all(type(side) is int and side > 0 for side in sides))
     require(prod(sides) <= 3 * MAX_PIXELS)
@@ -184,7 +184,7 @@ def _shape(shape: object) -> list[int]:
 
 
 def how(status: int) -> str:
-    """Return a text about the end of a process: a signal or an exit code."""
+    """Return text that describes the end of a process: a signal or an exit code."""
     return signal.Signals(-status).name if status < 0 else f"exit code {status}"
 
 
@@ -197,7 +197,7 @@ def require(condition: bool) -> None:
 def _environment() -> dict[str, str]:
     """Return the environment of a child: the locations of Python and its modules only."""
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    folders = [_absolute(entry) for entry in sys.path]  # Ray extends it
+    folders = [_absolute(entry) for entry in sys.path]  # Ray extends sys.path
     return {**kept, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
 

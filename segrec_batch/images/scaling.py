@@ -1,13 +1,13 @@
 """Conversion of samples of any type to 8-bit RGB, by one rule for every format.
 
-Samples of up to 8 bits keep their values. Samples of more bits are *stretched*: of the samples
-that are finite, not nodata and not fully transparent, the smallest becomes 0 and the largest 255,
-linearly, with one range for all channels, so that hues stay. An image that uses the whole range of
-its type therefore keeps its values (16 bits: x / 257). The model stretches every image in the same
-way, so the rule only determines the number of grey levels. Where all values are equal, the
-value within the nominal range of the type decides: white stays white.
+Samples of up to 8 bits keep their values. Samples of more bits are *stretched* linearly: the
+smallest becomes 0 and the largest 255, among samples that are finite, not nodata and not fully
+transparent. All channels share one range, so hues do not change. An image that uses the whole range
+of its type keeps its values (16 bits: x / 257). The model stretches every image in the same way, so
+the rule only determines the number of grey levels. If all values are equal, the nominal range of
+the type applies: white remains white.
 
-Pixels that are transparent, NaN or nodata are laid on white; ±inf become the ends of the range.
+Pixels that are transparent, NaN or nodata become white; ±inf become the ends of the range.
 """
 
 from collections.abc import Iterator
@@ -23,22 +23,22 @@ from segrec_batch.common.errors import ImageError
 NODATA_MAGNITUDE = 3.39e38
 """Floats of this size are nodata without a tag: programs write float32's greatest for it."""
 
-_BAND = 2**19  # samples at once: float64 takes much memory
+_BAND = 2**19  # samples converted at once, to save memory: float64
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of an image as its file has them.
+    """The samples of an image as stored in its file.
 
     Attributes:
         colours: Grey (h, w, 1) or RGB (h, w, 3), of any real dtype.
-        nominal: The values of black and white by the file's definition.
-        stretched: The range in use, not the nominal one, becomes 0 to 255.
+        nominal: The values of black and white that the file defines.
+        stretched: Scale the range in use, not the nominal one, to 0 to 255.
         alpha: (h, w), or None if every pixel is opaque.
-        opaque: The value of `alpha` that stands for opaque.
+        opaque: The value of `alpha` for opaque pixels.
         is_premultiplied: `colours` are multiplied by alpha.
         white_is_zero: Small values are bright.
-        nodata: The value that stands for no value, if there is one.
+        nodata: The value that marks missing samples, or None.
     """
 
     colours: NDArray[Any]
@@ -99,7 +99,7 @@ def _bands(samples: Samples) -> Iterator[slice]:
 
 
 def _band(samples: Samples, rows: slice) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_]]:
-    """Return values (n, w, c), alpha from 0 to 1 (n, w, 1), and which values are missing."""
+    """Return values (n, w, c), alpha from 0 to 1 (n, w, 1), and a map of missing values."""
     native = samples.colours[rows]
     values = native.astype(np.float32 if native.itemsize <= 2 else np.float64)
     missing = np.zeros(native.shape, np.bool_)

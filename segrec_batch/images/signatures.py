@@ -15,7 +15,7 @@ _SIGNATURES = {
     b"MM\0*": "TIFF",
     b"II+\0": "TIFF",  # BigTIFF
     b"MM\0+": "TIFF",
-    b"MM*\0": "TIFF",  # Pillow and libtiff know of writers that get the mark wrong
+    b"MM*\0": "TIFF",  # Pillow and libtiff accept this wrong mark of some programs
     b"II\0*": "TIFF",
 }
 _UNREAD = {
@@ -49,7 +49,7 @@ _BRANDS = {
 
 
 def find_format(head: bytes) -> str | None:
-    """Return the format, one of `READ`, that the first 12 bytes of a file are of."""
+    """Return the format, one of `READ`, by the first 12 bytes of a file; None if unknown."""
     if head[:4] == b"RIFF":
         return "WEBP" if head[8:12] == b"WEBP" else None
     if head[4:8] == b"ftyp":
@@ -61,7 +61,7 @@ def recognise(data: bytes) -> str:
     """Return the format of an image file, one of `READ`.
 
     Raises:
-        ImageError: The file is empty, no image, or of a format that is not read.
+        ImageError: The file is empty, no image, or of an unsupported format.
     """
     if not data:
         raise ImageError("decode", "empty file")

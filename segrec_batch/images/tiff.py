@@ -17,11 +17,11 @@ either fill order, with or without predictor:
     CMYK                            8 to 16 bits unsigned            likewise
     anything else                   refused by its name
 
-Layouts of Pillow are read here, too, where the file is a big-endian BigTIFF or the bits of each
-byte are uncompressed and in reverse: Pillow does not open all of these.
+This module also reads Pillow's layouts from a big-endian BigTIFF, and from uncompressed bytes with
+reversed bits: Pillow does not open all of these.
 
-Extra samples that are no alpha have no known meaning; beside RGB and CMYK, and one beside grey,
-they are left out. Grey with more extra samples is refused.
+Extra samples other than alpha have no known meaning: those of RGB and CMYK, and a single one of
+grey, are ignored. Grey with more extra samples is refused.
 """
 
 from typing import Any
@@ -48,7 +48,7 @@ from segrec_batch.images.tiff_segments import COMPRESSIONS, NONE, can_read_sampl
 
 _NONE: tuple[tuple[int, ...], ...] = ((),)
 _OTHER = ((), (UNSPECIFIED,), (UNASSOCIATED,))
-# of unsigned samples: photometric → bits → kinds of extra samples
+# for unsigned samples: photometric → bits → kinds of extra samples
 _PILLOWS: dict[int, dict[int, tuple[tuple[int, ...], ...]]] = {
     WHITE_IS_ZERO: {1: _NONE, 2: _NONE, 4: _NONE, 8: _NONE},
     BLACK_IS_ZERO: {1: _NONE, 2: _NONE, 4: _NONE, 8: _OTHER},
@@ -73,20 +73,20 @@ def is_pillows(layout: Layout) -> bool:
     if layout.is_planar:
         return layout.photometric in (RGB, CMYK) and not layout.extras
     is_subsampled = layout.photometric == YCBCR and layout.subsampling != (1, 1)
-    return not is_subsampled or layout.compression != NONE  # libtiff undoes it, Pillow does not
+    return not is_subsampled or layout.compression != NONE  # libtiff undoes subsampling, Pillow does not
 
 
 def correct_palette(image: Image.Image, layout: Layout) -> None:
-    """Give an image that Pillow opened the colours of a map with values up to 255, not 65535."""
+    """Correct the palette of an opened image whose colour map ends at 255, not 65535."""
     if layout.photometric == PALETTE and max(layout.colour_map, default=256) < 256:
         image.putpalette(_palette(layout).astype(np.uint8).tobytes())
 
 
 def open_here(data: bytes, layout: Layout) -> Image.Image:
-    """Return a TIFF of another layout as RGB, without applying its orientation.
+    """Return a TIFF that Pillow does not read as RGB, without applying its orientation.
 
     Raises:
-        ImageError: The layout is not supported, or its content is broken.
+        ImageError: The layout is not supported, or the content is broken.
     """
     known = _has_meaning(layout) and can_read_samples(layout)
     if not (known and layout.compression in COMPRESSIONS):
@@ -136,7 +136,7 @@ def _nominal(layout: Layout) -> tuple[float, float]:
 
 
 def _palette(layout: Layout) -> NDArray[np.float64]:
-    """Return the colours of the map (n, 3), 0 to 255. Some writers store them so, not to 65535."""
+    """Return the colour map (n, 3), 0 to 255; some programs store this range, not 0 to 65535."""
     colours = np.array(layout.colour_map, np.float64).reshape(3, -1).T
     return colours if colours.max() < 256 else np.rint(colours / 257)
 
@@ -158,7 +158,7 @@ def _without_ink(inks: NDArray[Any], full: int) -> NDArray[np.uint16]:
 
 
 def _representable(nodata: float | None, dtype: np.dtype[Any]) -> float | None:
-    """Return the value if a sample can have it."""
+    """Return `nodata` if a sample can have this value, else None."""
     if nodata is None or dtype.kind == "f":
         return nodata
     info = np.iinfo(dtype)

@@ -41,13 +41,13 @@ _UNREAD_COMPRESSION = {
 }  # fmt: skip
 
 
-_COREL_ALPHA = 999  # Corel Draw 10 wrote this for an alpha
+_COREL_ALPHA = 999  # Corel Draw 10 wrote this for alpha
 _PREDICTED = (5, 8, 32946, 34925, 50000)  # compressions with a predictor; others ignore its tag
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Layout of an image by its tags.
+    """Layout of an image, from its tags.
 
     Attributes:
         kind: `unsigned`, `signed`, `float` or `complex`.
@@ -80,7 +80,7 @@ class Layout:
 
     @property
     def colours(self) -> int:
-        """The number of samples of a pixel that are colours."""
+        """Number of colour samples of a pixel."""
         return self.samples - len(self.extras)
 
     @property
@@ -106,7 +106,7 @@ class Layout:
         raise ImageError("decode", f"TIFF of this layout is not supported: {name}")
 
     def check_compression(self) -> None:
-        """Raise ImageError if nothing here reads the compression."""
+        """Raise ImageError if the compression is not supported."""
         if self.compression not in _COMPRESSION:
             name = _name(_UNREAD_COMPRESSION, self.compression)
             raise ImageError("decode", f"TIFF compression {name} is not supported")
@@ -180,7 +180,7 @@ class _Tags:
 def _read_tags(data: bytes) -> _Tags:
     try:
         file = io.BytesIO(data)
-        if data[2:4] in (b"+\0", b"\0+"):  # Pillow looks for the mark where little-endian has it
+        if data[2:4] in (b"+\0", b"\0+"):  # Pillow reads the mark as little-endian
             header, prefix = b"II+\0" + file.read(16)[4:], data[:2]
         else:
             header, prefix = file.read(8), None
@@ -195,7 +195,7 @@ def _read_tags(data: bytes) -> _Tags:
 def _extras(photometric: int, samples: int, kinds: tuple[int, ...]) -> tuple[int, ...]:
     surplus = max(0, samples - _COLOURS.get(photometric, samples))
     if photometric == RGB and surplus == 1 and not kinds:
-        return (UNASSOCIATED,)  # what writers without the tag mean by a fourth sample
+        return (UNASSOCIATED,)  # programs that omit the tag write alpha as fourth sample
     kinds = tuple(UNASSOCIATED if kind == _COREL_ALPHA else kind for kind in kinds[:surplus])
     return kinds + (UNSPECIFIED,) * (surplus - len(kinds))
 
@@ -205,14 +205,14 @@ def _nodata(text: object) -> float | None:
     if len(words) != 1:
         return None
     try:
-        return int(words[0])  # exact, also beyond 2⁵³
+        return int(words[0])  # exact beyond 2⁵³
     except ValueError:
         pass
     try:
         number = float(words[0])
     except ValueError:
         return None
-    return None if math.isnan(number) else number  # NaN is no value in any case
+    return None if math.isnan(number) else number  # NaN is always missing
 
 
 def _name(names: dict[int, str], value: int) -> str:

@@ -17,7 +17,7 @@ from segrec_batch.images.tiff_layout import Layout
 
 Buffer = bytes | memoryview
 
-MAX_BYTES = 3 * 2**29  # of the samples of an image
+MAX_BYTES = 3 * 2**29  # bytes of the samples of an image
 
 NONE, _DEFLATE = 1, (8, 32946)
 _BY_LIBTIFF = (5, 32773, 34925, 50000)  # LZW, PackBits, LZMA, Zstandard
@@ -33,7 +33,7 @@ _BATCH = 2**24  # bytes of strips or tiles decompressed at once
 
 
 def can_read_samples(layout: Layout) -> bool:
-    """Return whether `read_samples` knows the type of the samples and how they are predicted."""
+    """Return whether `read_samples` supports the type and the predictor of the samples."""
     if layout.bits in _WHOLE.get(layout.kind, ()):
         return layout.predictor in (1, 2) or (layout.predictor == 3 and layout.kind == "float")
     packed = layout.kind == "unsigned" and 1 <= layout.bits <= _MOST_PACKED
@@ -70,7 +70,7 @@ def read_samples(data: bytes, layout: Layout, kept: int) -> NDArray[Any]:
 
 
 def _check_segments(layout: Layout, needed: int, length: int) -> None:
-    compressed = layout.compression != NONE  # if not, the sizes are known
+    compressed = layout.compression != NONE  # uncompressed sizes are known
     there = min(len(layout.offsets), len(layout.sizes)) if compressed else len(layout.offsets)
     if there < needed:
         raise ImageError("decode", f"truncated TIFF: {there} of {needed} strips or tiles")
@@ -93,7 +93,7 @@ def _segments(data: bytes, layout: Layout, last: int, down: int) -> Iterator[NDA
             indices, lambda i: rest if not layout.is_tiled and (i + 1) % down == 0 else rows
         ):
             members = list(alike)
-            stored = [i for i in members if layout.offsets[i]]  # GDAL leaves out what has no data
+            stored = [i for i in members if layout.offsets[i]]  # GDAL omits segments without data
             contents = dict(zip(stored, _contents(data, layout, stored, height * row), strict=True))
             for i in members:
                 shape = (height, columns, samples)
@@ -104,7 +104,7 @@ def _segments(data: bytes, layout: Layout, last: int, down: int) -> Iterator[NDA
 
 
 def _contents(data: bytes, layout: Layout, indices: Sequence[int], size: int) -> Sequence[Buffer]:
-    """Return `size` bytes for each of some strips or tiles."""
+    """Return `size` bytes of each strip or tile in `indices`."""
     sizes = layout.sizes if layout.compression != NONE else None
     places = [(layout.offsets[i], sizes[i] if sizes else size) for i in indices]
     contents: list[Buffer] = [memoryview(data)[at : at + n] for at, n in places]
@@ -150,7 +150,7 @@ def _filling(layout: Layout) -> float:
 
 
 def _unpack(packed: NDArray[np.uint8], n: int, bits: int) -> NDArray[Any]:
-    """Return `n` unsigned samples of each row; the first bit of a byte is its highest."""
+    """Return `n` unsigned samples of each row; the first bit of a byte is the highest."""
     out = np.zeros((len(packed), n), np.uint8 if bits < 8 else np.uint16)
     step = max(1, _BAND // (n * bits))
     for top in range(0, len(packed), step):
@@ -165,7 +165,7 @@ def _unpack(packed: NDArray[np.uint8], n: int, bits: int) -> NDArray[Any]:
 def _undo_float_prediction(
     content: Buffer, dtype: np.dtype[Any], shape: tuple[int, int, int]
 ) -> NDArray[Any]:
-    """Undo Adobe's floating point predictor (Technical Note 3): bytes by significance."""
+    """Undo Adobe's floating-point predictor (Technical Note 3), which sorts bytes by rank."""
     height, _, samples = shape
     steps = np.frombuffer(content, np.uint8).reshape(height, -1, samples)
     values = np.cumsum(steps, axis=1, dtype=np.uint8).reshape(height, dtype.itemsize, -1)
@@ -181,9 +181,9 @@ def _inflate(content: Buffer, size: int) -> bytes:
 
 
 def _decompress_by_libtiff(contents: Sequence[Buffer], compression: int, size: int) -> list[Buffer]:
-    """Return `size` bytes of each, decoded by libtiff through Pillow.
+    """Decompress `size` bytes of each content with libtiff, through Pillow.
 
-    They are passed as rows of a grey image with one strip per row.
+    The contents are passed as the strips of a grey image, one for each row.
     """
     if not contents:
         return []
