@@ -32,8 +32,8 @@ from segrec_batch.images.confinement import confine
 
 LENGTH = struct.Struct(">I")  # length of the JSON of a message
 CPU_SECONDS = 3600  # CPU time of a child; then a new child takes over
-# Pillow and Python import these modules on demand, which a confined process cannot; `decode` imports
-# all others
+# Pillow and Python import these modules on demand, which a confined process cannot; `decode`
+# imports all others
 _LATE_IMPORTS = (
     *("PIL.ImageFilter", "PIL.ImagePalette", "copy"),
     *(f"encodings.{name}" for name in ("ascii", "latin_1", "utf_8", "utf_16", "cp437", "idna")),

@@ -73,7 +73,9 @@ def is_pillows(layout: Layout) -> bool:
     if layout.is_planar:
         return layout.photometric in (RGB, CMYK) and not layout.extras
     is_subsampled = layout.photometric == YCBCR and layout.subsampling != (1, 1)
-    return not is_subsampled or layout.compression != NONE  # libtiff undoes subsampling, Pillow does not
+    return (
+        not is_subsampled or layout.compression != NONE
+    )  # libtiff undoes subsampling, Pillow does not
 
 
 def correct_palette(image: Image.Image, layout: Layout) -> None:
