@@ -173,7 +173,9 @@ class BundleTarget(Target):
         "bovw": {"words": np.ones((4, 128), np.float32)},
         "texture": {"mean": np.zeros(1044), "spread": np.ones(len(BLOCKS))},
     }
-    settings: ClassVar[Mapping[str, Any]] = {"dimension": 4, "keypoints": 50, "threshold": 3}
+    settings: ClassVar[Mapping[str, Any]] = {
+        "dimension": 4, "feature_length": 512, "keypoints": 50, "threshold": 3,
+    }  # fmt: skip
 
     def prepare(self) -> None:
         model = small_model()
