@@ -1,8 +1,8 @@
 """Query cache: the rows of one snapshot as tables of a DuckDB file, laid out for ranking.
 
-Any DuckDB client opens it, as it holds the views and the macros, too. Regions are sorted by class
+It also holds the views and macros, so any DuckDB client can query it. Regions are sorted by class
 and coverage, images along a Z-curve of their coverages, in small row groups, so that a filter on
-coverage reads few rows that it drops.
+coverage skips most groups without a match.
 """
 
 import hashlib
@@ -37,10 +37,10 @@ from segrec_batch.search.sql.views import PART, identifier, quoted, schema_file,
 from segrec_batch.sources import storage
 
 ROW_GROUP = 8192
-"""Rows of a row group: a filter on coverage skips whole ones only."""
+"""Rows of a row group; a filter skips only whole row groups."""
 
-_REBUILD = 4  # a cache is made anew if one row of so many, or more, is new: they lie unsorted
-_Z_BITS = 3  # of each coverage, along the Z-curve
+_REBUILD = 4  # a cache is rebuilt if 1 row in 4 or more is new: new rows are not sorted
+_Z_BITS = 3  # bits of each coverage on the Z-curve
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ class CacheChanges:
 
     version: int
     rows: int
-    """Of all tables."""
+    """Rows of all tables."""
     added: int
     removed: int
 
 
 def refresh_cache(index: str, path: str, *, rebuild: bool = False) -> CacheChanges:
-    """Make or renew the query cache of an index; `rebuild` reads all rows again.
+    """Create or update the query cache of an index; `rebuild` reads all rows again.
 
-    Readers keep the file that they have open; a crash leaves the old one. Raises InputError for a
-    file that is no cache, or one of another index; IndexStateError for one of another model.
+    Open readers keep the old file; a crash does not change it. Raises InputError for a file that
+    is not a cache of this index, IndexStateError for a cache of another model.
     """
     snapshot = open_snapshot(storage.absolute(index))
     old, version = _present_parts(path, snapshot, rebuild)
@@ -80,7 +80,7 @@ def refresh_cache(index: str, path: str, *, rebuild: bool = False) -> CacheChang
 
 
 def _present_parts(path: str, snapshot: Snapshot, rebuild: bool) -> tuple[set[str], int | None]:
-    """Return the parts of a cache, and its version; no parts if it has to be made anew.
+    """Return the parts and the version of a cache; no parts if it must be rebuilt.
 
     Raises InputError, IndexStateError.
     """
@@ -88,7 +88,7 @@ def _present_parts(path: str, snapshot: Snapshot, rebuild: bool) -> tuple[set[st
         return set(), None
     if not is_cache(path):
         raise InputError(f"{path} is a folder; name a file for the query cache")
-    if Path(f"{path}.wal").exists():  # which would change what a copy of the file alone has
+    if Path(f"{path}.wal").exists():  # a copy of the file alone would lack its changes
         raise InputError(
             f"{path}.wal lies beside the cache: a program writes to it, or was stopped; close it, "
             "or delete both files"
@@ -117,9 +117,9 @@ def _present_parts(path: str, snapshot: Snapshot, rebuild: bool) -> tuple[set[st
 
 @contextmanager
 def _replacing(path: str) -> Iterator[str]:
-    """Yield the path of a draft, which takes the place of a file when it is complete.
+    """Yield the path of a draft that replaces the file when it is complete.
 
-    It lies in a folder of its own beside the file: nothing else there is ever deleted.
+    The draft is in a new folder beside the file, so that nothing else is deleted.
     """
     target = Path(path)
     with scratch_folder(f".{target.name}.", target.parent) as folder:
@@ -129,10 +129,10 @@ def _replacing(path: str) -> Iterator[str]:
 
 
 def _write(path: str, snapshot: Snapshot, new: set[str], gone: set[str]) -> int:
-    """Bring a cache, or a new file, to a snapshot; return the number of rows removed."""
+    """Update or create the cache of a snapshot; return the number of rows removed."""
     is_new = not Path(path).exists()
     with open_database(":memory:", [snapshot], temp_directory=f"{path}.spill") as connection:
-        # deltas and dictionaries save a fifth of the bytes and cost twice the time to scan
+        # delta and dictionary encoding save a fifth of the bytes but double the time of a scan
         connection.execute("SET force_compression = 'uncompressed'")
         connection.execute(f"ATTACH {quoted(path)} AS cache (ROW_GROUP_SIZE {ROW_GROUP})")
         connection.execute("USE cache")
@@ -184,7 +184,7 @@ def _order(table: str, spec: ModelSpec) -> str:
 
 
 def _z_order(classes: Sequence[str]) -> str:
-    """SQL for the position along the curve of `parts.z_order`."""
+    """Return SQL for the position on the Z-curve, as `parts.z_order` computes it."""
     names = [identifier(coverage_column(name)) for name in classes[: 63 // _Z_BITS]]
     top = 2**_Z_BITS - 1
     bits = [

@@ -44,9 +44,9 @@ def create_cache_views(connection: duckdb.DuckDBPyConnection, spec: ModelSpec) -
 def create_views_of_attached(
     connection: duckdb.DuckDBPyConnection, database: str, spec: ModelSpec
 ) -> None:
-    """Create them in memory, over the tables of an attached cache; nothing else of it is used.
+    """Create the views and macros in memory, over the tables of an attached cache.
 
-    It comes after `create_tables`, which runs `functions.sql`.
+    Nothing else of the cache is used. Call `create_tables` first: it runs `functions.sql`.
     """
     connection.execute("CREATE SCHEMA segrec")
     for table in TABLES:
@@ -58,7 +58,7 @@ def create_views_of_attached(
 def definitions(connection: duckdb.DuckDBPyConnection, database: str) -> dict[str, str]:
     """Return the definitions of the base tables in the schema of an attached database, by name.
 
-    DuckDB writes them: columns, types, defaults, generated columns and constraints.
+    A definition is a text of DuckDB: columns, types, defaults, generated columns, constraints.
     """
     rows = connection.execute(
         "SELECT table_name, sql FROM duckdb_tables() "
@@ -69,13 +69,13 @@ def definitions(connection: duckdb.DuckDBPyConnection, database: str) -> dict[st
 
 
 def catalogue(connection: duckdb.DuckDBPyConnection, database: str) -> set[tuple[str, ...]]:
-    """Return all that an attached database defines, as texts."""
+    """Return all objects that an attached database defines, as texts."""
     rows = connection.execute(_CATALOGUE, {"database": database}).fetchall()
     return {tuple(map(str, row)) for row in rows}
 
 
 def expected_catalogue(spec: ModelSpec) -> set[tuple[str, ...]]:
-    """Return all that a cache of this version defines."""
+    """Return all objects that a cache of this version defines."""
     with open_connection() as connection:
         connection.execute("ATTACH ':memory:' AS cache")
         connection.execute("USE cache")
@@ -104,7 +104,7 @@ UNION ALL SELECT 'trigger', schema_name, trigger_name, '' FROM duckdb_triggers()
 
 
 def columns_of(table: str, spec: ModelSpec) -> str:
-    """Return SQL for the columns of a cache's table, from rows as they are in the files."""
+    """Return SQL that computes the columns of a cache table from rows of the files."""
     derived = _derived(table, spec)
     names = schemas(spec.classes)[table].names
     plain = [identifier(name) for name in names if name not in derived]
@@ -112,10 +112,10 @@ def columns_of(table: str, spec: ModelSpec) -> str:
 
 
 def _derived(table: str, spec: ModelSpec) -> dict[str, str]:
-    """Return the columns of a cache that differ from the files, as SQL by name."""
+    """Return SQL by name for the columns of a cache that differ from the files."""
     if table not in ("images", "regions"):
         return {}
-    # a row of an array can be read without its neighbours; macros take both kinds
+    # DuckDB reads single rows of an ARRAY column; macros accept lists and arrays
     columns = {
         "feature": f"feature::FLOAT[{spec.feature_length}]",
         "feature_error": "feature_error(feature, inv_norm)",

@@ -48,7 +48,7 @@ class Database:
 
     @property
     def model_uri(self) -> str:
-        """URI of that bundle."""
+        """URI of the bundle that made the rows."""
         return model_uri(self.index, self.bundle_id)
 
 
@@ -63,12 +63,12 @@ def connect(
 
     It has the views `images`, `regions`, `descriptors` and `failures` and the functions of
     `schemas/*.sql`, among them `pearson(a, b)` and `recommend(query, …)`; and `pearson_udf(a, b)`,
-    which is in Python. The snapshot stays the same while the connection lives, whatever is indexed
+    which is in Python. The connection stays on this snapshot, even if images are indexed
     meanwhile.
 
-    The connection takes any statement, but opens no file beside those of the snapshot, loads no
-    extension and changes no setting: `locked=False` allows what DuckDB allows, such as COPY. Both
-    are for SQL of the caller; `segrec sql` takes untrusted SQL.
+    The connection runs any statement, but opens only the files of the snapshot, loads no extension
+    and changes no setting; `locked=False` allows all that DuckDB allows, such as COPY. Both are for
+    trusted SQL; use `segrec sql` for untrusted SQL.
 
         con = connect("s3://bucket/index")
         con.sql("SELECT uri FROM images WHERE coverage_car > 0.3")
@@ -95,7 +95,7 @@ def open_index(
     access: Access = Access.LOCKED,
     settings: Settings | None = None,
 ) -> Database:
-    """Open an index, or a query cache, to read. Raises IndexStateError, InputError."""
+    """Open an index or a query cache for reading. Raises IndexStateError, InputError."""
     if not is_cache(index):
         return open_files(open_snapshot(storage.absolute(index), version), access, settings)
     cache = open_cache(index, access, settings)
@@ -127,7 +127,7 @@ def open_files(
 
 
 def _check_regular(snapshot: Snapshot) -> None:
-    """Raise IndexStateError for a pipe or the like in a file's place; DuckDB would wait for it."""
+    """Raise IndexStateError for a data file that is not regular: DuckDB would wait for a pipe."""
     for file in snapshot.all_files:
         path = Path(file.uri(snapshot.index))
         if path.exists() and not path.is_file():
@@ -138,10 +138,10 @@ def _check_regular(snapshot: Snapshot) -> None:
 
 @contextmanager
 def reading(snapshot: Snapshot) -> Iterator[None]:
-    """Turn DuckDB's errors while it reads a snapshot into errors of this package.
+    """Translate DuckDB's errors inside the block into errors of this package.
 
-    IndexStateError is for files that are gone or damaged, StorageError for a store that fails, or
-    for the disk on which DuckDB has its own files.
+    Missing or damaged files give IndexStateError; a failure of the store, or of the disk with
+    DuckDB's own files, gives StorageError.
     """
     try:
         yield
@@ -163,20 +163,20 @@ def reading(snapshot: Snapshot) -> Iterator[None]:
 
 
 def is_cache(uri: str) -> bool:
-    """Return whether a path is a local file, as a query cache is; an index is a folder."""
+    """Return whether a path is a local file: a query cache is a file, an index a folder."""
     return not storage.is_remote(uri) and Path(uri).is_file()
 
 
 def open_cache(
     path: str, access: Access = Access.LOCKED, settings: Settings | None = None
 ) -> Database:
-    """Open a query cache to read. Raises InputError for a file that is none.
+    """Open a query cache for reading. Raises InputError for any other file.
 
-    The file is untrusted. Only its tables are used, if they are those that `segrec cache` makes,
-    under views and macros of this package.
+    The file is untrusted. It must have the tables that `segrec cache` makes; only these are used,
+    with views and macros of this package.
     """
     try:
-        # not opened as the database itself: DuckDB would give a renewed file's old state again
+        # attached, not opened: DuckDB would return the old state of a file that was replaced
         connection = open_connection(settings=settings)
         restrict(connection, access, [path, f"{path}.wal"])
         connection.execute(f"ATTACH {quoted(path)} AS {CACHE} (READ_ONLY, TYPE duckdb)")
@@ -227,15 +227,15 @@ def _identity(connection: duckdb.DuckDBPyConnection) -> tuple[str, int, str, Mod
     return index, version, model_id, spec
 
 
-_EXPECTED = "expected"  # a database in memory, of tables as a cache should have them
+_EXPECTED = "expected"  # an in-memory database with the tables that a cache should have
 _LONGEST_URI = 4096  # bytes
 _LARGEST_SPEC = 2**24
 
 
 def open_twin(database: Database) -> duckdb.DuckDBPyConnection:
-    """Open a database of the same views and macros over empty tables, which can reach no file.
+    """Open a database with the same views and macros over empty tables; it can reach no file.
 
-    SQL has the same meaning there, and no effect.
+    SQL has the same meaning there, but no effect.
     """
     connection = open_connection()
     restrict(connection, Access.SEALED)
@@ -255,7 +255,7 @@ def open_database(
 ) -> duckdb.DuckDBPyConnection:
     """Open a DuckDB database that can read the files of snapshots and loads no extension.
 
-    It is not locked, and for SQL of this package alone.
+    It is not locked: run only SQL of this package.
     """
     connection = open_connection(path, settings)
     if storage.is_remote(snapshots[0].index):

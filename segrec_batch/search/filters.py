@@ -1,4 +1,4 @@
-"""Filters of a query and the method that ranks, as arguments of the SQL macro `recommend`."""
+"""Filters and method of a query, as arguments of the SQL macro `recommend`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -58,7 +58,7 @@ class Method:
         return METRICS[self.metric].label
 
     def shown_score(self, score: float | None) -> float | None:
-        """Return a score as people read it: a distance without its minus."""
+        """Return a score for display: a distance without its minus sign."""
         return -score if score is not None and METRICS[self.metric].is_distance else score
 
     def __str__(self) -> str:
@@ -102,7 +102,7 @@ class Filters:
 
     @property
     def is_regional(self) -> bool:
-        """Regions are compared, not whole images. Descriptors are of whole images."""
+        """Regions are compared, not whole images; descriptors describe whole images only."""
         is_feature = Method.of(self.method).descriptor is None
         return self.cls is not None and self.scope == "region" and is_feature
 
@@ -120,7 +120,7 @@ class Filters:
 
     @property
     def second_ranking(self) -> str | None:
-        """The measure that ranks the first images again: `rerank`, or that of the method."""
+        """The measure that re-ranks the first images: `rerank`, or the default of the method."""
         return self.rerank or ("foreground_iou" if self.method == LOCALISED else None)
 
     def mask_classes(self, classes: Sequence[str]) -> Sequence[str]:

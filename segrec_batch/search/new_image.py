@@ -21,7 +21,7 @@ from segrec_batch.sheets.card import Card
 def segment_query_image(
     database: Database, name: str, content: bytes, filters: Filters, engine: EngineChoice
 ) -> tuple[Card, dict[str, Any]]:
-    """Return the image as a card, and the arguments query, coverages, masks and category of SQL.
+    """Return the image as a card, and its query, coverages, masks and category for SQL.
 
     Raises InputError for bytes that are no image, or an image without a region of the class.
     """
@@ -78,7 +78,7 @@ def _describe(
 
 
 def _bitmaps(image: SegmentedImage, filters: Filters, spec: ModelSpec) -> dict[str, list[int]]:
-    """Return the bitmaps of the classes by which the first images are ranked again."""
+    """Return the mask bits of the classes that the re-ranking compares."""
     assert image.common is not None  # noqa: S101 - images from the model have it
     classes = filters.mask_classes(spec.classes)
     return {

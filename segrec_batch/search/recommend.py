@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Query:
-    """A question to an index: an image, filters and a method.
+    """Query of an index: an image, filters and a method.
 
     The image is the first of `image` (encoded bytes of a new one), `image_id` and `uri` that is
     set. The model of the index segments a new image.
@@ -46,20 +46,20 @@ class Query:
 
 @dataclass(frozen=True)
 class QueryImage:
-    """A query image: of the index (`image_id`), or a new one (`arguments`)."""
+    """A query image: one of the index (`image_id`) or a new one (`arguments`)."""
 
     card: Card
     image_id: str | None
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Of a new image: the arguments query, coverages, masks and category of the SQL macro."""
+    """Arguments query, coverages, masks and category of the SQL macro, for a new image."""
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One row of results; `coverage` of every class.
+    """One result: an image of the index with its score.
 
-    score: higher is more similar, None where it is undefined: the correlation, the cosine, the
-    inner product, or the distance with a minus. pearson: None with other methods.
+    coverage: of every class. score: correlation, cosine, inner product or negative distance, higher
+    is more similar; None where undefined. pearson: None with other methods.
     """
 
     rank: int
@@ -92,7 +92,7 @@ class Results(Sequence[Recommendation]):
     def cards(self, roots: ImageRoots) -> list[Card]:
         """Return the query and the recommendations as cards of a contact sheet, with their images.
 
-        An image that cannot be read, or does not lie below the roots, is None.
+        An image that cannot be read, or is outside the roots, is None.
         """
         method = Method.of(self.filters.method)
         results = [
@@ -128,15 +128,15 @@ class Recommender:
         self.database = open_index(index, version) if isinstance(index, str) else index
 
     def recommend(self, query: Query) -> Results:
-        """Return the images most similar to that of a query, best first.
+        """Return the images most similar to the query image, best first.
 
-        Raises InputError if the index does not have the image or the class, or the image is none.
+        Raises InputError if the index lacks the image or class, or the bytes are not an image.
         """
         image = self.resolve(query)
         return Results(image, query.filters, self.rank(image, query.filters))
 
     def resolve(self, query: Query) -> QueryImage:
-        """Look the image of a query up, or segment it. Raises InputError."""
+        """Look up or segment the image of a query. Raises InputError."""
         if query.image is not None:
             return self._segment(query, query.image)
         if query.image_id is not None:
@@ -146,7 +146,7 @@ class Recommender:
         raise InputError("a query needs an image: give image_id, uri or image")
 
     def find_image(self, column: str, value: str) -> QueryImage:
-        """Return the image of the index whose `image_id` or `uri` has a value. Raises InputError.
+        """Return the indexed image whose `image_id` or `uri` is `value`. Raises InputError.
 
         URIs are absolute.
         """
@@ -173,7 +173,7 @@ class Recommender:
         return QueryImage(card, None, arguments)
 
     def rank(self, image: QueryImage, filters: Filters) -> list[Recommendation]:
-        """Return the most similar images, best first. Raises InputError without such a region."""
+        """Return similar images, best first. Raises InputError if the image lacks the region."""
         filters.check(self.database.spec)
         if image.image_id and filters.cls and filters.is_regional:
             region = {"image_id": image.image_id, "class": filters.cls}
@@ -194,7 +194,7 @@ class Recommender:
         return [self._recommendation(row) for row in rows.to_pylist()]
 
     def recommendations(self, scores: Mapping[str, float | None]) -> list[Recommendation]:
-        """Return images of the index, by id, as recommendations in the order of a mapping."""
+        """Return the images whose ids are in `scores` as recommendations, in its order."""
         rows = run_query(
             self.database.connection,
             f"SELECT image_id, uri, mask, {self._columns} FROM images "  # noqa: S608

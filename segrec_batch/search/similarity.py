@@ -1,8 +1,8 @@
-"""Similarities of a block of q vectors with n others, by block products.
+"""Similarities of q vectors with n others, by block matrix products.
 
-A score is higher for more similar vectors, NaN where it is undefined, and the same whatever the
-blocks, the number of threads and the machine, so that equal vectors have equal scores. Scores are
-rounded to 12 decimal places, those of `dot` and `euclidean` relative to the longest vector.
+A score is higher for more similar vectors, and NaN where it is undefined. It does not depend on
+blocks, threads or the machine, so equal vectors have equal scores. Scores are rounded to 12 decimal
+places, those of `dot` and `euclidean` relative to the longest vector.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,10 +19,10 @@ Prepare = Callable[[Features], Floats]
 PLACES = 12
 """Decimal places of scores by block products, which are exact to 1e-12."""
 PAIR_PLACES = 14
-"""Decimal places of scores of single pairs, as the SQL macros `pearson` and `similarity` have."""
+"""Decimal places of scores of single pairs, as in the SQL macros `pearson` and `similarity`."""
 
-_TILE = 2**21  # values of candidates that are in float64 at once: 16 MB
-_COLUMNS = 512  # whose mixed products are exact, see `dots`
+_TILE = 2**21  # candidate values held in float64 at once: 16 MB
+_COLUMNS = 512  # columns whose mixed products add up exactly, see `dots`
 _HIGH, _LOW = 2.0**26, 2.0**48  # 1 / the grids of the two parts of a value
 
 
@@ -57,7 +57,7 @@ def _unit(x: Floats, usable: NDArray[np.bool_]) -> Floats:
 
 
 def scaled(features: Features, factor: float = 1) -> tuple[float, Prepare]:
-    """Return a power of two of at least `factor` times the longest row, and division by it."""
+    """Return a power of two ≥ `factor` × the longest row, and a function that divides by it."""
     longest = 0.0
     for tile in _tiles(features):
         lengths = np.linalg.norm(features[tile].astype(np.float64), axis=1)
@@ -69,15 +69,15 @@ def scaled(features: Features, factor: float = 1) -> tuple[float, Prepare]:
 def dots(queries: Features, features: Features, prepare: Prepare) -> Floats:
     """Return x · y of prepared rows of length 1 or less: (q, C), (n, C) → (q, n).
 
-    It is exact but for C · 2^-54 + √C · 2^-48: 1e-13 for 512 values, 1e-12 for 8192.
+    The error is at most C · 2^-54 + √C · 2^-48: 1e-13 for 512 values, 1e-12 for 8192.
 
     A value is split into h, a multiple of 2^-26, and l, a multiple of 2^-48 of at most 2^-27.
     Products h·h are multiples of 2^-52, and any of them sum up to less than 2, as ‖h‖ is at most
     1 + √C · 2^-27 (Cauchy and Schwarz). Mixed products are multiples of 2^-74, and those of 512
-    columns sum up to less than 2^-21. float64 holds all of these, so that no order of summation, as
-    a matrix product may choose it, rounds. The sums of 512 columns each are then added, first to
-    last, to that of h·h: this does round, but always in the same way. The product l·l is left out,
-    at most C · 2^-54, and l is rounded by at most √C · 2^-49 in each row.
+    columns sum up to less than 2^-21. float64 holds all of these exactly, so a matrix product gives
+    the same sums in any order of summation. The sums of 512 columns each are then added in order to
+    that of h·h; this rounds, but always in the same way. The product l·l, at most C · 2^-54, is
+    omitted, and l is rounded by at most √C · 2^-49 in each row.
     """
     high, low = _split(prepare(queries))
     products = np.empty((len(queries), len(features)))
@@ -104,7 +104,7 @@ def squares(features: Features, prepare: Prepare) -> Floats:
 
 
 def _tiles(features: Features) -> Iterator[slice]:
-    """Yield blocks of rows that may be in float64 at once."""
+    """Yield slices of rows that are converted to float64 together."""
     step = max(_TILE // features.shape[1], 1)
     return (slice(start, start + step) for start in range(0, len(features), step))
 
@@ -119,7 +119,7 @@ def _split(x: Floats) -> tuple[Floats, Floats]:
 
 
 def rounded(values: Floats, places: int = PLACES) -> Floats:
-    """Return values to some decimal places, halves away from 0 as in SQL.
+    """Return values rounded to `places` decimals, halves away from 0 as in SQL.
 
     NumPy rounds halves to the even neighbour.
     """
@@ -130,10 +130,10 @@ def rounded(values: Floats, places: int = PLACES) -> Floats:
 
 
 def rank_order(scores: Floats, ties: Ints | None = None, groups: Ints | None = None) -> Ints:
-    """Return the order of scores along the last axis: the tie rule of all rankings.
+    """Return the indices that sort scores along the last axis, by the tie rule of all rankings.
 
-    Groups ascend, scores descend within a group, NaN last; equal scores by ascending `ties`, else
-    in the order of the input. All arrays have one shape.
+    Groups ascend; in a group scores descend, NaN last. Equal scores follow ascending `ties`, or the
+    order of the input. All arrays have the same shape.
     """
     return np.lexsort([key for key in (ties, -scores, groups) if key is not None])
 
@@ -146,8 +146,8 @@ class Metric:
         name: as in `recommend(…, method := …)`, and in the SQL macros.
         label: one word for the score.
         text: name in a sentence.
-        prepare: rows as the metric compares them, (n, C) → (n, C) float64; NaN where it is
-            undefined.
+        prepare: function that maps rows to those that the metric compares, (n, C) → (n, C) float64;
+            NaN where undefined.
         is_angle: prepared rows have length 1, and the score is their product.
         is_distance: the score is −‖x − y‖ of rows, otherwise x · y.
     """
@@ -160,7 +160,7 @@ class Metric:
     is_distance: bool = False
 
     def scores(self, rows: Ints, vectors: Features) -> Floats:
-        """Return the scores of some rows of a matrix with all of them: (q,), (n, C) → (q, n)."""
+        """Return the scores of `rows` of a matrix with all its rows: (q,), (n, C) → (q, n)."""
         queries = vectors[rows]
         if self.is_angle:
             return rounded(dots(queries, vectors, self.prepare))
@@ -205,7 +205,7 @@ x·y / ‖x‖‖y‖, undefined for zero vectors. euclidean: −‖x−y‖. do
 def semantic_distances(queries: Features, coverages: Features) -> Floats:
     """Return Σ_k |σ_k − σ_k'| over all classes and the background: (q, K), (n, K) → (q, n).
 
-    It is in [0, 2] (Ouni 2020, eq. 1). Terms are added in the order of the SQL macro
+    Values are in [0, 2] (Ouni 2020, eq. 1). Terms are added in the order of the SQL macro
     `semantic_distance`.
     """
     distances = np.zeros((len(queries), len(coverages)))
@@ -222,7 +222,7 @@ def hamming_distances(queries: Ints, words: Ints) -> NDArray[np.int32]:
 def mask_overlaps(queries: Ints, words: Ints) -> Floats:
     """Return the IoU of masks, bitmaps of all classes together: (q, W), (n, W) → (q, n) in [0, 1].
 
-    It is cells in both masks / cells in either (Waqas 2023), NaN if both are empty.
+    The IoU is cells in both masks / cells in either (Waqas 2023), NaN if both are empty.
     """
     both, either = (_bit_counts(f, queries, words) for f in (np.bitwise_and, np.bitwise_or))
     nothing = np.full(both.shape, np.nan)
@@ -232,7 +232,7 @@ def mask_overlaps(queries: Ints, words: Ints) -> Floats:
 def _bit_counts(combine: np.ufunc, queries: Ints, words: Ints) -> NDArray[np.int32]:
     """Return the number of set bits in combinations of rows: (q, W), (n, W) → (q, n)."""
     counts = np.zeros((len(queries), len(words)), np.int32)
-    # without a sign: of a negative number NumPy counts the bits of its absolute value
+    # unsigned: NumPy counts the bits of the absolute value of a negative number
     for a, b in zip(queries.view(np.uint64).T, words.view(np.uint64).T, strict=True):
         counts += np.bitwise_count(combine(a[:, None], np.ascontiguousarray(b)))
     return counts

@@ -1,6 +1,6 @@
 """Choice of recommendations for each query of a block: near-duplicates and diversity.
 
-A pool is the features of candidates in order of rank. Similarity is `pearson`, exact.
+A pool holds the vectors of candidates in order of rank. Similarity is exact `pearson`.
 """
 
 from collections.abc import Iterator
@@ -33,8 +33,8 @@ class Choice:
 
     Attributes:
         k: recommendations for a query.
-        distinct: none has the content of the query or of a better one.
-        near_duplicates: none has this Pearson or more with the query or a better one.
+        distinct: no recommendation is a copy of the query or of a better one.
+        near_duplicates: limit of Pearson with the query and with better recommendations.
         diversity: λ of maximal marginal relevance, which chooses among the `pool` best.
         pool: at least k; by default 5 k.
     """
@@ -58,12 +58,12 @@ class Choice:
 
     @property
     def candidates(self) -> int:
-        """Number of the best that the last step chooses among."""
+        """Number of best candidates from which the last step chooses."""
         return self.k if self.diversity is None else self.pool or 5 * self.k
 
     @property
     def exclusions(self) -> Exclusions:
-        """Candidates that are left out of the ranking."""
+        """Conditions that exclude candidates from the ranking."""
         limit = np.inf if self.near_duplicates is None else self.near_duplicates
         return Exclusions(self.distinct, limit)
 
@@ -78,7 +78,7 @@ def choose(search: Search, choice: Choice) -> Pairs:
 
 
 def _thinned(search: Search, choice: Choice, limit: float) -> Pairs:
-    """Return the best without near-duplicates, out of more candidates until there are enough."""
+    """Return the best without near-duplicates; search more candidates until there are enough."""
     done = {}
     queries, count = np.arange(len(search.queries)), 2 * choice.candidates
     while len(queries):
@@ -149,9 +149,9 @@ def without_near_duplicates(pool: Vectors, limit: float, count: int) -> Ints:
 
 
 def maximal_marginal_relevance(pool: Vectors, relevance: Floats, weight: float, count: int) -> Ints:
-    """Return `count` of a pool in the order of choice by maximal marginal relevance.
+    """Return `count` rows of a pool, in the order chosen by maximal marginal relevance.
 
-    The next is argmax of λ·relevance − (1 − λ)·(largest similarity with one chosen before),
+    The next row maximises λ·relevance − (1 − λ)·(largest similarity with a chosen row),
     λ = `weight` in (0, 1]; ties go by rank (Carbonell & Goldstein 1998).
     """
     left = np.arange(len(pool))
@@ -161,7 +161,7 @@ def maximal_marginal_relevance(pool: Vectors, relevance: Floats, weight: float, 
         gain = weight * relevance[left]
         if chosen:
             gain -= (1 - weight) * nearest[left]
-        best = int(left[np.argmax(gain)])  # the first of equal ones
+        best = int(left[np.argmax(gain)])  # the first of equal gains
         chosen.append(best)
         left = left[left != best]
         nearest[left] = np.maximum(nearest[left], _similarity(pool, best, left))

@@ -1,4 +1,4 @@
-"""Recommendation job: select, search on Ray, write parts, prove the sum, finish."""
+"""Recommendation job: select, search on Ray, write parts, check the counts, finish."""
 
 import itertools
 import logging
@@ -23,14 +23,14 @@ from segrec_batch.sources import storage
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the output; another one is another request
+FORMAT = 1  # of the output; part of the identity of a request
 
 
 @dataclass(frozen=True)
 class Execution:
     """Resources of a run; the results do not depend on them.
 
-    device: cpu, cuda or auto. memory: bytes of a worker beside Python and PyTorch themselves.
+    device: cpu, cuda or auto. memory: bytes of a worker in addition to Python and PyTorch.
     """
 
     device: str = "auto"
@@ -62,7 +62,7 @@ def recommend_all(
 ) -> dict[str, Any]:
     """Write the recommendations for many images of one snapshot; return the counts of the output.
 
-    An interrupted run goes on. Raises SegrecError; parts in place stay.
+    It resumes an interrupted run. Raises SegrecError; written parts stay.
     """
     snapshot = open_snapshot(storage.absolute(index), version)
     request.filters.check(snapshot.spec)
@@ -134,7 +134,7 @@ def _tasks(
     missing: set[int],
     part_size: int,
 ) -> Iterator[_Task]:
-    """Yield a task for each part, after the candidates are put into shared memory."""
+    """Put the candidates into shared memory, and yield a task for each missing part."""
     resources = find_resources(execution.device)
     sizes = block_sizes(execution.memory, part_size, selection.width, choice.candidates)
     blocks: list[Shared[Block]] = []
@@ -163,7 +163,7 @@ def _search(tasks: Iterator[_Task], queries: int) -> list[Receipt]:
 
 
 def _work(task: _Task) -> Receipt:
-    """Search for one part of the queries, and put the part in target."""
+    """Search for one part of the queries, and write the part."""
     if task.resources.threads:
         torch.set_num_threads(task.resources.threads)
     candidates = Candidates([shared.get for shared in task.blocks], task.sizes)

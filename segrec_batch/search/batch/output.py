@@ -32,7 +32,7 @@ _RECEIPT = b"segrec"  # the key of a receipt in the metadata of a part
 
 @dataclass(frozen=True)
 class Receipt:
-    """Counts of a part in place, and its queries without recommendations.
+    """Counts of a written part, and its queries without recommendations.
 
     swept: queries that a shortlist did not settle; 0 for parts of an earlier run.
     """
@@ -55,7 +55,7 @@ class Output:
         return storage.join(self._parts, f"part-{number:06}.parquet")
 
     def begin(self, request: Mapping[str, Any], overwrite: bool) -> None:
-        """Take the folder for a request, or go on. Raises InputError if it has another request."""
+        """Start or resume a request in the folder. Raises InputError if it has another request."""
         if overwrite and (self._read(_REQUEST) or {}).keys() >= _OF_SNAPSHOT:
             self._clear()
         former = self._read(_REQUEST)
@@ -88,7 +88,7 @@ class Output:
         return f"holds {state} recommendations of another request ({fields}); {way_out}"
 
     def _files(self) -> Iterator[str]:
-        """Yield parts of any class, the unanswered queries, and drafts of these."""
+        """Yield the parts of all classes, the unanswered queries, and drafts of these."""
         for uri, *_ in storage.find_files(self.uri):
             path = uri.removeprefix(f"{self.uri}/")
             folder = path.rpartition("/")[0]
@@ -97,13 +97,13 @@ class Output:
                 yield uri
 
     def finished_parts(self) -> set[int]:
-        """Return the numbers of the parts in place."""
+        """Return the numbers of the written parts."""
         files = storage.find_files(self._parts, ".parquet", links=True)
         paths = (uri.removeprefix(f"{self.uri}/") for uri, *_ in files)
         return {int(match[1]) for path in paths if (match := _PART.fullmatch(path))}
 
     def success(self) -> dict[str, Any] | None:
-        """Return the counts of a complete output, None of another."""
+        """Return the counts of the output; None if it is not complete."""
         return self._read(_SUCCESS)
 
     def finish(self, unanswered: pa.Table, counts: Mapping[str, Any]) -> None:

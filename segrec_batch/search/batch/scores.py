@@ -1,7 +1,7 @@
 """Pearson correlation of many pairs: exact in float64, and fast in float32 with a proved error.
 
-`pearson` returns the number of the SQL macro of this name, bit for bit, wherever in a block the two
-vectors lie. The dot product of `unit_vectors` in float32 (Abdullah 2026, eq. 6, of centred vectors
+`pearson` returns the same value as the SQL macro of this name, bit for bit, at any position in a
+block. The dot product of `unit_vectors` in float32 (Abdullah 2026, eq. 6, of centred vectors
 of length 1) differs from it by at most `error_bounds` and `product_bound`.
 """
 
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from segrec_batch.search.similarity import PAIR_PLACES, Features, Floats, Ints, rank_order, rounded
 
-_PAIRS = 2048  # that are multiplied at once: 3 × 8 bytes × C each
+_PAIRS = 2048  # pairs multiplied at once, 3 × 8 bytes × C each
 _U32, _U64 = 2.0**-24, 2.0**-53  # unit roundoff
 _SCALE = 1e-30, 1e30  # norms for which float32 neither underflows nor overflows
-_SECOND_ORDER = 1.05  # products of errors, each below 0.01
-LARGEST_BOUND = 64 * _U32  # of a vector; met by norms above 1.6 % of the vector's length
+_SECOND_ORDER = 1.05  # factor for products of errors, each below 0.01
+LARGEST_BOUND = 64 * _U32  # of a vector; norms above 1.6 % of its length meet it
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,9 @@ def error_bounds(vectors: Vectors, rows: slice | Ints = slice(None)) -> Floats:
     |float32 dot product − `pearson`| ≤ `product_bound(C)` + bound of one + bound of the other.
     With κ = ‖x‖² / ‖x − x̄‖²: rounding x − x̄, its scale and their product costs 3u, rounding the
     mean u·√κ; in float64, sums of C terms and the cancellation in `pearson` at most 8·γ·κ, where
-    γ = n·u / (1 − n·u) (Higham 2002, §3.1). Infinite where it would be above LARGEST_BOUND, or
-    float32 too narrow: a vector that is nearly constant, very small or very large.
+    γ = n·u / (1 − n·u) (Higham 2002, §3.1). The bound is infinite above
+    LARGEST_BOUND, or where float32 is too narrow: for a vector that is nearly constant, very small
+    or very large.
     """
     n = vectors.features.shape[1]
     norms = vectors.norms[rows]
@@ -120,7 +121,7 @@ class Pairs:
         query: index of the query in its block, (P,).
         row: number of the candidate among all, (P,).
         pearson: (P,) float64.
-        place: rank of the candidate's image_id in the index, (P,); ties go by it.
+        place: rank of the candidate's image_id in the index, (P,); it breaks ties.
         content: the same number for images of equal content, (P,).
     """
 
@@ -134,12 +135,12 @@ class Pairs:
         return len(self.query)
 
     def take(self, which: np.ndarray) -> "Pairs":
-        """Return some pairs, by a mask or by index."""
+        """Return the pairs that a mask or indices select."""
         return Pairs(*(getattr(self, f.name)[which] for f in fields(self)))
 
 
 def no_pairs() -> Pairs:
-    """Return no pairs."""
+    """Return an empty set of pairs."""
     none = np.empty(0, np.int64)
     return Pairs(none, none, np.empty(0), none, none)
 
@@ -153,8 +154,8 @@ def join(parts: Sequence[Pairs]) -> Pairs:
 def best(pairs: Pairs, count: int, distinct: bool) -> Pairs:
     """Return the `count` best pairs of each query, by Pearson, ties by place.
 
-    With `distinct` only the first of a query's candidates of equal content counts. The best of the
-    best of two sets of pairs are the best of both.
+    With `distinct`, only the best of a query's candidates with equal content is returned. `best` of
+    joined results of two sets equals `best` of the joined sets.
     """
     pairs = pairs.take(rank_order(pairs.pearson, ties=pairs.place, groups=pairs.query))
     if distinct:
@@ -163,7 +164,7 @@ def best(pairs: Pairs, count: int, distinct: bool) -> Pairs:
 
 
 def ranks(pairs: Pairs) -> Ints:
-    """Return the position of each pair, sorted by query, among those of its query, from 0."""
+    """Return the position, from 0, of each pair in its query; pairs are sorted by query."""
     return np.arange(len(pairs)) - np.searchsorted(pairs.query, pairs.query)
 
 

@@ -30,8 +30,8 @@ from segrec_batch.search.batch.scores import (
 from segrec_batch.search.similarity import Floats, Ints
 
 SLACK = 32  # candidates beyond k on a shortlist
-_PAIR_BYTES = 160  # of a pair on a shortlist: in float32, exact, and while it is sorted
-_SWEPT = 32  # a sweep takes this part of the queries of a step: its pairs are as wide as a tile
+_PAIR_BYTES = 160  # of a pair on a shortlist: float32 score, exact score and sorting
+_SWEPT = 32  # a sweep takes 1/32 of the queries of a step: its pairs are as wide as a tile
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Block(Vectors):
 
 @dataclass(frozen=True)
 class Candidates:
-    """Blocks of candidates of `sizes` rows, each fetched by a call."""
+    """Blocks of candidates with `sizes` rows, each loaded by a function."""
 
     blocks: Sequence[Callable[[], Block]]
     sizes: Sequence[int]
@@ -62,9 +62,9 @@ class Candidates:
         return np.cumsum([0, *self.sizes])[:-1]
 
     def by_block(self, rows: Ints) -> Iterator[tuple[Block, int, Ints, Ints]]:
-        """Yield the blocks that hold some rows.
+        """Yield the blocks that hold `rows`.
 
-        Each comes with its first row, the positions in `rows` that it holds, and theirs in it.
+        Yields the block, the number of its first row, positions in `rows`, and those in the block.
         """
         owners = np.searchsorted(self.starts, rows, side="right") - 1
         order = np.argsort(owners, kind="stable")
@@ -97,11 +97,11 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Exclusions:
-    """Candidates that are left out, beside the query itself.
+    """Conditions that exclude candidates; the query itself is always excluded.
 
     Attributes:
-        distinct: copies of the query, and all but the best of candidates with equal content.
-        below: candidates whose Pearson is not below this.
+        distinct: exclude copies of the query, and all but the best of equal content.
+        below: exclude candidates whose Pearson is not below this.
     """
 
     distinct: bool = True
@@ -128,7 +128,7 @@ def block_sizes(memory: int, queries: int, width: int, k: int) -> BlockSizes:
 
 
 class Search:
-    """Best candidates of queries, on `device` (cpu, cuda); `swept` counts swept queries."""
+    """Search for the best candidates on `device` (cpu, cuda); `swept` counts swept queries."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class Search:
         self.sizes = sizes
         self.device = device
         self.swept = 0
-        # a candidate with an infinite bound has an infinite score, and so no part in this
+        # without the bounds of candidates: where one is infinite, so is the score
         width = queries.features.shape[1]
         self._errors = error_bounds(queries) + product_bound(width) + LARGEST_BOUND
 
@@ -161,7 +161,7 @@ class Search:
         query = np.broadcast_to(queries[:, None], rows.shape)[listed]
         pairs = best(self._scored_anywhere(query, rows[listed]), count, self.exclusions.distinct)
         floor = _last(pairs, queries, count)
-        worst = scores[:, -1]  # -inf if everybody is on the list
+        worst = scores[:, -1]  # -inf if all candidates are on the list
         unproved = (worst > -np.inf) & (worst >= floor - self._errors[queries])
         if not unproved.any():
             return pairs
@@ -170,7 +170,7 @@ class Search:
         return best(join([proved, *swept]), count, self.exclusions.distinct)
 
     def _shortlist(self, queries: Ints, count: int) -> tuple[Floats, Ints]:
-        """Return the best float32 scores (Q, count) and their rows; -inf and -1 fill them up."""
+        """Return the best float32 scores (Q, count) and their rows; padded with -inf and -1."""
         top = torch.full((len(queries), count), -torch.inf, device=self.device)
         rows = torch.full((len(queries), count), -1, device=self.device)
         for tile in self._tiles(queries):
@@ -190,7 +190,7 @@ class Search:
         pairs = no_pairs()
         for tile in self._tiles(queries):
             width = count + SLACK
-            while True:  # best scores first, then twice as many: so the floor rises early
+            while True:  # best scores first, then twice as many, so that the floor rises early
                 values, columns = tile.scores.topk(min(width, tile.scores.shape[1]), dim=1)
                 hit = _reach(values, floor - self._errors[queries])
                 if not hit.any():
@@ -250,7 +250,7 @@ class _Tile:
 
 def _reach(values: torch.Tensor, bar: Floats) -> NDArray[np.bool_]:
     scores = values.cpu().numpy()
-    reach: NDArray[np.bool_] = (scores >= bar[:, None]) & (scores > -np.inf)  # -inf: done already
+    reach: NDArray[np.bool_] = (scores >= bar[:, None]) & (scores > -np.inf)  # -inf: already scored
     return reach
 
 

@@ -1,6 +1,6 @@
-"""Candidates and queries of a snapshot in blocks, and the queries that have no answer.
+"""Candidates and queries of a snapshot in blocks, and the unanswered queries.
 
-DuckDB selects and sorts, on disk where memory is short; vectors pass through a block at a time.
+DuckDB selects and sorts, on disk if memory is short, and returns vectors one block at a time.
 """
 
 from collections.abc import Collection, Iterator
@@ -33,7 +33,7 @@ UNANSWERED = pa.schema(
 _MEMORY = "2GB"  # of DuckDB
 _COLUMNS = "image_id, uri, coverage, feature, total, norm, place, content"
 
-# `total` and `norm` are parts of the macro `pearson`; norm is NULL or NaN where that is undefined.
+# `total` and `norm` are parts of the macro `pearson`; norm is NULL or NaN where it is undefined.
 _VECTORS = """
 CREATE TEMP VIEW vectors AS
 SELECT
@@ -74,14 +74,14 @@ SELECT *, row_number() OVER (PARTITION BY reason ORDER BY image_id) - 1 AS numbe
 
 @dataclass(frozen=True)
 class Request:
-    """Filters, and the query images: those that SQL or a Parquet file names, or all."""
+    """Filters and query images: those named by SQL or a Parquet file, or all images."""
 
     filters: Filters
     queries: str | None = None
 
 
 class Selection:
-    """Rows of a request to a snapshot, as a context manager; DuckDB spills to `folder`."""
+    """Rows that a request selects from a snapshot, as a context manager; DuckDB spills to `folder`."""
 
     def __init__(self, snapshot: Snapshot, request: Request, folder: Path) -> None:
         self.request = request
@@ -116,7 +116,7 @@ class Selection:
         return result
 
     def prepare(self) -> dict[str, int]:
-        """Look the queries up; return how many fail by reason, and the usable ones under ''."""
+        """Look up the queries; return counts of failures by reason, and of usable ones under ''."""
         cls = self.request.filters.cls
         source = _IMAGES if cls is None else _REGIONS.format(cls=quoted(cls))
         for sql in (_VECTORS.format(source=source), _KNOWN, _QUERIES):
@@ -142,7 +142,7 @@ class Selection:
             yield _block(table)
 
     def queries(self, parts: Collection[int], size: int) -> Iterator[tuple[int, Block]]:
-        """Yield queries with a defined vector, by image_id, of some parts of `size` queries."""
+        """Yield number and block of each of `parts`, of `size` queries with a vector, by image_id."""
         if not parts:
             return
         self._connection.register("parts", pa.table({"part": sorted(parts)}))

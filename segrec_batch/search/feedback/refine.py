@@ -1,7 +1,7 @@
 """Query vectors refined by marks, by Rocchio or an SVM.
 
-Vectors are prepared for a metric by `Metric.prepare`. The refined vector takes the place of the
-query's, so a round is a query like any other, with all its filters.
+Vectors are prepared for a metric by `Metric.prepare`. The refined vector replaces that of
+the query, so a round is an ordinary query with all filters.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ RELEVANT, SOMEWHAT, NOT_RELEVANT = MARKS = 1.0, 0.5, 0.0
 """Marks on images."""
 
 ROCCHIO, SVM = WAYS = "rocchio", "svm"
-"""Computations of a ranking from marks."""
+"""Names of the computations that refine a query vector."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ STANDARD = Weights()
 
 
 def refined(way: str, query: Floats, marked: Floats, marks: Floats, weights: Weights) -> Floats:
-    """Return the vector of `rocchio` or `svm`, by name."""
+    """Return the vector that `rocchio` or `svm`, as `way` names, computes."""
     return (svm if way == SVM else rocchio)(query, marked, marks, weights)
 
 
 def rocchio(query: Floats, marked: Floats, marks: Floats, weights: Weights) -> Floats:
     """Return (α q + β/|R| Σ_R m x − γ/|N| Σ_N x) / (sum of all coefficients) (Rocchio 1971).
 
-    The division keeps the vector among the others, as distances need; rankings by products do not
-    change by it. A somewhat relevant image (m = ½) pulls half as much as a relevant one.
+    The division keeps the vector in the range of the others, which distances need; it does not
+    change rankings by products. A somewhat relevant image (m = ½) weighs half of a relevant one.
 
     Args:
         query: (C,).
@@ -83,12 +83,12 @@ def rocchio(query: Floats, marked: Floats, marks: Floats, weights: Weights) -> F
 def svm(query: Floats, marked: Floats, marks: Floats, weights: Weights) -> Floats:
     """Return the direction w of a linear SVM between relevant images and others.
 
-    In the manner of Tong and Chang 2001. The query counts as relevant; a somewhat relevant image
+    The method follows Tong and Chang 2001. The query counts as relevant; a somewhat relevant image
     weighs half. Vectors are first divided by their root mean square length, so that `c` means the
     same for all; w has that length.
 
     Raises:
-        InputError: images of one kind only, or of both with equal vectors.
+        InputError: all images are of one kind, or all vectors are equal.
     """
     from segrec_batch.training.svm import fit_marked_svm  # scikit-learn takes a second to import
 
@@ -98,7 +98,7 @@ def svm(query: Floats, marked: Floats, marks: Floats, weights: Weights) -> Float
     vectors = np.vstack([query, marked])
     length = np.sqrt(np.square(vectors).sum(axis=1).mean())
     is_relevant, weight = np.append(True, good), np.append(1.0, np.where(good, marks, 1.0))
-    w = query  # of length 0, where all are
+    w = query  # zero, since all vectors are zero
     if length:
         w, _ = fit_marked_svm(vectors / length, is_relevant, weight, weights.c)
     norm = np.linalg.norm(w)
@@ -108,9 +108,9 @@ def svm(query: Floats, marked: Floats, marks: Floats, weights: Weights) -> Float
 
 
 def linear(name: str) -> str:
-    """Return the method that ranks by w·x the vectors of another: a distance becomes `dot`.
+    """Return the method that ranks the vectors of `name` by w·x: a distance becomes `dot`.
 
-    Raises InputError for `localised`, which is more than its distance.
+    Raises InputError for `localised`, which does more than compare vectors.
 
     >>> linear("sift"), linear("pca-cosine"), linear("pearson")
     ('sift-dot', 'pca-cosine', 'pearson')
@@ -123,7 +123,7 @@ def linear(name: str) -> str:
 
 
 def vectors(database: Database, method: Method, cls: str | None, ids: Sequence[str]) -> Features:
-    """Return the vectors that a method compares, (m, C), rows of NaN for images without one.
+    """Return the vectors that a method compares, (m, C); rows of images without one are NaN.
 
     Args:
         database: an open index.

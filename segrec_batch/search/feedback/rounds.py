@@ -1,8 +1,7 @@
 """Rounds of a feedback session: first results, results after marks, and a replay of all.
 
-A round is ranked by `recommend` with the refined vector in the place of the query's, behind the
-filters of the session. The refined vector depends on the query and all marks so far, so that a
-mark weighs the same in whichever round it was given.
+`recommend` ranks a round, with the refined vector as query and the filters of the session. The
+refined vector depends on the query and all marks so far, so a mark weighs the same in any round.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +33,7 @@ BY_QUERY = "query"
 
 @dataclass(frozen=True)
 class ReplayedRound:
-    """A round that was ranked again. shown: images. differ: ranks with another image than then."""
+    """A round that was ranked again. shown: images. differ: ranks whose image changed."""
 
     round: int
     by: str
@@ -81,7 +80,7 @@ def start(
 def resume(session: Session, index: str | None = None) -> Recommender:
     """Open the snapshot of a session, at `index` if it was moved.
 
-    Raises IndexStateError if it is of another model or gone, InputError.
+    Raises IndexStateError if the snapshot is gone or of another model, and InputError.
     """
     database = open_index(index or session.index, session.version)
     if database.model_id != session.model_id:
@@ -103,10 +102,9 @@ def mark(
     by: str = WAYS[0],
     number: int | None = None,
 ) -> Session:
-    """Return the session with marks, by rank, on its newest round, and with one round more.
+    """Return the session with marks, by rank, on its newest round, and with a new round.
 
-    With the number of an earlier round, that is marked and later ones are dropped. Raises
-    InputError.
+    With `number`, the marks are on that round, and later rounds are dropped. Raises InputError.
     """
     number = session.last if number is None else number
     session = session.marked(number, marks)
@@ -132,7 +130,7 @@ def _rank_again(
 
 
 def query_image(recommender: Recommender, session: Session) -> QueryImage:
-    """Return the query image of a session. Raises InputError if the index lost it."""
+    """Return the query image of a session. Raises InputError if it was removed."""
     if isinstance(session.query, QueryImage):
         return session.query
     return recommender.find_image("image_id", session.query)
@@ -149,10 +147,10 @@ def round_results(recommender: Recommender, session: Session, number: int) -> Re
 
 
 def next_round(recommender: Recommender, session: Session, by: str) -> list[Recommendation]:
-    """Return the images that follow from all marks of a session, best first.
+    """Return the images ranked by all marks of a session, best first.
 
-    The query's own image is left out and, unless the session keeps them, so are marked ones, with
-    their copies. Raises InputError.
+    The query image is excluded and, unless `keep_marked` is set, so are marked images, with their
+    copies. Raises InputError.
     """
     image, filters = query_image(recommender, session), session.filters
     vector = _refined_vector(recommender, session, image, by)
@@ -189,7 +187,7 @@ def _refined_vector(
 
 
 def _arguments(recommender: Recommender, image: QueryImage, filters: Filters) -> dict[str, Any]:
-    """Return what filters and the second ranking need of the query; marks do not change it."""
+    """Return the query data for the filters and the re-ranking; marks do not change them."""
     if not image.image_id:
         return dict(image.arguments)
     database, values = recommender.database, {"id": image.image_id}
@@ -210,7 +208,7 @@ def _arguments(recommender: Recommender, image: QueryImage, filters: Filters) ->
 def _exclude(
     recommender: Recommender, results: list[Recommendation], hidden: Sequence[str], copies: bool
 ) -> list[Recommendation]:
-    """Return results without hidden images and, with `copies`, without those of the same bytes."""
+    """Return results without hidden images and, with `copies`, without copies of these."""
     if not copies or not hidden:
         return [r for r in results if r.image_id not in hidden]
     sql = "SELECT image_id, content_hash FROM images WHERE list_contains($ids, image_id)"

@@ -1,7 +1,6 @@
 """Feedback sessions: query, results and marks, round by round, in one Parquet file.
 
-The file is written whole or not at all, so it always holds complete rounds. DuckDB reads it as any
-Parquet file. Query, filters and weights are JSON in its metadata.
+The file is written atomically, so it always holds complete rounds. DuckDB can read it. Query, filters and weights are JSON in its metadata.
 """
 
 import base64
@@ -27,7 +26,7 @@ from segrec_batch.sources.strict_json import parse_json, shorten
 
 FORMAT = 2
 KEY = b"segrec_batch.search.feedback"
-_BYTES = 2**28  # of a file
+_BYTES = 2**28  # maximum size of a file
 _SCHEMES = ("file", "s3", "s3a")  # of the index that a session names
 
 ROUNDS = pa.schema(
@@ -41,8 +40,8 @@ ROUNDS = pa.schema(
         pa.field("mark", pa.float32()),
     ]
 )
-"""One row per image shown in a round. round: from 0, the answer without feedback. by: query,
-rocchio or svm, how the round was ranked. mark: 1 relevant, 0.5 somewhat, 0 not, NULL not marked."""
+"""One row per image shown in a round. round: from 0, the results without feedback. by: query,
+rocchio or svm, which ranked the round. mark: 1 relevant, 0.5 somewhat, 0 not, NULL not marked."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class ShownImage:
 
 @dataclass(frozen=True)
 class Session:
-    """Query, filters and rounds.
+    """Query, filters and rounds of relevance feedback.
 
     Attributes:
         index: URI of an index or a query cache.
@@ -100,11 +99,11 @@ class Session:
         return rows
 
     def before(self, number: int) -> "Session":
-        """Return the session without a round and those after it."""
+        """Return the session with only the rounds before `number`."""
         return replace(self, shown=[row for row in self.shown if row.round < number])
 
     def caption(self, number: int) -> str:
-        """Return a round in words."""
+        """Return a description of a round."""
         rows = self.round(number)
         if not number:
             return f"round 0: {self.filters}"
@@ -113,15 +112,15 @@ class Session:
         return f"round {number}, by {rows[0].by} from {count}: {self.filters}"
 
     def marks(self) -> dict[str, float]:
-        """Return marks by image_id, in the order of marking; the newest one of an image."""
+        """Return the newest mark of each image, by image_id, in the order of marking."""
         return {row.image_id: row.mark for row in self.shown if row.mark is not None}
 
     def marked(self, number: int, marks: Mapping[int, float]) -> "Session":
         """Return the session with marks on a round, by rank, and without later rounds.
 
-        They replace the marks that the round had.
+        They replace the marks of the round.
 
-        Raises InputError for a rank that was not shown, and where nothing is marked.
+        Raises InputError for a rank that the round lacks, and if no image is marked.
         """
         rows = self.round(number)
         unknown = sorted(set(marks) - {row.rank for row in rows})
@@ -156,7 +155,7 @@ def read(uri: str) -> Session:
 
 
 def _parse_rounds(table: pa.Table) -> list[ShownImage]:
-    """Return the rows of a session that anybody can have made. Raises ValueError."""
+    """Return the rows of an untrusted session. Raises ValueError."""
     if not table.schema.equals(ROUNDS):
         raise ValueError("its columns are others")
     rows = [ShownImage(**row) for row in table.to_pylist()]

@@ -1,4 +1,4 @@
-"""JSON schema of the metadata of a session file, which anybody can have made."""
+"""JSON schema of the untrusted metadata of a session file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -83,7 +83,7 @@ _INDEXED_IMAGE = _object(image_id=_TEXT)
 
 
 def check_metadata(metadata: Mapping[str, Any]) -> None:
-    """Raise ValueError, with the field, for metadata that no session has."""
+    """Raise ValueError, with the field, for metadata that does not match the schema."""
     _check(metadata, _METADATA, "")
     query = metadata["query"]
     _check(query, _INDEXED_IMAGE if "image_id" in query else _NEW_IMAGE, "query")
@@ -108,7 +108,7 @@ def _check(value: Any, schema: Schema, path: str) -> None:
 
 
 def _validator(schema: Schema) -> Any:
-    """Return a validator that takes 1.0 for no integer, as SQL does."""
+    """Return a validator that does not accept 1.0 as an integer, as in SQL."""
     kind = jsonschema.Draft202012Validator
     whole = kind.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
     return jsonschema.validators.extend(kind, type_checker=whole)(schema)

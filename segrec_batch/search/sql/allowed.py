@@ -30,7 +30,7 @@ def functions(tabular: bool) -> frozenset[str]:
     return TABLE_FUNCTIONS if tabular else allowed_functions()
 
 
-INSIDE = frozenset(  # functions in plans of other syntax, of macros and of SUMMARIZE
+INSIDE = frozenset(  # functions that plans of other syntax, macros and SUMMARIZE use
     (
         "__cast",
         "__between",

@@ -1,4 +1,4 @@
-"""DuckDB connections that reach the rows of an index and nothing else of the machine."""
+"""DuckDB connections that can read the rows of an index and nothing else."""
 
 import atexit
 import json
@@ -24,17 +24,17 @@ Settings = Mapping[str, str | int | bool]
 _CLOSED: Settings = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
-    "python_enable_replacements": False,  # of table names by variables of the calling program
+    "python_enable_replacements": False,  # a table name cannot mean a Python variable
     "allow_community_extensions": False,
 }
 
 
 class Access(Enum):
-    """Permissions of SQL on a connection, beside reading the rows.
+    """Permissions of SQL on a connection, in addition to reading the rows.
 
-    OPEN: all that DuckDB can. LOCKED: it opens no other file and changes no setting, and spills to
-    a private folder. SEALED: it opens no file of the local disk at all; rows that lie there come
-    through handles that cannot write.
+    OPEN: all that DuckDB can do. LOCKED: SQL opens no other file, changes no setting, and spills to
+    a private folder. SEALED: SQL opens no local file at all; DuckDB reads local rows through
+    read-only handles.
     """
 
     OPEN = "open"
@@ -62,7 +62,7 @@ def restrict(
     files: Sequence[str] = (),
     folders: Sequence[str] = (),
 ) -> None:
-    """Take from a connection the permissions that `access` lacks, before it reads untrusted files.
+    """Remove permissions that `access` lacks, before a connection reads untrusted files.
 
     Args:
         files: paths on the local disk that may be read, by name.
@@ -82,7 +82,7 @@ def restrict(
 
 
 def freeze(connection: "_Connection", access: Access) -> None:
-    """Lock the settings of a connection; a sealed one cannot open a local file any more."""
+    """Lock the settings of a connection; a sealed one can no longer open local files."""
     if access is Access.SEALED:
         connection.execute("SET disabled_filesystems = 'LocalFileSystem'")
     if access is not Access.OPEN:
@@ -102,7 +102,7 @@ _DEFAULT_SPILL = ".tmp"  # of a database in memory: in the working directory, wh
 
 
 def _limit_memory(connection: "_Connection", most: int) -> None:
-    """Let a connection take at most so many bytes, or fewer as it is set already."""
+    """Limit the memory of a connection to `most` bytes, or to its lower limit."""
     before = connection.execute("SELECT current_setting('memory_limit')").fetchall()
     connection.execute(f"SET memory_limit = '{most}B'")
     after = connection.execute("SELECT current_setting('memory_limit')").fetchall()
@@ -115,7 +115,7 @@ def _limit_memory(connection: "_Connection", most: int) -> None:
 
 
 def _spill_privately(connection: "_Connection") -> None:
-    """Let a connection spill below a folder that only this user can enter."""
+    """Make a connection spill to a folder that only this user can enter."""
     folder = str(_spill_folder(os.getpid()) / uuid.uuid4().hex)
     connection.execute("SET temp_directory = $folder", {"folder": folder})
 
@@ -124,7 +124,7 @@ def _spill_privately(connection: "_Connection") -> None:
 def _spill_folder(_: int) -> Path:
     """Return the folder of this process for spilled data; it is deleted with the process.
 
-    It outlives a connection, whose cursors may go on.
+    It outlives a connection, since cursors may still use it.
     """
     stack = ExitStack()
     atexit.register(stack.close)
@@ -134,7 +134,7 @@ def _spill_folder(_: int) -> Path:
 def run(
     connection: "_Connection", sql: str, parameters: Mapping[str, object] | None = None
 ) -> None:
-    """Run SQL for its effect. Raises InputError with DuckDB's message."""
+    """Run SQL and ignore its result. Raises InputError with DuckDB's message."""
     try:
         connection.execute(sql, parameters)
     except duckdb.Error as error:
@@ -154,9 +154,9 @@ def query(
 def batches(
     connection: "_Connection", sql: str, parameters: Mapping[str, object], rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of SQL that do not fit in memory, about `rows` at a time. Raises InputError.
+    """Yield the rows of SQL in batches of about `rows`. Raises InputError.
 
-    The connection can do nothing else until the last batch is taken.
+    Use the connection for nothing else until the last batch.
     """
     try:
         # not execute(): it holds all rows before it returns the first
@@ -176,7 +176,7 @@ class Work:
     row_groups: int
     of_row_groups: int
     bytes_read: int
-    """From files, without what DuckDB had in memory."""
+    """Bytes read from files, not from DuckDB's memory."""
     seconds: float
 
     def __str__(self) -> str:
@@ -187,7 +187,7 @@ class Work:
 
 
 PROFILED: Settings = {"enable_profiling": "no_output"}
-"""Settings with which a connection counts, for `last_work`."""
+"""Settings that make a connection count its work, for `last_work`."""
 
 
 def last_work(connection: "_Connection") -> Work:

@@ -1,10 +1,10 @@
-"""Untrusted SQL: an allow-list decides before it runs, and limits hold while it runs.
+"""Execution of untrusted SQL: an allow-list before it runs, and limits while it runs.
 
-A statement is checked twice. The parse tree has to be one SELECT, of nodes and functions that are
-on the list, so that nothing else is even bound. The bound plan, made on a *twin* of the database
-that has its views and macros over empty tables and can reach no file, has to be of operators and
-functions on the list, after all macros, views and aliases are expanded. Unknown names are refused,
-also those that a newer DuckDB brings.
+A statement is checked twice. The parse tree must be one SELECT with only nodes and functions on the
+list; nothing else is bound. The bound plan must have only operators and functions on the list,
+after all macros, views and aliases are expanded. It is made on a *twin* of the database: the same
+views and macros over empty tables, without access to files. Unknown names are refused, also those
+of newer versions of DuckDB.
 """
 
 import json
@@ -32,9 +32,9 @@ def run_untrusted(
     parameters: Mapping[str, str] | None = None,
     limits: Limits | None = None,
 ) -> pa.Table:
-    """Return the rows of untrusted SQL, on a database that is opened as SEALED.
+    """Return the rows of untrusted SQL; `database` must be opened as SEALED.
 
-    Raises InputError for SQL that is no query of the rows, is wrong, or takes too much.
+    Raises InputError for SQL that is not a query of the rows, fails, or exceeds a limit.
     """
     parameters, limits = parameters or {}, limits or Limits()
     memory = usable_memory() * 3 // 4
@@ -47,7 +47,7 @@ def run_untrusted(
 def collect_rows(
     connection: duckdb.DuckDBPyConnection, sql: str, parameters: Mapping[str, str], most: int
 ) -> pa.Table:
-    """Return the rows of SQL that a QueryGuard has checked, of so many bytes at most.
+    """Return the rows, `most` bytes at most, of SQL that a QueryGuard has checked.
 
     Raises InputError.
     """
@@ -60,7 +60,7 @@ def collect_rows(
         raise InputError(f"SQL: {_message(error)}") from error
 
 
-_ROWS = 2**15  # of a batch
+_ROWS = 2**15  # rows of a batch
 _PLAN_BYTES = 2 * 2**30
 
 
@@ -96,7 +96,7 @@ class QueryGuard:
         self._macros = frozenset(name.lower() for (name,) in macros.fetchall())
 
     def check(self, sql: str, parameters: Mapping[str, str] | None = None) -> None:
-        """Raise InputError for SQL that is not one query of the rows, by functions on the list."""
+        """Raise InputError for SQL that is not one query of the rows with functions on the list."""
         with memory_limit(_PLAN_BYTES):
             tree = _parsed(self._twin, sql)
             names = _check_parsed(tree, self._macros)
@@ -124,7 +124,7 @@ class QueryGuard:
 
 
 def _parsed(twin: duckdb.DuckDBPyConnection, sql: str) -> Any:
-    """Return the parse tree of a text that is one statement of a kind that only reads."""
+    """Return the parse tree of SQL that is one statement that only reads."""
     try:
         size = len(sql.encode())
     except UnicodeError as error:
@@ -156,7 +156,7 @@ def _as_json(twin: duckdb.DuckDBPyConnection, function: str, sql: str) -> Any:
         raise InputError("SQL: its plan is too large: ask for less at once") from error
     if tree["error"]:
         kind = str(tree.get("error_type", "")).capitalize()
-        if kind == "Not implemented":  # no SELECT, or of parts that cannot be looked at
+        if kind == "Not implemented":  # no SELECT, or parts that have no JSON
             raise InputError(f"SQL: give one query: {KINDS} ({tree['error_message']})")
         raise InputError(f"SQL: {kind} Error: {' '.join(tree['error_message'].split())}")
     return tree
@@ -239,7 +239,7 @@ def _words(kind: str) -> str:
 
 
 def _with_values(sql: str, tree: Any, parameters: Mapping[str, str]) -> str:
-    """Return the text with values for its parameters: plans with parameters have no JSON."""
+    """Return SQL with values in place of parameters: plans with parameters have no JSON."""
     text = sql.encode()
     nodes = [n for n in _nodes(tree) if n.get("class") == "PARAMETER"]
     for node in sorted(nodes, key=lambda n: n["query_location"], reverse=True):

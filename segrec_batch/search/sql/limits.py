@@ -24,14 +24,14 @@ class Limits:
 
 @contextmanager
 def time_limit(connection: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]:
-    """Interrupt the statement of a connection after some seconds. Raises InputError then."""
+    """Interrupt the statement of a connection after `seconds`, and raise InputError."""
     done, late = threading.Event(), threading.Event()
 
     def interrupt() -> None:
         if done.wait(seconds):
             return
         late.set()
-        while not done.wait(0.2):  # again: DuckDB forgets it when it begins to execute
+        while not done.wait(0.2):  # repeatedly: DuckDB drops an interrupt when it begins to execute
             connection.interrupt()
 
     watch = threading.Thread(target=interrupt, daemon=True)
@@ -55,7 +55,7 @@ def _timeout_error(seconds: float) -> InputError:
 
 @contextmanager
 def memory_limit(size: int) -> Iterator[None]:
-    """Let this process take so many bytes more, on Linux.
+    """Limit the memory that this process may add to `size` bytes, on Linux.
 
     DuckDB's `memory_limit` does not count plans and long texts. Of several limits at a time, nested
     or in other threads, the lowest holds.
@@ -93,7 +93,7 @@ def _address_space() -> int:
 
 @contextmanager
 def last_resort(seconds: float) -> Iterator[None]:
-    """End the process, with exit code 1 and a message, if the block takes longer.
+    """End the process, with exit code 1 and a message, if the block takes longer than `seconds`.
 
     DuckDB cannot be interrupted while it plans, and a short text can have an endless plan.
     """

@@ -1,10 +1,10 @@
-"""File system for DuckDB that has the files of snapshots only and cannot write.
+"""Read-only file system for DuckDB with only the files of snapshots.
 
-Files of a remote index are always read through it, those of a local one for untrusted SQL.
+DuckDB reads a remote index always through it, a local one for untrusted SQL.
 
 DuckDB asks for a file's name, size and time each time that it plans a query, some hundred times for
-a query that uses macros and views. Files of an index never change, and the log has their sizes, so
-the store is asked for bytes only, once for each read of DuckDB.
+a query with macros and views. Files of an index never change, and the log has their sizes, so only
+reads of bytes reach the store, one request each.
 """
 
 import datetime as dt
@@ -21,11 +21,11 @@ from segrec_batch.index.files import DataFile
 from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.sources import storage
 
-_WRITTEN = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)  # all the same, as files never change
+_WRITTEN = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)  # one time for all files, since they never change
 
 
 class SnapshotFiles(AbstractFileSystem):  # type: ignore[misc]
-    """The files of some snapshots of one index, to read: `snapshot://TABLE/PATH`."""
+    """Read-only files of some snapshots of one index: `snapshot://TABLE/PATH`."""
 
     protocol = "snapshot"
     cachable = False
@@ -72,10 +72,10 @@ class _File(AbstractBufferedFile):  # type: ignore[misc]
 
 
 class _LocalFile(io.RawIOBase):
-    """A regular file of the local disk, to read, without a buffer of its own."""
+    """A regular file of the local disk, read-only and unbuffered."""
 
     def __init__(self, path: str) -> None:
-        # O_NONBLOCK: a pipe in the place of a file would wait for a writer
+        # O_NONBLOCK: opening a pipe would wait for a writer
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         state = os.fstat(self._descriptor)
         self._position, self.size = 0, state.st_size
@@ -84,7 +84,7 @@ class _LocalFile(io.RawIOBase):
             raise FileNotFoundError(f"{path}: not a regular file")
 
     def read(self, size: int = -1, /) -> bytes:
-        """Return the bytes from here on, fewer at the end of the file."""
+        """Return the next `size` bytes, fewer at the end of the file."""
         count = self.size - self._position if size < 0 else size
         content = os.pread(self._descriptor, max(count, 0), self._position)
         self._position += len(content)

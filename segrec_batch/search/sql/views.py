@@ -18,7 +18,7 @@ from segrec_batch.search.sql.remote import SnapshotFiles
 from segrec_batch.sources import storage
 
 PART = "parse_filename(filename, true) AS part"
-"""Column with the name of the part of a row."""
+"""Name of the column that holds the part of a row."""
 
 
 def create_views(
@@ -28,9 +28,8 @@ def create_views(
 
     Args:
         connection: an empty database.
-        snapshot: its files are read.
-        named: files are read by their names in `SnapshotFiles`, as those of a remote index always
-            are.
+        snapshot: the snapshot.
+        named: read files by their names in `SnapshotFiles`; a remote index is always read so.
     """
     for table, schema in schemas(snapshot.spec.classes).items():
         scan = select(snapshot, table, named=named)
@@ -53,7 +52,7 @@ def create_functions(connection: duckdb.DuckDBPyConnection, spec: ModelSpec) -> 
 def sign_functions(words: int) -> str:
     """Return SQL that replaces `sign_words` and `sign_distance` for some number of 64-bit words.
 
-    A struct in place of a list: DuckDB compares its fields 1.5 to 3 times as fast.
+    They use a struct, not a list: DuckDB compares its fields 1.5 to 3 times as fast.
     """
     fields = ", ".join(f"w{i}: bits[{i}]" for i in range(1, words + 1))
     counts = (f"bit_count(xor(a['w{i}'], b['w{i}']))::INTEGER" for i in range(1, words + 1))
@@ -64,7 +63,7 @@ def sign_functions(words: int) -> str:
 
 
 def complete(connection: duckdb.DuckDBPyConnection, classes: Sequence[str]) -> None:
-    """Create the views, table macros and comments that stand on the views of tables."""
+    """Create the views, table macros and comments that use the views of tables."""
     for name in ("stale.sql", "recommend.sql", "feedback.sql"):
         connection.execute(schema_file(name))
     connection.execute(schema_file("comments.sql"))
@@ -99,7 +98,7 @@ def select_with_part(snapshot: Snapshot, table: str, columns: str) -> str | None
 
 
 def schema_file(name: str) -> str:
-    """Read a file of `schemas/`, which is in the installed package, or beside it in a checkout."""
+    """Return a file of `schemas/`, from the installed package or the checkout."""
     package = Path(__file__).parents[2]
     folder = package / "schemas"
     if not folder.is_dir():
@@ -108,12 +107,12 @@ def schema_file(name: str) -> str:
 
 
 def quoted(value: str) -> str:
-    """Return SQL for a text."""
+    """Return a text as an SQL literal."""
     return "'" + value.replace("'", "''") + "'"
 
 
 def identifier(name: str) -> str:
-    """Return SQL for the name of a column, a table or a database."""
+    """Return the name of a column, table or database as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
@@ -132,7 +131,7 @@ def _columns(table: str, schema: pa.Schema, part: str | None) -> list[str]:
 
 
 def _read(snapshot: Snapshot, files: Sequence[DataFile], named: bool | None = None) -> str:
-    """Return a scan of files, all of them named: a pattern could match more than the snapshot."""
+    """Return SQL that scans files by name: a pattern could match more than the snapshot."""
     if named or storage.is_remote(snapshot.index):
         uris = [SnapshotFiles.uri(file) for file in files]
     else:
@@ -144,11 +143,11 @@ def _escaped(path: str) -> str:
     return _MAGIC.sub(r"[\1]", path)
 
 
-_MAGIC = re.compile(r"([*?\[])")  # DuckDB takes each name for a pattern
+_MAGIC = re.compile(r"([*?\[])")  # DuckDB treats each name as a pattern
 
 
 def register_pearson_udf(connection: duckdb.DuckDBPyConnection) -> None:
-    """Add `pearson_udf(a, b)`: the printed formula in NumPy, to check the macro `pearson`."""
+    """Add `pearson_udf(a, b)`: the published formula in NumPy, to check the macro `pearson`."""
     vector = duckdb.list_type(sqltypes.DOUBLE)
     connection.create_function(
         "pearson_udf",
