@@ -81,7 +81,7 @@ class Request:
 
 
 class Selection:
-    """Rows that a request selects from a snapshot, as a context manager; DuckDB spills to `folder`."""
+    """Rows selected from a snapshot, as a context manager; DuckDB spills to `folder`."""
 
     def __init__(self, snapshot: Snapshot, request: Request, folder: Path) -> None:
         self.request = request
@@ -142,7 +142,7 @@ class Selection:
             yield _block(table)
 
     def queries(self, parts: Collection[int], size: int) -> Iterator[tuple[int, Block]]:
-        """Yield number and block of each of `parts`, of `size` queries with a vector, by image_id."""
+        """Yield number and block of each of `parts`: `size` queries with a vector, by image_id."""
         if not parts:
             return
         self._connection.register("parts", pa.table({"part": sorted(parts)}))

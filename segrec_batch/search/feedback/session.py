@@ -1,6 +1,7 @@
 """Feedback sessions: query, results and marks, round by round, in one Parquet file.
 
-The file is written atomically, so it always holds complete rounds. DuckDB can read it. Query, filters and weights are JSON in its metadata.
+The file is written atomically, so it always holds complete rounds. DuckDB can read it. Query,
+filters and weights are JSON in its metadata.
 """
 
 import base64
