@@ -26,7 +26,7 @@ def mask_png(labels: Labels, colours: Sequence[str]) -> bytes:
     palette = bytes(3) + b"".join(bytes.fromhex(c.removeprefix("#")) for c in colours)
     image.putpalette(palette)
     out = io.BytesIO()
-    # run lengths only: class maps have little else; half the time, and fewer bytes
+    # run lengths suffice for class maps: half the time, and fewer bytes
     image.save(out, "PNG", compress_type=zlib.Z_RLE)
     return out.getvalue()
 
@@ -47,7 +47,8 @@ def bounding_box(member: NDArray[np.bool_]) -> tuple[float, float, float, float]
 def inverse_norms(features: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return 1/‖x − x̄‖ of each row of (N, C), computed in float64; NaN for a constant row.
 
-    Pearson (Abdullah 2026, eq. 6) is this times x·q_z, with q_z the centred query of unit length.
+    Pearson (Abdullah 2026, eq. 6) is x·q_z times this value; q_z is the centred query at unit
+    length.
     """
     x = features.astype(np.float64)
     norms = np.linalg.norm(x - x.mean(axis=1, keepdims=True), axis=1)

@@ -1,8 +1,8 @@
-"""Commits to Delta tables, also through a network that loses answers.
+"""Commits to Delta tables, also over a network that drops responses.
 
-delta-rs repeats a request that was refused temporarily. It does not repeat one whose answer was cut
-off, and it takes its own commit for another run's if the answer was lost. So each commit carries a
-mark, by which it is recognised afterwards.
+delta-rs repeats a request that the store refused temporarily. It does not repeat a request whose
+response was cut off, and it takes its own commit for another run's if the response was dropped. So
+each commit has a mark, by which it is recognised afterwards.
 """
 
 import time
@@ -113,7 +113,7 @@ def publish(
 
 
 def append(index: str, table: str, rows: pa.Table, version: int) -> None:
-    """Append rows to a table whose files deltalake writes, as the successor of a version.
+    """Append rows after a version of a table whose files deltalake writes.
 
     A version of -1 creates the table. Raises CommitFailedError if the version has a successor.
     """
@@ -155,7 +155,7 @@ def _commit(
 
 @contextmanager
 def _unless(is_done: Callable[[], bool]) -> Iterator[None]:
-    """Raise errors of the block unless its work is done nevertheless."""
+    """Raise errors of the block unless its work is done in spite of them."""
     try:
         yield
     except (DeltaError, OSError):
@@ -166,7 +166,7 @@ def _unless(is_done: Callable[[], bool]) -> Iterator[None]:
 
 
 def _actions(latest: DeltaTable, table: str, wanted: Sequence[DataFile]) -> Actions:
-    """Return the actions from the files of the latest version, published or not, to the wanted."""
+    """Return the actions that turn the files of the latest version into the wanted files."""
     after = {f.path: f for f in wanted}
     present = {f.path: f for f in delta.files(table, latest)}
     now = _milliseconds()
@@ -201,7 +201,7 @@ def _write(
 def _overwrite(
     table: DeltaTable, wanted: Sequence[DataFile], schema: pa.Schema, properties: CommitProperties
 ) -> None:
-    """Replace all files of the version before, and the schema."""
+    """Replace the schema and all files of the previous version."""
     now = _milliseconds()
     table.create_write_transaction(
         [_add(f, now) for f in wanted],

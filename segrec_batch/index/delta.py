@@ -1,4 +1,4 @@
-"""Reading Delta tables: open, check against our schemas, list files."""
+"""Read access to Delta tables: open, compare with our schemas, list files."""
 
 import json
 import re
@@ -25,9 +25,9 @@ VERSION, FILES = "version", "files"
 
 delta-rs reads an entry of the log that is cut short as if it were whole; `check` compares these."""
 
-_TRIES = 5  # of a call whose answer was cut off
+_TRIES = 5  # of a call whose response was cut off
 _WRITTEN = re.compile(r"[0-9A-Za-z_.-]{1,200}\.parquet")  # names that delta-rs gives to files
-_DAMAGE = (  # messages of delta-rs about a log that lacks files or has files that are cut short
+_DAMAGE = (  # messages of delta-rs about missing or truncated files of a log
     "gap",
     "Invalid Checkpoint",
     "No table metadata",
@@ -49,7 +49,7 @@ def errors(index: str, version: int | None = None) -> Iterator[None]:
     except (TableNotFoundError, FileNotFoundError) as error:
         raise IndexStateError(f"{index}: no index there; make one with segrec index") from error
     except BaseException as error:
-        if type(error).__name__ == "PanicException":  # of delta-rs, at impossible logs
+        if type(error).__name__ == "PanicException":  # delta-rs raises it for impossible logs
             raise IndexStateError(f"{index}: its log is damaged") from error
         if not isinstance(error, DeltaError):
             raise
@@ -60,7 +60,7 @@ def errors(index: str, version: int | None = None) -> Iterator[None]:
 
 
 def retry(call: Callable[[], T]) -> T:
-    """Return the result of a call; repeat it while its answer is cut off, 5 times at most."""
+    """Return the result of a call; repeat it while its response is cut off, 5 calls at most."""
     for _ in range(_TRIES - 1):
         try:
             return call()
@@ -79,7 +79,7 @@ def exists(index: str, table: str) -> bool:
 def open_table(index: str, table: str, version: int | None = None) -> DeltaTable:
     """Return a version of a table, by default the newest; later writes do not change it.
 
-    Raises IndexStateError if the log is damaged so that the newest version is unknown.
+    Raises IndexStateError if the newest version is unknown because the log is damaged.
     """
     uri, options = location(index, table)
     if version is not None and not is_version(version):
@@ -101,12 +101,12 @@ def _damaged(index: str, table: str, reason: str) -> str:
 
 
 def is_version(version: int) -> bool:
-    """Return True if a table can have a version; delta-rs would count up to any number."""
+    """Return True if a table can have a version; delta-rs counts up to any number."""
     return 0 <= version < 2**22
 
 
 def check(index: str, name: str, table: DeltaTable, members: Sequence[DataFile]) -> None:
-    """Raise IndexStateError if the log is not whole up to the version of an open table.
+    """Raise IndexStateError if the log is incomplete up to the version of an open table.
 
     Tables whose last commit has no such identifiers are accepted as they are.
     """
@@ -128,9 +128,8 @@ def check(index: str, name: str, table: DeltaTable, members: Sequence[DataFile])
 def check_table(name: str, table: DeltaTable) -> tuple[str, ...]:
     """Compare the protocol and the columns of a table with ours.
 
-    To be called before anything else of the table is read: Arrow would make extension types of a
-    log's column metadata, and readers that know deletion vectors or mapped columns would see other
-    rows.
+    Call it before reading anything else of the table: Arrow makes extension types of a log's column
+    metadata, and readers that know deletion vectors or mapped columns return other rows.
 
     Returns:
         The foreground classes of the coverage columns of `images`; empty for other tables.
@@ -177,7 +176,7 @@ def history(index: str, table: str) -> list[dict[str, Any]]:
 
 
 def files(name: str, table: DeltaTable) -> tuple[DataFile, ...]:
-    """Return the files of an open table. Raises ValueError for a file of another kind than ours."""
+    """Return the files of an open table. Raises ValueError for a file that is none of ours."""
     key = PARTITION.get(name)
     return tuple(
         described_file(
@@ -210,7 +209,7 @@ def _plain_values(statistics: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def read(index: str, table: str, schema: pa.Schema) -> tuple[pa.Table | None, int]:
-    """Return all rows of a table that deltalake has written, and its version.
+    """Return all rows and the version of a table that deltalake has written.
 
     Returns None and -1 if the table does not exist. Raises ValueError, pa.ArrowException for a
     table of another kind.

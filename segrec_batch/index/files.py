@@ -2,7 +2,7 @@
 
 Files are immutable, named by UUID, and invisible until they are committed. A *part* is the set of
 files, at most one for each table and partition, that were written together under one name. All rows
-of an image are in one part: parts are what is dropped, merged and verified.
+of an image are in one part. Jobs drop, merge and verify whole parts.
 """
 
 import re
@@ -31,10 +31,10 @@ _MAX_BYTES, _MAX_ROWS = 2**44, 2**31  # of a file
 class DataFile:
     """A Parquet file of a table.
 
-    path: below the table's folder.
+    path: relative to the table's folder.
     size: bytes.
     partition: value of the partition column; None if the table has none.
-    stats: JSON, as Delta Lake writes statistics.
+    stats: statistics in Delta Lake's JSON format.
     """
 
     table: str
@@ -46,7 +46,7 @@ class DataFile:
 
     @property
     def part(self) -> str:
-        """Name of the part."""
+        """The name of the part."""
         return storage.stem(self.path)
 
     def uri(self, index: str) -> str:
@@ -83,7 +83,7 @@ def described_file(
 
 
 def check_statistics(stats: str) -> None:
-    """Raise ValueError for statistics of another form than those of `parts.statistics`."""
+    """Raise ValueError unless statistics have the form of `parts.statistics`."""
     values = parse_json(stats.encode())
     for key in ("minValues", "maxValues", "nullCount"):
         ends = values.get(key) if isinstance(values, dict) else None
@@ -123,8 +123,8 @@ def owner(table: str, part: str) -> bytes:
 def is_part_file(index: str, file: DataFile) -> bool:
     """Return True if the metadata of a file name its table and part.
 
-    This recognises parts of runs that stopped before their commit, which no log names. Files of
-    other programs have no such metadata, whatever their names are.
+    This recognises parts of runs that stopped before their commit: no log names them. Files of
+    other programs lack such metadata, whatever their names are.
     """
     expected = path_in_part(file.table, file.part, file.partition)
     if not _PART.fullmatch(file.part) or file.path != expected:
@@ -137,7 +137,7 @@ def is_part_file(index: str, file: DataFile) -> bool:
     except OSError as error:
         if error.errno is not None:
             raise StorageError(f"{file.uri(index)}: {store_errors.describe(error)}") from error
-        return False  # Arrow's, of a damaged file
+        return False  # Arrow's error for a damaged file
     return bool(metadata.get(OWNER) == owner(file.table, file.part))
 
 
@@ -160,7 +160,7 @@ def files_in_place(index: str, table: str) -> Iterator[tuple[DataFile, float]]:
 def unfinished_files(index: str) -> Iterator[tuple[str, int, float]]:
     """Yield URI, size and time of files that a process is writing, or wrote when it was killed.
 
-    There are such files on local disks only: object stores show whole objects.
+    Only local disks have such files: object stores show whole objects.
     """
     for table in TABLES:
         for path, size, written in files_below(index, table):
@@ -171,7 +171,7 @@ def unfinished_files(index: str) -> Iterator[tuple[str, int, float]]:
 def files_below(index: str, folder: str) -> Iterator[tuple[str, int, float]]:
     """Yield path, size and time of the files in a folder of the index, without the Delta log.
 
-    Files behind symbolic links are left out, also if the folder is one.
+    Files behind symbolic links are omitted, also if the folder is a link.
     """
     uri = storage.join(index, folder)
     if storage.is_link(uri):

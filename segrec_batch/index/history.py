@@ -1,4 +1,4 @@
-"""The history of an index, and what the information of its commits states."""
+"""The history of an index, and the information that its commits store."""
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
@@ -33,8 +33,8 @@ def newest_version(index: str) -> int:
 def choose_roots(index: str, named: Sequence[str] = ()) -> ImageRoots:
     """Return the roots below which images of an index may be fetched: `named`, else its own.
 
-    An index of before roots were stored has none, nor has one that is gone while its query cache is
-    left. Raises InputError for an empty name, IndexStateError for roots that cannot be.
+    Old indexes have no roots, and neither has a deleted index whose query cache remains. Raises
+    InputError for an empty name, IndexStateError for impossible roots.
     """
     if named:
         return ImageRoots.of(named)
@@ -49,7 +49,7 @@ def choose_roots(index: str, named: Sequence[str] = ()) -> ImageRoots:
 
 
 def _read_roots(index: str, images: DeltaTable) -> ImageRoots:
-    """Return the roots in the newest commit of `images`, which has all earlier ones."""
+    """Return the roots in the newest commit of `images`, which includes all earlier ones."""
     try:
         return parse_roots(delta.last_commit(images).get(_ROOTS, []))
     except ValueError as error:
@@ -57,7 +57,7 @@ def _read_roots(index: str, images: DeltaTable) -> ImageRoots:
 
 
 def add_roots(index: str, images: DeltaTable, info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `info` with all roots so far and that of the run it describes."""
+    """Return `info` with all earlier roots and that of the run it describes."""
     root = info.get("segrec", {}).get("images_root")
     roots = _read_roots(index, images).extended(root and [root])
     return {**info, _ROOTS: [*parse_roots([*roots.uris]).uris]}
@@ -66,7 +66,7 @@ def add_roots(index: str, images: DeltaTable, info: Mapping[str, Any]) -> dict[s
 def history(index: str) -> list[Commit]:
     """Return the snapshots of the log, newest first. Raises IndexStateError."""
     newest = newest_version(index)
-    # delta-rs's history counts entries, and returns wrong versions where one is lost
+    # delta-rs's history counts entries, and returns wrong versions if one is missing
     try:
         entries = log_entries.read_entries(index, "images")
         infos = {version: log_entries.commit_info(actions) for version, actions in entries.items()}

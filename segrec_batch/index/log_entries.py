@@ -1,4 +1,4 @@
-"""Entries of the logs of the index's Delta tables, and the files that they have ever named.
+"""Entries of the logs of the index's Delta tables, and all files that they have ever named.
 
 Delta Lake's own calls return the files of one version. A file may be deleted if any entry has named
 it, and a missing entry shows only in the names of the log's files.

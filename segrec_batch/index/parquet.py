@@ -1,9 +1,9 @@
-"""Reading of Parquet files as data only; the one place where Arrow reads Parquet.
+"""Read Parquet files as data only; Arrow reads Parquet in this module alone.
 
 A Parquet file can carry an Arrow schema with extension types. Arrow then passes values and metadata
 to the code that the process has registered for them; Ray, for example, unpickles columns of type
-`ray.data.arrow_pickled_object`. So the schema of a file is that of Parquet itself, the embedded
-schema is never parsed, and a file with extension types is refused.
+`ray.data.arrow_pickled_object`. So these functions take the schema of Parquet itself, never parse
+the embedded schema, and refuse a file with extension types.
 """
 
 import base64
@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_EMBEDDED, _UNREAD = b"ARROW:schema", b"ARROW:unread"  # of one length, so that nothing moves
+_EMBEDDED, _UNREAD = b"ARROW:schema", b"ARROW:unread"  # of equal length, so that no byte moves
 _EXTENSION = b"ARROW:extension:name"
 _MAGIC = b"PAR1"
 _TAIL = 8  # bytes: the length of the footer, the magic
@@ -65,7 +65,7 @@ def read_parquet(source: Any, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def without_embedded(rows: pa.Table) -> pa.Table:
-    """Return rows without the schema that was embedded in their file."""
+    """Return rows without the embedded schema of their file."""
     kept = {k: v for k, v in (rows.schema.metadata or {}).items() if k != _UNREAD}
     return rows.replace_schema_metadata(kept or None)
 
@@ -75,7 +75,7 @@ def asks_for_extension_types(embedded: bytes) -> bool:
     try:
         return _EXTENSION in base64.b64decode(embedded)
     except binascii.Error:
-        return False  # Arrow could not decode it either
+        return False  # Arrow cannot decode it either
 
 
 def _read_footer(source: Any) -> bytes:

@@ -74,7 +74,7 @@ def _as_index_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the disk or the store
+        if isinstance(error, OSError) and error.errno is not None:  # the disk or the store failed
             raise
         raise IndexStateError(
             f"{uri}: {error}; segrec maintain verify names all files that are damaged"
@@ -82,7 +82,7 @@ def _as_index_errors(uri: str) -> Iterator[None]:
 
 
 def write_part(index: str, contents: Iterable[Rows]) -> list[DataFile]:
-    """Write rows as one part; contents without rows are left out.
+    """Write rows as one part, without files for empty contents.
 
     One of the contents is in memory at a time. Rows of `failures` make a part of their own, because
     they are added and removed without those of other tables.
@@ -141,8 +141,8 @@ def write_file(
 ) -> DataFile:
     """Write rows, without the partition column, as a part's file of a table.
 
-    On local disks uncompressed, which is read fastest; on object stores with zstd and split bytes
-    of vectors, which needs a quarter fewer bytes.
+    Local files are uncompressed, which reads fastest; files on object stores have zstd and split
+    bytes of vectors, which saves a quarter of the bytes.
     """
     path = path_in_part(table, part, partition)
     sink = pa.BufferOutputStream()
@@ -170,7 +170,7 @@ def _encoding(index: str, schema: pa.Schema) -> dict[str, Any]:
 def statistics(rows: pa.Table) -> str:
     """Return the row count and the extremes of coverages as JSON, by which engines skip files.
 
-    There are none of `image_id` and `uri`: the log is kept longer than purged rows.
+    `image_id` and `uri` have no statistics: the log outlives purged rows.
     """
     names = [name for name in rows.column_names if name.startswith("coverage")]
     extremes = {name: pc.min_max(rows[name]).as_py() for name in names}
@@ -207,7 +207,7 @@ def _sorted(table: str, rows: pa.Table) -> pa.Table:
 
 
 def z_order(coverages: NDArray[np.float32], bits: int = 3) -> NDArray[np.int64]:
-    """Return the order of rows of coverages (N, K) in [0, 1] along a Z-curve, `bits` bits a class.
+    """Return the order of coverages (N, K) in [0, 1] along a Z-curve, with `bits` bits per class.
 
     Neighbouring rows have similar coverages of every class, so the extremes of row groups exclude
     most of them. Only the first 21 classes count.

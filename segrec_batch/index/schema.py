@@ -38,9 +38,9 @@ def images_schema(classes: Sequence[str]) -> pa.Schema:
     classes: foreground classes.
     width, height: of the upright image. coverage_*: σ in [0, 1] on the feature grid, sum 1.
     mask_grid: grid_h · grid_w labels, one byte each. mask: palette PNG at the image's size, long
-    side at most 1024. feature: raw, as long as the
-    backbone makes it. inv_norm: 1/‖feature − mean‖, NULL if constant.
-    sign_bits: one bit for each value of a feature, in words.
+    side at most 1024. feature: raw; the backbone determines its length.
+    inv_norm: 1/‖feature − mean‖, NULL if constant. sign_bits: one bit for each value of a feature,
+    in words.
     """
     names = (BACKGROUND, *classes)
     return pa.schema(
@@ -98,7 +98,7 @@ def descriptors_schema() -> pa.Schema:
 
     descriptor: the partition; `DescriptorSpec.id` in the path, the name in queries. category: value
     to which a search can be restricted; NULL for descriptors without categories. vector: NULL if
-    the image could not be described, for a `reason`.
+    the image could not be described; `reason` says why.
     """
     return pa.schema(
         [
@@ -135,7 +135,7 @@ def failures_schema() -> pa.Schema:
 
 
 def check_columns(table: str, schema: pa.Schema, partitioned: bool = False) -> tuple[str, ...]:
-    """Compare the columns of a table, or of a file without the partition column, with ours.
+    """Check the columns of a table, or of a file without the partition column.
 
     Returns:
         The foreground classes of the coverage columns of `images`; empty for other tables.

@@ -1,20 +1,20 @@
 """Snapshots of an index, and the protocol by which its four Delta tables change together.
 
     INDEX/images, INDEX/regions, INDEX/descriptors, INDEX/failures    Delta tables
-    INDEX/models/BUNDLE_ID                                            the bundles that made them
+    INDEX/models/BUNDLE_ID                                            model bundles
 
 A *snapshot* is a version of `images`. Each commit of `images` records, as Delta transaction
 identifiers, the bundle and the versions of the other tables that belong to it, so a reader never
-sees half a commit or two models. The order of commits is failures, descriptors, regions, images;
+sees a partial commit or two models. The order of commits is failures, descriptors, regions, images;
 the others are invisible before that of `images`. A run that stops in between leaves versions that
-no snapshot names; the next commit starts from the published files. Of two runs that publish at the
-same time the second fails, because both change the same transaction identifiers.
+no snapshot names; the next commit starts from the published files. If two runs publish at the
+same time, the second fails, because both change the same transaction identifiers.
 
 `failures` has one commit for each commit of `images`. If the newest entry of the log of `images` is
-lost, `failures` is at a later version than the previous snapshot names; the same holds after a run
-that stopped in between. The two cases can only be told apart if that version of `failures` belongs
-to a version of `images` that is more than one ahead. So readers are warned in both cases, nothing
-is deleted meanwhile, and the next run of the indexing job mends both from the sources.
+missing, `failures` is at a later version than the previous snapshot names; the same holds after a
+run that stopped in between. The two cases can be distinguished only if that version of `failures`
+belongs to a version of `images` that is more than one ahead. So readers are warned in both cases,
+nothing is deleted meanwhile, and the next run of the indexing job mends both from the sources.
 """
 
 import logging
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-COMMIT_SECONDS = 60.0  # a commit that takes longer counts as interrupted
+COMMIT_SECONDS = 60.0  # a longer commit counts as interrupted
 _UNFINISHED = re.compile(
     rf"models/[0-9a-f]{{16}}/({BUNDLE_FILE})|({'|'.join(TABLES)})/_delta_log/[\w.#-]+"
 )
@@ -58,8 +58,8 @@ class Snapshot:
 
     versions: of each table.
     files: of each table.
-    ahead: of the newest snapshot, tables that have been at a later version for longer than a commit
-        takes, and that version; see `problem`.
+    ahead: tables, by name, whose version has been later than that of the newest snapshot for longer
+        than a commit takes, and that version; see `problem`.
     problem: the cause of `ahead`, and the remedy; empty if there is none.
     """
 
@@ -106,7 +106,7 @@ def model_uri(index: str, bundle_id: str) -> str:
 
 
 def exists(index: str) -> bool:
-    """Return True if there is an index at a URI. Raises StorageError if that is unknown."""
+    """Return True if there is an index at a URI. Raises StorageError if the store fails."""
     with delta.errors(index):
         return delta.exists(index, "images")
 
@@ -114,7 +114,7 @@ def exists(index: str) -> bool:
 def create(index: str, model: "Model") -> Snapshot:
     """Create an empty index for a model, or complete an unfinished one.
 
-    Raises InputError for a folder that holds anything else.
+    Raises InputError for a folder with other content.
     """
     if not exists(index):
         check_place(index)
@@ -127,7 +127,7 @@ def create(index: str, model: "Model") -> Snapshot:
 
 
 def check_place(index: str) -> None:
-    """Raise InputError for a folder that is neither empty nor left by an unfinished `create`."""
+    """Raise InputError for a folder that is neither empty nor of an unfinished `create`."""
     storage.refuse_foreign_files(
         index,
         lambda path: bool(_UNFINISHED.fullmatch(path)),
@@ -138,7 +138,7 @@ def check_place(index: str) -> None:
 
 
 def empty_snapshot(index: str, model_id: str, spec: ModelSpec) -> Snapshot:
-    """Return the snapshot that `create` would make."""
+    """Return the snapshot that `create` makes."""
     versions = dict.fromkeys(TABLES, 0)
     return Snapshot(index, versions, dict.fromkeys(TABLES, ()), model_id, spec)
 
@@ -146,8 +146,8 @@ def empty_snapshot(index: str, model_id: str, spec: ModelSpec) -> Snapshot:
 def open_snapshot(index: str, version: int | None = None) -> Snapshot:
     """Return a snapshot of an index, by default the newest.
 
-    Of an older version, files that a purge has rewritten are those that exist now. Logs a warning,
-    once in a process, if the newest snapshot may not be the one that was published last.
+    An older version has the present successors of files that a purge has rewritten. Logs a warning,
+    once per process, if the newest snapshot may not be the last published one.
 
     Raises:
         IndexStateError: The index is damaged, or vacuum has removed files or the model of the
@@ -172,7 +172,7 @@ def open_snapshot(index: str, version: int | None = None) -> Snapshot:
 
 
 def _check_classes(index: str, files: Files, classes: Sequence[str], spec: ModelSpec) -> None:
-    """Compare class names of the log, which become SQL and folders, with those of the model."""
+    """Check that the log has the class names of the model, since they become SQL and folders."""
     unknown = {str(f.partition) for f in files["regions"]}.difference(spec.all_classes)
     if tuple(classes) != spec.classes or unknown:
         names = [*classes, *sorted(unknown.difference(classes))]
@@ -213,8 +213,8 @@ def commit(
 def adopt(base: Snapshot, spec: ModelSpec) -> Snapshot:
     """Return `base` with the descriptors of another spec.
 
-    To be committed when their bundle is at its `model_uri`. Vectors of descriptors that `spec` does
-    not have, or has with other settings, are left out.
+    Commit it when the bundle is at its `model_uri`. Vectors of descriptors that `spec` lacks, or
+    has with other settings, are dropped.
     """
     ids = {d.id for d in spec.descriptors}
     kept = tuple(f for f in base.files["descriptors"] if f.partition in ids)
@@ -224,7 +224,7 @@ def adopt(base: Snapshot, spec: ModelSpec) -> Snapshot:
 def with_changes(
     base: Snapshot, add: Sequence[DataFile], remove: Sequence[DataFile] = ()
 ) -> Snapshot:
-    """Return `base` without the files of `remove`, and with those of `add`."""
+    """Return `base` without the files of `remove` and with those of `add`."""
     removed = {(f.table, f.path) for f in remove}
     files = {
         table: (

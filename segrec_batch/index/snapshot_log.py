@@ -20,15 +20,15 @@ Files = Mapping[str, tuple[DataFile, ...]]
 
 @dataclass(frozen=True)
 class SnapshotLog:
-    """What the logs state of a snapshot; the files need not exist any more.
+    """A snapshot as the logs state it; its files may be deleted.
 
     versions: of each table.
     files: of each table.
     bundle: bundle_id.
     classes: foreground classes of the columns of `images`.
-    ahead: of the newest snapshot, tables at a later version than it names, and that version.
+    ahead: tables at a later version than the newest snapshot names, and that version.
     target: latest version of `images` that those later versions belong to.
-    age: seconds since their commit, without sign.
+    age: absolute seconds since their commit.
     """
 
     versions: Mapping[str, int]
@@ -40,7 +40,7 @@ class SnapshotLog:
     age: float
 
     def problem(self, index: str) -> str:
-        """Return the cause of tables that are ahead, and the remedy."""
+        """Return the reason why tables are ahead, and the remedy."""
         newest = self.versions["images"]
         tables = ", ".join(
             f"{t} is at version {v}, the snapshot names {self.versions[t]}"
@@ -57,10 +57,10 @@ class SnapshotLog:
 
 
 def read_log(index: str, version: int | None = None) -> SnapshotLog:
-    """Return what the logs state of a snapshot, by default the newest.
+    """Return a snapshot as the logs state it, by default the newest.
 
-    Of an older version, files that a purge has rewritten are replaced by their successors. Raises
-    IndexStateError, also for a log that lacks entries or has damaged ones; StorageError.
+    In an older version, successors replace files that a purge has rewritten. Raises
+    IndexStateError, also for a log with missing or damaged entries; StorageError.
     """
     try:
         log = _parse_log(index, version)
@@ -75,7 +75,7 @@ def read_log(index: str, version: int | None = None) -> SnapshotLog:
 def transaction_names(versions: Mapping[str, int], bundle: str) -> dict[str, int]:
     """Return the transaction identifiers of a commit of `images`: versions and the bundle_id.
 
-    The bundle_id is a signed 64-bit integer there.
+    The bundle_id is stored as a signed 64-bit integer.
     """
     return {**versions, log_entries.MODEL: int.from_bytes(bytes.fromhex(bundle), signed=True)}
 
@@ -94,7 +94,7 @@ def _parse_log(index: str, version: int | None) -> SnapshotLog:
         classes = delta.check_table("images", images)
         later = {}
         for name, number in versions.items():
-            # of the newest snapshot as it is now, which costs no more
+            # the newest snapshot takes each table's newest version, which costs no more
             table = delta.open_table(index, name, None if version is None else number)
             if table.version() < number:
                 raise IndexStateError(_behind(index, name, table.version(), number))

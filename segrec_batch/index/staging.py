@@ -1,8 +1,8 @@
 """Files of an unfinished rebuild, staged beside the published index.
 
-The files are in the folders of the tables, where they stay; a Delta table in
-INDEX/rebuild/BUNDLE_ID describes them. An interrupted rebuild continues from there; publication
-replaces the old files by them in one commit.
+The files are in the folders of the tables and stay there; a Delta table in INDEX/rebuild/BUNDLE_ID
+describes them. An interrupted rebuild continues from it; publication replaces the old files by the
+staged files in one commit.
 """
 
 import datetime as dt
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _FOLDER = "rebuild"
 _ENTRY = re.compile(r"([0-9a-f]{16})/_delta_log/\d{20}\.json")
-# names that delta-rs gives to files; those of a killed process end with # and a number
+# delta-rs's file names; those of a killed process end with # and a number
 _LOG_FILE = re.compile(
     r"_delta_log/(\d{20}\.(json|crc|checkpoint\.parquet)|_last_checkpoint|_commit_\S+\.tmp)(#\d+)?"
 )
@@ -33,7 +33,7 @@ _NAMES = [f.name for f in fields(DataFile)]
 _SCHEMA = pa.schema(
     [
         *(pa.field(n, pa.int64() if n in ("size", "rows") else pa.string()) for n in _NAMES),
-        pa.field("staged", pa.bool_()),  # false: taken out again
+        pa.field("staged", pa.bool_()),  # false: removed again
     ]
 )
 
@@ -41,8 +41,8 @@ _SCHEMA = pa.schema(
 def open_staging(base: Snapshot, model: "Model") -> Snapshot:
     """Return the staged files of a rebuild of `base` with a model, as a snapshot.
 
-    Files that a rebuild has published right before it was killed do not count. Raises InputError
-    if the folder of the rebuild holds anything else.
+    Files that the rebuild published right before it was killed do not count. Raises InputError if
+    the folder of the rebuild has other content.
     """
     storage.refuse_foreign_files(
         storage.join(base.index, _table(model.bundle_id)),
@@ -83,7 +83,7 @@ def stage(staged: Snapshot, add: Sequence[DataFile], remove: Sequence[DataFile] 
 def staged_files(index: str, bundle: str) -> tuple[list[DataFile], int]:
     """Return the files staged for a bundle, and the version of that state; -1 if there is none.
 
-    Raises IndexStateError for entries that no rebuild can have staged.
+    Raises IndexStateError for entries that no rebuild stages.
     """
     entries, version = _entries(index, bundle)
     removed = {(entry["table"], entry["path"]) for entry in entries if not entry["staged"]}
@@ -138,7 +138,7 @@ def discard(index: str, bundle: str) -> None:
     """Delete the entries of a bundle; vacuum deletes the files."""
     folder = storage.join(index, _table(bundle))
     paths = [uri.removeprefix(f"{folder}/") for uri, *_ in storage.find_files(folder)]
-    # the newest entry first: an interruption leaves an earlier state
+    # newest entry first: after an interruption an earlier state remains
     entries = sorted(filter(_LOG_FILE.fullmatch, paths), key=_from_last)
     data = filter(_DATA_FILE.fullmatch, paths)
     storage.delete([storage.join(folder, path) for path in entries])
