@@ -1,4 +1,4 @@
-"""Compaction: merge small parts into large ones, of which σ filters skip most row groups.
+"""Compaction: merge small parts into large parts, in which σ filters skip most row groups.
 
 Rows do not change. Old files stay for readers of older snapshots until vacuum deletes them.
 """
@@ -16,13 +16,13 @@ from segrec_batch.index.snapshot import Snapshot, commit
 PART_ROWS = 65_536
 """Images of a merged part: 32 row groups; a task that writes such a part needs about 2 GB."""
 
-_COMMIT = 64  # merged parts per commit; a crash loses at most so many
+_COMMIT = 64  # merged parts per commit; a crash undoes no more than these
 
 
 def compact(snapshot: Snapshot, part_rows: int = PART_ROWS) -> Snapshot:
     """Merge parts of at most half of `part_rows` images, and return the newest snapshot.
 
-    Raises IndexStateError if another job publishes meanwhile; earlier commits stay.
+    Raises IndexStateError if another job publishes meanwhile; earlier commits remain.
     """
     groups = list(_groups(snapshot, part_rows))
     if not groups:
@@ -47,7 +47,7 @@ def _merge(job: tuple[str, list[DataFile]]) -> list[DataFile]:
 def _groups(snapshot: Snapshot, part_rows: int) -> Iterator[Sequence[list[DataFile]]]:
     """Yield groups of two or more small parts with at most `part_rows` sources.
 
-    Parts of failures have groups of their own: merged with others they would be two parts again.
+    Parts of failures have separate groups: merged with others, they would again be two parts.
     """
     parts = by_part(snapshot.all_files).values()
     for is_failures in (False, True):

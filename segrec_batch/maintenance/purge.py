@@ -43,7 +43,7 @@ class PurgeReport:
     """Result of a purge.
 
     purged: URIs whose rows were removed.
-    unknown: URIs that no file has a row of.
+    unknown: URIs without a row in any file.
     files: number of deleted files.
     version: the newest version afterwards.
     """
@@ -58,7 +58,7 @@ Job = tuple[str, list[DataFile], list[str]]
 
 
 def purge(index: str, uris: Collection[str], grace_seconds: float) -> PurgeReport:
-    """Remove all rows of sources; old files stay for `grace_seconds` for running queries.
+    """Remove all rows of sources; old files stay for `grace_seconds`, for running queries.
 
     Raises:
         InputError: No file has rows of the URIs, or a rebuild is unfinished.
@@ -85,7 +85,7 @@ def purge(index: str, uris: Collection[str], grace_seconds: float) -> PurgeRepor
             raise InputError(
                 f"no file of {index} holds a row of {next(iter(uris))!r} or the others"
             )
-        replaced = read_replacements(index)  # also by a run that was stopped while it deleted
+        replaced = read_replacements(index)  # also those of a purge that stopped while it deleted
         jobs = [
             (index, parts[part], held)
             for part, held in hits.items()
@@ -151,14 +151,14 @@ def _refuse_if_elsewhere(snapshot: Snapshot, parts: Mapping[str, Sequence[DataFi
 def _delete_unfinished(index: str, ids: Iterable[str]) -> None:
     """Delete unfinished files of killed processes that hold rows of the images."""
     for uri, *_ in unfinished_files(index):
-        with suppress(FileNotFoundError):  # a process has finished it
+        with suppress(FileNotFoundError):  # its process has finished it
             content = storage.read_bytes(uri)
             if any(i.encode() in content for i in ids):
                 storage.delete([uri])
 
 
 def _held(job: Job) -> list[str]:
-    """Return those of some image_ids of which the files of a part have rows."""
+    """Return the image_ids of a job that have rows in the files of its part."""
     index, files, ids = job
     wanted = pa.array(ids, pa.string())
     held: set[str] = set()

@@ -31,14 +31,14 @@ from segrec_batch.search.database import open_files
 from segrec_batch.search.sql.connection import query
 from segrec_batch.sources import storage
 
-_EXAMPLES = 5  # of one kind of problem in one part
+_EXAMPLES = 5  # per kind of problem and part
 
 _NO_REGIONS = regions_schema().empty_table()
 
 Problem = str
 Job = tuple[str, list[DataFile], ModelSpec, str]
 
-# a source that could not be read keeps its row in `images`; other pairs are problems
+# an unreadable source keeps its row in `images`; other pairs are problems
 _TWICE = """
 SELECT uri FROM (
     SELECT uri FROM images GROUP BY uri HAVING count(*) > 1
@@ -52,11 +52,11 @@ ORDER BY uri LIMIT 10
 def verify(snapshot: Snapshot) -> list[Problem]:
     """Check all files of a snapshot and return the problems.
 
-    Compared are sizes, row counts, statistics and schemas with the log; in `images` ids, coverages
-    with class maps, masks, norms; in `regions` the images of the part, cells, norms, and the mean
-    of the regions' features with the image's; in `descriptors` the images of the part, the model,
-    the lengths of vectors. Further problems are sources with two rows, except an unreadable source
-    with a row in `images`, and tables that are ahead of the newest snapshot.
+    It compares sizes, row counts, statistics and schemas with the log. In `images` it checks ids,
+    coverages against class maps, masks and norms; in `regions` the images of the part, cells,
+    norms, and the mean of the regions' features against the image's; in `descriptors` the images of
+    the part, the model and the lengths of vectors. Sources with two rows, except an unreadable
+    source with a row in `images`, and tables ahead of the newest snapshot are problems too.
     """
     index, spec, model_id = snapshot.index, snapshot.spec, snapshot.model_id
     parts = by_part(snapshot.all_files)
@@ -66,7 +66,7 @@ def verify(snapshot: Snapshot) -> list[Problem]:
         for _, part_problems in run_tasks(check_part, jobs, cpus=1):
             problems += part_problems
             meter.advance()
-    if not problems:  # otherwise files may be unreadable
+    if not problems:  # with problems, files may be unreadable
         twice = query(open_files(snapshot).connection, _TWICE)["uri"].to_pylist()
         problems += [f"{uri}: there more than once" for uri in twice]
     return sorted([*problems, *filter(None, [snapshot.problem])])
@@ -122,7 +122,7 @@ def _against_log(file: DataFile, size: int, rows: pa.Table, spec: ModelSpec) -> 
 
 
 def _values(stats: dict[str, Any]) -> object:
-    """Return statistics with numbers as float32, in which they were computed."""
+    """Return statistics with numbers in float32, the type in which they were computed."""
     ends = [stats[key] for key in ("minValues", "maxValues")]
     return stats["numRecords"], [
         {n: v if isinstance(v, str) else float(np.float32(v)) for n, v in end.items()}

@@ -1,4 +1,4 @@
-"""Older versions of an index: deletion of the files that none needs, and rollback."""
+"""Older versions of an index: deletion of files that no version needs, and rollback."""
 
 import datetime as dt
 import logging
@@ -40,10 +40,10 @@ def vacuum(
 ) -> list[SizedFile]:
     """Delete files that no snapshot of the retention needs, and return their URIs and sizes.
 
-    Files younger than the retention stay, so running jobs lose none. Files of a rebuild stay if it
-    has made progress within the retention; otherwise the rebuild is discarded. Versions from before
-    the retention cannot be opened any more. deltalake's vacuum does not know which versions of a
-    table the snapshots name.
+    Files younger than the retention stay, so running jobs have all files. Files of a rebuild stay
+    if it has made progress within the retention; otherwise the rebuild is discarded. Versions from
+    before the retention can no longer be opened. deltalake's vacuum does not know which versions of
+    a table the snapshots name.
 
     Only files of the index are deleted: those that a log, a rebuild or a purge has named, parts
     with the index's metadata (`is_part_file`), unfinished files, and bundles of commits. Files of
@@ -51,7 +51,7 @@ def vacuum(
 
     Raises:
         InputError: The retention is under an hour, without `force`.
-        IndexStateError: The newest entry of the log may be lost, without `force`.
+        IndexStateError: The newest entry of the log may be missing, without `force`.
     """
     if retention < SHORTEST and not force:
         raise InputError(
@@ -139,7 +139,7 @@ def named_files(index: str, names: log_entries.Names | None = None) -> set[tuple
 def _data_files(
     index: str, keep: set[tuple[str, str]], known: set[tuple[str, str]], cutoff: dt.datetime
 ) -> Iterator[tuple[bool, SizedFile]]:
-    """Yield unneeded files in the folders of tables: True if of the index, URI and size."""
+    """Yield unneeded files in the folders of tables: (belongs to the index, URI, size)."""
     for table in TABLES:
         for path, size, written in files_below(index, table):
             if (table, path) in keep:
@@ -168,7 +168,7 @@ def _bundle_files(
 def rollback(index: str, version: int) -> Snapshot:
     """Publish an older version's rows and model as the newest snapshot.
 
-    Raises IndexStateError if the version, or a file of it, is not there any more.
+    Raises IndexStateError if the version, or a file of it, no longer exists.
     """
     wanted = open_snapshot(index, version)
     newest = replaced(wanted, versions={**wanted.versions, "images": newest_version(index)})
