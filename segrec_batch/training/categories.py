@@ -52,7 +52,7 @@ def fit_categories(features: NDArray[np.float32], groups: Sequence[str]) -> Cate
     classifier = _classifier().fit(features, targets)
     scaler, regression = (step for _, step in classifier.steps)
     coef, intercept = regression.coef_, regression.intercept_
-    if len(names) == 2:  # scikit-learn keeps one row of the two
+    if len(names) == 2:  # scikit-learn has one row for two classes
         coef, intercept = np.concatenate([-coef, coef]), np.concatenate([-intercept, intercept])
     weights = coef / scaler.scale_
     bias = intercept - weights @ scaler.mean_

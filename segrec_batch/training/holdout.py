@@ -13,8 +13,8 @@ _TRIES = 200
 def hold_out(groups: Sequence[str], seed: int, share: float = SHARE) -> NDArray[np.bool_]:
     """Return a mask (n,) of the images to hold out: whole groups, about `share` of the images.
 
-    Random selections of groups are drawn; the one nearest to the share is taken. At least one group
-    is held out and at least one is not.
+    The function draws random selections of groups and takes the one nearest to the share. At least
+    one group is held out and at least one is not.
 
     Raises:
         ValueError: there is only one group.

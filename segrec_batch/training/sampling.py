@@ -120,13 +120,15 @@ def sample_images(
     """Run the backbone once over all images and their variants and sample positions.
 
     Args:
-        special: sampling of individual images, by number, in place of `sampling`.
-        workers: number of threads with one image each; the result does not depend on it.
+        special: parameters of individual images, by number, in place of `sampling`.
+        workers: number of threads with one image each; it does not change the result.
     """
     plans = [(special or {}).get(number, sampling) for number in range(len(images))]
     rows = sum(plan.variants * plan.positions for plan in plans)
     width = sum(tap.source.channels for tap in taps)
-    features = np.empty((rows, width), np.float16)  # allocated once: joins need twice that
+    features = np.empty(
+        (rows, width), np.float16
+    )  # allocated once: concatenation needs twice the memory
     values, weights, groups, pooled = [], [], [], []
     owners, variants, pixels = [], [], []
     filled = 0

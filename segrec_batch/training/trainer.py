@@ -33,12 +33,12 @@ from segrec_batch.training.validation import (
 )
 
 DEFAULT_SIZE = 624
-MAX_POSITIONS = 400_000  # of all images; bounds the memory of the fit at about 5 GB
+MAX_POSITIONS = 400_000  # over all images; bounds the memory of the fit at about 5 GB
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Parameters of training; of several `layers` or `c`, cross-validation selects the best."""
+    """Parameters of training; cross-validation selects the best of several `layers` or `c`."""
 
     layers: tuple[str, ...] = (DEFAULT_BACKBONE.default_layers,)
     c: tuple[float, ...] = (1.0, 3.0)
@@ -59,7 +59,7 @@ class Settings:
 
 
 class Trainer:
-    """Positions sampled once from labelled images, on which several models can be fitted.
+    """Positions of labelled images, sampled once, for fitting several models.
 
     Args:
         extra: augmentations of individual images, by number, in place of those in `settings`.
@@ -207,7 +207,7 @@ class Trainer:
 
 
 def _count_workers(settings: Settings) -> int:
-    """Return how many images ncnn may process at a time in half of the memory."""
+    """Return the number of images that ncnn may process at a time in half of the memory."""
     pixels = max(height * width for height, width in settings.shapes)
     fit = usable_memory() // 2 // (PER_PIXEL * pixels)
     return max(min(usable_cores(), fit), 1)

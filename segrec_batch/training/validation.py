@@ -1,4 +1,4 @@
-"""Selection of taps, C and offsets per class by grouped cross-validation."""
+"""Selection of taps, C and class offsets by grouped cross-validation."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,7 +94,7 @@ class Validation:
     """Result of cross-validation of one candidate on held-out groups.
 
     Attributes:
-        iou: (K,) per class, background first, with offsets; NaN for a class that does not occur.
+        iou: (K,) per class with offsets, background first; NaN for a class that does not occur.
         offsets: (K,) added to class scores; chosen on the same positions as `iou`.
         accuracy: weighted share of correct positions.
     """
@@ -144,7 +144,7 @@ def _subset(n: int, seed: int) -> NDArray[np.int64]:
 
 
 def split_groups(groups: NDArray[np.object_]) -> list[Fold]:
-    """Row numbers (train, test) of up to 5 folds; no group stands on both sides."""
+    """Return row numbers (train, test) of up to 5 folds; no group is on both sides."""
     folds = min(MAX_FOLDS, len(set(groups)))
     return list(GroupKFold(folds).split(groups, groups=groups))
 

@@ -236,7 +236,7 @@ def _draw_at_most(bound: int, rows: Rows, rng: np.random.Generator) -> Rows:
 
 
 def _offsets(score: Scorer, samples: Samples, classes: Classes, rows: Rows) -> NDArray[np.float32]:
-    """Return offsets chosen on the given rows; 0 for a class that they lack."""
+    """Return offsets chosen on some rows; 0 for a class that does not occur in them."""
     labels = classes.to_classes(samples.values[rows]).astype(np.int64)
     offsets = choose_offsets(score(samples.features[rows]), labels, samples.weights[rows])
     offsets[~np.isin(np.arange(len(offsets)), labels)] = 0

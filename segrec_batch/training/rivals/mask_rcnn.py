@@ -155,7 +155,7 @@ def build_network(
     )
     fresh = {n: t for n, t in network.state_dict().items() if n.startswith(_PREDICTORS)}
     given = {n: t for n, t in state.items() if not n.startswith(_PREDICTORS)}
-    try:  # torchvision's own file has older names, which its modules translate
+    try:  # torchvision's own file has older names; its modules translate them
         names = network.load_state_dict({**given, **fresh}, strict=False)
     except RuntimeError as error:
         raise ModelError(f"not weights of maskrcnn_resnet50_fpn: {error}") from error
