@@ -1,1 +1,1 @@
-"""Labelled images: which mask belongs to which image."""
+"""Labelled images: pairs of image and mask."""

@@ -125,7 +125,7 @@ class LabelledImage:
         """Return the RGB image and its mask values (H, W), void as VOID. Raises InputError."""
         try:
             content = storage.read_bytes(self.image)
-            with sandbox.borrowed() as decoder:  # several threads load
+            with sandbox.borrowed() as decoder:  # several threads call this method
                 decoded = decoder.decode_whole(content)
         except (OSError, ImageError) as error:
             raise InputError(f"{self.image}: {_reason(error)}") from error

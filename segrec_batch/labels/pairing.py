@@ -91,10 +91,10 @@ def pair_folders(images: Files, masks: Files) -> Pairing:
 
 
 def pair_indexed(images: Files, masks: Files) -> Pairing:
-    """Pair images of an index, which may lie anywhere, with the files of a folder of masks.
+    """Pair images of an index, in any folders, with the files of a folder of masks.
 
-    A mask belongs to the image whose path ends with the path of the mask; longer paths come first,
-    file names last.
+    A mask belongs to the image whose path ends with the path of the mask; longer paths are compared
+    first, file names last.
 
     Raises:
         InputError: a file has two possible partners.
