@@ -2,9 +2,9 @@
 
 A descriptor is a module of this package with the name of the descriptor and two members:
 
-`fit(arguments, samples) -> Parameters` computes what the model bundle stores. `arguments` are
-texts by name, `samples` gives access to the images of the index. It raises InputError for unknown
-arguments.
+`fit(arguments, samples) -> Parameters` computes the parameters that the model bundle stores.
+`arguments` are strings by name; `samples` gives access to the images of the index. It raises
+InputError for unknown arguments.
 
 `Descriptor(parameters, classes, device)` computes vectors, see the protocol below. `classes` counts
 the background.
@@ -31,12 +31,12 @@ _NOT_DESCRIPTORS = ("inputs", "runtime")  # other modules of this package
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """B images of one shape, and what the model found in them.
+    """B images of one shape, with their class maps and features.
 
     pixels: (B, H, W, 3) uint8 RGB. labels: (B, H, W) uint8, the class of each pixel, 0 background.
     feature: (B, C) of whole images. region_features: (B, K, C) of each class and the background,
     zero where it is absent. counts: (B, K) cells of each class.
-    Of a descriptor that does not read pixels, `pixels` and `labels` are empty.
+    `pixels` and `labels` are empty for a descriptor that does not read pixels.
     """
 
     pixels: NDArray[np.uint8]
@@ -54,7 +54,7 @@ class Described:
     """Vectors and categories of a batch.
 
     Attributes:
-        vectors: (B, length); a row of NaN where the descriptor is not defined.
+        vectors: (B, length); a row is NaN where the descriptor is not defined.
         categories: (B,) names by which a search can be restricted, or None.
     """
 
@@ -71,12 +71,12 @@ class Parameters:
 
 
 class Descriptor(Protocol):
-    """Computes vectors. Equal images have equal vectors up to rounding in batches.
+    """Operator that computes vectors: equal for equal images, up to rounding in batches.
 
     Attributes:
-        reads_pixels: it needs `pixels` and `labels`.
-        on_device: it computes on the given device rather than on the host.
-        length: of its vectors.
+        reads_pixels: True if it needs `pixels` and `labels`.
+        on_device: True if it computes on the device of the model, not on the host.
+        length: length of its vectors.
     """
 
     reads_pixels: ClassVar[bool]
@@ -105,13 +105,13 @@ class Samples(Protocol):
 
     @property
     def feature_length(self) -> int:
-        """Values of a feature."""
+        """The length of a feature."""
 
     def moments(self) -> Moments:
         """Return the moments of the features of all images, computed in one pass."""
 
     def draw_images(self, count: int) -> Iterator[ImageBatch]:
-        """Yield batches of at most `count` random images, and no more than the user allows."""
+        """Yield batches of random images: at most `count`, and no more than the user allows."""
 
     def labelled(self, count: int) -> tuple[Vectors, Sequence[str]]:
         """Return features (n, C) of at most `count` random images and their folders."""

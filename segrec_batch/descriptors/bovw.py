@@ -12,7 +12,7 @@ from segrec_batch.descriptors.operators import codebook, keypoints
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
     """Learn visual words from images of the index. Raises InputError.
 
-    Arguments: `words`, their number; `keypoints`, maximum per image; `images`, number of images.
+    Arguments: `words`, `images`: numbers of words and images; `keypoints`: maximum per image.
     """
     return fit_words(parse_integers(arguments, words=500, keypoints=500, images=500), samples)
 

@@ -1,7 +1,7 @@
-"""Inputs and outputs of descriptors: segmented images, fresh or read from the index; vectors.
+"""Inputs and outputs of descriptors: segmented images, new or read from the index; vectors.
 
-The labels of pixels are those of the stored mask, so that a descriptor that is switched on later
-has the same input as one that was on when the image was indexed.
+The labels of pixels come from the stored mask, so that a descriptor has the same input when an
+image is indexed and when a backfill adds its vectors later.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ READ = "read: "
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image of the index, and the reason if its pixels could not be read."""
+    """An image of the index; `reason` says why its pixels could not be read."""
 
     image_id: str
     uri: str
@@ -45,7 +45,7 @@ class StoredImage:
 
 @dataclass(frozen=True)
 class DescriptorVector:
-    """Vector of one image by one descriptor, or the reason why there is none.
+    """The vector of one image by one descriptor, or the reason why it has none.
 
     Attributes:
         descriptor: `DescriptorSpec.id`.
@@ -61,7 +61,7 @@ class DescriptorVector:
 
 
 def assemble(images: Sequence[SegmentedImage], pixels: bool) -> ImageBatch:
-    """Join images into a batch; with `pixels` all have pixels of one shape."""
+    """Join images into a batch; with `pixels`, all must have pixels of one shape."""
     n = len(images)
     batch = [image.pixels for image in images if pixels and image.pixels is not None]
     return ImageBatch(
@@ -95,7 +95,7 @@ def stored_images(
 
     Args:
         images: at least one row.
-        regions: rows of the table `regions` by class; it may have those of other images.
+        regions: rows of the table `regions` by class; rows of other images are ignored.
 
     Raises:
         IndexStateError: a mask cannot be read.
@@ -143,7 +143,7 @@ def _decode_mask(row: dict[str, Any]) -> NDArray[np.uint8]:
 def read_pixels(
     images: Sequence[StoredImage], shapes: Sequence[Shape], roots: ImageRoots
 ) -> list[StoredImage]:
-    """Read and decode stored images; each has then pixels or a reason.
+    """Read and decode stored images; return each with pixels or a reason.
 
     Images outside the roots are not read.
 
@@ -175,12 +175,12 @@ def _decode(
 
 
 def is_unread(reason: str | None) -> bool:
-    """Return whether the image could not be read, so that the next run tries again."""
+    """Return True if the image could not be read, so that the next run tries again."""
     return bool(reason and reason.startswith(READ) and reason != f"{READ}{CHANGED}")
 
 
 def is_outside(reason: str | None) -> bool:
-    """Return whether the image lies below no root of its index."""
+    """Return True if the image is below no root of its index."""
     return reason == f"{READ}{OUTSIDE}"
 
 

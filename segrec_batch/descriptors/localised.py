@@ -2,8 +2,8 @@
 
 The classes of the model localise the foreground (section 4.1). Background pixels are painted white,
 the image is converted to grey (section 3), resized to 224 × 224 and passed to ResNet-50 (section
-4.3). An image without foreground is used whole, since all such images would be equal if white.
-With `category=class` they have the category `background`.
+4.3). An image without foreground is used whole, since white images would all be equal; with
+`category=class` its category is `background`.
 
 Arguments: `weights`, see `operators.networks`; `grey`, yes (default) or no; `category`, by which a
 search can be restricted: `class` (default), the class that fills most of the foreground, or
@@ -25,12 +25,12 @@ from segrec_batch.descriptors.operators import networks
 from segrec_batch.descriptors.operators.networks import RESNET50
 
 _LABELLED = 20_000  # maximum number of images for the classifier of folders
-_CLASSIFIER = "categories."  # prefix of its tensors
+_CLASSIFIER = "categories."  # prefix of the classifier's tensors
 _LUMA = (0.299, 0.587, 0.114)  # of grey in ITU-R BT.601
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
-    """Load the weights of ResNet-50 and fit the classifier of folders if asked for.
+    """Load the weights of ResNet-50 and fit the classifier of folders for `category=folder`.
 
     The classifier has the tensors `categories.weights` (K, C) and `categories.bias` (K,). Settings
     are `categories`, their names, and for folders the cross-validated `accuracy`.
@@ -108,7 +108,7 @@ def to_grey(images: Tensor) -> Tensor:
 
 
 def dominant_classes(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the foreground class with the most cells (B, K), the first of equals; 0 if none.
+    """Return the foreground class with the most cells (B, K); ties go to the first; 0 if none.
 
     The rule is that of `dominant_class` in the index.
     """

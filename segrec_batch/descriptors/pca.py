@@ -1,6 +1,6 @@
 """Principal components of the feature: 64 values, after Krupa 2022; compare by cosine.
 
-The components are those of the features of all images of the index (Krupa 2022, section 3.3;
+The components are computed from the features of all images of the index (Krupa 2022, section 3.3;
 Pearson 1901). The argument `dimension` (default: 64) is their number. Projections are nested: the
 first d values of a longer projection are the projection of dimension d.
 """

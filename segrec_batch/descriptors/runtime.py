@@ -40,7 +40,7 @@ class LoadedDescriptor:
 
         Args:
             images: with pixels if the descriptor reads them.
-            lock: held during the computation, where others use the device as well.
+            lock: held during the computation if other threads use the device too.
         """
         vectors: list[DescriptorVector | None] = [None] * len(images)
         for positions in self._batches(images):
@@ -53,7 +53,7 @@ class LoadedDescriptor:
         return [vector for vector in vectors if vector is not None]
 
     def without_image(self, reason: str | None) -> DescriptorVector:
-        """Return the entry of an image whose pixels could not be read."""
+        """Return the result for an image whose pixels could not be read."""
         return DescriptorVector(self.id, reason=reason)
 
     def _batches(self, images: Sequence[SegmentedImage]) -> Iterator[Sequence[int]]:
@@ -79,7 +79,7 @@ def on_host(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def read_pixels(names: Sequence[str]) -> bool:
-    """Return whether any of the descriptors reads pixels."""
+    """Return True if any of the descriptors reads pixels."""
     return any(_class(name).reads_pixels for name in names)
 
 
@@ -107,7 +107,7 @@ def load(
                 descriptor = kind(parameters, classes, device, **options)
             except SegrecError:
                 raise
-            except Exception as error:  # any library may fail on impossible settings
+            except Exception as error:  # any library can fail on impossible settings
                 raise ModelError(f"{bundle}: descriptor {d.name}: {shorten(error)}") from error
             loaded.append(LoadedDescriptor(d.id, descriptor))
     return loaded

@@ -1,7 +1,7 @@
 """Semantic signature of deep features: the region feature of each class (Ouni 2020, section 3.1).
 
-A cell of the feature map takes the place of a keypoint, so the centre of a class is its region
-feature. An absent class has the null vector.
+Cells of the feature map replace keypoints, so the centre of a class is its region feature. An
+absent class has the null vector.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from segrec_batch.descriptors import Described, ImageBatch, Parameters, Samples,
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
-    """Take the length of a feature from the index. Raises InputError for any argument."""
+    """Read the length of a feature from the index. Raises InputError for any argument."""
     return Parameters({**parse_integers(arguments), "feature_length": samples.feature_length})
 
 

@@ -10,8 +10,8 @@ The vector has eight blocks, 1044 values of the whole image:
 
 Shares are stored as roots, so that their Euclidean distance is the Hellinger distance, which
 frequent patterns do not dominate. Blocks have different units: each block is divided by the root of
-the sum of its variances over sample images, so that each contributes the same, 2, to the mean
-squared distance of two samples.
+the sum of its variances over sample images, so that each adds 2 to the mean squared distance of two
+samples.
 
 The features are those of a paper on retrieval with semantic features and relevance feedback; each
 operator names the publication of its formula.
@@ -82,7 +82,7 @@ def raw_vectors(grey: Grey, threshold: int) -> Values:
     All but the first four values are roots of shares, 0 to 1. Busyness b is stored as b / (1 + b),
     0 to 1, because b is unbounded.
     """
-    images = (grey[i : i + 1] for i in range(len(grey)))  # one at a time: it fits into the cache
+    images = (grey[i : i + 1] for i in range(len(grey)))  # one image at a time fits into the cache
     return np.array([_raw_vector(image, threshold) for image in images])
 
 

@@ -64,7 +64,7 @@ def _join(low: Bits, high: Bits) -> Bits:
 def plane_states(coefficients: Bits) -> Bits:
     """Return for each uint8 coefficient the planes with a bit set: bit p for plane p, 0 to 7.
 
-    In a high pass these are the planes in which the samples differ.
+    For a high pass, these are the planes in which the samples differ.
     """
     return np.asarray(_STATE[coefficients])
 

@@ -50,8 +50,9 @@ def nearest(vectors: Vectors, words: Vectors) -> NDArray[np.int64]:
 def bovw(vectors: Vectors, words: Vectors) -> Vectors:
     """Return the bag of visual words (K,) of vectors (n, dim): a histogram at unit length.
 
-    At unit length the Euclidean distance orders like the normalised scalar product of Sivic and
-    Zisserman (2003). Words are not weighted. Without local descriptors the result is zero.
+    At unit length, the Euclidean distance gives the same order as the normalised scalar product of
+    Sivic and Zisserman (2003). Words are not weighted. Without local descriptors the result is
+    zero.
 
     Source: Csurka 2004.
     """

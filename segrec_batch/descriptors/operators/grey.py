@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 Grey = NDArray[np.uint8]
 
-# Each process works on one image at a time and processes share the cores, so OpenCV must not start
+# Each process computes one image at a time and processes share the cores, so OpenCV must not start
 # its own threads. The setting applies to the whole process and changes no result.
 cv2.setNumThreads(1)
 

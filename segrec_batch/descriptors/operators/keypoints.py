@@ -39,7 +39,7 @@ class Extractor(Protocol):
     dim: int
 
     def __call__(self, image: NDArray[np.uint8]) -> Local:
-        """Return the local descriptors; there may be none."""
+        """Return the local descriptors, possibly none."""
 
 
 def sift(keypoints: int) -> Extractor:
@@ -63,7 +63,7 @@ def orb(keypoints: int) -> Extractor:
 
 
 class _AtKeypoints:
-    """Extractor at the `keypoints` keypoints of the largest response."""
+    """Extractor at the `keypoints` keypoints with the largest responses."""
 
     def __init__(self, detector: cv2.Feature2D, dim: int, keypoints: int) -> None:
         self.dim = dim
@@ -88,7 +88,7 @@ class Hog:
     A cell has a histogram of `bins` unsigned orientations. Blocks are normalised to unit length,
     clipped at 0.2 and normalised again (L2-Hys), with Gaussian weights of σ = half a block and
     without gamma correction. Values are ordered by cell, column by column. The pixel of a block is
-    the one to the lower right of its centre.
+    at the lower right of its centre.
 
     Source: Dalal, Triggs 2005, section 6.
     """

@@ -1,7 +1,8 @@
 """AlexNet and ResNet-50 of torchvision without their last layer.
 
-Images of any aspect are resized to 224 × 224 by antialiased bilinear interpolation and normalised
-by ImageNet's mean and deviation. The ImageNet weights are IMAGENET1K_V1, as in the papers.
+Images of any aspect ratio are resized to 224 × 224 by antialiased bilinear interpolation and
+normalised by ImageNet's mean and deviation. The ImageNet weights are IMAGENET1K_V1, as in the
+papers.
 """
 
 from collections.abc import Callable, Mapping
@@ -92,7 +93,7 @@ def _load_state(architecture: Architecture, weights: str) -> dict[str, Tensor]:
 def _select_parameters(
     architecture: Architecture, state: Mapping[str, Any], origin: str
 ) -> dict[str, Tensor]:
-    """Return the entries used in inference, float32."""
+    """Return the entries that inference uses, float32."""
     parameters = {}
     for name, like in _empty(architecture).state_dict().items():
         if name.endswith(_COUNTER):

@@ -14,9 +14,9 @@ def busyness(grey: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Return busyness (B,) of images (B, H, W) uint8 with sides of at least 3.
 
     Busyness is Σ p(i) s(i) / Σ Σ |i p(i) − j p(j)| over tones i, j with p > 0 (eq. 7, with absolute
-    values in the denominator, which is 0 without them). p(i) is the share of tone i; s(i) is the
+    values in the denominator; without them it is 0). p(i) is the share of tone i; s(i) is the
     sum (eq. 2) of |i − mean of the 8 neighbours| over its pixels. Pixels at the border are left
-    out. s is a sum, so busyness is proportional to the number of pixels.
+    out. Since s is a sum, busyness is proportional to the number of pixels.
 
     It is 0 if no pixel differs from its neighbours, and infinite if only the denominator is 0.
     """

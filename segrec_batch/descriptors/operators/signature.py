@@ -25,7 +25,8 @@ def centres(local: Local, labels: NDArray[np.uint8], classes: int) -> NDArray[np
     """Return the centre of each class (classes, dim), background first, for labels (H, W).
 
     `Kmeans(SG, 1)` of the algorithm is the mean of the descriptors. An absent class has the null
-    vector (section 3.1), and so has a class without keypoints, which the paper does not specify.
+    vector (section 3.1). The paper specifies none for a class without keypoints: also the null
+    vector.
 
     Source: algorithm 1.
     """
@@ -40,7 +41,7 @@ def sums(
 ) -> NDArray[np.float64]:
     """Return the sum (groups, dim) of each group of vectors (n, dim), members (n,) in 0..groups-1.
 
-    It is not a matrix product because the rounding of that depends on the number of threads.
+    It is not a matrix product, whose rounding depends on the number of threads.
     """
     totals = np.zeros((groups, vectors.shape[1]))
     for group in np.unique(members):

@@ -41,8 +41,8 @@ def coarseness(grey: NDArray[np.uint8]) -> Values:
 
     It is the mean over all positions of the window size 2ᵏ, k = 1 … 5, at which the means of two
     adjacent windows differ most. A_k(x, y) is the mean of the 2ᵏ × 2ᵏ window at a point; E_k is the
-    larger of |A_k(x + 2ᵏ⁻¹, y) − A_k(x − 2ᵏ⁻¹, y)| and the same along y. Of equal E_k the smallest
-    size is taken. Images are mirrored at their edges.
+    larger of |A_k(x + 2ᵏ⁻¹, y) − A_k(x − 2ᵏ⁻¹, y)| and the same along y. If several E_k are equal,
+    the smallest size counts. Images are mirrored at their edges.
     """
     return np.array([_coarseness(image) for image in grey])
 
@@ -122,12 +122,12 @@ def sharpness(histogram: Values) -> float:
 
 
 def _squared(bins: Bins) -> Bins:
-    """Return squared circular distances."""
+    """Return squared circular distances of bins."""
     return ((bins + BINS // 2) % BINS - BINS // 2) ** 2
 
 
 def _peaks(histogram: Values) -> Bins:
-    """Return the peaks of a histogram, see `directionality`; of a plateau the first bin."""
+    """Return the peaks of a histogram, see `directionality`; a plateau counts as its first bin."""
     start = int(histogram.argmin())
     around = np.roll(histogram, -start)
     closed = np.append(around, around[0])
@@ -139,7 +139,7 @@ def _peaks(histogram: Values) -> Bins:
 
 
 def _prominence(closed: Values, at: int) -> float:
-    """Return the descent from a peak to the lowest bin before any higher bin, on either side."""
+    """Return the height of a peak above the higher of its valleys, which end at higher bins."""
     higher = np.flatnonzero(closed > closed[at])
     before = higher[higher < at].max(initial=0)
     behind = higher[higher > at].min(initial=len(closed) - 1)
