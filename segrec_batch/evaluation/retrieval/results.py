@@ -118,7 +118,7 @@ class Comparison:
 
     @property
     def opposite(self) -> Estimate:
-        """mAP of b minus mAP of a."""
+        """Mean average precision (mAP) of b minus mAP of a."""
         e = self.difference
         value, low, high = (None if x is None else -x for x in (e.value, e.high, e.low))
         return Estimate(e.key, value, low, high, e.units)
