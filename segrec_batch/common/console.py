@@ -7,8 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from rich import box
 from rich.console import Console
@@ -88,7 +87,7 @@ class ProgressMeter:
         has_bar = console.is_terminal and log.isEnabledFor(logging.INFO) and not writes_json()
         self._bar = Progress(*columns, *times, console=console) if has_bar else None
 
-    def __enter__(self) -> "ProgressMeter":
+    def __enter__(self) -> Self:
         if self._bar:
             self._open.enter_context(self._bar)
             self._task = self._bar.add_task(self.label, total=self.total)
@@ -113,12 +112,7 @@ class ProgressMeter:
         rates: dict[str, Any] = {"per_second": round(rate, 3), "seconds_left": left and round(left)}
         log.info(text, extra={"event": "progress", **figures, **rates})
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._open.close()
         if not self._bar and kind is None:
             seconds = time.monotonic() - self._start

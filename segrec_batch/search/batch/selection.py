@@ -6,8 +6,7 @@ DuckDB selects and sorts, on disk if memory is short, and returns vectors one bl
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -163,15 +162,10 @@ class Selection:
         )
         return query(self._connection, sql).cast(UNANSWERED)
 
-    def __enter__(self) -> "Selection":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._connection.close()
 
 

@@ -9,8 +9,7 @@ of newer versions of DuckDB.
 
 import json
 from collections.abc import Iterator, Mapping
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import duckdb
 import pyarrow as pa
@@ -111,15 +110,10 @@ class QueryGuard:
             text = _with_values(sql, tree, values)
             _check_bound(_as_json(self._twin, "json_serialize_plan", text)["plans"])
 
-    def __enter__(self) -> "QueryGuard":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._twin.close()
 
 
