@@ -19,10 +19,9 @@ CREATE OR REPLACE MACRO pearson(a, b) AS
             14),
         'NaN'::DOUBLE);
 
--- How alike two vectors are by a metric, in float64, higher is more alike: 'cosine' of the angle
--- between them, rounded to 14 places; 'dot', their inner product; 'euclidean', their distance with a
--- minus. NULL where it is not defined: the cosine of a zero vector, NaN, NULL. Vectors of two lengths
--- are an error.
+-- Similarity of two vectors by a metric, in float64, higher for more similar ones: 'cosine', rounded
+-- to 14 places; 'dot', the inner product; 'euclidean', the negative distance. NULL if it is undefined:
+-- cosine of a zero vector, NaN, NULL. Vectors of different lengths are an error.
 CREATE OR REPLACE MACRO similarity(metric, a, b) AS
     nullif(
         CASE metric
@@ -37,14 +36,14 @@ CREATE OR REPLACE MACRO similarity(metric, a, b) AS
 CREATE OR REPLACE MACRO is_metric(method) AS method IN ('pearson', 'cosine', 'euclidean', 'dot');
 
 -- The descriptor of a method, NULL for a metric of features; NAME and NAME-METRIC compare the vectors
--- of a descriptor. And its metric: Euclidean distance of a descriptor without one.
+-- of a descriptor. The metric of a method; of NAME alone it is 'euclidean'.
 CREATE OR REPLACE MACRO method_descriptor(method) AS
     if(is_metric(method), NULL, split_part(method, '-', 1));
 CREATE OR REPLACE MACRO method_metric(method) AS
     if(is_metric(method), method,
        coalesce(nullif(method[length(split_part(method, '-', 1)) + 2:], ''), 'euclidean'));
 
--- Bits that are set in a list of 64-bit words.
+-- Number of set bits in a list of 64-bit words.
 CREATE OR REPLACE MACRO set_bits(words) AS
     list_sum(list_transform(words, lambda w: bit_count(w)::INTEGER));
 
@@ -55,7 +54,7 @@ CREATE OR REPLACE MACRO sign_words(bits) AS bits;
 CREATE OR REPLACE MACRO sign_distance(a, b) AS
     list_sum(list_transform(a, lambda w, i: bit_count(xor(w, b[i]))::INTEGER));
 
--- Bits that are set in both of two lists of one length; else an error.
+-- Number of bits set in both of two lists; lists of different lengths are an error.
 CREATE OR REPLACE MACRO shared_bits(a, b) AS
     if(len(a) <> len(b), error('masks of two sizes'),
        list_sum(list_transform(a, lambda w, i: bit_count(w & b[i])::INTEGER)));
@@ -71,7 +70,7 @@ CREATE OR REPLACE MACRO semantic_distance(a, b) AS
     if(len(a) <> len(b), error('coverages of different classes'),
        list_sum(list_transform(a, lambda share, i: abs(share::DOUBLE - b[i]::DOUBLE))));
 
--- The most by which a score can be wrong, (x · q) · inv_norm in float32 with a query of unit length:
+-- Bound of the error of a score (x · q) · inv_norm in float32 with a query of unit length:
 -- n + 8 roundings of at most 2^-24 (Higham 2002, eq. 3.5), times ‖x‖ · inv_norm.
 CREATE OR REPLACE MACRO feature_error(feature, inv_norm) AS
     (len(feature) + 8) * 6e-8::DOUBLE * sqrt(list_inner_product(feature, feature)) * inv_norm;

@@ -87,7 +87,7 @@ CREATE OR REPLACE MACRO recommend_like(
                if(epsilon IS NULL, NULL, semantic_distance(m.coverages, target.coverages)) AS distance
         FROM members AS m, target
     ),
-    candidates AS NOT MATERIALIZED (  -- beyond epsilon a score sinks by 4, below all others
+    candidates AS NOT MATERIALIZED (  -- beyond epsilon 4 is subtracted from a score: it is below all others
         SELECT j.image_id, j.uri, j.coverage, j.content_hash, j.feature, j.feature_error, j.distance,
                j.exact,
                if(method = 'pearson',
@@ -155,7 +155,7 @@ CREATE OR REPLACE MACRO recommend_like(
         WHERE rerank = 'mask_iou'
             AND (r.class = class_name OR class_name IS NULL AND r.class <> 'background')
         GROUP BY r.image_id
-        UNION ALL  -- of all that is not background
+        UNION ALL  -- the foreground: all cells that are not background
         SELECT f.image_id,
                target.mask_cells - coalesce(set_bits(r.mask_bits), 0)
                + coalesce(shared_bits(r.mask_bits, target.masks['background']), 0),
@@ -231,18 +231,18 @@ CREATE OR REPLACE MACRO reranked_by(method, rerank) AS
 -- scope: 'image' compares whole images; the class, if there is one, filters them by its coverage.
 -- epsilon: only images whose semantic distance from the query is at most this (Ouni 2020, eq. 1;
 --        0.9 there); with penalise := true the others rank below the rest.
--- rerank: 'mask_iou' puts the first `depth` in the order of mask IoU with the query, of the class
---        or else of all foreground classes; 'foreground_iou' that of all that is not background,
---        whatever its class. Ties in the order before.
+-- rerank: 'mask_iou' orders the first `depth` by the mask IoU with the query, of the class or, without
+--        one, of all foreground classes; 'foreground_iou' by the IoU of the foreground as a whole.
+--        Ties keep their order.
 -- exclude_self: leave out the query's image. distinct_content: of images with the same bytes only
 --        the first; if the query's image is left out, its copies are, too.
 -- Columns: rank, image_id, uri, coverage (of the class), pearson (NULL by other metrics), score
 -- (see `similarity`), semantic_distance (if epsilon is given), mask_iou (if reranked).
 -- No rows if the query image is not indexed or has no region of the class.
 --   FROM recommend('9f3c…', k := 5, class := 'car', min_coverage := 0.29, max_coverage := 0.96);
--- A vector as query can have what an indexed image has: coverages, a list like `coverages`, for
--- epsilon; masks, a MAP from class to mask_bits, for rerank ('background' for foreground_iou); and a
--- category.
+-- With a vector as query, these replace the columns of an indexed image: coverages, a list like the
+-- column, for epsilon; masks, a MAP from class to mask_bits, for rerank ('background' for
+-- foreground_iou); category.
 CREATE OR REPLACE MACRO recommend(
     query VARCHAR, k := 10, class := NULL, min_coverage := 0, max_coverage := 1, epsilon := NULL,
     penalise := false, rerank := NULL, depth := 100, scope := 'region', exclude_self := true,

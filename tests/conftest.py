@@ -63,7 +63,7 @@ def model(scenes: Path) -> Model:
 
 @pytest.fixture(scope="session")
 def model_dir(model: Model, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Where `model` is saved."""
+    """Return the folder of the saved `model`."""
     folder = str(tmp_path_factory.mktemp("model"))
     model.save(folder)
     return folder

@@ -50,7 +50,7 @@ class Outcome:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the part or one of its rows ended with an error."""
+        """True if the part or one of its rows ended with an error."""
         return self.status == FAILED or any("error" in row for row in self.rows)
 
 

@@ -51,7 +51,7 @@ class Differences:
 
     @property
     def is_within_tolerance(self) -> bool:
-        """Whether rows of this engine may lie in one index with those of the reference."""
+        """True if one index may have rows of this engine and of the reference."""
         share = self.same / self.cells
         return share >= SAME and max(self.shifts) <= SHIFT and min(self.pearsons) >= PEARSON
 

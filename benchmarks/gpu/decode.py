@@ -97,7 +97,7 @@ def _measure_host(case: GpuCase, decoder: str, processes: int) -> Row:
 
 
 class _Process:
-    """What a process of the pool has: its decoder, and JPEGs in memory."""
+    """State of a process of the pool: its decoder, and JPEGs in memory."""
 
     run: Decoder
     jpegs: list[bytes]

@@ -45,7 +45,7 @@ if TYPE_CHECKING:  # DuckDB, imported while a process is spawned, takes that for
 Times = dict[tuple[str, str], float]
 """Best seconds by question and way."""
 Built = dict[str, dict[str, float]]
-"""What `build` returns."""
+"""Result of `build`."""
 
 EXAMPLES = """\
 examples:
@@ -92,7 +92,7 @@ class Way:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Which one it is."""
+        """Question and name, which identify the measurement."""
         return self.question, self.name
 
     @property

@@ -31,7 +31,7 @@ ALL: Window = (0.0, 1.0)
 WIDE: Window = (0.29, 0.96)
 NARROW: Window = (0.5, 0.5 + 0.67 / 13)
 WINDOWS = {"all": ALL, "13 %": WIDE, "1 %": NARROW, "none": (0.98, 0.99)}
-"""Of σ, by the share of the cars that pass."""
+"""Windows of σ, by the share of cars that pass."""
 
 _SHARE_WIDE = 0.13
 _CENTRES = 1000
@@ -108,7 +108,7 @@ def standardised(vectors: Vectors) -> Vectors:
 
 
 def blocks(rows: int) -> list[tuple[int, int]]:
-    """Where each part starts, and its number of rows."""
+    """Return the first row and the number of rows of each part."""
     newest = rows - rows // 100
     edges = [*range(0, newest, _PART_ROWS), newest, rows]
     return [(a, b - a) for a, b in pairwise(edges)]

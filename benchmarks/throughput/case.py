@@ -61,7 +61,7 @@ class Case:
 
     @property
     def spec(self) -> ModelSpec:
-        """What the model is."""
+        """Spec of the model."""
         return read_spec(self.model)[0]
 
     @property

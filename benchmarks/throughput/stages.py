@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 class Stages:
-    """What the rounds of the stages have in common: images, and what each stage made of them."""
+    """Images, and the results of each stage, which the rounds share."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -141,6 +141,6 @@ def _write(alone: Stages, segmented: pa.Table, output: str) -> pa.Table:
 
 
 def _cpu_seconds() -> float:
-    """Of this process and its children, the sandbox among them."""
+    """Return the CPU seconds of this process and its children, such as the sandbox."""
     below = [child.cpu_times() for child in psutil.Process().children()]
     return time.process_time() + sum(float(t.user + t.system) for t in below)

@@ -1,1 +1,1 @@
-"""What this machine offers to segrec, how fast each engine is on it, and what may go wrong."""
+"""Report of a machine: its facts, the speed of each engine, and possible problems."""

@@ -21,7 +21,7 @@ from PIL import Image
 from segrec_batch.common.errors import ImageError
 
 NODATA_MAGNITUDE = 3.39e38
-"""Floats of this size are nodata without a tag: programs write float32's greatest for it."""
+"""Magnitude from which floats are nodata without a tag: programs write float32's maximum."""
 
 _BAND = 2**19  # samples converted at once, to save memory: float64
 

@@ -73,9 +73,7 @@ def is_pillows(layout: Layout) -> bool:
     if layout.is_planar:
         return layout.photometric in (RGB, CMYK) and not layout.extras
     is_subsampled = layout.photometric == YCBCR and layout.subsampling != (1, 1)
-    return (
-        not is_subsampled or layout.compression != NONE
-    )  # libtiff undoes subsampling, Pillow does not
+    return not is_subsampled or layout.compression != NONE  # only libtiff undoes subsampling
 
 
 def correct_palette(image: Image.Image, layout: Layout) -> None:
@@ -85,7 +83,7 @@ def correct_palette(image: Image.Image, layout: Layout) -> None:
 
 
 def open_here(data: bytes, layout: Layout) -> Image.Image:
-    """Return a TIFF that Pillow does not read as RGB, without applying its orientation.
+    """Read a TIFF for which `is_pillows` is false as RGB, without applying its orientation.
 
     Raises:
         ImageError: The layout is not supported, or the content is broken.

@@ -14,7 +14,7 @@ WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, CIELAB = 0, 1, 2, 3, 5,
 """Values of the tag PhotometricInterpretation."""
 
 UNSPECIFIED, ASSOCIATED, UNASSOCIATED = 0, 1, 2
-"""Values of the tag ExtraSamples: no alpha, alpha that colours are multiplied by, other alpha."""
+"""Values of the tag ExtraSamples: unspecified, premultiplied alpha, other alpha."""
 
 _PHOTOMETRIC = {
     WHITE_IS_ZERO: "grey (white is zero)", BLACK_IS_ZERO: "grey", RGB: "RGB", PALETTE: "palette",

@@ -103,7 +103,7 @@ class View:
         return self.x + cos * lateral + sin * depth, self.z - sin * lateral + cos * depth
 
     def frames(self, lateral: Points, depth: Points, margin: float) -> bool:
-        """Whether points (n,), metres right and ahead, may span something in the image."""
+        """Return whether points (n,), metres right and ahead, may span a part of the image."""
         edge = self.width / 2 / self.focal * depth + margin
         return bool((lateral < edge).any() and (lateral > -edge).any())
 
@@ -172,7 +172,7 @@ class Brush:
 
 @dataclass(frozen=True)
 class Stage:
-    """What painters need: the canvas's pen, the camera and the light."""
+    """Pen of the canvas, camera and light for painters."""
 
     draw: ImageDraw.ImageDraw
     view: View
@@ -184,7 +184,7 @@ class Stage:
         return Brush(self.draw, label, self.light.gain, self.light.skyline, fog)
 
     def upright(self, x: float, z: float) -> tuple[Points, float]:
-        """Where on the canvas (2,) the ground point (x, z) lies, and pixels per metre there."""
+        """Return the canvas position (2,) of ground point (x, z), and pixels per metre there."""
         camera = self.view.turn(np.array([x, 0.0, z]))
         return self.view.project(camera), self.view.focal / max(float(camera[2]), NEAR)
 
@@ -205,7 +205,7 @@ def _towards(face: Points, inside: Points) -> tuple[Vector, bool]:
 
 
 def faces_eye(face: Points, inside: Points) -> bool:
-    """Whether a face (n, 3; camera axes) of a solid around `inside` looks at the eye."""
+    """Return whether a face (n, 3; camera axes) of a solid around `inside` faces the camera."""
     return _towards(face, inside)[1]
 
 

@@ -58,7 +58,7 @@ class Prop:
 
 @dataclass(frozen=True)
 class Lane:
-    """Where cars stand or drive: at `x`, nose towards `heading`, `pitch` metres apart (0: free)."""
+    """A row of cars at `x` that face `heading`, `pitch` metres apart (0: at random)."""
 
     x: float
     heading: float

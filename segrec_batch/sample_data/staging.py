@@ -69,7 +69,7 @@ def _depth(view: View, thing: Thing) -> float:
 
 
 def _in_view(view: View, thing: Thing) -> bool:
-    """Whether some of it, or of its shadow, may be seen; nothing is wider than 6 m to a side."""
+    """Return whether a thing of at most 6 m to each side, or its shadow, may be in view."""
     spot = view.turn(np.array([[thing.x, 0.0, thing.z]]))
     return view.frames(spot[:, 0], spot[:, 2], 6.0)
 

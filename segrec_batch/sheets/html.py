@@ -50,8 +50,8 @@ class _View:
 def render_html(sheet: Sheet) -> str:
     """Return a contact sheet as one HTML page.
 
-    The card of an image or mask that cannot be decoded, takes too long (see `ThumbnailMaker`) or is
-    larger than an index accepts says so and shows the rest.
+    If an image or mask cannot be decoded, takes too long (see `ThumbnailMaker`) or is larger than
+    an index accepts, its card says so and shows the rest.
     """
     maker = ThumbnailMaker(list(sheet.classes.values()), (LONG_SIDE, LONG_SIDE))
     query, *results = (_view(entry, maker) for entry in sheet.entries)

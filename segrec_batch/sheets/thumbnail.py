@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 MAX_LATE = 3
 """Images of a sheet that may exceed `INTERACTIVE_SECONDS` before the limit is shortened."""
-_SHORT_SECONDS = 1.0  # the limit then
+_SHORT_SECONDS = 1.0  # the shortened limit
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Where images come from: storage by URI, listing, allowed roots."""
+"""Sources of images: storage by URI, listing, allowed roots."""

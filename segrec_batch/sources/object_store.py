@@ -57,8 +57,8 @@ def delta_options() -> dict[str, str]:
     if not endpoint.startswith(("http://", "https://")):  # delta-rs panics
         raise InputError(f"AWS_ENDPOINT_URL is {endpoint!r}; it begins with http:// or https://")
     options = {
-        # reads profiles and roles besides the environment, and obeys AWS_EC2_METADATA_DISABLED,
-        # also where there is an endpoint; without it only s3fs does
+        # with it delta-rs reads profiles and roles besides the environment and obeys
+        # AWS_EC2_METADATA_DISABLED, as s3fs does, also if an endpoint is set
         "AWS_FORCE_CREDENTIAL_LOAD": "true",
         "connect_timeout": f"{_CONNECT_SECONDS}s",
         "retry_timeout": f"{_ANSWER_SECONDS}s",

@@ -3,7 +3,7 @@
 Credentials and endpoints come from the standard `AWS_*` environment, never from arguments, and
 never appear in a message.
 
-Two kinds of failure are told apart. An error of one file (it is missing, this user may not read
+There are two kinds of failure. An error of one file (it is missing, this user may not read
 it) is an OSError: the caller decides. An error of the store (no answer, throttling, unknown
 credentials) is a StorageError, after retries of about 15 seconds; it says nothing about the file.
 """
@@ -29,7 +29,7 @@ from segrec_batch.sources.object_store import is_s3
 from segrec_batch.sources.store_errors import store_errors
 
 SCHEMES = ("file", "s3", "gs", "gcs", "az", "abfs", "abfss", "hdfs", "memory")
-"""Schemes of images and indexes; URIs of other schemes in data of others are never opened."""
+"""Schemes of images and indexes; other schemes in an index or session are never opened."""
 
 _DRAFT = re.compile(r"\.segrec-[0-9a-f]{32}\.tmp")
 
@@ -152,13 +152,13 @@ def opened(uri: str) -> Iterator[Any]:
 def read_many(uris: Sequence[str], sizes: Sequence[int] | None = None) -> list[Content]:
     """Return the contents of files of one file system; remote files are read concurrently.
 
-    A file that cannot be read gives its error: on local disk any OSError, in a store only that the
-    file is missing or that this user may not read it. A file that is not regular, such as a pipe
-    or a device, gives an OSError without a wait.
+    In place of the content of an unreadable file there is its error: on local disk any OSError, in
+    a store only a missing file or a refused permission. A file that is not regular, such as a pipe
+    or a device, has an OSError at once.
 
     Args:
         uris: The files.
-        sizes: Most bytes to read of each; None reads the whole files.
+        sizes: Maximum number of bytes to read of each; None reads the whole files.
 
     Raises:
         StorageError: Any other failure.

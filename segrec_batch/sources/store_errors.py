@@ -16,8 +16,8 @@ _XML_FIELD = re.compile(r"<(Code|Message)>(.*?)</\1>", re.DOTALL)  # delta-rs qu
 def store_errors(uri: str, but: type[OSError] | tuple[()] = FileNotFoundError) -> Iterator[None]:
     """Translate failures of a store inside the block into StorageError that names `uri`.
 
-    Translated are all OSErrors except `but` (a missing bucket is always translated), and the
-    errors of the clients' libraries.
+    It translates the errors of the clients' libraries and every OSError except `but`; a missing
+    bucket is always translated.
     """
     try:
         yield

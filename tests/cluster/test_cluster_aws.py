@@ -37,13 +37,13 @@ def checked(config: Document) -> Document:
 
 @cache
 def run_instances() -> Shape:
-    """What EC2 takes to start a node, as botocore knows it."""
+    """Return the parameters by which EC2 starts a node, from botocore."""
     model = botocore.session.get_session().get_service_model("ec2")
     return model.operation_model("RunInstances").input_shape
 
 
 def complaints(config: Document) -> list[str]:
-    """What Ray does not find: keys of the provider and of EC2 that do not exist."""
+    """Return keys of the provider and of EC2 that do not exist, which Ray does not check."""
     known = json.loads(SCHEMA.read_text())["properties"]["provider"]["properties"]
     found = [f"provider: {key}" for key in config["provider"].keys() - known.keys()]
     for name, node_type in config["available_node_types"].items():

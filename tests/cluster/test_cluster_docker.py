@@ -36,7 +36,7 @@ def hadolint(path: Path) -> str:
 
 
 def complaints(dockerfile: str, ignored: str = IGNORED) -> list[str]:
-    """What hadolint does not know of: versions, the user, copies and downloads of this image."""
+    """Return faults that hadolint does not check: versions, user, copies and downloads."""
     steps = instructions(dockerfile)
     environment = {e for name, words in steps if name == "ENV" for e in words}
     holds = {
@@ -66,7 +66,7 @@ def base_fits(argument: str) -> bool:
 
 
 def copied(steps: list[tuple[str, list[str]]]) -> set[str]:
-    """What COPY takes from the repository."""
+    """Return the paths that COPY takes from the repository."""
     copies = [words for name, words in steps if name == "COPY"]
     local = [words for words in copies if not any(w.startswith("--from") for w in words)]
     return {w for words in local for w in words[:-1] if not w.startswith("--")}
@@ -119,7 +119,7 @@ def test_base_needs_a_digest(base: str, code: int) -> None:
 
 
 def absent(dockerfile: str) -> list[str]:
-    """What COPY takes and the repository does not have."""
+    """Return the paths that COPY takes and the repository lacks."""
     return [s for s in sorted(copied(instructions(dockerfile))) if not (ROOT / s).exists()]
 
 

@@ -71,7 +71,7 @@ def test_broken_cronjob_is_found(path: str, value: object) -> None:
 
 
 def cron_complaints(document: Document) -> list[str]:
-    """What the schema of a CronJob leaves open."""
+    """Return faults of a CronJob that its schema does not check."""
     spec = document["spec"]
     pod = spec["jobTemplate"]["spec"]["template"]["spec"]
     env = {e["name"]: e for e in pod["containers"][0]["env"]}
@@ -156,7 +156,7 @@ def test_shared_memory_fits_pod_memory() -> None:
 
 
 def open_doors(template: Document) -> Iterator[str]:
-    """What a pod might do and need not."""
+    """Return the rights of a pod that it does not need."""
     pod = template["spec"]
     own = pod.get("securityContext", {})
     if pod.get("automountServiceAccountToken") is not False:
@@ -183,7 +183,7 @@ def open_doors(template: Document) -> Iterator[str]:
 
 
 def open_container(container: Document) -> Iterator[str]:
-    """What a container might do and need not."""
+    """Return the rights of a container that it does not need."""
     closed = {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,

@@ -25,7 +25,7 @@ RULES = "spec/deletionStrategy/deletionRules"
 
 
 def autoscaling(document: Document) -> Document:
-    """What Ray's autoscaler makes of a cluster; it validates that, too."""
+    """Return the configuration that Ray's autoscaler derives from a cluster and validates."""
     cr = {"metadata": {"name": "segrec", "namespace": "x"}, "spec": kuberay.cluster_spec(document)}
     config: Document = _derive_autoscaling_config_from_ray_cr(copy.deepcopy(cr))
     return config

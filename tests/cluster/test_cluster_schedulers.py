@@ -75,7 +75,7 @@ def test_cron_mails_only_failures(code: int, mail: str, tmp_path: Path) -> None:
 
 
 def verified(folder: Path, change: tuple[str, str] = ("", "")) -> str:
-    """What systemd complains of in the units, one changed, with the project where it is here."""
+    """Return the complaints of systemd on the units, one of them changed."""
     folder.mkdir()
     for unit in UNITS.iterdir():
         text = unit.read_text().replace(HOME, str(ROOT))
@@ -103,7 +103,7 @@ def test_systemd_finds_errors(change: tuple[str, str], complaint: str, tmp_path:
 
 
 def exposure(unit: Path) -> float:
-    """What systemd makes of the sandbox of a service, from 0 to 10."""
+    """Return the exposure of a service by systemd, from 0 to 10."""
     found = run("systemd-analyze", "security", "--offline=true", "--no-pager", unit).stdout
     (level,) = re.findall(r"Overall exposure level for \S+: (\d+\.\d+)", found)
     return float(level)

@@ -165,7 +165,7 @@ class Place:
         return code, (folder / "log").read_text()
 
     def jobs(self, name: str) -> dict[str, str]:
-        """What became of the jobs of that name, by kind and number: index, index-2, drift, …"""
+        """Return the status of the jobs of that name, by kind and number: index, index-2, …"""
         found = {
             re.fullmatch(rf"{name}-(\w+)-\d{{8}}(-\d+)?", id_): status
             for id_, status in self.head.statuses().items()
@@ -191,7 +191,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 @pytest.fixture(scope="module")
 def first(place: Place) -> tuple[int, str]:
-    """How the first night went."""
+    """Return exit code and output of the first night."""
     folder = place.images.parent
     reports = {"SEGREC_REPORTS": f"{folder}/reports/", "SEGREC_FAIL_OVER": "gone=0.1"}
     return place.run(folder / "first", SEGREC_NAME="first", **reports)

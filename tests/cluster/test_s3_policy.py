@@ -26,7 +26,7 @@ WRITING = {"s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"}
 
 
 def check(policy: Document) -> None:
-    """What IAM would refuse, and what none of ours may be. AssertionError, or moto's."""
+    """Raise AssertionError, or moto's error, for a policy that IAM or our rules refuse."""
     IAMPolicyDocumentValidator(json.dumps(policy)).validate()
     known = botocore.session.get_session().get_service_model("s3").operation_names
     for statement in policy["Statement"]:
@@ -98,7 +98,7 @@ class Bench:
         return self.run("jobs/maintain.py", *given, env=env, expect=expect)
 
     def run(self, *command: object, env: dict[str, str] | None = None, expect: int = 0) -> str:
-        """What a command prints; of one that fails its error."""
+        """Return the output of a command, or the error of one that fails."""
         done: Done = self.jobs.run(*command, env=env)
         assert done.code == expect, done.err
         assert "Traceback" not in done.err

@@ -56,13 +56,13 @@ class Source:
     values: dict[str, str]
 
     def answers(self, sql: str) -> tuple[Rows, Rows]:
-        """Of the index and of the cache."""
+        """Return the rows of the index and of the cache."""
         named = {name: value for name, value in self.values.items() if f"${name}" in sql}
         found = [run_untrusted(database, sql, named) for database in (self.index, self.cache)]
         return found[0].to_pylist(), found[1].to_pylist()
 
     def answer(self, title: str) -> Rows:
-        """Of both, which are the same."""
+        """Return the rows of both, which must be the same."""
         (sql,) = (sql for name, sql in RECIPES.items() if name.startswith(title))
         of_index, of_cache = self.answers(sql)
         assert_same(of_index, of_cache)

@@ -24,7 +24,7 @@ JOB = "jobs/describe.py"
 
 
 def features(index: str) -> NDArray[np.float32]:
-    """Of all images, by their contents."""
+    """Return the rows of all images, by their contents."""
     with segrec_batch.connect(index) as connection:
         found = connection.sql("SELECT feature FROM images ORDER BY uri").to_arrow_table()
     return np.stack(found["feature"].to_numpy())

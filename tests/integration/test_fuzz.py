@@ -17,7 +17,7 @@ SECONDS = float(os.environ.get("SEGREC_FUZZ_SECONDS", "8"))  # of each target
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
-    """What the command prints, by target."""
+    """Return the outcomes that the command prints, by target."""
     folder = tmp_path_factory.mktemp("fuzz")
     command = [sys.executable, str(Path(__file__).parents[1] / "support" / "fuzz.py")]
     done = subprocess.run(

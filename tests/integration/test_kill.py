@@ -55,7 +55,7 @@ HALF_IMAGES = """
 
 @dataclass
 class Stage:
-    """Where the trials play: a cluster of three nodes, folders, models."""
+    """Parts that trials share: a cluster of three nodes, folders, models."""
 
     cluster: Cluster
     nodes: list[Any]

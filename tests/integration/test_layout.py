@@ -135,7 +135,7 @@ def test_ncnn_query_does_not_import_torch() -> None:
 
 @cache
 def help_of(*command: str) -> str:
-    """What a program of the project prints for --help."""
+    """Return the output of a program of the project for --help."""
     out = io.StringIO()
     with redirect_stdout(out):
         assert exit_code(*command, "--help") == 0

@@ -174,7 +174,7 @@ def random_part(index: str, rng: np.random.Generator, n: int) -> list[DataFile]:
 
 
 def groups_read(index: str, version: int, table: str, column: str) -> tuple[int, int]:
-    """How many row groups DuckDB reads for a narrow window of a column, and of how many."""
+    """Return the row groups that DuckDB reads for a narrow window of a column, and all."""
     profile = Path(index, "profile.json")
     connection = segrec_batch.connect(index, version, locked=False)
     connection.execute("PRAGMA enable_profiling = 'json'")
@@ -485,7 +485,7 @@ def test_verify_accepts_every_version(rebuilt: str) -> None:
 
 
 def test_verify_finds_flipped_bit(index: str) -> None:
-    """That of run_id, with which nothing else is to agree."""
+    """Return the hash of run_id, which nothing else equals."""
     snapshot = store.open_snapshot(index)
     run_id = history(index)[1].info["segrec"]["run_id"].encode()
     paths = [Path(file.uri(index)) for file in snapshot.all_files]
@@ -624,7 +624,7 @@ def test_rollback_refuses_version_without_files(index: str) -> None:
 
 
 def test_maintain_commands(rebuilt: str) -> None:
-    """Those that need no Ray, in processes of their own."""
+    """Run the commands that need no Ray, each in its own process."""
     newest, previous, *_ = versions(rebuilt)
     told = job("jobs/maintain.py", "--index", rebuilt, "rollback", "--to", previous)
     assert f"version {newest + 1} is as version {previous} was" in told.stdout

@@ -88,7 +88,7 @@ def read(output: Path) -> Answers:
 
 
 def by_sql(index: str, filters: Filters) -> Answers:
-    """What `recommend` gives for each image, less what it has no Pearson for."""
+    """Return the results of `recommend` for each image, without those that have no Pearson."""
     connection = segrec_batch.connect(index)
     found = {}
     for (query,) in connection.sql("SELECT image_id FROM images").fetchall():
@@ -362,7 +362,7 @@ def in_bucket(output: str) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def whole(special: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a job writes that nobody disturbs."""
+    """Return the output of an undisturbed job."""
     output = tmp_path_factory.mktemp("whole")
     subprocess.run(command(special, output), cwd=ROOT, capture_output=True, timeout=300, check=True)
     return output

@@ -172,7 +172,7 @@ for os.environ["RAY_ADDRESS"] in sys.argv[1:]:
 
 
 def test_unreachable_cluster_is_an_error() -> None:
-    """In a process of its own: that of the tests may be in a cluster already."""
+    """Join in a separate process, because the tests may be in a cluster already."""
     told = {
         "127.0.0.1:1": "Connection refused",
         "[::1]:1": "",  # refused, or no such protocol here

@@ -1,4 +1,4 @@
-"""Decisions of Ray's autoscalers for a demand, on a cluster of a head without workers."""
+"""Decisions of Ray's autoscalers for a demand, on a cluster with a head and no workers."""
 
 from collections import Counter
 from functools import partial
@@ -17,7 +17,7 @@ Demand = dict[str, float]
 
 
 def started_by_v1(types: Document, head: str, demand: list[Demand]) -> dict[str, int]:
-    """Nodes of each type by the autoscaler of `ray up`."""
+    """Return the nodes of each type that the autoscaler of `ray up` starts."""
     scorer = partial(_default_utilization_scorer, node_availability_summary=None)
     at_most = sum(t["max_workers"] for t in types.values())
     nodes, _ = get_nodes_for(types, {head: 1}, head, at_most, demand, scorer)
@@ -25,7 +25,7 @@ def started_by_v1(types: Document, head: str, demand: list[Demand]) -> dict[str,
 
 
 def started_by_v2(types: Document, head: str, demand: list[Demand]) -> dict[str, int]:
-    """Nodes of each type by the autoscaler of KubeRay."""
+    """Return the nodes of each type that the autoscaler of KubeRay starts."""
     limits = {
         name: NodeTypeConfig(name, 0, t["max_workers"], resources=t["resources"])
         for name, t in types.items()

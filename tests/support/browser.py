@@ -55,12 +55,12 @@ CHROMIUM = [
 
 
 def seen_in_browser(text: str, probe: str, folder: Path) -> tuple[Any, list[str]]:
-    """What a probe saw of a page in Chromium, and the browser's complaints."""
+    """Return the result of a probe of a page in Chromium, and the browser's errors."""
     return seen_by(probe.format(sheet=html.escape(text)), folder)
 
 
 def seen_by(probe: str, folder: Path) -> tuple[Any, list[str]]:
-    """What a page of our own left in the attribute data-seen of its body, as JSON."""
+    """Return the JSON in the attribute data-seen of the body of a page of ours."""
     file = folder / "probe.html"
     file.write_text(probe, encoding="utf-8")
     run = chromium(file, folder)
@@ -69,7 +69,7 @@ def seen_by(probe: str, folder: Path) -> tuple[Any, list[str]]:
 
 
 def chromium(file: Path, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    """Open a file as a user would, and print its elements; `folder` takes a new profile."""
+    """Open a file in Chromium and print its elements; `folder` stores a new profile."""
     command = [*CHROMIUM, *flags, f"--user-data-dir={folder / 'profile'}", file.as_uri()]
     return subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
 
@@ -105,8 +105,9 @@ addEventListener("load", async () => {{
 
 
 def accessible(page: Path) -> list[str]:
-    """What axe-core finds wrong with a page, on a wide light screen and on a dark phone; and
-    whether it is wider than they are.
+    """Return axe-core's findings for a page, and an overflow of its width.
+
+    The page is shown on a wide light screen and on a dark phone.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -31,7 +31,7 @@ from segrec_batch.model.weights import Backbone, Weights, load_weights
 Pixels = NDArray[np.uint8]
 quick = settings(deadline=None, max_examples=50, derandomize=True)
 TAPS = ("conv3_3", "conv4_3", "conv5_3", "conv5_3@3")
-ODD_NAMES = [  # of files and objects; the first eight have most of what goes wrong
+ODD_NAMES = [  # of files and objects; the first eight cover most problems
     "a space.jpg", "quo'te\".jpg", "100%41%s.jpg", "st*r.jpg", "[a-z]/wh?t.jpg", "a+b=c&d.jpg",
     "new\nline.jpg", "café 😀.jpg",
     "cafe\u0301.jpg", "tab\t.jpg", "re\rturn.jpg", "\x01.jpg", "a::b.jpg", " .jpg", "#.jpg",
@@ -41,24 +41,24 @@ ODD_NAMES = [  # of files and objects; the first eight have most of what goes wr
 
 
 def smooth_pixels(height: int, width: int, seed: int = 0, cells: int = 5) -> Pixels:
-    """An RGB image of soft random blobs, uint8 (height, width, 3), without any symmetry."""
+    """Return an RGB image of soft random blobs, uint8 (height, width, 3), without symmetry."""
     coarse = np.random.default_rng(seed).integers(0, 256, (cells, cells + 2, 3), dtype=np.uint8)
     soft = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
     return np.array(soft, np.uint8)
 
 
 def smooth_batch(n: int, height: int = 64, width: int = 96, seed: int = 0) -> Pixels:
-    """Several of them: uint8 (n, height, width, 3)."""
+    """Return several images of `smooth_pixels`, uint8 (n, height, width, 3)."""
     return np.stack([smooth_pixels(height, width, seed * 1000 + i) for i in range(n)])
 
 
 def noise_pixels(height: int, width: int, seed: int = 0) -> Pixels:
-    """White noise, uint8 (height, width, 3)."""
+    """Return white noise, uint8 (height, width, 3)."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def encoded(image: Image.Image | Pixels, format_: str, **options: Any) -> bytes:
-    """An image file in memory."""
+    """Return the bytes of an image file."""
     out = io.BytesIO()
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     image.save(out, format_, **options)
@@ -67,18 +67,18 @@ def encoded(image: Image.Image | Pixels, format_: str, **options: Any) -> bytes:
 
 @cache
 def random_weights(seed: int = 0) -> Weights:
-    """Backbone weights `random:SEED`."""
+    """Return backbone weights `random:SEED`."""
     return load_weights(f"random:{seed}")
 
 
 @cache
 def random_backbone(layers: tuple[str, ...], seed: int = 0) -> Backbone:
-    """The backbone on those weights, float32."""
+    """Return the backbone with weights `random:SEED`, float32."""
     return Backbone(random_weights(seed).state, layers)
 
 
 def random_maps(pixels: Pixels, layers: Iterable[str], seed: int = 0) -> dict[str, torch.Tensor]:
-    """float32 feature maps of uint8 (B, H, W, 3) images with `random:SEED` weights."""
+    """Return float32 feature maps of uint8 (B, H, W, 3) images by `random:SEED` weights."""
     weights = random_weights(seed)
     normalise = Normalise(Scaling(True, weights.mean, weights.std))
     backbone = random_backbone(tuple(dict.fromkeys(layers)), seed)
@@ -93,7 +93,7 @@ def tiny_model(
     components: tuple[int, ...] = (0, 1, 0, 2),
     minmax: bool = True,
 ) -> Model:
-    """A model on `random:0` weights whose random head gives every class some of the cells."""
+    """Return a model on `random:0` weights whose random head gives every class some cells."""
     weights, parsed = random_weights(), [Tap.parse(t) for t in taps]
     generator = torch.Generator().manual_seed(1)
     maps = random_maps(smooth_batch(4, seed=9), [t.layer for t in parsed])
@@ -123,13 +123,13 @@ def tiny_model(
 
 
 def uris(index: str, table: str = "images", version: int | None = None) -> list[str]:
-    """Names of the files that a table of an index is about, sorted by URI."""
+    """Return the file names of the images in a table of an index, sorted by URI."""
     rows = segrec_batch.connect(index, version).sql(f"SELECT uri FROM {table} ORDER BY uri")
     return [Path(uri).name for (uri,) in rows.fetchall()]
 
 
 def write_png(path: Path, values: Image.Image | NDArray[Any]) -> Path:
-    """A PNG on disk, with its folders."""
+    """Write a PNG file and make its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = values if isinstance(values, Image.Image) else Image.fromarray(values)
     image.save(path, "PNG")
@@ -139,7 +139,7 @@ def write_png(path: Path, values: Image.Image | NDArray[Any]) -> Path:
 def void_variants(
     images: Sequence[LabelledImage], classes: Classes, folder: Path
 ) -> tuple[list[list[LabelledImage]], Classes]:
-    """The images twice, the left third of each mask void: by one value, then by another."""
+    """Return the images twice, with the left third of each mask void by two different values."""
     variants = []
     for value in (254, 255):
         items = []
@@ -153,7 +153,7 @@ def void_variants(
 
 
 def slow_jpeg(scans: int = 2000) -> bytes:
-    """A small file that takes seconds to decode: many scans of 16 megapixels."""
+    """Return a small file that takes seconds to decode: many scans of 16 megapixels."""
     data = encoded(Image.new("RGB", (4000, 4000), "#456"), "JPEG", progressive=True)
     scan = data[data.rindex(b"\xff\xda") : -2]
     return data[:-2] + scan * scans + data[-2:]
@@ -162,7 +162,7 @@ def slow_jpeg(scans: int = 2000) -> bytes:
 def png_by_hand(
     width: int, height: int, depth: int = 8, colour: int = 2, raw: bytes = b""
 ) -> bytes:
-    """A PNG file by hand: what Pillow does not write, and headers that promise too much."""
+    """Return a PNG file that Pillow does not write, for example with a false size."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -172,8 +172,9 @@ def png_by_hand(
 
 
 def quality(confusion: NDArray[np.int64]) -> tuple[float, float, float]:
-    """Pixel accuracy, what calling all the commonest class would reach, and the mean IoU of the
-    foreground, from a confusion matrix (K, K).
+    """Return pixel accuracy, that of the commonest class alone, and the mean foreground IoU.
+
+    confusion: (K, K) pixels.
     """
     hit, either = np.diag(confusion), confusion.sum(axis=0) + confusion.sum(axis=1)
     iou = hit / (either - hit)
@@ -184,7 +185,7 @@ def quality(confusion: NDArray[np.int64]) -> tuple[float, float, float]:
 def tiff_by_hand(
     tags: dict[int, Sequence[int] | str], strips: Sequence[bytes], order: str = "<"
 ) -> bytes:
-    """A TIFF file by hand: what no library at hand writes. Strips and their places are added."""
+    """Return a TIFF file that no library here writes; strips and their offsets are added."""
     tags = {273: [0] * len(strips), 279: [len(strip) for strip in strips], **tags}
     at = 8 + 2 + 12 * len(tags) + 4
     wide = {tag: _packed(value, order) for tag, value in tags.items()}
@@ -224,7 +225,7 @@ def failure_file(index: str, name: str) -> DataFile:
 
 
 def small_model() -> Model:
-    """A model of few bytes; its backbone is only for keeping."""
+    """Return a model of few bytes, whose backbone can be stored but not run."""
     backbone = {
         "0.weight": np.arange(1728, dtype=np.float32).reshape(64, 3, 3, 3),
         "0.bias": np.zeros(64, np.float32),

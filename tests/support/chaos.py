@@ -80,7 +80,7 @@ class ChaosError(AssertionError):
 
 @dataclass
 class Stage:
-    """Where trials play: a cluster, images, a small disk for the index, undisturbed indexes."""
+    """Parts that trials share: cluster, images, small disk for the index, undisturbed indexes."""
 
     cluster: Cluster
     nodes: list[Any]
@@ -124,7 +124,7 @@ class Stage:
 
     @property
     def log(self) -> Path:
-        """What the jobs of the trial print."""
+        """Output of the jobs of the trial."""
         return self.folder / "log"
 
     def run(self) -> int:
@@ -522,7 +522,7 @@ def possible_faults(stage: Stage) -> list[str]:
 
 @dataclass
 class Outcome:
-    """What a trial did: faults that were tried, and that met a running job; rows compared."""
+    """Result of a trial: faults tried, faults that met a running job, rows compared."""
 
     tried: Counter[str] = field(default_factory=Counter)
     met: Counter[str] = field(default_factory=Counter)

@@ -17,21 +17,21 @@ FILLED_IN = {
     "<REGION>": "us-west-2",
     "<GROUP>": "sg-0123456789abcdef0",
     "<DIGEST>": "0a" * 32,
-    "<AMI>": "ami-04681a1dbd79675a5",  # one that moto knows
+    "<AMI>": "ami-04681a1dbd79675a5",  # moto has this one
 }
 
 Document = dict[str, Any]
 
 
 def load(name: str) -> Document:
-    """One YAML file of cluster/ with its placeholders filled in."""
+    """Return one YAML file of cluster/ with its placeholders filled in."""
     text = PLACEHOLDER.sub(lambda found: FILLED_IN[found[0]], (CLUSTER / name).read_text())
     document: Document = json.loads(json.dumps(yaml.safe_load(text)))  # each alias becomes a copy
     return document
 
 
 def broken(document: Document, path: str, value: Any) -> Document:
-    """A copy with another value at `path`, keys and list positions with slashes between."""
+    """Return a copy with another value at `path`: keys and list positions, joined by slashes."""
     changed = copy.deepcopy(document)
     *above, last = (int(step) if step.isdigit() else step for step in path.split("/"))
     place: Any = changed
@@ -42,7 +42,7 @@ def broken(document: Document, path: str, value: Any) -> Document:
 
 
 def locked(package: str) -> str:
-    """The version of a package in requirements.lock."""
+    """Return the version of a package in requirements.lock."""
     (version,) = re.findall(
         rf"^{package}==([\w.]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE
     )

@@ -50,7 +50,7 @@ def job(*command: object, expect: int = 0, **environment: str) -> subprocess.Com
 
 
 def find_program(name: str) -> str:
-    """The path of a program; where it is missing, skip, but in CI fail."""
+    """Return the path of a program; if it is missing, skip the test, or fail in CI."""
     program = shutil.which(name, path=f"{BIN}:{os.environ['PATH']}")
     if program is None:
         missing = f"{name} is not installed"

@@ -1,6 +1,6 @@
 """`segrec index` that records in $SEGREC_COUNTS each image of its backbone.
 
-A program of its own, for the kill tests: it is started by path and has no tests in it.
+The kill tests start this program by its path; it has no tests.
 """
 
 import os

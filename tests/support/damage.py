@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_RAW = "\x1araw{}\x1a"  # marks a place of a document that gets a text that is no JSON
+_RAW = "\x1araw{}\x1a"  # marks a place for text that is not JSON
 _RAW_TEXTS = [
     "NaN", "-Infinity", "1e999", "1" + 400 * "0", "-0", "[" * 5000, '{"a":' * 5000, "nul", "",
     '{"a": 1, "a": 2}', '"\\ud800"', '"\\u0000"', "1.0", "[1,]", "'x'", "\ufeff{}",
@@ -32,11 +32,11 @@ _NUMBERS = [0, -1, 1, 2, 127, 2**31 - 1, -(2**31), 2**62, float("nan"), float("i
 
 
 class Damage:
-    """Changes of valid inputs, chosen by a random generator.
+    """Random changes of valid inputs.
 
     Args:
-        rng: What all choices come from.
-        hostile: Texts that name files, hosts or statements, to put in places of values.
+        rng: Generator of all choices.
+        hostile: Strings that name files, hosts or statements, to replace values.
     """
 
     def __init__(self, rng: random.Random, hostile: Sequence[str] = ()) -> None:
@@ -44,13 +44,13 @@ class Damage:
         self._hostile = hostile
 
     def odd_value(self) -> Any:
-        """Return a JSON value that is rarely right."""
+        """Return a JSON value that is rarely valid."""
         if self._hostile and self._rng.random() < 0.25:
             return self._rng.choice(self._hostile)
         return copy.deepcopy(self._rng.choice(_ODD))
 
     def change_document(self, content: bytes) -> bytes:
-        """Return a JSON document with some values changed; one time in five, its bytes."""
+        """Return a JSON document with some values changed, or with changed bytes (one in five)."""
         if self._rng.random() < 0.2:
             return self.change_bytes(content)
         try:
@@ -60,14 +60,14 @@ class Damage:
         return self.write_tree(self.change_tree(tree))
 
     def change_tree(self, tree: Any) -> Any:
-        """Return a JSON tree with one to three nodes changed, to be written by `write_tree`."""
+        """Return a JSON tree with one to three changed nodes, for `write_tree`."""
         root = [copy.deepcopy(tree)]
         for _ in range(self._rng.choice((1, 1, 1, 2, 3))):
             self._change_node(root)
         return root[0] if root else None
 
     def write_tree(self, tree: Any) -> bytes:
-        """Return the text of a tree of `change_tree`, with what is no JSON in its place."""
+        """Return a tree of `change_tree` as text, including the parts that are not JSON."""
         text = json.dumps(tree)
         for i, raw in enumerate(_RAW_TEXTS):
             text = text.replace(json.dumps(_RAW.format(i)), raw)
@@ -105,7 +105,7 @@ class Damage:
         return self._rng.choice((value + 1, value - 1, -value, value * 2, value / 2, value * 10**9))
 
     def _text(self, text: str) -> str:
-        """A text with a nested document changed, some letters changed, or with more of them."""
+        """Return a string with a changed nested document, or with changed or more letters."""
         if text[:1] in ("{", "[") and self._rng.random() < 0.8:
             return self.change_document(text.encode()).decode("utf-8", "replace")
         place = self._rng.randint(0, len(text))
@@ -113,7 +113,7 @@ class Damage:
         return text[:place] + other + text[place + self._rng.randrange(3) :]
 
     def change_bytes(self, content: bytes) -> bytes:
-        """Return bytes of which some are other ones, left out, put in, moved or cut off."""
+        """Return bytes with some of them changed, removed, inserted, moved or cut off."""
         rng, found = self._rng, bytearray(content)
         for _ in range(rng.choice((1, 1, 2, 4, 16))):
             place = self._place(len(found))
@@ -139,7 +139,7 @@ class Damage:
         return bytes(found)
 
     def _place(self, length: int) -> int:
-        """Mostly at the ends, where headers and footers are."""
+        """Return a position, mostly near the ends, where headers and footers are."""
         near = min(length, 400)
         match self._rng.randrange(3):
             case 0:
@@ -213,7 +213,7 @@ class Damage:
             return pa.nulls(len(column), kind)
 
     def _other_values(self, column: pa.ChunkedArray) -> pa.Array:
-        """A column with one value, or all, changed within its type, if the type has such values."""
+        """Return a column with one value, or all, replaced by other values of its type, if any."""
         rng, values = self._rng, column.to_pylist()
         places = range(len(values)) if rng.random() < 0.4 else [rng.randrange(len(values) or 1)]
         for place in places if values else ():
@@ -243,7 +243,7 @@ class Damage:
 
 
 def _places(tree: Any) -> Any:
-    """Parent and key of all nodes of a tree."""
+    """Return parent and key of all nodes of a tree."""
     left = [tree]
     while left:
         node = left.pop()

@@ -35,7 +35,7 @@ class Learned:
 def images_of(
     pixels: NDArray[np.uint8], labels: NDArray[np.uint8], feature: Vectors | None = None
 ) -> ImageBatch:
-    """Images whose cells are their pixels."""
+    """Return images whose cells are their pixels."""
     n, k = len(pixels), len(CLASSES)
     counts = np.array([np.bincount(one.ravel(), minlength=k) for one in labels])
     feature = np.ones((n, 8), np.float32) if feature is None else feature
@@ -44,7 +44,7 @@ def images_of(
 
 
 def some_images(n: int = 4, seed: int = 0) -> ImageBatch:
-    """Soft images of 80 × 112, with a car in a box of each that differs."""
+    """Return soft images of 80 × 112, each with a car in a different box."""
     labels = np.zeros((n, 80, 112), np.uint8)
     for i in range(n):
         labels[i, 10 + i : 40 + 2 * i, 20 : 70 + 3 * i] = 1
@@ -53,6 +53,6 @@ def some_images(n: int = 4, seed: int = 0) -> ImageBatch:
 
 @cache
 def random_network(name: str) -> Parameters:
-    """The parameters of alexnet or resnet50 on `random:0`."""
+    """Return the parameters of alexnet or resnet50 with `random:0` weights."""
     found: Parameters = module(name).fit({"weights": "random:0"}, Learned())
     return found

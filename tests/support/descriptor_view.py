@@ -1,4 +1,4 @@
-"""Descriptors of a test for the images of an index, in the SQL of one connection."""
+"""Descriptor vectors of a test, as a view in one SQL connection to an index."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

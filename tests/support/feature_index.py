@@ -33,7 +33,7 @@ _CONSTANTS = {
 
 
 class Bundle:
-    """A model bundle with a description only, as an index needs it."""
+    """A model bundle without tensors, which suffices for an index."""
 
     spec = SPEC
     model_id = bundle_id = f"{1:016x}"
@@ -45,7 +45,7 @@ class Bundle:
 
 
 def names(count: int, first: int = 0) -> list[str]:
-    """Return the URIs of the images of such an index."""
+    """Return the URIs of the images of `write_index`."""
     return [f"/images/{i:06}.jpg" for i in range(first, first + count)]
 
 

@@ -50,7 +50,7 @@ _TARGET_IN = {name: f"{name.capitalize()}Target" for name in TARGETS}
 
 @dataclass
 class Outcome:
-    """What came of the examples of a target. failures: text by seed, and where its input is."""
+    """Outcome of the examples of a target. failures: text by seed, and the place of its input."""
 
     counts: Counter[str] = field(default_factory=Counter)
     failures: dict[int, str] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Outcome:
 
     @property
     def examples(self) -> int:
-        """How many were run."""
+        """Number of examples run."""
         return self.counts.total()
 
 
@@ -90,7 +90,7 @@ def fuzz(
 
 @dataclass(frozen=True)
 class _Run:
-    """What a process is to do: examples from `first` until before `last`, for some seconds."""
+    """Task of a process: examples from `first` until before `last`, for some seconds."""
 
     target: str
     folder: Path
@@ -180,7 +180,7 @@ def _keep(folder: Path, target: str, seed: int, text: str, outcome: Outcome) -> 
 
 
 def _work(run: _Run, connection: Connection) -> None:
-    """What a process does: examples, one after the other, told to the one that started it."""
+    """Run examples one after the other and report each to the parent process."""
     from tests.support import fuzz_sql, fuzz_targets
     from tests.support.damage import Damage
 
@@ -266,7 +266,7 @@ class Watch:
 
     @property
     def address(self) -> str:
-        """What no input may have fetched."""
+        """Requests of a server that no input may cause."""
         return f"http://127.0.0.1:{self._port.getsockname()[1]}"
 
     @contextmanager

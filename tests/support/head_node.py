@@ -1,4 +1,4 @@
-"""A Ray head with a job server in a process of its own, and requests to it.
+"""A Ray head with a job server in a separate process, and requests to it.
 
 with head_node(folder) as head:
     head.ray("job", "submit", "--", "true")
@@ -39,7 +39,7 @@ class Head:
     folder: Path
 
     def ray(self, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
-        """A `ray` command, to its end; what it printed on both channels is in stdout."""
+        """Run a `ray` command to its end; stdout includes stderr."""
         return subprocess.run(
             [RAY, *map(str, arguments)],
             env={**self.environment, **more},
@@ -50,16 +50,16 @@ class Head:
         )
 
     def statuses(self) -> dict[str, str]:
-        """Submission ids and what became of them."""
+        """Return the status of each job by submission id."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.delenv("RAY_ADDRESS", raising=False)  # it goes before an address that is given
+            patch.delenv("RAY_ADDRESS", raising=False)  # it takes precedence over --address
             jobs = JobSubmissionClient(self.address).list_jobs()
         return {job.submission_id: str(job.status) for job in jobs if job.submission_id}
 
 
 @contextmanager
 def head_node(**more: str) -> Iterator[Head]:
-    """A head with two CPUs, its environment changed by `more`; ended by its own pid."""
+    """Run a head with two CPUs and an environment changed by `more`; end it by its pid."""
     with socket.socket() as a, socket.socket() as b:
         for s in (a, b):
             s.bind(("127.0.0.1", 0))
@@ -85,13 +85,13 @@ def head_node(**more: str) -> Iterator[Head]:
 def _environment() -> dict[str, str]:
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
-        environment.pop(name, None)  # RAY_ADDRESS goes before --address
+        environment.pop(name, None)  # RAY_ADDRESS takes precedence over --address
     environment["PATH"] = f"{BIN}:{environment['PATH']}"
     return environment
 
 
 def _end(head: subprocess.Popen[bytes]) -> None:
-    """It waits 30 s for children that heed no SIGTERM: those are killed, by their own pids."""
+    """End a head; kill its children by pid, because it waits 30 s if they ignore SIGTERM."""
     children = psutil.Process(head.pid).children(recursive=True)
     head.send_signal(signal.SIGTERM)
     for child in psutil.wait_procs(children, timeout=1)[1]:
@@ -104,7 +104,7 @@ def _wait_for(url: str, head: subprocess.Popen[bytes]) -> None:
     for _ in range(120):
         try:
             urllib.request.urlopen(url, timeout=5).close()
-        except urllib.error.HTTPError:  # it answers: that a token is missing
+        except urllib.error.HTTPError:  # it responds that a token is missing
             return
         except OSError:
             assert head.poll() is None, "the head has ended"

@@ -1,12 +1,12 @@
-"""A process that runs jobs in turn with one Ray, whose start takes 10 s.
+"""A process that runs jobs one after another with one Ray, whose start takes 10 s.
 
 with JobServer(AWS_ENDPOINT_URL=…) as jobs:
     done = jobs.run("jobs/index.py", "--images", …)
     assert done.code == 0, done.err
     jobs.ray_folder  # Ray's session directory, logs in it
 
-The environment is that of the process, its Ray and its workers. `run(…, env={…})` changes that of
-one job, but not of the workers, which are there already.
+The arguments are the environment of the process, its Ray and its workers. `run(…, env={…})` changes
+that of one job, but not of the workers, which already run.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Done:
-    """A job that has ended: exit code, what it printed, how long it took."""
+    """A finished job: exit code, output and duration."""
 
     code: int
     out: str
@@ -42,7 +42,7 @@ class Done:
 
 
 class JobServer:
-    """A process that runs jobs. A context manager: it ends with the block."""
+    """A process that runs jobs; as a context manager, it ends with the block."""
 
     def __init__(self, **env: str) -> None:
         self.ray_folder = Path(tempfile.mkdtemp(prefix="sr-", dir="/tmp"))  # sockets: 107 bytes
@@ -83,7 +83,7 @@ def _serve() -> None:
     from segrec_batch.distributed import cluster
 
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print does not get between the answers
+    os.dup2(2, 1)  # output of libraries must not mix with the responses
     with cluster.join():
         for line in sys.stdin:
             order = json.loads(line)

@@ -1,4 +1,4 @@
-"""Rules of KubeRay's operator and its CRDs that a file alone can violate."""
+"""Rules of KubeRay's operator and its CRDs that can be checked in a file."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -12,26 +12,26 @@ CONDITIONS = {"jobStatus": {"SUCCEEDED", "FAILED"}, "jobDeploymentStatus": {"Fai
 
 
 def job_spec(document: Document) -> Document | None:
-    """The RayJobSpec of a RayJob or RayCronJob."""
+    """Return the RayJobSpec of a RayJob or RayCronJob."""
     spec: Document = document["spec"]
     return {"RayJob": spec, "RayCronJob": spec.get("jobTemplate")}.get(document["kind"])
 
 
 def cluster_spec(document: Document) -> Document:
-    """The RayClusterSpec of a RayCluster, RayJob or RayCronJob."""
+    """Return the RayClusterSpec of a RayCluster, RayJob or RayCronJob."""
     job = job_spec(document)
     spec: Document = job["rayClusterSpec"] if job else document["spec"]
     return spec
 
 
 def groups(document: Document) -> list[Document]:
-    """Head and workers."""
+    """Return the groups of the head and the workers."""
     spec = cluster_spec(document)
     return [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
 
 
 def pods(document: Document) -> dict[str, Document]:
-    """Pod templates of a RayCluster, RayJob or RayCronJob: head, groups by name, submitter."""
+    """Return the pod templates of a document: head, groups by name, submitter."""
     head, *workers = groups(document)
     found = {"head": head["template"], **{g["groupName"]: g["template"] for g in workers}}
     if job := job_spec(document):
@@ -40,7 +40,7 @@ def pods(document: Document) -> dict[str, Document]:
 
 
 def complaints(document: Document) -> list[str]:
-    """Broken rules of KubeRay 1.6's validation, and of this project."""
+    """Return the violated rules of KubeRay 1.6's validation and of this project."""
     job = job_spec(document)
     return [*_of_cluster(cluster_spec(document)), *(_of_job(job) if job else ())]
 
@@ -111,7 +111,7 @@ def _of_rules(rules: list[Document]) -> Iterator[str]:
 
 
 def json_schema(openapi: Any) -> Any:
-    """A CRD's openAPIV3Schema as a JSON schema that refuses unknown keys, as `kubectl` does."""
+    """Return a CRD's openAPIV3Schema as a JSON schema that refuses unknown keys, like `kubectl`."""
     if isinstance(openapi, list):
         return [json_schema(item) for item in openapi]
     if not isinstance(openapi, dict):
@@ -128,7 +128,7 @@ def json_schema(openapi: Any) -> Any:
 
 
 def crd_schema(crd: Document, version: str = "v1") -> Document:
-    """The JSON schema of one version of a CRD; what every object has (metadata) is left open."""
+    """Return the JSON schema of one version of a CRD; any metadata are allowed."""
     (found,) = [v for v in crd["spec"]["versions"] if v["name"] == version]
     schema: Document = json_schema(found["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"] = {"type": "object"}

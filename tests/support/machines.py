@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-# Of /proc/cpuinfo of real machines, flags in part: an AMD Ryzen 9 5950X and a Graviton2 as archspec
-# collects them, an EPYC 9004 in a virtual machine, an Intel Xeon 8488C and a Graviton3 of AWS.
+# Parts of /proc/cpuinfo of real machines, with some flags: an AMD Ryzen 9 5950X and a Graviton2
+# from archspec, an EPYC 9004 in a virtual machine, an Intel Xeon 8488C and a Graviton3 of AWS.
 ZEN_3 = """\
 processor\t: 0
 vendor_id\t: AuthenticAMD
@@ -36,7 +36,7 @@ CPU part\t: 0xd40
 
 
 def write_files(root: Path, files: Mapping[str, str]) -> Path:
-    """A folder with files, such as those of /proc and /sys on another machine."""
+    """Write files to a folder, such as those of /proc and /sys on another machine."""
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

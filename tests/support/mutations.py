@@ -12,7 +12,7 @@ _ODD = [
 
 
 def json_documents() -> st.SearchStrategy[Any]:
-    """Values of JSON, some levels deep."""
+    """Return a strategy for JSON values, some levels deep."""
     numbers = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
     leaves = st.none() | st.booleans() | numbers | st.text()
 
@@ -23,14 +23,14 @@ def json_documents() -> st.SearchStrategy[Any]:
 
 
 def depth(value: object) -> int:
-    """How many arrays and objects are inside each other."""
+    """Return the number of nested levels of arrays and objects."""
     kids = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
     return 0 if kids is None else 1 + max(map(depth, kids), default=0)
 
 
 @st.composite
 def changed_json(draw: st.DrawFn, value: Any) -> Any:
-    """A JSON value of which a part, anywhere, is another one, is left out or is there twice."""
+    """Draw a JSON value with one part, anywhere, replaced, removed or repeated."""
     if isinstance(value, dict) and value and draw(st.integers(0, 4)):
         key = draw(st.sampled_from(sorted(value)))
         if not draw(st.integers(0, 5)):
@@ -46,7 +46,7 @@ def changed_json(draw: st.DrawFn, value: Any) -> Any:
 
 @st.composite
 def changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
-    """Bytes of which some are other ones, are left out or put in."""
+    """Draw bytes with some of them changed, removed or inserted."""
     found = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, len(found)))
@@ -63,7 +63,7 @@ def changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
 
 
 def mutated(document: bytes) -> st.SearchStrategy[bytes]:
-    """A JSON document in bytes, changed as a value or as bytes; or bytes of any kind."""
+    """Return a strategy for a JSON document changed as a value or as bytes, or for any bytes."""
     try:
         values = changed_json(json.loads(document)).map(lambda v: json.dumps(v).encode())
     except ValueError:

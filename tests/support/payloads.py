@@ -1,4 +1,4 @@
-"""A pickle that leaves a file behind when it is loaded."""
+"""A pickle that writes a file when it is loaded."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Payload:
-    """What, unpickled, leaves a file."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = str(canary)

@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parents[2] / "schemas"
 
 
 def snapshots() -> dict[str, str]:
-    """File name → content, for an index of the classes car, person and tree."""
+    """Return content by file name, for an index of the classes car, person and tree."""
     return {
         f"{table}.json": json.dumps(_describe(table, schema), indent=2) + "\n"
         for table, schema in schemas(("car", "person", "tree")).items()

@@ -33,7 +33,7 @@ from s3fs import S3FileSystem
 from segrec_batch.sources import storage
 
 CEPH = Path(__file__).with_name("ceph.sh")
-CREDENTIALS = {  # such as occur nowhere else
+CREDENTIALS = {  # values that occur nowhere else
     "AWS_ACCESS_KEY_ID": "SEGRECTESTKEY0815",
     "AWS_SECRET_ACCESS_KEY": "5egrecTest/Secret+0815",
 }
@@ -41,7 +41,7 @@ CREDENTIALS = {  # such as occur nowhere else
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A running S3 server; its address and credentials are in `os.environ`, and are the value."""
+    """Run an S3 server; set its address and credentials in `os.environ` and yield them."""
     if not all(map(shutil.which, ("ceph-mon", "ceph-osd", "radosgw", "curl"))):
         pytest.skip("Ceph is missing (apt-get install ceph-mon ceph-osd radosgw curl)")
     with s3_server(tmp_path_factory.mktemp("ceph")) as env, environment(**env):
@@ -50,7 +50,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[dict[str, str]]:
-    """Run Ceph with its data in `folder`; the value is the environment that finds it."""
+    """Run Ceph with its data in `folder`; yield the environment for its clients."""
     up = subprocess.run(
         [CEPH, "up", folder, str(_free_ports())],
         env=os.environ | CREDENTIALS, stdout=subprocess.PIPE, text=True, check=True,
@@ -62,7 +62,7 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _free_ports() -> int:
-    """The first of two free ports in a row."""
+    """Return the first of two consecutive free ports."""
     while True:
         with socket.create_server(("127.0.0.1", 0)) as first, suppress(OSError):
             port: int = first.getsockname()[1]
@@ -72,7 +72,7 @@ def _free_ports() -> int:
 
 @contextmanager
 def environment(**changes: str | None) -> Iterator[None]:
-    """Set environment variables (None: unset) and forget the clients made with others."""
+    """Set environment variables (None: unset) and drop the clients made with other values."""
     before = {name: os.environ.get(name) for name in changes}
     _update(changes)
     try:
@@ -91,7 +91,7 @@ def _update(values: dict[str, str | None]) -> None:
 
 
 def new_bucket() -> str:
-    """The URI of a new, empty bucket."""
+    """Return the URI of a new, empty bucket."""
     uri = f"s3://test-{uuid.uuid4().hex[:12]}"
     fs, path = storage.filesystem(uri)
     fs.mkdir(path)
@@ -99,11 +99,11 @@ def new_bucket() -> str:
 
 
 def new_user(name: str) -> dict[str, str]:
-    """Make a user of the running server who may do nothing; the environment of this user."""
+    """Make a user without permissions on the running server; return the user's environment."""
     key, secret = f"KEY{uuid.uuid4().hex}", uuid.uuid4().hex
     command = ["radosgw-admin", "-n", "client.rgw.a", "user", "create", "--uid", name]
     command += ["--display-name", name, "--access-key", key, "--secret-key", secret]
-    subprocess.run(command, capture_output=True, check=True)  # it finds the server by CEPH_CONF
+    subprocess.run(command, capture_output=True, check=True)  # CEPH_CONF names the server
     return {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
 
 
@@ -128,9 +128,9 @@ class _Fault:
 
 
 class FaultyProxy:
-    """Passes HTTP requests on to `upstream`, unchanged, except for the faults asked for.
+    """A proxy that forwards HTTP requests to `upstream` unchanged, except for added faults.
 
-    `requests` counts them by method, `faults` by kind of fault; `env` leads clients here.
+    `requests` counts requests by method, `faults` by kind of fault; `env` directs clients here.
     """
 
     def __init__(self, upstream: str, seed: int = 0) -> None:
@@ -162,19 +162,20 @@ class FaultyProxy:
         path: str = "",
         seconds: float = 0.0,
     ) -> None:
-        """Add a fault, drawn with `probability` or for `every` n-th of the requests that match
-        (`method`, a part of the `path`): 503 SlowDown, 500 InternalError, the connection dropped
-        in the middle of the answer (the request took effect), `seconds` of delay, or the server
-        dies before it takes effect.
+        """Add a fault, with a `probability` or for `every` n-th matching request.
+
+        Requests match by `method` and a part of the `path`. Faults are 503 SlowDown, 500
+        InternalError, a connection dropped in the middle of the response (the request took effect),
+        a delay of `seconds`, or a server that stops before the request takes effect.
         """
         self._wanted.append(_Fault(kind, probability, every, method, path, seconds))
 
     def heal(self) -> None:
-        """No more faults."""
+        """Remove all faults."""
         self._wanted = []
 
     def kill(self) -> None:
-        """The server dies: open connections break, new ones are refused."""
+        """Stop the server: break open connections and refuse new ones."""
         server, self._server = self._server, None
         if server:
             server.shutdown()
@@ -182,14 +183,14 @@ class FaultyProxy:
             server.break_connections()
 
     def revive(self) -> None:
-        """The server is back, at the same address."""
+        """Start the server again at the same address."""
         if self._server is None:
             self._server = _Server(self, self._port)
             self._port = self._server.server_port
             threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def draw(self, method: str, path: str) -> _Fault | None:
-        """Count a request; the fault that it gets."""
+        """Count a request and return its fault."""
         with self._lock:
             self.requests[method] += 1
             for fault in self._wanted:
@@ -222,7 +223,7 @@ class _Server(ThreadingHTTPServer):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # clients and upstream may go away at any time
+        pass  # clients and upstream can disconnect at any time
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -15,12 +15,12 @@ Grant = tuple[str, str]  # action, folder of the bucket
 
 
 def listed(value: Any) -> list[Any]:
-    """One value or a list of them, as a list."""
+    """Return a list unchanged, another value in a list."""
     return value if isinstance(value, list) else [value]
 
 
 def grants(policy: Document) -> set[Grant]:
-    """What a policy allows: an action and the folder, as it is written."""
+    """Return the grants of a policy: an action and the folder, as written."""
     return {
         (action, folder)
         for statement in policy["Statement"]
@@ -30,7 +30,7 @@ def grants(policy: Document) -> set[Grant]:
 
 
 def folders(statement: Document) -> Iterator[str]:
-    """The first part of each key, or of each prefix, that a statement is about."""
+    """Return the first part of each key or prefix in a statement."""
     for condition in statement.get("Condition", {}).values():
         for prefix in listed(condition["s3:prefix"]):
             yield prefix.partition("/")[0]
@@ -40,9 +40,10 @@ def folders(statement: Document) -> Iterator[str]:
 
 
 def bucket_policy(bucket: str, users: Mapping[str, Document]) -> str:
-    """The policies of some users as the one policy of a bucket, for which each has a principal.
+    """Return the policies of some users as one bucket policy with a principal for each user.
 
-    Ceph 16 asks for the right to delete a batch of objects twice: in the bucket, then in each.
+    Ceph 16 checks the right to delete a batch of objects twice: for the bucket, then for each
+    object.
     """
     statements = [
         {**statement, "Principal": {"AWS": [f"arn:aws:iam:::user/{user}"]}}
@@ -58,7 +59,7 @@ def bucket_policy(bucket: str, users: Mapping[str, Document]) -> str:
 
 
 class Recorder(FaultyProxy):
-    """A proxy that remembers what was asked of the store, as the grants that it takes."""
+    """A proxy that records the grants that its requests need."""
 
     def __init__(self, upstream: str) -> None:
         self.asked: set[Grant] = set()

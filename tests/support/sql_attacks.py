@@ -1,4 +1,4 @@
-"""SQL that tries to read, write or change what it must not."""
+"""SQL that tries forbidden reads, writes and changes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -105,7 +105,7 @@ REST = [
     "FROM parameters",
 ]
 
-SMUGGLED = [  # text that becomes SQL, names that become others, and what is only named
+SMUGGLED = [  # text that becomes SQL, names that change, and harmless names
     "FROM json_execute_serialized_sql(json_serialize_sql('SELECT 1'))",
     "SELECT * FROM query('SELECT 1')",
     "FROM query_table('images')",
@@ -164,7 +164,7 @@ of_this_module = pa.table({"secret": [SECRET]})
 
 @dataclass(frozen=True)
 class Target:
-    """What SQL is run on, what an attacker would name, and what must not change."""
+    """The object of an attack: a database, paths that an attacker names, and protected content."""
 
     index: str
     folder: str
@@ -172,7 +172,7 @@ class Target:
     seen: Callable[[], object]
 
     def text(self, attack: str) -> str:
-        """An attack on this target."""
+        """Return the SQL of an attack on this target."""
         places = {
             "index": self.folder,
             "inside": f"{self.folder}/images",
@@ -184,7 +184,7 @@ class Target:
 
 
 def functions() -> list[tuple[str, str, list[str]]]:
-    """Name, kind and types of arguments of all functions of this DuckDB."""
+    """Return name, kind and argument types of all functions of this DuckDB."""
     with duckdb.connect() as connection:
         found = connection.sql(
             "SELECT DISTINCT function_name, function_type, parameter_types::VARCHAR[] "
@@ -194,7 +194,7 @@ def functions() -> list[tuple[str, str, list[str]]]:
 
 
 def argument(kind: str | None, text: str) -> str:
-    """A value of a type, which names a file or is SQL where it can be."""
+    """Return a value of a type; if it is a string, it names a file or is SQL."""
     quoted = "'" + text.replace("'", "''") + "'"
     kind = kind or "VARCHAR"
     if kind.endswith("[]"):
@@ -209,7 +209,7 @@ def argument(kind: str | None, text: str) -> str:
 
 
 def call(name: str, kind: str, types: list[str], text: str) -> str:
-    """A statement that calls a function."""
+    """Return a statement that calls a function."""
     arguments = ", ".join(argument(t, text) for t in types)
     function = '"' + name.replace('"', '""') + f'"({arguments})'
     if kind == "pragma":

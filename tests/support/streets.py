@@ -1,7 +1,7 @@
 """An index of two nights of synthetic street scenes, more varied than those of a small model.
 
-The pipeline's own code makes its rows, from random segmentations. There are exact copies and near
-copies, images without contrast, and on the second night some that are gone, changed or moved.
+The pipeline's own code makes its rows from random segmentations. The index has exact and near
+copies and images without contrast; on the second night some images are deleted, changed or moved.
 """
 
 import datetime as dt
@@ -30,7 +30,7 @@ GONE, CHANGED, MOVED = range(5), range(5, 12), range(20, 24)
 
 
 def write_streets(index: str, model: Model) -> None:
-    """Make the index, for a model of three classes: version 1 and version 2, one a night."""
+    """Write the index for a model of three classes: one version for each night, 1 and 2."""
     empty, spec = store.create(index, model), model.spec
     rows = [image(i) for i in range(100)]
     first = store.commit(empty, _part(index, spec, 0, rows, [failure(i) for i in range(6)]))
@@ -48,7 +48,7 @@ def write_streets(index: str, model: Model) -> None:
 
 
 def image(i: int, content: int | None = None, folder: str | None = None) -> Row:
-    """What the stages of a run find in an image: every 20th is a copy, every 10th nearly one."""
+    """Return the row of an image; every 20th is a copy, every 10th nearly a copy."""
     content = i - (i % 20 == 19) if content is None else content
     rng = np.random.default_rng(content - (content % 10 == 4))
     labels = _labels(rng)
@@ -76,13 +76,13 @@ def image(i: int, content: int | None = None, folder: str | None = None) -> Row:
 
 
 def failure(i: int) -> Row:
-    """An image that a run could not index, for one of two reasons."""
+    """Return the failure of an image, for one of two reasons."""
     reason = "not an image" if i % 3 else "empty file"
     return {**_source(f"/nowhere/bad/{i:03}.jpg"), "stage": "decode", "reason": reason}
 
 
 def unread(i: int) -> Row:
-    """An image of the index that a run could not read again."""
+    """Return the failure of an indexed image that a later run could not read."""
     source = _source(image(i)["uri"])
     return {**source, "stage": "read", "reason": "PermissionError: not for this user"}
 
@@ -97,7 +97,7 @@ def _source(uri: str) -> Row:
 
 
 def _labels(rng: np.random.Generator) -> column_values.Labels:
-    """Classes in bands, 0 to 3, some of them absent: (GRID, GRID)."""
+    """Return classes 0 to 3 in bands, some absent, (GRID, GRID)."""
     shares = rng.dirichlet([1, 1, 1, 1]) * (rng.random(4) > 0.4)
     ends = np.cumsum(shares[[1, 2, 3]] / max(shares.sum(), 1e-9) * GRID**2).round()
     bands = np.searchsorted(ends, np.arange(GRID**2), side="right")
@@ -144,7 +144,7 @@ def segmented_image(row: Row) -> SegmentedImage:
 
 
 def _vectors(row: Row, spec: ModelSpec) -> list[DescriptorVector]:
-    """A vector for each descriptor of the model: some values of the feature."""
+    """Return a vector for each descriptor of the model: some values of the feature."""
     vector = np.asarray(row["feature"][:16], np.float32)
     return [DescriptorVector(d.id, vector=vector) for d in spec.descriptors]
 

@@ -1,8 +1,8 @@
-"""`segrec index` with a model that only takes time, and a record of where and when its parts ran.
+"""`segrec index` with a model that only sleeps, and a record of place and time of each stage.
 
-A program of its own, for the tests of many nodes: two cores cannot show that the work of six is
-faster, while any number of actors can sleep at once. The image is read and decoded, the rows are
-written, as ever. $SEGREC_NOTES: the file of notes; $SEGREC_SLEEP: seconds per image.
+Tests of many nodes run this program: two cores cannot show that six are faster, but any number of
+actors can sleep at once. Images are read and decoded and rows are written as in `segrec index`.
+$SEGREC_NOTES: the file of notes; $SEGREC_SLEEP: seconds per image.
 """
 
 import json
@@ -30,7 +30,7 @@ from segrec_batch.pipeline.stages import decode_batch
 
 
 class Sleeper:
-    """In place of a Segmenter: every image is all background."""
+    """Segmenter that sleeps and returns images of background only."""
 
     device = "cpu"
 
@@ -75,7 +75,7 @@ class Timed(SegmentBatch):
         # a GPU of these tests is only a number
         SegmentBatch.__init__(self, model, EngineChoice("ncnn", "float32"), threads)
         self.asked_for = engine.device
-        self._alone = self._device  # what sleeps stands for a device: a batch at a time
+        self._alone = self._device  # a sleeper stands for a device: one batch at a time
         self.segmenter: Any = Sleeper(len(self.segmenter.model.spec.all_classes), self.seconds)
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
@@ -86,7 +86,7 @@ class Timed(SegmentBatch):
 
 
 def note(path: str, stage: str, rows: pa.Table, start: float, device: str = "") -> None:
-    """A line: what was done to which images, from when to when, and where."""
+    """Append a line to the notes: stage, images, start, end and place."""
     line = {
         "stage": stage, "uris": rows["uri"].to_pylist(), "start": start, "end": time.time(),
         "node": ray.get_runtime_context().get_node_id(), "pid": os.getpid(), "device": device,
@@ -96,7 +96,7 @@ def note(path: str, stage: str, rows: pa.Table, start: float, device: str = "") 
 
 
 def decode(sources: pa.Table, shapes: Sequence[Shape], path: str = Timed.notes) -> pa.Table:
-    """`decode_batch`, noted."""
+    """Run `decode_batch` and note it."""
     start = time.time()
     found = decode_batch(sources, shapes)
     note(path, "decode", sources, start)

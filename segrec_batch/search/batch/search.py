@@ -145,7 +145,7 @@ class Search:
         self.sizes = sizes
         self.device = device
         self.swept = 0
-        # without the bounds of candidates: where one is infinite, so is the score
+        # LARGEST_BOUND covers candidates with a finite bound; the others have an infinite score
         width = queries.features.shape[1]
         self._errors = error_bounds(queries) + product_bound(width) + LARGEST_BOUND
 

@@ -98,7 +98,7 @@ def svm(query: Floats, marked: Floats, marks: Floats, weights: Weights) -> Float
     vectors = np.vstack([query, marked])
     length = np.sqrt(np.square(vectors).sum(axis=1).mean())
     is_relevant, weight = np.append(True, good), np.append(1.0, np.where(good, marks, 1.0))
-    w = query  # zero, since all vectors are zero
+    w = query  # remains only if all vectors are zero
     if length:
         w, _ = fit_marked_svm(vectors / length, is_relevant, weight, weights.c)
     norm = np.linalg.norm(w)

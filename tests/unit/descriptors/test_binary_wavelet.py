@@ -66,7 +66,7 @@ def slow_transform(image: list[list[int]]) -> list[list[list[int]]]:
 
 
 def slow_histograms(image: list[list[int]]) -> list[list[float]]:
-    """Of each level and sub-band: which of the three planes are not 0, by two loops."""
+    """Return the planes that are not 0 in each level and sub-band, by two loops."""
     rows = []
     for _ in range(3):
         bands = slow_transform(image)

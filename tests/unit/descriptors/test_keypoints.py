@@ -64,7 +64,7 @@ def test_extract_respects_maximum(name: str, limit: int) -> None:
 
 
 def test_extract_breaks_ties_of_response() -> None:
-    """Of equal responses OpenCV keeps all: four times the same image, side by side."""
+    """Equal responses, of which OpenCV keeps all: four times the same image, side by side."""
     tiles = np.tile(smooth_pixels(64, 64, seed=1), (2, 2, 1))
     grey = cv2.cvtColor(tiles, cv2.COLOR_RGB2GRAY)
     counts = {n: len(cv2.SIFT.create(n).detect(grey, None)) for n in range(1, 20)}

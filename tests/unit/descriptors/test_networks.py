@@ -38,7 +38,7 @@ def theirs(name: str, state: Mapping[str, NDArray[Any]]) -> nn.Module:
 
 
 def hooked(network: nn.Module, layer: str, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What a layer gives for images that torchvision has prepared."""
+    """Return the output of a layer for images that torchvision has prepared."""
     found: list[Tensor] = []
     network.get_submodule(layer).register_forward_hook(lambda *a: found.append(a[2].clone()))
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255

@@ -28,7 +28,7 @@ few = settings(quick, max_examples=40)
 
 
 def random_image(seed: int, levels: int) -> Grey:
-    """Of few grey levels many neighbours are equal."""
+    """Few grey levels make many neighbours equal."""
     rng = np.random.default_rng(seed)
     return rng.integers(0, levels, (8, 10)).astype(np.uint8) * (255 // levels)
 
