@@ -5,6 +5,7 @@ WEIGHTS ?= auto
 SCENES ?= 240
 BIN := .venv/bin
 DEMO := demo
+SBOM ?= sbom.json
 MARK := .made-by-make-demo
 FOREIGN = echo "$(DEMO) was not made by this: move it away, or name another folder, DEMO=…" >&2
 SHELL := bash
@@ -81,15 +82,22 @@ lock: .venv/ready
 	$(COMPILE) --extra image --output-file requirements.lock
 	$(COMPILE) --extra image --extra dev --constraint requirements.lock \
 	    --output-file requirements-dev.lock
+	$(BIN)/uv pip compile $(LOCKED) --group sbom --output-file requirements-sbom.lock
 
-COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
-    --generate-hashes --no-emit-index-url --no-header --upgrade
+COMPILE = $(BIN)/uv pip compile pyproject.toml $(LOCKED)
+LOCKED = --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+    --no-header --upgrade
 
 # What the image installs, with versions and hashes, as CycloneDX.
-sbom: .venv/ready
-	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
-	    --output-file sbom.json requirements.lock
+sbom: .venv-sbom/ready
+	.venv-sbom/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+	    --output-file $(SBOM) requirements.lock
+
+.venv-sbom/ready: requirements-sbom.lock
+	$(PYTHON) -m venv --clear .venv-sbom
+	.venv-sbom/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
 
 clean:
 	@test ! -e "$(DEMO)" || test -f "$(DEMO)/$(MARK)" || { $(FOREIGN); exit 1; }
-	rm -rf .venv "$(DEMO)"
+	rm -rf .venv .venv-sbom "$(DEMO)"

@@ -159,6 +159,12 @@ def test_gpu_actors_and_late_nodes(cluster: Cluster, folder: Path, tmp_path: Pat
     assert "device: 2 × GPU" in run.log()
 
 
+def address_of_this_machine() -> str:
+    """What Ray makes of 127.0.0.1 in an address; a process with a private Ray has its address."""
+    command = [sys.executable, "-c", "import ray; print(ray.util.get_node_ip_address())"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
 WORKERS = {  # as Ray's launcher takes them
     "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
     "gpu": {"resources": {"CPU": 2, "GPU": 1}, "node_config": {}, "max_workers": 2},
@@ -171,7 +177,7 @@ def from_zero(tmp_path: Path) -> Iterator[str]:
 
     Not ray.cluster_utils.AutoscalingCluster, whose `ray stop` ends every Ray there is.
     """
-    host = ray.util.get_node_ip_address()  # what Ray makes of 127.0.0.1 in an address
+    host = address_of_this_machine()
     with socket.socket() as a:
         a.bind((host, 0))
         address = f"{host}:{a.getsockname()[1]}"
@@ -192,7 +198,7 @@ def from_zero(tmp_path: Path) -> Iterator[str]:
     ]  # fmt: skip
     environment = {
         **os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-        "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
     }  # fmt: skip
     environment.pop("RAY_ADDRESS", None)
     with (tmp_path / "head.log").open("w") as log:
