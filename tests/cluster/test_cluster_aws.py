@@ -45,12 +45,12 @@ def run_instances() -> Shape:
 def complaints(config: Document) -> list[str]:
     """Return keys of the provider and of EC2 that do not exist, which Ray does not check."""
     known = json.loads(SCHEMA.read_text())["properties"]["provider"]["properties"]
-    found = [f"provider: {key}" for key in config["provider"].keys() - known.keys()]
+    result = [f"provider: {key}" for key in config["provider"].keys() - known.keys()]
     for name, node_type in config["available_node_types"].items():
         request = {"MinCount": 1, "MaxCount": 1, **node_type["node_config"]}
         report = ParamValidator().validate(request, run_instances())
-        found += [f"{name}: {report.generate_report()}"] * report.has_errors()
-    return found
+        result += [f"{name}: {report.generate_report()}"] * report.has_errors()
+    return result
 
 
 def test_ray_accepts_config_without_own_commands() -> None:
@@ -149,8 +149,8 @@ def test_ec2_starts_each_node_type(ec2: boto3.client, config: Document) -> None:
     ready = bootstrap_aws(checked(config))
     for name, node_type in config["available_node_types"].items():
         instance = launch(ready, name)
-        wanted = node_type["node_config"]["SecurityGroupIds"]
-        assert [group["GroupId"] for group in instance["SecurityGroups"]] == wanted
+        expected = node_type["node_config"]["SecurityGroupIds"]
+        assert [group["GroupId"] for group in instance["SecurityGroups"]] == expected
         assert instance["InstanceType"] == node_type["node_config"]["InstanceType"]
         assert instance.get("InstanceLifecycle") == ("spot" if name.endswith("-spot") else None)
         assert "instance-profile/segrec-ray" in instance["IamInstanceProfile"]["Arn"]
@@ -194,10 +194,10 @@ def resources(ec2: boto3.client) -> dict[str, Document]:
     """Node types with the CPUs and GPUs of their instances, as Ray fills them in."""
     types = copy.deepcopy(AWS["available_node_types"])
     for name, node_type in types.items():
-        wanted = [node_type["node_config"]["InstanceType"]]
-        (found,) = ec2.describe_instance_types(InstanceTypes=wanted)["InstanceTypes"]
-        gpus = sum(gpu["Count"] for gpu in found.get("GpuInfo", {}).get("Gpus", ()))
-        offered = {"CPU": found["VCpuInfo"]["DefaultVCpus"], **({"GPU": gpus} if gpus else {})}
+        expected = [node_type["node_config"]["InstanceType"]]
+        (actual,) = ec2.describe_instance_types(InstanceTypes=expected)["InstanceTypes"]
+        gpus = sum(gpu["Count"] for gpu in actual.get("GpuInfo", {}).get("Gpus", ()))
+        offered = {"CPU": actual["VCpuInfo"]["DefaultVCpus"], **({"GPU": gpus} if gpus else {})}
         node_type["resources"] = offered | node_type["resources"]
         node_type.setdefault("max_workers", 0)
         assert bool(gpus) == name.startswith("gpu")

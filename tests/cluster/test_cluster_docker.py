@@ -31,8 +31,8 @@ def instructions(dockerfile: str) -> list[tuple[str, list[str]]]:
 
 def hadolint(path: Path) -> str:
     program = Path(sys.executable).with_name("hadolint")
-    found = subprocess.run([program, path], capture_output=True, text=True, check=False)
-    return found.stdout + found.stderr
+    completed = subprocess.run([program, path], capture_output=True, text=True, check=False)
+    return completed.stdout + completed.stderr
 
 
 def complaints(dockerfile: str, ignored: str = IGNORED) -> list[str]:
@@ -177,7 +177,7 @@ def test_ray_always_has_an_auth_mode() -> None:
 def test_readme_names_files_and_placeholders() -> None:
     readme = TEXTS["README.md"]
     files = [text for name, text in TEXTS.items() if name.endswith((".yaml", "Dockerfile"))]
-    used = {found for text in files for found in PLACEHOLDER.findall(text)}
+    used = {result for text in files for result in PLACEHOLDER.findall(text)}
     assert used == set(FILLED_IN) == set(re.findall(r"^\| `(<\w+>)`", readme, re.MULTILINE))
     for name in TEXTS.keys() - {"README.md"}:
         folder, _, file = name.rpartition("/")

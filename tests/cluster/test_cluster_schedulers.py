@@ -52,8 +52,8 @@ def test_crontab_runs_once_a_night() -> None:
     assert croniter.is_valid(entry[0])
     assert not croniter.is_valid(entry[0].replace("1", "25"))
     nights = croniter(entry[0], datetime(2026, 11, 22, 12, tzinfo=UTC))
-    found = [nights.get_next(datetime) for _ in range(2)]
-    assert found == [datetime(2026, 11, day, 1, tzinfo=UTC) for day in (23, 24)]
+    result = [nights.get_next(datetime) for _ in range(2)]
+    assert result == [datetime(2026, 11, day, 1, tzinfo=UTC) for day in (23, 24)]
 
 
 @pytest.mark.parametrize(("code", "mail"), [(0, ""), (1, "exit code 1"), (75, "exit code 75")])
@@ -80,9 +80,9 @@ def verified(folder: Path, change: tuple[str, str] = ("", "")) -> str:
     for unit in UNITS.iterdir():
         text = unit.read_text().replace(HOME, str(ROOT))
         written(folder / unit.name, text.replace(*change) if change[0] else text)
-    found = run("systemd-analyze", "verify", "--man=no", *sorted(folder.iterdir()))
-    assert found.returncode == 0 or found.stderr
-    return found.stderr
+    completed = run("systemd-analyze", "verify", "--man=no", *sorted(folder.iterdir()))
+    assert completed.returncode == 0 or completed.stderr
+    return completed.stderr
 
 
 def test_systemd_accepts_units(tmp_path: Path) -> None:
@@ -104,8 +104,8 @@ def test_systemd_finds_errors(change: tuple[str, str], complaint: str, tmp_path:
 
 def exposure(unit: Path) -> float:
     """Return the exposure of a service by systemd, from 0 to 10."""
-    found = run("systemd-analyze", "security", "--offline=true", "--no-pager", unit).stdout
-    (level,) = re.findall(r"Overall exposure level for \S+: (\d+\.\d+)", found)
+    result = run("systemd-analyze", "security", "--offline=true", "--no-pager", unit).stdout
+    (level,) = re.findall(r"Overall exposure level for \S+: (\d+\.\d+)", result)
     return float(level)
 
 
@@ -139,8 +139,8 @@ def test_shell_and_systemd_agree_on_environment(tmp_path: Path) -> None:
 
 def test_timer_and_crontab_agree() -> None:
     (when,) = re.findall(r"OnCalendar=(.*)", (UNITS / "segrec-nightly.timer").read_text())
-    found = run("systemd-analyze", "calendar", "--base-time=2026-11-22 12:00 UTC", when)
-    assert "Mon 2026-11-23 01:00:00 UTC" in found.stdout
+    completed = run("systemd-analyze", "calendar", "--base-time=2026-11-22 12:00 UTC", when)
+    assert "Mon 2026-11-23 01:00:00 UTC" in completed.stdout
     assert run("systemd-analyze", "calendar", when.replace("01", "25")).returncode == 1
 
 

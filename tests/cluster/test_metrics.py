@@ -24,16 +24,16 @@ SAMPLE = re.compile(r"^(ray_segrec_\w+)\{(.*)\} (\S+)$", re.MULTILINE)
 def samples_of(head: Head) -> dict[tuple[str, str], float]:
     """Values of segrec's metrics by name and label, from all that Prometheus is told to scrape."""
     (group,) = json.loads((head.folder / "prom_metrics_service_discovery.json").read_text())
-    found = {}
+    result = {}
     for target in group["targets"]:
         # ports of Ray's own figures, of which the tests' Ray on loopback has the same
         with suppress(ConnectionRefusedError), _opened(target) as answer:
             for name, labels, value in SAMPLE.findall(answer.read().decode()):
-                told = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+                message = dict(re.findall(r'(\w+)="([^"]*)"', labels))
                 label = COUNTERS.get(name.removeprefix("ray_"), ("", None))[1]
-                found[name, told.get(label or "", "")] = float(value)
-                assert told["run_id"]
-    return found
+                result[name, message.get(label or "", "")] = float(value)
+                assert message["run_id"]
+    return result
 
 
 def _opened(target: str) -> Any:

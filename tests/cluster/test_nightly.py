@@ -45,7 +45,7 @@ def test_help_names_every_variable() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"SEGREC_INDEX": "", "RAY_API_SERVER_ADDRESS": ""}, "SEGREC_INDEX RAY_API_SERVER_ADDRESS"),
         ({"SEGREC_NAME": "a b"}, "letters, digits"),
@@ -55,11 +55,11 @@ def test_help_names_every_variable() -> None:
         ({}, "no list of jobs from http://127.0.0.1:1"),
     ],
 )
-def test_missing_variable_is_named(change: dict[str, str], told: str, tmp_path: Path) -> None:
+def test_missing_variable_is_named(change: dict[str, str], message: str, tmp_path: Path) -> None:
     given = {**NOWHERE, "SEGREC_LOCK": str(tmp_path / "lock"), **change}
     done = nightly(**given)
     assert done.returncode == 1
-    assert f"nightly: error: {told}" in done.stderr or told in done.stderr.split("error:")[1]
+    assert f"nightly: error: {message}" in done.stderr or message in done.stderr.split("error:")[1]
     assert "Traceback" not in done.stderr
 
 
@@ -92,13 +92,13 @@ FREE = "no list of jobs"  # the step after the lock
 def test_lock_folder_is_private(variable: str, lock: str, tmp_path: Path) -> None:
     done = nightly(**NOWHERE, **{variable: str(tmp_path)}, TMPDIR="/nowhere")
     assert FREE in done.stderr
-    found = tmp_path / lock
-    assert stat.S_IMODE(found.stat().st_mode) == 0o600
-    assert stat.S_IMODE(found.parent.stat().st_mode) == 0o700
-    with found.open("r+") as held:
+    result = tmp_path / lock
+    assert stat.S_IMODE(result.stat().st_mode) == 0o600
+    assert stat.S_IMODE(result.parent.stat().st_mode) == 0o700
+    with result.open("r+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         done = nightly(**NOWHERE, **{variable: str(tmp_path)})
-    assert (done.returncode, f"another run holds {found}" in done.stderr) == (BUSY, True)
+    assert (done.returncode, f"another run holds {result}" in done.stderr) == (BUSY, True)
 
 
 def test_lock_is_required_without_home() -> None:
@@ -123,13 +123,13 @@ def test_lock_that_is_no_file_is_refused(tmp_path: Path) -> None:
     notes.write_text("dear")
     link.symlink_to(notes)
     os.mkfifo(pipe)
-    for lock, told in (
+    for lock, message in (
         (link, "link is a link"),
         (pipe, f"pipe is not a file of the user {os.getuid()}"),
         (tmp_path, f"{tmp_path} cannot be written"),
     ):
         done = nightly(**NOWHERE, SEGREC_LOCK=str(lock))
-        assert (done.returncode, told in done.stderr) == (1, True), done.stderr
+        assert (done.returncode, message in done.stderr) == (1, True), done.stderr
         assert FREE not in done.stderr
     assert FREE in nightly(**NOWHERE, SEGREC_LOCK=str(notes)).stderr
     assert notes.read_text() == "dear"
@@ -166,12 +166,12 @@ class Place:
 
     def jobs(self, name: str) -> dict[str, str]:
         """Return the status of the jobs of that name, by kind and number: index, index-2, …"""
-        found = {
+        result = {
             re.fullmatch(rf"{name}-(\w+)-\d{{8}}(-\d+)?", id_): status
             for id_, status in self.head.statuses().items()
             if id_.startswith(f"{name}-")
         }
-        return {m[1] + (m[2] or ""): status for m, status in found.items() if m}
+        return {m[1] + (m[2] or ""): status for m, status in result.items() if m}
 
 
 @pytest.fixture(scope="module")

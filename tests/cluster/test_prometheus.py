@@ -67,17 +67,17 @@ def rule_test(series: dict[str, str], firing: dict[int, list[str]]) -> dict[str,
 
 @pytest.fixture(scope="module")
 def promtool() -> str:
-    found = shutil.which("promtool")
-    if found is None:
+    result = shutil.which("promtool")
+    if result is None:
         assert os.environ.get("CI") != "true", "promtool is missing: apt-get install prometheus"
         pytest.skip("promtool is not installed")
-    return found
+    return result
 
 
 def check(*command: object) -> str:
-    found = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=FOLDER)
-    assert found.returncode == 0, found.stdout + found.stderr
-    return found.stdout + found.stderr
+    completed = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=FOLDER)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    return completed.stdout + completed.stderr
 
 
 def expressions() -> list[str]:

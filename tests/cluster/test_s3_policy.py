@@ -196,13 +196,13 @@ def test_other_calls_are_refused(bench: Bench) -> None:
                 storage.write_bytes(f"{place}/1.jpg", b"")
             with pytest.raises(StorageError, match=refused):
                 storage.delete([f"{place}/1.jpg"])
-    for said in (
+    for message in (
         bench.index(name="other", expect=1),
         bench.index(env=bench.reader, expect=1),
         bench.maintain("rollback", "--to", 3, env=bench.reader, expect=1),
     ):
-        assert f"error: {bench.bucket}/" in said
-        assert "AccessDenied" in said
+        assert f"error: {bench.bucket}/" in message
+        assert "AccessDenied" in message
 
 
 @pytest.mark.slow
@@ -225,8 +225,8 @@ def test_denied_images_keep_rows(bench: Bench) -> None:
     assert len(readable) == 1
     try:
         set_policy(bench.bucket, {f"nightly-{name}": policy})
-        said = bench.index(name="index/hidden", expect=1)
-        assert "2 of 2 sources could not be read, most often PermissionError" in said
+        message = bench.index(name="index/hidden", expect=1)
+        assert "2 of 2 sources could not be read, most often PermissionError" in message
         assert rows(contents) == before
         assert [uri for (uri,) in rows("SELECT uri FROM stale ORDER BY uri")] == images
     finally:

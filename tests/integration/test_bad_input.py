@@ -102,17 +102,17 @@ def test_hostile_files_are_all_counted(indexed: Indexed) -> None:
 
 
 def test_odd_names_survive_unchanged(indexed: Indexed) -> None:
-    found = {uri for (uri,) in rows(indexed, "SELECT uri FROM images")}
-    assert found == {f"{indexed.folder}/{name}" for name in (*ODD_NAMES, *FINE)}
+    result = {uri for (uri,) in rows(indexed, "SELECT uri FROM images")}
+    assert result == {f"{indexed.folder}/{name}" for name in (*ODD_NAMES, *FINE)}
 
 
 @pytest.mark.parametrize("stage", WANTED)
 def test_bad_files_fail_with_a_reason(indexed: Indexed, stage: str) -> None:
-    found = rows(indexed, f"SELECT uri, reason FROM failures WHERE stage = '{stage}'")
-    reasons = {uri.removeprefix(f"{indexed.folder}/"): reason for uri, reason in found}
-    wanted = WANTED[stage]
-    assert reasons.keys() == wanted.keys()
-    for name, reason in wanted.items():
+    actual = rows(indexed, f"SELECT uri, reason FROM failures WHERE stage = '{stage}'")
+    reasons = {uri.removeprefix(f"{indexed.folder}/"): reason for uri, reason in actual}
+    expected = WANTED[stage]
+    assert reasons.keys() == expected.keys()
+    for name, reason in expected.items():
         assert reason in reasons[name]
         assert reasons[name]
 
@@ -134,8 +134,8 @@ def test_image_with_odd_name_is_queried(indexed: Indexed) -> None:
         ((asked,),) = connection.execute(
             "SELECT image_id FROM images WHERE uri = ?", [f"{indexed.folder}/{name}"]
         ).fetchall()
-        found = connection.execute("SELECT count(*) FROM recommend(?, k := 5)", [asked]).fetchall()
-        assert found == [(5,)]
+        result = connection.execute("SELECT count(*) FROM recommend(?, k := 5)", [asked]).fetchall()
+        assert result == [(5,)]
 
 
 @pytest.mark.parametrize("images", ["a\0b", "s3://bucket/a\0b", "", "s3://"])

@@ -157,9 +157,9 @@ def test_engines_benchmark_agrees_with_torch(tmp_path: Path) -> None:
         env=environment,
         check=True,
     )
-    found = json.loads(report.read_text())
-    others = [row for row in found["rows"] if row["engine"] != "torch-float32"]
-    assert {row["engine"] for row in others} | set(found["skipped"]) == {
+    result = json.loads(report.read_text())
+    others = [row for row in result["rows"] if row["engine"] != "torch-float32"]
+    assert {row["engine"] for row in others} | set(result["skipped"]) == {
         "torch-bfloat16", "ncnn", "mnn",
     }  # fmt: skip
     for row in others:
@@ -191,6 +191,6 @@ def test_throughput_benchmark_runs_without_ray(
         env=without(tmp_path),
         check=True,
     )
-    (found,) = json.loads(report.read_text())
-    (run,) = found["runs"].values()
+    (result,) = json.loads(report.read_text())
+    (run,) = result["runs"].values()
     assert run["whole"][0] > 0  # two runs, of two and of four images, which count them

@@ -58,8 +58,8 @@ class Source:
     def answers(self, sql: str) -> tuple[Rows, Rows]:
         """Return the rows of the index and of the cache."""
         named = {name: value for name, value in self.values.items() if f"${name}" in sql}
-        found = [run_untrusted(database, sql, named) for database in (self.index, self.cache)]
-        return found[0].to_pylist(), found[1].to_pylist()
+        result = [run_untrusted(database, sql, named) for database in (self.index, self.cache)]
+        return result[0].to_pylist(), result[1].to_pylist()
 
     def answer(self, title: str) -> Rows:
         """Return the rows of both, which must be the same."""
@@ -107,17 +107,17 @@ def streets_source(streets: str, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture(params=["streets_source", pytest.param("scenes_source", marks=pytest.mark.slow)])
 def asked(request: pytest.FixtureRequest) -> Source:
-    found: Source = request.getfixturevalue(request.param)
-    return found
+    result: Source = request.getfixturevalue(request.param)
+    return result
 
 
 def assert_same(rows: Rows, others: Rows) -> None:
     """Equal, but for what float arithmetic in another order does."""
     assert [row.keys() for row in rows] == [row.keys() for row in others]
     for row, other in zip(rows, others, strict=True):
-        for value, wanted in zip(row.values(), other.values(), strict=True):
+        for value, expected in zip(row.values(), other.values(), strict=True):
             exact = not isinstance(value, float)
-            assert value == (wanted if exact else pytest.approx(wanted, rel=1e-9, abs=1e-9))
+            assert value == (expected if exact else pytest.approx(expected, rel=1e-9, abs=1e-9))
 
 
 def in_an_order(sql: str, rows: Rows) -> Rows:
@@ -151,23 +151,23 @@ def test_recipe_has_title_and_order() -> None:
 
 
 def test_recipe_car_without_person(asked: Source) -> None:
-    wanted = [
+    expected = [
         row
         for row in asked.tables["images"]
         if row["coverage_car"] >= np.float32(0.3) and row["coverage_person"] == 0
     ]
-    wanted.sort(key=lambda row: (-row["coverage_car"], row["uri"]))
-    found = asked.answer("Images with at least 30 % car")
-    assert [(r["uri"], r["coverage_car"]) for r in found] == [
-        (r["uri"], r["coverage_car"]) for r in wanted
+    expected.sort(key=lambda row: (-row["coverage_car"], row["uri"]))
+    actual = asked.answer("Images with at least 30 % car")
+    assert [(r["uri"], r["coverage_car"]) for r in actual] == [
+        (r["uri"], r["coverage_car"]) for r in expected
     ]
 
 
 def test_recipe_class_balance(asked: Source) -> None:
     images, regions = asked.tables["images"], asked.tables["regions"]
-    found = {r["class"]: r for r in asked.answer("Class balance")}
-    assert found.keys() == {r["class"] for r in regions}
-    for name, row in found.items():
+    result = {r["class"]: r for r in asked.answer("Class balance")}
+    assert result.keys() == {r["class"] for r in regions}
+    for name, row in result.items():
         shares = np.array([image[f"coverage_{name}"] for image in images])
         assert row["images"] == (shares > 0).sum()
         assert row["share_of_images"] == pytest.approx((shares > 0).mean())
@@ -176,18 +176,18 @@ def test_recipe_class_balance(asked: Source) -> None:
 
 def test_recipe_coverage_histogram(asked: Source) -> None:
     tens = np.arange(1, 10, dtype=np.float32)
-    wanted = Counter(
+    expected = Counter(
         (
             row["uri"].rpartition("/")[0],
             10 * int((np.float32(row["coverage_tree"]) * 10 >= tens).sum()),
         )
         for row in asked.tables["images"]
     )
-    found = asked.answer("Coverage histogram by folder")
-    assert [(r["folder"], r["percent"], r["images"]) for r in found] == [
-        (*key, count) for key, count in sorted(wanted.items())
+    actual = asked.answer("Coverage histogram by folder")
+    assert [(r["folder"], r["percent"], r["images"]) for r in actual] == [
+        (*key, count) for key, count in sorted(expected.items())
     ]
-    assert len({r["folder"] for r in found}) == 4
+    assert len({r["folder"] for r in actual}) == 4
 
 
 def test_recipe_stale_images(streets_source: Source) -> None:
@@ -205,23 +205,23 @@ def test_recipe_failures_by_reason(asked: Source) -> None:
         for row in asked.tables["failures"]
         if np.datetime64(row["failed_at"].replace(tzinfo=None)) >= since
     ]
-    wanted = Counter((row["stage"], row["reason"]) for row in failed)
-    found = asked.answer("Failures since")
-    assert {(r["stage"], r["reason"]): r["images"] for r in found} == wanted
-    assert [r["images"] for r in found] == sorted(wanted.values(), reverse=True)
-    assert {r["example"] for r in found} <= {row["uri"] for row in failed}
+    expected = Counter((row["stage"], row["reason"]) for row in failed)
+    actual = asked.answer("Failures since")
+    assert {(r["stage"], r["reason"]): r["images"] for r in actual} == expected
+    assert [r["images"] for r in actual] == sorted(expected.values(), reverse=True)
+    assert {r["example"] for r in actual} <= {row["uri"] for row in failed}
 
 
 def test_recipe_changes_since_later_runs(asked: Source) -> None:
     day = asked.values["since"][:10].replace("-", "")
-    found = {r["uri"] for r in asked.answer("Changes since")}
-    assert found == {r["uri"] for r in asked.tables["images"] if r["run_id"][:8] >= day}
+    result = {r["uri"] for r in asked.answer("Changes since")}
+    assert result == {r["uri"] for r in asked.tables["images"] if r["run_id"][:8] >= day}
 
 
 def test_recipe_changes_since_last_night(streets_source: Source) -> None:
-    found = streets_source.answer("Changes since")
-    copied = [r for r in found if r["indexed_at"] < NIGHTS[1]]
-    assert len(found) == 30 + len(CHANGED) + len(copied)
+    result = streets_source.answer("Changes since")
+    copied = [r for r in result if r["indexed_at"] < NIGHTS[1]]
+    assert len(result) == 30 + len(CHANGED) + len(copied)
     assert {r["uri"].split("/")[-2] for r in copied} == {"moved"}
 
 
@@ -229,8 +229,8 @@ def test_recipe_exact_copies(asked: Source) -> None:
     groups: dict[str, list[str]] = {}
     for row in asked.tables["images"]:
         groups.setdefault(row["content_hash"], []).append(row["uri"])
-    found = asked.answer("Exact copies")
-    assert {r["content_hash"]: r["uris"] for r in found} == {
+    result = asked.answer("Exact copies")
+    assert {r["content_hash"]: r["uris"] for r in result} == {
         key: sorted(uris) for key, uris in groups.items() if len(uris) > 1
     }
 
@@ -245,7 +245,7 @@ def test_recipe_near_copies_equals_all_pairs(asked: Source) -> None:
     names = [f"coverage_{name}" for name in ("background", "car", "person", "tree")]
     rows = asked.tables["images"]
     shares = np.array([[row[name] for name in names] for row in rows])
-    wanted = {
+    expected = {
         frozenset((a["uri"], b["uri"]))
         for i, a in enumerate(rows)
         for j, b in enumerate(rows[:i])
@@ -253,9 +253,9 @@ def test_recipe_near_copies_equals_all_pairs(asked: Source) -> None:
         and np.abs(shares[i] - shares[j]).sum() <= 0.1
         and correlation(a["feature"], b["feature"]) > 0.99
     }
-    found = asked.answer("Near copies")
-    assert {frozenset((r["uri"], r["like_uri"])) for r in found} == wanted
-    assert len(found) == len(wanted)
+    actual = asked.answer("Near copies")
+    assert {frozenset((r["uri"], r["like_uri"])) for r in actual} == expected
+    assert len(actual) == len(expected)
 
 
 @pytest.mark.parametrize(
@@ -270,20 +270,20 @@ def test_recipe_most_similar_trees(asked: Source, title: str, low: float, high: 
         if low <= row["coverage"] <= high and row["content_hash"] != query_tree["content_hash"]:
             score = correlation(row["feature"], query_tree["feature"])
             best.setdefault(row["content_hash"], (-score, row["image_id"]))
-    wanted = [image_id for _, image_id in sorted(best.values())[:10]]
-    assert [r["image_id"] for r in asked.answer(title)] == wanted
+    expected = [image_id for _, image_id in sorted(best.values())[:10]]
+    assert [r["image_id"] for r in asked.answer(title)] == expected
 
 
 def test_recipe_outliers(asked: Source) -> None:
     rows = {row["uri"]: row for row in asked.tables["images"]}
-    for found in asked.answer("Outliers")[:3]:
-        one = rows[found["uri"]]
+    for result in asked.answer("Outliers")[:3]:
+        one = rows[result["uri"]]
         nearest = max(
             correlation(one["feature"], other["feature"])
             for other in rows.values()
             if other["content_hash"] != one["content_hash"]
         )
-        assert found["nearest"] == pytest.approx(nearest, abs=1e-9)
+        assert result["nearest"] == pytest.approx(nearest, abs=1e-9)
 
 
 def commands() -> Iterator[list[str]]:
@@ -326,11 +326,11 @@ def test_documented_python_runs(streets: str, streets_source: Source) -> None:
 
 def test_sql_page_names_every_macro_and_argument(streets_source: Source) -> None:
     text = COOKBOOK.read_text()
-    found = streets_source.index.connection.sql(
+    result = streets_source.index.connection.sql(
         "SELECT function_name, parameters FROM duckdb_functions() WHERE NOT internal"
     ).fetchall()
-    assert {"pearson", "mask_iou", "semantic_distance", "recommend"} < {name for name, _ in found}
-    for name, parameters in found:
+    assert {"pearson", "mask_iou", "semantic_distance", "recommend"} < {name for name, _ in result}
+    for name, parameters in result:
         assert re.search(rf"`{name}\b", text), name
         if name.startswith("recommend") and name != "recommend_like":
             for parameter in parameters:
@@ -361,8 +361,8 @@ def test_view_columns_have_comments(asked: Source) -> None:
 
 def test_columns_of_other_classes_have_comments(other_classes: Any) -> None:
     assert other_classes.sql(UNEXPLAINED).fetchall() == []
-    found = other_classes.sql(
+    result = other_classes.sql(
         "SELECT comment FROM duckdb_columns() WHERE table_name = 'images' AND schema_name = 'main' "
         "AND column_name = 'coverage_class_2' AND database_name = current_database()"
     ).fetchall()
-    assert found == [("Share of the image, 0 to 1, that class_2 fills (σ)",)]
+    assert result == [("Share of the image, 0 to 1, that class_2 fills (σ)",)]

@@ -175,7 +175,7 @@ def test_weights_of_torch_hub_are_used(
 
 def test_random_weights_are_explained(tmp_path: Path) -> None:
     proxy = f"http://127.0.0.1:{refusing_port()}"
-    found = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, PROGRAM, "auto"],
         cwd=ROOT,
         env={**os.environ, "https_proxy": proxy, "TORCH_HOME": str(tmp_path)},
@@ -183,8 +183,8 @@ def test_random_weights_are_explained(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert found.stdout == "random:0\n"
-    (line,) = found.stderr.splitlines()
+    assert completed.stdout == "random:0\n"
+    (line,) = completed.stderr.splitlines()
     assert "vgg16-397923af.pth: [Errno 111] Connection refused" in line
 
 

@@ -26,8 +26,8 @@ JOB = "jobs/describe.py"
 def features(index: str) -> NDArray[np.float32]:
     """Return the rows of all images, by their contents."""
     with segrec_batch.connect(index) as connection:
-        found = connection.sql("SELECT feature FROM images ORDER BY uri").to_arrow_table()
-    return np.stack(found["feature"].to_numpy())
+        result = connection.sql("SELECT feature FROM images ORDER BY uri").to_arrow_table()
+    return np.stack(result["feature"].to_numpy())
 
 
 def ids(model: Model) -> dict[str, str]:
@@ -40,8 +40,8 @@ def test_describe_fits_descriptors(
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
     arguments = ["--add", "pca:dimension=5", "--add", "localised:weights=random:1,category=folder"]
     assert exit_code(JOB, "--index", index, "--output", one, *arguments) == 0
-    printed, said = capsys.readouterr()
-    assert said.endswith("Untrained networks of localised, for trying out only.\n")
+    printed, stderr = capsys.readouterr()
+    assert stderr.endswith("Untrained networks of localised, for trying out only.\n")
     first = load_model(one)
     assert first.model_id == model.model_id != first.bundle_id
     assert ids(first).keys() == {"localised", "pca"}
@@ -98,16 +98,16 @@ def test_describe_refuses_bad_arguments(
 )
 def test_describe_parses_additions(text: str) -> None:
     assert parse_addition("pca") == Addition("pca")
-    found = parse_addition("localised:weights=s3://b/a,b.pth,grey=no")
-    assert found == Addition("localised", {"weights": "s3://b/a,b.pth", "grey": "no"})
+    result = parse_addition("localised:weights=s3://b/a,b.pth,grey=no")
+    assert result == Addition("localised", {"weights": "s3://b/a,b.pth", "grey": "no"})
     with pytest.raises(InputError, match="write NAME or NAME:KEY=VALUE"):
         parse_addition(text)
 
 
 def test_descriptors_have_a_description() -> None:
-    found = summaries()
-    assert list(found) == descriptors.names()
-    for name, text in found.items():
+    result = summaries()
+    assert list(result) == descriptors.names()
+    for name, text in result.items():
         assert text == str(descriptors.module(name).__doc__).split("\n")[0] != ""
 
 
@@ -158,8 +158,8 @@ def test_samples_equal_indexed_images(index: str, model: Model) -> None:
 
 def test_samples_repeat_and_are_bounded(index: str) -> None:
     def drawn(most: int, count: int) -> set[bytes]:
-        found = _samples(index, most).draw_images(count)
-        return {row.tobytes() for images in found for row in images.feature}
+        result = _samples(index, most).draw_images(count)
+        return {row.tobytes() for images in result for row in images.feature}
 
     seven = drawn(7, 100)
     assert len(seven) == 7
@@ -174,8 +174,8 @@ def test_samples_repeat_and_are_bounded(index: str) -> None:
 def test_folder_names_are_labels(index: str, scenes: Path) -> None:
     rows, folders = _samples(index).labelled(1000)
     with segrec_batch.connect(index) as connection:
-        found = connection.sql("SELECT feature, uri FROM images").fetchall()
-    places = {np.float32(feature).tobytes(): Path(uri).parent.name for feature, uri in found}
+        result = connection.sql("SELECT feature, uri FROM images").fetchall()
+    places = {np.float32(feature).tobytes(): Path(uri).parent.name for feature, uri in result}
     assert [places[row.tobytes()] for row in rows] == folders
     assert set(folders) == {folder.name for folder in (scenes / "images").iterdir()}
 
@@ -193,8 +193,8 @@ def test_samples_skip_gone_and_changed_images(
     finally:
         away.rename(gone)
         changed.write_bytes(content)
-    said = capsys.readouterr().err
-    assert "warning: 2 of 24 images to learn from cannot be read any more" in said
+    stderr = capsys.readouterr().err
+    assert "warning: 2 of 24 images to learn from cannot be read any more" in stderr
     images.rename(away)
     try:
         with pytest.raises(InputError, match="none of 24 images can be read any more"):

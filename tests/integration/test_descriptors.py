@@ -41,15 +41,15 @@ def models(index: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
     return dict(_saved(folder, {"plain": plain, "both": both, "other": other}))
 
 
-def _saved(folder: Path, found: dict[str, Model]) -> Iterator[tuple[str, str]]:
-    for name, model in found.items():
+def _saved(folder: Path, result: dict[str, Model]) -> Iterator[tuple[str, str]]:
+    for name, model in result.items():
         model.save(str(folder / name))
         yield name, str(folder / name)
 
 
 def vectors(index: str, version: int | None = None) -> dict[tuple[str, str], tuple[float, ...]]:
-    found = segrec_batch.connect(index, version).sql(VECTORS).fetchall()
-    return {(d, name): tuple(v) if v is not None else None for name, d, v, *_ in found}
+    result = segrec_batch.connect(index, version).sql(VECTORS).fetchall()
+    return {(d, name): tuple(v) if v is not None else None for name, d, v, *_ in result}
 
 
 def runs(index: str, table: str, where: str = "true") -> set[str]:
@@ -163,15 +163,15 @@ def test_changes_and_new_descriptors_in_one_run(
     stats, snapshot = index_images(Request(str(images)), models["both"], uri, execution)
     assert (stats.gone, stats.changed, stats.new, stats.copied) == (1, 1, 1, 1)
     assert snapshot.rows("descriptors") == 2 * snapshot.rows("images") == 12
-    found = vectors(uri)
+    result = vectors(uri)
     for name in ("pca", "texture"):
-        assert found[name, third.name] == found[name, "copy.jpg"], "copied to the last bit"
-        again = found[name, second.name]  # the same bytes, computed in another batch
-        np.testing.assert_allclose(again, found[name, third.name], rtol=1e-3, atol=1e-5)
+        assert result[name, third.name] == result[name, "copy.jpg"], "copied to the last bit"
+        again = result[name, second.name]  # the same bytes, computed in another batch
+        np.testing.assert_allclose(again, result[name, third.name], rtol=1e-3, atol=1e-5)
     shutil.copy2(third, images / "copy2.jpg")  # of an image that has vectors
     last, _ = index_images(Request(str(images)), models["both"], uri, execution)
     assert (last.copied, last.described) == (1, 0)
-    assert vectors(uri)["texture", "copy2.jpg"] == found["texture", third.name]
+    assert vectors(uri)["texture", "copy2.jpg"] == result["texture", third.name]
     assert verify(open_snapshot(uri)) == []
 
 

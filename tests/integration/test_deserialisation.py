@@ -25,8 +25,8 @@ def calls(path: Path) -> list[tuple[str, ast.Call]]:
 
 
 def option(call: ast.Call, name: str) -> object:
-    (found,) = [k.value for k in call.keywords if k.arg == name] or [ast.Constant(None)]
-    return ast.literal_eval(found)
+    (result,) = [k.value for k in call.keywords if k.arg == name] or [ast.Constant(None)]
+    return ast.literal_eval(result)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))

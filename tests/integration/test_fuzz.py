@@ -26,9 +26,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, ob
         text=True,
         check=False,
     )
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert done.returncode == any(line["failures"] for line in found), done.stderr
-    return {line["target"]: line for line in found}
+    result = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == any(line["failures"] for line in result), done.stderr
+    return {line["target"]: line for line in result}
 
 
 @pytest.mark.parametrize("target", TARGETS)

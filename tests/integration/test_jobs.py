@@ -115,9 +115,10 @@ def test_class_without_pixels_is_an_error(
         "--backbone-weights", "random:0", "--input-size", 64,
     ]  # fmt: skip
     assert exit_code("jobs/train.py", *map(str, given)) == 1
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert (
-        "no labelled pixels of: boat [77, 78]; the masks of 24 images have the values 0, 1" in said
+        "no labelled pixels of: boat [77, 78]; the masks of 24 images have the values 0, 1"
+        in stderr
     )
 
 

@@ -142,12 +142,12 @@ def comparable(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def assert_alike(
-    found: dict[str, list[dict[str, Any]]], wanted: dict[str, list[dict[str, Any]]]
+    actual: dict[str, list[dict[str, Any]]], expected: dict[str, list[dict[str, Any]]]
 ) -> None:
     for table in TABLES:
-        names = [[(r["uri"], r.get("class")) for r in rows[table]] for rows in (found, wanted)]
+        names = [[(r["uri"], r.get("class")) for r in rows[table]] for rows in (actual, expected)]
         assert names[0] == names[1]
-        for a, b in zip(found[table], wanted[table], strict=True):
+        for a, b in zip(actual[table], expected[table], strict=True):
             assert a.keys() == b.keys()
             for name, value in a.items():
                 if name in ("feature", "inv_norm"):  # a batch of other images rounds otherwise
@@ -185,9 +185,9 @@ def kill_one(stage: Stage, kind: str, dice: random.Random) -> None:
         stage.nodes.append(stage.cluster.add_node(num_cpus=1))
         return
     try:
-        found = victims(stage.nodes, kind)
-        if found:
-            dice.choice(found).kill()
+        result = victims(stage.nodes, kind)
+        if result:
+            dice.choice(result).kill()
     except psutil.NoSuchProcess:
         pass  # gone by itself
 
@@ -262,7 +262,7 @@ def reference(scenario: str, stage: Stage) -> dict[str, list[dict[str, Any]]]:
 def test_killed_run_recovers(stage: Stage, seed: int, tmp_path: Path) -> None:
     dice = random.Random(seed)  # noqa: S311
     scenario, victim = SCENARIOS[seed % 3], VICTIMS[seed % 5]
-    wanted = reference(scenario, stage)
+    expected = reference(scenario, stage)
     index, counts = tmp_path / "index", tmp_path / "counts"
     given = prepare(scenario, stage, index)
     reader = Reader(str(index))
@@ -285,6 +285,6 @@ def test_killed_run_recovers(stage: Stage, seed: int, tmp_path: Path) -> None:
     finally:
         reader.done.set()
         reader.join()
-    assert_alike(content(str(index)), wanted)
+    assert_alike(content(str(index)), expected)
     assert not reader.wrong
     assert reader.answers or scenario == "fresh"

@@ -107,30 +107,38 @@ def test_images_are_opened_in_named_formats_only(path: Path) -> None:
 
 def test_import_of_the_package_is_light() -> None:
     code = "import segrec_batch, sys; print(*(m.split('.')[0] for m in sys.modules))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    completed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     heavy = {"torch", "ray", "duckdb", "deltalake", "sklearn", "pyarrow", "PIL", "numpy"}
-    assert not heavy & set(found.stdout.split())
+    assert not heavy & set(completed.stdout.split())
 
 
 def test_reading_modules_do_not_import_torch() -> None:
     """It costs a reading or writing worker, or a query, seconds and half a gigabyte."""
     code = "import {0}.pipeline.run, {0}.search.database, {0}.maintenance.verify, sys"
     code = code.format("segrec_batch") + "; print(*sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "torch" not in found.stdout.split()
+    completed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "torch" not in completed.stdout.split()
 
 
 def test_ncnn_query_does_not_import_torch() -> None:
     """Torch takes longer to import than all the rest; torchvision as long again."""
     code = "import {0}.search.recommend, {0}.model.ncnn_engine, sys; print(*sys.modules)"
     code = code.format("segrec_batch")
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "ncnn" in found.stdout.split()
-    assert not {"torch", "torchvision"} & set(found.stdout.split())
+    completed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "ncnn" in completed.stdout.split()
+    assert not {"torch", "torchvision"} & set(completed.stdout.split())
     code = "import segrec_batch.model.torch_engine, sys; print(*sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "torch" in found.stdout.split()
-    assert "torchvision" not in found.stdout.split()
+    completed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "torch" in completed.stdout.split()
+    assert "torchvision" not in completed.stdout.split()
 
 
 @cache

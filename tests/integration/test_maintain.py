@@ -182,8 +182,8 @@ def groups_read(index: str, version: int, table: str, column: str) -> tuple[int,
     connection.sql(
         f"SELECT sum({column}) FROM {table} WHERE {column} BETWEEN 0.5 AND 0.55"
     ).fetchall()
-    found = json.loads(profile.read_text())["query"]
-    return found["total_row_groups_scanned"], found["total_row_groups_to_scan"]
+    result = json.loads(profile.read_text())["query"]
+    return result["total_row_groups_scanned"], result["total_row_groups_to_scan"]
 
 
 def test_compact_lets_filters_skip_row_groups(index: str) -> None:
@@ -379,8 +379,8 @@ def test_purge_removes_rows_of_every_version(index: str, chosen: slice) -> None:
     assert (set(done.purged), done.unknown) == (set(gone), ("/nowhere.jpg",))
     assert_purged(index, gone, before)
     assert not torn.exists()
-    told = history(index)[0].info["segrec"]
-    assert told == {"operation": "purge", "sources": len(gone)}
+    message = history(index)[0].info["segrec"]
+    assert message == {"operation": "purge", "sources": len(gone)}
     with pytest.raises(InputError, match="no file of"):
         purge(index, gone, 0)
 
@@ -493,8 +493,10 @@ def test_verify_finds_flipped_bit(index: str) -> None:
         content = bytearray(path.read_bytes())
         content[content.index(run_id)] ^= 1
         path.write_bytes(content)
-    found = verify(snapshot)
-    assert [sum(f"{path}: OSError" in text for text in found) for path in paths] == [1] * len(paths)
+    result = verify(snapshot)
+    assert [sum(f"{path}: OSError" in text for text in result) for path in paths] == [1] * len(
+        paths
+    )
 
 
 DAMAGE: dict[str, Callable[[str, DataFile, pa.Table], object]] = {
@@ -513,8 +515,8 @@ def test_verify_finds_files_that_differ_from_log(index: str, text: str, table: s
     snapshot = store.open_snapshot(index)
     file = snapshot.files[table][0]
     DAMAGE[text](index, file, read_file(index, file))
-    found = verify(snapshot)
-    assert any(file.uri(index) in problem and text in problem for problem in found), found
+    result = verify(snapshot)
+    assert any(file.uri(index) in problem and text in problem for problem in result), result
 
 
 NAN, GRID = float("nan"), 4 * 6  # cells of a 64 × 96 image at stride 16
@@ -574,16 +576,16 @@ def test_verify_finds_inconsistent_rows(
             change(changed)
             rows = pa.Table.from_pylist(changed, rows.schema)
         add.append(again(index, file, rows, part))
-    found = verify(store.commit(snapshot, add, remove))
-    assert any(text in problem and part in problem for problem in found), found
+    result = verify(store.commit(snapshot, add, remove))
+    assert any(text in problem and part in problem for problem in result), result
 
 
 def test_verify_finds_duplicate_source(index: str) -> None:
     snapshot = store.open_snapshot(index)
     added = copy_of_a_part(index)
     doubled = sorted({u for f in added for u in read_file(index, f)["uri"].to_pylist()})
-    found = verify(store.commit(snapshot, added))
-    assert found == [f"{uri}: there more than once" for uri in doubled]
+    result = verify(store.commit(snapshot, added))
+    assert result == [f"{uri}: there more than once" for uri in doubled]
     uri = sources(index)[0]
     row = {f.name: uri if f.type == pa.string() else 0 for f in failures_schema()}
     rows = pa.Table.from_pylist([row | {"image_id": image_id(uri)}], failures_schema())
@@ -626,12 +628,12 @@ def test_rollback_refuses_version_without_files(index: str) -> None:
 def test_maintain_commands(rebuilt: str) -> None:
     """Run the commands that need no Ray, each in its own process."""
     newest, previous, *_ = versions(rebuilt)
-    told = job("jobs/maintain.py", "--index", rebuilt, "rollback", "--to", previous)
-    assert f"version {newest + 1} is as version {previous} was" in told.stdout
-    told = job("jobs/maintain.py", "--index", rebuilt, "vacuum", "--dry-run")
-    assert told.stdout.endswith("0 files, 0.0 MB, would be deleted\n")
-    told = job("jobs/maintain.py", "--index", rebuilt, "history", COLUMNS="200")
-    lines = [line.split() for line in told.stdout.splitlines() if line.strip()[:1].isdigit()]
+    completed = job("jobs/maintain.py", "--index", rebuilt, "rollback", "--to", previous)
+    assert f"version {newest + 1} is as version {previous} was" in completed.stdout
+    completed = job("jobs/maintain.py", "--index", rebuilt, "vacuum", "--dry-run")
+    assert completed.stdout.endswith("0 files, 0.0 MB, would be deleted\n")
+    completed = job("jobs/maintain.py", "--index", rebuilt, "history", COLUMNS="200")
+    lines = [line.split() for line in completed.stdout.splitlines() if line.strip()[:1].isdigit()]
     assert [int(line[0]) for line in lines] == versions(rebuilt)
     assert [line[3:] for line in lines[:3]] == [
         ["rollback", "(to", f"{previous})"],

@@ -42,20 +42,20 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 def features() -> NDArray[np.float32]:
     """Clusters, equal and nearly equal vectors, constant ones."""
     rng = np.random.default_rng(3)
-    found = rng.gamma(0.5, size=(6, 48))[rng.integers(0, 6, COUNT)] + 0.4 * rng.random((COUNT, 48))
-    found[20:90] = found[20]
-    found[90:100] = found[21] + 1e-7 * rng.random((10, 48))
-    found[[7, 8]] = 0.3
-    return found.astype(np.float32)
+    result = rng.gamma(0.5, size=(6, 48))[rng.integers(0, 6, COUNT)] + 0.4 * rng.random((COUNT, 48))
+    result[20:90] = result[20]
+    result[90:100] = result[21] + 1e-7 * rng.random((10, 48))
+    result[[7, 8]] = 0.3
+    return result.astype(np.float32)
 
 
 def contents() -> list[str]:
     """Copies: one image 50 times, of one vector; pairs whose vectors differ."""
-    found = [f"{i:032x}" for i in range(COUNT)]
-    found[20:70] = [found[20]] * 50
+    result = [f"{i:032x}" for i in range(COUNT)]
+    result[20:70] = [result[20]] * 50
     for i in range(100, 120):
-        found[i] = found[i + 100]
-    return found
+        result[i] = result[i + 100]
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -78,19 +78,19 @@ def run(
 def read(output: Path) -> Answers:
     """The answers by query, in order."""
     sql = f"FROM read_parquet('{output}/*/*.parquet', hive_partitioning = true) ORDER BY ALL"
-    found: Answers = {}
+    result: Answers = {}
     for row in duckdb.sql(sql).to_arrow_table().to_pylist():
-        assert row["rank"] == len(found.setdefault(row["query_id"], [])) + 1
+        assert row["rank"] == len(result.setdefault(row["query_id"], [])) + 1
         assert image_id(row["uri"]) == row["image_id"]
         assert image_id(row["query_uri"]) == row["query_id"]
-        found[row["query_id"]].append((row["image_id"], row["pearson"]))
-    return found
+        result[row["query_id"]].append((row["image_id"], row["pearson"]))
+    return result
 
 
 def by_sql(index: str, filters: Filters) -> Answers:
     """Return the results of `recommend` for each image, without those that have no Pearson."""
     connection = segrec_batch.connect(index)
-    found = {}
+    result = {}
     for (query,) in connection.sql("SELECT image_id FROM images").fetchall():
         sql = (
             "SELECT image_id, pearson FROM recommend(?, k := ?, class := ?, min_coverage := ?, "
@@ -99,8 +99,8 @@ def by_sql(index: str, filters: Filters) -> Answers:
         how = [filters.k, filters.cls, *filters.coverage, filters.distinct_content]
         rows = connection.execute(sql, [query, *how])
         if answer := rows.fetchall():
-            found[query] = answer
-    return found
+            result[query] = answer
+    return result
 
 
 SCOPES = [

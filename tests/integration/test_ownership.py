@@ -110,8 +110,8 @@ def test_vacuum_leaves_foreign_files(
     assert doomed == {orphan.uri(index), str(draft), gone.uri(index)}
     assert not files_below(index) & set(map(Path, doomed))
     assert set(others) <= files_below(index)
-    (told,) = [s for s in capsys.readouterr().err.splitlines() if "not the index's own" in s]
-    assert told.startswith("13 files are not the index's own and stay, e.g. ")
+    (message,) = [s for s in capsys.readouterr().err.splitlines() if "not the index's own" in s]
+    assert message.startswith("13 files are not the index's own and stay, e.g. ")
     assert store.open_snapshot(index) == snapshot
 
 

@@ -102,8 +102,8 @@ def image(seed: int) -> bytes:
 
 def figures(done: Done) -> dict[str, int]:
     """The counts that a run prints."""
-    found = re.findall(r"^  +(?:of these, )?([a-z].*?)  +([\d,]+)$", done.out, re.MULTILINE)
-    return {name: int(count) for name, count in found}
+    result = re.findall(r"^  +(?:of these, )?([a-z].*?)  +([\d,]+)$", done.out, re.MULTILINE)
+    return {name: int(count) for name, count in result}
 
 
 def query(index: str, sql: str, version: int | None = None) -> list[tuple[Any, ...]]:
@@ -127,7 +127,7 @@ def assert_same(index: str, other: str) -> None:
         sql = f"SELECT {', '.join(columns)} FROM {table} ORDER BY ALL"
         rows, others = query(index, sql), query(other, sql)
         assert [row[:-1] for row in rows] == [row[:-1] for row in others]
-        features = [np.array([row[-1] for row in found]) for found in (rows, others)]
+        features = [np.array([row[-1] for row in result]) for result in (rows, others)]
         np.testing.assert_allclose(*features, rtol=1e-4, atol=1e-4)
     assert query(index, "SELECT count(*) FROM failures") == [(0,)]
 

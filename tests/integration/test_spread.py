@@ -234,14 +234,14 @@ def test_autoscaler_starts_gpus(from_zero: str, folder: Path, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_autoscaler_starts_nodes_for_maintenance(from_zero: str, index: str) -> None:
-    found = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "jobs/maintain.py", "--index", index, "verify"],
         env={**os.environ, "RAY_ADDRESS": from_zero}, cwd=ROOT,
         capture_output=True, text=True, timeout=180,
     )  # fmt: skip
-    assert found.returncode == 0, found.stderr
-    assert "warning: no node of the Ray cluster has 1 CPU; waiting for one" in found.stderr
-    assert "is well" in found.stdout
+    assert completed.returncode == 0, completed.stderr
+    assert "warning: no node of the Ray cluster has 1 CPU; waiting for one" in completed.stderr
+    assert "is well" in completed.stdout
 
 
 def test_missing_gpus_are_an_error(

@@ -79,8 +79,8 @@ def test_outputs_in_uploaded_folder_are_refused(head: Head, bundle: str, tmp_pat
     job = [*submit, "python", "jobs/index.py", "--images", "images", "--model", bundle, "--index"]
     refused = head.ray(*job, "index")
     assert refused.returncode == 1, refused.stdout
-    told = r"error: --index index lies in the project that was uploaded to Ray.* s3:// URI$"
-    assert re.search(told, refused.stdout, re.M), refused.stdout
+    message = r"error: --index index lies in the project that was uploaded to Ray.* s3:// URI$"
+    assert re.search(message, refused.stdout, re.M), refused.stdout
     assert "Traceback" not in refused.stdout
     program = [word for word in job if word != "python"]  # the file itself is executable
     done = head.ray(*program, tmp_path / "index")
@@ -130,16 +130,16 @@ def wait_for_images(index: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("environment", "told"),
+    ("environment", "message"),
     [
         ({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""}, "Missing authentication token"),
         ({"RAY_AUTH_TOKEN": "another"}, "Invalid authentication token"),
     ],
 )
-def test_submission_needs_the_token(head: Head, environment: dict[str, str], told: str) -> None:
+def test_submission_needs_the_token(head: Head, environment: dict[str, str], message: str) -> None:
     refused = head.ray("job", "submit", "--submission-id", "no-token", "--", "true", **environment)
     assert refused.returncode == 1
-    assert told in refused.stdout
+    assert message in refused.stdout
     assert "no-token" not in head.ray("job", "list").stdout
 
 
@@ -153,8 +153,8 @@ def test_service_discovery_needs_the_token(head: Head) -> None:
         urllib.request.urlopen(url)
     asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {TOKEN}"})
     with urllib.request.urlopen(asked) as answer:
-        (found,) = json.load(answer)
-    assert found["targets"]
+        (result,) = json.load(answer)
+    assert result["targets"]
 
 
 JOIN = """
@@ -173,41 +173,41 @@ for os.environ["RAY_ADDRESS"] in sys.argv[1:]:
 
 def test_unreachable_cluster_is_an_error() -> None:
     """Join in a separate process, because the tests may be in a cluster already."""
-    told = {
+    message = {
         "127.0.0.1:1": "Connection refused",
         "[::1]:1": "",  # refused, or no such protocol here
         "nonsense": "Invalid address",
     }
-    found = subprocess.run(
-        [sys.executable, "-c", JOIN, *told], capture_output=True, text=True, timeout=60
+    completed = subprocess.run(
+        [sys.executable, "-c", JOIN, *message], capture_output=True, text=True, timeout=60
     )
-    assert found.returncode == 0, found.stderr
-    for address, reason in told.items():
+    assert completed.returncode == 0, completed.stderr
+    for address, reason in message.items():
         line = rf"^error: the Ray cluster of RAY_ADDRESS={re.escape(address)} cannot.*{reason}"
-        assert re.search(line, found.stderr, re.MULTILINE), found.stderr
-    assert found.stderr.count("or unset RAY_ADDRESS") == len(told)
-    assert "Traceback" not in found.stderr
+        assert re.search(line, completed.stderr, re.MULTILINE), completed.stderr
+    assert completed.stderr.count("or unset RAY_ADDRESS") == len(message)
+    assert "Traceback" not in completed.stderr
 
 
 def test_ray_start_failure_is_an_error() -> None:
-    found = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", JOIN, ""], env={**os.environ, "RAY_TMPDIR": "/proc/none"},
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert found.returncode == 0, found.stderr
-    assert found.stderr.startswith("error: Ray cannot be started on this machine: ")
-    assert "/proc/none" in found.stderr
-    assert "Traceback" not in found.stderr
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stderr.startswith("error: Ray cannot be started on this machine: ")
+    assert "/proc/none" in completed.stderr
+    assert "Traceback" not in completed.stderr
 
 
 @pytest.mark.slow
 def test_lost_cluster_fails_the_job(bundle: str, tmp_path: Path) -> None:
     images, index = write_images(tmp_path / "images", 1), tmp_path / "index"
     command = [sys.executable, INDEX, *arguments(images, bundle, index)]
-    found = subprocess.run(
+    completed = subprocess.run(
         [*map(str, command)], env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"},
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert found.returncode == 1
-    assert "error: the Ray cluster of RAY_ADDRESS=127.0.0.1:1 cannot be joined" in found.stderr
-    assert "Traceback" not in found.stderr
+    assert completed.returncode == 1
+    assert "error: the Ray cluster of RAY_ADDRESS=127.0.0.1:1 cannot be joined" in completed.stderr
+    assert "Traceback" not in completed.stderr

@@ -32,11 +32,11 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         self.texts.append((self.elements[-1][0] if self.elements else "", data))
 
-    def all(self, tag: str, **wanted: str) -> list[dict[str, str | None]]:
+    def all(self, tag: str, **expected: str) -> list[dict[str, str | None]]:
         return [
             attrs
             for name, attrs in self.elements
-            if name == tag and all(attrs.get(key) == value for key, value in wanted.items())
+            if name == tag and all(attrs.get(key) == value for key, value in expected.items())
         ]
 
     def of_class(self, name: str) -> list[dict[str, str | None]]:

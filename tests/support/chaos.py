@@ -262,33 +262,33 @@ def write_image(path: Path, content: int | str) -> None:
 def read_rows(index: str) -> dict[str, dict[Any, dict[str, Any]]]:
     """Return the rows of all tables by key, less what tells two runs apart."""
     connection = segrec_batch.connect(index)
-    found = {}
+    result = {}
     for table in TABLES:
         rows = connection.sql(f"SELECT * FROM {table}").to_arrow_table().to_pylist()
         keys = [(Path(r["uri"]).name, r.get("class"), r.get("descriptor")) for r in rows]
         if len(set(keys)) < len(keys):
             raise ChaosError(f"{table} has a row twice")
         kept = [{k: v for k, v in row.items() if k not in OF_THE_RUN} for row in rows]
-        found[table] = dict(zip(keys, kept, strict=True))
-    return found
+        result[table] = dict(zip(keys, kept, strict=True))
+    return result
 
 
 def compare(stage: Stage, state: State) -> int:
     """Compare the index with undisturbed rows and return how many were compared."""
-    found, compared = read_rows(str(stage.index)), 0
+    actual, compared = read_rows(str(stage.index)), 0
     for table in TABLES:
-        wanted = {
+        expected = {
             key: row
             for name, content in state.items()
             for key, row in stage.expected[content][table].items()
             if key[0] == name
         }
-        if found[table].keys() != wanted.keys():
-            other = sorted(found[table].keys() ^ wanted.keys(), key=str)
+        if actual[table].keys() != expected.keys():
+            other = sorted(actual[table].keys() ^ expected.keys(), key=str)
             raise ChaosError(f"{table}: rows are lost or left: {other[:6]}")
-        for key, row in wanted.items():
-            compare_rows(table, key, found[table][key], row)
-        compared += len(wanted)
+        for key, row in expected.items():
+            compare_rows(table, key, actual[table][key], row)
+        compared += len(expected)
     etags = dict(segrec_batch.connect(str(stage.index)).sql(ETAGS).fetchall())
     for name in state:
         path = stage.images / name
@@ -304,10 +304,10 @@ def compare(stage: Stage, state: State) -> int:
 ETAGS = "SELECT uri, source_etag FROM images UNION ALL SELECT uri, source_etag FROM failures"
 
 
-def compare_rows(table: str, key: object, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def compare_rows(table: str, key: object, actual: dict[str, Any], expected: dict[str, Any]) -> None:
     """Raise ChaosError if two rows differ."""
-    for column in found.keys() | wanted.keys():
-        a, b = found.get(column), wanted.get(column)
+    for column in actual.keys() | expected.keys():
+        a, b = actual.get(column), expected.get(column)
         if column in ("feature", "inv_norm"):  # a batch of other images may round otherwise
             same = np.allclose(np.float64(a), np.float64(b), rtol=1e-4, atol=1e-5)
         else:
@@ -373,8 +373,8 @@ def kill_worker(kind: str) -> Fault:
 
     def kill(stage: Stage, dice: random.Random, job: Any) -> bool:
         with suppress(psutil.NoSuchProcess):
-            if found := victims(stage.nodes, kind):
-                dice.choice(found).kill()
+            if result := victims(stage.nodes, kind):
+                dice.choice(result).kill()
                 return True
         return False
 

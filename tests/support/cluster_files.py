@@ -25,7 +25,7 @@ Document = dict[str, Any]
 
 def load(name: str) -> Document:
     """Return one YAML file of cluster/ with its placeholders filled in."""
-    text = PLACEHOLDER.sub(lambda found: FILLED_IN[found[0]], (CLUSTER / name).read_text())
+    text = PLACEHOLDER.sub(lambda result: FILLED_IN[result[0]], (CLUSTER / name).read_text())
     document: Document = json.loads(json.dumps(yaml.safe_load(text)))  # each alias becomes a copy
     return document
 

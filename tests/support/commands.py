@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def job(*command: object, expect: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    found = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=ROOT,
         env={**os.environ, **environment},
@@ -44,9 +44,9 @@ def job(*command: object, expect: int = 0, **environment: str) -> subprocess.Com
         text=True,
         timeout=400,
     )
-    assert found.returncode == expect, found.stderr
-    assert (expect == 0) or "Traceback" not in found.stderr
-    return found
+    assert completed.returncode == expect, completed.stderr
+    assert (expect == 0) or "Traceback" not in completed.stderr
+    return completed
 
 
 def find_program(name: str) -> str:

@@ -114,29 +114,29 @@ class Damage:
 
     def change_bytes(self, content: bytes) -> bytes:
         """Return bytes with some of them changed, removed, inserted, moved or cut off."""
-        rng, found = self._rng, bytearray(content)
+        rng, result = self._rng, bytearray(content)
         for _ in range(rng.choice((1, 1, 2, 4, 16))):
-            place = self._place(len(found))
+            place = self._place(len(result))
             match rng.randrange(8):
-                case 0 | 1 if place < len(found):
-                    found[place] ^= 1 << rng.randrange(8)
-                case 2 if place < len(found):
-                    found[place] = rng.choice((0, 1, 127, 128, 255))
+                case 0 | 1 if place < len(result):
+                    result[place] ^= 1 << rng.randrange(8)
+                case 2 if place < len(result):
+                    result[place] = rng.choice((0, 1, 127, 128, 255))
                 case 3:
-                    found[place : place + rng.randint(1, 100)] = b""
+                    result[place : place + rng.randint(1, 100)] = b""
                 case 4:
-                    found[place:place] = rng.randbytes(rng.randint(1, 20))
+                    result[place:place] = rng.randbytes(rng.randint(1, 20))
                 case 5:
                     size = rng.choice((4, 8))
                     number = rng.choice((0, 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1, 65536))
                     packed = (number % 256**size).to_bytes(size, "little")
-                    found[place : place + size] = packed
+                    result[place : place + size] = packed
                 case 6:
-                    start = self._place(len(found))
-                    found[place : place + 64] = found[start : start + 64]
+                    start = self._place(len(result))
+                    result[place : place + 64] = result[start : start + 64]
                 case _ if rng.random() < 0.3:
-                    found = found[:place]
-        return bytes(found)
+                    result = result[:place]
+        return bytes(result)
 
     def _place(self, length: int) -> int:
         """Return a position, mostly near the ends, where headers and footers are."""

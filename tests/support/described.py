@@ -54,5 +54,5 @@ def some_images(n: int = 4, seed: int = 0) -> ImageBatch:
 @cache
 def random_network(name: str) -> Parameters:
     """Return the parameters of alexnet or resnet50 with `random:0` weights."""
-    found: Parameters = module(name).fit({"weights": "random:0"}, Learned())
-    return found
+    result: Parameters = module(name).fit({"weights": "random:0"}, Learned())
+    return result

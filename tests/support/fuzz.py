@@ -109,7 +109,7 @@ def _run_worker(run: _Run, outcome: Outcome, progress: bool) -> int:
     process.start()
     theirs.close()
     watched = psutil.Process(process.pid)
-    seed, told, ready = run.first, time.monotonic(), False
+    seed, message, ready = run.first, time.monotonic(), False
     try:
         state, seed = _receive(ours, watched, STARTING, STARTING)
         while state != "end":
@@ -118,8 +118,8 @@ def _run_worker(run: _Run, outcome: Outcome, progress: bool) -> int:
             if state == "failed":
                 _keep(run.folder, run.target, seed, what, outcome)
             outcome.counts[state] += 1
-            if progress and time.monotonic() - told > 5:
-                told = time.monotonic()
+            if progress and time.monotonic() - message > 5:
+                message = time.monotonic()
                 print(f"{run.target}: seed {seed}, {_figures(outcome)}", file=sys.stderr)
             state, seed = _receive(ours, watched, COMPUTING, WAITING)
     except (EOFError, ConnectionError, TimeoutError) as error:
@@ -151,8 +151,8 @@ def _receive(
     while not connection.poll(0.5):
         if _computed(process) - before > computing or time.monotonic() - start > waiting:
             raise TimeoutError(f"{time.monotonic() - start:.0f} s")
-    found: tuple[str, Any] = connection.recv()
-    return found
+    result: tuple[str, Any] = connection.recv()
+    return result
 
 
 def _computed(process: psutil.Process) -> float:
@@ -287,14 +287,14 @@ class Watch:
                 self.found.append("somebody came to the port")
 
     def _files(self) -> set[tuple[str, tuple[int, ...]]]:
-        found = set()
+        result = set()
         for folder, _, names in os.walk(self._folder):
             if not folder.startswith(self._temporary):
                 for name in names:
                     path = os.path.join(folder, name)  # noqa: PTH118 - for speed
                     at = os.lstat(path)
-                    found.add((path, (at.st_ino, at.st_size, at.st_mtime_ns, at.st_mode)))
-        return {(path, known) for path, known in found if path != self._log}
+                    result.add((path, (at.st_ino, at.st_size, at.st_mtime_ns, at.st_mode)))
+        return {(path, known) for path, known in result if path != self._log}
 
     def _see(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self._watching or event not in _EVENTS:

@@ -96,8 +96,8 @@ class SqlTarget(Target):
         """Run the statement, and look for secrets in what it gives."""
         try:
             with time_limit(database.connection, SECONDS):
-                found = collect_rows(database.connection, self._sql, {}, ANSWER_BYTES)
-                rows = str(found.to_pylist())
+                result = collect_rows(database.connection, self._sql, {}, ANSWER_BYTES)
+                rows = str(result.to_pylist())
         except InputError as error:
             rows = str(error)
         except (ValueError, OverflowError, AttributeError) as error:

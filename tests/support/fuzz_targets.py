@@ -68,8 +68,8 @@ class Tree:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        found = [p for p in sorted(folder.rglob("*")) if p.is_file()]
-        self.content = {str(p.relative_to(folder)): p.read_bytes() for p in found}
+        result = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+        self.content = {str(p.relative_to(folder)): p.read_bytes() for p in result}
         self._changed: set[str] = set()
 
     def write(self, path: str, content: bytes) -> None:
@@ -502,14 +502,14 @@ def _text(value: object) -> str:
 
 def _with_checksums(content: bytes) -> bytes:
     """A DuckDB file whose three headers and blocks have the checksums of what is in them."""
-    found = bytearray(content)
-    starts = [0, 4096, 8192, *range(3 * 4096, len(found), 2**18)]
-    for start, stop in itertools.pairwise([*starts, len(found)]):
-        if stop - start in (4096, 2**18) and stop <= len(found):
-            words = np.frombuffer(found[start + 8 : stop], np.uint64)
+    result = bytearray(content)
+    starts = [0, 4096, 8192, *range(3 * 4096, len(result), 2**18)]
+    for start, stop in itertools.pairwise([*starts, len(result)]):
+        if stop - start in (4096, 2**18) and stop <= len(result):
+            words = np.frombuffer(result[start + 8 : stop], np.uint64)
             mixed = np.bitwise_xor.reduce(words * np.uint64(0xBF58476D1CE4E5B9))
-            found[start : start + 8] = int(mixed ^ np.uint64(5381)).to_bytes(8, "little")
-    return bytes(found)
+            result[start : start + 8] = int(mixed ^ np.uint64(5381)).to_bytes(8, "little")
+    return bytes(result)
 
 
 def _execute(path: str, statements: list[str], checkpoint: bool) -> None:

@@ -33,10 +33,10 @@ def groups(document: Document) -> list[Document]:
 def pods(document: Document) -> dict[str, Document]:
     """Return the pod templates of a document: head, groups by name, submitter."""
     head, *workers = groups(document)
-    found = {"head": head["template"], **{g["groupName"]: g["template"] for g in workers}}
+    result = {"head": head["template"], **{g["groupName"]: g["template"] for g in workers}}
     if job := job_spec(document):
-        found["submitter"] = job["submitterPodTemplate"]
-    return found
+        result["submitter"] = job["submitterPodTemplate"]
+    return result
 
 
 def complaints(document: Document) -> list[str]:
@@ -129,7 +129,7 @@ def json_schema(openapi: Any) -> Any:
 
 def crd_schema(crd: Document, version: str = "v1") -> Document:
     """Return the JSON schema of one version of a CRD; any metadata are allowed."""
-    (found,) = [v for v in crd["spec"]["versions"] if v["name"] == version]
-    schema: Document = json_schema(found["schema"]["openAPIV3Schema"])
+    (result,) = [v for v in crd["spec"]["versions"] if v["name"] == version]
+    schema: Document = json_schema(result["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"] = {"type": "object"}
     return schema

@@ -47,19 +47,19 @@ def changed_json(draw: st.DrawFn, value: Any) -> Any:
 @st.composite
 def changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
     """Draw bytes with some of them changed, removed or inserted."""
-    found = bytearray(content)
+    result = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
-        place = draw(st.integers(0, len(found)))
+        place = draw(st.integers(0, len(result)))
         match draw(st.integers(0, 3)):
             case 0:
-                found[place : place + 1] = draw(st.binary(min_size=1, max_size=1))
+                result[place : place + 1] = draw(st.binary(min_size=1, max_size=1))
             case 1:
-                found[place : place + draw(st.integers(1, 100))] = b""
+                result[place : place + draw(st.integers(1, 100))] = b""
             case 2:
-                found[place:place] = draw(st.binary(max_size=20))
+                result[place:place] = draw(st.binary(max_size=20))
             case _:
-                found = found[:place]
-    return bytes(found)
+                result = result[:place]
+    return bytes(result)
 
 
 def mutated(document: bytes) -> st.SearchStrategy[bytes]:

@@ -15,15 +15,15 @@ def workers(nodes: list[Any]) -> list[psutil.Process]:
 
 def victims(nodes: list[Any], kind: str) -> list[psutil.Process]:
     """Return the processes of a kind of VICTIMS; decoders are children of task workers."""
-    found = workers(nodes)
+    result = workers(nodes)
     if kind == "decoder":
         return [
             c
-            for p in found
+            for p in result
             for c in p.children()
             if "segrec_batch.images.sandbox_child" in c.cmdline()
         ]
     mark = {"actor": "SegmentBatch", "task worker": "ray::MapBatches"}[kind]
-    lines = {p: " ".join(p.cmdline()) for p in found}
+    lines = {p: " ".join(p.cmdline()) for p in result}
     is_actor = {p: "MapWorker" in line or "Counted" in line for p, line in lines.items()}
     return [p for p, line in lines.items() if mark in line and is_actor[p] == (kind == "actor")]

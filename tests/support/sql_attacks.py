@@ -186,11 +186,11 @@ class Target:
 def functions() -> list[tuple[str, str, list[str]]]:
     """Return name, kind and argument types of all functions of this DuckDB."""
     with duckdb.connect() as connection:
-        found = connection.sql(
+        result = connection.sql(
             "SELECT DISTINCT function_name, function_type, parameter_types::VARCHAR[] "
             "FROM duckdb_functions() ORDER BY ALL"
         )
-        return found.fetchall()
+        return result.fetchall()
 
 
 def argument(kind: str | None, text: str) -> str:

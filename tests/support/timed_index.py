@@ -43,7 +43,7 @@ class Sleeper:
         grid = pixels.shape[1] // stride, pixels.shape[2] // stride
         counts = np.zeros((n, self.classes), np.int64)
         counts[:, 0] = grid[0] * grid[1]
-        found = Segmentation(
+        result = Segmentation(
             labels=np.zeros((n, *grid), np.uint8),
             common=np.zeros((n, COMMON_GRID, COMMON_GRID), np.uint8),
             counts=counts,
@@ -52,7 +52,7 @@ class Sleeper:
             sign_bits=np.zeros((n, DEFAULT_BACKBONE.sign_words), np.int64),
             masks=[np.zeros(shape, np.uint8) for shape in masks],
         )
-        return Slept(found)
+        return Slept(result)
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ class Timed(SegmentBatch):
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
         start = time.time()
-        found = SegmentBatch.__call__(self, decoded)
+        result = SegmentBatch.__call__(self, decoded)
         note(self.notes, "segment", decoded, start, self.asked_for)
-        return found
+        return result
 
 
 def note(path: str, stage: str, rows: pa.Table, start: float, device: str = "") -> None:
@@ -98,9 +98,9 @@ def note(path: str, stage: str, rows: pa.Table, start: float, device: str = "") 
 def decode(sources: pa.Table, shapes: Sequence[Shape], path: str = Timed.notes) -> pa.Table:
     """Run `decode_batch` and note it."""
     start = time.time()
-    found = decode_batch(sources, shapes)
+    result = decode_batch(sources, shapes)
     note(path, "decode", sources, start)
-    return found
+    return result
 
 
 if __name__ == "__main__":

@@ -80,8 +80,8 @@ def test_encode_csv_has_one_cell_a_text_and_no_formula(text: str) -> None:
 def test_encode_json_reads_back_and_is_safe(value: dict[str, object]) -> None:
     text = encode_json(value)
     assert escape_text(text) == text
-    wanted = {k: None if isinstance(v, float) and v - v != 0 else v for k, v in value.items()}
-    assert json.loads(text, parse_constant=pytest.fail) == wanted
+    expected = {k: None if isinstance(v, float) and v - v != 0 else v for k, v in value.items()}
+    assert json.loads(text, parse_constant=pytest.fail) == expected
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)

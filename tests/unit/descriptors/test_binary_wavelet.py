@@ -34,8 +34,8 @@ def test_inverse_restores_image(bits: Bits) -> None:
 def test_any_sub_bands_have_an_inverse(height: int, width: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     given_bands = rng.integers(0, 256, (4, 2, height, width)).astype(np.uint8)
-    found = transform(inverse(SubBands(*given_bands)))
-    assert all((ours == theirs).all() for ours, theirs in zip(found, given_bands, strict=True))
+    result = transform(inverse(SubBands(*given_bands)))
+    assert all((ours == theirs).all() for ours, theirs in zip(result, given_bands, strict=True))
 
 
 @few
@@ -82,16 +82,16 @@ def slow_histograms(image: list[list[int]]) -> list[list[float]]:
 def test_wavelet_histograms_equal_formula(shape: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 256, (1, *shape)).astype(np.uint8)
     image &= np.random.default_rng(1).choice([7, 56, 192, 255], image.shape).astype(np.uint8)
-    found = wavelet_histograms(image)
-    assert found.shape == (1, 3, 4, 8)
-    assert found.size == 96
-    assert found[0].reshape(12, 8) == pytest.approx(np.array(slow_histograms(image[0].tolist())))
+    result = wavelet_histograms(image)
+    assert result.shape == (1, 3, 4, 8)
+    assert result.size == 96
+    assert result[0].reshape(12, 8) == pytest.approx(np.array(slow_histograms(image[0].tolist())))
 
 
 def test_high_pass_of_constant_image_is_empty() -> None:
-    found = wavelet_histograms(np.full((1, 16, 16), 200, np.uint8))  # 0b11_001_000
-    assert (found[0, :, 0, 0b110] == 1).all()
-    assert (found[0, :, 1:, 0] == 1).all()
+    result = wavelet_histograms(np.full((1, 16, 16), 200, np.uint8))  # 0b11_001_000
+    assert (result[0, :, 0, 0b110] == 1).all()
+    assert (result[0, :, 1:, 0] == 1).all()
 
 
 def test_stripes_appear_along_one_axis() -> None:

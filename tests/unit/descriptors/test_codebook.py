@@ -75,21 +75,21 @@ def test_bovw_and_vlad_equal_plain_loops(n: int, dim: int, words: int, seed: int
         (histogram, codebook.bovw),
         (residuals.ravel(), codebook.vlad),
     ):
-        found = function(x.astype(np.float32), c.astype(np.float32))
-        assert (found.shape, found.dtype) == (expected.shape, np.float32)
+        actual = function(x.astype(np.float32), c.astype(np.float32))
+        assert (actual.shape, actual.dtype) == (expected.shape, np.float32)
         unit = expected / (np.linalg.norm(expected) or 1)
-        np.testing.assert_allclose(found, unit, atol=1e-5)
+        np.testing.assert_allclose(actual, unit, atol=1e-5)
 
 
 def test_vocabulary_finds_cluster_centres() -> None:
     rng = np.random.default_rng(0)
     centres = rng.uniform(0, 255, (5, 128))
     points = (centres.repeat(30, axis=0) + rng.normal(0, 2, (150, 128))).astype(np.float32)
-    found = codebook.vocabulary(points[rng.permutation(150)], 5)
-    order = [nearest(c, found.astype(float)) for c in centres]
+    result = codebook.vocabulary(points[rng.permutation(150)], 5)
+    order = [nearest(c, result.astype(float)) for c in centres]
     assert sorted(order) == list(range(5))
     means = points.reshape(5, 30, 128).mean(axis=1)
-    np.testing.assert_allclose(found[order], means, rtol=1e-4)
+    np.testing.assert_allclose(result[order], means, rtol=1e-4)
 
 
 def test_vocabulary_depends_on_seed_only() -> None:
@@ -106,15 +106,15 @@ def test_vocabulary_depends_on_seed_only() -> None:
 
 def test_vocabulary_of_n_points_is_the_points() -> None:
     points = np.random.default_rng(0).uniform(0, 255, (7, 16)).astype(np.float32)
-    found = codebook.vocabulary(points, 7)
-    np.testing.assert_allclose(np.sort(found, axis=0), np.sort(points, axis=0), rtol=1e-5)
+    result = codebook.vocabulary(points, 7)
+    np.testing.assert_allclose(np.sort(result, axis=0), np.sort(points, axis=0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", LENGTHS)
 def test_fit_learns_words_from_index_images(name: str) -> None:
-    found = fitted(name, keypoints="40", images="5")
-    assert found.settings == {"words": 12, "keypoints": 40, "images": 5}
-    words = found.tensors["words"]
+    actual = fitted(name, keypoints="40", images="5")
+    assert actual.settings == {"words": 12, "keypoints": 40, "images": 5}
+    words = actual.tensors["words"]
     assert (words.shape, words.dtype) == ((12, 128), np.float32)
     np.testing.assert_array_equal(words, fitted(name, keypoints="40", images="5").tensors["words"])
     seen = [keypoints.sift(40)(p).vectors for p in PIXELS[:5]]
@@ -126,20 +126,20 @@ def test_fit_learns_words_from_index_images(name: str) -> None:
 def test_vectors_are_independent_of_batch(name: str) -> None:
     describe = descriptor(name, fitted(name))
     assert (describe.length, describe.reads_pixels) == (LENGTHS[name], True)
-    found = describe(images(PIXELS)).vectors
-    assert found.shape == (6, LENGTHS[name])
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+    result = describe(images(PIXELS)).vectors
+    assert result.shape == (6, LENGTHS[name])
+    np.testing.assert_allclose(np.linalg.norm(result, axis=1), 1, rtol=1e-5)
     for i in (4, 0):
-        np.testing.assert_array_equal(describe(images(PIXELS[i : i + 1])).vectors[0], found[i])
+        np.testing.assert_array_equal(describe(images(PIXELS[i : i + 1])).vectors[0], result[i])
 
 
 @pytest.mark.parametrize("name", LENGTHS)
 def test_vector_of_rotated_image_is_nearest(name: str) -> None:
     describe = descriptor(name, fitted(name))
-    found, turned = (
+    result, turned = (
         describe(images(p)).vectors for p in (PIXELS, np.rot90(PIXELS, axes=(1, 2)).copy())
     )
-    distances = np.linalg.norm(turned[:, None] - found, axis=2)
+    distances = np.linalg.norm(turned[:, None] - result, axis=2)
     np.testing.assert_array_equal(distances.argmin(axis=1), np.arange(6))
     assert distances.diagonal().max() < 0.5
 

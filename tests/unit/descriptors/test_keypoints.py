@@ -22,12 +22,12 @@ few = settings(deadline=None, max_examples=8, derandomize=True)
 
 @every
 def test_extract_positions_lie_inside_image(extract: Extractor) -> None:
-    found = extract(SCENE)
-    assert len(found.vectors) > 50
-    assert found.vectors.shape == (len(found.rows), extract.dim)
-    assert found.vectors.dtype == np.float32
-    assert np.isfinite(found.vectors).all()
-    for position, side in ((found.rows, 128), (found.columns, 160)):
+    result = extract(SCENE)
+    assert len(result.vectors) > 50
+    assert result.vectors.shape == (len(result.rows), extract.dim)
+    assert result.vectors.dtype == np.float32
+    assert np.isfinite(result.vectors).all()
+    for position, side in ((result.rows, 128), (result.columns, 160)):
         assert position.min() >= 0
         assert side / 2 < position.max() < side
 
@@ -35,9 +35,9 @@ def test_extract_positions_lie_inside_image(extract: Extractor) -> None:
 @every
 @pytest.mark.parametrize("shape", [(16, 16), (48, 16), (64, 64)])
 def test_extract_of_uniform_image_is_empty(extract: Extractor, shape: tuple[int, int]) -> None:
-    found = extract(np.full((*shape, 3), 90, np.uint8))
-    assert (found.vectors == 0).all()
-    assert len(found.vectors) == 0 or isinstance(extract, Hog)
+    result = extract(np.full((*shape, 3), 90, np.uint8))
+    assert (result.vectors == 0).all()
+    assert len(result.vectors) == 0 or isinstance(extract, Hog)
 
 
 @every
@@ -56,11 +56,11 @@ def test_extract_is_independent_of_threads(extract: Extractor) -> None:
 @given(limit=st.integers(1, 60))
 @few
 def test_extract_respects_maximum(name: str, limit: int) -> None:
-    found, every = AT_KEYPOINTS[name](limit)(SCENE).vectors, ALL[name](SCENE).vectors
+    result, every = AT_KEYPOINTS[name](limit)(SCENE).vectors, ALL[name](SCENE).vectors
     if name == "orb":  # which shares its keypoints out among the scales of the image
-        assert len(found) <= limit
+        assert len(result) <= limit
     else:
-        np.testing.assert_array_equal(found, every[:limit])
+        np.testing.assert_array_equal(result, every[:limit])
 
 
 def test_extract_breaks_ties_of_response() -> None:
@@ -68,7 +68,7 @@ def test_extract_breaks_ties_of_response() -> None:
     tiles = np.tile(smooth_pixels(64, 64, seed=1), (2, 2, 1))
     grey = cv2.cvtColor(tiles, cv2.COLOR_RGB2GRAY)
     counts = {n: len(cv2.SIFT.create(n).detect(grey, None)) for n in range(1, 20)}
-    assert any(found > n for n, found in counts.items())
+    assert any(result > n for n, result in counts.items())
     assert all(len(keypoints.sift(n)(tiles).vectors) <= n for n in counts)
 
 
@@ -77,24 +77,24 @@ def test_keypoints_lie_on_structure() -> None:
     y, x = np.mgrid[:96, :96]
     for row, column in ((40.0, 60.0), (33.4, 20.7)):
         blob = 30 + 200 * np.exp(-((y - row) ** 2 + (x - column) ** 2) / (2 * 4.0**2))
-        found = ALL["sift"](np.repeat(blob[..., None], 3, axis=2).astype(np.uint8))
-        assert set(zip(found.rows, found.columns, strict=True)) == {(round(row), round(column))}
+        result = ALL["sift"](np.repeat(blob[..., None], 3, axis=2).astype(np.uint8))
+        assert set(zip(result.rows, result.columns, strict=True)) == {(round(row), round(column))}
 
 
 def test_keypoints_follow_quarter_turn() -> None:
     """Without OpenCV's precise upscaling many of SIFT's are a pixel off."""
-    found, turned = (ALL["sift"](p) for p in (SCENE, np.rot90(SCENE)))
-    before = set(zip(159 - found.columns, found.rows, strict=True))
+    result, turned = (ALL["sift"](p) for p in (SCENE, np.rot90(SCENE)))
+    before = set(zip(159 - result.columns, result.rows, strict=True))
     after = set(zip(turned.rows, turned.columns, strict=True))
     assert len(before & after) > 0.9 * len(before | after)
 
 
 def test_orb_bits_equal_opencv() -> None:
-    found = ALL["orb"](SCENE)
-    assert set(np.unique(found.vectors)) == {0, 1}
+    actual = ALL["orb"](SCENE)
+    assert set(np.unique(actual.vectors)) == {0, 1}
     _, packed = cv2.ORB.create(500).detectAndCompute(cv2.cvtColor(SCENE, cv2.COLOR_RGB2GRAY), None)
     expected = {np.unpackbits(row).tobytes() for row in np.asarray(packed, np.uint8)}
-    assert {row.astype(np.uint8).tobytes() for row in found.vectors} <= expected
+    assert {row.astype(np.uint8).tobytes() for row in actual.vectors} <= expected
 
 
 def block_of(
@@ -132,7 +132,7 @@ def shares(position: float) -> list[tuple[int, float]]:
 @pytest.mark.parametrize(("cell", "block", "bins"), [(8, 2, 9), (4, 3, 6)])
 def test_hog_equals_plain_loops(cell: int, block: int, bins: int) -> None:
     image = smooth_pixels(37, 44, seed=3, cells=9)
-    found = Hog(cell, block, bins)(image)
+    actual = Hog(cell, block, bins)(image)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float64)
     side = cell * block
     corners = [
@@ -140,18 +140,18 @@ def test_hog_equals_plain_loops(cell: int, block: int, bins: int) -> None:
         for y in range(0, 37 - side + 1, cell)
         for x in range(0, 44 - side + 1, cell)
     ]  # fmt: skip
-    assert len(found.vectors) == len(corners)
+    assert len(actual.vectors) == len(corners)
     for i in (0, len(corners) // 2, len(corners) - 1):
         top, left = corners[i]
-        assert (found.rows[i], found.columns[i]) == (top + side // 2, left + side // 2)
+        assert (actual.rows[i], actual.columns[i]) == (top + side // 2, left + side // 2)
         expected = block_of(grey, top, left, cell, block, bins)
-        np.testing.assert_allclose(found.vectors[i], expected, atol=3e-4)
+        np.testing.assert_allclose(actual.vectors[i], expected, atol=3e-4)
 
 
 def test_hog_of_small_image_is_empty() -> None:
-    found = Hog(cell=16, block=2, bins=9)(SCENE[:31, :64])
-    assert found.vectors.shape == (0, 36)
-    assert len(found.rows) == len(found.columns) == 0
+    result = Hog(cell=16, block=2, bins=9)(SCENE[:31, :64])
+    assert result.vectors.shape == (0, 36)
+    assert len(result.rows) == len(result.columns) == 0
 
 
 def test_luma_uses_rgb_order() -> None:

@@ -34,9 +34,9 @@ def by_folder(features: NDArray[np.float32], folders: list[str]) -> localised.De
 
 
 def descriptor(grey: bool, category: str, samples: Learned) -> localised.Descriptor:
-    found, tensors = localised._categories(category, samples)
+    result, tensors = localised._categories(category, samples)
     network = random_network("resnet50")
-    settings = {**network.settings, "grey": grey, **found}
+    settings = {**network.settings, "grey": grey, **result}
     return localised.Descriptor(
         Parameters(settings, {**network.tensors, **tensors}), len(CLASSES), "cpu"
     )
@@ -50,8 +50,8 @@ def test_paint_background_white_keeps_foreground(labels: NDArray[np.uint8], seed
     for i, y, x in np.ndindex(labels.shape):
         if labels[i].any() and not labels[i, y, x]:
             expected[i, y, x] = 255
-    found = localised.paint_background_white(as_images(pixels, "cpu"), torch.from_numpy(labels))
-    torch.testing.assert_close(found, as_images(expected, "cpu"), rtol=0, atol=0)
+    actual = localised.paint_background_white(as_images(pixels, "cpu"), torch.from_numpy(labels))
+    torch.testing.assert_close(actual, as_images(expected, "cpu"), rtol=0, atol=0)
 
 
 @given(labels=LABELS, seed=st.integers(0, 99))
@@ -83,25 +83,25 @@ def test_vector_equals_resnet50_of_painted_image() -> None:
     whole = resnet50.Descriptor(random_network("resnet50"), len(CLASSES), "cpu")
     white = np.where(images.labels[..., None] == 0, np.uint8(255), images.pixels)
     expected = whole(replace(images, pixels=white)).vectors
-    found = by_class(grey=False)(images)
-    np.testing.assert_array_equal(found.vectors, expected)
-    assert (found.vectors.shape, found.categories) == ((2, 2048), ["car", "car"])
+    actual = by_class(grey=False)(images)
+    np.testing.assert_array_equal(actual.vectors, expected)
+    assert (actual.vectors.shape, actual.categories) == ((2, 2048), ["car", "car"])
 
 
 def test_image_without_foreground_is_used_whole() -> None:
     images = some_images(2)
     empty = images_of(images.pixels, np.zeros_like(images.labels))
     whole = resnet50.Descriptor(random_network("resnet50"), len(CLASSES), "cpu")
-    found = by_class(grey=False)(empty)
-    np.testing.assert_array_equal(found.vectors, whole(images).vectors)
-    assert found.categories == ["background", "background"]
+    result = by_class(grey=False)(empty)
+    np.testing.assert_array_equal(result.vectors, whole(images).vectors)
+    assert result.categories == ["background", "background"]
 
 
 def test_to_grey_equals_pillow() -> None:
     pixels = smooth_batch(1, 30, 40)
-    found = localised.to_grey(as_images(pixels, "cpu"))
+    result = localised.to_grey(as_images(pixels, "cpu"))
     pillow = np.asarray(Image.fromarray(pixels[0]).convert("L")) / 255
-    for channel in found[0]:
+    for channel in result[0]:
         np.testing.assert_allclose(channel, pillow, atol=0.5 / 255 + 1e-3)
     images = some_images(1)
     luma = localised.to_grey(as_images(images.pixels, "cpu")).permute(0, 2, 3, 1) * 255
@@ -137,8 +137,8 @@ def test_fit_categories_predicts_folders(folders: int) -> None:
     features, names = places(200, folders)
     new, expected = places(60, folders, seed=1)
     described = by_folder(features, names)
-    found = described._names(images_of(*_blank(len(new)), new))
-    assert np.mean(np.array(found) == expected) > 0.9
+    actual = described._names(images_of(*_blank(len(new)), new))
+    assert np.mean(np.array(actual) == expected) > 0.9
     fitted = fit_categories(features, names)
     assert fitted.names == tuple(f"place {k}" for k in range(folders))
     assert fitted.accuracy is not None
@@ -155,9 +155,9 @@ def _blank(n: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 def test_category_folder_is_part_of_description() -> None:
     features, names = places(80, 3)
     images = replace(some_images(2), feature=features[:2])
-    found = by_folder(features, names)(images)
-    assert found.categories == names[:2]
-    np.testing.assert_array_equal(found.vectors, by_class()(images).vectors)
+    result = by_folder(features, names)(images)
+    assert result.categories == names[:2]
+    np.testing.assert_array_equal(result.vectors, by_class()(images).vectors)
 
 
 def test_fit_categories_with_few_images() -> None:
@@ -185,15 +185,15 @@ def test_fit_rejects_wrong_arguments(arguments: dict[str, Any], message: str) ->
 
 def test_settings_record_the_fit() -> None:
     features, names = places(40, 2)
-    found = localised.fit(
+    result = localised.fit(
         {"weights": "random:0", "grey": "no", "category": "folder"}, Learned(features, names)
     )
     accuracy = fit_categories(features, names).accuracy
-    assert found.settings == {
+    assert result.settings == {
         "weights": "random:0", "grey": False,
         "category": "folder", "categories": ["place 0", "place 1"], "accuracy": accuracy,
     }  # fmt: skip
-    assert found.tensors["categories.weights"].shape == (2, 16)
-    assert found.tensors.keys() - {"categories.weights", "categories.bias"} == (
+    assert result.tensors["categories.weights"].shape == (2, 16)
+    assert result.tensors.keys() - {"categories.weights", "categories.bias"} == (
         random_network("resnet50").tensors.keys()
     )

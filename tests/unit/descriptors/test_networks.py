@@ -39,13 +39,13 @@ def theirs(name: str, state: Mapping[str, NDArray[Any]]) -> nn.Module:
 
 def hooked(network: nn.Module, layer: str, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return the output of a layer for images that torchvision has prepared."""
-    found: list[Tensor] = []
-    network.get_submodule(layer).register_forward_hook(lambda *a: found.append(a[2].clone()))
+    result: list[Tensor] = []
+    network.get_submodule(layer).register_forward_hook(lambda *a: result.append(a[2].clone()))
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
     x = transforms.resize(x, [224, 224], antialias=True)
     with torch.inference_mode():
         network(transforms.normalize(x, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
-    return found[0].flatten(1).numpy()
+    return result[0].flatten(1).numpy()
 
 
 @pytest.mark.parametrize(
@@ -55,12 +55,12 @@ def test_vectors_equal_torchvision_layer(name: str, layer: str, length: int) -> 
     images, described = some_images(2), descriptor(name)
     network = theirs(name, random_network(name).tensors)
     expected = hooked(network, layer, images.pixels)
-    found = described(images)
+    actual = described(images)
     assert (described.reads_pixels, described.on_device) == (True, True)
-    assert (found.vectors.shape, found.vectors.dtype) == ((2, length), np.float32)
-    assert (described.length, found.categories) == (length, None)
+    assert (actual.vectors.shape, actual.vectors.dtype) == ((2, length), np.float32)
+    assert (described.length, actual.categories) == (length, None)
     assert (expected > 0).mean() > 0.2
-    np.testing.assert_allclose(found.vectors, expected, rtol=1e-4, atol=1e-4 * expected.max())
+    np.testing.assert_allclose(actual.vectors, expected, rtol=1e-4, atol=1e-4 * expected.max())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -79,8 +79,8 @@ def test_vector_is_independent_of_batch(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_devices_agree_with_cpu(name: str, device: str) -> None:
     images = some_images(2)
-    wanted, found = (descriptor(name, d)(images).vectors for d in ("cpu", device))
-    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * wanted.max())
+    expected, actual = (descriptor(name, d)(images).vectors for d in ("cpu", device))
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4 * expected.max())
 
 
 def test_bfloat16_is_close_to_float32(device: str) -> None:
@@ -94,12 +94,12 @@ def test_bfloat16_is_close_to_float32(device: str) -> None:
 
 
 def test_random_weights_are_reproducible() -> None:
-    found = random_network("resnet50")
+    result = random_network("resnet50")
     before = torch.get_rng_state()
     settings, state = networks.load_weights(networks.RESNET50, "random:0")
     assert torch.equal(torch.get_rng_state(), before)
-    assert settings == found.settings == {"weights": "random:0"}
-    assert all(np.array_equal(value, state[name]) for name, value in found.tensors.items())
+    assert settings == result.settings == {"weights": "random:0"}
+    assert all(np.array_equal(value, state[name]) for name, value in result.tensors.items())
     assert not any(name.startswith("fc.") for name in state)
 
 
@@ -108,10 +108,10 @@ def test_load_weights_reads_state_dict(tmp_path: Path) -> None:
     theirs_ = {n: t.half() for n, t in as_tensors(expected).items()}
     theirs_ |= {"fc.weight": torch.zeros(7, 2048), "bn1.num_batches_tracked": torch.tensor(3)}
     torch.save(theirs_, tmp_path / "mine.pth")
-    found = module("resnet50").fit({"weights": str(tmp_path / "mine.pth")}, Learned())
-    assert found.settings == {"weights": "mine.pth"}
-    assert found.tensors.keys() == expected.keys()
-    assert all(np.array_equal(v, theirs_[n].float()) for n, v in found.tensors.items())
+    actual = module("resnet50").fit({"weights": str(tmp_path / "mine.pth")}, Learned())
+    assert actual.settings == {"weights": "mine.pth"}
+    assert actual.tensors.keys() == expected.keys()
+    assert all(np.array_equal(v, theirs_[n].float()) for n, v in actual.tensors.items())
 
 
 @pytest.mark.parametrize(

@@ -59,15 +59,15 @@ def test_lbp_equals_scikit_image(levels: int) -> None:
     one clockwise, first bit highest; `local_binary_pattern` with four points does not interpolate.
     """
     image = random_image(1, levels)
-    found = lbp(image[None])[0]
+    result = lbp(image[None])[0]
     clockwise = [3, 2, 1, 0, 7, 6, 5, 4]
-    theirs = np.zeros_like(found)
+    theirs = np.zeros_like(result)
     sums = integral_image(image)
-    for y, x in np.ndindex(*found.shape):
+    for y, x in np.ndindex(*result.shape):
         bits = f"{multiblock_lbp(sums, y, x, 1, 1):08b}"
         theirs[y, x] = sum(int(bit) << p for bit, p in zip(bits, clockwise, strict=True))
-    assert (found == theirs).all()
-    four = sum((found >> 2 * i & 1) << i for i in range(4))
+    assert (result == theirs).all()
+    four = sum((result >> 2 * i & 1) << i for i in range(4))
     assert (four == local_binary_pattern(image, 4, 1)[1:-1, 1:-1]).all()
 
 

@@ -43,14 +43,14 @@ def unit(x: NDArray[np.floating]) -> NDArray[np.floating]:
 @pytest.mark.parametrize("dimension", [1, 5, 12])
 def test_projections_equal_scikit_learn(dimension: int) -> None:
     x, new = features(), features(9, seed=1)
-    found = fitted(x, dimension)
+    actual = fitted(x, dimension)
     expected = PCA(dimension, svd_solver="full").fit(x.astype(np.float64))
-    shares = found.settings["explained_variance_ratio"]
+    shares = actual.settings["explained_variance_ratio"]
     np.testing.assert_allclose(shares, expected.explained_variance_ratio_, atol=1e-6)
-    components = found.tensors["components"]
+    components = actual.tensors["components"]
     signs = np.sign((components * expected.components_).sum(axis=1))
     np.testing.assert_allclose(components, expected.components_ * signs[:, None], atol=1e-5)
-    vectors = projected(found, new)
+    vectors = projected(actual, new)
     assert (vectors.shape, vectors.dtype) == ((9, dimension), np.float32)
     np.testing.assert_allclose(vectors, expected.transform(new) * signs, rtol=1e-4, atol=1e-4)
 
@@ -91,9 +91,9 @@ def test_cosine_in_full_rank_equals_centred_cosine() -> None:
 
 def test_vector_is_independent_of_batch() -> None:
     x, new = features(700, 512), features(9, 512, seed=2)
-    found = fitted(x, 64)
-    alone = np.concatenate([projected(found, row[None]) for row in new])
-    np.testing.assert_array_equal(alone, projected(found, new))
+    result = fitted(x, 64)
+    alone = np.concatenate([projected(result, row[None]) for row in new])
+    np.testing.assert_array_equal(alone, projected(result, new))
 
 
 def test_fit_rejects_more_dimensions_than_rank() -> None:

@@ -75,22 +75,22 @@ def k_means_of_one(points: NDArray[np.float32]) -> NDArray[np.float64]:
 @pytest.mark.parametrize("name", LOCAL)
 def test_signatures_equal_algorithm_1(name: str) -> None:
     extract = descriptor(name)._extract  # type: ignore[attr-defined]
-    found = descriptor(name)(images(PIXELS, LABELS)).vectors
-    assert found.dtype == np.float32
+    actual = descriptor(name)(images(PIXELS, LABELS)).vectors
+    assert actual.dtype == np.float32
     for i in range(len(PIXELS)):
         expected = algorithm_1(extract(PIXELS[i]), LABELS[i], 4)
-        np.testing.assert_allclose(found[i], expected.ravel(), rtol=1e-5, atol=1e-5)
-    assert (found != 0).any(axis=1).all()
+        np.testing.assert_allclose(actual[i], expected.ravel(), rtol=1e-5, atol=1e-5)
+    assert (actual != 0).any(axis=1).all()
 
 
 def test_centres_equal_opencv_kmeans() -> None:
     points = np.random.default_rng(0).integers(0, 256, (40, 128)).astype(np.float32)
     place = np.zeros(40, np.int64)
-    (found,) = centres(Local(place, place, points), np.zeros((1, 1), np.uint8), 1)
+    (actual,) = centres(Local(place, place, points), np.zeros((1, 1), np.uint8), 1)
     until = (cv2.TERM_CRITERIA_MAX_ITER, 10, 0.0)
     labels = np.zeros((0, 1), np.int32)
     _, _, expected = cv2.kmeans(points, 1, labels, until, 1, cv2.KMEANS_RANDOM_CENTERS)
-    np.testing.assert_allclose(found, expected[0], rtol=1e-5)
+    np.testing.assert_allclose(actual, expected[0], rtol=1e-5)
 
 
 @given(
@@ -103,22 +103,22 @@ def test_centres_are_means_by_class(n: int, dim: int, classes: int, seed: int) -
     local = Local(
         rng.integers(0, 5, n), rng.integers(0, 7, n), rng.normal(size=(n, dim)).astype(np.float32)
     )
-    found = centres(local, labels, classes)
-    assert (found.shape, found.dtype) == ((classes, dim), np.float32)
+    actual = centres(local, labels, classes)
+    assert (actual.shape, actual.dtype) == ((classes, dim), np.float32)
     of = labels[local.rows, local.columns]
     for k in range(classes):
         members = local.vectors[of == k]
         expected = members.mean(axis=0) if len(members) else np.zeros(dim)
-        np.testing.assert_allclose(found[k], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(actual[k], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", LOCAL)
 def test_class_order_permutes_blocks(name: str) -> None:
     describe, order = descriptor(name), np.array([2, 3, 1, 0], np.uint8)
-    found = describe(images(PIXELS, LABELS)).vectors.reshape(3, 4, -1)
+    result = describe(images(PIXELS, LABELS)).vectors.reshape(3, 4, -1)
     renamed = describe(images(PIXELS, order[LABELS])).vectors.reshape(3, 4, -1)
-    np.testing.assert_array_equal(renamed[:, order], found)
-    assert not np.array_equal(renamed, found)
+    np.testing.assert_array_equal(renamed[:, order], result)
+    assert not np.array_equal(renamed, result)
 
 
 def far(a: Described, b: Described) -> Iterator[float]:
@@ -159,22 +159,22 @@ def test_signatures_under_brightness(name: str) -> None:
 @pytest.mark.parametrize("name", LENGTHS)
 def test_signatures_are_independent_of_batch(name: str) -> None:
     describe, batch = descriptor(name), images(PIXELS, LABELS)
-    found = describe(batch)
-    assert found.categories is None
-    assert found.vectors.shape == (3, describe.length)
+    result = describe(batch)
+    assert result.categories is None
+    assert result.vectors.shape == (3, describe.length)
     assert describe.length == 4 * LENGTHS[name]
     for i in (2, 0):
         alone = ImageBatch(*(getattr(batch, f)[i : i + 1] for f in ImageBatch.__dataclass_fields__))
-        np.testing.assert_array_equal(describe(alone).vectors[0], found.vectors[i])
+        np.testing.assert_array_equal(describe(alone).vectors[0], result.vectors[i])
 
 
 @pytest.mark.parametrize("name", LENGTHS)
 def test_signature_without_keypoints_is_zero(name: str) -> None:
     describe = descriptor(name)
     plain = images(np.full_like(PIXELS, 200), np.full_like(LABELS, 2))
-    found = describe(plain).vectors.reshape(3, 4, -1)
-    assert (found[:, [0, 1, 3]] == 0).all()
-    assert (found[:, 2] == 0).all() == (name != "signature")
+    result = describe(plain).vectors.reshape(3, 4, -1)
+    assert (result[:, [0, 1, 3]] == 0).all()
+    assert (result[:, 2] == 0).all() == (name != "signature")
 
 
 def test_deep_signature_is_region_features() -> None:
@@ -183,10 +183,10 @@ def test_deep_signature_is_region_features() -> None:
     blind = ImageBatch(empty[..., None], empty, batch.feature, batch.region_features, batch.counts)
     describe = descriptor("signature")
     assert not describe.reads_pixels
-    found = describe(blind).vectors
+    result = describe(blind).vectors
     for k in range(4):
         np.testing.assert_array_equal(
-            found[:, k * 512 : (k + 1) * 512], batch.region_features[:, k]
+            result[:, k * 512 : (k + 1) * 512], batch.region_features[:, k]
         )
 
 
@@ -213,5 +213,5 @@ def test_fit_rejects_bad_settings(name: str, value: str) -> None:
 
 
 def test_empty_batch_has_no_vectors() -> None:
-    found = signatures(keypoints.orb(10), PIXELS[:0], LABELS[:0], 4)
-    assert found.shape == (0, 4 * 256)
+    result = signatures(keypoints.orb(10), PIXELS[:0], LABELS[:0], 4)
+    assert result.shape == (0, 4 * 256)

@@ -45,13 +45,13 @@ def mean_of_window(image: Grey, y: int, x: int, k: int) -> float:
 
 
 def best_size(image: Grey, y: int, x: int) -> int:
-    found = []
+    result = []
     for k in range(1, 6):
         half = 2 ** (k - 1)
         across = mean_of_window(image, y, x + half, k) - mean_of_window(image, y, x - half, k)
         down = mean_of_window(image, y + half, x, k) - mean_of_window(image, y - half, x, k)
-        found.append(max(abs(across), abs(down)))
-    return int(2 ** (1 + found.index(max(found))))
+        result.append(max(abs(across), abs(down)))
+    return int(2 ** (1 + result.index(max(result))))
 
 
 @pytest.mark.parametrize(("shape", "levels"), [((4, 6), 256), ((5, 3), 3)])
@@ -63,12 +63,12 @@ def test_coarseness_equals_formula(shape: tuple[int, int], levels: int) -> None:
 
 def test_coarseness_grows_with_enlargement() -> None:
     noise = random_image(6, (96, 96))
-    found = [
+    result = [
         coarseness(np.kron(noise, np.ones((n, n), np.uint8))[None, :96, :96])[0]
         for n in (1, 2, 4, 8, 16)
     ]
-    assert found == sorted(found)
-    assert found[-1] > 2 * found[0]
+    assert result == sorted(result)
+    assert result[-1] > 2 * result[0]
 
 
 def test_constant_image_has_minimum_features() -> None:
@@ -151,8 +151,8 @@ def test_directionality_equals_formula(seed: int) -> None:
     histogram /= histogram.sum()
     start = int(histogram.argmin())
     closed = np.append(np.roll(histogram, -start), histogram[start])
-    found, _ = find_peaks(closed, prominence=0.2 * histogram.max())
-    peaks = found if len(found) else closed.argmax(keepdims=True)
+    actual, _ = find_peaks(closed, prominence=0.2 * histogram.max())
+    peaks = actual if len(actual) else closed.argmax(keepdims=True)
     expected = slow_directionality(histogram.tolist(), ((peaks + start) % 16).tolist())
     assert tamura.sharpness(histogram) == pytest.approx(expected)
 
@@ -200,8 +200,8 @@ def test_busyness_equals_formula(levels: int) -> None:
 
 
 def test_busyness_of_narrow_stripes_is_higher() -> None:
-    found = [busyness(stripes(period))[0] for period in (4, 8, 16, 32)]
-    assert found == sorted(found, reverse=True)
+    result = [busyness(stripes(period))[0] for period in (4, 8, 16, 32)]
+    assert result == sorted(result, reverse=True)
 
 
 def test_busyness_with_zero_denominator() -> None:

@@ -64,11 +64,11 @@ def test_module_finds_texture() -> None:
 
 def test_vectors_have_one_length(descriptor: Descriptor, index: Index) -> None:
     for batch in index.batches:
-        found = descriptor(batch)
-        assert found.categories is None
-        assert found.vectors.dtype == np.float32
-        assert found.vectors.shape == (6, descriptor.length)
-        assert np.isfinite(found.vectors).all()
+        result = descriptor(batch)
+        assert result.categories is None
+        assert result.vectors.dtype == np.float32
+        assert result.vectors.shape == (6, descriptor.length)
+        assert np.isfinite(result.vectors).all()
 
 
 def test_vectors_are_independent_of_batch(descriptor: Descriptor, index: Index) -> None:
@@ -104,9 +104,9 @@ def test_vectors_without_texture_exist(descriptor: Descriptor) -> None:
     """Of a constant one, and of one whose busyness is infinite."""
     flat = np.full((2, 16, 16, 3), 100, np.uint8)
     flat[1, 1:15, 1:15] = np.repeat([100, 200, 100], [4, 5, 5])[None, :, None]
-    found = descriptor(images(flat)).vectors
-    assert np.isfinite(found).all()
-    assert (found[0] != found[1]).any()
+    result = descriptor(images(flat)).vectors
+    assert np.isfinite(result).all()
+    assert (result[0] != result[1]).any()
 
 
 @pytest.mark.parametrize(

@@ -200,9 +200,9 @@ def test_feedback_metrics_follow_from_the_counts(tmp_path: Path) -> None:
         return sum(hits) / (10 * len(hits))
 
     pages = {key: m for key, m in evaluation.measures.items() if key.name == "new_precision"}
-    wanted = [("", 10), ("", 20), ("", 30), ("rocchio 1×10", 20), ("rocchio 2×10", 30),
+    expected = [("", 10), ("", 20), ("", 30), ("rocchio 1×10", 20), ("rocchio 2×10", 30),
               ("svm 1×10", 20), ("svm 2×10", 30)]  # fmt: skip
-    assert set(pages) == {Key("new_precision", "pearson", setting=s, k=k) for s, k in wanted}
+    assert set(pages) == {Key("new_precision", "pearson", setting=s, k=k) for s, k in expected}
     for key, measure in pages.items():
         assert measure.value == pytest.approx(precision(key.method, key.setting, key.k))
 

@@ -217,8 +217,8 @@ def test_masks_report_values_without_a_class(
     values[:16] = 1
     write_png(Path(masks.masks) / "p0.png", values)
     masks.read(images(LABELLED))
-    said = capsys.readouterr().err
-    assert "no class names count as background: 0 (46.2 % of all pixels), 7 (15.0 %);" in said
+    stderr = capsys.readouterr().err
+    assert "no class names count as background: 0 (46.2 % of all pixels), 7 (15.0 %);" in stderr
 
 
 def test_masks_refuse_a_mask_of_colours(masks: Masks) -> None:

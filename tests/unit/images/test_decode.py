@@ -79,18 +79,18 @@ def _image(mode: str) -> tuple[Image.Image, NDArray[np.float64]]:
 def test_every_format_and_mode_becomes_rgb(format_: str, mode: str) -> None:
     image, expected = _image(mode)
     options = {"WEBP": {"lossless": True, "exact": True}, "JPEG": {"quality": 95}}
-    found, width, height, name = d.open_rgb(encoded(image, format_, **options.get(format_, {})))
-    assert (found.mode, width, height, name) == ("RGB", 48, 32, format_)
-    difference = np.abs(np.asarray(found, np.float64) - expected)
+    actual, width, height, name = d.open_rgb(encoded(image, format_, **options.get(format_, {})))
+    assert (actual.mode, width, height, name) == ("RGB", 48, 32, format_)
+    difference = np.abs(np.asarray(actual, np.float64) - expected)
     assert (difference.mean() < LOSSY) if format_ == "JPEG" else (difference.max() < EXACT)
 
 
 def test_a_transparent_colour_of_an_rgb_image_is_white() -> None:
     pixels = np.full((8, 8, 3), (10, 20, 30), np.uint8)
     pixels[2:4] = (200, 100, 50)
-    found, *_ = d.open_rgb(encoded(pixels, "PNG", transparency=(200, 100, 50)))
-    assert np.asarray(found)[3, 3].tolist() == [255, 255, 255]
-    assert np.asarray(found)[0, 0].tolist() == [10, 20, 30]
+    result, *_ = d.open_rgb(encoded(pixels, "PNG", transparency=(200, 100, 50)))
+    assert np.asarray(result)[3, 3].tolist() == [255, 255, 255]
+    assert np.asarray(result)[0, 0].tolist() == [10, 20, 30]
 
 
 @pytest.mark.parametrize("format_", ["GIF", "TIFF", "WEBP", "PNG"])
@@ -127,9 +127,9 @@ def _turned(upright: NDArray[np.uint8], orientation: int, format_: str) -> bytes
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_undone(format_: str, orientation: int) -> None:
     upright = smooth_pixels(48, 80)
-    found, width, height, _ = d.open_rgb(_turned(upright, orientation, format_))
-    assert (width, height) == found.size == (80, 48)
-    assert np.abs(np.asarray(found, np.float64) - upright).mean() < LOSSY
+    result, width, height, _ = d.open_rgb(_turned(upright, orientation, format_))
+    assert (width, height) == result.size == (80, 48)
+    assert np.abs(np.asarray(result, np.float64) - upright).mean() < LOSSY
 
 
 @pytest.mark.parametrize("orientation", [1, 6, 7])
@@ -233,9 +233,9 @@ def test_the_same_scene_is_read_the_same_from_every_type(name: str, like: str) -
 @needs_faults
 @pytest.mark.parametrize("name", ["nan_border", "nodata9999", "nodata_min"])
 def test_nodata_is_white_and_keeps_contrast(name: str) -> None:
-    found, plain = _fault(f"float_{name}.tif"), _fault("float_plain.tif")
+    result, plain = _fault(f"float_{name}.tif"), _fault("float_plain.tif")
     inner = np.s_[12:-12, 12:-12]
-    assert np.corrcoef(found[inner].ravel(), plain[inner].ravel())[0, 1] > 0.9999
+    assert np.corrcoef(result[inner].ravel(), plain[inner].ravel())[0, 1] > 0.9999
     assert _levels(f"float_{name}.tif") > 250
     with pytest.raises(ImageError, match="no pixel has a value"):
         _fault("float_allnan.tif")

@@ -28,9 +28,9 @@ Labels = NDArray[np.integer[Any]]
 def _labels(bits: int, dtype: str = "u2", seed: int = 0) -> Labels:
     """(7, 11) labels of so many bits, no more than a mask may have, both ends among them."""
     top = min(2**bits, 2**15)
-    found = np.random.default_rng(seed).integers(0, top, (7, 11))
-    found[0, :2] = 0, top - 1
-    return found.astype(dtype)
+    result = np.random.default_rng(seed).integers(0, top, (7, 11))
+    result[0, :2] = 0, top - 1
+    return result.astype(dtype)
 
 
 def _packed(labels: Labels, bits: int) -> list[bytes]:
@@ -99,9 +99,9 @@ def _reason(data: bytes) -> str:
 
 
 def _same(data: bytes, labels: Labels) -> None:
-    found = decode_mask(data)
-    assert found.dtype.kind in "iu"
-    np.testing.assert_array_equal(found, labels)
+    result = decode_mask(data)
+    assert result.dtype.kind in "iu"
+    np.testing.assert_array_equal(result, labels)
 
 
 @pytest.mark.parametrize("transparency", [b"", b"\0\0"], ids=["", "tRNS"])

@@ -87,12 +87,12 @@ def test_alpha_of_sixteen_bits_is_laid_on_white(colour: int) -> None:
     samples = _samples(colour, 16)
     samples[:3, :, -1] = 0
     samples[:3, :, 0] = 0
-    found = _read(_png(samples, 16, colour))
+    actual = _read(_png(samples, 16, colour))
     colours, alpha = samples[..., :-1], samples[..., -1:] / 65535
     seen = colours[alpha[..., 0] > 0].astype(np.float64)
     expected = (colours - seen.min()) / np.ptp(seen) * 255 * alpha + 255 * (1 - alpha)
-    assert np.abs(found - expected).max() < EXACT
-    assert (found[:3] == 255).all()
+    assert np.abs(actual - expected).max() < EXACT
+    assert (actual[:3] == 255).all()
 
 
 @pytest.mark.parametrize(("colour", "depth"), [*product([0], [1, 2, 4, 8, 16]), (2, 8), (2, 16)])
@@ -103,16 +103,16 @@ def test_a_transparent_colour_is_white_at_every_depth(colour: int, depth: int) -
     if depth == 16:
         samples[5:9] = key + 1  # the same in eight bits
     trns = _chunk(b"tRNS", struct.pack(f">{CHANNELS[colour]}H", *[key] * CHANNELS[colour]))
-    found = _read(_png(samples, depth, colour, trns))
+    result = _read(_png(samples, depth, colour, trns))
     hidden = (samples == key).all(axis=-1)
     assert hidden[:5].all()
     assert not hidden.all() or depth == 1
-    assert (found[hidden] == 255).all()
+    assert (result[hidden] == 255).all()
     if depth == 1:
         return
     seen = samples[~hidden]
     low, high = (seen.min(), seen.max()) if depth == 16 else (0, 2**depth - 1)
-    assert np.abs(found[~hidden] - (seen - low) / (high - low) * 255).max() < EXACT
+    assert np.abs(result[~hidden] - (seen - low) / (high - low) * 255).max() < EXACT
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
@@ -136,8 +136,8 @@ def test_damaged_ancillary_chunk_keeps_pixels(kind: bytes) -> None:
     data = encoded(pixels, "PNG")
     for at in (data.index(b"IDAT") - 4, data.index(b"IEND") - 4):
         chunk = _chunk(kind, b"\0\1\0\2\0\3", damage=1)
-        found = _read(data[:at] + chunk + chunk + data[at:])
-        np.testing.assert_array_equal(found, pixels)
+        result = _read(data[:at] + chunk + chunk + data[at:])
+        np.testing.assert_array_equal(result, pixels)
 
 
 @pytest.mark.parametrize("kind", [b"IHDR", b"PLTE"])
@@ -167,13 +167,13 @@ def test_a_damaged_file_is_read_right_or_refused(mode: str) -> None:
     shape = (9, 11, 3) if mode == "RGB" else (9, 11)
     pixels = np.random.default_rng(0).integers(0, top, shape, np.uint16 if top > 256 else np.uint8)
     data = encoded(Image.fromarray(pixels), "PNG")
-    wanted = np.asarray(d.open_rgb(data)[0])
+    expected = np.asarray(d.open_rgb(data)[0])
     damaged = [data[:n] for n in range(len(data))]
     damaged += [data[:i] + bytes([data[i] ^ 32]) + data[i + 1 :] for i in range(len(data))]
     refused = 0
     for content in damaged:
         try:
-            np.testing.assert_array_equal(d.open_rgb(content)[0], wanted)
+            np.testing.assert_array_equal(d.open_rgb(content)[0], expected)
         except ImageError:
             refused += 1
     assert refused > len(damaged) - 40  # what comes after the last pixel may be anything

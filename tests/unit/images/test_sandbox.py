@@ -97,15 +97,15 @@ def _reason(box: s.Sandbox, data: bytes) -> str:
 
 def _children() -> set[int]:
     """Of this process, the dead that nobody waited for among them."""
-    found = set()
+    result = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             _, parent = stat.read_text().rpartition(")")[2].split()[:2]
         except OSError:  # gone meanwhile
             continue
         if int(parent) == os.getpid():
-            found.add(int(stat.parent.name))
-    return found
+            result.add(int(stat.parent.name))
+    return result
 
 
 def _is_gone(pid: int) -> bool:
@@ -128,12 +128,12 @@ def test_an_image_comes_out_as_without_a_sandbox(shapes: tuple[d.Shape, ...]) ->
     with s.Sandbox() as box:
         for size in [(48, 80), (80, 48), (1, 1), (700, 1100)]:
             data = encoded(smooth_pixels(*size), "JPEG")
-            found, expected = box.decode(data, shapes), d.decode(data, shapes)
-            assert np.array_equal(found.pixels, expected.pixels)
-            assert (found.width, found.height) == (expected.width, expected.height)
-            assert found.format == "JPEG"
-            assert found.pixels.dtype == np.uint8
-            assert found.pixels.flags.writeable
+            actual, expected = box.decode(data, shapes), d.decode(data, shapes)
+            assert np.array_equal(actual.pixels, expected.pixels)
+            assert (actual.width, actual.height) == (expected.width, expected.height)
+            assert actual.format == "JPEG"
+            assert actual.pixels.dtype == np.uint8
+            assert actual.pixels.flags.writeable
 
 
 def test_sandbox_keeps_reason_of_bad_image(box: s.Sandbox) -> None:
@@ -249,8 +249,8 @@ def test_threads_get_each_their_own_image(box: s.Sandbox) -> None:
     sizes = [(16 + i, 90 - i) for i in range(40)]
     files = [encoded(smooth_pixels(*size), "BMP") for size in sizes]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda data: box.decode(data, SHAPES), files))
-    assert [(p.height, p.width) for p in found] == sizes
+        result = list(pool.map(lambda data: box.decode(data, SHAPES), files))
+    assert [(p.height, p.width) for p in result] == sizes
 
 
 def test_child_that_does_not_start_is_decoder_error(
@@ -334,11 +334,11 @@ image = sandbox.shared().decode(data, shapes_of_size(64, 16))
 assert sandbox.shared() is sandbox.shared()
 print(sandbox.shared().pid)
 """
-    found = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
     )
-    assert found.stderr == ""
-    assert _is_gone(int(found.stdout))
+    assert completed.stderr == ""
+    assert _is_gone(int(completed.stdout))
 
 
 def _run(code: str, folder: Path) -> str:

@@ -32,13 +32,13 @@ def _render(samples: NDArray[np.generic], **options: object) -> NDArray[np.uint8
 def test_scaling_keeps_order_and_spans_black_to_white(
     samples: NDArray[np.generic],
 ) -> None:
-    found = _render(samples)[..., 0].ravel().astype(int)
+    result = _render(samples)[..., 0].ravel().astype(int)
     values = samples.ravel()
-    assert (np.diff(found[np.argsort(values, kind="stable")]) >= 0).all()
+    assert (np.diff(result[np.argsort(values, kind="stable")]) >= 0).all()
     if float(values.min()) < float(values.max()):
-        assert (found[values.argmin()], found[values.argmax()]) == (0, 255)
+        assert (result[values.argmin()], result[values.argmax()]) == (0, 255)
     inverted = _render(samples, white_is_zero=True)[..., 0].ravel().astype(int)
-    assert np.abs(255 - inverted - found).max() <= 1
+    assert np.abs(255 - inverted - result).max() <= 1
 
 
 @given(samples=grey, seed=st.integers(0, 99))
@@ -53,12 +53,12 @@ def test_nodata_and_transparent_pixels_influence_no_other(
     seen = samples[~hidden].reshape(1, -1, 1)
     expected = _render(seen).reshape(-1, 3)
     marked = np.where(hidden[..., None], nodata, samples)
-    found = _render(marked, nodata=99)
-    np.testing.assert_array_equal(found[~hidden], expected)
-    assert (found[hidden] == 255).all()
-    found = _render(samples, alpha=~hidden)
-    np.testing.assert_array_equal(found[~hidden], expected)
-    assert (found[hidden] == 255).all()
+    actual = _render(marked, nodata=99)
+    np.testing.assert_array_equal(actual[~hidden], expected)
+    assert (actual[hidden] == 255).all()
+    actual = _render(samples, alpha=~hidden)
+    np.testing.assert_array_equal(actual[~hidden], expected)
+    assert (actual[hidden] == 255).all()
 
 
 @pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
@@ -100,8 +100,8 @@ def test_constant_image_keeps_place_in_range_of_type(kind: str, value: float, gr
 
 def test_eight_bits_keep_their_values_also_beside_nodata() -> None:
     samples = np.arange(60, 120, dtype=np.uint8).reshape(6, 10, 1)
-    found = _render(samples, stretched=False, nodata=70)
-    np.testing.assert_array_equal(found[..., :1], samples)
+    result = _render(samples, stretched=False, nodata=70)
+    np.testing.assert_array_equal(result[..., :1], samples)
 
 
 def test_the_whole_range_of_sixteen_bits_is_divided_by_257() -> None:
@@ -134,5 +134,5 @@ def test_premultiplied_colours_are_divided_by_alpha() -> None:
     samples = np.array([[[1000], [2000], [0]]], np.uint16)
     alpha = np.array([[0.5, 1, 0]], "f4")
     # both visible colours are 2000, so that their place in 0 to 65535 decides; the first half white
-    found = _render(samples, alpha=alpha, is_premultiplied=True)[0, :, 0]
-    assert found.tolist() == [131, 8, 255]
+    result = _render(samples, alpha=alpha, is_premultiplied=True)[0, :, 0]
+    assert result.tolist() == [131, 8, 255]

@@ -33,16 +33,16 @@ def _short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sheet_names_slow_image_and_shows_others(slow: bytes) -> None:
     started = time.monotonic()
-    shown = page(card(), *(card(data=slow) for _ in range(5)), card())
+    sheet = page(card(), *(card(data=slow) for _ in range(5)), card())
     assert time.monotonic() - started < 20  # of 60 that one alone might take
-    said = [text for text in shown.text("span") if "readable" in text]
+    message = [text for text in sheet.text("span") if "readable" in text]
     assert (
-        said
+        message
         == ["image not readable (took longer than 0.4 s)"] * 3
         + ["image not readable (took longer than 0.2 s)"] * 2
     )
-    assert len(shown.images()) == 2
-    assert len(shown.masks()) == 7
+    assert len(sheet.images()) == 2
+    assert len(sheet.masks()) == 7
 
 
 def test_a_drawn_sheet_shows_the_others(slow: bytes) -> None:

@@ -41,8 +41,8 @@ def _rgb(values: NDArray[Any]) -> NDArray[np.float64]:
     return np.broadcast_to(three, (*three.shape[:2], 3)).astype(np.float64)
 
 
-def _differ(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    return float(np.abs(found - _rgb(expected)).max())
+def _differ(actual: NDArray[Any], expected: NDArray[Any]) -> float:
+    return float(np.abs(actual - _rgb(expected)).max())
 
 
 def _of_type(shares: NDArray[np.float64], kind: str) -> NDArray[Any]:
@@ -124,14 +124,14 @@ def test_alpha_is_laid_on_white_other_samples_left_out(
     samples = (samples if kind[0] == "f" else np.rint(samples)).astype(kind)
     laid = samples if planar == "contig" else np.ascontiguousarray(samples.transpose(2, 0, 1))
     options = _ORGANISATIONS[organisation] | {"planarconfig": planar, "extrasamples": [extra]}
-    found = _read(_write(laid, photometric=photometric, **options))
+    actual = _read(_write(laid, photometric=photometric, **options))
     visible = (ALPHA > 0)[..., None] if extra != "unspecified" else True
     expected = colours * 255 if kind == "u1" else _stretched(colours, visible)
     if extra != "unspecified":
         expected = expected * ALPHA[..., None] + 255 * (1 - ALPHA[..., None])
-        assert (found[:4] == 255).all()
+        assert (actual[:4] == 255).all()
     tolerance = 3 if extra == "assocalpha" and kind == "u1" else EXACT  # rounded, then divided
-    assert _differ(found, expected) < tolerance
+    assert _differ(actual, expected) < tolerance
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])
@@ -286,8 +286,8 @@ def test_strips_that_gdal_left_out_are_nodata(compression: int) -> None:
     tags = _tags(16, 1, compression=compression, rows=20)
     at = len(tiff_by_hand(tags | {273: [1, 0]}, [strip, b""])) - len(strip)
     data = tiff_by_hand(tags | {273: [at, 0]}, [strip, b""])
-    found = _read(data)
-    assert (found[20:] == 0).all()  # no tag says what stands for no value: 0
+    result = _read(data)
+    assert (result[20:] == 0).all()  # no tag says what stands for no value: 0
     data = tiff_by_hand(tags | {273: [at + 12, 0], 42113: "0\0"}, [strip, b""])
     assert (_read(data)[20:] == 255).all()
 
@@ -308,9 +308,9 @@ def test_gdal_nodata_is_white_and_ignored_by_scaling(kind: str, text: str, value
     data = _write(values, photometric="minisblack", extratags=[(42113, "s", 0, text, True)])
     assert tifffile.TiffFile(io.BytesIO(data)).pages[0].tags[42113].value.strip("\0 ") in text
     expected = _stretched(values, np.broadcast_to(np.arange(W) >= 9, (H, W)))
-    found = _read(data)
-    assert (found[:, :9] == 255).all()
-    assert _differ(found[:, 9:], expected[:, 9:]) < EXACT
+    actual = _read(data)
+    assert (actual[:, :9] == 255).all()
+    assert _differ(actual[:, 9:], expected[:, 9:]) < EXACT
 
 
 @pytest.mark.parametrize("text", ["\0", "none\0", "70000\0", "-1\0", "0.5\0", "1 2\0", "1e999\0"])
@@ -346,7 +346,7 @@ def test_a_fourth_sample_beside_rgb_without_a_tag_is_alpha() -> None:
     values = np.dstack([BLOB, ALPHA])
     for bits in (8, 16):
         samples = np.rint(values * (2**bits - 1)).astype(f"<u{bits // 8}")
-        found = _read(tiff_by_hand(_tags(bits, 2, 4), [samples.tobytes()]))
-        assert (found[:4] == 255).all()
-        found = _read(tiff_by_hand(_tags(bits, 2, 4, extra=999), [samples.tobytes()]))
-        assert (found[:4] == 255).all()
+        result = _read(tiff_by_hand(_tags(bits, 2, 4), [samples.tobytes()]))
+        assert (result[:4] == 255).all()
+        result = _read(tiff_by_hand(_tags(bits, 2, 4, extra=999), [samples.tobytes()]))
+        assert (result[:4] == 255).all()

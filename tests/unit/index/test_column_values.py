@@ -69,9 +69,9 @@ def test_one_dot_product_and_the_inverse_norm_give_pearson(shift: float, scale: 
     x = (np.random.default_rng(0).random((7, 512)) * scale + shift).astype(np.float32)
     exact = x.astype(np.float64)
     query = exact[0] - exact[0].mean()
-    found = (exact @ (query / np.linalg.norm(query))) * inverse_norms(x)
+    result = (exact @ (query / np.linalg.norm(query))) * inverse_norms(x)
     assert inverse_norms(x).dtype == np.float32
-    np.testing.assert_allclose(found, np.corrcoef(exact)[0], atol=1e-5)
+    np.testing.assert_allclose(result, np.corrcoef(exact)[0], atol=1e-5)
 
 
 def test_constant_features_have_no_norm() -> None:

@@ -106,10 +106,12 @@ def test_a_lost_newest_entry_is_a_warning_for_readers(
     entry(index, "images", 3).unlink()
     snapshot = store.open_snapshot(str(index))
     assert (snapshot.version, snapshot.rows("failures")) == (2, 2)
-    (told,) = warnings(capsys)
-    assert told.startswith(f"warning: {index}: failures is at version 3, the snapshot names 2: a")
-    assert "newest entry of images/_delta_log was lost" in told
-    assert "segrec index" in told
+    (message,) = warnings(capsys)
+    assert message.startswith(
+        f"warning: {index}: failures is at version 3, the snapshot names 2: a"
+    )
+    assert "newest entry of images/_delta_log was lost" in message
+    assert "segrec index" in message
     store.open_snapshot(str(index))
     assert warnings(capsys) == [], "once is enough"
     store.open_snapshot(str(index), 2)
@@ -123,9 +125,9 @@ def test_vacuum_stops_if_the_newest_entry_may_be_lost(index: Path) -> None:
     for path in index.rglob("*.parquet"):
         os.utime(path, (1e9, 1e9))
     for dry_run in (True, False):
-        with pytest.raises(IndexStateError, match=r"newest entry .* was lost.*--force") as told:
+        with pytest.raises(IndexStateError, match=r"newest entry .* was lost.*--force") as error:
             vacuum(str(index), 168 * HOUR, dry_run)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(error.value)
     assert all(Path(uri).exists() for uri in live)
     entry(index, "images", 3).write_text(kept)
     assert vacuum(str(index), NOW, force=True) == []
@@ -138,9 +140,9 @@ def test_lost_entries_are_named(index: Path, capsys: pytest.CaptureFixture[str])
     for version in (2, 3):
         entry(index, "images", version).unlink()
     store.open_snapshot(str(index))
-    (told,) = warnings(capsys)
-    assert "entries 2 to 2 of images/_delta_log are lost, maybe more" in told
-    assert "interrupted" not in told
+    (message,) = warnings(capsys)
+    assert "entries 2 to 2 of images/_delta_log are lost, maybe more" in message
+    assert "interrupted" not in message
 
 
 @pytest.mark.parametrize("done", [1, 2, 3])
@@ -152,8 +154,8 @@ def test_interrupted_commit_is_a_warning_later(
     assert (snapshot.version, snapshot.ahead, warnings(capsys)) == (3, {}, [])
     age(index, 61)
     assert store.open_snapshot(str(index)).ahead == {"failures": 4}
-    (told,) = warnings(capsys)
-    assert "failures is at version 4, the snapshot names 3: a run was interrupted" in told
+    (message,) = warnings(capsys)
+    assert "failures is at version 4, the snapshot names 3: a run was interrupted" in message
     after = store.commit(snapshot, [failure_file(str(index), "next")])
     assert (after.version, after.rows("failures"), after.ahead) == (4, 4, {})
     assert orphan not in {f.uri(str(index)) for f in after.all_files}
@@ -222,9 +224,9 @@ def test_truncated_entry_is_refused(index: Path, table: str) -> None:
     cuts = [b"".join(lines[:n]) for n in range(len(lines))] + [whole[:60], whole[:-10]]
     for content in cuts:
         path.write_bytes(content)
-        with pytest.raises(IndexStateError, match="backup") as told:
+        with pytest.raises(IndexStateError, match="backup") as error:
             store.open_snapshot(str(index))
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(error.value)
         with pytest.raises(IndexStateError):
             vacuum(str(index), NOW, force=True)
         with pytest.raises(IndexStateError):
@@ -316,8 +318,8 @@ def test_history_names_the_right_versions_where_an_entry_is_lost(index: Path) ->
     times = {entry.version: entry.time for entry in history(str(index))}
     assert sorted(times) == [0, 1, 2, 3]
     entry(index, "images", 1).unlink()
-    found = {entry.version: entry.time for entry in history(str(index))}
-    assert found == {v: t for v, t in times.items() if v != 1}
+    result = {entry.version: entry.time for entry in history(str(index))}
+    assert result == {v: t for v, t in times.items() if v != 1}
     with pytest.raises(IndexStateError, match=r"images/_delta_log/0+1\.json is lost"):
         vacuum(str(index), 168 * HOUR)
     assert vacuum(str(index), HOUR / 2, force=True) == [], "no version before 2 is retained"

@@ -108,8 +108,8 @@ def test_of_two_runs_that_publish_the_second_fails(empty: store.Snapshot) -> Non
     first = store.commit(empty, [failure_file(empty.index, "first")])
     with pytest.raises(IndexStateError, match="another run has published"):
         store.commit(empty, [failure_file(empty.index, "second")])
-    found = segrec_batch.connect(empty.index).sql("SELECT uri FROM failures").fetchall()
-    assert found == [("first",)]
+    result = segrec_batch.connect(empty.index).sql("SELECT uri FROM failures").fetchall()
+    assert result == [("first",)]
     assert store.open_snapshot(empty.index) == first
 
 
@@ -170,9 +170,9 @@ def test_replace_publishes_another_model_in_one_commit(empty: store.Snapshot, mo
     old = store.commit(empty, [failure_file(empty.index, "old")])
     other = other_model(model)
     other.save(store.model_uri(empty.index, other.model_id))
-    wanted = store.empty_snapshot(empty.index, other.model_id, other.spec)
-    wanted = store.with_changes(wanted, [failure_file(empty.index, "new")])
-    new = store.replace(old, wanted)
+    expected = store.empty_snapshot(empty.index, other.model_id, other.spec)
+    expected = store.with_changes(expected, [failure_file(empty.index, "new")])
+    new = store.replace(old, expected)
     assert (new.model_id, new.spec.classes) == (other.model_id, other.spec.classes)
     back = store.open_snapshot(empty.index, old.version)
     assert (back, load_model(back.model_uri).model_id) == (old, model.model_id)
@@ -180,8 +180,8 @@ def test_replace_publishes_another_model_in_one_commit(empty: store.Snapshot, mo
     assert [c for c in columns if c.startswith("coverage_")] == [
         "coverage_background", f"coverage_{other.spec.classes[0]}"
     ]  # fmt: skip
-    found = segrec_batch.connect(empty.index).sql("SELECT uri FROM failures").fetchall()
-    assert found == [("new",)]
+    actual = segrec_batch.connect(empty.index).sql("SELECT uri FROM failures").fetchall()
+    assert actual == [("new",)]
     again = store.replace(new, old)
     assert (again.model_id, again.files) == (old.model_id, old.files)
 
@@ -227,8 +227,8 @@ def test_replacements_of_purged_files_are_followed_to_the_last(empty: store.Snap
 def test_an_index_path_with_pattern_characters_is_no_pattern(model: Model, tmp_path: Path) -> None:
     index = str(tmp_path / "a[1]*? b'c")
     store.commit(store.create(index, model), [failure_file(index, "x")])
-    found = segrec_batch.connect(index).sql("SELECT uri FROM failures").fetchall()
-    assert found == [("x",)]
+    result = segrec_batch.connect(index).sql("SELECT uri FROM failures").fetchall()
+    assert result == [("x",)]
 
 
 def test_an_index_path_with_a_percent_sign_is_refused(model: Model, tmp_path: Path) -> None:

@@ -431,13 +431,13 @@ def test_our_own_files_need_no_embedded_schema(table: str, tmp_path: Path) -> No
     file = write_file(str(tmp_path), PART, table, rows)
     content = Path(file.uri(str(tmp_path))).read_bytes()
     assert b"ARROW:schema" in content
-    found = read_parquet(content)
-    assert found.schema.equals(schema)
-    assert found.schema.metadata == {b"segrec.part": f"{table}/{PART}".encode()}
-    assert check_columns(table, found.schema, partitioned=True) == (
+    result = read_parquet(content)
+    assert result.schema.equals(schema)
+    assert result.schema.metadata == {b"segrec.part": f"{table}/{PART}".encode()}
+    assert check_columns(table, result.schema, partitioned=True) == (
         ("car", "tree") if table == "images" else ()
     )
-    assert statistics(found) == statistics(rows)
+    assert statistics(result) == statistics(rows)
 
 
 @given(data=st.data())

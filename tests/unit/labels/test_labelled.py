@@ -33,10 +33,10 @@ def _classes(tmp_path: Path, text: str) -> Classes:
 
 
 def test_load_classes_reads_values_and_ignore(tmp_path: Path) -> None:
-    found = _classes(tmp_path, '{"tree": [2], "ignore": [11], "car": [8, 9]}')
-    assert found == Classes({"tree": (2,), "car": (8, 9)}, (11,))
-    assert found.names == ("tree", "car")
-    assert [found.class_of(v) for v in (2, 8, 9, 0, 7)] == [1, 2, 2, 0, 0]
+    result = _classes(tmp_path, '{"tree": [2], "ignore": [11], "car": [8, 9]}')
+    assert result == Classes({"tree": (2,), "car": (8, 9)}, (11,))
+    assert result.names == ("tree", "car")
+    assert [result.class_of(v) for v in (2, 8, 9, 0, 7)] == [1, 2, 2, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def test_load_classes_of_missing_file(tmp_path: Path) -> None:
 @quick
 def test_classes_map_values_and_keep_void(values: list[int]) -> None:
     expected = [v if v == VOID else CLASSES.class_of(v) for v in values]
-    found = CLASSES.to_classes(np.array(values, np.int16))
-    assert found.tolist() == expected
-    assert found.dtype == np.int16
+    actual = CLASSES.to_classes(np.array(values, np.int16))
+    assert actual.tolist() == expected
+    assert actual.dtype == np.int16
 
 
 def _files(folder: Path, *names: str) -> str:
@@ -105,11 +105,11 @@ def _files(folder: Path, *names: str) -> str:
 def test_pair_images_by_stem_in_any_folder(tmp_path: Path) -> None:
     images = _files(tmp_path / "i", "b/x_2.png", "a/x_1.png", "c/y.png")
     masks = _files(tmp_path / "m", "x_1.png", "deep/er/y.png", "x_2.png")
-    found = pair_images(images, masks)
-    assert [Path(p.image).relative_to(images).as_posix() for p in found] == [
+    result = pair_images(images, masks)
+    assert [Path(p.image).relative_to(images).as_posix() for p in result] == [
         "a/x_1.png", "b/x_2.png", "c/y.png",
     ]  # fmt: skip
-    assert [Path(p.mask).stem for p in found] == ["x_1", "x_2", "y"]
+    assert [Path(p.mask).stem for p in result] == ["x_1", "x_2", "y"]
 
 
 def test_pair_images_counts_unpaired_files(
@@ -159,8 +159,8 @@ def test_pair_images_groups_follow_rule(
 ) -> None:
     images = _files(tmp_path / "i", *(f"{n}.png" for n in names))
     masks = _files(tmp_path / "m", *(f"{Path(n).name}.png" for n in names))
-    found = [p.group.removeprefix(f"{images}/") for p in pair_images(images, masks, rule)]
-    assert found == groups
+    result = [p.group.removeprefix(f"{images}/") for p in pair_images(images, masks, rule)]
+    assert result == groups
 
 
 def _labelled(tmp_path: Path, mask: object) -> LabelledImage:
@@ -258,8 +258,8 @@ def test_fingerprint_covers_content_and_classes(tmp_path: Path) -> None:
 @given(values=st.lists(st.sampled_from([VOID, 0, 1, 2, 8, 300, 32767]), min_size=1, max_size=30))
 @quick
 def test_count_values_equals_unique(values: list[int]) -> None:
-    found = count_values(np.array([values], np.int16))
-    assert found == {value: values.count(value) for value in set(values)}
+    result = count_values(np.array([values], np.int16))
+    assert result == {value: values.count(value) for value in set(values)}
 
 
 @pytest.mark.parametrize(
@@ -281,5 +281,5 @@ def test_count_values_equals_unique(values: list[int]) -> None:
     ],
 )
 def test_describe_unnamed_gives_shares(pixels: dict[int, int], text: str | None) -> None:
-    found = describe_unnamed(pixels, CLASSES)
-    assert found == (text and f"mask values that no class names count as background: {text}")
+    result = describe_unnamed(pixels, CLASSES)
+    assert result == (text and f"mask values that no class names count as background: {text}")

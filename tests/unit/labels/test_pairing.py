@@ -23,14 +23,14 @@ def _files(root: str, *paths: str, problems: dict[str, str] | None = None) -> Fi
     return Files(root, tuple(f"{root}/{path}" for path in paths), problems or {})
 
 
-def _pairs(images: Files, masks: Files, found: Pairing) -> dict[str, str]:
-    return {images.uris[i]: masks.uris[j] for i, j in found.pairs}
+def _pairs(images: Files, masks: Files, result: Pairing) -> dict[str, str]:
+    return {images.uris[i]: masks.uris[j] for i, j in result.pairs}
 
 
 def _paired(images: list[str], masks: list[str]) -> dict[str, str]:
     sides = _files("/i", *images), _files("s3://bucket/m", *masks)
-    found = _pairs(*sides, pair_folders(*sides))
-    return {i.removeprefix("/i/"): m.removeprefix("s3://bucket/m/") for i, m in found.items()}
+    result = _pairs(*sides, pair_folders(*sides))
+    return {i.removeprefix("/i/"): m.removeprefix("s3://bucket/m/") for i, m in result.items()}
 
 
 def test_pair_prefers_path_over_name() -> None:
@@ -114,23 +114,23 @@ def test_pairs_are_one_to_one(images: list[tuple[str, str]], masks: list[tuple[s
         for side, end in ((images, "jpg"), (masks, "png"))
     ]
     try:
-        found = pair_folders(sides[0], sides[1])
+        result = pair_folders(sides[0], sides[1])
     except InputError:
         lone = {name for side in (set(images) - set(masks), set(masks) - set(images))
                 for _, name in side}  # fmt: skip
         assert lone, "only what has no path in common can be in doubt, or fit nothing"
         return
-    assert len({i for i, _ in found.pairs}) == len({j for _, j in found.pairs})
-    assert sorted([*(i for i, _ in found.pairs), *found.images]) == list(range(len(images)))
-    assert sorted([*(j for _, j in found.pairs), *found.masks]) == list(range(len(masks)))
+    assert len({i for i, _ in result.pairs}) == len({j for _, j in result.pairs})
+    assert sorted([*(i for i, _ in result.pairs), *result.images]) == list(range(len(images)))
+    assert sorted([*(j for _, j in result.pairs), *result.masks]) == list(range(len(masks)))
     paths = [[uri.rpartition(".")[0] for uri in side.uris] for side in sides]
-    for i, j in found.pairs:
+    for i, j in result.pairs:
         assert sides[0].parts[i][-1] == sides[1].parts[j][-1]
         assert paths[0][i] == paths[1][j] or not {paths[0][i], paths[1][j]} & (
             set(paths[0]) & set(paths[1])
         )
-    left = {sides[0].parts[i][-1] for i in found.images}
-    assert not left & {sides[1].parts[j][-1] for j in found.masks}
+    left = {sides[0].parts[i][-1] for i in result.images}
+    assert not left & {sides[1].parts[j][-1] for j in result.masks}
 
 
 @given(names=NAMES, order=st.randoms(use_true_random=False))
@@ -140,20 +140,20 @@ def test_pairs_are_independent_of_order(names: list[tuple[str, str]], order: obj
     images = _files("/i", *(f"{path}.jpg" for path in paths))
     order.shuffle(paths)  # type: ignore[attr-defined]
     masks = _files("/m", *(f"{path}.png" for path in paths))
-    found = _pairs(images, masks, pair_folders(images, masks))
-    assert found == {f"/i/{path}.jpg": f"/m/{path}.png" for path in paths}
+    result = _pairs(images, masks, pair_folders(images, masks))
+    assert result == {f"/i/{path}.jpg": f"/m/{path}.png" for path in paths}
 
 
 def test_pair_indexed_by_end_of_path() -> None:
     images = Files("", ("/data/train/a.jpg", "/data/val/a.jpg", "s3://b/c.jpg"), {})
     masks = _files("/m", "train/a.png", "val/a.png", "old/c.png", "none.png")
-    found = pair_indexed(images, masks)
-    assert _pairs(images, masks, found) == {
+    result = pair_indexed(images, masks)
+    assert _pairs(images, masks, result) == {
         "/data/train/a.jpg": "/m/train/a.png",
         "/data/val/a.jpg": "/m/val/a.png",
         "s3://b/c.jpg": "/m/old/c.png",
     }
-    assert found.masks == [3]
+    assert result.masks == [3]
 
 
 def test_list_files_skips_macos_metadata(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -227,14 +227,16 @@ MAPS = ["conv1_1", "conv3_3", "conv4_2", "conv4_3", "conv5_3"]
 @pytest.mark.parametrize("shape", [(64, 96), (32, 32), (50, 70), (33, 47)])
 def test_maps_of_ncnn_are_those_of_torch(shape: tuple[int, int]) -> None:
     taps = tuple(map(Tap, MAPS))
-    exact, found = (
+    exact, actual = (
         load_feature_maps(random_weights().arrays, taps, EngineChoice(*c))(smooth_batch(2, *shape))
         for c in (TORCH, NCNN)
     )
-    assert set(found) == set(MAPS)
-    for name, wanted in exact.items():
-        assert found[name].shape == tuple(wanted.shape)
-        np.testing.assert_allclose(found[name], wanted, rtol=0, atol=1e-4 * float(wanted.max()))
+    assert set(actual) == set(MAPS)
+    for name, expected in exact.items():
+        assert actual[name].shape == tuple(expected.shape)
+        np.testing.assert_allclose(
+            actual[name], expected, rtol=0, atol=1e-4 * float(expected.max())
+        )
 
 
 def test_network_for_few_images_computes_the_same() -> None:
@@ -290,16 +292,16 @@ def test_head_of_ncnn_decides_as_that_of_torch(
     bias = rng.standard_normal(members).astype(np.float32)
     image = rng.standard_normal((3, *shape)).astype(np.float32)
     network = NcnnNetwork(random_weights().arrays, ["conv5_3"], Head(weights, bias))
-    found = network(image)
+    actual = network(image)
     layers = tuple(dict.fromkeys([*(tap.layer for tap in parsed), "conv5_3"]))
     maps = random_backbone(layers)(torch.from_numpy(image)[None])
     tensors = {tap: torch.from_numpy(w) for tap, w in weights.items()}
-    wanted = LinearHead(tensors, torch.from_numpy(bias), range(members)).decision(maps)[0]
-    assert found["scores"].shape == tuple(wanted.shape)
-    scale = float(wanted.abs().max())
-    np.testing.assert_allclose(found["scores"], wanted, rtol=0, atol=1e-4 * scale)
+    expected = LinearHead(tensors, torch.from_numpy(bias), range(members)).decision(maps)[0]
+    assert actual["scores"].shape == tuple(expected.shape)
+    scale = float(expected.abs().max())
+    np.testing.assert_allclose(actual["scores"], expected, rtol=0, atol=1e-4 * scale)
     np.testing.assert_allclose(
-        found["conv5_3"], maps["conv5_3"][0], rtol=0, atol=1e-4 * float(maps["conv5_3"].max())
+        actual["conv5_3"], maps["conv5_3"][0], rtol=0, atol=1e-4 * float(maps["conv5_3"].max())
     )
 
 
@@ -307,12 +309,12 @@ def test_head_of_ncnn_decides_as_that_of_torch(
 @quick
 def test_resizing_is_that_of_torch(own: tuple[int, int], new: tuple[int, int]) -> None:
     scores = np.random.default_rng(0).standard_normal((3, *own)).astype(np.float32)
-    found = class_maps.resize(scores, new)
-    wanted = resize(torch.from_numpy(scores)[None], new)[0].numpy()
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+    actual = class_maps.resize(scores, new)
+    expected = resize(torch.from_numpy(scores)[None], new)[0].numpy()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
     best = class_maps.class_map(scores, new)
-    margin = np.sort(wanted, axis=0)[-1] - np.sort(wanted, axis=0)[-2]
-    assert (best == wanted.argmax(axis=0))[margin > 1e-4].all()
+    margin = np.sort(expected, axis=0)[-1] - np.sort(expected, axis=0)[-2]
+    assert (best == expected.argmax(axis=0))[margin > 1e-4].all()
 
 
 def test_of_equal_scores_the_first_class_wins() -> None:
@@ -326,11 +328,11 @@ def test_pooling_is_that_of_torch(seed: int, classes: int) -> None:
     maps = rng.random((16, 3, 5)).astype(np.float32)
     labels = rng.integers(0, classes, (3, 5)).astype(np.uint8)
     counts, means = class_maps.class_means(maps, labels, classes)
-    wanted = pooling.class_means(
+    expected = pooling.class_means(
         torch.from_numpy(maps)[None], torch.from_numpy(labels)[None], classes
     )
-    np.testing.assert_array_equal(counts, wanted[0][0])
-    np.testing.assert_allclose(means, wanted[1][0], rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(counts, expected[0][0])
+    np.testing.assert_allclose(means, expected[1][0], rtol=1e-5, atol=1e-7)
 
 
 @given(st.integers(0, 2**31), st.sampled_from([512, 64, 100, 5]))
@@ -340,31 +342,31 @@ def test_sign_bits_are_those_of_torch(seed: int, length: int) -> None:
     feature = rng.random(length).astype(np.float32)
     centre = (rng.standard_normal(length) / 100).astype(np.float32)
     rotation = pooling.random_rotation(length, seed % 7).numpy()
-    found = class_maps.sign_bits(feature, centre, rotation)
-    wanted = pooling.sign_bits(
+    actual = class_maps.sign_bits(feature, centre, rotation)
+    expected = pooling.sign_bits(
         torch.from_numpy(feature)[None], torch.from_numpy(centre), torch.from_numpy(rotation)
     )[0]
-    assert found.shape == (-(-length // 64),)
-    apart = np.unpackbits((found ^ wanted.numpy()).view(np.uint8)).sum()
+    assert actual.shape == (-(-length // 64),)
+    apart = np.unpackbits((actual ^ expected.numpy()).view(np.uint8)).sum()
     assert apart <= 1  # a projection within rounding of 0
 
 
-def agree(exact: Segmentation, found: Segmentation) -> tuple[float, float, float]:
+def agree(exact: Segmentation, result: Segmentation) -> tuple[float, float, float]:
     """Share of equal cells, largest difference of a coverage, smallest Pearson of two features."""
-    shift = np.abs(exact.counts - found.counts).max() / exact.labels[0].size
+    shift = np.abs(exact.counts - result.counts).max() / exact.labels[0].size
     pearson = min(
-        np.corrcoef(a, b)[0, 1] for a, b in zip(exact.feature, found.feature, strict=True)
+        np.corrcoef(a, b)[0, 1] for a, b in zip(exact.feature, result.feature, strict=True)
     )
-    return float((exact.labels == found.labels).mean()), float(shift), float(pearson)
+    return float((exact.labels == result.labels).mean()), float(shift), float(pearson)
 
 
 @pytest.mark.parametrize("candidate", [NCNN, ROUGH], ids=" ".join)
 def test_engines_agree_on_random_weights(candidate: Candidate) -> None:
     pixels = smooth_batch(8)
-    exact, found = (
+    exact, result = (
         load_segmenter(tiny_model(), EngineChoice(*c))(pixels) for c in (TORCH, candidate)
     )
-    same, shift, pearson = agree(exact, found)
+    same, shift, pearson = agree(exact, result)
     assert same >= (0.95 if candidate == ROUGH else 0.99)
     assert shift <= 0.1
     assert pearson >= 0.999
@@ -394,12 +396,12 @@ def test_engines_are_within_tolerance_on_real_images(
 ) -> None:
     """See docs/segmentation.md; benchmarks.engines.precision takes more images."""
     exact, other = (load_segmenter(street_model, EngineChoice(*c)) for c in (TORCH, candidate))
-    found = [
+    result = [
         agree(exact(pixels), other(pixels))
         for path in sorted((DATA / "camvid/val/images").iterdir())[::25]
         for pixels in [fit(Image.open(path), street_model.spec.shapes)[None]]
     ]
-    same, shifts, pearsons = zip(*found, strict=True)
+    same, shifts, pearsons = zip(*result, strict=True)
     assert np.mean(same) >= 0.999
     assert max(shifts) <= 0.002
     assert min(pearsons) >= 0.9999

@@ -81,11 +81,11 @@ def test_the_compiled_head_decides_as_the_fitted_svm(fitted: Fitted) -> None:
 def test_the_fitted_svm_decides_as_scikit_learn(fitted: Fitted) -> None:
     sgd = _sklearn(fitted.features, fitted.targets)
     expected = sgd.decision_function(Scaler.of(fitted.features).transform(fitted.features))
-    found = fitted.svm.decision(fitted.features)
-    assert found.shape == (len(fitted.features), 4)
+    actual = fitted.svm.decision(fitted.features)
+    assert actual.shape == (len(fitted.features), 4)
     assert expected.std() > 0.1
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    assert (found.argmax(axis=1) == fitted.targets).mean() > 0.7
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+    assert (actual.argmax(axis=1) == fitted.targets).mean() > 0.7
 
 
 def test_two_targets_become_two_opposite_svms(fitted: Fitted) -> None:
@@ -101,13 +101,13 @@ def test_two_targets_become_two_opposite_svms(fitted: Fitted) -> None:
 def test_scaler_matches_scikit_learn_over_root_width(fitted: Fitted) -> None:
     features = fitted.features[:, :50].copy()
     features[:, 7] = 0.3
-    found = Scaler.of(features).transform(features)
+    actual = Scaler.of(features).transform(features)
     expected = StandardScaler().fit_transform(features.astype(np.float64)) / 50**0.5
-    assert found.dtype == np.float32
+    assert actual.dtype == np.float32
     wide = features.astype(np.float64).std(axis=0) > 1e-3  # narrower columns are not blown up
     assert wide.sum() > 40
-    np.testing.assert_allclose(found[:, wide], expected[:, wide], atol=1e-5)
-    np.testing.assert_allclose(found[:, 7], 0, atol=1e-6)
+    np.testing.assert_allclose(actual[:, wide], expected[:, wide], atol=1e-5)
+    np.testing.assert_allclose(actual[:, 7], 0, atol=1e-6)
 
 
 def test_a_target_that_does_not_occur_never_wins(fitted: Fitted) -> None:
@@ -138,8 +138,8 @@ def test_features_of_cells_are_those_of_resized_maps(size: tuple[int, int]) -> N
         for tap in taps
     ]
     expected = torch.cat(resized, dim=1).flatten(2)[0, :, cells].T
-    found = cell_features(maps, taps, cells, (h, w))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    actual = cell_features(maps, taps, cells, (h, w))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_no_cells_have_no_features() -> None:
@@ -184,10 +184,10 @@ def test_pooling_commutes_with_the_one_by_one_convolution(window: int) -> None:
 @pytest.mark.parametrize("window", [1, 3, 11, 99])
 def test_a_window_is_averaged_inside_the_map(window: int) -> None:
     x = torch.rand(1, 2, 4, 6, generator=torch.Generator().manual_seed(0))
-    found, half = pool(x, window), window // 2
+    result, half = pool(x, window), window // 2
     for r, c in np.ndindex(4, 6):
         inside = x[..., max(0, r - half) : r + half + 1, max(0, c - half) : c + half + 1]
-        torch.testing.assert_close(found[..., r, c], inside.mean(dim=(2, 3)))
+        torch.testing.assert_close(result[..., r, c], inside.mean(dim=(2, 3)))
 
 
 @given(layer=st.sampled_from(list(LAYERS)), window=st.integers(0, 60).map(lambda n: 2 * n + 1))
@@ -239,10 +239,10 @@ def test_scores_take_any_size_on_any_device(
 ) -> None:
     """Averaging 156 cells to one is more than a kernel of a GPU can do."""
     scores = torch.rand(2, 3, *cells, generator=torch.Generator().manual_seed(0))
-    found = resize(scores.to(device), size)
-    assert found.device.type == device
-    assert found.shape == (2, 3, *size)
+    actual = resize(scores.to(device), size)
+    assert actual.device.type == device
+    assert actual.shape == (2, 3, *size)
     # channels-last: PyTorch 2.15 resizes others to a single column wrongly on CPUs
     last = scores.contiguous(memory_format=torch.channels_last)
-    wanted = F.interpolate(last, size, mode="bilinear", align_corners=False, antialias=True)
-    torch.testing.assert_close(found.cpu(), wanted, rtol=1e-4, atol=1e-5)
+    expected = F.interpolate(last, size, mode="bilinear", align_corners=False, antialias=True)
+    torch.testing.assert_close(actual.cpu(), expected, rtol=1e-4, atol=1e-5)

@@ -118,9 +118,9 @@ def test_bits_are_packed_lowest_first() -> None:
     assert 0.3 < signs.mean() < 0.7
     assert signs[:, 63::64].any(), "the sign bit of a word is used"
     expected = np.packbits(signs, axis=1, bitorder="little").view("<i8")
-    found = sign_bits(features, centre, ROTATION)
-    assert (found.shape, found.dtype) == ((9, 8), torch.int64)
-    np.testing.assert_array_equal(found.numpy(), expected)
+    actual = sign_bits(features, centre, ROTATION)
+    assert (actual.shape, actual.dtype) == ((9, 8), torch.int64)
+    np.testing.assert_array_equal(actual.numpy(), expected)
 
 
 def test_random_rotation_is_orthogonal_and_repeatable() -> None:

@@ -113,8 +113,8 @@ def test_masks_come_at_any_size(segmenter: Segmenter, shape: tuple[int, int]) ->
     assert [(mask.shape, mask.dtype) for mask in masks] == [(size, np.uint8) for size in sizes]
     if shape[0] >= H:  # upwards: plain bilinear
         own = scores(segmenter, IMAGES)[2:]
-        wanted = F.interpolate(own, shape, mode="bilinear", align_corners=False).argmax(dim=1)
-        assert (np.stack(masks[2:]) == wanted.numpy()).mean() > 0.999
+        expected = F.interpolate(own, shape, mode="bilinear", align_corners=False).argmax(dim=1)
+        assert (np.stack(masks[2:]) == expected.numpy()).mean() > 0.999
 
 
 def test_all_class_maps_come_from_the_same_scores(
@@ -197,8 +197,8 @@ def test_normalisation_is_the_formula(minmax: bool) -> None:
     scaling = Scaling(minmax, IMAGENET_MEAN, IMAGENET_STD)
     found = Normalise(scaling)(torch.from_numpy(pixels))
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
-    for image, wanted in zip(pixels, expected, strict=True):
-        np.testing.assert_allclose(normalise(image, scaling), wanted, atol=1e-5)
+    for image, reference in zip(pixels, expected, strict=True):
+        np.testing.assert_allclose(normalise(image, scaling), reference, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [0, 1, 128, 255])
@@ -235,13 +235,13 @@ def test_the_minmax_field_is_obeyed() -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_launching_waits_for_nothing(precision: str) -> None:
     segmenter, sizes = TorchSegmenter(tiny_model(), "cuda", precision), [(H, W)] * B
-    wanted = segmenter(IMAGES, sizes)
+    expected = segmenter(IMAGES, sizes)
     torch.cuda.set_sync_debug_mode("error")
     try:
         launched = segmenter.launch(IMAGES, sizes)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert (launched.result().labels == wanted.labels).mean() > 0.99
+    assert (launched.result().labels == expected.labels).mean() > 0.99
 
 
 @without_gpu

@@ -39,17 +39,17 @@ def _save_safetensors(state: dict[str, Tensor], path: Path) -> str:
 def test_vgg16_layers_match_torchvision() -> None:
     features = _torchvision(random_weights().state)
     x, block, conv = torch.rand(1, 3, 32, 48), 1, 0
-    found = {}
+    result = {}
     for position, module in enumerate(features):
         x = module(x)
         if isinstance(module, nn.MaxPool2d):
             block, conv = block + 1, 0
         if isinstance(module, nn.ReLU):
             conv += 1
-            found[f"conv{block}_{conv}"] = (position, x.shape[1], 32 // x.shape[2])
-            assert x.shape[3] * found[f"conv{block}_{conv}"][2] == 48
-    assert found == {name: (s.position, s.channels, s.stride) for name, s in LAYERS.items()}
-    assert len(found) == 13
+            result[f"conv{block}_{conv}"] = (position, x.shape[1], 32 // x.shape[2])
+            assert x.shape[3] * result[f"conv{block}_{conv}"][2] == 48
+    assert result == {name: (s.position, s.channels, s.stride) for name, s in LAYERS.items()}
+    assert len(result) == 13
 
 
 def test_random_weights_repeat_and_differ_by_seed() -> None:

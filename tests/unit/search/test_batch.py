@@ -76,12 +76,12 @@ def test_batch_pearson_equals_macro_bit_for_bit(
                sqrt(greatest(len(a.f) * list_inner_product(a.f::DOUBLE[], a.f::DOUBLE[])
                              - list_sum(a.f::DOUBLE[]) ** 2, 0)) AS norm
         FROM t AS a, t AS b ORDER BY a.i, b.i"""
-    found = macros.sql(sql).to_arrow_table()
+    result = macros.sql(sql).to_arrow_table()
     known = Vectors(
-        features, *(found[n].to_numpy().reshape(40, 40)[:, 0] for n in ("total", "norm"))
+        features, *(result[n].to_numpy().reshape(40, 40)[:, 0] for n in ("total", "norm"))
     )
     i, j = all_pairs(40)
-    assert np.array_equal(pearson(known, i, known, j), found["r"].to_numpy())
+    assert np.array_equal(pearson(known, i, known, j), result["r"].to_numpy())
 
 
 @quick
@@ -90,8 +90,8 @@ def test_rounded_equals_sql(macros: duckdb.DuckDBPyConnection, x: NDArray[np.flo
     halves = (np.trunc(x * 1e10) + 0.5) / 1e14
     for some in (x, halves):
         macros.register("x", pa.table({"x": some}))
-        found = macros.sql("SELECT round(x, 14) AS r FROM x").to_arrow_table()["r"].to_numpy()
-        assert np.array_equal(rounded(some, PAIR_PLACES), found)
+        result = macros.sql("SELECT round(x, 14) AS r FROM x").to_arrow_table()["r"].to_numpy()
+        assert np.array_equal(rounded(some, PAIR_PLACES), result)
 
 
 @quick
@@ -131,7 +131,7 @@ def test_best_of_two_halves_is_best_of_all(
     rows: list[tuple[int, int, float]], cut: int, count: int, distinct: bool
 ) -> None:
     halves = [best(pairs_of(half), count, distinct) for half in (rows[:cut], rows[cut:])]
-    found = best(join(halves), count, distinct)
+    actual = best(join(halves), count, distinct)
     expected = []
     for query in range(4):
         mine = sorted((-r, place) for q, place, r in rows if q == query)
@@ -140,8 +140,8 @@ def test_best_of_two_halves_is_best_of_all(
             if len(seen) < count and (key := place // 3 if distinct else place) not in seen:
                 seen.add(key)
                 expected.append((query, place, -r))
-    assert list(zip(found.query, found.place, found.pearson, strict=True)) == expected
-    assert np.all(ranks(found) < count)
+    assert list(zip(actual.query, actual.place, actual.pearson, strict=True)) == expected
+    assert np.all(ranks(actual) < count)
 
 
 def special_features(n: int, width: int, seed: int) -> NDArray[np.float32]:
@@ -156,9 +156,9 @@ def special_features(n: int, width: int, seed: int) -> NDArray[np.float32]:
 
 
 def block_of(known: Vectors, which: NDArray[np.int64], contents: NDArray[np.int64]) -> Block:
-    told = pa.table({"image_id": [f"{i:06}" for i in which]})
+    message = pa.table({"image_id": [f"{i:06}" for i in which]})
     columns = known.features[which], known.totals[which], known.norms[which]
-    return Block(*columns, which, contents[which], told)
+    return Block(*columns, which, contents[which], message)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -179,7 +179,7 @@ def test_search_equals_brute_force(seed: int, device: str) -> None:
     at_once = BlockSizes(int(rng.integers(1, 30)), int(rng.integers(1, 200)), 100)
     search = Search(block_of(known, asked, contents), candidates, rule, at_once, device)
     count = int(rng.choice([1, 5, 60, 500]))
-    found = search.best(np.arange(len(asked)), count)
+    actual = search.best(np.arange(len(asked)), count)
     for i, query in enumerate(asked):
         scores = pearson(known, np.full(n, query), known, np.arange(n))
         seen = {contents[query]}
@@ -189,10 +189,10 @@ def test_search_equals_brute_force(seed: int, device: str) -> None:
             if c != query and scores[c] < rule.below and not copy and len(expected) < count:
                 seen.add(contents[c])
                 expected.append((int(c), scores[c]))
-        mine = found.take(found.query == i)
+        mine = actual.take(actual.query == i)
         assert list(zip(mine.place, mine.pearson, strict=True)) == expected
-    told = candidates.table(found.row)["image_id"].to_pylist()
-    assert told == [f"{place:06}" for place in found.place]
+    message = candidates.table(actual.row)["image_id"].to_pylist()
+    assert message == [f"{place:06}" for place in actual.place]
 
 
 def test_search_sweeps_unproved_queries_only(device: str) -> None:
@@ -204,20 +204,20 @@ def test_search_sweeps_unproved_queries_only(device: str) -> None:
     for asked, swept in ((np.array([3, 4]), 0), (np.array([4, 150]), 1)):
         queries = block_of(known, asked, np.arange(500))
         search = Search(queries, candidates, Exclusions(), BlockSizes(10, 100, 100), device)
-        found = search.best(np.arange(2), 5)
+        result = search.best(np.arange(2), 5)
         assert search.swept == swept
-    assert found.take(found.query == 1).place.tolist() == [100, 101, 102, 103, 104]
+    assert result.take(result.query == 1).place.tolist() == [100, 101, 102, 103, 104]
 
 
 @quick
 @given(st.integers(2**20, 2**34), st.integers(1, 10_000), st.integers(1, 4096), st.integers(1, 500))
-def test_block_sizes_fit_memory(memory: int, queries: int, width: int, wanted: int) -> None:
-    found = block_sizes(memory, queries, width, wanted)
-    assert 1 <= found.queries <= queries
-    if found.block > 1:
-        assert 4 * found.block * (found.queries + 2 * width) <= memory / 2
-    if found.pool > 1:
-        assert 4 * found.pool * width <= memory / 8
+def test_block_sizes_fit_memory(memory: int, queries: int, width: int, expected: int) -> None:
+    actual = block_sizes(memory, queries, width, expected)
+    assert 1 <= actual.queries <= queries
+    if actual.block > 1:
+        assert 4 * actual.block * (actual.queries + 2 * width) <= memory / 2
+    if actual.pool > 1:
+        assert 4 * actual.pool * width <= memory / 8
 
 
 @quick
@@ -255,7 +255,7 @@ def test_maximal_marginal_relevance_equals_definition(
             if c not in chosen
         }
         chosen.append(max(gains, key=lambda c: (gains[c], -c)))
-    found = maximal_marginal_relevance(pool, relevance, weight, count)
-    assert found.tolist() == chosen
+    result = maximal_marginal_relevance(pool, relevance, weight, count)
+    assert result.tolist() == chosen
     if weight == 1:
-        assert found.tolist() == list(range(min(count, n)))
+        assert result.tolist() == list(range(min(count, n)))

@@ -44,11 +44,11 @@ def own_index(images: Path, model_dir: str, ray_cluster: None, tmp_path: Path) -
 
 
 def rows(con: duckdb.DuckDBPyConnection, table: str) -> pa.Table:
-    found = con.sql(f"SELECT * FROM {table} ORDER BY {KEYS[table]}").to_arrow_table()
-    if "feature" in found.column_names:  # an array there, a list here
-        at = found.column_names.index("feature")
-        found = found.set_column(at, "feature", found["feature"].cast(pa.list_(pa.float32())))
-    return found
+    result = con.sql(f"SELECT * FROM {table} ORDER BY {KEYS[table]}").to_arrow_table()
+    if "feature" in result.column_names:  # an array there, a list here
+        at = result.column_names.index("feature")
+        result = result.set_column(at, "feature", result["feature"].cast(pa.list_(pa.float32())))
+    return result
 
 
 def check_equal(cache: str, index: str) -> None:
@@ -88,14 +88,14 @@ def test_sign_bits_pool_of_all_is_exact(cache: str, index: str) -> None:
 
 def test_sign_bits_pool_has_fewest_different_bits(index: str) -> None:
     con = segrec_batch.connect(index)
-    found = dict(con.sql("SELECT image_id, sign_bits FROM images").fetchall())
-    query = sorted(found)[3]
+    result = dict(con.sql("SELECT image_id, sign_bits FROM images").fetchall())
+    query = sorted(result)[3]
 
     def bits(name: str) -> int:
-        pairs = zip(found[name], found[query], strict=True)
+        pairs = zip(result[name], result[query], strict=True)
         return sum(((a ^ b) & (2**64 - 1)).bit_count() for a, b in pairs)
 
-    nearest = sorted(found, key=lambda name: (bits(name), name))[:6]
+    nearest = sorted(result, key=lambda name: (bits(name), name))[:6]
     sql = f"SELECT image_id FROM recommend_by_sign_bits('{query}', pool := 6)"
     assert {n for (n,) in con.sql(sql).fetchall()} == set(nearest) - {query}
 
@@ -119,8 +119,8 @@ assert not any(name.startswith("segrec") for name in sys.modules)
 def test_cache_rows_are_sorted_by_coverage(cache: str) -> None:
     con = segrec_batch.connect(cache)
     regions = "SELECT class, coverage FROM cache.segrec.regions ORDER BY rowid"
-    found = con.sql(regions).fetchall()
-    assert found == sorted(found)
+    result = con.sql(regions).fetchall()
+    assert result == sorted(result)
     images = con.sql(
         "SELECT image_id, coverages FROM cache.segrec.images ORDER BY rowid"
     ).to_arrow_table()

@@ -86,12 +86,12 @@ def literal_rocchio(q: Floats, marked: Floats, marks: list[float], w: Weights) -
     good = [(m, x) for m, x in zip(marks, marked.tolist(), strict=True) if m > 0]
     bad = [x for m, x in zip(marks, marked.tolist(), strict=True) if m == 0]
     share = w.alpha + sum(w.beta * m / len(good) for m, _ in good) - (w.gamma if bad else 0)
-    found = []
+    result = []
     for i, value in enumerate(q.tolist()):
         terms = [w.alpha * value, *(w.beta / len(good) * m * x[i] for m, x in good)]
         terms += [-w.gamma / len(bad) * x[i] for x in bad]
-        found.append(math.fsum(terms) / share)
-    return found
+        result.append(math.fsum(terms) / share)
+    return result
 
 
 @quick
@@ -100,15 +100,15 @@ def test_rocchio_equals_formula(seed: int, marks: list[float]) -> None:
     rng = np.random.default_rng(seed)
     q, marked = rng.normal(size=5), rng.normal(size=(len(marks), 5))
     weights = Weights(*rng.uniform((0.5, 0, 0), (2, 2, 0.4)))
-    found = rocchio(q, marked, np.array(marks), weights)
-    assert found.tolist() == pytest.approx(literal_rocchio(q, marked, marks, weights))
+    result = rocchio(q, marked, np.array(marks), weights)
+    assert result.tolist() == pytest.approx(literal_rocchio(q, marked, marks, weights))
 
 
 @quick
 @given(arrays(np.float64, 7, elements=numbers))
 def test_rocchio_without_marks_is_query(q: Floats) -> None:
-    found = rocchio(q, np.empty((0, 7)), np.empty(0), Weights())
-    assert np.array_equal(found, q)
+    result = rocchio(q, np.empty((0, 7)), np.empty(0), Weights())
+    assert np.array_equal(result, q)
 
 
 @quick
@@ -117,9 +117,9 @@ def test_rocchio_of_one_image_pulls_towards_it(seed: int, value: float, twice: b
     """The refined query stays on the line from the query to the image, nearer than the query."""
     q, x = np.random.default_rng(seed).normal(size=(2, 6))
     marked = np.stack([x] * (1 + twice))
-    found = rocchio(q, marked, np.full(1 + twice, value), Weights())
+    result = rocchio(q, marked, np.full(1 + twice, value), Weights())
     pull = 0.75 * value / (1 + 0.75 * value)
-    assert found == pytest.approx(q + pull * (x - q))
+    assert result == pytest.approx(q + pull * (x - q))
     away = rocchio(q, marked, np.zeros(1 + twice), Weights())
     assert away == pytest.approx(q - 0.15 / 0.85 * (x - q))
 
@@ -128,7 +128,7 @@ def test_svm_equals_scikit_learn() -> None:
     rng = np.random.default_rng(3)
     q, marked = rng.normal(size=4), 3 * rng.normal(size=(9, 4))
     marks = np.array([1, 0.5, 0, 0, 1, 0, 0.5, 0, 0])
-    found = svm(q, marked, marks, Weights(c=2.0))
+    result = svm(q, marked, marks, Weights(c=2.0))
     rows = np.vstack([q, marked])
     length = np.sqrt((rows**2).sum(axis=1).mean())
     fitted = SVC(kernel="linear", C=2.0)
@@ -138,9 +138,9 @@ def test_svm_equals_scikit_learn() -> None:
         sample_weight=[1, 1, 0.5, 1, 1, 1, 1, 0.5, 1, 1],
     )
     others = rng.normal(size=(50, 4))
-    order = np.argsort(others @ found)
+    order = np.argsort(others @ result)
     assert order.tolist() == np.argsort(fitted.decision_function(others / length)).tolist()
-    assert np.linalg.norm(found) == pytest.approx(length)
+    assert np.linalg.norm(result) == pytest.approx(length)
 
 
 def test_refined_errors() -> None:
@@ -187,9 +187,9 @@ def test_prepare_undefined_vectors_are_nan() -> None:
 
 def test_vectors_of_each_method(recommender: Recommender) -> None:
     ids = [named(recommender)[i] for i in (7, 3)]
-    found = vectors(recommender.database, Method.of("pearson"), None, [*ids, "nobody"])
-    assert np.array_equal(found[:2], features()[[7, 3]])
-    assert np.isnan(found[2]).all()
+    result = vectors(recommender.database, Method.of("pearson"), None, [*ids, "nobody"])
+    assert np.array_equal(result[:2], features()[[7, 3]])
+    assert np.isnan(result[2]).all()
     cars = vectors(recommender.database, Method.of("pearson"), "car", ids)
     assert np.array_equal(cars, features()[[7, 3], ::-1])
 
@@ -217,10 +217,10 @@ def literal_next(filters: Filters, session: Session, ids: list[str], way: str) -
     with np.errstate(invalid="ignore"):
         unit = raw.astype(np.float64) - raw.mean(axis=1, dtype=np.float64, keepdims=True)
         unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    told = session.marks()
-    marked = [ids.index(name) for name in told]
+    message = session.marks()
+    marked = [ids.index(name) for name in message]
     refine = svm if way == SVM else rocchio
-    q = refine(unit[4], unit[marked], np.array(list(told.values())), session.weights)
+    q = refine(unit[4], unit[marked], np.array(list(message.values())), session.weights)
     hidden = {i // 2 for i in (4, *marked)} if filters.distinct_content else {4, *marked}
     order, seen = [], set()
     for i in sorted(range(N - 1), key=lambda i: (-round(unit[i] @ q, 12), ids[i])):
@@ -390,8 +390,8 @@ def test_sql_rocchio_equals_python(recommender: Recommender) -> None:
         marks = np.repeat([RELEVANT, SOMEWHAT, NOT_RELEVANT], [len(good), len(fair), len(bad)])
         sql = "SELECT rocchio($q, $good, $fair, $bad, alpha := 2, gamma := 0.3)"
         given = {"q": q.tolist(), "good": good, "fair": fair, "bad": bad}
-        ((found,),) = connection.execute(sql, given).fetchall()
-        assert found == pytest.approx(rocchio(q, marked, marks, Weights(alpha=2, gamma=0.3)))
+        ((result,),) = connection.execute(sql, given).fetchall()
+        assert result == pytest.approx(rocchio(q, marked, marks, Weights(alpha=2, gamma=0.3)))
     with pytest.raises(duckdb.Error, match="give a smaller gamma"):
         connection.execute("SELECT rocchio([1], [], [], [[2]], gamma := 1)").fetchall()
 

@@ -32,15 +32,15 @@ Rows = dict[str, dict[str, Any]]
 def rows() -> Rows:
     """What is in the index, by image_id; every 20th is a copy, some have no vector."""
     rng = np.random.default_rng(1)
-    found = {}
+    actual = {}
     for i in range(COUNT):
         row = image(i)
         texture = rng.integers(0, 5, 6).astype(np.float32)  # so that there are ties
         localised = rng.random(5).astype(np.float32)
         row["vectors"] = {"texture": texture if i % 9 else None, "localised": localised}
         row["category"] = "abc"[i % 3]
-        found[row["image_id"]] = row
-    return found
+        actual[row["image_id"]] = row
+    return actual
 
 
 @pytest.fixture(scope="module")
@@ -147,11 +147,11 @@ def test_recommend_order_equals_definition(
         "SELECT image_id, score, pearson FROM recommend($id, k := 100, method := $m) ORDER BY rank"
     )
     for query in list(rows)[:12]:
-        found = con.execute(sql, {"id": query, "m": method}).fetchall()
-        wanted = expected(rows, query, method, 100)
-        assert [image_id for image_id, *_ in found] == wanted
-        assert all(pearson is None for *_, pearson in found)
-        for image_id, score, _ in found:
+        actual = con.execute(sql, {"id": query, "m": method}).fetchall()
+        reference = expected(rows, query, method, 100)
+        assert [image_id for image_id, *_ in actual] == reference
+        assert all(pearson is None for *_, pearson in actual)
+        for image_id, score, _ in actual:
             a, b = (compared(rows[i], Method.of(method)) for i in (query, image_id))
             truth = similarity(Method.of(method).metric, a, b) if b is not None else None
             assert score == (truth if truth is None else pytest.approx(truth, abs=1e-12))
@@ -160,8 +160,8 @@ def test_recommend_order_equals_definition(
 def test_recommend_depth_of_second_ranking(con: duckdb.DuckDBPyConnection, rows: Rows) -> None:
     sql = "SELECT image_id FROM recommend($id, k := 9, depth := 4, method := 'localised')"
     for query in list(rows)[:6]:
-        found = [i for (i,) in con.execute(sql, {"id": query}).fetchall()]
-        assert found == expected(rows, query, "localised", 9, depth=4)
+        actual = [i for (i,) in con.execute(sql, {"id": query}).fetchall()]
+        assert actual == expected(rows, query, "localised", 9, depth=4)
 
 
 def test_recommend_filters_hold_for_all_methods(con: duckdb.DuckDBPyConnection, rows: Rows) -> None:
@@ -170,16 +170,16 @@ def test_recommend_filters_hold_for_all_methods(con: duckdb.DuckDBPyConnection, 
         SELECT r.image_id, r.coverage, semantic_distance FROM recommend($id, k := 100,
             method := 'texture', class := 'class_1', min_coverage := 0.1, epsilon := 0.9) AS r
     """
-    found = con.execute(sql, {"id": query}).fetchall()
+    actual = con.execute(sql, {"id": query}).fetchall()
     shares = {i: np.array(r["counts"]) / sum(r["counts"]) for i, r in rows.items()}
     distance = {i: np.abs(shares[i] - shares[query]).sum() for i in rows}
-    wanted = [
+    reference = [
         i for i in expected(rows, query, "texture", 100)
         if shares[i][1] >= 0.1 and distance[i] <= 0.9
     ]  # fmt: skip
-    assert {i for i, *_ in found} == set(wanted)
-    assert len(wanted) > 3
-    for image_id, coverage, semantic in found:
+    assert {i for i, *_ in actual} == set(reference)
+    assert len(reference) > 3
+    for image_id, coverage, semantic in actual:
         assert coverage == pytest.approx(shares[image_id][1], abs=1e-6)
         assert semantic == pytest.approx(distance[image_id], abs=1e-6)
 
@@ -261,19 +261,19 @@ def test_feedback_uses_method_of_session(index: str, rows: Rows, name: str, way:
         asked = recommender.find_image("image_id", ids[1])
         session = start(recommender, asked, Filters(k=8, method=name, distinct_content=False))
         session = mark(recommender, session, dict(enumerate(MARKS, start=1)), way)
-    told = session.marks()
+    message = session.marks()
     vectors = {i: v for i, row in rows.items() if (v := compared(row, method)) is not None}
-    raw = np.array([vectors[i] for i in (ids[1], *told)])
+    raw = np.array([vectors[i] for i in (ids[1], *message)])
     ready = METRICS[method.metric].prepare(raw)
-    q = refined(way, ready[0], ready[1:], np.array(list(told.values())), Weights())
+    q = refined(way, ready[0], ready[1:], np.array(list(message.values())), Weights())
     metric = Method.of(linear(name)).metric if way == "svm" else method.metric
-    left = vectors.keys() - {ids[1], *told}
+    left = vectors.keys() - {ids[1], *message}
     scores = sorted((similarity(metric, q, vectors[i]) or 0 for i in left), reverse=True)
-    found = [row.score for row in session.round(1) if row.score is not None]
-    assert found == pytest.approx(scores[: len(found)], rel=1e-5)
-    assert len(found) == 8
+    actual = [row.score for row in session.round(1) if row.score is not None]
+    assert actual == pytest.approx(scores[: len(actual)], rel=1e-5)
+    assert len(actual) == 8
     if way == "rocchio":
-        good, fair, bad = ([i for i, m in told.items() if m == value] for value in MARKS)
+        good, fair, bad = ([i for i, m in message.items() if m == value] for value in MARKS)
         values = {"id": ids[1], "good": good, "fair": fair, "bad": bad, "method": name}
         sql = (
             "SELECT score FROM recommend_again($id, relevant := $good, somewhat := $fair, "
@@ -281,7 +281,7 @@ def test_feedback_uses_method_of_session(index: str, rows: Rows, name: str, way:
         )
         with segrec_batch.connect(index) as con:
             again = [score for (score,) in con.execute(sql, values).fetchall()]
-        assert again == pytest.approx(found, rel=1e-5)
+        assert again == pytest.approx(actual, rel=1e-5)
 
 
 def test_feedback_keeps_category_and_foreground(index: str, rows: Rows) -> None:
@@ -294,11 +294,11 @@ def test_feedback_keeps_category_and_foreground(index: str, rows: Rows) -> None:
         session = mark(recommender, session, {2: 1.0})
         with pytest.raises(InputError, match="take rocchio, or start with localised-dot"):
             mark(recommender, session, {1: 1.0, 2: 0.0}, "svm")
-    (told,) = session.marks()
+    (message,) = session.marks()
     assert {rows[r.image_id]["category"] for r in session.round(1)} == {"b"}
     overlaps = [foreground_iou(rows[ids[1]], rows[r.image_id]) or -1 for r in session.round(1)]
     assert overlaps == sorted(overlaps, reverse=True)
     sql = "SELECT image_id FROM recommend_again($id, [$told], k := 5, method := 'localised')"
     with segrec_batch.connect(index) as con:
-        again = con.execute(sql, {"id": ids[1], "told": told}).fetchall()
+        again = con.execute(sql, {"id": ids[1], "told": message}).fetchall()
     assert [name for (name,) in again] == [r.image_id for r in session.round(1)]

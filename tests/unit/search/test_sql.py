@@ -78,8 +78,8 @@ def macros() -> duckdb.DuckDBPyConnection:
     rows = list(IMAGES.values())
     regions = [(i, name, r) for i in rows for name, r in i.regions.items()]
 
-    def inverse(found: list[np.ndarray]) -> list[float | None]:
-        return [None if math.isnan(n) else n for n in column_values.inverse_norms(np.stack(found))]
+    def inverse(result: list[np.ndarray]) -> list[float | None]:
+        return [None if math.isnan(n) else n for n in column_values.inverse_norms(np.stack(result))]
 
     columns = {
         "image_id": [i.image_id for i in rows],
@@ -123,14 +123,14 @@ def reference(a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def pearson(connection: duckdb.DuckDBPyConnection, a: object, b: object) -> float | None:
-    ((found,),) = connection.execute("SELECT pearson(?::FLOAT[], ?::FLOAT[])", [a, b]).fetchall()
-    return found
+    ((result,),) = connection.execute("SELECT pearson(?::FLOAT[], ?::FLOAT[])", [a, b]).fetchall()
+    return result
 
 
 @settings(deadline=None, max_examples=100)
 @given(arrays(np.float32, (2, 12), elements=values))
 def test_pearson_equals_formula(macros: duckdb.DuckDBPyConnection, vectors: np.ndarray) -> None:
-    found = pearson(macros, *vectors.tolist())
+    actual = pearson(macros, *vectors.tolist())
     expected = reference(*vectors)
     udf = "SELECT pearson_udf(?::FLOAT[], ?::FLOAT[])"
     assert scalar(macros, udf, *vectors.tolist()) == (
@@ -138,9 +138,9 @@ def test_pearson_equals_formula(macros: duckdb.DuckDBPyConnection, vectors: np.n
     )
     spread = min(np.ptp(v) / max(np.abs(v).max(), 1e-30) for v in vectors)
     if expected is None:
-        assert found is None
+        assert actual is None
     elif spread > 1e-3:  # below that, sums of squares in float64 lose the digits that count
-        assert found == pytest.approx(expected, abs=1e-7)
+        assert actual == pytest.approx(expected, abs=1e-7)
 
 
 @settings(deadline=None, max_examples=50)
@@ -148,9 +148,9 @@ def test_pearson_equals_formula(macros: duckdb.DuckDBPyConnection, vectors: np.n
 def test_pearson_ignores_scale_and_shift(
     macros: duckdb.DuckDBPyConnection, vector: np.ndarray, scale: float, shift: float
 ) -> None:
-    found = pearson(macros, vector.tolist(), (vector * scale + shift).tolist())
+    result = pearson(macros, vector.tolist(), (vector * scale + shift).tolist())
     if np.ptp(vector) > 1:
-        assert found == pytest.approx(1, abs=1e-6)
+        assert result == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_pearson_of_two_lengths_is_error(macros: duckdb.DuckDBPyConnection) -> N
 
 
 def scalar(connection: duckdb.DuckDBPyConnection, sql: str, *parameters: object) -> Any:
-    ((found,),) = connection.execute(sql, list(parameters)).fetchall()
-    return found
+    ((result,),) = connection.execute(sql, list(parameters)).fetchall()
+    return result
 
 
 bitmaps = st.lists(st.integers(-(2**63), 2**63 - 1), min_size=3, max_size=3)
@@ -190,16 +190,16 @@ def test_mask_iou_counts_bits(
 ) -> None:
     either = sum(((x | y) & (2**64 - 1)).bit_count() for x, y in zip(a, b, strict=True))
     both = sum(((x & y) & (2**64 - 1)).bit_count() for x, y in zip(a, b, strict=True))
-    found = scalar(macros, "SELECT mask_iou(?::BIGINT[], ?::BIGINT[])", a, b)
-    assert found == (None if either == 0 else pytest.approx(both / either))
+    result = scalar(macros, "SELECT mask_iou(?::BIGINT[], ?::BIGINT[])", a, b)
+    assert result == (None if either == 0 else pytest.approx(both / either))
 
 
 @settings(deadline=None, max_examples=50)
 @given(arrays(np.float32, (2, 5), elements=st.floats(0, 1, width=32)))
 def test_semantic_distance_is_l1(macros: duckdb.DuckDBPyConnection, shares: np.ndarray) -> None:
     a, b = shares.astype(np.float64)
-    found = scalar(macros, "SELECT semantic_distance(?::FLOAT[], ?::FLOAT[])", *shares.tolist())
-    assert found == pytest.approx(np.abs(a - b).sum())
+    result = scalar(macros, "SELECT semantic_distance(?::FLOAT[], ?::FLOAT[])", *shares.tolist())
+    assert result == pytest.approx(np.abs(a - b).sum())
 
 
 @pytest.mark.parametrize("function", ["mask_iou", "semantic_distance"])
@@ -251,7 +251,7 @@ def brute_force(query: Image, by_vector: bool, asked: Asked) -> list[Answer]:
     regional = asked.cls is not None and asked.scope == "region"
     vector = query.regions[asked.cls].feature if regional else query.feature
     leave_out = asked.exclude_self and not by_vector
-    found = []
+    result = []
     for image in IMAGES.values():
         region = image.regions.get(asked.cls or "")
         low, high = asked.window
@@ -266,18 +266,18 @@ def brute_force(query: Image, by_vector: bool, asked: Asked) -> list[Answer]:
             continue
         score = reference(vector, region.feature if regional else image.feature)
         score = None if score is None else round(score, 12)
-        found.append(Answer(image.image_id, score, beyond, iou(query, image, asked.cls)))
-    found.sort(key=lambda a: (a.pearson is None, a.beyond, -(a.pearson or 0), a.image_id))
+        result.append(Answer(image.image_id, score, beyond, iou(query, image, asked.cls)))
+    result.sort(key=lambda a: (a.pearson is None, a.beyond, -(a.pearson or 0), a.image_id))
     if asked.distinct_content:
         best: dict[str, Answer] = {}
-        for answer in found:
+        for answer in result:
             best.setdefault(IMAGES[answer.image_id].content, answer)
-        found = list(best.values())
+        result = list(best.values())
     if asked.rerank:
-        top, rest = found[: asked.depth], found[asked.depth :]
+        top, rest = result[: asked.depth], result[asked.depth :]
         top.sort(key=lambda a: (a.beyond, a.iou is None, -(a.iou or 0)))
-        found = [*top, *rest]
-    return found[: asked.k]
+        result = [*top, *rest]
+    return result[: asked.k]
 
 
 def iou(a: Image, b: Image, cls: str | None) -> float | None:
@@ -345,10 +345,10 @@ def test_recommend_equals_brute_force(
     if asked.cls and asked.scope == "region" and asked.cls not in image.regions:
         assert by_vector or recommend(macros, image, False, asked) == []
         return
-    found = recommend(macros, image, by_vector, asked)
+    actual = recommend(macros, image, by_vector, asked)
     expected = brute_force(image, by_vector, asked)
-    assert [row[0] for row in found] == [answer.image_id for answer in expected]
-    for (_, score, overlap), answer in zip(found, expected, strict=True):
+    assert [row[0] for row in actual] == [answer.image_id for answer in expected]
+    for (_, score, overlap), answer in zip(actual, expected, strict=True):
         assert score == (
             None if answer.pearson is None else pytest.approx(answer.pearson, abs=1e-9)
         )

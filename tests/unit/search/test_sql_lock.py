@@ -90,8 +90,8 @@ def remote(home: Path, s3: dict[str, str]) -> Target:
 
 @pytest.fixture(params=["local", "cache", pytest.param("remote", marks=pytest.mark.slow)])
 def target(request: pytest.FixtureRequest) -> Target:
-    found: Target = request.getfixturevalue(request.param)
-    return found
+    result: Target = request.getfixturevalue(request.param)
+    return result
 
 
 @pytest.fixture
@@ -119,9 +119,9 @@ def unchanged(target: Target) -> Iterator[None]:
 def database(target: Target, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
     """The target as `segrec sql` opens it."""
     monkeypatch.chdir(target.home)
-    found = open_index(target.index, access=Access.SEALED)
-    with found.connection:
-        yield found
+    result = open_index(target.index, access=Access.SEALED)
+    with result.connection:
+        yield result
 
 
 @pytest.mark.usefixtures("unchanged")
@@ -141,8 +141,8 @@ def test_sealed_connection_reaches_no_file(target: Target, database: Database) -
     for attack in [*READS, *(w for w in WRITES if "'{" in w)]:
         sql = target.text(attack)
         try:
-            found = database.connection.sql(sql)
-            rows = str(found.fetchall()) if found is not None else ""
+            result = database.connection.sql(sql)
+            rows = str(result.fetchall()) if result is not None else ""
         except duckdb.Error as error:
             rows = str(error)
         assert SECRET not in rows, attack
@@ -290,10 +290,10 @@ def test_guard_refuses_unknown_function(home: Path) -> None:
 
 def test_allowed_functions_have_no_effects_but_random() -> None:
     with duckdb.connect() as connection:
-        found = connection.sql(
+        result = connection.sql(
             "SELECT DISTINCT function_name FROM duckdb_functions() WHERE has_side_effects"
         ).fetchall()
-    effects = {name for (name,) in found} & (allowed_functions() | TABLE_FUNCTIONS)
+    effects = {name for (name,) in result} & (allowed_functions() | TABLE_FUNCTIONS)
     assert effects == {"error", "gen_random_uuid", "random", "uuid", "uuidv4", "uuidv7"}
 
 

@@ -48,8 +48,8 @@ def _file(about: bytes, rows: pa.Table | None = None) -> bytes:
 def about(tmp_path: Path) -> dict[str, Any]:
     write(_session(NEW), str(tmp_path / "session"))
     metadata = pq.read_schema(tmp_path / "session").metadata[KEY]
-    found: dict[str, Any] = json.loads(metadata)
-    return found
+    result: dict[str, Any] = json.loads(metadata)
+    return result
 
 
 @pytest.mark.parametrize("query", ["a" * 32, NEW])
@@ -85,11 +85,11 @@ FORGED: dict[str, dict[str, Any]] = {
 
 
 def merged(value: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    found = dict(value)
+    result = dict(value)
     for key, new in change.items():
-        old = found.get(key)
-        found[key] = merged(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
-    return found
+        old = result.get(key)
+        result[key] = merged(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
+    return result
 
 
 @pytest.mark.parametrize("what", FORGED)

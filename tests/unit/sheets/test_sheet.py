@@ -23,10 +23,10 @@ ROOT = Path(__file__).parents[3]
 
 def test_page_has_query_then_results_in_order() -> None:
     uris = [f"s3://bucket/{i}.jpg" for i in range(5)]
-    shown = page(*(card(uri) for uri in uris))
-    assert [attrs["class"] for attrs in shown.of_class("card")] == ["card query"] + 4 * ["card"]
-    assert [attrs["title"] for attrs in shown.of_class("uri")] == uris
-    headings = [text for text in shown.text("h2") if text.strip()]
+    html = page(*(card(uri) for uri in uris))
+    assert [attrs["class"] for attrs in html.of_class("card")] == ["card query"] + 4 * ["card"]
+    assert [attrs["title"] for attrs in html.of_class("uri")] == uris
+    headings = [text for text in html.text("h2") if text.strip()]
     assert headings == ["Query", "Rank 1", "Rank 2", "Rank 3", "Rank 4"]
 
 
@@ -39,8 +39,8 @@ def test_a_sheet_without_results_says_so() -> None:
     [(0.98765, "0.988"), (-0.5, "-0.500"), (-0.0001, "0.000"), (None, "undefined")],
 )
 def test_pearson_has_three_decimals_or_is_undefined(pearson: float | None, text: str) -> None:
-    shown = page(card(), card(score=pearson))
-    assert [data for data in shown.text("b") if data.strip()] == [text]
+    html = page(card(), card(score=pearson))
+    assert [data for data in html.text("b") if data.strip()] == [text]
 
 
 def test_nan_counts_as_undefined() -> None:
@@ -52,30 +52,30 @@ def test_the_query_has_no_scores() -> None:
 
 
 def test_mask_iou_stands_beside_pearson_where_it_is_known() -> None:
-    shown = page(card(), card(score=0.5, mask_iou=0.25), card(score=0.5))
-    assert [text for text in shown.text("b") if text.strip()] == ["0.500", "0.250", "0.500"]
-    assert [text.strip() for text in shown.text("li") if text.strip()].count("IoU") == 1
+    html = page(card(), card(score=0.5, mask_iou=0.25), card(score=0.5))
+    assert [text for text in html.text("b") if text.strip()] == ["0.500", "0.250", "0.500"]
+    assert [text.strip() for text in html.text("li") if text.strip()].count("IoU") == 1
 
 
 def test_bars_show_the_classes_in_order() -> None:
-    shown = page(card(coverage={"tree": 0.25, "road": 0.5, "car": 0.12345}))
-    labels = [data for data in shown.text("span") if data in {*CLASSES, "road"}]
+    html = page(card(coverage={"tree": 0.25, "road": 0.5, "car": 0.12345}))
+    labels = [data for data in html.text("span") if data in {*CLASSES, "road"}]
     assert labels == ["car", "person", "tree"]
-    assert [data for data in shown.text("span") if "%" in data] == ["12.3 %", "0.0 %", "25.0 %"]
-    widths = [attrs["width"] for attrs in shown.all("rect", height="10")]
+    assert [data for data in html.text("span") if "%" in data] == ["12.3 %", "0.0 %", "25.0 %"]
+    widths = [attrs["width"] for attrs in html.all("rect", height="10")]
     assert widths == ["12.35", "0.00", "25.00"]
 
 
 def test_class_of_filters_comes_first_with_window() -> None:
-    shown = Page(sheet(card(), card(), class_name="tree", window=(0.29, 0.96)))
-    names = [data for data in shown.text("span") if data in CLASSES]
+    html = Page(sheet(card(), card(), class_name="tree", window=(0.29, 0.96)))
+    names = [data for data in html.text("span") if data in CLASSES]
     assert names == 2 * ["tree", "car", "person"]
-    fills = [str(attrs["class"]) for attrs in shown.all("rect", height="10")]
+    fills = [str(attrs["class"]) for attrs in html.all("rect", height="10")]
     assert fills == 2 * ["fill-3", "fill-1", "fill-2"]  # colours stay those of the labels
-    assert len(shown.of_class("asked")) == 3  # in the legend and on two cards
-    bands = [attrs["d"] for attrs in shown.of_class("window")]
+    assert len(html.of_class("asked")) == 3  # in the legend and on two cards
+    bands = [attrs["d"] for attrs in html.of_class("window")]
     assert bands[1:] == 2 * ["M29.00 0H96.00V10H29.00z"]
-    assert "29 to 96 % asked for" in shown.text("path")
+    assert "29 to 96 % asked for" in html.text("path")
 
 
 @pytest.mark.parametrize(
@@ -85,21 +85,21 @@ def test_class_of_filters_comes_first_with_window() -> None:
 def test_a_window_is_drawn_only_for_a_class_with_a_colour(
     class_name: str | None, window: tuple[float, float], emphasised: int
 ) -> None:
-    shown = Page(sheet(card(), class_name=class_name, window=window))
-    assert len(shown.of_class("asked")) == emphasised
-    assert shown.of_class("window") == []
-    assert [data for data in shown.text("span") if data in CLASSES] == list(CLASSES)
+    html = Page(sheet(card(), class_name=class_name, window=window))
+    assert len(html.of_class("asked")) == emphasised
+    assert html.of_class("window") == []
+    assert [data for data in html.text("span") if data in CLASSES] == list(CLASSES)
 
 
 def test_alt_texts_have_rank_dominant_class_and_coverage() -> None:
-    shown = page(card(), card(coverage={}))
-    alts = [attrs["alt"] for attrs in shown.all("img") if "class" not in attrs]
+    html = page(card(), card(coverage={}))
+    alts = [attrs["alt"] for attrs in html.all("img") if "class" not in attrs]
     assert alts == [
         "Query: dominant class tree; coverage car 12.5%, person 0.0%, tree 25.0%",
         "Rank 1: no class present",
     ]
-    assert all(attrs["alt"] == "" for attrs in shown.of_class("mask"))
-    assert shown.all("html", lang="en")
+    assert all(attrs["alt"] == "" for attrs in html.of_class("mask"))
+    assert html.all("html", lang="en")
 
 
 def test_overlay_is_transparent_on_background_only() -> None:
@@ -124,19 +124,19 @@ def test_labels_beyond_the_classes_are_transparent() -> None:
 def test_exif_orientation_is_applied(kind: str) -> None:
     """Orientation 6: what is stored on the left belongs at the top."""
     data = image(80, 40, kind, orientation=6)
-    shown = page(card(data=data, label_mask=mask(8, 16, labels=(0, 1))))
-    upright = np.asarray(shown.images()[0].convert("RGB")).astype(int)
+    html = page(card(data=data, label_mask=mask(8, 16, labels=(0, 1))))
+    upright = np.asarray(html.images()[0].convert("RGB")).astype(int)
     assert upright.shape == (80, 40, 3)
     assert upright[10, 20].argmax() == 0
     assert upright[70, 20].argmax() == 2
-    assert shown.masks()[0].size == (40, 80)
-    assert 0x0112 not in shown.images()[0].getexif()  # or a browser would turn it once more
+    assert html.masks()[0].size == (40, 80)
+    assert 0x0112 not in html.images()[0].getexif()  # or a browser would turn it once more
 
 
 def test_large_images_shrink_and_small_ones_stay() -> None:
-    shown = page(card(data=image(2000, 1000)), card(data=image(40, 30)))
-    assert [image.size for image in shown.images()] == [(LONG_SIDE, LONG_SIDE // 2), (40, 30)]
-    assert [image.size for image in shown.masks()] == [(LONG_SIDE, LONG_SIDE // 2), (40, 30)]
+    html = page(card(data=image(2000, 1000)), card(data=image(40, 30)))
+    assert [image.size for image in html.images()] == [(LONG_SIDE, LONG_SIDE // 2), (40, 30)]
+    assert [image.size for image in html.masks()] == [(LONG_SIDE, LONG_SIDE // 2), (40, 30)]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "I;16"])
@@ -173,23 +173,23 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("data", UNREADABLE.values(), ids=UNREADABLE)
 def test_unreadable_image_shows_placeholder_and_mask(data: bytes | None) -> None:
-    shown = page(card(), Card("s3://bucket/b.jpg", data, mask(), {"car": 0.5}, 0.5))
-    assert shown.text("span").count("image not readable") == 1
-    assert len(shown.images()) == 1
-    assert [image.size for image in shown.masks()] == [(80, 60), (LONG_SIDE, LONG_SIDE * 3 // 4)]
-    assert "50.0 %" in shown.text("span")
+    html = page(card(), Card("s3://bucket/b.jpg", data, mask(), {"car": 0.5}, 0.5))
+    assert html.text("span").count("image not readable") == 1
+    assert len(html.images()) == 1
+    assert [image.size for image in html.masks()] == [(80, 60), (LONG_SIDE, LONG_SIDE * 3 // 4)]
+    assert "50.0 %" in html.text("span")
 
 
 def test_a_decompression_bomb_shows_a_placeholder() -> None:
-    shown = page(card(data=png_by_hand(20_000, 9_000)))
-    assert shown.text("span").count("image not readable") == 1
-    assert len(shown.masks()) == 1
+    html = page(card(data=png_by_hand(20_000, 9_000)))
+    assert html.text("span").count("image not readable") == 1
+    assert len(html.masks()) == 1
 
 
 def test_formats_that_no_index_takes_are_not_opened() -> None:
     """Pillow starts a PostScript interpreter for some of them."""
-    shown = page(card(data=encoded(Image.new("RGB", (40, 30)), "EPS")))
-    assert shown.text("span").count("image not readable") == 1
+    html = page(card(data=encoded(Image.new("RGB", (40, 30)), "EPS")))
+    assert html.text("span").count("image not readable") == 1
 
 
 def test_the_mask_of_a_very_long_unreadable_image_is_shown() -> None:
@@ -198,11 +198,11 @@ def test_the_mask_of_a_very_long_unreadable_image_is_shown() -> None:
 
 @pytest.mark.parametrize("data", [b"no png", image()], ids=["broken", "no labels"])
 def test_a_mask_that_cannot_be_read_is_left_out(data: bytes) -> None:
-    shown = page(card(label_mask=data), card(label_mask=data, readable=False))
-    assert shown.masks() == []
-    assert len(shown.images()) == 1
-    said = [text for text in shown.text("span") if "readable" in text]
-    assert said == ["mask not readable", "image and mask not readable"]
+    html = page(card(label_mask=data), card(label_mask=data, readable=False))
+    assert html.masks() == []
+    assert len(html.images()) == 1
+    message = [text for text in html.text("span") if "readable" in text]
+    assert message == ["mask not readable", "image and mask not readable"]
 
 
 @pytest.mark.parametrize(
@@ -219,16 +219,16 @@ EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\n{{ 7 * 7
 def test_hostile_text_stays_text() -> None:
     query = card("s3://" + EVIL, coverage={EVIL: 0.5})
     text = sheet(query, query, classes={EVIL: "#123456"}, caption=EVIL, notice=EVIL)
-    shown = Page(text)
-    assert len(shown.all("script")) == 1
-    assert shown.all("script") == [{}]
-    assert len(shown.all("img")) == 4
-    assert not [key for _, attrs in shown.elements for key in attrs if key.startswith("on")]
-    assert not [attrs for _, attrs in shown.elements if "style" in attrs]
-    assert [attrs["title"] for attrs in shown.of_class("uri")] == 2 * ["s3://" + EVIL]
-    assert EVIL in shown.text("span")
-    assert EVIL in shown.text("p")
-    assert "49" not in "".join(shown.text("p"))
+    html = Page(text)
+    assert len(html.all("script")) == 1
+    assert html.all("script") == [{}]
+    assert len(html.all("img")) == 4
+    assert not [key for _, attrs in html.elements for key in attrs if key.startswith("on")]
+    assert not [attrs for _, attrs in html.elements if "style" in attrs]
+    assert [attrs["title"] for attrs in html.of_class("uri")] == 2 * ["s3://" + EVIL]
+    assert EVIL in html.text("span")
+    assert EVIL in html.text("p")
+    assert "49" not in "".join(html.text("p"))
 
 
 def test_a_file_name_that_is_no_utf8_can_be_written() -> None:
@@ -236,12 +236,12 @@ def test_a_file_name_that_is_no_utf8_can_be_written() -> None:
 
 
 def test_policy_allows_only_this_style_and_this_script() -> None:
-    shown = page(card(), card())
-    policies = shown.all("meta", **{"http-equiv": "Content-Security-Policy"})
+    html = page(card(), card())
+    policies = html.all("meta", **{"http-equiv": "Content-Security-Policy"})
     policy = dict(part.strip().split(" ", 1) for part in str(policies[0]["content"]).split(";"))
 
     def source(tag: str) -> str:
-        text = "".join(shown.text(tag)[:1])
+        text = "".join(html.text(tag)[:1])
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
     assert policy == {
@@ -252,15 +252,15 @@ def test_policy_allows_only_this_style_and_this_script() -> None:
         "base-uri": "'none'",
         "form-action": "'none'",
     }
-    links = {tag for tag, attrs in shown.elements if "href" in attrs or "src" in attrs}
+    links = {tag for tag, attrs in html.elements if "href" in attrs or "src" in attrs}
     assert links == {"img", "link"}
-    assert all(attrs["href"] == "data:," for attrs in shown.all("link"))
+    assert all(attrs["href"] == "data:," for attrs in html.all("link"))
 
 
 def test_page_without_script_shows_masks_and_no_button() -> None:
-    shown = page(card(), card())
-    assert all(attrs["aria-pressed"] == "true" for attrs in shown.of_class("shot"))
-    assert "hidden" in shown.all("button", id="all")[0]
+    html = page(card(), card())
+    assert all(attrs["aria-pressed"] == "true" for attrs in html.of_class("shot"))
+    assert "hidden" in html.all("button", id="all")[0]
 
 
 def test_a_notice_shows_only_when_given() -> None:

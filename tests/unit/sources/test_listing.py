@@ -25,9 +25,9 @@ NOBODY = 65534
 def listed(uri: str | Path) -> dict[str, tuple[int, str, str | None]]:
     """URI → (size, etag, problem); every row is there once."""
     rows = pa.Table.from_batches(iter_images(str(uri)), SOURCES).to_pylist()
-    found = {r["uri"]: (r["source_size"], r["source_etag"], r["problem"]) for r in rows}
-    assert len(found) == len(rows)
-    return found
+    result = {r["uri"]: (r["source_size"], r["source_etag"], r["problem"]) for r in rows}
+    assert len(result) == len(rows)
+    return result
 
 
 def problems(uri: str | Path) -> dict[str, str | None]:
@@ -125,8 +125,8 @@ def test_any_name_is_listed_once(
         if (extension != "txt" and not n.startswith("._")) or n == "always.jpg"
     }
     counts = FileCounts()
-    found = [b["uri"].to_pylist() for b in iter_images(str(folder), counts)]
-    assert sorted(uri for uris in found for uri in uris) == sorted(expected)
+    actual = [b["uri"].to_pylist() for b in iter_images(str(folder), counts)]
+    assert sorted(uri for uris in actual for uri in uris) == sorted(expected)
     assert counts.total == len(names) == len(expected) + counts.left_out.total()
 
 
@@ -136,8 +136,8 @@ def test_names_that_are_not_utf8_are_shown_escaped(tmp_path: Path) -> None:
     for name in (b"/bad\xff.jpg", b"/caf\xe9/in.jpg", b"/good.jpg"):
         with open(raw + name, "wb"):  # noqa: PTH123
             pass
-    found = listed(tmp_path)
-    assert {uri: problem for uri, (_, _, problem) in found.items()} == {
+    result = listed(tmp_path)
+    assert {uri: problem for uri, (_, _, problem) in result.items()} == {
         f"{tmp_path}/bad\\xff.jpg": "file name is not UTF-8 (shown escaped)",
         f"{tmp_path}/caf\\xe9/in.jpg": "file name is not UTF-8 (shown escaped)",
         f"{tmp_path}/good.jpg": None,
@@ -158,8 +158,8 @@ def test_listing_follows_links_but_not_in_circles(tmp_path: Path) -> None:
     (root / "a" / "b" / "root").symlink_to(root)
     (root / "self").symlink_to(".")
     (outside / "back").symlink_to(root)
-    found = {uri.removeprefix(f"{root}/") for uri in listed(root)}
-    assert found == {"a/1.jpg", "a/b/2.jpg", "out/o.jpg", "again.jpg/o.jpg"}
+    result = {uri.removeprefix(f"{root}/") for uri in listed(root)}
+    assert result == {"a/1.jpg", "a/b/2.jpg", "out/o.jpg", "again.jpg/o.jpg"}
 
 
 def test_links_to_images_are_images(tmp_path: Path) -> None:
@@ -276,8 +276,8 @@ def test_every_file_is_listed_or_counted_by_its_kind(tmp_path: Path) -> None:
     for name in images:
         (tmp_path / name).write_bytes(encoded(smooth_pixels(8, 8), "JPEG"))
     counts = FileCounts()
-    found = pa.Table.from_batches(iter_images(str(tmp_path), counts), SOURCES)
-    assert {Path(uri).name for uri in found["uri"].to_pylist()} == images
+    result = pa.Table.from_batches(iter_images(str(tmp_path), counts), SOURCES)
+    assert {Path(uri).name for uri in result["uri"].to_pylist()} == images
     assert dict(counts.left_out) == {kind: len(names) for kind, names in left_out.items()}
     assert counts.total == len(list(tmp_path.iterdir()))
 
@@ -328,8 +328,8 @@ def test_memory_does_not_grow_with_the_number_of_images(
             (folder / "000000.jpg").touch()
             for i in range(1, count // folders):  # links cost less than files
                 os.link(folder / "000000.jpg", folder / f"{i:06}.jpg")
-        found, peaks[count] = peak(root)
-        assert found == count
+        result, peaks[count] = peak(root)
+        assert result == count
     assert peaks[100_000] < 1.3 * peaks[4_000] < 8e6
 
 
@@ -338,9 +338,12 @@ def test_other_stores_can_be_listed() -> None:
     for path in ("/tests-listing/a.jpg", "/tests-listing/b/c.png", "/tests-listing/d.txt"):
         fs.pipe_file(path, b"12")
     try:
-        found = listed("memory://tests-listing")
-        assert sorted(found) == ["memory:///tests-listing/a.jpg", "memory:///tests-listing/b/c.png"]
-        assert {size for size, _, _ in found.values()} == {2}
+        result = listed("memory://tests-listing")
+        assert sorted(result) == [
+            "memory:///tests-listing/a.jpg",
+            "memory:///tests-listing/b/c.png",
+        ]
+        assert {size for size, _, _ in result.values()} == {2}
         assert [*listed("memory://tests-listing/a.jpg")] == ["memory:///tests-listing/a.jpg"]
         with pytest.raises(InputError, match="no images found"):
             list_images("memory://tests-nowhere")

@@ -112,14 +112,14 @@ def test_images_are_read_as_files_of_a_bounded_size(tmp_path: Path) -> None:
     with server() as (http, asked):
         names = ("a", "link", "pipe", "zero", "large", "gone")
         uris = [*(str(tmp_path / f"{name}.jpg") for name in names), f"{http}/a.jpg", "/etc/passwd"]
-        found = fetch_images(uris, ImageRoots((str(tmp_path),)))
+        result = fetch_images(uris, ImageRoots((str(tmp_path),)))
     assert not asked
-    assert found[:2] == [b"image", b"image"]
-    assert "not a regular file" in str(found[2])
-    assert "not a regular file" in str(found[3])
-    assert str(found[4]).endswith("more than 268,435,456 bytes")
-    assert isinstance(found[5], FileNotFoundError)
-    assert [isinstance(f, OutsideRootsError) for f in found] == [False] * 6 + [True] * 2
+    assert result[:2] == [b"image", b"image"]
+    assert "not a regular file" in str(result[2])
+    assert "not a regular file" in str(result[3])
+    assert str(result[4]).endswith("more than 268,435,456 bytes")
+    assert isinstance(result[5], FileNotFoundError)
+    assert [isinstance(f, OutsideRootsError) for f in result] == [False] * 6 + [True] * 2
 
 
 @pytest.mark.parametrize(
@@ -209,12 +209,12 @@ def test_roots_in_a_forged_log_are_refused(tmp_path: Path) -> None:
 def test_cards_say_what_was_not_fetched(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"a")
     with server() as (http, asked):
-        found = [
+        result = [
             Recommendation(i, "x", uri, 0.5, 0.5, None, {}, b"")
             for i, uri in enumerate([str(tmp_path / "gone.png"), f"{http}/b.png", "/dev/zero"], 1)
         ]
         query = QueryImage(Card(str(tmp_path / "a.png"), None, b"", {}, None), "x")
-        shown = Results(query, Filters(), found).cards(ImageRoots((str(tmp_path),)))
+        shown = Results(query, Filters(), result).cards(ImageRoots((str(tmp_path),)))
     assert not asked
     assert [card.image for card in shown] == [b"a", None, None, None]
     assert [card.is_withheld for card in shown] == [False, False, True, True]

@@ -27,9 +27,9 @@ NO_FILE_NAMES = ["/leading.jpg", "two//slashes.jpg", "dots/../up.jpg", "./here.j
 def listed(uri: str) -> dict[str, dict[str, Any]]:
     """URI → row; every row is there once."""
     table = pa.Table.from_batches(iter_images(uri), SOURCES)
-    found = {row["uri"]: row for row in table.to_pylist()}
-    assert len(found) == table.num_rows
-    return found
+    result = {row["uri"]: row for row in table.to_pylist()}
+    assert len(result) == table.num_rows
+    return result
 
 
 def fails(what: Callable[[], Any], error: type[Exception]) -> tuple[str, float]:
@@ -59,8 +59,8 @@ def test_thousands_of_keys_come_page_by_page(s3: dict[str, str]) -> None:
         uris = list(contents)[:500]
         assert storage.read_many(uris, [9] * 500) == [contents[uri] for uri in uris]
         assert proxy.requests == {"GET": 503}
-        found = {uri for uri, _, _ in storage.find_files(f"{bucket}/images", ".jpg")}
-        assert found == set(contents)
+        result = {uri for uri, _, _ in storage.find_files(f"{bucket}/images", ".jpg")}
+        assert result == set(contents)
         storage.delete([*uris, *(f"{bucket}/images/not-there-{i}.jpg" for i in range(600))])
         assert proxy.requests["POST"] == 2
     kept = {uri for uri, _, _ in storage.find_files(bucket)}

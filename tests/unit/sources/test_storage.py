@@ -130,11 +130,11 @@ def test_delete_and_find_files(tmp_path: Path) -> None:
     for name in names:
         storage.write_bytes(str(tmp_path / name), b"12")
     (tmp_path / "circle").symlink_to(".")
-    found = sorted(storage.find_files(str(tmp_path), ".parquet"))
-    assert [(uri, size) for uri, size, _ in found] == [(str(tmp_path / n), 2) for n in names[:2]]
-    for uri, _, modified in found:
+    result = sorted(storage.find_files(str(tmp_path), ".parquet"))
+    assert [(uri, size) for uri, size, _ in result] == [(str(tmp_path / n), 2) for n in names[:2]]
+    for uri, _, modified in result:
         assert modified == Path(uri).stat().st_mtime
-    storage.delete([uri for uri, _, _ in found] * 2 + [str(tmp_path / "gone")])
+    storage.delete([uri for uri, _, _ in result] * 2 + [str(tmp_path / "gone")])
     assert [uri for uri, _, _ in storage.find_files(str(tmp_path))] == [str(tmp_path / "c.json")]
     assert list(storage.find_files(str(tmp_path / "nowhere"), ".parquet")) == []
     with pytest.raises(StorageError, match="deep"):
@@ -148,8 +148,8 @@ def test_other_stores(tmp_path: Path) -> None:
     try:
         assert storage.read_many([uri, f"{uri}.gone"], [2, 2])[0] == b"12"
         assert isinstance(storage.read_many([uri, f"{uri}.gone"])[1], FileNotFoundError)
-        ((found, size, _),) = storage.find_files("memory://tests-storage", ".bin")
-        assert (found, size) == (storage.absolute(uri), 4)
+        ((result, size, _),) = storage.find_files("memory://tests-storage", ".bin")
+        assert (result, size) == (storage.absolute(uri), 4)
         storage.delete([uri, uri])
         assert list(storage.find_files("memory://tests-storage")) == []
     finally:

@@ -61,9 +61,9 @@ def test_train_without_background_adds_one_that_never_wins(full_model: Model) ->
     assert np.isfinite(full_model.svm_bias).all()
     assert not any(weights[place].any() for weights in full_model.svm_weights.values())
     json.dumps(spec.to_json(), allow_nan=False)
-    (judged,) = spec.training["validation"]
-    assert judged["iou"]["background"] is None
-    assert judged["iou"]["street"] > 0.3
+    (result,) = spec.training["validation"]
+    assert result["iou"]["background"] is None
+    assert result["iou"]["street"] > 0.3
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,11 @@ def test_engines_predict_no_background_if_untrained(
 ) -> None:
     segmenter = load_segmenter(full_model, choose_engine(engine, precision, "cpu"))
     pixels = np.concatenate([smooth_batch(2), np.zeros_like(smooth_batch(1))])
-    found = segmenter(pixels, [(50, 70)] * 3)
-    assert not found.counts[:, 0].any()
-    maps: Sequence[NDArray[np.uint8]] = [found.labels, found.common, *found.masks]
+    result = segmenter(pixels, [(50, 70)] * 3)
+    assert not result.counts[:, 0].any()
+    maps: Sequence[NDArray[np.uint8]] = [result.labels, result.common, *result.masks]
     assert all((labels > 0).all() for labels in maps)
-    assert np.isfinite(found.region_features).all()
+    assert np.isfinite(result.region_features).all()
 
 
 def test_report_omits_background_absent_from_labels(
@@ -110,11 +110,11 @@ def test_rivals_predict_no_background_if_untrained() -> None:
         scorers.fit_forest(x, targets, components, 5, 5, 0),
         scorers.fit_neighbours(x, targets, components, 5),
     ):
-        found = score(x)
-        assert (found[:, 0] == LOWEST).all()
+        result = score(x)
+        assert (result[:, 0] == LOWEST).all()
         labels = values.astype(np.int64)
-        offsets = choose_offsets(found, labels, np.ones(300))
-        assert (np.argmax(found + offsets, axis=1) > 0).all()
+        offsets = choose_offsets(result, labels, np.ones(300))
+        assert (np.argmax(result + offsets, axis=1) > 0).all()
 
 
 def test_train_on_one_class_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,11 +128,13 @@ def test_train_on_one_class_warns(tmp_path: Path, capsys: pytest.CaptureFixture[
         "--backbone-weights", "random:0", "--input-size", "64", "--layers", "conv4_3", "--C", "1",
     )  # fmt: skip
     assert ended == 0
-    said = capsys.readouterr().err
-    assert "warning: every labelled pixel is of class thing: there is nothing to tell apart" in said
+    stderr = capsys.readouterr().err
+    assert (
+        "warning: every labelled pixel is of class thing: there is nothing to tell apart" in stderr
+    )
     model = load_model(str(tmp_path / "model"))
-    found = load_segmenter(model, choose_engine())(smooth_batch(2))
-    assert (found.labels == 1).all()
+    result = load_segmenter(model, choose_engine())(smooth_batch(2))
+    assert (result.labels == 1).all()
 
 
 def test_validate_names_class_of_single_group(
@@ -147,11 +149,11 @@ def test_validate_names_class_of_single_group(
         write_png(tmp_path / "m" / f"x{i}.png", values)
     images = pair_images(str(tmp_path / "i"), str(tmp_path / "m"))
     trainer = Trainer(images, classes, random_weights(), SETTINGS)
-    (judged,) = trainer.validate(SETTINGS.candidates)
-    assert judged.offsets[3] == 0
-    assert np.abs(judged.offsets).max() < 100
-    said = capsys.readouterr().err
-    assert "warning: too few groups have pixels of rare for cross-validation" in said
+    (result,) = trainer.validate(SETTINGS.candidates)
+    assert result.offsets[3] == 0
+    assert np.abs(result.offsets).max() < 100
+    stderr = capsys.readouterr().err
+    assert "warning: too few groups have pixels of rare for cross-validation" in stderr
 
 
 def test_evaluable_classes_need_two_folds() -> None:

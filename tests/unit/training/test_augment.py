@@ -34,11 +34,11 @@ def _augment(
     kind: str, seed: int, void: bool = False
 ) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
     labels = _blocks(void)
-    image, found = augment(_drawn(labels), labels, kind, np.random.default_rng(seed))
-    assert (image.mode, found.dtype) == ("RGB", np.int16)
+    image, result = augment(_drawn(labels), labels, kind, np.random.default_rng(seed))
+    assert (image.mode, result.dtype) == ("RGB", np.int16)
     pixels = np.asarray(image)
-    assert pixels.shape[:2] == found.shape
-    return pixels, found
+    assert pixels.shape[:2] == result.shape
+    return pixels, result
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -104,8 +104,8 @@ def test_augment_flip_mirrors() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_augment_is_reproducible(kind: str) -> None:
-    for found, again in zip(_augment(kind, 3), _augment(kind, 3), strict=True):
-        np.testing.assert_array_equal(found, again)
+    for result, again in zip(_augment(kind, 3), _augment(kind, 3), strict=True):
+        np.testing.assert_array_equal(result, again)
     labels = [_augment(kind, seed)[1] for seed in SEEDS]
     others = [a.shape != labels[0].shape or (a != labels[0]).any() for a in labels[1:]]
     assert any(others) == (kind != "flip")
@@ -115,8 +115,8 @@ def test_augment_is_reproducible(kind: str) -> None:
 def test_augment_keeps_source_and_accepts_tiny_images(kind: str) -> None:
     labels = np.array([[3]], np.int16)
     image = _drawn(labels)
-    found, mask = augment(image, labels, kind, np.random.default_rng(0))
-    assert (found.size, mask.tolist()) == ((1, 1), [[3]])
+    result, mask = augment(image, labels, kind, np.random.default_rng(0))
+    assert (result.size, mask.tolist()) == ((1, 1), [[3]])
     assert labels.tolist() == [[3]]
     assert image.getpixel((0, 0)) == tuple(COLOURS[3])
 

@@ -60,9 +60,9 @@ def test_classical_methods_beat_majority_class(scenes: Path, fitted: ClassicalMe
     confusion = {name: np.zeros((4, 4), np.int64) for name in NAMES}
     for item in images[::4]:
         image, labels = item.load(classes)
-        found = fitted(image)
-        assert list(found) == NAMES
-        for name, (predicted, cells) in found.items():
+        result = fitted(image)
+        assert list(result) == NAMES
+        for name, (predicted, cells) in result.items():
             assert predicted.shape == labels.shape
             assert cells is not None
             assert cells.shape == (4,)
@@ -75,10 +75,10 @@ def test_classical_methods_beat_majority_class(scenes: Path, fitted: ClassicalMe
 
 
 def test_classical_cells_equal_map_on_grid(fitted: ClassicalMethods) -> None:
-    found = fitted(Image.fromarray(smooth_pixels(7, 9)))  # nothing to resize
-    for name, (labels, cells) in found.items():
+    result = fitted(Image.fromarray(smooth_pixels(7, 9)))  # nothing to resize
+    for name, (labels, cells) in result.items():
         np.testing.assert_array_equal(np.bincount(labels.ravel(), minlength=4), cells, name)
-    assert len({labels.tobytes() for labels, _ in found.values()}) > 1
+    assert len({labels.tobytes() for labels, _ in result.values()}) > 1
 
 
 @pytest.mark.slow
@@ -152,6 +152,6 @@ def test_scores_of_class_without_positions_are_lowest() -> None:
         scorers.fit_forest(x, targets, components, 5, 5, 0),
         scorers.fit_neighbours(x, targets, components, 5),
     ):
-        found = score(x)
-        assert found.shape == (len(x), 3)
-        assert (found.argmax(axis=1) != 2).all()
+        result = score(x)
+        assert result.shape == (len(x), 3)
+        assert (result.argmax(axis=1) != 2).all()

@@ -29,15 +29,15 @@ SETTINGS = MaskRcnnSettings(min_size=64, min_pixels=20, batch=2, device="cpu")
 
 
 def _flood(labels: np.ndarray, start: tuple[int, int]) -> set[tuple[int, int]]:
-    found, edge = {start}, [start]
+    result, edge = {start}, [start]
     while edge:
         y, x = edge.pop()
         for near in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
             inside = 0 <= near[0] < labels.shape[0] and 0 <= near[1] < labels.shape[1]
-            if inside and near not in found and labels[near] == labels[start]:
-                found.add(near)
+            if inside and near not in result and labels[near] == labels[start]:
+                result.add(near)
                 edge.append(near)
-    return found
+    return result
 
 
 @given(seed=st.integers(0, 1000), least=st.integers(1, 6))
@@ -51,10 +51,10 @@ def test_connected_instances_equal_flood_fill(seed: int, least: int) -> None:
             ys, xs = zip(*region, strict=True)
             box = (min(xs), min(ys), max(xs) + 1, max(ys) + 1)
             expected[region] = (int(labels[start]), box)
-    found = connected_instances(labels, 2, least)
-    assert found.masks.shape == (len(expected), 7, 9)
-    assert found.boxes.shape == (len(expected), 4)
-    for label, box, mask in zip(found.labels, found.boxes, found.masks, strict=True):
+    actual = connected_instances(labels, 2, least)
+    assert actual.masks.shape == (len(expected), 7, 9)
+    assert actual.boxes.shape == (len(expected), 4)
+    for label, box, mask in zip(actual.labels, actual.boxes, actual.masks, strict=True):
         region = frozenset((int(y), int(x)) for y, x in np.argwhere(mask))
         assert expected[region] == (label, tuple(box))
 
@@ -73,9 +73,9 @@ def state() -> dict[str, Tensor]:
     """Of torchvision's model as its own function makes it, for the 91 classes of COCO."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        found = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
+        result = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
     # the normalisation is frozen: without this, 50 layers of random weights end in infinity
-    return {n: t * 0 if n.endswith("bn3.weight") else t for n, t in found.items()}
+    return {n: t * 0 if n.endswith("bn3.weight") else t for n, t in result.items()}
 
 
 OLD_NAMES = (  # as in the file that torchvision downloads
@@ -139,13 +139,13 @@ def test_paint_objects_puts_best_score_on_top() -> None:
     masks[1, :, 8:16, 8:16] = 0.6
     masks[2] = 1.0
     scores, labels = torch.tensor([0.7, 0.9, 0.2]), torch.tensor([2, 1, 3])
-    found = {"scores": scores, "labels": labels, "masks": masks}
+    actual = {"scores": scores, "labels": labels, "masks": masks}
     expected = np.zeros((20, 30), np.uint8)
     expected[4:12, 4:12] = 2
     expected[8:16, 8:16] = 1
-    np.testing.assert_array_equal(paint_objects(found, (20, 30), 0.5), expected)
+    np.testing.assert_array_equal(paint_objects(actual, (20, 30), 0.5), expected)
     double = np.repeat(np.repeat(expected, 2, axis=0), 2, axis=1)
-    wrong = paint_objects(found, (40, 60), 0.5) != double
+    wrong = paint_objects(actual, (40, 60), 0.5) != double
     assert wrong.mean() < 0.03, "enlarged; edges may move by a pixel"
 
 
@@ -170,6 +170,6 @@ def test_mask_rcnn_learns_and_is_reproducible(
 
 def test_mask_rcnn_classes_start_at_one() -> None:
     labels = Classes({"car": (7,)}).to_classes(np.array([[7, 7], [0, 3]], np.int16))
-    found = connected_instances(labels, 1, 1)
-    assert found.labels.tolist() == [1]
-    assert found.boxes.tolist() == [[0, 0, 2, 1]]
+    result = connected_instances(labels, 1, 1)
+    assert result.labels.tolist() == [1]
+    assert result.boxes.tolist() == [[0, 0, 2, 1]]

@@ -68,10 +68,10 @@ def test_draw_cells_weights_are_unbiased(positions: int) -> None:
     cells, weights = (np.concatenate([d[i] for d in draws]) for i in (1, 2))
     for value in (0, 2, 7, 8):
         members = labels.ravel() == value
-        found = np.where(members[cells], weights, 0)
-        assert found.sum() / len(draws) == pytest.approx(members.sum(), rel=0.1)
+        actual = np.where(members[cells], weights, 0)
+        assert actual.sum() / len(draws) == pytest.approx(members.sum(), rel=0.1)
         expected = worth[members].sum()
-        assert (found * worth[cells]).sum() / len(draws) == pytest.approx(expected, rel=0.1)
+        assert (actual * worth[cells]).sum() / len(draws) == pytest.approx(expected, rel=0.1)
 
 
 def test_draw_cells_of_void_image_is_empty() -> None:
@@ -88,13 +88,13 @@ def test_draw_cells_of_void_image_is_empty() -> None:
 @quick
 def test_cell_labels_read_centre_pixels(size: tuple[int, int], grid: tuple[int, int]) -> None:
     labels = np.random.default_rng(0).integers(-1, 99, size).astype(np.int16)
-    found = cell_labels(labels, grid)
-    assert found.shape == grid
+    result = cell_labels(labels, grid)
+    assert result.shape == grid
     for r, c in ((0, 0), (grid[0] - 1, grid[1] - 1), (grid[0] // 2, grid[1] // 3)):
         y, x = (
             (2 * i + 1) * side // (2 * n) for i, side, n in zip((r, c), size, grid, strict=True)
         )
-        assert found[r, c] == labels[y, x]
+        assert result[r, c] == labels[y, x]
 
 
 def test_samples_columns_follow_selected_taps() -> None:
@@ -106,10 +106,10 @@ def test_samples_columns_follow_selected_taps() -> None:
     values, numbers = none.astype(np.int16), none.astype(np.int64)
     groups, centre = none.astype(object), torch.zeros(512)
     samples = Samples(features, values, none, groups, centre, numbers, numbers)
-    for wanted in ([2, 0], [3], [1, 2, 3], [0, 1, 2, 3], [3, 2, 1, 0]):
-        found = samples.columns(taps, [taps[i] for i in wanted])
+    for expected in ([2, 0], [3], [1, 2, 3], [0, 1, 2, 3], [3, 2, 1, 0]):
+        actual = samples.columns(taps, [taps[i] for i in expected])
         np.testing.assert_array_equal(
-            found, np.concatenate([parts[i] for i in wanted], axis=1, dtype=np.float16)
+            actual, np.concatenate([parts[i] for i in expected], axis=1, dtype=np.float16)
         )
 
 

@@ -38,8 +38,8 @@ def test_segmentation_loss_equals_plain_loops(seed: int, void: float) -> None:
             known += 1
     dice = [2 * o / max(s, 1) for o, s in zip(overlap, size, strict=True)]
     expected = entropy / max(known, 1) + 1 - (dice[1] + dice[2]) / 2
-    found = segmentation_loss(torch.from_numpy(scores), torch.from_numpy(labels))
-    assert float(found) == pytest.approx(expected)
+    actual = segmentation_loss(torch.from_numpy(scores), torch.from_numpy(labels))
+    assert float(actual) == pytest.approx(expected)
 
 
 def test_segmentation_loss_ignores_void() -> None:
@@ -69,10 +69,10 @@ def test_unet_shapes_and_receptive_field() -> None:
 def test_unet_map_has_size_of_image(size: tuple[int, int], scenes: Path) -> None:
     images = pair_images(str(scenes / "images"), str(scenes / "masks"))[:2]
     fitted = fit_unet(images, load_classes(str(scenes / "classes.json")), TINY)
-    (found,) = fitted(Image.fromarray(smooth_pixels(*size))).values()
-    assert found.labels.shape == size
-    assert found.labels.dtype == np.uint8
-    assert found.cells is None
+    (result,) = fitted(Image.fromarray(smooth_pixels(*size))).values()
+    assert result.labels.shape == size
+    assert result.labels.dtype == np.uint8
+    assert result.cells is None
 
 
 def test_unet_fit_is_reproducible_and_ignores_void(scenes: Path, tmp_path: Path) -> None:

@@ -78,14 +78,14 @@ def test_confusion_and_iou_equal_plain_loops(seed: int) -> None:
     expected = np.zeros((4, 4))
     for row, label, weight in zip(scores, labels, weights, strict=True):
         expected[label, row.argmax()] += weight
-    found = weighted_confusion(scores, labels, weights)
-    np.testing.assert_allclose(found, expected)
+    actual = weighted_confusion(scores, labels, weights)
+    np.testing.assert_allclose(actual, expected)
     predicted = scores.argmax(axis=1)
     for k in range(4):
         both, either = (
             weights[f(labels == k, predicted == k)].sum() for f in (np.logical_and, np.logical_or)
         )
-        assert iou(found)[k] == pytest.approx(both / either)
+        assert iou(actual)[k] == pytest.approx(both / either)
 
 
 def test_iou_of_absent_and_missed_classes() -> None:
@@ -94,11 +94,11 @@ def test_iou_of_absent_and_missed_classes() -> None:
 
 
 def test_mean_iou_covers_present_foreground() -> None:
-    found = Validation(
+    result = Validation(
         HeadCandidate((Tap("conv5_3"),), 1.0), np.array([0.9, 0.2, np.nan, 0.4]), np.zeros(4), 0.5
     )
-    assert found.mean_iou == pytest.approx(0.3)
-    assert str(found.candidate) == "conv5_3 C=1"
+    assert result.mean_iou == pytest.approx(0.3)
+    assert str(result.candidate) == "conv5_3 C=1"
 
 
 def _mean_iou(scores: NDArray, labels: NDArray, weights: NDArray) -> float:
@@ -162,10 +162,10 @@ def test_cross_validate_prefers_informative_tap() -> None:
     samples, taps = _samples(), (Tap("conv1_1"), Tap("conv1_2"))
     candidates = [HeadCandidate((tap,), 1.0) for tap in taps]
     components = Components.of(samples.values, CLASSES)
-    judged = list(cross_validate(samples, taps, candidates, components, CLASSES, 0))
-    assert [v.candidate for v in judged] == candidates
-    assert judged[0].mean_iou > 0.95
-    assert judged[0].accuracy > 0.97
-    assert judged[1].mean_iou < 0.5, "noise would look good only to an SVM that saw the answers"
+    result = list(cross_validate(samples, taps, candidates, components, CLASSES, 0))
+    assert [v.candidate for v in result] == candidates
+    assert result[0].mean_iou > 0.95
+    assert result[0].accuracy > 0.97
+    assert result[1].mean_iou < 0.5, "noise would look good only to an SVM that saw the answers"
     again = list(cross_validate(samples, taps, candidates, components, CLASSES, 0))
-    np.testing.assert_array_equal(judged[1].iou, again[1].iou)
+    np.testing.assert_array_equal(result[1].iou, again[1].iou)
