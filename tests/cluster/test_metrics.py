@@ -29,10 +29,10 @@ def samples_of(head: Head) -> dict[tuple[str, str], float]:
         # ports of Ray's own figures, of which the tests' Ray on loopback has the same
         with suppress(ConnectionRefusedError), _opened(target) as answer:
             for name, labels, value in SAMPLE.findall(answer.read().decode()):
-                message = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+                label_values = dict(re.findall(r'(\w+)="([^"]*)"', labels))
                 label = COUNTERS.get(name.removeprefix("ray_"), ("", None))[1]
-                result[name, message.get(label or "", "")] = float(value)
-                assert message["run_id"]
+                result[name, label_values.get(label or "", "")] = float(value)
+                assert label_values["run_id"]
     return result
 
 

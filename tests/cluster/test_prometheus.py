@@ -83,8 +83,8 @@ def check(*command: object) -> str:
 def expressions() -> list[str]:
     """All that the dashboard asks Prometheus."""
     board = json.loads(DASHBOARD.read_text())
-    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
-    return [*asked, board["templating"]["list"][1]["query"]["query"]]
+    of_panels = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    return [*of_panels, board["templating"]["list"][1]["query"]["query"]]
 
 
 def test_configuration_finds_rules(promtool: str, tmp_path: Path) -> None:
@@ -106,20 +106,21 @@ def test_alerts_fire(case: str, promtool: str, tmp_path: Path) -> None:
 
 
 def test_dashboard_queries_parse(promtool: str, tmp_path: Path) -> None:
-    asked = [e for e in expressions() if not e.startswith("label_values")]
+    queries = [e for e in expressions() if not e.startswith("label_values")]
     rules: list[dict[str, Any]] = [
-        {"record": f"asked:{i}", "expr": expr.replace("$run", ".*")} for i, expr in enumerate(asked)
+        {"record": f"query:{i}", "expr": expr.replace("$run", ".*")}
+        for i, expr in enumerate(queries)
     ]
-    file = tmp_path / "asked.yml"
-    file.write_text(json.dumps({"groups": [{"name": "asked", "rules": rules}]}))
-    assert f"{len(asked)} rules found" in check(promtool, "check", "rules", file)
+    file = tmp_path / "queries.yml"
+    file.write_text(json.dumps({"groups": [{"name": "queries", "rules": rules}]}))
+    assert f"{len(queries)} rules found" in check(promtool, "check", "rules", file)
 
 
 def test_alerts_and_dashboard_use_exported_metrics() -> None:
     names = re.compile(r"\bray_\w+")
     alerts = set(names.findall(ALERTS.read_text()))
-    asked = {name for expression in expressions() for name in names.findall(expression)}
+    series = {name for expression in expressions() for name in names.findall(expression)}
     rays_own = alerts - EXPORTED
     assert rays_own == {"ray_memory_manager_worker_eviction_total"}
     assert all(name in Path(default_dashboard_panels.__file__).read_text() for name in rays_own)
-    assert asked == EXPORTED
+    assert series == EXPORTED

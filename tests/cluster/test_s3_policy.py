@@ -140,8 +140,8 @@ def set_policy(bucket: str, users: dict[str, Document]) -> None:
 
 @pytest.mark.slow
 def test_policies_are_exact(bench: Bench) -> None:
-    """The life of an index; then all that was asked is all that is granted."""
-    bench.proxy.asked.clear()
+    """The life of an index; then every request was granted, and every grant was requested."""
+    bench.proxy.requested.clear()
     bench.index()
     storage.delete([f"{bench.bucket}/images/0.jpg"])
     put({f"{bench.bucket}/images/{i}.jpg": image(9 + i) for i in (1, 5)})
@@ -157,9 +157,9 @@ def test_policies_are_exact(bench: Bench) -> None:
             fs, _ = storage.filesystem(bench.bucket)
             begun = fs.call_s3("create_multipart_upload", **upload)
             fs.call_s3("abort_multipart_upload", UploadId=begun["UploadId"], **upload)
-    assert bench.proxy.asked == grants(load(NIGHTLY))
+    assert bench.proxy.requested == grants(load(NIGHTLY))
 
-    bench.proxy.asked.clear()
+    bench.proxy.requested.clear()
     ask = ("--index", f"{bench.bucket}/index", "--uri", f"{bench.bucket}/images/1.jpg")
     sheet = bench.run(
         "segrec_batch/cli/main.py", "query", *ask, "--format", "html", env=bench.reader
@@ -167,7 +167,7 @@ def test_policies_are_exact(bench: Bench) -> None:
     assert "not readable" not in sheet
     with bench.as_(bench.reader):
         assert storage.read_bytes(f"{bench.bucket}/reports/1/report.html")
-    assert bench.proxy.asked == grants(load(READ))
+    assert bench.proxy.requested == grants(load(READ))
 
 
 @pytest.mark.slow
@@ -225,8 +225,8 @@ def test_denied_images_keep_rows(bench: Bench) -> None:
     assert len(readable) == 1
     try:
         set_policy(bench.bucket, {f"nightly-{name}": policy})
-        message = bench.index(name="index/hidden", expect=1)
-        assert "2 of 2 sources could not be read, most often PermissionError" in message
+        stderr = bench.index(name="index/hidden", expect=1)
+        assert "2 of 2 sources could not be read, most often PermissionError" in stderr
         assert rows(contents) == before
         assert [uri for (uri,) in rows("SELECT uri FROM stale ORDER BY uri")] == images
     finally:

@@ -131,10 +131,12 @@ def test_second_run_retries_only_unread_files(indexed: Indexed, model_dir: str) 
 def test_image_with_odd_name_is_queried(indexed: Indexed) -> None:
     connection = segrec_batch.connect(indexed.snapshot.index)
     for name in ODD_NAMES:
-        ((asked,),) = connection.execute(
+        ((image_id,),) = connection.execute(
             "SELECT image_id FROM images WHERE uri = ?", [f"{indexed.folder}/{name}"]
         ).fetchall()
-        result = connection.execute("SELECT count(*) FROM recommend(?, k := 5)", [asked]).fetchall()
+        result = connection.execute(
+            "SELECT count(*) FROM recommend(?, k := 5)", [image_id]
+        ).fetchall()
         assert result == [(5,)]
 
 

@@ -70,7 +70,7 @@ class Source:
 
 
 @contextmanager
-def source(index: str, since: str, folder: Path) -> Iterator[Source]:
+def open_source(index: str, since: str, folder: Path) -> Iterator[Source]:
     refresh_cache(index, str(folder / "cache.duckdb"))
     tables = {
         table: pa.table(DeltaTable(f"{index}/{table}", version).to_pyarrow_table()).to_pylist()
@@ -78,8 +78,8 @@ def source(index: str, since: str, folder: Path) -> Iterator[Source]:
     }
     cars = {r["image_id"] for r in tables["regions"] if r["class"] == "car"}
     trees = [r for r in tables["regions"] if r["class"] == "tree" and 0.2 <= r["coverage"] <= 0.6]
-    asked = min(trees, key=lambda r: (r["image_id"] not in cars, r["image_id"]))
-    values = {"image_id": asked["image_id"], "uri": asked["uri"], "since": since, "name": "car"}
+    query = min(trees, key=lambda r: (r["image_id"] not in cars, r["image_id"]))
+    values = {"image_id": query["image_id"], "uri": query["uri"], "since": since, "name": "car"}
     of_index = open_index(index, access=Access.SEALED)
     of_cache = open_index(str(folder / "cache.duckdb"), access=Access.SEALED)
     with of_index.connection, of_cache.connection:
@@ -88,8 +88,8 @@ def source(index: str, since: str, folder: Path) -> Iterator[Source]:
 
 @pytest.fixture(scope="module")
 def scenes_source(index: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
-    with source(index, "2026-01-01", tmp_path_factory.mktemp("scenes_cache")) as made:
-        yield made
+    with open_source(index, "2026-01-01", tmp_path_factory.mktemp("scenes_cache")) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +101,14 @@ def streets(model: Model, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def streets_source(streets: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
-    with source(streets, "2026-03-03 00:00", tmp_path_factory.mktemp("streets_cache")) as made:
-        yield made
+    with open_source(
+        streets, "2026-03-03 00:00", tmp_path_factory.mktemp("streets_cache")
+    ) as opened:
+        yield opened
 
 
 @pytest.fixture(params=["streets_source", pytest.param("scenes_source", marks=pytest.mark.slow)])
-def asked(request: pytest.FixtureRequest) -> Source:
+def source(request: pytest.FixtureRequest) -> Source:
     result: Source = request.getfixturevalue(request.param)
     return result
 
@@ -127,14 +129,14 @@ def in_an_order(sql: str, rows: Rows) -> Rows:
 
 
 @pytest.mark.parametrize("name", QUERIES)
-def test_query_on_index_equals_query_on_cache(asked: Source, name: str) -> None:
+def test_query_on_index_equals_query_on_cache(source: Source, name: str) -> None:
     sql = QUERIES[name]
     if "'INDEX/" in sql:
-        sql = sql.replace("INDEX", asked.index.index.replace("'", "''"))
-        with segrec_batch.connect(asked.index.index, locked=False) as connection:
+        sql = sql.replace("INDEX", source.index.index.replace("'", "''"))
+        with segrec_batch.connect(source.index.index, locked=False) as connection:
             assert len(connection.sql(sql).fetchall()) > 20
         return
-    of_index, of_cache = asked.answers(sql)
+    of_index, of_cache = source.answers(sql)
     assert_same(in_an_order(sql, of_index), in_an_order(sql, of_cache))
 
 
@@ -150,22 +152,22 @@ def test_recipe_has_title_and_order() -> None:
         assert re.search(r"ORDER BY|FROM recommend", sql)
 
 
-def test_recipe_car_without_person(asked: Source) -> None:
+def test_recipe_car_without_person(source: Source) -> None:
     expected = [
         row
-        for row in asked.tables["images"]
+        for row in source.tables["images"]
         if row["coverage_car"] >= np.float32(0.3) and row["coverage_person"] == 0
     ]
     expected.sort(key=lambda row: (-row["coverage_car"], row["uri"]))
-    actual = asked.answer("Images with at least 30 % car")
+    actual = source.answer("Images with at least 30 % car")
     assert [(r["uri"], r["coverage_car"]) for r in actual] == [
         (r["uri"], r["coverage_car"]) for r in expected
     ]
 
 
-def test_recipe_class_balance(asked: Source) -> None:
-    images, regions = asked.tables["images"], asked.tables["regions"]
-    result = {r["class"]: r for r in asked.answer("Class balance")}
+def test_recipe_class_balance(source: Source) -> None:
+    images, regions = source.tables["images"], source.tables["regions"]
+    result = {r["class"]: r for r in source.answer("Class balance")}
     assert result.keys() == {r["class"] for r in regions}
     for name, row in result.items():
         shares = np.array([image[f"coverage_{name}"] for image in images])
@@ -174,16 +176,16 @@ def test_recipe_class_balance(asked: Source) -> None:
         assert row["share_of_area"] == pytest.approx(shares.mean())
 
 
-def test_recipe_coverage_histogram(asked: Source) -> None:
+def test_recipe_coverage_histogram(source: Source) -> None:
     tens = np.arange(1, 10, dtype=np.float32)
     expected = Counter(
         (
             row["uri"].rpartition("/")[0],
             10 * int((np.float32(row["coverage_tree"]) * 10 >= tens).sum()),
         )
-        for row in asked.tables["images"]
+        for row in source.tables["images"]
     )
-    actual = asked.answer("Coverage histogram by folder")
+    actual = source.answer("Coverage histogram by folder")
     assert [(r["folder"], r["percent"], r["images"]) for r in actual] == [
         (*key, count) for key, count in sorted(expected.items())
     ]
@@ -198,24 +200,24 @@ def test_recipe_stale_images(streets_source: Source) -> None:
     assert len(read & indexed) == 1
 
 
-def test_recipe_failures_by_reason(asked: Source) -> None:
-    since = np.datetime64(asked.values["since"])
+def test_recipe_failures_by_reason(source: Source) -> None:
+    since = np.datetime64(source.values["since"])
     failed = [
         row
-        for row in asked.tables["failures"]
+        for row in source.tables["failures"]
         if np.datetime64(row["failed_at"].replace(tzinfo=None)) >= since
     ]
     expected = Counter((row["stage"], row["reason"]) for row in failed)
-    actual = asked.answer("Failures since")
+    actual = source.answer("Failures since")
     assert {(r["stage"], r["reason"]): r["images"] for r in actual} == expected
     assert [r["images"] for r in actual] == sorted(expected.values(), reverse=True)
     assert {r["example"] for r in actual} <= {row["uri"] for row in failed}
 
 
-def test_recipe_changes_since_later_runs(asked: Source) -> None:
-    day = asked.values["since"][:10].replace("-", "")
-    result = {r["uri"] for r in asked.answer("Changes since")}
-    assert result == {r["uri"] for r in asked.tables["images"] if r["run_id"][:8] >= day}
+def test_recipe_changes_since_later_runs(source: Source) -> None:
+    day = source.values["since"][:10].replace("-", "")
+    result = {r["uri"] for r in source.answer("Changes since")}
+    assert result == {r["uri"] for r in source.tables["images"] if r["run_id"][:8] >= day}
 
 
 def test_recipe_changes_since_last_night(streets_source: Source) -> None:
@@ -225,11 +227,11 @@ def test_recipe_changes_since_last_night(streets_source: Source) -> None:
     assert {r["uri"].split("/")[-2] for r in copied} == {"moved"}
 
 
-def test_recipe_exact_copies(asked: Source) -> None:
+def test_recipe_exact_copies(source: Source) -> None:
     groups: dict[str, list[str]] = {}
-    for row in asked.tables["images"]:
+    for row in source.tables["images"]:
         groups.setdefault(row["content_hash"], []).append(row["uri"])
-    result = asked.answer("Exact copies")
+    result = source.answer("Exact copies")
     assert {r["content_hash"]: r["uris"] for r in result} == {
         key: sorted(uris) for key, uris in groups.items() if len(uris) > 1
     }
@@ -241,9 +243,9 @@ def correlation(a: Any, b: Any) -> float:
     return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) and np.ptp(b) else -2.0
 
 
-def test_recipe_near_copies_equals_all_pairs(asked: Source) -> None:
+def test_recipe_near_copies_equals_all_pairs(source: Source) -> None:
     names = [f"coverage_{name}" for name in ("background", "car", "person", "tree")]
-    rows = asked.tables["images"]
+    rows = source.tables["images"]
     shares = np.array([[row[name] for name in names] for row in rows])
     expected = {
         frozenset((a["uri"], b["uri"]))
@@ -253,7 +255,7 @@ def test_recipe_near_copies_equals_all_pairs(asked: Source) -> None:
         and np.abs(shares[i] - shares[j]).sum() <= 0.1
         and correlation(a["feature"], b["feature"]) > 0.99
     }
-    actual = asked.answer("Near copies")
+    actual = source.answer("Near copies")
     assert {frozenset((r["uri"], r["like_uri"])) for r in actual} == expected
     assert len(actual) == len(expected)
 
@@ -262,21 +264,21 @@ def test_recipe_near_copies_equals_all_pairs(asked: Source) -> None:
     ("title", "low", "high"),
     [("Most similar trees to", 0, 1), ("Most similar trees, where", 0.2, 0.6)],
 )
-def test_recipe_most_similar_trees(asked: Source, title: str, low: float, high: float) -> None:
-    trees = [r for r in asked.tables["regions"] if r["class"] == "tree"]
-    (query_tree,) = (r for r in trees if r["image_id"] == asked.values["image_id"])
+def test_recipe_most_similar_trees(source: Source, title: str, low: float, high: float) -> None:
+    trees = [r for r in source.tables["regions"] if r["class"] == "tree"]
+    (query_tree,) = (r for r in trees if r["image_id"] == source.values["image_id"])
     best: dict[str, tuple[float, str]] = {}
     for row in sorted(trees, key=lambda r: str(r["image_id"])):
         if low <= row["coverage"] <= high and row["content_hash"] != query_tree["content_hash"]:
             score = correlation(row["feature"], query_tree["feature"])
             best.setdefault(row["content_hash"], (-score, row["image_id"]))
     expected = [image_id for _, image_id in sorted(best.values())[:10]]
-    assert [r["image_id"] for r in asked.answer(title)] == expected
+    assert [r["image_id"] for r in source.answer(title)] == expected
 
 
-def test_recipe_outliers(asked: Source) -> None:
-    rows = {row["uri"]: row for row in asked.tables["images"]}
-    for result in asked.answer("Outliers")[:3]:
+def test_recipe_outliers(source: Source) -> None:
+    rows = {row["uri"]: row for row in source.tables["images"]}
+    for result in source.answer("Outliers")[:3]:
         one = rows[result["uri"]]
         nearest = max(
             correlation(one["feature"], other["feature"])
@@ -354,8 +356,8 @@ UNEXPLAINED = """
         AND coalesce(comment, '') = ''"""
 
 
-def test_view_columns_have_comments(asked: Source) -> None:
-    for database in (asked.index, asked.cache):
+def test_view_columns_have_comments(source: Source) -> None:
+    for database in (source.index, source.cache):
         assert database.connection.sql(UNEXPLAINED).fetchall() == []
 
 

@@ -379,8 +379,8 @@ def test_purge_removes_rows_of_every_version(index: str, chosen: slice) -> None:
     assert (set(done.purged), done.unknown) == (set(gone), ("/nowhere.jpg",))
     assert_purged(index, gone, before)
     assert not torn.exists()
-    message = history(index)[0].info["segrec"]
-    assert message == {"operation": "purge", "sources": len(gone)}
+    details = history(index)[0].info["segrec"]
+    assert details == {"operation": "purge", "sources": len(gone)}
     with pytest.raises(InputError, match="no file of"):
         purge(index, gone, 0)
 

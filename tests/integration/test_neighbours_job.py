@@ -175,8 +175,10 @@ def unanswered(output: Path) -> dict[str, str]:
 
 def test_recommend_counts_every_query(special: str, tmp_path: Path) -> None:
     uris = names(COUNT)
-    asked = [image_id(uri) for uri in (*uris[:20], *uris[5:9], "/nowhere.jpg")]
-    pq.write_table(pa.table({"x": range(26), "image_id": [*asked, None]}), tmp_path / "ids.parquet")
+    queries = [image_id(uri) for uri in (*uris[:20], *uris[5:9], "/nowhere.jpg")]
+    pq.write_table(
+        pa.table({"x": range(26), "image_id": [*queries, None]}), tmp_path / "ids.parquet"
+    )
     request = Request(Filters("car", k=3), str(tmp_path / "ids.parquet"))
     counts = run(special, tmp_path / "out", request, Choice(3))
     assert counts["queries"] == 21, "each image once"
@@ -188,7 +190,7 @@ def test_recommend_counts_every_query(special: str, tmp_path: Path) -> None:
     }
     assert unanswered(tmp_path / "out") == reasons
     assert counts["unanswered"] == {"not in the index": 1, "no region of the class": 3, constant: 1}
-    assert read(tmp_path / "out").keys() == set(asked) - set(reasons)
+    assert read(tmp_path / "out").keys() == set(queries) - set(reasons)
 
 
 def test_recommend_empty_window_is_a_reason(special: str, tmp_path: Path) -> None:

@@ -149,9 +149,9 @@ def test_whole_life_in_a_bucket(bench: Bench) -> None:
     assert figures(bench.index(index, images))["indexed"] == len(ODD)
     assert uris(index) == {f"{images}/{key}" for key in ODD}
     first = store.open_snapshot(index)
-    ((asked,),) = query(index, "SELECT image_id FROM images ORDER BY uri LIMIT 1")
+    ((image_id,),) = query(index, "SELECT image_id FROM images ORDER BY uri LIMIT 1")
     for extra in ("", ", class := 'class_1'"):
-        rows = query(index, f"SELECT rank, pearson FROM recommend('{asked}', k := 3{extra})")
+        rows = query(index, f"SELECT rank, pearson FROM recommend('{image_id}', k := 3{extra})")
         assert [rank for rank, _ in rows] == [1, 2, 3]
         assert rows[0][1] >= rows[2][1]
 
@@ -344,9 +344,9 @@ def test_query_only_reads_bytes(bench: Bench, undisturbed: str) -> None:
     files = list(store.open_snapshot(undisturbed).all_files)
     with environment(**bench.proxy.env):
         connection = segrec_batch.connect(undisturbed)
-        ((asked,),) = connection.sql("SELECT min(image_id) FROM images").fetchall()
+        ((image_id,),) = connection.sql("SELECT min(image_id) FROM images").fetchall()
         bench.proxy.requests.clear()
-        rows = connection.sql(f"FROM recommend('{asked}', class := 'class_1')").fetchall()
+        rows = connection.sql(f"FROM recommend('{image_id}', class := 'class_1')").fetchall()
     assert len(rows) == 10
     assert bench.proxy.requests.keys() == {"GET"}
     assert bench.proxy.requests["GET"] < 3 * len(files), "footer, query image, features"

@@ -151,8 +151,8 @@ def test_service_discovery_needs_the_token(head: Head) -> None:
     url = source["url"].replace("http://127.0.0.1:8265", head.address)
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(url)
-    asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {TOKEN}"})
-    with urllib.request.urlopen(asked) as answer:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {TOKEN}"})
+    with urllib.request.urlopen(request) as answer:
         (result,) = json.load(answer)
     assert result["targets"]
 
@@ -173,19 +173,19 @@ for os.environ["RAY_ADDRESS"] in sys.argv[1:]:
 
 def test_unreachable_cluster_is_an_error() -> None:
     """Join in a separate process, because the tests may be in a cluster already."""
-    message = {
+    reasons = {
         "127.0.0.1:1": "Connection refused",
         "[::1]:1": "",  # refused, or no such protocol here
         "nonsense": "Invalid address",
     }
     completed = subprocess.run(
-        [sys.executable, "-c", JOIN, *message], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", JOIN, *reasons], capture_output=True, text=True, timeout=60
     )
     assert completed.returncode == 0, completed.stderr
-    for address, reason in message.items():
+    for address, reason in reasons.items():
         line = rf"^error: the Ray cluster of RAY_ADDRESS={re.escape(address)} cannot.*{reason}"
         assert re.search(line, completed.stderr, re.MULTILINE), completed.stderr
-    assert completed.stderr.count("or unset RAY_ADDRESS") == len(message)
+    assert completed.stderr.count("or unset RAY_ADDRESS") == len(reasons)
     assert "Traceback" not in completed.stderr
 
 

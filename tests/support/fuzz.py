@@ -109,7 +109,7 @@ def _run_worker(run: _Run, outcome: Outcome, progress: bool) -> int:
     process.start()
     theirs.close()
     watched = psutil.Process(process.pid)
-    seed, message, ready = run.first, time.monotonic(), False
+    seed, last_report, ready = run.first, time.monotonic(), False
     try:
         state, seed = _receive(ours, watched, STARTING, STARTING)
         while state != "end":
@@ -118,8 +118,8 @@ def _run_worker(run: _Run, outcome: Outcome, progress: bool) -> int:
             if state == "failed":
                 _keep(run.folder, run.target, seed, what, outcome)
             outcome.counts[state] += 1
-            if progress and time.monotonic() - message > 5:
-                message = time.monotonic()
+            if progress and time.monotonic() - last_report > 5:
+                last_report = time.monotonic()
                 print(f"{run.target}: seed {seed}, {_figures(outcome)}", file=sys.stderr)
             state, seed = _receive(ours, watched, COMPUTING, WAITING)
     except (EOFError, ConnectionError, TimeoutError) as error:

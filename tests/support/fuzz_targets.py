@@ -342,9 +342,9 @@ def _ask(
     database = open_index(index, version, Access.SEALED, {"threads": 1})
     with database.connection:
         first, *more = rng.sample((COUNTS, VALUES, ANSWER), 3)
-        asked = [lambda: run_untrusted(database, first, limits=LIMITS)]
-        asked += [lambda sql=sql: query(database.connection, sql) for sql in more]
-        for answer in asked:
+        calls = [lambda: run_untrusted(database, first, limits=LIMITS)]
+        calls += [lambda sql=sql: query(database.connection, sql) for sql in more]
+        for answer in calls:
             try:
                 answer().to_pylist()
             except SegrecError as error:
@@ -361,9 +361,9 @@ def _ask(
 
 def _recommend(database: Database) -> None:
     recommender = Recommender(database)
-    asked = recommender.find_image("uri", names(1, 1)[0])
+    image = recommender.find_image("uri", names(1, 1)[0])
     for filters in (Filters(k=3), Filters("car", k=3), Filters("car", k=3, rerank="mask_iou")):
-        recommender.rank(asked, filters)
+        recommender.rank(image, filters)
 
 
 def _descriptor_rows() -> pa.Table:
@@ -536,13 +536,13 @@ class SessionTarget(Target):
                 "masks": {"car": [1, -1] * 32}}  # fmt: skip
         new = QueryImage(Card("new.jpg", None, b"png", {"car": 1.0}, None), None, seen)
         ids = [image_id(uri) for uri in names(4)]
-        for name, asked in (("new", new), ("indexed", ids[0])):
+        for name, image in (("new", new), ("indexed", ids[0])):
             shown = [ShownImage(0, "query", i + 1, ids[i], names(4)[i], 0.5, mark)
                      for i, mark in enumerate((1.0, 0.0, 0.5))]  # fmt: skip
             shown += [ShownImage(1, way, 1, ids[3], names(4)[3], None) for way in ("rocchio",)]
             filters = Filters("car", k=3) if name == "indexed" else Filters(k=3)
             session = Session(
-                str(index), snapshot.version, snapshot.model_id, asked, filters, Weights(), False,
+                str(index), snapshot.version, snapshot.model_id, image, filters, Weights(), False,
                 shown,
             )  # fmt: skip
             write_session(session, str(self.input / name))

@@ -62,11 +62,11 @@ class Recorder(FaultyProxy):
     """A proxy that records the grants that its requests need."""
 
     def __init__(self, upstream: str) -> None:
-        self.asked: set[Grant] = set()
+        self.requested: set[Grant] = set()
         super().__init__(upstream)
 
     def draw(self, method: str, path: str) -> Any:
-        self.asked.add(_grant(method, path))
+        self.requested.add(_grant(method, path))
         return super().draw(method, path)
 
 

@@ -131,8 +131,8 @@ def test_places_differ_more_between_than_within(scenes: list[list[Scene]]) -> No
 
 
 def test_written_files_pair_up_and_read_back(tmp_path: Path) -> None:
-    message: list[int] = []
-    assert write_scenes(tmp_path, 7, seed=2, places=3, size=(80, 60), progress=message.append) == 7
+    counts: list[int] = []
+    assert write_scenes(tmp_path, 7, seed=2, places=3, size=(80, 60), progress=counts.append) == 7
     images = sorted((tmp_path / "images").rglob("*.jpg"))
     masks = sorted((tmp_path / "masks").rglob("*.png"))
     names = [path.relative_to(tmp_path / "images").with_suffix("") for path in images]
@@ -140,7 +140,7 @@ def test_written_files_pair_up_and_read_back(tmp_path: Path) -> None:
     assert [str(name) for name in names[:3]] == [
         "place_00/place_00_0000", "place_00/place_00_0001", "place_00/place_00_0002",
     ]  # fmt: skip
-    assert message == list(range(1, 8))
+    assert counts == list(range(1, 8))
     assert json.loads((tmp_path / "classes.json").read_text()) == CLASSES
 
 

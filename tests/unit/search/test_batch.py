@@ -156,9 +156,9 @@ def special_features(n: int, width: int, seed: int) -> NDArray[np.float32]:
 
 
 def block_of(known: Vectors, which: NDArray[np.int64], contents: NDArray[np.int64]) -> Block:
-    message = pa.table({"image_id": [f"{i:06}" for i in which]})
+    table = pa.table({"image_id": [f"{i:06}" for i in which]})
     columns = known.features[which], known.totals[which], known.norms[which]
-    return Block(*columns, which, contents[which], message)
+    return Block(*columns, which, contents[which], table)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -172,15 +172,15 @@ def test_search_equals_brute_force(seed: int, device: str) -> None:
         for part in np.array_split(rng.permutation(n), rng.integers(1, 5))
     ]
     candidates = Candidates([lambda b=b: b for b in blocks], [len(b) for b in blocks])  # type: ignore[misc]
-    asked = np.sort(rng.choice(n, 20, replace=False))
-    asked[-1] = n // 3
-    asked = np.unique(asked)
+    queries = np.sort(rng.choice(n, 20, replace=False))
+    queries[-1] = n // 3
+    queries = np.unique(queries)
     rule = Exclusions(bool(seed % 2), float(rng.choice([np.inf, 0.97])))
     at_once = BlockSizes(int(rng.integers(1, 30)), int(rng.integers(1, 200)), 100)
-    search = Search(block_of(known, asked, contents), candidates, rule, at_once, device)
+    search = Search(block_of(known, queries, contents), candidates, rule, at_once, device)
     count = int(rng.choice([1, 5, 60, 500]))
-    actual = search.best(np.arange(len(asked)), count)
-    for i, query in enumerate(asked):
+    actual = search.best(np.arange(len(queries)), count)
+    for i, query in enumerate(queries):
         scores = pearson(known, np.full(n, query), known, np.arange(n))
         seen = {contents[query]}
         expected: list[tuple[int, float]] = []
@@ -191,8 +191,8 @@ def test_search_equals_brute_force(seed: int, device: str) -> None:
                 expected.append((int(c), scores[c]))
         mine = actual.take(actual.query == i)
         assert list(zip(mine.place, mine.pearson, strict=True)) == expected
-    message = candidates.table(actual.row)["image_id"].to_pylist()
-    assert message == [f"{place:06}" for place in actual.place]
+    image_ids = candidates.table(actual.row)["image_id"].to_pylist()
+    assert image_ids == [f"{place:06}" for place in actual.place]
 
 
 def test_search_sweeps_unproved_queries_only(device: str) -> None:
@@ -201,8 +201,8 @@ def test_search_sweeps_unproved_queries_only(device: str) -> None:
     known = vectors(features)
     everyone = block_of(known, np.arange(500), np.arange(500))
     candidates = Candidates([lambda: everyone], [500])
-    for asked, swept in ((np.array([3, 4]), 0), (np.array([4, 150]), 1)):
-        queries = block_of(known, asked, np.arange(500))
+    for places, swept in ((np.array([3, 4]), 0), (np.array([4, 150]), 1)):
+        queries = block_of(known, places, np.arange(500))
         search = Search(queries, candidates, Exclusions(), BlockSizes(10, 100, 100), device)
         result = search.best(np.arange(2), 5)
         assert search.swept == swept

@@ -198,8 +198,8 @@ def test_vectors_of_each_method(recommender: Recommender) -> None:
 
 
 def begun(recommender: Recommender, filters: Filters, **options: Any) -> Session:
-    asked = recommender.find_image("image_id", named(recommender)[4])
-    return start(recommender, asked, filters, **options)
+    query = recommender.find_image("image_id", named(recommender)[4])
+    return start(recommender, query, filters, **options)
 
 
 MARKS = {1: RELEVANT, 2: NOT_RELEVANT, 4: SOMEWHAT}
@@ -217,10 +217,10 @@ def literal_next(filters: Filters, session: Session, ids: list[str], way: str) -
     with np.errstate(invalid="ignore"):
         unit = raw.astype(np.float64) - raw.mean(axis=1, dtype=np.float64, keepdims=True)
         unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    message = session.marks()
-    marked = [ids.index(name) for name in message]
+    marks = session.marks()
+    marked = [ids.index(name) for name in marks]
     refine = svm if way == SVM else rocchio
-    q = refine(unit[4], unit[marked], np.array(list(message.values())), session.weights)
+    q = refine(unit[4], unit[marked], np.array(list(marks.values())), session.weights)
     hidden = {i // 2 for i in (4, *marked)} if filters.distinct_content else {4, *marked}
     order, seen = [], set()
     for i in sorted(range(N - 1), key=lambda i: (-round(unit[i] @ q, 12), ids[i])):
@@ -307,8 +307,8 @@ def test_mark_goes_back_to_round(recommender: Recommender) -> None:
 
 def test_session_of_new_image(recommender: Recommender, tmp_path: Path) -> None:
     seen = {"query": features()[4].tolist(), "coverages": [0.0, 1.0, 0.0], "masks": {}}
-    asked = QueryImage(Card("/no\udcffwhere.jpg", None, b"\x00png", {"car": 1.0}, None), None, seen)
-    session = mark(recommender, start(recommender, asked, Filters(k=4)), {2: RELEVANT})
+    query = QueryImage(Card("/no\udcffwhere.jpg", None, b"\x00png", {"car": 1.0}, None), None, seen)
+    session = mark(recommender, start(recommender, query, Filters(k=4)), {2: RELEVANT})
     assert session.round(0)[0].image_id == named(recommender)[4]
     uri = str(tmp_path / "session.parquet")
     write(session, uri)

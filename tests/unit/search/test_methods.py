@@ -105,15 +105,15 @@ def foreground_iou(a: dict[str, Any], b: dict[str, Any]) -> float | None:
 
 
 def expected(rows: Rows, query: str, name: str, k: int, depth: int = 100) -> list[str]:
-    method, asked = Method.of(name), rows[query]
-    vector = compared(asked, method)
+    method, query = Method.of(name), rows[query]
+    vector = compared(query, method)
     if vector is None:
         return []
     scored = []
     for image_id, row in rows.items():
-        if row["content_hash"] == asked["content_hash"]:
+        if row["content_hash"] == query["content_hash"]:
             continue
-        if name == "localised" and row["category"] != asked["category"]:
+        if name == "localised" and row["category"] != query["category"]:
             continue
         other = compared(row, method)
         if other is None:  # no candidate
@@ -123,7 +123,7 @@ def expected(rows: Rows, query: str, name: str, k: int, depth: int = 100) -> lis
     first = _first_of_each_content([image_id for *_, image_id in sorted(scored)], rows)
     if name != "localised":
         return first[:k]
-    overlaps = {i: foreground_iou(asked, rows[i]) for i in first[:depth]}
+    overlaps = {i: foreground_iou(query, rows[i]) for i in first[:depth]}
     again = sorted(first[:depth], key=lambda i: (overlaps[i] is None, -(overlaps[i] or 0)))
     return [*again, *first[depth:]][:k]
 
@@ -229,19 +229,19 @@ def test_recommend_vector_needs_method_and_category(
 def test_recommender_says_why_vector_is_missing(index: str, rows: Rows) -> None:
     recommender = Recommender(open_index(index))
     (name,) = (i for i, row in list(rows.items())[:1] if row["vectors"]["texture"] is None)
-    asked = recommender.find_image("image_id", name)
+    query = recommender.find_image("image_id", name)
     with pytest.raises(InputError, match="it has no vector of texture: none"):
-        recommender.rank(asked, Filters(method="texture"))
+        recommender.rank(query, Filters(method="texture"))
 
 
 def test_recommender_names_methods_of_index(index: str, rows: Rows) -> None:
     recommender = Recommender(open_index(index))
-    asked = recommender.find_image("image_id", list(rows)[1])
+    query = recommender.find_image("image_id", list(rows)[1])
     with pytest.raises(InputError, match="which has localised, texture"):
-        recommender.rank(asked, Filters(method="hog"))
+        recommender.rank(query, Filters(method="hog"))
     with pytest.raises(InputError, match="no metric 'pearson' of vectors: say cosine"):
-        recommender.rank(asked, Filters(method="texture-pearson"))
-    (first, *_) = recommender.rank(asked, Filters(method="texture", k=3))
+        recommender.rank(query, Filters(method="texture-pearson"))
+    (first, *_) = recommender.rank(query, Filters(method="texture", k=3))
     assert first.pearson is None
     assert first.score is not None
     assert str(Filters(method="localised")) == (
@@ -258,22 +258,22 @@ def test_feedback_uses_method_of_session(index: str, rows: Rows, name: str, way:
     database = open_index(index)
     with database.connection:
         recommender = Recommender(database)
-        asked = recommender.find_image("image_id", ids[1])
-        session = start(recommender, asked, Filters(k=8, method=name, distinct_content=False))
+        query = recommender.find_image("image_id", ids[1])
+        session = start(recommender, query, Filters(k=8, method=name, distinct_content=False))
         session = mark(recommender, session, dict(enumerate(MARKS, start=1)), way)
-    message = session.marks()
+    marks = session.marks()
     vectors = {i: v for i, row in rows.items() if (v := compared(row, method)) is not None}
-    raw = np.array([vectors[i] for i in (ids[1], *message)])
+    raw = np.array([vectors[i] for i in (ids[1], *marks)])
     ready = METRICS[method.metric].prepare(raw)
-    q = refined(way, ready[0], ready[1:], np.array(list(message.values())), Weights())
+    q = refined(way, ready[0], ready[1:], np.array(list(marks.values())), Weights())
     metric = Method.of(linear(name)).metric if way == "svm" else method.metric
-    left = vectors.keys() - {ids[1], *message}
+    left = vectors.keys() - {ids[1], *marks}
     scores = sorted((similarity(metric, q, vectors[i]) or 0 for i in left), reverse=True)
     actual = [row.score for row in session.round(1) if row.score is not None]
     assert actual == pytest.approx(scores[: len(actual)], rel=1e-5)
     assert len(actual) == 8
     if way == "rocchio":
-        good, fair, bad = ([i for i, m in message.items() if m == value] for value in MARKS)
+        good, fair, bad = ([i for i, m in marks.items() if m == value] for value in MARKS)
         values = {"id": ids[1], "good": good, "fair": fair, "bad": bad, "method": name}
         sql = (
             "SELECT score FROM recommend_again($id, relevant := $good, somewhat := $fair, "
@@ -289,16 +289,16 @@ def test_feedback_keeps_category_and_foreground(index: str, rows: Rows) -> None:
     database = open_index(index)
     with database.connection:
         recommender = Recommender(database)
-        asked = recommender.find_image("image_id", ids[1])
-        session = start(recommender, asked, Filters(k=5, method="localised"))
+        query = recommender.find_image("image_id", ids[1])
+        session = start(recommender, query, Filters(k=5, method="localised"))
         session = mark(recommender, session, {2: 1.0})
         with pytest.raises(InputError, match="take rocchio, or start with localised-dot"):
             mark(recommender, session, {1: 1.0, 2: 0.0}, "svm")
-    (message,) = session.marks()
+    (marks,) = session.marks()
     assert {rows[r.image_id]["category"] for r in session.round(1)} == {"b"}
     overlaps = [foreground_iou(rows[ids[1]], rows[r.image_id]) or -1 for r in session.round(1)]
     assert overlaps == sorted(overlaps, reverse=True)
-    sql = "SELECT image_id FROM recommend_again($id, [$told], k := 5, method := 'localised')"
+    sql = "SELECT image_id FROM recommend_again($id, [$marked], k := 5, method := 'localised')"
     with segrec_batch.connect(index) as con:
-        again = con.execute(sql, {"id": ids[1], "told": message}).fetchall()
+        again = con.execute(sql, {"id": ids[1], "marked": marks}).fetchall()
     assert [name for (name,) in again] == [r.image_id for r in session.round(1)]

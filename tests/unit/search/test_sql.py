@@ -210,7 +210,7 @@ def test_macros_refuse_two_lengths(macros: duckdb.DuckDBPyConnection, function: 
 
 
 @dataclass(frozen=True)
-class Asked:
+class Options:
     k: int = 10
     cls: str | None = None
     window: tuple[float, float] = (0.0, 1.0)
@@ -246,38 +246,38 @@ class Answer:
     iou: float | None
 
 
-def brute_force(query: Image, by_vector: bool, asked: Asked) -> list[Answer]:
+def brute_force(query: Image, by_vector: bool, options: Options) -> list[Answer]:
     """What `recommend` says it does, one image after the other."""
-    regional = asked.cls is not None and asked.scope == "region"
-    vector = query.regions[asked.cls].feature if regional else query.feature
-    leave_out = asked.exclude_self and not by_vector
+    regional = options.cls is not None and options.scope == "region"
+    vector = query.regions[options.cls].feature if regional else query.feature
+    leave_out = options.exclude_self and not by_vector
     result = []
     for image in IMAGES.values():
-        region = image.regions.get(asked.cls or "")
-        low, high = asked.window
-        if asked.cls and (region is None or not low <= region.coverage <= high):
+        region = image.regions.get(options.cls or "")
+        low, high = options.window
+        if options.cls and (region is None or not low <= region.coverage <= high):
             continue
-        same = image.content == query.content if asked.distinct_content else image is query
+        same = image.content == query.content if options.distinct_content else image is query
         if leave_out and same:
             continue
         distance = sum(abs(a - b) for a, b in zip(image.coverages, query.coverages, strict=True))
-        beyond = asked.epsilon is not None and distance > asked.epsilon
-        if beyond and not asked.penalise:
+        beyond = options.epsilon is not None and distance > options.epsilon
+        if beyond and not options.penalise:
             continue
         score = reference(vector, region.feature if regional else image.feature)
         score = None if score is None else round(score, 12)
-        result.append(Answer(image.image_id, score, beyond, iou(query, image, asked.cls)))
+        result.append(Answer(image.image_id, score, beyond, iou(query, image, options.cls)))
     result.sort(key=lambda a: (a.pearson is None, a.beyond, -(a.pearson or 0), a.image_id))
-    if asked.distinct_content:
+    if options.distinct_content:
         best: dict[str, Answer] = {}
         for answer in result:
             best.setdefault(IMAGES[answer.image_id].content, answer)
         result = list(best.values())
-    if asked.rerank:
-        top, rest = result[: asked.depth], result[asked.depth :]
+    if options.rerank:
+        top, rest = result[: options.depth], result[options.depth :]
         top.sort(key=lambda a: (a.beyond, a.iou is None, -(a.iou or 0)))
         result = [*top, *rest]
-    return result[: asked.k]
+    return result[: options.k]
 
 
 def iou(a: Image, b: Image, cls: str | None) -> float | None:
@@ -291,15 +291,15 @@ def iou(a: Image, b: Image, cls: str | None) -> float | None:
 
 
 def recommend(
-    connection: duckdb.DuckDBPyConnection, query: Image, by_vector: bool, asked: Asked
+    connection: duckdb.DuckDBPyConnection, query: Image, by_vector: bool, options: Options
 ) -> list[tuple[Any, ...]]:
-    arguments = asked.arguments()
+    arguments = options.arguments()
     kind, subject = "VARCHAR", query.image_id
     if by_vector:
-        regional = asked.cls is not None and asked.scope == "region"
-        feature = query.regions[asked.cls].feature if regional else query.feature
+        regional = options.cls is not None and options.scope == "region"
+        feature = query.regions[options.cls].feature if regional else query.feature
         kind, subject = "FLOAT[]", feature.tolist()
-        names = [asked.cls] if asked.cls else [c for c in CLASSES if c != "background"]
+        names = [options.cls] if options.cls else [c for c in CLASSES if c != "background"]
         arguments["coverages"] = query.coverages
         arguments["masks"] = {
             name: words(query.regions[name].mask) for name in names if name in query.regions
@@ -319,8 +319,8 @@ def recommend(
     by_vector=st.booleans(),
     low=st.floats(0, 0.6),
     width=st.floats(0, 1),
-    asked=st.builds(
-        Asked,
+    options=st.builds(
+        Options,
         k=st.one_of(st.integers(1, 20), st.integers(1, 800)),
         cls=st.sampled_from(["car", "tree", None]),
         epsilon=st.one_of(st.none(), st.floats(0, 2)),
@@ -338,21 +338,21 @@ def test_recommend_equals_brute_force(
     by_vector: bool,
     low: float,
     width: float,
-    asked: Asked,
+    options: Options,
 ) -> None:
     image = IMAGES[query]
-    asked = replace(asked, window=(low, min(1.0, low + width)))
-    if asked.cls and asked.scope == "region" and asked.cls not in image.regions:
-        assert by_vector or recommend(macros, image, False, asked) == []
+    options = replace(options, window=(low, min(1.0, low + width)))
+    if options.cls and options.scope == "region" and options.cls not in image.regions:
+        assert by_vector or recommend(macros, image, False, options) == []
         return
-    actual = recommend(macros, image, by_vector, asked)
-    expected = brute_force(image, by_vector, asked)
+    actual = recommend(macros, image, by_vector, options)
+    expected = brute_force(image, by_vector, options)
     assert [row[0] for row in actual] == [answer.image_id for answer in expected]
     for (_, score, overlap), answer in zip(actual, expected, strict=True):
         assert score == (
             None if answer.pearson is None else pytest.approx(answer.pearson, abs=1e-9)
         )
-        wanted = answer.iou if asked.rerank else None
+        wanted = answer.iou if options.rerank else None
         assert overlap == (None if wanted is None else pytest.approx(wanted))
 
 

@@ -189,8 +189,8 @@ TEXTS = ["x'; DROP VIEW images; --", "'", "''", "$name", "?", "a=b", "", "\\'", 
 @pytest.mark.usefixtures("unchanged")
 @pytest.mark.parametrize("text", TEXTS)
 def test_parameter_text_is_a_value(sql: Callable[..., tuple[int, str, str]], text: str) -> None:
-    asked = "SELECT $name AS text, count(*) AS n FROM images"
-    code, out, _ = sql("--format", "json", "-p", f"name={text}", asked)
+    statement = "SELECT $name AS text, count(*) AS n FROM images"
+    code, out, _ = sql("--format", "json", "-p", f"name={text}", statement)
     assert code == 0
     assert json.loads(out) == [{"text": text, "n": 129}]
 

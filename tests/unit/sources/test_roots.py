@@ -40,11 +40,11 @@ FEATURES = np.random.default_rng(0).random((8, 512), np.float32)
 @contextmanager
 def server() -> Iterator[tuple[str, list[str]]]:
     """A server on loopback, and what it was asked for."""
-    asked: list[str] = []
+    requests: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requests.append(self.path)
             self.send_response(200)
             self.end_headers()
 
@@ -57,7 +57,7 @@ def server() -> Iterator[tuple[str, list[str]]]:
         thread = threading.Thread(target=http.serve_forever)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{http.server_port}", asked
+            yield f"http://127.0.0.1:{http.server_port}", requests
         finally:
             http.shutdown()
             thread.join()
@@ -109,11 +109,11 @@ def test_images_are_read_as_files_of_a_bounded_size(tmp_path: Path) -> None:
     (tmp_path / "zero.jpg").symlink_to("/dev/zero")
     with (tmp_path / "large.jpg").open("wb") as file:
         file.truncate(MAX_IMAGE_BYTES + 1)
-    with server() as (http, asked):
+    with server() as (http, requests):
         names = ("a", "link", "pipe", "zero", "large", "gone")
         uris = [*(str(tmp_path / f"{name}.jpg") for name in names), f"{http}/a.jpg", "/etc/passwd"]
         result = fetch_images(uris, ImageRoots((str(tmp_path),)))
-    assert not asked
+    assert not requests
     assert result[:2] == [b"image", b"image"]
     assert "not a regular file" in str(result[2])
     assert "not a regular file" in str(result[3])
@@ -187,9 +187,9 @@ def test_an_index_remembers_what_it_was_made_from(tmp_path: Path) -> None:
     assert choose_roots(index).uris == ("/one", "s3://two/x")
     assert choose_roots(index, ["/three", "/three/"]).uris == ("/three",)
     assert choose_roots(str(tmp_path / "gone")).uris == ()
-    with server() as (http, asked):
+    with server() as (http, requests):
         assert choose_roots(f"{http}/index").uris == ()
-    assert not asked
+    assert not requests
     with pytest.raises(InputError, match="empty"):
         choose_roots(index, [""])
 
@@ -208,14 +208,14 @@ def test_roots_in_a_forged_log_are_refused(tmp_path: Path) -> None:
 
 def test_cards_say_what_was_not_fetched(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"a")
-    with server() as (http, asked):
+    with server() as (http, requests):
         result = [
             Recommendation(i, "x", uri, 0.5, 0.5, None, {}, b"")
             for i, uri in enumerate([str(tmp_path / "gone.png"), f"{http}/b.png", "/dev/zero"], 1)
         ]
         query = QueryImage(Card(str(tmp_path / "a.png"), None, b"", {}, None), "x")
         shown = Results(query, Filters(), result).cards(ImageRoots((str(tmp_path),)))
-    assert not asked
+    assert not requests
     assert [card.image for card in shown] == [b"a", None, None, None]
     assert [card.is_withheld for card in shown] == [False, False, True, True]
 
@@ -227,13 +227,13 @@ def test_backfill_reads_images_below_roots(tmp_path: Path) -> None:
     content = encoded(smooth_pixels(32, 32), "PNG")
     (tmp_path / "a.png").write_bytes(content)
     content_hash = hashlib.blake2b(content, digest_size=16).hexdigest()
-    with server() as (http, asked):
+    with server() as (http, requests):
         uris = [str(tmp_path / "a.png"), f"{http}/a.png", "/dev/zero", str(tmp_path / "b.png")]
         zeros = np.zeros((1, 1), np.uint8)
         image = SegmentedImage(zeros, np.ones(1, np.int64), np.ones(1), np.ones((1, 1)), zeros)
         stored = [StoredImage(uri, uri, content_hash, image) for uri in uris]
         rows = read_pixels(stored, [(32, 32)], ImageRoots((str(tmp_path),)))
-    assert not asked
+    assert not requests
     assert rows[0].image.pixels is not None
     assert rows[0].image.pixels.shape == (32, 32, 3)
     outside = "read: the image lies below no folder that the index was made from"

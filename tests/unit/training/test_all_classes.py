@@ -173,6 +173,6 @@ def test_index_without_background_is_complete(
     assert exit_code("jobs/index.py", *images, "--model", model, "--index", index) == 0
     assert exit_code("jobs/maintain.py", "--index", index, "verify") == 0
     capsys.readouterr()
-    asked = "SELECT max(coverage_background), count(*) FROM images"
-    assert exit_code("segrec", "sql", "--index", index, "--format", "csv", asked) == 0
+    statement = "SELECT max(coverage_background), count(*) FROM images"
+    assert exit_code("segrec", "sql", "--index", index, "--format", "csv", statement) == 0
     assert capsys.readouterr().out.splitlines()[1] == "0.0,6"
