@@ -38,9 +38,9 @@ def peaks_of_batches(
     batches: int,
 ) -> tuple[int, list[int], float]:
     """Bytes once the model is loaded; the peak after each batch; CPU seconds of an image."""
-    from segrec_batch.pipeline.segment import SegmentBatch
+    from segrec_batch.pipeline.segment import SegmentStage
 
-    segment = SegmentBatch(folder, choice, threads)
+    segment = SegmentStage(folder, choice, threads)
     loaded = resident_bytes(os.getpid())[0]
     start, peaks = time.process_time(), []
     for i in range(batches):

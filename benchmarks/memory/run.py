@@ -59,7 +59,7 @@ class Processes:
         if process.pid == self._driver.pid:
             return "driver"
         line = " ".join(process.cmdline())
-        if "SegmentBatch" in line or "MapWorker" in line:
+        if "SegmentStage" in line or "MapWorker" in line:
             self._known[process.pid] = "actor"
         elif "ray::MapBatches" in line:
             self._known.setdefault(process.pid, "worker")

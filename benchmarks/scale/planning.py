@@ -8,7 +8,7 @@ in a process of its own:
     list       all of `iter_images`                     peer: os.walk and os.stat
     first run  `Plan` on an empty index                   peer: DuckDB sorts the listing
     nightly    `Plan` on the index                        peer: DuckDB joins listing and index
-    manifest   all of `Plan.manifest` of the first run    peer: Arrow reads the listing
+    manifest   all of `Plan.read_manifest` of the first run    peer: Arrow reads the listing
 
 All but the listing itself read it from a Parquet file, and write to a DuckDB database on disk.
 driver: peak memory of the process; total: with all its children; disk: peak of its temporary files.
@@ -159,7 +159,7 @@ def manifest(case: Case) -> float:
     with planner(case)(case.empty) as found:
         clock = time.perf_counter()
         starts = range(0, found.todo, BATCH_ROWS)
-        check(sum(found.manifest(i, i + BATCH_ROWS).num_rows for i in starts), case.count)
+        check(sum(found.read_manifest(i, i + BATCH_ROWS).num_rows for i in starts), case.count)
         return time.perf_counter() - clock
 
 

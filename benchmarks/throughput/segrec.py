@@ -13,7 +13,7 @@ import pyarrow as pa
 from benchmarks.throughput.case import CORES, Case
 from segrec_batch.common.errors import AccountingError
 from segrec_batch.model.spec import read_spec
-from segrec_batch.pipeline.segment import SegmentBatch
+from segrec_batch.pipeline.segment import SegmentStage
 from segrec_batch.pipeline.stages import decode_batch, describe_batch, write_batch
 
 WAITING = 2  # batches for each process that decodes
@@ -69,9 +69,9 @@ def _peak_bytes() -> int:
     return int(torch.cuda.max_memory_allocated())
 
 
-def load_stage(case: Case) -> SegmentBatch:
+def load_stage(case: Case) -> SegmentStage:
     """Load the stage that runs the model; on a CPU with all threads."""
-    return SegmentBatch(case.model, case.choice, CORES if case.device == "cpu" else None)
+    return SegmentStage(case.model, case.choice, CORES if case.device == "cpu" else None)
 
 
 def _ahead(

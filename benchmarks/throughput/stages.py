@@ -16,7 +16,7 @@ from segrec_batch.index.column_values import image_id, mask_png
 from segrec_batch.index.parts import write_part
 from segrec_batch.model.segmented_image import from_arrow
 from segrec_batch.model.spec import read_spec
-from segrec_batch.pipeline.rows import image_rows
+from segrec_batch.pipeline.rows import make_image_rows
 from segrec_batch.pipeline.stages import decode_batch, describe_batch, write_batch
 from segrec_batch.sources.storage import read_many
 
@@ -130,7 +130,7 @@ def _writing(alone: Stages, segmented: pa.Table) -> None:
         ("model_id", [alone.model_id] * count),
     ):
         sources = sources.append_column(name, pa.array(values, pa.string()))
-    rows = alone.measure("masks and rows", lambda: list(image_rows(sources, images, spec)))
+    rows = alone.measure("masks and rows", lambda: list(make_image_rows(sources, images, spec)))
     output = alone.case.output
     alone.measure("write Parquet", lambda: write_part(output, rows))
     alone.measure("encode + write, from Arrow", lambda: _write(alone, segmented, output))

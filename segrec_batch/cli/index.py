@@ -139,7 +139,7 @@ def run(a: argparse.Namespace) -> None:
     if a.dry_run:
         _dry_run(a)
         return
-    from segrec_batch.pipeline.plan import MOST_UNREAD
+    from segrec_batch.pipeline.plan import DEFAULT_MAX_READ_FAILURES
 
     options = {name: vars(a)[name] for name in defaults(index_images)}
     stats, snapshot = index_images(a.images, a.model, a.index, **options)
@@ -154,7 +154,7 @@ def run(a: argparse.Namespace) -> None:
             f"{rows['regions']:,} regions, {rows['descriptors']:,} vectors, "
             f"{rows['failures']:,} failures, model {snapshot.model_id}"
         )
-    stats.check_read_failures(a.max_read_failures or MOST_UNREAD)
+    stats.check_read_failures(a.max_read_failures or DEFAULT_MAX_READ_FAILURES)
 
 
 def _dry_run(a: argparse.Namespace) -> None:
@@ -182,9 +182,9 @@ def _report(stats: "RunStats") -> str:
 
 def _frequencies(counts: Mapping[Any, int]) -> list[list[str]]:
     """Return the most frequent of some counts, most frequent first."""
-    from segrec_batch.pipeline.tally import most_frequent
+    from segrec_batch.pipeline.tally import count_most_frequent
 
-    return [[f"{n:,}", name] for name, n in most_frequent(counts).items()]
+    return [[f"{n:,}", name] for name, n in count_most_frequent(counts).items()]
 
 
 def _counts(stats: "RunStats") -> list[list[str]]:

@@ -107,13 +107,13 @@ class Samples(Protocol):
     def feature_length(self) -> int:
         """The length of a feature."""
 
-    def moments(self) -> Moments:
+    def compute_moments(self) -> Moments:
         """Return the moments of the features of all images, computed in one pass."""
 
     def draw_images(self, count: int) -> Iterator[ImageBatch]:
         """Yield batches of random images: at most `count`, and no more than the user allows."""
 
-    def labelled(self, count: int) -> tuple[Vectors, Sequence[str]]:
+    def read_labelled_features(self, count: int) -> tuple[Vectors, Sequence[str]]:
         """Return features (n, C) of at most `count` random images and their folders."""
 
 

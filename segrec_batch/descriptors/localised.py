@@ -54,7 +54,7 @@ def _categories(category: str, samples: Samples) -> tuple[dict[str, Any], dict[s
         return {"category": category, "categories": list(samples.classes)}, {}
     from segrec_batch.training.categories import fit_categories  # scikit-learn
 
-    fitted = fit_categories(*samples.labelled(_LABELLED))
+    fitted = fit_categories(*samples.read_labelled_features(_LABELLED))
     settings = {"category": category, "categories": list(fitted.names), "accuracy": fitted.accuracy}
     return settings, {
         f"{_CLASSIFIER}weights": fitted.weights,

@@ -27,7 +27,7 @@ def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
     The setting `explained_variance_ratio` is the share of the variance along each component.
     """
     dimension = parse_integers(arguments, dimension=64)["dimension"]
-    moments = samples.moments()
+    moments = samples.compute_moments()
     components, variances = principal_components(moments)
     if dimension > len(components):
         raise InputError(

@@ -1,10 +1,10 @@
 """SQL that compares a listing with the rows of an index, in the database of a plan.
 
-An image of the index has a row in `images`, in `failures`, or in both: then it is *stale*, because
-the last run could not read it, and its row in `images` is older.
+An image of the index has a row in `images`, in `failures`, or in both. An image with both is
+*stale*: the last run could not read it, and its row in `images` is from an earlier run.
 """
 
-TABLES = """
+CREATE_TABLES = """
 CREATE TABLE listed (
     uri VARCHAR, source_size BIGINT, source_etag VARCHAR, problem VARCHAR, named BOOLEAN
 );
@@ -20,7 +20,7 @@ CREATE TABLE old (
 CREATE TABLE not_images (uri VARCHAR);
 """
 
-COLUMNS = {  # selected columns of the tables of an index, besides the part
+COLUMNS = {  # columns to select from the tables of an index; the part is added
     "images": "image_id, uri, source_size, source_etag, content_hash",
     "failures": "image_id, uri, source_size, source_etag, stage, failed_at",
 }
@@ -28,12 +28,12 @@ COLUMNS = {  # selected columns of the tables of an index, besides the part
 _FAILED = """stage, f.source_size AS failed_size, f.source_etag AS failed_etag, failed_at,
        f.part AS failed_part"""
 
-OLD_IMAGES = f"""
+INSERT_OLD_IMAGES = f"""
 INSERT INTO old BY NAME
 SELECT i.*, {_FAILED} FROM ({{rows}}) AS i LEFT JOIN old_failures AS f USING (uri)
 """  # noqa: S608
 
-OLD_FAILURES = f"""
+INSERT_OLD_FAILURES = f"""
 INSERT INTO old BY NAME
 SELECT f.image_id, f.uri, {_FAILED} FROM old_failures AS f ANTI JOIN old USING (uri)
 """  # noqa: S608
@@ -45,8 +45,8 @@ _EXCLUDED = """(
     OR len(list_filter($exclude::VARCHAR[], lambda pattern: path GLOB pattern)) > 0
 )"""
 
-# files without a known extension that the index does not know as images
-UNSURE = f"""
+# listed files without a known extension that the index has not as images
+UNRECOGNISED = f"""
 WITH unnamed AS (
     SELECT *, uri[length($below) + 1:] AS path FROM listed WHERE NOT named
 )
@@ -55,10 +55,10 @@ FROM unnamed LEFT JOIN old USING (uri)
 WHERE NOT {_EXCLUDED} AND (old.uri IS NULL OR (old.part IS NULL AND stage = 'read'))
 """  # noqa: S608
 
-NOT_LISTED = "DELETE FROM listed WHERE uri IN (FROM not_images)"
+DELETE_NOT_IMAGES = "DELETE FROM listed WHERE uri IN (FROM not_images)"
 
-# outside: not below the listed folder, or absent and excluded by globs
-STATUS = f"""
+# outside: not below the listed folder, or not listed and excluded by globs
+CREATE_PLAN = f"""
 CREATE TABLE plan AS
 WITH joined AS (
     SELECT
@@ -86,17 +86,18 @@ SELECT
 FROM joined
 """  # noqa: S608
 
-# A changed image may still have its old bytes, and a new one those of an image with the same size
-# and ETag or time, from which it was moved or copied. The hash decides when the bytes are read.
+# The donor of an image is an indexed image that may have the same bytes: for a changed image its
+# own row, for a new image one with the same size and ETag or time, because it may have been moved
+# or copied. The hash decides when the bytes are read.
 # Rows and donors are joined by rowid: LIMIT, row_number() and arg_min() of a struct need memory,
-# while sorting, joining and min() spill to disk. Retried images come last, the longest untried
-# first, so that a limit does not stop at images that can never be read.
-WORK = """
+# while sorting, joining and min() spill to disk. Retried images come last, those with the oldest
+# failure first, so that runs with a limit do not try the same unreadable images each time.
+CREATE_WORK = """
 CREATE TABLE work AS
 WITH todo AS (
     FROM plan WHERE status IN ('new', 'changed', 'retried')
 ), donors AS (
-    SELECT source_size, source_etag, 'new' AS status, min(rowid) AS place
+    SELECT source_size, source_etag, 'new' AS status, min(rowid) AS donor_rowid
     FROM old SEMI JOIN (FROM todo WHERE status = 'new') USING (source_size, source_etag)
     WHERE content_hash IS NOT NULL
     GROUP BY ALL
@@ -107,38 +108,39 @@ SELECT
         WHEN todo.content_hash IS NOT NULL THEN {
             'image_id': todo.image_id, 'content_hash': todo.content_hash, 'part': todo.part
         }
-        WHEN place IS NOT NULL THEN {
+        WHEN donor_rowid IS NOT NULL THEN {
             'image_id': old.image_id, 'content_hash': old.content_hash, 'part': old.part
         }
     END AS donor,
     status
 FROM todo
 LEFT JOIN donors USING (source_size, source_etag, status)
-LEFT JOIN old ON old.rowid = place
+LEFT JOIN old ON old.rowid = donor_rowid
 ORDER BY if(status = 'retried', todo.failed_at, NULL) NULLS FIRST, todo.part NULLS FIRST, todo.uri
 """
 
-COUNTS = """
+COUNT_STATUS = """
 SELECT status, count(*) AS n FROM plan GROUP BY status
 """
 
-# images to process that have rows in the index, and the rows that are removed if all can be read
-LEAVING = """
-WITH leaving AS (
-    SELECT uri, old_part, failed_part, true AS again FROM work
+# number of images to process, of those that have rows in the index, and of rows that the run
+# removes if all images can be read
+COUNT_REPLACED = """
+WITH affected AS (
+    SELECT uri, old_part, failed_part, true AS listed FROM work
     UNION ALL SELECT uri, part, failed_part, false FROM plan WHERE status = 'gone'
 )
 SELECT
-    count(*) FILTER (again) AS todo,
-    count(*) FILTER (again AND (old_part IS NOT NULL OR failed_part IS NOT NULL)) AS replaced,
+    count(*) FILTER (listed) AS todo,
+    count(*) FILTER (listed AND (old_part IS NOT NULL OR failed_part IS NOT NULL)) AS replaced,
     count(old_part) AS images,
     count(failed_part) AS failures
-FROM leaving
+FROM affected
 """
 
-# images that are listed or indexed twice occur twice after the join; only an image that could not
-# be read may be in both tables of the index
-TWICE = """
+# number of images that are listed or indexed more than once: they occur several times after the
+# join. Only an image that could not be read may be in both tables of the index
+COUNT_DUPLICATES = """
 SELECT
     (SELECT count(*) FROM plan WHERE source_size IS NOT NULL) - (SELECT count(*) FROM listed)
     + (SELECT count(*) FROM plan WHERE part IS NOT NULL AND stage <> 'read')
@@ -154,8 +156,8 @@ FROM (
 ORDER BY part
 """
 
-# images of a superseded snapshot: outside the request, covered by it, and gone
-SUPERSEDED = f"""
+# number of images of a superseded snapshot that are outside the request, covered by it, and gone
+COUNT_SUPERSEDED = f"""
 WITH published AS (
     SELECT uri, uri[length($below) + 1:] AS path FROM (SELECT DISTINCT uri FROM {{rows}})
 ), located AS (

@@ -1,6 +1,6 @@
-"""Addition of descriptors to a model, fitted on images of its index, and removal.
+"""Add descriptors, fitted on images of an index, to its model, and remove descriptors.
 
-The vectors are computed by the next indexing run.
+The next indexing run computes the vectors.
 """
 
 import re
@@ -14,7 +14,7 @@ from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.sources import storage
 
-_NEXT = re.compile(r",(?=\w+=)")  # any other comma is part of a value
+_PAIR_SEPARATOR = re.compile(r",(?=\w+=)")  # any other comma is part of a value
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def parse_addition(text: str) -> Addition:
     name, colon, rest = text.partition(":")
     descriptors.module(name)
     arguments: dict[str, str] = {}
-    for pair in _NEXT.split(rest) if colon else ():
+    for pair in _PAIR_SEPARATOR.split(rest) if colon else ():
         key, equals, value = pair.partition("=")
         if not (key and equals and value) or key in arguments:
             raise InputError(f"{text!r}: write NAME or NAME:KEY=VALUE,KEY=VALUE, each KEY once")
@@ -52,13 +52,13 @@ def load_index_model(snapshot: Snapshot, uri: str | None) -> Model:
     if model.model_id != snapshot.model_id:
         raise IndexStateError(
             f"{snapshot.index} belongs to model {snapshot.model_id}, not to {model.model_id} "
-            f"({uri}); give the model of the index, or no --model to take the index's own"
+            f"({uri}); give the model of the index, or omit --model"
         )
     return model
 
 
 def check_output(snapshot: Snapshot, output: str) -> None:
-    """Raise InputError for a folder in the index, whose bundles must not change."""
+    """Raise InputError if the folder lies in the index, whose bundles must not change."""
     index = storage.absolute(snapshot.index).rstrip("/")
     if f"{storage.absolute(output)}/".startswith(f"{index}/"):
         raise InputError(f"{output} lies in the index; write the bundle to another folder")
@@ -74,13 +74,17 @@ def change_descriptors(
             refuses its arguments.
     """
     names = [addition.name for addition in add]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"{twice[0]} is to be added twice; a model has one of each")
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise InputError(
+            f"--add {duplicates[0]} is given twice; a model has one descriptor of each name"
+        )
     present = [d.name for d in model.spec.descriptors]
     for name in drop:
         if name not in present:
-            raise InputError(f"no {name} to drop; there are {', '.join(present) or 'none'}")
+            raise InputError(
+                f"cannot drop {name}: the model has {', '.join(present) or 'no descriptors'}"
+            )
         model = model.without_descriptor(name)
     for addition in add:
         try:
@@ -92,11 +96,11 @@ def change_descriptors(
 
 
 def vector_lengths(model: Model) -> dict[str, int]:
-    """Return the vector length of each descriptor by its id."""
+    """Return the length of the vectors of each descriptor, by descriptor id."""
     classes = len(model.spec.all_classes)
     lengths = {}
-    for each in model.spec.descriptors:
-        parameters = Parameters(each.settings, model.descriptors[each.name])
-        built = descriptors.module(each.name).Descriptor(parameters, classes, "cpu")
-        lengths[each.id] = int(built.length)
+    for descriptor in model.spec.descriptors:
+        parameters = Parameters(descriptor.settings, model.descriptors[descriptor.name])
+        built = descriptors.module(descriptor.name).Descriptor(parameters, classes, "cpu")
+        lengths[descriptor.id] = int(built.length)
     return lengths

@@ -1,7 +1,4 @@
-"""Mean and scatter of many vectors, computed in pieces without torch.
-
-A *triple* is (n, mean (C,), scatter (C, C) = Σ (x − x̄)(x − x̄)ᵀ), float64.
-"""
+"""Moments of many vectors, computed in pieces without torch."""
 
 from collections.abc import Iterable, Sequence
 from functools import reduce
@@ -9,44 +6,46 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
+from segrec_batch.descriptors import Moments
 from segrec_batch.index.files import DataFile
 from segrec_batch.index.parts import read_column
 
-Matrix = NDArray[np.float64]
-Triple = tuple[int, Matrix, Matrix]
-
-_ROWS = 8192  # maximum rows that are float64 at a time
+_ROWS = 8192  # maximum number of rows that are converted to float64 at once
 
 
-def from_rows(rows: NDArray[np.float32]) -> Triple:
-    """Return the triple of the rows of (n, C), n ≥ 1."""
-    exact = rows.astype(np.float64)
-    mean = exact.mean(axis=0)
-    exact -= mean
-    return len(exact), mean, exact.T @ exact
+def compute_moments(vectors: NDArray[np.float32]) -> Moments:
+    """Return the moments of vectors (n, C), n ≥ 1."""
+    centred = vectors.astype(np.float64)
+    mean = centred.mean(axis=0)
+    centred -= mean
+    return Moments(len(centred), mean, centred.T @ centred)
 
 
-def merge(triples: Iterable[Triple]) -> Triple:
-    """Merge triples (Chan, Golub and LeVeque 1979, eq. 2.1, for vectors).
+def merge_moments(parts: Iterable[Moments]) -> Moments:
+    """Return the moments of the vectors of all parts; their order changes the last digits only.
 
-    The order changes the last digits only.
+    Source: Chan, Golub and LeVeque 1979, eq. 2.1, for vectors.
     """
-    return reduce(_pair, triples)
+    return reduce(_merge_pair, parts)
 
 
-def _pair(a: Triple, b: Triple) -> Triple:
-    n, difference = a[0] + b[0], b[1] - a[1]
-    mean = a[1] + difference * (b[0] / n)
-    return n, mean, a[2] + b[2] + np.outer(difference, difference) * (a[0] * b[0] / n)
+def _merge_pair(a: Moments, b: Moments) -> Moments:
+    n, difference = a.n + b.n, b.mean - a.mean
+    between = np.outer(difference, difference) * (a.n * b.n / n)
+    return Moments(n, a.mean + difference * (b.n / n), a.scatter + b.scatter + between)
 
 
-def from_files(job: tuple[str, Sequence[DataFile]]) -> Triple:
-    """Return the triple of the features in files of `images`; `job` is the index and the files."""
-    index, files = job
-    return merge(_from_file(index, file) for file in files)
+def compute_file_moments(task: tuple[str, Sequence[DataFile]]) -> Moments:
+    """Return the moments of the features in files of `images`.
+
+    Args:
+        task: the index and the files.
+    """
+    index, files = task
+    return merge_moments(part for file in files for part in _iter_moments(index, file))
 
 
-def _from_file(index: str, file: DataFile) -> Triple:
+def _iter_moments(index: str, file: DataFile) -> Iterable[Moments]:
     column = read_column(index, file, "feature").combine_chunks()
     features = column.flatten().to_numpy().reshape(len(column), -1)
-    return merge(from_rows(features[i : i + _ROWS]) for i in range(0, len(features), _ROWS))
+    return (compute_moments(features[i : i + _ROWS]) for i in range(0, len(features), _ROWS))

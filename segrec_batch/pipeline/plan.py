@@ -1,7 +1,6 @@
-"""Plan of a run: the listed images, compared with a snapshot of the index.
+"""Plan of a run: a status for each listed or indexed image.
 
-The comparison is a join in a DuckDB database on disk, which is deleted after the run, so neither
-the listing nor the index has to fit in memory.
+A temporary DuckDB database on disk joins listing and index, so neither has to fit in memory.
 """
 
 from collections.abc import Iterator
@@ -27,13 +26,14 @@ from segrec_batch.search.sql.views import select_with_part
 from segrec_batch.sources.listing import NO_EXTENSION, FileCounts, iter_files, no_images_error
 from segrec_batch.sources.recognise import are_images
 
-MOST_GONE = parse_limit("50%")
-MOST_UNREAD = parse_limit("1%")
+DEFAULT_MAX_GONE = parse_limit("50%")
+DEFAULT_MAX_READ_FAILURES = parse_limit("1%")
 
 _MEMORY = "4GB"  # memory limit of DuckDB, which spills to disk
-_HEADS = 1024  # files whose first bytes are read together
+_FILES_AT_ONCE = 1024  # files whose first bytes are read concurrently
 
-Removal = tuple[str, dict[str, list[str]]]  # a part, and the image_ids of removed rows by table
+RemovedIds = dict[str, list[str]]  # image_ids of rows to remove, by table
+Removal = tuple[str, RemovedIds]  # a part, and the rows to remove from it
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Request:
         images: folder of images.
         include: globs of paths below the folder; without globs all paths.
         exclude: globs of paths to leave out.
-        limit: number of images to process, at most.
+        limit: maximum number of images to process.
         retry_failed: process images again that failed before.
-        max_gone: images of the index that may be gone.
-        max_read_failures: images that may be unreadable; None is `MOST_UNREAD`, and zero for a
-            rebuild that would drop rows.
+        max_gone: how many images of the index may be gone.
+        max_read_failures: how many images may be unreadable; None is
+            `DEFAULT_MAX_READ_FAILURES`, and zero for a rebuild that would drop rows.
     """
 
     images: str
@@ -56,11 +56,12 @@ class Request:
     exclude: tuple[str, ...] = ()
     limit: int | None = None
     retry_failed: bool = False
-    max_gone: Limit = MOST_GONE
+    max_gone: Limit = DEFAULT_MAX_GONE
     max_read_failures: Limit | None = None
 
 
-def _where(request: Request) -> dict[str, object]:
+def _to_sql_parameters(request: Request) -> dict[str, object]:
+    """Return the parameters of the queries in `comparison`."""
     return {
         "below": request.images.rstrip("/") + "/",
         "include": list(request.include),
@@ -69,22 +70,24 @@ def _where(request: Request) -> dict[str, object]:
 
 
 class Plan:
-    """Images with a status each; a context manager that deletes its database at the end.
+    """Images and their status; a context manager that deletes its database at the end.
 
-    The status is new, changed, retried (was unreadable, or failed and is to be retried), unchanged,
-    skipped (failed before), gone, excluded or outside.
+    The status is new, changed, retried (failed before; is tried again), unchanged, skipped (failed
+    before; is not tried again), gone (not listed any more), excluded (by globs) or outside (not
+    below the listed folder).
+
+    Args:
+        superseded: snapshot that the run replaces as a whole.
 
     Attributes:
-        files: counts of all files, and of those that are no images.
-        todo: images to process in this run.
-        replaced: images of these that have rows in the index.
-        old_images: rows of `images` that the run removes if all images can be read.
+        files: counts of the listed files.
+        todo: number of images to process in this run.
+        replaced: number of images of these that have rows in the index.
+        old_images: number of rows of `images` that the run removes if all images can be read.
         old_failures: the same for `failures`.
-        left_out: images of the superseded snapshot that are outside the request.
-        known: images of the index, or of the superseded snapshot, that the request covers.
-        known_gone: images of these that are gone.
-
-    `superseded` is a snapshot that the run replaces as a whole.
+        not_covered: number of images of the superseded snapshot that are outside the request.
+        known: number of images of the index or superseded snapshot that the request covers.
+        known_gone: number of images of these that are gone.
     """
 
     def __init__(
@@ -94,9 +97,9 @@ class Plan:
         self._stack = ExitStack()
         path = self._stack.enter_context(scratch_folder("segrec-plan-"))
         with reading(superseded or snapshot):
-            self._make(path, request, snapshot, superseded)
+            self._build(path, request, snapshot, superseded)
 
-    def _make(
+    def _build(
         self, path: Path, request: Request, snapshot: Snapshot, superseded: Snapshot | None
     ) -> None:
         connection = open_database(
@@ -106,12 +109,12 @@ class Plan:
             temp_directory=str(path / "spill"),
         )
         self._connection = self._stack.enter_context(connection)
-        self._connection.execute(comparison.TABLES)
-        self._list(request.images)
-        self._load(snapshot)
+        self._connection.execute(comparison.CREATE_TABLES)
+        self._load_listing(request.images)
+        self._load_index(snapshot)
         self._recognise(request)
         self._compare(request)
-        self.left_out, self.known, self.known_gone = 0, self.listed - self["new"], self["gone"]
+        self.not_covered, self.known, self.known_gone = 0, self.listed - self["new"], self["gone"]
         self.known += self.known_gone
         if superseded:
             self._count_superseded(request, superseded)
@@ -122,70 +125,71 @@ class Plan:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _list(self, images: str) -> None:
+    def _load_listing(self, images: str) -> None:
         with ProgressMeter("listed") as meter:
             for batch in iter_files(images or "/", self.files):
                 self._connection.register("batch", pa.Table.from_batches([batch]))
                 self._connection.execute("INSERT INTO listed FROM batch")
                 meter.advance(batch.num_rows)
 
-    def _load(self, snapshot: Snapshot) -> None:
+    def _load_index(self, snapshot: Snapshot) -> None:
         selects = {t: select_with_part(snapshot, t, c) for t, c in comparison.COLUMNS.items()}
         if selects["failures"]:
             self._connection.execute(f"INSERT INTO old_failures {selects['failures']}")
         if selects["images"]:
-            self._connection.execute(comparison.OLD_IMAGES.format(rows=selects["images"]))
-        self._connection.execute(comparison.OLD_FAILURES)
+            self._connection.execute(comparison.INSERT_OLD_IMAGES.format(rows=selects["images"]))
+        self._connection.execute(comparison.INSERT_OLD_FAILURES)
 
     def _recognise(self, request: Request) -> None:
-        """Leave out files without a known extension whose content is not an image."""
-        rows = self._stream(comparison.UNSURE, _where(request))
+        """Remove listed files without a known extension whose content is not an image."""
+        rows = self._stream(comparison.UNRECOGNISED, _to_sql_parameters(request))
         left_out = 0
-        while some := list(islice(rows, _HEADS)):
-            readable = [(uri, size) for uri, size, problem in some if problem is None]
+        while files := list(islice(rows, _FILES_AT_ONCE)):
+            readable = [(uri, size) for uri, size, problem in files if problem is None]
             flags = are_images([uri for uri, _ in readable], [size for _, size in readable])
             images = {uri for (uri, _), is_image in zip(readable, flags, strict=True) if is_image}
-            rest = [uri for uri, *_ in some if uri not in images]
-            self._connection.register("rest", pa.table({"uri": pa.array(rest, pa.string())}))
-            self._connection.execute("INSERT INTO not_images FROM rest")
-            left_out += len(rest)
+            not_images = [uri for uri, *_ in files if uri not in images]
+            self._connection.register("batch", pa.table({"uri": pa.array(not_images, pa.string())}))
+            self._connection.execute("INSERT INTO not_images FROM batch")
+            left_out += len(not_images)
         if left_out:
-            self._connection.execute(comparison.NOT_LISTED)
+            self._connection.execute(comparison.DELETE_NOT_IMAGES)
             self.files.leave_out(NO_EXTENSION, left_out)
 
     def _compare(self, request: Request) -> None:
         retry = {"retry_failed": request.retry_failed}
-        self._connection.execute(comparison.STATUS, _where(request) | retry)
-        self._connection.execute(comparison.WORK)
+        self._connection.execute(comparison.CREATE_PLAN, _to_sql_parameters(request) | retry)
+        self._connection.execute(comparison.CREATE_WORK)
         if request.limit is not None:
             self._connection.execute("DELETE FROM work WHERE rowid >= ?", [request.limit])
-        counts = self._query(comparison.COUNTS)
+        counts = self._query(comparison.COUNT_STATUS)
         self._counts: dict[str, int] = {row["status"]: row["n"] for row in counts.to_pylist()}
-        (leaving,) = self._query(comparison.LEAVING).to_pylist()
-        self.todo: int = leaving["todo"]
-        self.replaced: int = leaving["replaced"]
-        self.old_images: int = leaving["images"]
-        self.old_failures: int = leaving["failures"]
-        self._check_keys()
+        (replaced,) = self._query(comparison.COUNT_REPLACED).to_pylist()
+        self.todo: int = replaced["todo"]
+        self.replaced: int = replaced["replaced"]
+        self.old_images: int = replaced["images"]
+        self.old_failures: int = replaced["failures"]
+        self._check_duplicates()
         if not self.listed:
             if not self["excluded"]:
                 raise no_images_error(request.images, self.files)
             raise InputError(f"{request.images}: --include and --exclude leave no image")
 
-    def _check_keys(self) -> None:
-        ((twice,),) = self._connection.execute(comparison.TWICE).fetchall()
-        if twice:
+    def _check_duplicates(self) -> None:
+        ((duplicates,),) = self._connection.execute(comparison.COUNT_DUPLICATES).fetchall()
+        if duplicates:
             raise IndexStateError(
-                f"{twice} sources are listed or indexed twice; see segrec maintain verify"
+                f"{duplicates} sources are listed or indexed twice; check the index with segrec "
+                "maintain verify"
             )
 
     def _count_superseded(self, request: Request, superseded: Snapshot) -> None:
         selects = [select_with_part(superseded, t, "uri") for t in comparison.COLUMNS]
         keys = " UNION ALL ".join(f"({select})" for select in selects if select)
         if keys:
-            sql = comparison.SUPERSEDED.format(rows=f"({keys})")
-            (counts,) = self._connection.execute(sql, _where(request)).fetchall()
-            self.left_out, self.known, self.known_gone = counts
+            sql = comparison.COUNT_SUPERSEDED.format(rows=f"({keys})")
+            (counts,) = self._connection.execute(sql, _to_sql_parameters(request)).fetchall()
+            self.not_covered, self.known, self.known_gone = counts
 
     def _query(self, sql: str, *parameters: object) -> pa.Table:
         return query(self._connection, sql, parameters)
@@ -209,20 +213,20 @@ class Plan:
         """True if the index agrees with the listing."""
         return not self.todo and not self["gone"]
 
-    def manifest(self, start: int, stop: int) -> pa.Table:
-        """Return MANIFEST rows of the images to process, in order."""
+    def read_manifest(self, start: int, stop: int) -> pa.Table:
+        """Return MANIFEST rows `start` to `stop` of the images to process."""
         rows = self._query("FROM work WHERE rowid >= ? AND rowid < ? ORDER BY rowid", start, stop)
         return rows.select(MANIFEST.names).cast(MANIFEST)
 
-    def gone(self) -> Iterator[Removal]:
-        """Yield parts with the image_ids of gone images, by table."""
+    def iter_gone(self) -> Iterator[Removal]:
+        """Yield parts that have rows of gone images, with the `image_id`s by table."""
         for part, members in groupby(self._stream(comparison.GONE), key=itemgetter(0)):
-            leaving: dict[str, list[str]] = {}
+            removed: RemovedIds = {}
             for _, table, image_id in members:
-                leaving.setdefault(table, []).append(image_id)
-            yield part, leaving
+                removed.setdefault(table, []).append(image_id)
+            yield part, removed
 
-    def lines(self) -> Iterator[tuple[str, str]]:
+    def iter_changes(self) -> Iterator[tuple[str, str]]:
         """Yield status and URI of each image that a run would process or remove."""
         yield from self._stream("SELECT status, uri FROM work ORDER BY rowid")
         yield from self._stream("SELECT status, uri FROM plan WHERE status = 'gone' ORDER BY uri")

@@ -1,4 +1,4 @@
-"""Resolution of a run: what it will do with an index, decided once before any work."""
+"""Decide once, before any work, what a run does with an index."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_UNREAD = """
+_COUNT_UNREADABLE = """
 SELECT count(*) FROM ({failures}) SEMI JOIN ({images}) USING (image_id)
 ANTI JOIN ({staged}) USING (image_id) WHERE stage = 'read'
 """
@@ -37,7 +37,7 @@ class ResolvedRun:
 
     Attributes:
         kind: create the index, update it, or rebuild it beside the published snapshot.
-        request: which images to index, with an absolute URI.
+        request: images to index; their folder is an absolute URI.
         model: URI of the bundle.
         published: the snapshot that readers see; empty if the index does not exist.
         base: the snapshot that the run adds to, with the descriptors of the bundle.
@@ -51,12 +51,12 @@ class ResolvedRun:
 
     @property
     def images_root(self) -> str:
-        """The folder that is listed, in text that the log of an index can store."""
+        """The listed folder; undecodable bytes are escaped, so that commits can store it."""
         return (self.request.images or "/").encode(errors="backslashreplace").decode()
 
     @cached_property
     def roots(self) -> ImageRoots:
-        """The roots of the published index, read once."""
+        """Roots that the published index records."""
         return choose_roots(self.published.index)
 
     @property
@@ -65,29 +65,29 @@ class ResolvedRun:
         return self.kind == "update" and self.base.bundle_id != self.published.bundle_id
 
     @property
-    def has_news(self) -> bool:
-        """True if there is something to commit although no row changes."""
+    def changes_metadata(self) -> bool:
+        """True if the run commits even if no row changes."""
         if self.kind != "update":
             return False
         is_incomplete = bool(self.published.ahead)
         return self.changes_bundle or is_incomplete or not self.roots.admits(self.images_root)
 
     def plan(self) -> Plan:
-        """Compare the sources with the snapshot that the run adds to."""
+        """Return the plan: the listed sources compared with the snapshot that the run adds to."""
         return Plan(self.request, self.base, self.published if self.kind == "rebuild" else None)
 
     def check(self, plan: Plan) -> None:
-        """Raise InputError or SourceError if the index would lose images by the plan."""
-        if plan.left_out:
+        """Raise InputError or SourceError if the plan would remove images that should stay."""
+        if plan.not_covered:
             raise InputError(
-                f"--rebuild replaces all of {self.published.index}, but {plan.left_out:,} of its "
-                f"images are not below {self.request.images} or excluded; name a folder that holds "
-                "them all"
+                f"--rebuild replaces all of {self.published.index}, but {plan.not_covered:,} of "
+                f"its images are not below {self.request.images} or excluded; name a folder that "
+                "holds them all"
             )
-        if error := self.gone_error(plan):
+        if error := self.build_gone_error(plan):
             raise error
 
-    def gone_error(self, plan: Plan) -> SourceError | None:
+    def build_gone_error(self, plan: Plan) -> SourceError | None:
         """Return an error if more sources are gone than the request accepts."""
         limit = self.request.max_gone
         if not limit.is_exceeded(plan.known_gone, plan.known):
@@ -95,16 +95,16 @@ class ResolvedRun:
         return SourceError(
             f"{plan.known_gone:,} of {plan.known:,} sources that {self.published.index} has below "
             f"{self.request.images} are gone: more than --max-gone {limit}. Nothing is changed; if "
-            "the folder is complete, go on with --max-gone 100%, else mend it (is it mounted?) and "
-            "run again"
+            "the folder is complete, run again with --max-gone 100%, else repair it (is it "
+            "mounted?) and run again"
         )
 
     def open_base(self) -> Snapshot:
-        """Create the index, or store a changed bundle; return the snapshot that the run adds to."""
+        """Create the index or store a changed bundle; return the snapshot that the run adds to."""
         if self.kind == "create":
-            return store.create(self.published.index, _load(self.model))
+            return store.create(self.published.index, _load_bundle(self.model))
         if self.changes_bundle:
-            _load(self.model).save(self.base.model_uri)
+            _load_bundle(self.model).save(self.base.model_uri)
         return self.base
 
     def commit(
@@ -123,29 +123,34 @@ class ResolvedRun:
         """Put a complete rebuild in place of the published snapshot; return the newest snapshot.
 
         Raises:
-            SourceError: published images cannot be read now and would lose their rows, more than
-                the request accepts.
+            SourceError: more published images than the request accepts cannot be read now and would
+                lose their rows.
         """
         if self.kind != "rebuild":
             return after
         if stats.postponed:
-            log.info(f"{stats.postponed:,} images are left; run again with --rebuild to go on")
+            log.info(
+                f"{stats.postponed:,} images are not indexed yet; run again with --rebuild to go on"
+            )
             return self.published
-        self._check_unread(after)
+        self._check_unreadable(after)
         info = {"segrec": {**stats.summary(), "rebuild": True}}
         newest = store.replace(self.published, after, info)
         staging.discard(self.published.index, after.bundle_id)
         return newest
 
-    def _check_unread(self, staged: Snapshot) -> None:
-        unread, limit = _count_unread(self.published, staged), self.request.max_read_failures
+    def _check_unreadable(self, staged: Snapshot) -> None:
+        unreadable, limit = (
+            _count_unreadable(self.published, staged),
+            self.request.max_read_failures,
+        )
         images = self.published.rows("images")
-        if unread and (limit is None or limit.is_exceeded(unread, images)):
+        if unreadable and (limit is None or limit.is_exceeded(unreadable, images)):
             raise SourceError(
-                f"{unread:,} of {images:,} images of {self.published.index} cannot be read now, "
-                "and would lose their rows: the rebuild is kept, but not put in place; mend the "
-                "cause and run again with --rebuild to go on, or accept the loss: "
-                f"--max-read-failures {unread}"
+                f"{unreadable:,} of {images:,} images of {self.published.index} cannot be read now "
+                "and would lose their rows: the rebuild is kept, but not published; remove the "
+                "cause and run again with --rebuild to go on, or accept the loss by "
+                f"--max-read-failures {unreadable}"
             )
 
 
@@ -156,9 +161,7 @@ def resolve_run(
     rebuild: bool = False,
     drop_descriptors: bool = False,
 ) -> ResolvedRun:
-    """Decide what a run does with an index.
-
-    It writes nothing except the staging folder of a rebuild.
+    """Decide what a run does with an index; write only the staging folder of a rebuild.
 
     Raises:
         SegrecError: the index, model or folder does not permit the run.
@@ -181,7 +184,7 @@ def resolve_run(
     if not drop_descriptors:
         _check_descriptors(published, spec)
     if rebuild:
-        staged = staging.open_staging(published, _load(model))
+        staged = staging.open_staging(published, _load_bundle(model))
         return ResolvedRun("rebuild", request, model, published, staged)
     return ResolvedRun("update", request, model, published, store.adopt(published, spec))
 
@@ -192,28 +195,28 @@ def _check_descriptors(published: Snapshot, spec: ModelSpec) -> None:
     dropped = [d.name for d in published.spec.descriptors if d.name not in names]
     if dropped:
         raise IndexStateError(
-            f"{published.index} has {', '.join(dropped)}, which the model given here lacks: give "
-            f"the model of the index, {published.model_uri}, or say --drop-descriptors"
+            f"{published.index} has {', '.join(dropped)}, which this model lacks: give the "
+            f"model of the index, {published.model_uri}, or add --drop-descriptors"
         )
 
 
-def _load(uri: str) -> "Model":
-    """Load the whole bundle, which imports torch; only a copy for the index needs it."""
+def _load_bundle(uri: str) -> "Model":
+    """Load a bundle with its tensors; imports torch, which most runs do without on the driver."""
     from segrec_batch.model.bundle import load_model
 
     return load_model(uri)
 
 
-def _count_unread(published: Snapshot, staged: Snapshot) -> int:
-    """Return the number of images of a snapshot whose sources the other one could not read."""
+def _count_unreadable(published: Snapshot, staged: Snapshot) -> int:
+    """Return the number of published images that the staged snapshot could not read."""
     failures = select_with_part(staged, "failures", "image_id, stage")
     images = select_with_part(published, "images", "image_id")
     if not failures or not images:
         return 0
-    indexed = (
+    staged_images = (
         select_with_part(staged, "images", "image_id") or "SELECT NULL AS image_id WHERE false"
     )
     with reading(published), open_database(":memory:", [published, staged]) as connection:
-        sql = _UNREAD.format(failures=failures, images=images, staged=indexed)
+        sql = _COUNT_UNREADABLE.format(failures=failures, images=images, staged=staged_images)
         ((count,),) = connection.execute(sql).fetchall()
     return int(count)

@@ -39,10 +39,11 @@ class Execution:
     Attributes:
         device: cpu, cuda or auto.
         batch_size: images that are decoded and segmented together, at most.
-        commit_seconds: time between commits; a crash loses at most the work of that long.
+        commit_seconds: time between commits; a crash loses at most the work since the last one.
         gpus: number of GPUs to use; None takes those of the cluster.
         wait_seconds: time to wait for the first of `gpus`.
-        engine, precision: see `model.engine_choice`.
+        engine: engine or auto, see `model.engine_choice`.
+        precision: precision or auto, see `model.engine_choice`.
     """
 
     device: str = "auto"
@@ -53,8 +54,8 @@ class Execution:
     engine: str = "auto"
     precision: str = "auto"
 
-    def resources(self) -> Resources:
-        """Return the devices of the model on the present cluster; may wait for GPUs."""
+    def find_resources(self) -> Resources:
+        """Return the devices of the joined cluster that the model runs on; may wait for GPUs."""
         return find_resources(self.device, self.gpus, self.wait_seconds)
 
 
@@ -83,15 +84,15 @@ def index_images(
     Raises:
         SegrecError: the run stopped; the index is as the last commit left it.
     """
-    clock = time.monotonic()
+    started = time.monotonic()
     run = resolve_run(request, model, index, rebuild, drop_descriptors)
     if run.base.spec.notice:
         log.warning(run.base.spec.notice)
     with run.plan() as plan:
         run.check(plan)
-        stats = _open_stats(run, plan, clock)
-        publisher = Publisher(run.open_base(), stats, run.commit, run.has_news)
-        with cluster.join() if _has_work(run, plan, publisher.current) else nullcontext():
+        stats = _open_stats(run, plan, started)
+        publisher = Publisher(run.open_base(), stats, run.commit, run.changes_metadata)
+        with cluster.join() if _needs_cluster(run, plan, publisher.current) else nullcontext():
             _process(plan, publisher, execution)
             _backfill(run, publisher, execution)
         publisher.publish()
@@ -104,55 +105,57 @@ def dry_run(
     """Yield status and URI of each source that `index_images` would process or remove."""
     run = resolve_run(request, model, index, drop_descriptors=drop_descriptors)
     with run.plan() as plan:
-        yield from plan.lines()
-        log.info(f"{RunStats.open('dry run', plan)}; nothing was done")
-        if error := run.gone_error(plan):
+        yield from plan.iter_changes()
+        log.info(f"{RunStats.of_plan('dry run', plan)}; nothing was done")
+        if error := run.build_gone_error(plan):
             log.warning(f"a run would stop: {error}")
     if missing := sum(missing_vectors(run.base).values()):
         log.info(f"{missing:,} vectors of images that stay would be added")
 
 
-def _open_stats(run: ResolvedRun, plan: Plan, clock: float) -> RunStats:
+def _open_stats(run: ResolvedRun, plan: Plan, started: float) -> RunStats:
     run_id = f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
-    stats = RunStats.open(run_id, plan)
+    stats = RunStats.of_plan(run_id, plan)
     stats.images_root = run.images_root
     bind(run_id=run_id)
-    stats.seconds["list and plan"] = time.monotonic() - clock
+    stats.seconds["list and plan"] = time.monotonic() - started
     log.info(str(stats), extra={"event": "planned", "listed": stats.listed, "todo": plan.todo})
     return stats
 
 
-def _has_work(run: ResolvedRun, plan: Plan, base: Snapshot) -> bool:
-    """Return whether the run needs the cluster."""
+def _needs_cluster(run: ResolvedRun, plan: Plan, base: Snapshot) -> bool:
+    """Return whether the run has images to process or vectors to compute."""
     retries = run.request.retry_failed and base.spec.descriptors
     return not plan.is_empty or bool(retries or missing_vectors(base) or unread_parts(base))
 
 
 def _process(plan: Plan, publisher: Publisher, execution: Execution) -> None:
-    """Process the plan; commit from time to time, and at the end after a check of the sums."""
+    """Process the planned images; commit at intervals, and at the end after checking the sums."""
     if plan.is_empty:
         return
-    stats, clock = publisher.stats, time.monotonic()
+    stats, started = publisher.stats, time.monotonic()
     if plan.todo:
         with ProgressMeter("indexed", plan.todo) as meter, publisher.publish_on_error():
             base = publisher.current
             placement = _place_model(Work.of(plan.todo, base.spec), execution)
             stats.engine = placement.engine
-            parts = chain.process(plan.manifest, plan.todo, base, stats.run_id, placement)
+            receipt_tables = chain.process_images(
+                plan.read_manifest, plan.todo, base, stats.run_id, placement
+            )
             with publisher.metrics.export_gauges(plan.todo):
-                for receipts in parts:
-                    meter.advance(publisher.take(receipts))
+                for receipts in receipt_tables:
+                    meter.advance(publisher.add_receipts(receipts))
                     publisher.publish_every(execution.commit_seconds)
-    stats.seconds["process"] = time.monotonic() - clock
-    clock = time.monotonic()
-    publisher.publish_last(plan.gone())
-    stats.seconds["commit"] = time.monotonic() - clock
+    stats.seconds["process"] = time.monotonic() - started
+    started = time.monotonic()
+    publisher.publish_last(plan.iter_gone())
+    stats.seconds["commit"] = time.monotonic() - started
 
 
 def _place_model(work: Work, execution: Execution) -> Placement:
-    where = execution.resources()
-    engine = choose_cluster_engine(execution.engine, execution.precision, where, work)
-    placement = place_model(where, engine, work, execution.batch_size)
+    resources = execution.find_resources()
+    engine = choose_cluster_engine(execution.engine, execution.precision, resources, work)
+    placement = place_model(resources, engine, work, execution.batch_size)
     log_resources(placement.where, execution.device)
     report_engine(engine)
     return placement
@@ -162,42 +165,46 @@ def _backfill(run: ResolvedRun, publisher: Publisher, execution: Execution) -> N
     """Add the vectors that indexed images lack, unless the run has a limit."""
     base, stats, retry = publisher.current, publisher.stats, run.request.retry_failed
     missing, unread = missing_vectors(base), unread_parts(base)
-    parts = sorted({f.part for f in base.files["images"]} if retry else missing.keys() | unread)
-    if run.request.limit is not None or not parts or not base.spec.descriptors:
+    receipt_tables = sorted(
+        {f.part for f in base.files["images"]} if retry else missing.keys() | unread
+    )
+    if run.request.limit is not None or not receipt_tables or not base.spec.descriptors:
         return
-    clock = time.monotonic()
+    started = time.monotonic()
     log.info(f"descriptors: {', '.join(d.name for d in base.spec.descriptors)}")
     device = _descriptor_device(base, execution)
     precision = _descriptor_precision(stats, device, execution)
     roots = run.roots.extended([run.images_root])
-    jobs = backfill_parts(base, parts, device, precision, stats.run_id, retry, roots)
+    jobs = backfill_parts(base, receipt_tables, device, precision, stats.run_id, retry, roots)
     total = sum(missing.values())
     meter = ProgressMeter("vectors added", total)
     with meter if total else nullcontext(), publisher.publish_on_error():
         for part, result in jobs:
-            meter.advance(publisher.move(part, result))
+            meter.advance(publisher.add_backfill(part, result))
             publisher.publish_every(execution.commit_seconds)
     if stats.outside:
         log.warning(
-            f"{stats.outside:,} images have no new vectors, since they lie below no folder "
-            "that the index was made from: run once with --images over theirs"
+            f"{stats.outside:,} images have no new vectors, because they lie outside all folders "
+            "that were indexed before: run once with --images on a folder that holds them"
         )
     publisher.publish_backfill()
-    stats.seconds["describe"] = time.monotonic() - clock
+    stats.seconds["describe"] = time.monotonic() - started
 
 
 def _descriptor_precision(stats: RunStats, device: str, execution: Execution) -> str:
-    """Return the precision of the run's model, or of the model it would choose."""
+    """Return the precision in which the model ran, or in which it would run."""
     if stats.engine:
         return stats.engine.precision
-    where = replace(execution.resources(), device=device)
-    none = Work(0, 0)
-    return choose_cluster_engine(execution.engine, execution.precision, where, none).precision
+    resources = replace(execution.find_resources(), device=device)
+    no_images = Work(0, 0)
+    return choose_cluster_engine(
+        execution.engine, execution.precision, resources, no_images
+    ).precision
 
 
 def _descriptor_device(base: Snapshot, execution: Execution) -> str:
-    """Return cuda only if a descriptor with missing vectors computes on a device."""
-    device = execution.resources().device
+    """Return cuda if a descriptor with missing vectors can use it and the cluster has it."""
+    device = execution.find_resources().device
     if device == "cpu":
         return device
     from segrec_batch.descriptors.runtime import on_device  # imports torch

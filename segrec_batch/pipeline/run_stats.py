@@ -10,7 +10,7 @@ from segrec_batch.common.limits import Limit
 from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.model.engines import EngineChoice
 from segrec_batch.pipeline.plan import Plan
-from segrec_batch.pipeline.tally import STAGES, Cost, FailureReason, most_frequent, sum_costs
+from segrec_batch.pipeline.tally import STAGES, Cost, FailureReason, count_most_frequent, sum_costs
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class RunStats:
         excluded: files left out by globs.
         left_out: files that are no images, by kind.
         listed: images.
-        unchanged: images that the index has as they are.
+        unchanged: images that equal their source in the index in size and time.
         skipped: images that failed before and are not tried again.
         postponed: images beyond the limit of the run.
         gone: images of the index that are not listed any more.
@@ -54,13 +54,13 @@ class RunStats:
         old_failures: rows of `failures` of replaced and gone images, which are all removed.
         new: images that the index does not know.
         changed: images with another size or time than in the index.
-        retried: images that failed before and are tried again.
+        retried: images that failed before and are processed again.
         indexed: images with new rows.
         copied: indexed images that have the bytes of an image of the index.
         failed: images that could not be indexed and have no row of `images`.
         stale: images that could not be read and keep their row of `images`.
-        described: vectors added to images that were indexed before.
-        reread: images that were read again for these vectors.
+        described: number of vectors added to images that were indexed before.
+        reread: images whose pixels these vectors need.
         unread: images of these that could not be read.
         outside: images that were not read again, because they lie below no root of the index.
         commits: commits of the run.
@@ -104,7 +104,7 @@ class RunStats:
     images_root: str = ""
 
     @classmethod
-    def open(cls, run_id: str, plan: Plan) -> "RunStats":
+    def of_plan(cls, run_id: str, plan: Plan) -> "RunStats":
         """Return the counts before anything is processed."""
         return cls(
             run_id=run_id,
@@ -133,7 +133,7 @@ class RunStats:
         if self.excluded:
             text += f"; {self.excluded:,} excluded"
         if self.left_out:
-            kinds = ", ".join(f"{k} {n:,}" for k, n in most_frequent(self.left_out).items())
+            kinds = ", ".join(f"{k} {n:,}" for k, n in count_most_frequent(self.left_out).items())
             text += f"; {self.left_out.total():,} other files left out ({kinds})"
         return text
 
@@ -158,27 +158,27 @@ class RunStats:
             raise SourceError(
                 f"{failed:,} of {read:,} sources could not be read, most often "
                 f"{reasons.most_common(1)[0][0]}: more than --max-read-failures {limit}. The rest "
-                f"is published, and {self.stale:,} of them keep their old rows; mend the cause and "
-                f"run again, which tries them all, or accept it: --max-read-failures {failed}"
+                f"is published, and {self.stale:,} of them keep their old rows; remove the cause "
+                f"and run again, which tries them all, or accept it: --max-read-failures {failed}"
             )
 
     @property
     def starved(self) -> float | None:
-        """Share of time in which actors of the model waited for images; None without calls."""
+        """Share of time, in [0, 1], in which the model waited for images; None without calls."""
         busy, waited = self.cost["segment"], self.cost["starved"]
         return waited / (busy + waited) if busy else None
 
     def stages(self) -> Iterator[Stage]:
         """Yield the cost of each stage; nothing if no image was processed."""
-        whole = sum(self.cost[name] for name in STAGES)
-        for name, images in self._images().items():
+        total = sum(self.cost[name] for name in STAGES)
+        for name, images in self._count_images().items():
             seconds = self.cost[name]
             rate = images / seconds if images and seconds else None
-            if whole:
-                yield Stage(name, seconds, seconds / whole, rate)
+            if total:
+                yield Stage(name, seconds, seconds / total, rate)
 
-    def _images(self) -> Mapping[str, int]:
-        """Return the number of images of each stage."""
+    def _count_images(self) -> Mapping[str, int]:
+        """Return the number of images that each stage processed."""
         unread = sum(n for reason, n in self.reasons.items() if reason.stage == "read")
         fresh = self.indexed - self.copied
         decoded = self.processed - self.copied - unread
@@ -186,13 +186,13 @@ class RunStats:
         return dict(zip(STAGES, images, strict=True))
 
     def summary(self) -> dict[str, Any]:
-        """Return counts and rates of stages as JSON values, which commits store."""
-        apart = ("seconds", "cost", "reasons", "engine", "left_out")
-        counts = {k: v for k, v in vars(self).items() if k not in apart}
+        """Return counts and rates of stages as JSON values; commits store them."""
+        excluded_fields = ("seconds", "cost", "reasons", "engine", "left_out")
+        counts = {k: v for k, v in vars(self).items() if k not in excluded_fields}
         return {
             **counts,
-            "left_out": most_frequent(self.left_out),
-            "reasons": most_frequent(self.reasons),
+            "left_out": count_most_frequent(self.left_out),
+            "reasons": count_most_frequent(self.reasons),
             "engine": self.engine and asdict(self.engine),
             "bytes_read": self.cost["bytes_read"],
             "starved": self.starved and round(self.starved, 4),
@@ -207,21 +207,21 @@ class RunStats:
         }
 
     def check(self, before: Snapshot, after: Snapshot) -> None:
-        """Check the sums against the rows of the files. Raises AccountingError."""
+        """Compare the counts with the rows of both snapshots. Raises AccountingError."""
         self.check_sources()
-        for table, old, left in (
+        for table, old, added in (
             ("images", self.old_images - self.stale, self.indexed),
             ("failures", self.old_failures, self.failed + self.stale),
         ):
-            expected, rows = before.rows(table) - old + left, after.rows(table)
+            expected, rows = before.rows(table) - old + added, after.rows(table)
             if rows != expected:
                 raise AccountingError(
-                    f"{before.rows(table)} rows of {table}, less {old} and with {left} more, do "
-                    f"not add up to the {rows} that there would be: {_NOT_PUBLISHED}"
+                    f"{before.rows(table)} rows of {table}, less {old} and with {added} more, do "
+                    f"not add up to the {rows} rows of the new snapshot: {_NOT_PUBLISHED}"
                 )
 
     def check_sources(self) -> None:
-        """Check the sums of files and images. Raises AccountingError."""
+        """Check that each file and image is counted once. Raises AccountingError."""
         left_out = self.left_out.total()
         if self.found != self.listed + self.excluded + left_out:
             raise AccountingError(
@@ -248,4 +248,4 @@ class RunStats:
                 )
 
 
-_NOT_PUBLISHED = "the last batch is not published; run the job again"
+_NOT_PUBLISHED = "the last commit is not published; run the job again"

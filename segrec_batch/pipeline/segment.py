@@ -1,6 +1,6 @@
-"""The stage of the indexing job that runs the model: a plain class with Arrow tables in and out.
+"""The stage of the indexing job that runs the model: a class with Arrow tables in and out.
 
-It is independent of Ray. Rows that failed before pass unchanged.
+It is independent of Ray. Rows that failed in an earlier stage pass unchanged.
 """
 
 import logging
@@ -29,18 +29,18 @@ from segrec_batch.model.engines import (
     load_segmenter,
 )
 from segrec_batch.model.segmented_image import FIELDS, SegmentedImage, decode_pixels, to_arrow
-from segrec_batch.pipeline.stage_schema import SEGMENTED, to_described
-from segrec_batch.pipeline.tally import Occupancy, charge
+from segrec_batch.pipeline.stage_schema import SEGMENTED, encode_vectors
+from segrec_batch.pipeline.tally import Occupancy, add_cost
 
 log = logging.getLogger(__name__)
-_AT_ONCE_IN_TORCH = 4
+_TORCH_CPU_BATCH = 4
 
 
-class SegmentBatch:
-    """Runs the model, and the descriptors on its device, over DECODED rows.
+class SegmentStage:
+    """The model and the descriptors that compute on its device, applied to DECODED rows.
 
-    The model is loaded once. Two concurrent calls keep a GPU busy: one feeds it while the other
-    packs its results.
+    The model is loaded once. Two concurrent calls keep a GPU busy: while it computes for one call,
+    the other call packs its results.
     """
 
     def __init__(self, model: str, engine: EngineChoice, threads: int | None = None) -> None:
@@ -57,28 +57,29 @@ class SegmentBatch:
         names, device = runtime.on_device(spec), self.segmenter.device
         self.descriptors = runtime.load(model, names, device, engine.precision)
         self.keeps_pixels = runtime.read_pixels(runtime.on_host(spec))
-        # images per call; on a GPU as many as it holds. In torch on a CPU few are as fast and need
-        # less memory; ncnn distributes them to its threads
-        self.at_once = _AT_ONCE_IN_TORCH if (engine.engine, device) == ("torch", "cpu") else None
-        self._last: Shape | None = None
-        self._before_another_shape = give_back if device == "cpu" else lambda: None
-        self._device = threading.Lock()
-        # with ncnn two calls may run at once, which keeps its threads busy
-        self._alone: AbstractContextManager[Any] = (
-            nullcontext() if engine.engine == "ncnn" else self._device
+        # maximum number of images per call; None on a GPU until its memory is full. On a CPU, torch
+        # is as fast with few images and needs less memory; ncnn distributes all images to its
+        # threads
+        self.max_batch = _TORCH_CPU_BATCH if (engine.engine, device) == ("torch", "cpu") else None
+        self._last_shape: Shape | None = None
+        self._release_memory = give_back if device == "cpu" else lambda: None
+        self._device_lock = threading.Lock()
+        # ncnn runs two calls at once, which keeps its threads busy
+        self._launch_lock: AbstractContextManager[Any] = (
+            nullcontext() if engine.engine == "ncnn" else self._device_lock
         )
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
-        """Segment DECODED rows and return SEGMENTED rows; images of one shape run together.
+        """Return SEGMENTED rows of DECODED rows; images of one shape run together.
 
         Raises:
             DeviceError: a single image is too large for the memory of the device.
         """
-        frames = _frames(decoded)
+        frames = _make_frames(decoded)
         for shape, group in groupby(frames, key=lambda frame: frame.shape):
-            if shape != self._last:
-                self._before_another_shape()
-            self._last = shape
+            if shape != self._last_shape:
+                self._release_memory()
+            self._last_shape = shape
             self._segment(list(group))
         images: list[SegmentedImage | None] = [None] * decoded.num_rows
         vectors: list[list[DescriptorVector] | None] = [None] * decoded.num_rows
@@ -86,53 +87,55 @@ class SegmentBatch:
             images[frame.row], vectors[frame.row] = frame.image, frame.vectors
         columns = {field.name: decoded[field.name] for field in decoded.schema}
         columns |= dict(zip([field.name for field in FIELDS], to_arrow(images), strict=True))
-        columns["described"] = to_described(vectors)
+        columns["described"] = encode_vectors(vectors)
         if not self.keeps_pixels:
             columns["pixels"] = pa.nulls(decoded.num_rows, pa.binary())
         return pa.table([columns[name] for name in SEGMENTED.names], schema=SEGMENTED)
 
     def _segment(self, frames: Sequence["_Frame"]) -> None:
         """Segment images of one shape, as many at a time as the device holds."""
-        done = 0
-        while done < len(frames):
-            batch = frames[done : done + (self.at_once or len(frames))]
+        start = 0
+        while start < len(frames):
+            batch = frames[start : start + (self.max_batch or len(frames))]
             try:
                 self._segment_batch(batch)
-                done += len(batch)
+                start += len(batch)
             except (RuntimeError, MemoryError) as error:
                 if not lacks_memory(error):
                     raise
-                self._halve(len(batch), error)
+                self._halve_batch(len(batch), error)
 
     def _segment_batch(self, frames: Sequence["_Frame"]) -> None:
         batch = np.stack([frame.pixels for frame in frames])
-        with self._alone:
+        with self._launch_lock:
             pending = self.segmenter.launch(batch, [frame.mask_shape for frame in frames])
         segmentation = pending.result()
         images = [SegmentedImage.of(segmentation, i, f.pixels) for i, f in enumerate(frames)]
-        by_descriptor = [descriptor(images, self._device) for descriptor in self.descriptors]
+        by_descriptor = [descriptor(images, self._device_lock) for descriptor in self.descriptors]
         for i, frame in enumerate(frames):
             frame.image = images[i]
             frame.vectors = [vectors[i] for vectors in by_descriptor]
 
-    def _halve(self, size: int, error: Exception) -> None:
+    def _halve_batch(self, size: int, error: Exception) -> None:
         if size == 1:
             raise DeviceError(
                 f"the device has too little memory for one image ({error}); end other programs "
                 "on it, or train a model with a smaller --input-size"
             ) from error
-        self.at_once = min(self.at_once or size, size // 2)
-        traceback.clear_frames(error.__traceback__)  # frees the tensors that they hold
+        self.max_batch = min(self.max_batch or size, size // 2)
+        traceback.clear_frames(error.__traceback__)  # frees the tensors of the failed call
         if self.segmenter.device != "cpu":
             import torch
 
             torch.cuda.empty_cache()
-        log.warning("out of memory on the device: from now on %d at a time", self.at_once)
+        log.warning(
+            "out of memory on the device: continuing with %d images at a time", self.max_batch
+        )
 
 
 @dataclass
 class _Frame:
-    """Pixels of one DECODED row, and the results of the model."""
+    """Pixels of one DECODED row, and the results of the model for them."""
 
     row: int
     pixels: NDArray[np.uint8]
@@ -145,8 +148,8 @@ class _Frame:
         return self.pixels.shape[0], self.pixels.shape[1]
 
 
-def _frames(decoded: pa.Table) -> list[_Frame]:
-    """Return the rows that have pixels, ordered by shape."""
+def _make_frames(decoded: pa.Table) -> list[_Frame]:
+    """Return a frame for each row that has pixels, ordered by shape."""
     columns = (decoded[name].to_pylist() for name in ("shape", "height", "width"))
     frames = [
         _Frame(row, decode_pixels(content.as_buffer(), shape), mask_shape(height, width))
@@ -158,8 +161,8 @@ def _frames(decoded: pa.Table) -> list[_Frame]:
     return sorted(frames, key=lambda frame: (*frame.shape, *frame.mask_shape))
 
 
-class TimedSegmentBatch:
-    """Measures the time in the calls of a stage and between them."""
+class TimedSegmentStage:
+    """A stage with its costs: the time in its calls, and between them."""
 
     def __init__(
         self, stage: Callable[..., Callable[[pa.Table], pa.Table]], **options: Any
@@ -169,9 +172,9 @@ class TimedSegmentBatch:
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
         """Return SEGMENTED rows of DECODED rows."""
-        starved = self._occupancy.enter()
+        idle_seconds = self._occupancy.enter()
         try:
             segmented = self._stage(decoded)
         finally:
-            segment = self._occupancy.leave()
-        return charge(segmented, segment=segment, starved=starved)
+            busy_seconds = self._occupancy.leave()
+        return add_cost(segmented, segment=busy_seconds, starved=idle_seconds)

@@ -1,7 +1,7 @@
 """Arrow schemas of the tables between the stages of the indexing job.
 
-A row that failed has `stage` and `reason`. A row with a `donor` after decoding has the same bytes
-as an indexed image, whose rows are copied. tally.py defines `cost`.
+A failed row has `stage` and `reason`. After decoding, `donor` is an indexed image with the same
+bytes, whose rows are copied. `tally` adds up `cost`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,14 +18,14 @@ def _required(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, nullable=False)
 
 
-DONOR = pa.struct(  # NULL in most rows
+DONOR = pa.struct(  # an indexed image with the same bytes; NULL in most rows
     [
         pa.field("image_id", pa.string()),
         pa.field("content_hash", pa.string()),
         pa.field("part", pa.string()),
     ]
 )
-COST = pa.struct(  # seconds by stage; starved: seconds in which the model waited; bytes read
+COST = pa.struct(  # seconds of stages; starved: seconds in which the model waited for images
     [
         *(
             _required(name, pa.float64())
@@ -43,8 +43,7 @@ REASONS = pa.list_(  # counts of failures, see `tally.FailureReason`
         ]
     )
 )
-# old_part, failed_part: parts of the rows that the source has in `images` (with its companions) and
-# in `failures`
+# old_part, failed_part: parts with the rows of the source in `images` and in `failures`
 MANIFEST = pa.schema(
     [
         *SOURCES,
@@ -54,7 +53,7 @@ MANIFEST = pa.schema(
     ]
 )
 
-_KNOWN = [
+_SOURCE_FIELDS = [
     *(field for field in MANIFEST if field.name != "problem"),
     pa.field("cost", COST),
     pa.field("stage", pa.string()),
@@ -64,7 +63,7 @@ _KNOWN = [
     pa.field("height", pa.int32()),
     pa.field("format", pa.string()),
 ]
-DESCRIBED = pa.list_(  # vectors of an image; vector: bytes of float32, NULL if there is a reason
+VECTORS = pa.list_(  # of one image; vector: bytes of float32, or NULL with a reason
     pa.struct(
         [
             _required("descriptor", pa.string()),
@@ -74,18 +73,18 @@ DESCRIBED = pa.list_(  # vectors of an image; vector: bytes of float32, NULL if 
         ]
     )
 )
-DECODED = pa.schema([*_KNOWN, *PIXEL_FIELDS])
+DECODED = pa.schema([*_SOURCE_FIELDS, *PIXEL_FIELDS])
 SEGMENTED = pa.schema(
     [
-        *_KNOWN,
+        *_SOURCE_FIELDS,
         *FIELDS,
-        *PIXEL_FIELDS,  # pixels: where a descriptor still needs them
-        pa.field("described", DESCRIBED),
+        *PIXEL_FIELDS,  # NULL unless a descriptor on the host needs them
+        pa.field("described", VECTORS),
     ]
 )
 # one row per written file; the columns from `replaced` on are set in the first row only.
-# replaced: rows that leave, by table (`images` includes its companions) and part;
-# stale: sources that could not be read and keep their rows
+# replaced: rows to remove, by table (`images` stands for `regions` and `descriptors` too) and part;
+# stale: number of sources that could not be read and keep their rows
 RECEIPTS = pa.schema(
     [
         pa.field("table", pa.string()),
@@ -106,38 +105,38 @@ RECEIPTS = pa.schema(
 )
 
 
-def to_described(vectors: Iterable[Sequence[DescriptorVector] | None]) -> pa.Array:
-    """Return a column DESCRIBED of the vectors of images; NULL for None."""
+def encode_vectors(vectors: Iterable[Sequence[DescriptorVector] | None]) -> pa.Array:
+    """Return the vectors of images as a column VECTORS; NULL for None."""
     rows = [
         None
-        if entries is None
+        if image_vectors is None
         else [
             {
-                "descriptor": entry.descriptor,
-                "category": entry.category,
-                "vector": None if entry.vector is None else entry.vector.tobytes(),
-                "reason": entry.reason,
+                "descriptor": vector.descriptor,
+                "category": vector.category,
+                "vector": None if vector.vector is None else vector.vector.tobytes(),
+                "reason": vector.reason,
             }
-            for entry in entries
+            for vector in image_vectors
         ]
-        for entries in vectors
+        for image_vectors in vectors
     ]
-    return pa.array(rows, DESCRIBED)
+    return pa.array(rows, VECTORS)
 
 
-def from_described(column: pa.ChunkedArray) -> list[list[DescriptorVector] | None]:
-    """Return the vectors of images from a column DESCRIBED; None for NULL."""
+def decode_vectors(column: pa.ChunkedArray) -> list[list[DescriptorVector] | None]:
+    """Return the vectors of images from a column VECTORS; None for NULL."""
     return [
         None
-        if entries is None
+        if image_vectors is None
         else [
             DescriptorVector(
-                entry["descriptor"],
-                entry["category"],
-                None if entry["vector"] is None else np.frombuffer(entry["vector"], np.float32),
-                entry["reason"],
+                vector["descriptor"],
+                vector["category"],
+                None if vector["vector"] is None else np.frombuffer(vector["vector"], np.float32),
+                vector["reason"],
             )
-            for entry in entries
+            for vector in image_vectors
         ]
-        for entries in column.to_pylist()
+        for image_vectors in column.to_pylist()
     ]

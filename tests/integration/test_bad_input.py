@@ -76,7 +76,7 @@ def indexed(model_dir: str, ray_cluster: None, tmp_path_factory: pytest.TempPath
     (folder / "circle").symlink_to(folder)
     os.mkfifo(folder / "pipe.jpg")
     (folder / "vanishes.jpg").write_bytes(GOOD)
-    process = chain.process
+    process = chain.process_images
 
     def late(*arguments: Any) -> Iterator[pa.Table]:
         (folder / "vanishes.jpg").unlink()

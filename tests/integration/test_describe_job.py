@@ -81,8 +81,8 @@ def test_describe_refuses_bad_arguments(
         ): r"belongs to model \w+, not to \w+ \(.*other\); give the",
         ("--add", "pac"): "unknown descriptor 'pac'; known are alexnet,",
         ("--add", "pca:dimension=99"): "span only 23 dimensions",
-        ("--add", "pca", "--add", "pca:dimension=3"): "pca is to be added twice",
-        ("--drop", "pca"): "no pca to drop; there are none",
+        ("--add", "pca", "--add", "pca:dimension=3"): "--add pca is given twice",
+        ("--drop", "pca"): "cannot drop pca: the model has no descriptors",
         ("--add", "pca", "--output", f"{index}/models/new"): "lies in the index",
     }
     for arguments, message in cases.items():
@@ -117,11 +117,13 @@ def test_moments_of_an_index(tmp_path: Path) -> None:
     snapshot = add_images(write_index(str(tmp_path), whole[:8900]), whole[8900:])
     files = snapshot.files["images"]
     assert len(files) == 2
-    n, mean, scatter = moments.from_files((str(tmp_path), files))
-    expected = moments.from_rows(whole)
-    assert n == expected[0] == 9000
-    np.testing.assert_allclose(mean, expected[1], rtol=1e-12)
-    np.testing.assert_allclose(scatter, expected[2], atol=1e-9 * np.trace(scatter))
+    merged = moments.compute_file_moments((str(tmp_path), files))
+    expected = moments.compute_moments(whole)
+    assert merged.n == expected.n == 9000
+    np.testing.assert_allclose(merged.mean, expected.mean, rtol=1e-12)
+    np.testing.assert_allclose(
+        merged.scatter, expected.scatter, atol=1e-9 * np.trace(expected.scatter)
+    )
 
 
 def _samples(index: str, most: int = 100) -> IndexSamples:
@@ -164,15 +166,15 @@ def test_samples_repeat_and_are_bounded(index: str) -> None:
     seven = drawn(7, 100)
     assert len(seven) == 7
     assert drawn(100, 7) == seven
-    rows, folders = _samples(index, 1).labelled(10)
+    rows, folders = _samples(index, 1).read_labelled_features(10)
     assert (rows.shape, len(folders)) == ((10, 512), 10)
     assert seven < {row.tobytes() for row in rows}
-    again, _ = _samples(index).labelled(10)
+    again, _ = _samples(index).read_labelled_features(10)
     np.testing.assert_array_equal(rows, again)
 
 
 def test_folder_names_are_labels(index: str, scenes: Path) -> None:
-    rows, folders = _samples(index).labelled(1000)
+    rows, folders = _samples(index).read_labelled_features(1000)
     with segrec_batch.connect(index) as connection:
         result = connection.sql("SELECT feature, uri FROM images").fetchall()
     places = {np.float32(feature).tobytes(): Path(uri).parent.name for feature, uri in result}

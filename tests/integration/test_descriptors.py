@@ -113,7 +113,7 @@ def test_dropping_descriptors_needs_the_option(
     grown: str, models: dict[str, str], place: str
 ) -> None:
     version = open_snapshot(grown).version
-    with pytest.raises(IndexStateError, match="has pca, texture, which the model given here lacks"):
+    with pytest.raises(IndexStateError, match="has pca, texture, which this model lacks"):
         index_images(Request(place), models["plain"], grown, CPU)
     assert open_snapshot(grown).version == version
     index_images(Request(place), models["plain"], grown, CPU, drop_descriptors=True)

@@ -23,7 +23,7 @@ from segrec_batch.model.engine_choice import choose_engine
 from segrec_batch.model.engines import load_segmenter
 from segrec_batch.pipeline.plan import Request
 from segrec_batch.pipeline.run import Execution, index_images
-from segrec_batch.pipeline.segment import SegmentBatch
+from segrec_batch.pipeline.segment import SegmentStage
 from segrec_batch.pipeline.stage_schema import MANIFEST
 from segrec_batch.pipeline.stages import MAX_BYTES, decode_batch, write_batch
 from tests.support.builders import uris
@@ -127,7 +127,7 @@ def test_stages_run_without_ray(images: Path, model_dir: str, tmp_path: Path) ->
     rows += [vanished, huge, link]
     model = load_model(model_dir)
     decoded = decode_batch(pa.Table.from_pylist(rows, MANIFEST), model.spec.shapes)
-    segmented = SegmentBatch(model_dir, choose_engine())(decoded)
+    segmented = SegmentStage(model_dir, choose_engine())(decoded)
     receipts = write_batch(segmented, str(tmp_path), model.spec, model.model_id, "run").to_pylist()
     for receipt in receipts:
         written = tmp_path / receipt["table"] / receipt["path"]

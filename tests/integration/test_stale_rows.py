@@ -108,17 +108,19 @@ class World:
         """Run once and check the sums."""
         request = Request(str(self.folder / "images"), limit=limit, max_gone=ANY)
         with Plan(request, self.snapshot) as plan:
-            stats = RunStats.open("run", plan)
+            stats = RunStats.of_plan("run", plan)
             publisher = Publisher(
                 self.snapshot, stats, lambda base, add, remove, _: with_changes(base, add, remove)
             )
             for start in range(0, plan.todo, 2):
-                decoded = decode_batch(plan.manifest(start, start + 2), SHAPES)
+                decoded = decode_batch(plan.read_manifest(start, start + 2), SHAPES)
                 index = self.snapshot.index
-                publisher.take(write_batch(segmented(decoded), index, SPEC, Bundle.model_id, "run"))
+                publisher.add_receipts(
+                    write_batch(segmented(decoded), index, SPEC, Bundle.model_id, "run")
+                )
                 if commits:
                     publisher.publish()
-            publisher.publish_last(plan.gone())
+            publisher.publish_last(plan.iter_gone())
         self.snapshot = publisher.current
         return stats
 
@@ -308,7 +310,7 @@ def test_shorter_file_is_a_read_failure(world: World) -> None:
     request = Request(str(world.folder / "images"))
     with Plan(request, world.snapshot) as plan:
         path.write_bytes(path.read_bytes()[:20])
-        (row,) = decode_batch(plan.manifest(0, 9), SHAPES).to_pylist()
+        (row,) = decode_batch(plan.read_manifest(0, 9), SHAPES).to_pylist()
     assert (row["stage"], row["reason"][:12]) == ("read", "shorter than")
     assert world.state() == before
 
@@ -321,7 +323,7 @@ def test_longer_file_is_a_read_failure(world: World) -> None:
     grown = path.read_bytes() + bytes(len(small))
     with Plan(Request(str(world.folder / "images")), world.snapshot) as plan:
         path.write_bytes(grown)
-        (row,) = decode_batch(plan.manifest(0, 9), SHAPES).to_pylist()
+        (row,) = decode_batch(plan.read_manifest(0, 9), SHAPES).to_pylist()
     assert (row["stage"], row["reason"][:11]) == ("read", "longer than")
     assert world.state() == before
 
@@ -375,4 +377,4 @@ def test_max_gone_limits(world: World, text: str, accepted: int) -> None:
     superseded = world.snapshot
     empty = empty_snapshot(superseded.index, Bundle.model_id, SPEC)
     with Plan(Request(str(world.folder / "images")), empty, superseded) as plan:
-        assert (plan.known_gone, plan.known, plan.left_out) == (2, 4, 0)
+        assert (plan.known_gone, plan.known, plan.not_covered) == (2, 4, 0)

@@ -20,7 +20,7 @@ from segrec_batch.model.bundle import Model
 from segrec_batch.pipeline import chain, run
 from segrec_batch.pipeline.backfill import BackfillResult, backfill_parts
 from segrec_batch.pipeline.descriptor_setup import change_descriptors, parse_addition
-from segrec_batch.pipeline.plan import MOST_UNREAD, Request
+from segrec_batch.pipeline.plan import DEFAULT_MAX_READ_FAILURES, Request
 from segrec_batch.pipeline.run import Execution, index_images
 from segrec_batch.pipeline.samples import IndexSamples
 from segrec_batch.search.cache import refresh_cache
@@ -98,7 +98,7 @@ def test_unreadable_images_keep_rows(site: Site, tmp_path: Path) -> None:
         assert re.fullmatch(
             r"10 of 10 sources could not be read, most often broken link: more than "
             r"--max-read-failures 1%\. The rest is published, and 10 of them keep their old rows; "
-            r"mend the cause and run again, which tries them all, or accept it: "
+            r"remove the cause and run again, which tries them all, or accept it: "
             r"--max-read-failures 10",
             site.error(),
         )
@@ -133,7 +133,7 @@ def test_folder_that_vanishes_during_run(
     before = site.contents()
     for path in site.images.iterdir():
         os.utime(path)
-    away, process = tmp_path / "away", chain.process
+    away, process = tmp_path / "away", chain.process_images
 
     def late(*arguments: Any) -> Iterator[pa.Table]:
         site.images.rename(away)
@@ -183,7 +183,7 @@ def test_rebuild_keeps_unreadable_images(site: Site) -> None:
     for _ in range(2):
         assert site.job("--rebuild") == 1
         assert "1 of 10 images of" in (message := site.error())
-        assert "the rebuild is kept, but not put in place" in message
+        assert "the rebuild is kept, but not published" in message
         assert site.contents() == before
     path.unlink()
     path.write_bytes(content)
@@ -224,7 +224,7 @@ def test_descriptors_of_unreadable_images_come_later(
     stats, _ = index_images(request, site.model, site.index, Execution("cpu"))
     assert (stats.described, stats.reread, stats.unread) == (10, 10, 4)
     with pytest.raises(SourceError, match=r"^4 of 10 sources could not be read"):
-        stats.check_read_failures(MOST_UNREAD)
+        stats.check_read_failures(DEFAULT_MAX_READ_FAILURES)
     assert site.rows(without) == [(4,)]
     again, _ = index_images(request, site.model, site.index, Execution("cpu"))
     assert (again.described, again.reread, again.unread) == (0, 4, 4)

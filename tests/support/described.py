@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segrec_batch.descriptors import ImageBatch, Moments, Parameters, Vectors, module
-from segrec_batch.pipeline import moments
+from segrec_batch.pipeline.moments import compute_moments
 from tests.support.builders import smooth_batch
 
 CLASSES = ("background", "car", "person", "tree")
@@ -22,13 +22,13 @@ class Learned:
     folders: Sequence[str] = ()
     classes: Sequence[str] = CLASSES
 
-    def moments(self) -> Moments:
-        return Moments(*moments.from_rows(self.features))
+    def compute_moments(self) -> Moments:
+        return compute_moments(self.features)
 
     def draw_images(self, count: int) -> Iterator[ImageBatch]:
         raise NotImplementedError
 
-    def labelled(self, count: int) -> tuple[Vectors, Sequence[str]]:
+    def read_labelled_features(self, count: int) -> tuple[Vectors, Sequence[str]]:
         return self.features[:count], self.folders[:count]
 
 

@@ -23,7 +23,7 @@ def victims(nodes: list[Any], kind: str) -> list[psutil.Process]:
             for c in p.children()
             if "segrec_batch.images.sandbox_child" in c.cmdline()
         ]
-    mark = {"actor": "SegmentBatch", "task worker": "ray::MapBatches"}[kind]
+    mark = {"actor": "SegmentStage", "task worker": "ray::MapBatches"}[kind]
     lines = {p: " ".join(p.cmdline()) for p in result}
     is_actor = {p: "MapWorker" in line or "Counted" in line for p, line in lines.items()}
     return [p for p, line in lines.items() if mark in line and is_actor[p] == (kind == "actor")]

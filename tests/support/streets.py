@@ -20,7 +20,7 @@ from segrec_batch.index.parts import Rows, rewrite_part, write_part
 from segrec_batch.model.bundle import Model
 from segrec_batch.model.segmented_image import SegmentedImage
 from segrec_batch.model.spec import COMMON_GRID, ModelSpec
-from segrec_batch.pipeline.rows import descriptor_rows, failure_rows, image_rows
+from segrec_batch.pipeline.rows import make_descriptor_rows, make_failure_rows, make_image_rows
 
 Row = dict[str, Any]
 
@@ -116,9 +116,9 @@ def _part(
     named = {"run_id": run_id, "model_id": "0" * 16}
     sources = pa.Table.from_pylist([{**source_columns(row), **named} for row in images])
     contents = chain(
-        image_rows(sources, [segmented_image(row) for row in images], spec),
-        descriptor_rows(sources, [_vectors(row, spec) for row in images]),
-        failure_rows(pa.Table.from_pylist([{**row, **named} for row in failures])),
+        make_image_rows(sources, [segmented_image(row) for row in images], spec),
+        make_descriptor_rows(sources, [_vectors(row, spec) for row in images]),
+        make_failure_rows(pa.Table.from_pylist([{**row, **named} for row in failures])),
     )
     return write_part(index, _at(contents, NIGHTS[night if segmented is None else segmented]))
 

@@ -25,7 +25,7 @@ from segrec_batch.model.engines import EngineChoice
 from segrec_batch.model.segmentation import Segmentation
 from segrec_batch.model.spec import COMMON_GRID
 from segrec_batch.pipeline import chain
-from segrec_batch.pipeline.segment import SegmentBatch
+from segrec_batch.pipeline.segment import SegmentStage
 from segrec_batch.pipeline.stages import decode_batch
 
 
@@ -65,7 +65,7 @@ class Slept:
         return self.found
 
 
-class Timed(SegmentBatch):
+class Timed(SegmentStage):
     """Reaches the actors by value, since it is of `__main__`, with the two values below."""
 
     notes = os.environ.get("SEGREC_NOTES", "")
@@ -73,14 +73,14 @@ class Timed(SegmentBatch):
 
     def __init__(self, model: str, engine: EngineChoice, threads: int | None = None) -> None:
         # a GPU of these tests is only a number
-        SegmentBatch.__init__(self, model, EngineChoice("ncnn", "float32"), threads)
+        SegmentStage.__init__(self, model, EngineChoice("ncnn", "float32"), threads)
         self.asked_for = engine.device
         self._alone = self._device  # a sleeper stands for a device: one batch at a time
         self.segmenter: Any = Sleeper(len(self.segmenter.model.spec.all_classes), self.seconds)
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
         start = time.time()
-        result = SegmentBatch.__call__(self, decoded)
+        result = SegmentStage.__call__(self, decoded)
         note(self.notes, "segment", decoded, start, self.asked_for)
         return result
 
@@ -104,6 +104,6 @@ def decode(sources: pa.Table, shapes: Sequence[Shape], path: str = Timed.notes) 
 
 
 if __name__ == "__main__":
-    chain.SegmentBatch = Timed  # type: ignore[misc]
+    chain.SegmentStage = Timed  # type: ignore[misc]
     chain.decode_batch = decode
     sys.exit(main(["index", *sys.argv[1:]]))

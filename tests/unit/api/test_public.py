@@ -22,7 +22,7 @@ from segrec_batch.evaluation.retrieval.run import RetrievalOptions
 from segrec_batch.evaluation.retrieval.settings import PAPER_WINDOW
 from segrec_batch.evaluation.segmentation.rivals import RIVALS
 from segrec_batch.model.engine_choice import choose_engine
-from segrec_batch.pipeline.plan import MOST_GONE
+from segrec_batch.pipeline.plan import DEFAULT_MAX_GONE
 from segrec_batch.pipeline.run import Execution
 from segrec_batch.search.feedback.refine import Weights
 from segrec_batch.training.rivals.unet import UNetSettings
@@ -97,7 +97,7 @@ def test_defaults_are_those_of_the_library() -> None:
     assert training_settings(DEFAULTS, engine) == Settings(engine=engine)
     assert DEFAULTS["input_size"] == DEFAULT_SIZE
     index, execution = index_images.__kwdefaults__, Execution()
-    assert index["max_gone"] == str(MOST_GONE)
+    assert index["max_gone"] == str(DEFAULT_MAX_GONE)
     assert index["wait"] == execution.wait_seconds
     for name in ("device", "batch_size", "commit_seconds", "gpus", "engine", "precision"):
         assert index[name] == getattr(execution, name)

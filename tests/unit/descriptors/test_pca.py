@@ -62,7 +62,7 @@ def test_components_are_singular_vectors() -> None:
     np.testing.assert_allclose(np.abs((components * rows).sum(axis=1)), 1, atol=1e-5)
     largest = np.abs(components).argmax(axis=1)
     assert (components[np.arange(12), largest] > 0).all()
-    _, variances = pca.principal_components(Learned(x).moments())
+    _, variances = pca.principal_components(Learned(x).compute_moments())
     np.testing.assert_allclose(variances, singular**2, rtol=1e-9)
 
 
@@ -127,11 +127,11 @@ def test_fit_rejects_unknown_arguments() -> None:
 @quick
 def test_moments_merge_in_any_order(cuts: list[int], seed: int, far: bool) -> None:
     x = features(40, 5, seed) + (1e3 if far else 0)
-    parts = [moments.from_rows(rows) for rows in np.split(x, sorted(cuts))]
+    parts = [moments.compute_moments(rows) for rows in np.split(x, sorted(cuts))]
     order = np.random.default_rng(seed).permutation(len(parts))
-    n, mean, scatter = moments.merge([parts[i] for i in order])
+    merged = moments.merge_moments([parts[i] for i in order])
     exact = x.astype(np.float64)
-    assert n == 40
-    np.testing.assert_allclose(mean, exact.mean(axis=0), rtol=1e-12)
+    assert merged.n == 40
+    np.testing.assert_allclose(merged.mean, exact.mean(axis=0), rtol=1e-12)
     expected = np.cov(exact.T, bias=True) * 40
-    np.testing.assert_allclose(scatter, expected, atol=1e-9 * np.trace(expected))
+    np.testing.assert_allclose(merged.scatter, expected, atol=1e-9 * np.trace(expected))

@@ -365,7 +365,7 @@ def test_arrow_alone_would_run_pickled_code(canary: Path, tmp_path: Path) -> Non
 def test_pickled_columns_are_read_by_nobody(
     change: Callable[[pa.Table, pa.Array], pa.Table], index: str, canary: Path
 ) -> None:
-    from segrec_batch.pipeline.rows import copied_rows
+    from segrec_batch.pipeline.rows import make_copied_rows
 
     snapshot, files = infected(index, canary, change)
     for file in files:
@@ -382,7 +382,7 @@ def test_pickled_columns_are_read_by_nobody(
     images = next(f for f in files if f.table == "images")
     rows = pa.Table.from_pylist([{"donor": {"part": images.part, "image_id": "x"}}])
     with pytest.raises(IndexStateError, match="extension types"):
-        list(copied_rows(rows, index, SPEC))
+        list(make_copied_rows(rows, index, SPEC))
     problems = verify.check_part((index, list(files[:2]), SPEC, snapshot.model_id))
     assert len(problems) == 2
     assert all("extension types" in problem for problem in problems)

@@ -14,7 +14,7 @@ from segrec_batch.common.errors import DeviceError
 from segrec_batch.model.bundle import Model
 from segrec_batch.model.engines import EngineChoice, load_segmenter
 from segrec_batch.model.torch_engine import TorchSegmenter
-from segrec_batch.pipeline.segment import SegmentBatch
+from segrec_batch.pipeline.segment import SegmentStage
 from segrec_batch.pipeline.stage_schema import DECODED, SEGMENTED
 from tests.support.builders import smooth_pixels, tiny_model
 
@@ -40,8 +40,8 @@ def engine(request: pytest.FixtureRequest, device: str) -> EngineChoice:
 
 
 @pytest.fixture
-def stage(bundle: str, engine: EngineChoice) -> SegmentBatch:
-    return SegmentBatch(bundle, engine)
+def stage(bundle: str, engine: EngineChoice) -> SegmentStage:
+    return SegmentStage(bundle, engine)
 
 
 def decoded(seed: int = 0) -> pa.Table:
@@ -70,7 +70,7 @@ def assert_close(result: pa.Table, expected: pa.Table) -> None:
             assert np.equal(*masks).mean() > 0.999
 
 
-def test_segment_batch_keeps_order_and_failures(stage: SegmentBatch, engine: EngineChoice) -> None:
+def test_segment_batch_keeps_order_and_failures(stage: SegmentStage, engine: EngineChoice) -> None:
     table = decoded()
     rows = stage(table).to_pylist()
     assert [row["uri"] for row in rows] == table["uri"].to_pylist()
@@ -91,16 +91,16 @@ def test_segment_batch_keeps_order_and_failures(stage: SegmentBatch, engine: Eng
 
 
 def test_segment_batch_keeps_pixels_for_descriptors(
-    stage: SegmentBatch, engine: EngineChoice, tmp_path: Path
+    stage: SegmentStage, engine: EngineChoice, tmp_path: Path
 ) -> None:
     assert stage(decoded())["pixels"].null_count == 7
     described: Model = tiny_model().with_descriptor("hog", {"cell": 8, "block": 2, "bins": 9}, {})
     described.save(str(tmp_path))
     table = decoded()
-    assert SegmentBatch(str(tmp_path), engine)(table)["pixels"] == table["pixels"]
+    assert SegmentStage(str(tmp_path), engine)(table)["pixels"] == table["pixels"]
 
 
-def test_segment_batch_concurrent_calls_do_not_mix(stage: SegmentBatch) -> None:
+def test_segment_batch_concurrent_calls_do_not_mix(stage: SegmentStage) -> None:
     tables = [decoded(seed) for seed in range(6)]
     with ThreadPoolExecutor(2) as threads:
         results = list(threads.map(stage, tables))
@@ -119,7 +119,7 @@ def test_segment_batch_concurrent_calls_do_not_mix(stage: SegmentBatch) -> None:
 def test_segment_batch_halves_when_out_of_memory(
     bundle: str, limit: int, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage, launch, sizes = SegmentBatch(bundle, TORCH), TorchSegmenter.launch, []
+    stage, launch, sizes = SegmentStage(bundle, TORCH), TorchSegmenter.launch, []
     expected = stage(decoded())
 
     def limited(self: TorchSegmenter, pixels: Any, masks: Any) -> Any:
@@ -141,7 +141,7 @@ def test_segment_batch_refuses_too_large_image(
 
     monkeypatch.setattr(TorchSegmenter, "launch", exhausted)
     with pytest.raises(DeviceError, match="too little memory for one image"):
-        SegmentBatch(bundle, TORCH)(decoded())
+        SegmentStage(bundle, TORCH)(decoded())
 
 
 def test_segment_batch_other_errors_do_not_halve(
@@ -151,11 +151,11 @@ def test_segment_batch_other_errors_do_not_halve(
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
 
     monkeypatch.setattr(TorchSegmenter, "launch", broken)
-    stage = SegmentBatch(bundle, TORCH)
-    at_once = stage.at_once
+    stage = SegmentStage(bundle, TORCH)
+    max_batch = stage.max_batch
     with pytest.raises(RuntimeError, match="no kernel image"):
         stage(decoded())
-    assert stage.at_once == at_once
+    assert stage.max_batch == max_batch
 
 
 @pytest.mark.gpu
@@ -164,7 +164,7 @@ def test_segment_batch_full_gpu_goes_on_with_less(tmp_path: Path) -> None:
     side, count = 512, 64
     model = tiny_model()
     replace(model, spec=replace(model.spec, shapes=((side, side),))).save(str(tmp_path))
-    stage = SegmentBatch(str(tmp_path), EngineChoice("torch", "float32", "cuda"))
+    stage = SegmentStage(str(tmp_path), EngineChoice("torch", "float32", "cuda"))
     pixels = smooth_pixels(side, side).tobytes()
     row = {"shape": (side, side), "height": 64, "width": 64, "pixels": pixels}
     table = pa.Table.from_pylist([{**row, "uri": str(i)} for i in range(count)], DECODED)
@@ -178,8 +178,8 @@ def test_segment_batch_full_gpu_goes_on_with_less(tmp_path: Path) -> None:
         result = stage(table)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert stage.at_once is not None
-    assert stage.at_once < count
+    assert stage.max_batch is not None
+    assert stage.max_batch < count
     (labels,) = (np.frombuffer(text, np.uint8) for text in one["labels"].to_pylist())
     for text in result["labels"].to_pylist():
         assert (np.frombuffer(text, np.uint8) == labels).mean() > 0.999  # rounding by batch

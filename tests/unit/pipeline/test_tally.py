@@ -8,13 +8,13 @@ import pytest
 
 from segrec_batch.pipeline.stage_schema import COST
 from segrec_batch.pipeline.tally import (
-    MOST,
+    MAX_LABELS,
     OTHERS,
     FailureReason,
     Occupancy,
-    charge,
+    add_cost,
+    count_most_frequent,
     count_reasons,
-    most_frequent,
     sum_costs,
 )
 
@@ -24,10 +24,10 @@ def rows(n: int) -> pa.Table:
 
 
 def test_cost_sums_survive_cut_and_joined_rows() -> None:
-    batches = [charge(rows(n), read=0.5, bytes_read=n) for n in (1, 3, 5)]
-    joined = charge(pa.concat_tables(batches), segment=2.0)
+    batches = [add_cost(rows(n), read=0.5, bytes_read=n) for n in (1, 3, 5)]
+    joined = add_cost(pa.concat_tables(batches), segment=2.0)
     cut = [joined.slice(0, 2), joined.slice(2, 5), joined.slice(7)]
-    again = pa.concat_tables(charge(part, write=1.0) for part in cut)
+    again = pa.concat_tables(add_cost(part, write=1.0) for part in cut)
     cost = sum_costs(again["cost"].to_pylist())
     assert cost == dict.fromkeys(COST.names, 0) | {
         "read": 1.5, "segment": 2.0, "write": 3.0, "bytes_read": 9
@@ -67,11 +67,11 @@ def test_reasons_are_counted() -> None:
 
 
 def test_most_frequent_sums_rare_labels() -> None:
-    counts = {f"{i:02}": 100 - i for i in range(MOST + 3)}
-    result = most_frequent(counts)
-    assert list(result) == [*sorted(counts)[:MOST], OTHERS]
+    counts = {f"{i:02}": 100 - i for i in range(MAX_LABELS + 3)}
+    result = count_most_frequent(counts)
+    assert list(result) == [*sorted(counts)[:MAX_LABELS], OTHERS]
     assert sum(result.values()) == sum(counts.values())
-    assert most_frequent({"a": 1}) == {"a": 1}
+    assert count_most_frequent({"a": 1}) == {"a": 1}
 
 
 def test_occupancy_idle_time_is_between_calls() -> None:

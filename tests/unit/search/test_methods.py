@@ -13,7 +13,7 @@ from segrec_batch.descriptors.inputs import DescriptorVector
 from segrec_batch.index import snapshot as store
 from segrec_batch.index.parts import write_part
 from segrec_batch.model.spec import COMMON_GRID
-from segrec_batch.pipeline.rows import descriptor_rows, image_rows
+from segrec_batch.pipeline.rows import make_descriptor_rows, make_image_rows
 from segrec_batch.search.cache import refresh_cache
 from segrec_batch.search.database import open_index
 from segrec_batch.search.feedback.refine import MARKS, WAYS, Weights, linear, refined
@@ -55,7 +55,10 @@ def index(rows: Rows, tmp_path_factory: pytest.TempPathFactory) -> str:
     sources = pa.Table.from_pylist([{**source_columns(row), **run} for row in rows.values()])
     images = [segmented_image(row) for row in rows.values()]
     vectors = [_vectors(row, ids) for row in rows.values()]
-    contents = [*image_rows(sources, images, model.spec), *descriptor_rows(sources, vectors)]
+    contents = [
+        *make_image_rows(sources, images, model.spec),
+        *make_descriptor_rows(sources, vectors),
+    ]
     store.commit(empty, write_part(uri, contents))
     return uri
 
