@@ -2,25 +2,21 @@
 
 import datetime as dt
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segrec_batch.common.console import track
 from segrec_batch.common.errors import DriftError, InputError
 from segrec_batch.distributed.scratch import scratch_folder
-from segrec_batch.evaluation.drift.figures import MEASURES, golden_counts
-from segrec_batch.evaluation.drift.golden import overlaps, read_golden
+from segrec_batch.evaluation.drift.figures import MEASURES
+from segrec_batch.evaluation.drift.golden import compare_recommendations, read_golden
 from segrec_batch.evaluation.drift.snapshots import Pair
 from segrec_batch.evaluation.statistics import Estimate
 from segrec_batch.index.history import history
-from segrec_batch.index.schema import coverage_column
 from segrec_batch.index.snapshot import Snapshot, open_snapshot
-from segrec_batch.search.database import open_files
 from segrec_batch.sources import storage
 
 log = logging.getLogger(__name__)
@@ -53,7 +49,7 @@ class Limits:
             most[name] = _limit(limit)
         return cls(most, is_named=True)
 
-    def exceeded(self, estimates: Sequence[Estimate]) -> list[str]:
+    def exceeded(self, estimates: Iterable[Estimate]) -> list[str]:
         """Return a text for each measure above its limit."""
         values = {e.key.name: e.value for e in estimates}
         texts = []
@@ -145,14 +141,14 @@ def open_pair(settings: Settings) -> tuple[Snapshot, Snapshot]:
     after = open_snapshot(index, settings.after)
     if isinstance(settings.before, int):
         return open_snapshot(index, settings.before), after
-    older = [c for c in history(index) if c.version <= after.version]
+    commits = [c for c in history(index) if c.version <= after.version]
     if settings.before is None:
-        versions = [c.version for c in older if c.version < after.version]
-        if not versions:
+        older = [c.version for c in commits if c.version < after.version]
+        if not older:
             raise InputError(f"{index}: there is no version before {after.version} to compare with")
-        return open_snapshot(index, max(versions)), after
-    versions = [c.version for c in older if c.time <= settings.before]
-    return open_snapshot(index, max(versions or [min(c.version for c in older)])), after
+    else:
+        older = [c.version for c in commits if c.time <= settings.before] or [commits[-1].version]
+    return open_snapshot(index, max(older)), after
 
 
 def compare_snapshots(settings: Settings) -> Comparison:
@@ -165,27 +161,8 @@ def compare_snapshots(settings: Settings) -> Comparison:
         n = pair.choose_golden(settings.golden_size, ids)
         if ids and not n:
             raise InputError(f"{settings.golden}: none of its images is in both snapshots")
-        golden, counts, classes = pair.golden(), pair.counts(), pair.classes
-    log.info(f"{n:,} golden images; recommendations for each, before and after")
-    rows = [*_golden_rows(golden, classes)]
-    older, newer = open_files(before), open_files(after)
-    for image in track(golden.select(["image_id", "class"]).to_pylist(), "recommended for"):
-        rows += overlaps(older, newer, image, classes, settings.k)
-    for index in (older, newer):
-        index.connection.close()
-    table = pa.concat_tables([*counts, golden_counts(rows)])
-    return Comparison(table, golden, before, after, len(ids) - n if ids else 0)
-
-
-def _golden_rows(golden: pa.Table, classes: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield rows of `golden_counts` with features and coverage."""
-    names = {"feature_distance": "distance", "feature_changed": "new_feature"}
-    names["content_changed"] = "new_content"
-    for image in golden.to_pylist():
-        row = {"image_id": image["image_id"]}
-        for name, column in names.items():
-            value = image[column]
-            yield {"name": name, "value": None if value is None else float(value), **row}
-        for cls in classes:
-            change = image[coverage_column(cls)]
-            yield {"name": "coverage_change", "class": cls, "value": change, **row}
+        golden = pair.golden()
+        log.info(f"{n:,} golden images; recommendations for each, before and after")
+        overlaps = compare_recommendations(before, after, golden, pair.classes, settings.k)
+        counts = pair.counts(overlaps)
+    return Comparison(counts, golden, before, after, len(ids) - n if ids else 0)

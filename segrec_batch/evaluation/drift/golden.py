@@ -4,19 +4,27 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
 
+from segrec_batch.common.console import track
 from segrec_batch.common.errors import InputError
 from segrec_batch.index.column_values import image_id
 from segrec_batch.index.parquet import read_parquet
-from segrec_batch.search.database import Database
+from segrec_batch.index.snapshot import Snapshot
+from segrec_batch.search.database import open_files
 from segrec_batch.search.sql.connection import query
 from segrec_batch.sources import storage
 
 WHOLE, REGION = "whole images", "regions of the dominant class"
+OVERLAPS = pa.schema([
+    ("name", pa.string()), ("image_id", pa.string()), ("setting", pa.string()),
+    ("class", pa.string()), ("k", pa.int32()), ("value", pa.float64()),
+])  # fmt: skip
+"""Columns of `counts.parquet` that describe an overlap."""
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _RECOMMEND = """
@@ -31,7 +39,7 @@ def read_golden(uri: str) -> list[str]:
     A .txt has one per line; a .csv or .parquet has a column image_id or uri. Raises InputError.
     """
     try:
-        names = _READERS[storage.name(uri).rpartition(".")[2]](storage.read_bytes(uri))
+        names = _read_names(uri)
     except (OSError, KeyError, TypeError, ValueError, csv.Error, pa.ArrowException) as error:
         raise InputError(
             f"{uri}: not a .txt with one name per line, nor a .csv or .parquet with a column "
@@ -43,19 +51,16 @@ def read_golden(uri: str) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
-def _lines(content: bytes) -> list[str]:
-    return [line.removesuffix("\r") for line in content.decode().split("\n")]
-
-
-def _csv(content: bytes) -> list[str]:
-    rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
-    column = _column(rows.fieldnames or ())
-    return [row[column] for row in rows]
-
-
-def _parquet(content: bytes) -> list[str]:
-    rows = read_parquet(content)
-    return [str(v) for v in rows[_column(rows.column_names)].to_pylist() if v is not None]
+def _read_names(uri: str) -> list[str]:
+    content, extension = storage.read_bytes(uri), uri.rpartition(".")[2]
+    if extension == "txt":
+        return [line.removesuffix("\r") for line in content.decode().split("\n")]
+    if extension == "csv":
+        rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+        column = _column(rows.fieldnames or ())
+        return [row[column] for row in rows]
+    table = read_parquet(content)
+    return [str(v) for v in table[_column(table.column_names)].drop_null().to_pylist()]
 
 
 def _column(names: Sequence[str]) -> str:
@@ -63,9 +68,6 @@ def _column(names: Sequence[str]) -> str:
         if column in names:
             return column
     raise ValueError(f"its columns are {', '.join(names)}")
-
-
-_READERS = {"txt": _lines, "csv": _csv, "parquet": _parquet}
 
 
 def fingerprint(ids: Iterable[str]) -> str:
@@ -96,23 +98,29 @@ def average_overlap(a: Sequence[str], b: Sequence[str]) -> float | None:
     return sum(shares) / len(shares) if shares else None
 
 
-def overlaps(
-    before: Database, after: Database, image: Mapping[str, Any], classes: Iterable[str], k: int
-) -> Iterator[dict[str, Any]]:
-    """Yield the overlaps of one golden image, as rows of `golden_counts`.
+def compare_recommendations(
+    before: Snapshot, after: Snapshot, golden: pa.Table, classes: Sequence[str], k: int
+) -> pa.Table:
+    """Return the overlaps of the first k recommendations for each golden image, as OVERLAPS.
 
     Recommendations are by the whole image, and by the region of its dominant class if that is one
-    of `classes`.
+    of `classes`. golden: rows of `Pair.golden`.
     """
-    queries = [(WHOLE, None)]
-    if image["class"] in classes:
-        queries.append((REGION, image["class"]))
-    for setting, cls in queries:
-        values = {"query": image["image_id"], "k": k, "class": cls}
-        a, b = (
-            query(index.connection, _RECOMMEND, values)["image_id"].to_pylist()
-            for index in (before, after)
-        )
-        row = {"image_id": image["image_id"], "setting": setting, "class": cls or "", "k": k}
-        yield {"name": "topk_overlap", "value": overlap(a, b), **row}
-        yield {"name": "average_overlap", "value": average_overlap(a, b), **row}
+    rows: list[dict[str, Any]] = []
+    with (
+        closing(open_files(before).connection) as older,
+        closing(open_files(after).connection) as newer,
+    ):
+        for image in track(golden.to_pylist(), "recommended for"):
+            for setting, cls in ((WHOLE, ""), (REGION, image["class"])):
+                if setting == REGION and cls not in classes:
+                    continue
+                values = {"query": image["image_id"], "k": k, "class": cls or None}
+                a, b = (
+                    query(connection, _RECOMMEND, values)["image_id"].to_pylist()
+                    for connection in (older, newer)
+                )
+                row = {"image_id": image["image_id"], "setting": setting, "class": cls, "k": k}
+                rows.append({**row, "name": "topk_overlap", "value": overlap(a, b)})
+                rows.append({**row, "name": "average_overlap", "value": average_overlap(a, b)})
+    return pa.Table.from_pylist(rows, OVERLAPS)

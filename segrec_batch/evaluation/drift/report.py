@@ -1,27 +1,26 @@
 """The drift report: settings → metric values and page."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from segrec_batch.evaluation.drift import figures as metrics
-from segrec_batch.evaluation.drift.comparison import Comparison, Limits, Settings, compare_snapshots
+from segrec_batch.evaluation.drift.comparison import Limits, Settings, compare_snapshots
 from segrec_batch.evaluation.drift.golden import REGION, WHOLE, fingerprint
 from segrec_batch.evaluation.figures import Figures, Names, Row, by
-from segrec_batch.evaluation.items import Lead, Plot, Section, Table, Text
+from segrec_batch.evaluation.items import Lead, Plot, Section, Table, Text, figure
 from segrec_batch.evaluation.plots import step_plot
 from segrec_batch.evaluation.report import Provenance, Report
 from segrec_batch.evaluation.statistics import Estimate
-from segrec_batch.index.schema import coverage_column
+from segrec_batch.search.sql.connection import open_connection, query
 from segrec_batch.sources import storage
 
 TIES = "of equal Pearson the lower image_id"
 REASONS = 30  # of failures on the page
 WORST = 10  # golden images in a table
-_IMAGES = ("before", "after", "new", "gone", "changed", "unchanged")
-_FAILURES = ("before", "after", "new", "mended", "gone")
 _BARS = 40  # of a histogram, 25 bins each
 _KS = (
     "KS is the two-sample Kolmogorov–Smirnov statistic of σ rounded up to 1/1000: the largest "
@@ -32,17 +31,47 @@ _KS = (
     "images, so that p is rather too large; only new images and those before are independent. All "
     "images are counted, so there are no intervals."
 )
+_FAILURES = """
+SELECT stage, reason, format('{:,}', coalesce(COLUMNS(* EXCLUDE (stage, reason)), 0)::BIGINT)
+FROM (
+    PIVOT (SELECT stage, reason, count, unnest([side, name]) AS part
+           FROM counts WHERE what = 'failures')
+    ON part IN ('before', 'after', 'new', 'mended', 'gone') USING sum(count)
+) AS p
+ORDER BY p.new DESC NULLS LAST, stage, reason
+"""
+_CHANGED = f"""
+SELECT uri AS image, coalesce(format('{{:.4f}}', distance), 'absent') AS "1 − Pearson",
+       coalesce(format('{{:.3f}} {{}}', change, c.class), '0.000') AS "largest |Δσ|",
+       if(new_content, 'changed', 'the same') AS content
+FROM golden LEFT JOIN (
+    SELECT image_id, abs(value) AS change, class FROM counts WHERE name = 'coverage_change'
+    QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY abs(value) DESC, class) = 1
+) AS c USING (image_id)
+WHERE coalesce(distance, 0) <> 0 OR coalesce(change, 0) > 0
+ORDER BY coalesce(distance, 0) DESC, coalesce(change, 0) DESC, uri LIMIT {WORST}
+"""  # noqa: S608
+_LEAST_OVERLAP = f"""
+SELECT uri AS image, coalesce(format('{{:.2f}}', whole), 'absent') AS "{WHOLE}",
+       coalesce(format('{{:.2f}}', region), 'absent') AS "{REGION}"
+FROM golden JOIN (
+    SELECT image_id, max(value) FILTER (setting = '{WHOLE}') AS whole,
+           max(value) FILTER (setting = '{REGION}') AS region
+    FROM counts WHERE name = 'topk_overlap' GROUP BY image_id
+) AS c USING (image_id)
+WHERE least(whole, region) < 1
+ORDER BY coalesce(whole, 1), uri LIMIT {WORST}
+"""  # noqa: S608
 
 
 def drift_report(settings: Settings) -> Report:
     """Compare two snapshots. Raises InputError, IndexStateError, StorageError."""
-    comparison = compare_snapshots(settings)
-    before, after, counts = comparison.before, comparison.after, comparison.counts
+    c = compare_snapshots(settings)
+    before, after, counts = c.before, c.after, c.counts
     estimates = metrics.figures(counts)
-    estimates += [
-        e for part in metrics.evaluate(counts) for e in part.estimates(seed=settings.seed)
-    ]
-    ids = comparison.golden["image_id"].to_pylist()
+    for evaluation in metrics.evaluate(counts):
+        estimates += evaluation.estimates(seed=settings.seed)
+    ids = c.golden["image_id"].to_pylist()
     most = dict(settings.limits.most) if settings.limits else {}
     f = Figures(estimates)
     return Report(
@@ -55,10 +84,12 @@ def drift_report(settings: Settings) -> Report:
         counts=counts,
         sections=[
             Section("Drift", [_summary(f, most)]),
-            Section("Images and failures", [*_images(f), _failures(counts)]),
+            Section("Images and failures", list(_images(f, counts))),
             Section("Coverage", list(_coverage(f, counts))),
-            Section("Features of golden images", list(_features(f, comparison))),
-            Section("Recommendations for golden images", list(_recommendations(f, comparison))),
+            Section("Features of golden images", list(_features(f, counts, c.golden))),
+            Section(
+                "Recommendations for golden images", list(_recommendations(f, counts, c.golden))
+            ),
         ],
         lead=_lead(f, settings.limits),
         details={
@@ -71,14 +102,13 @@ def drift_report(settings: Settings) -> Report:
             "limits": most,
             "golden": ids,
         },
-        notice=comparison.notice or None,
+        notice=c.notice or None,
     )  # fmt: skip
 
 
 def _lead(f: Figures, limits: Limits | None) -> Lead:
-    n = {s: _count(f.get(name="images", setting=s)) for s in _IMAGES}
-    new = f.get(name="failures", setting="new")
-    exceeded = limits.exceeded(list(f.by_key.values())) if limits else []
+    n = {s: _count(f.get(name="images", setting=s)) for s in f.distinct("setting", name="images")}
+    exceeded = limits.exceeded(f.by_key.values()) if limits else []
     verdict = "There are no limits."
     if limits and not f.get(name="images", setting="before").value:
         verdict = "Without images before, no limit applies."
@@ -86,14 +116,14 @@ def _lead(f: Figures, limits: Limits | None) -> Lead:
         verdict = f"Above the limit: {'; '.join(exceeded)}." if exceeded else "All limits hold."
     answer = (
         f"Of {n['before']} images {n['changed']} changed and {n['gone']} are gone; {n['new']} are "
-        f"new. New failures: {_count(new)}. {verdict}"
+        f"new. New failures: {_count(f.get(name='failures', setting='new'))}. {verdict}"
     )
-    overlap = next(iter(f.distinct("k", name="topk_overlap")), 0)
+    k = next(iter(f.distinct("k", name="topk_overlap")), 0)
     numbers: list[tuple[str, Estimate | str, str]] = [
         ("Images now", n["after"], f"{n['unchanged']} of them are unchanged"),
         ("Drift of coverage", f.get(name="drift_coverage"),
          "Largest Kolmogorov–Smirnov statistic of σ over the classes"),
-        ("Recommendations that stayed", f.get(name="topk_overlap", setting=WHOLE, k=overlap),
+        ("Recommendations that stayed", f.get(name="topk_overlap", setting=WHOLE, k=k),
          "Share of the recommendations for golden images in both snapshots"),
     ]  # fmt: skip
     rows: Names = {name: {"name": f"drift_{name}"} for name in metrics.MEASURES}
@@ -101,49 +131,52 @@ def _lead(f: Figures, limits: Limits | None) -> Lead:
     return Lead("How much did the index change between two versions?", answer, numbers, plot)
 
 
+def _count(estimate: Estimate) -> str:
+    return f"{estimate.value or 0:,.0f}"
+
+
 def _summary(f: Figures, limits: Mapping[str, float]) -> Table:
     rows: list[Row] = []
     for name, definition in metrics.MEASURES.items():
         estimate, limit = f.get(name=f"drift_{name}"), limits.get(name)
-        rows.append([name, estimate, _verdict(estimate.value, limit), definition])
+        verdict = "none"
+        if limit is not None and estimate.value is None:
+            verdict = f"{limit:g}: not known"
+        elif limit is not None and estimate.value is not None:
+            verdict = f"{limit:g}: {'✗ above' if estimate.value > limit else '✓ within'}"
+        rows.append([name, estimate, verdict, definition])
     header = ("measure", "value", "limit", "definition")
     return Table("Drift, 0 where nothing changed", header, rows)
 
 
-def _verdict(value: float | None, limit: float | None) -> str:
-    if limit is None:
-        return "none"
-    if value is None:
-        return f"{limit:g}: not known"
-    return f"{limit:g}: ✗ above" if value > limit else f"{limit:g}: ✓ within"
-
-
-def _images(f: Figures) -> Iterator[Table]:
-    for name, settings, caption in (
-        ("images", _IMAGES, "Images; changed ones have other bytes under the same name"),
-        ("failures", _FAILURES, "Failures; mended ones are indexed now"),
+def _images(f: Figures, counts: pa.Table) -> Iterator[Table | Text]:
+    for name, caption in (
+        ("images", "Images; changed ones have other bytes under the same name"),
+        ("failures", "Failures; mended ones are indexed now"),
     ):
-        forms = dict.fromkeys(settings, _count)
-        yield f.table(caption, "", by("name", [name]), by("setting", settings), forms=forms)
-
-
-def _failures(counts: pa.Table) -> Table | Text:
-    numbers: dict[tuple[str, str], dict[str, int]] = {}
-    for row in counts.filter(pc.equal(counts["what"], "failures")).to_pylist():
-        of = numbers.setdefault((row["stage"], row["reason"]), {})
-        for name in (row["side"], row["name"]) if row["name"] != "still" else (row["side"],):
-            of[name] = of.get(name, 0) + row["count"]
-    if not numbers:
-        return Text("No image failed before or after.")
-    order = sorted(numbers.items(), key=lambda item: (-item[1].get("new", 0), item[0]))
-    rows = [
-        [stage, reason, *(f"{of.get(n, 0):,}" for n in _FAILURES)]
-        for (stage, reason), of in order[:REASONS]
-    ]
-    more = f": {len(rows)} of {len(numbers)} reasons; counts.parquet has all of them"
+        columns = by("setting", f.distinct("setting", name=name))
+        forms = dict.fromkeys(columns, _count)
+        yield f.table(caption, "", by("name", [name]), columns, forms=forms)
+    failures = _select(_FAILURES, counts=counts)
+    if not len(failures):
+        yield Text("No image failed before or after.")
+        return
     caption = "Failures by stage and reason, most new ones first"
-    header = ("stage", "reason", *_FAILURES)
-    return Table(caption + (more if len(numbers) > len(rows) else ""), header, rows)
+    if len(failures) > REASONS:
+        caption += f": {REASONS} of {len(failures)} reasons; counts.parquet has all of them"
+    yield _text_table(caption, failures[:REASONS])
+
+
+def _select(sql: str, **tables: pa.Table) -> pa.Table:
+    """Return the rows of SQL over tables, by name."""
+    with closing(open_connection()) as connection:
+        for name, table in tables.items():
+            connection.register(name, table)
+        return query(connection, sql)
+
+
+def _text_table(caption: str, rows: pa.Table) -> Table:
+    return Table(caption, rows.column_names, [list(row.values()) for row in rows.to_pylist()])
 
 
 def _coverage(f: Figures, counts: pa.Table) -> Iterator[Text | Table | Plot]:
@@ -164,15 +197,14 @@ def _coverage(f: Figures, counts: pa.Table) -> Iterator[Text | Table | Plot]:
         }  # fmt: skip
         units = [f.get(cls=classes[0], **of).units for of in columns.values()]
         caption = f"{population}: {units[0]:,} before, {units[1]:,} {sides['after']}"
-        forms = {"p (Holm)": lambda e: p_text(e.value)}
-        yield f.table(caption, "class", by("cls", classes), columns, forms=forms)
+        yield f.table(caption, "class", by("cls", classes), columns, forms={"p (Holm)": _p_value})
     edges = np.linspace(0, 1, _BARS + 1)
-    pairs = metrics.distributions(counts)
     for cls in classes:
-        shares = {}
-        for side, of in zip(("before", "after"), pairs[metrics.ALL, cls], strict=True):
-            bars = of.images[1:].reshape(_BARS, metrics.BINS // _BARS).sum(axis=1)
-            shares[side] = bars / max(of.count, 1)
+        images, _ = metrics.histograms(counts, metrics.ALL, cls)
+        bars = images[:, 1:].reshape(2, _BARS, -1).sum(axis=2)
+        shares = dict(
+            zip(metrics.SIDES, bars / images.sum(axis=1, keepdims=True).clip(1), strict=True)
+        )
         peaks = ", ".join(f"{n} the most common σ is about {edges[s.argmax()] + 0.5 / _BARS:.2f}"
                           for n, s in shares.items() if s.any())  # fmt: skip
         about = f"Histograms of σ of {cls} over all images, before and after; {peaks or 'empty'}."
@@ -180,56 +212,42 @@ def _coverage(f: Figures, counts: pa.Table) -> Iterator[Text | Table | Plot]:
         yield Plot(caption, step_plot(shares, edges, "coverage σ", "share of all images"), about)
 
 
-def p_text(p: float | None) -> str:
-    """Return a p-value as text.
-
-    >>> p_text(0.25), p_text(1e-9), p_text(None)
-    ('0.250', '< 0.001', 'absent')
-    """
-    if p is None:
-        return "absent"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+def _p_value(estimate: Estimate) -> str:
+    tiny = estimate.value is not None and estimate.value < 0.001
+    return "< 0.001" if tiny else figure(estimate)
 
 
-def _features(f: Figures, c: Comparison) -> Iterator[Text | Table]:
-    if not len(c.golden):
+def _features(f: Figures, counts: pa.Table, golden: pa.Table) -> Iterator[Text | Table]:
+    if not len(golden):
         yield Text("No image is in both snapshots, so there are no golden images.")
         return
-    classes = metrics.classes_of(c.counts)
-    rows: Names = {
+    same: Names = {
         "1 − Pearson of old and new feature": {"name": "drift_features"},
         "share with another feature": {"name": "features_changed"},
         "… of those with the same content": {
             "name": "features_changed",
             "setting": metrics.SAME_CONTENT,
         },
-        **{f"|Δσ| of {cls}": {"name": "coverage_change", "cls": cls} for cls in classes},
     }
+    classes = metrics.classes_of(counts)
+    changes: Names = {f"|Δσ| of {c}": {"name": "coverage_change", "cls": c} for c in classes}
+    rows = {**same, **changes}
     yield f.table("Means over golden images", "", rows, {"mean": {}}, units="images")
-    cells = []
-    for image in c.golden.to_pylist():
-        shares = {cls: abs(image[coverage_column(cls)]) for cls in classes}
-        cls = max(shares, key=lambda c: shares[c], default="")
-        distance, change = image["distance"], shares.get(cls, 0.0)
-        if distance or change:
-            text = "absent" if distance is None else f"{distance:.4f}"
-            content = "changed" if image["new_content"] else "the same"
-            row = [image["uri"], text, f"{change:.3f} {cls}", content]
-            cells.append(((-(distance or 0), -change, image["uri"]), row))
-    if not cells:
+    changed = _select(_CHANGED, counts=counts, golden=golden)
+    if len(changed):
+        yield _text_table(f"The {len(changed)} golden images that changed most", changed)
+    else:
         yield Text("No golden image changed its feature or its coverage.")
-        return
-    worst = [row for _, row in sorted(cells)[:WORST]]
-    header = ("image", "1 − Pearson", "largest |Δσ|", "content")
-    yield Table(f"The {len(worst)} golden images that changed most", header, worst)
 
 
-def _recommendations(f: Figures, c: Comparison) -> Iterator[Text | Table | Plot]:
+def _recommendations(
+    f: Figures, counts: pa.Table, golden: pa.Table
+) -> Iterator[Text | Table | Plot]:
     keys = [key for key in f.by_key if key.name == "topk_overlap"]
     if not keys:
         yield Text("Without golden images there are no recommendations to compare.")
         return
-    k = max(key.k for key in keys)
+    k = keys[0].k
     yield Text(
         f"For each golden image the {k} most similar images were queried in both snapshots. "
         "Overlap is the share of them in both results; average overlap is its mean over the first "
@@ -241,38 +259,20 @@ def _recommendations(f: Figures, c: Comparison) -> Iterator[Text | Table | Plot]
         }
         for key in keys
     }  # fmt: skip
-    names = {f"overlap@{k}": "topk_overlap", f"average overlap@{k}": "average_overlap"}
-    columns: Names = {words: {"name": name} for words, name in names.items()}
+    columns: Names = {
+        f"overlap@{k}": {"name": "topk_overlap"},
+        f"average overlap@{k}": {"name": "average_overlap"},
+    }
     yield f.table("Overlap of recommendations", "vectors", rows, columns, units="queries")
-    overlap_of: dict[str, dict[str, float]] = {}
-    for row in c.counts.filter(pc.equal(c.counts["name"], "topk_overlap")).to_pylist():
-        if row["value"] is not None:
-            overlap_of.setdefault(row["image_id"], {})[row["setting"]] = row["value"]
     edges = np.linspace(0, 1 + 1 / k, k + 2) - 0.5 / k
     shares = {}
     for setting in (WHOLE, REGION):
-        if values := [of[setting] for of in overlap_of.values() if setting in of]:
+        of_setting = (pc.field("name") == "topk_overlap") & (pc.field("setting") == setting)
+        if values := counts.filter(of_setting)["value"].drop_null().to_pylist():
             shares[setting] = np.histogram(values, edges)[0] / len(values)
     about = "; ".join(f"{s}: {share[-1]:.0%} of queries kept all" for s, share in shares.items())
     svg = step_plot(shares, edges, f"overlap@{k}", "share of queries")
     yield Plot("Queries by overlap", svg, f"Histograms of overlap. {about}.")
-    uris = dict(zip(*(c.golden[n].to_pylist() for n in ("image_id", "uri")), strict=True))
-    less = [i for i, of in overlap_of.items() if min(of.values()) < 1]
-    if less:
-        order = sorted(less, key=lambda i: (overlap_of[i].get(WHOLE, 1), uris[i]))[:WORST]
-        cells = [
-            [uris[i], *(_overlap(overlap_of[i].get(s)) for s in (WHOLE, REGION))] for i in order
-        ]
-        yield Table(
-            f"The {len(cells)} golden images with the least overlap",
-            ("image", WHOLE, REGION),
-            cells,
-        )
-
-
-def _overlap(value: float | None) -> str:
-    return "absent" if value is None else f"{value:.2f}"
-
-
-def _count(estimate: Estimate) -> str:
-    return f"{estimate.value or 0:,.0f}"
+    least = _select(_LEAST_OVERLAP, counts=counts, golden=golden)
+    if len(least):
+        yield _text_table(f"The {len(least)} golden images with the least overlap", least)
