@@ -23,6 +23,8 @@ from segrec_batch.evaluation.statistics import Estimate
 
 REPORT = "report"  # column of counts.parquet with the name of the report
 FIRST, PLOTTED, ALL = 30, 12, 200  # differences in the first table, in the plot, on the page
+_LEAD_PLOTTED = 6  # differences in the plot of the first screen
+_MARKS = {1: "▲ more", 0: "–", -1: "▼ less"}
 _ABOUT = (
     "Clear differences, whose 95 % interval excludes 0, come first, then the largest. Among values "
     "that do not differ about one in twenty looks clear by chance. Paired: both reports have the "
@@ -42,8 +44,7 @@ def compare_report(settings: Settings, evaluators: Mapping[str, Evaluator]) -> R
         raise InputError("the reports have no value in common; --method pairs methods by name")
     base, *others = reports
     results = {r.name: differences(base, r, shared, settings.seed) for r in others}
-    common = set(shared)
-    not_shared = {r.name: [str(k) for k in r.estimates if k not in common] for r in reports}
+    not_shared = {r.name: [str(k) for k in r.estimates if k not in set(shared)] for r in reports}
     methods = settings.methods or [""] * len(reports)
     return Report(
         title=f"Comparison of {base.provenance.kind}: {', '.join(r.name for r in reports)}",
@@ -51,7 +52,7 @@ def compare_report(settings: Settings, evaluators: Mapping[str, Evaluator]) -> R
         estimates=[_named(d, f"{name} − {base.name}") for name, of in results.items() for d in of],
         counts=_counts(reports),
         sections=[_sources(reports, not_shared), *_differences(base.name, results)],
-        lead=_lead(base.name, results),
+        lead=_lead(base.name, *next(iter(results.items()))),
         details={
             "reports": {
                 r.name: {"uri": r.uri, "method": m, **asdict(r.provenance)}
@@ -59,48 +60,54 @@ def compare_report(settings: Settings, evaluators: Mapping[str, Evaluator]) -> R
             },
             "not_shared": not_shared,
         },
-        notice=_notice(reports, [d for of in results.values() for d in of]) or None,
+        notice=" ".join(_warnings(reports, [d for of in results.values() for d in of])) or None,
     )
 
 
 def _named(d: Difference, difference: str) -> Estimate:
     """Return the estimate under a key whose setting names the two reports."""
-    setting = "; ".join(filter(None, (d.key.setting, difference)))
-    return replace(d.estimate, key=replace(d.key, setting=setting))
+    key = d.estimate.key
+    setting = f"{key.setting}; {difference}" if key.setting else difference
+    return replace(d.estimate, key=replace(key, setting=setting))
 
 
-def _notice(reports: Sequence[SavedReport], results: Sequence[Difference]) -> str:
-    parts = []
+def _warnings(reports: Sequence[SavedReport], results: Sequence[Difference]) -> Iterator[str]:
     if len({r.provenance.data for r in reports}) > 1:
         data = "; ".join(f"{r.name}: {r.provenance.data}" for r in reports)
-        parts.append(f"Not the same data, so that differences are not of models alone: {data}.")
-    if without := [r.name for r in reports if r.evaluations is None]:
-        parts.append(
+        yield f"Not the same data, so that differences are not of models alone: {data}."
+    if without := [r.name for r in reports if r.counts is None]:
+        yield (
             f"{', '.join(without)}: no counts.parquet beside metrics.json, so that differences "
             "have no intervals."
         )
     if any(d.interval == OTHER_VALUE for d in results):
-        parts.append(
+        yield (
             "Some values do not follow from the counts beside them: another version of "
             "segrec_batch wrote them, or the files are of two reports."
         )
-    return " ".join(parts)
 
 
 def _provenance(reports: Sequence[SavedReport], seed: int) -> Provenance:
-    """Return the common provenance of all reports, and data and ties of each if they differ."""
-    sources = {r.name: asdict(r.provenance) for r in reports}
-    common = {
-        field: values[0] if len(set(values)) == 1 else ""
-        for field in ("model_id", "weights", "index", "data", "ties")
-        if (values := [s[field] for s in sources.values()])
-    }
-    for field in ("data", "ties"):
-        each = "; ".join(f"{name}: {s[field]}" for name, s in sources.items())
-        common[field] = common[field] or each
-    versions = {(s["index"], s["version"]) for s in sources.values()}
-    index, version = versions.pop() if len(versions) == 1 else ("", None)
-    return Provenance("compare", seed=seed, version=version, **{**common, "index": index})
+    """Return what all reports have in common, and data and ties of each if they differ."""
+
+    def common(field: str) -> str:
+        values = {str(getattr(r.provenance, field)) for r in reports}
+        return values.pop() if len(values) == 1 else ""
+
+    def each(field: str) -> str:
+        return "; ".join(f"{r.name}: {getattr(r.provenance, field)}" for r in reports)
+
+    is_one_snapshot = common("index") and common("version")
+    return Provenance(
+        "compare",
+        data=common("data") or each("data"),
+        ties=common("ties") or each("ties"),
+        seed=seed,
+        model_id=common("model_id"),
+        weights=common("weights"),
+        index=common("index") if is_one_snapshot else "",
+        version=reports[0].provenance.version if is_one_snapshot else None,
+    )
 
 
 def _counts(reports: Sequence[SavedReport]) -> pa.Table:
@@ -117,26 +124,19 @@ def _counts(reports: Sequence[SavedReport]) -> pa.Table:
         raise InputError(f"the counts of these reports are of two formats: {error}") from error
 
 
-def _lead(base: str, results: Mapping[str, Sequence[Difference]]) -> Lead:
-    name, first = next(iter(results.items()))
-    clear = [d.estimate.value or 0 for d in first if d.is_clear]
-    more, less = (sum(sign * value > 0 for value in clear) for sign in (1, -1))
+def _lead(base: str, name: str, results: Sequence[Difference]) -> Lead:
+    number = {sign: sum(d.sign == sign for d in results) for sign in _MARKS}
     answer = (
-        f"Of {len(first):,} metric values {len(clear):,} differ clearly between {base} and {name}; "
-        f"about one in twenty looks clear by chance."
+        f"Of {len(results):,} metric values {number[1] + number[-1]:,} differ clearly between "
+        f"{base} and {name}; about one in twenty looks clear by chance."
     )
     numbers = [
-        (f"Clearly higher in {name}", f"{more:,}", "The 95 % interval is above 0"),
-        (f"Clearly lower in {name}", f"{less:,}", "The 95 % interval is below 0"),
-        (
-            "No clear difference",
-            f"{len(first) - len(clear):,}",
-            "With 0 in the interval, or no interval",
-        ),
+        (f"Clearly higher in {name}", f"{number[1]:,}", "The 95 % interval is above 0"),
+        (f"Clearly lower in {name}", f"{number[-1]:,}", "The 95 % interval is below 0"),
+        ("No clear difference", f"{number[0]:,}", "With 0 in the interval, or no interval"),
     ]
-    return Lead(
-        f"How does {name} differ from {base}?", answer, numbers, _plot(base, name, first, 6)
-    )
+    plot = _plot(base, name, results, _LEAD_PLOTTED)
+    return Lead(f"How does {name} differ from {base}?", answer, numbers, plot)
 
 
 def _sources(reports: Sequence[SavedReport], not_shared: Mapping[str, Sequence[str]]) -> Section:
@@ -158,36 +158,30 @@ def _sources(reports: Sequence[SavedReport], not_shared: Mapping[str, Sequence[s
 def _differences(base: str, results: Mapping[str, Sequence[Difference]]) -> Iterator[Section]:
     for i, (name, of) in enumerate(results.items()):
         items: list[Text | Table | Plot] = [Text(_ABOUT)]
-        if i and (plot := _plot(base, name, of)):  # the lead has that of the first
+        if i and (plot := _plot(base, name, of, PLOTTED)):  # the lead has that of the first
             items.append(plot)
         items.append(_table(base, name, of[:FIRST], f"{name} less {base}"))
         if rest := of[FIRST:ALL]:
-            left = len(of) - ALL
-            more = f"; metrics.json has {left} more" if left > 0 else ""
+            more = f"; metrics.json has {len(of) - ALL} more" if len(of) > ALL else ""
             items.append(_table(base, name, rest, f"{name} less {base}, continued{more}"))
         yield Section(f"{name} − {base}", items)
 
 
-def _plot(base: str, name: str, results: Sequence[Difference], n: int = PLOTTED) -> Plot | None:
-    shares = [d for d in results if _is_share(d.base) and _is_share(d.other)][:n]
-    rows = {str(d.key): {base: d.base, name: d.other} for d in shares}
+def _plot(base: str, name: str, results: Sequence[Difference], n: int) -> Plot | None:
+    """Return the first n differences of shares, or None without any."""
+    shares = [d for d in results if _is_share(d.base) and _is_share(d.other)]
+    rows = {str(d.base.key): {base: d.base, name: d.other} for d in shares[:n]}
     caption = f"{base} and {name}: clear and large differences of values from 0 to 1"
     return dots(caption, "value", rows) if rows else None
 
 
+def _is_share(estimate: Estimate) -> bool:
+    return estimate.value is not None and 0 <= estimate.value <= 1
+
+
 def _table(base: str, name: str, results: Sequence[Difference], caption: str) -> Table:
     rows: list[Row] = [
-        [str(d.key), d.base, d.other, d.estimate, _mark(d), d.interval] for d in results
+        [str(d.base.key), d.base, d.other, d.estimate, _MARKS[d.sign], d.interval] for d in results
     ]
     header = ("metric value", base, name, f"{name} − {base}", "clear", "interval")
     return Table(caption, header, rows)
-
-
-def _mark(d: Difference) -> str:
-    if not d.is_clear or d.estimate.value is None:
-        return "–"
-    return "▲ more" if d.estimate.value > 0 else "▼ less"
-
-
-def _is_share(estimate: Estimate) -> bool:
-    return estimate.value is not None and 0 <= estimate.value <= 1

@@ -1,8 +1,10 @@
 """Reports to compare, and the differences of their metric values."""
 
 import string
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -14,10 +16,11 @@ from segrec_batch.evaluation.report import (
     read_estimate,
     read_metrics,
 )
-from segrec_batch.evaluation.statistics import Estimate, Evaluation, Key, difference
+from segrec_batch.evaluation.statistics import Estimate, Evaluation, Key, Measure, difference
 
 Evaluator = Callable[[pa.Table], list[Evaluation]]
 """Function that returns the measures of the counts of a report."""
+V = TypeVar("V")
 
 PAIRED, INDEPENDENT = "paired", "independent"
 NO_COUNTS, NO_UNITS, OTHER_VALUE = (
@@ -84,31 +87,37 @@ class SavedReport:
 
     def of_method(self, method: str) -> "SavedReport":
         """Return the values of one method under keys without a method. Raises InputError."""
-        estimates = {
-            key: replace(self.estimates[old], key=key)
-            for old, key in _without_method(self.estimates, method)
-        }
+        estimates = {k: replace(e, key=k) for k, e in _of_method(self.estimates, method).items()}
         if not estimates:
             known = sorted({key.method for key in self.estimates} - {""})
             raise InputError(f"{self.uri}: no method {method!r}; it has {', '.join(known)}")
         evaluations = self.evaluations and [
-            Evaluation(e.units, {k: e.measures[o] for o, k in _without_method(e.measures, method)})
-            for e in self.evaluations
+            Evaluation(e.units, _of_method(e.measures, method)) for e in self.evaluations
         ]
         return replace(self, estimates=estimates, evaluations=evaluations)
 
+    def has_value(self, key: Key, measure: Measure) -> bool:
+        """Return whether the value of a measure is that in `metrics.json`."""
+        if key not in self.estimates:
+            return False
+        value, saved = measure.value, self.estimates[key].value
+        if value is None or saved is None:
+            return value is saved
+        return abs(value - saved) <= _TOLERANCE * max(1.0, abs(value))
 
-def _without_method(keys: Iterable[Key], method: str) -> Iterator[tuple[Key, Key]]:
-    return ((key, replace(key, method="")) for key in keys if key.method == method)
+
+def _of_method(values: Mapping[Key, V], method: str) -> dict[Key, V]:
+    """Return the values of one method under keys without a method."""
+    return {replace(k, method=""): value for k, value in values.items() if k.method == method}
 
 
 def read_reports(settings: Settings, evaluators: Mapping[str, Evaluator]) -> list[SavedReport]:
     """Read and evaluate the reports. Raises InputError if they cannot be compared."""
     settings.check()
-    names = settings.names or string.ascii_uppercase
+    names = settings.names or string.ascii_uppercase[: len(settings.reports)]
     reports = [
-        SavedReport.read(n, uri, evaluators)
-        for n, uri in zip(names, settings.reports, strict=False)
+        SavedReport.read(name, uri, evaluators)
+        for name, uri in zip(names, settings.reports, strict=True)
     ]
     kinds = {r.provenance.kind: r.uri for r in reports}
     if len(kinds) > 1:
@@ -123,17 +132,18 @@ def read_reports(settings: Settings, evaluators: Mapping[str, Evaluator]) -> lis
 class Difference:
     """A value of a report minus that of the base. interval: its kind, or why there is none."""
 
-    key: Key
     base: Estimate
     other: Estimate
     estimate: Estimate
     interval: str
 
     @property
-    def is_clear(self) -> bool:
-        """The interval excludes 0."""
+    def sign(self) -> int:
+        """1 or -1 if the interval excludes 0, else 0."""
         low, high = self.estimate.low, self.estimate.high
-        return low is not None and high is not None and (low > _TOLERANCE or high < -_TOLERANCE)
+        if low is None or high is None:
+            return 0
+        return (low > _TOLERANCE) - (high < -_TOLERANCE)
 
     @property
     def size(self) -> float:
@@ -148,40 +158,24 @@ def shared_keys(reports: Sequence[SavedReport]) -> list[Key]:
 
 
 def differences(
-    base: SavedReport, other: SavedReport, keys: Iterable[Key], seed: int = 0
+    base: SavedReport, other: SavedReport, keys: Sequence[Key], seed: int = 0
 ) -> list[Difference]:
     """Return the differences of some values, clear ones first, then by size."""
-    known = dict(_intervals(base, other, seed))
-    default = NO_UNITS
-    if base.evaluations is None or other.evaluations is None:
-        default = NO_COUNTS
-    results = []
+    has_counts = base.evaluations is not None and other.evaluations is not None
+    results = {}
     for key in keys:
         a, b = base.estimates[key], other.estimates[key]
-        estimate, interval = known.get(key, (None, default))
-        if estimate is None or interval == OTHER_VALUE:
-            value = None if a.value is None or b.value is None else b.value - a.value
-            estimate = Estimate(key, value, None, None, min(a.units, b.units))
-        results.append(Difference(key, a, b, estimate, interval))
-    return sorted(results, key=lambda d: (not d.is_clear, -d.size, d.key))
-
-
-def _intervals(
-    base: SavedReport, other: SavedReport, seed: int
-) -> Iterator[tuple[Key, tuple[Estimate, str]]]:
-    """Yield differences with intervals of the values that both evaluations have."""
-    for a in base.evaluations or ():
-        for b in other.evaluations or ():
-            kind = PAIRED if a.units == b.units else INDEPENDENT
-            for estimate in difference(a, b, seed=seed):
-                key = estimate.key
-                is_same = _is_same(a.measures[key].value, base.estimates.get(key)) and _is_same(
-                    b.measures[key].value, other.estimates.get(key)
-                )
-                yield key, (estimate, kind if is_same else OTHER_VALUE)
-
-
-def _is_same(value: float | None, estimate: Estimate | None) -> bool:
-    if estimate is None or value is None or estimate.value is None:
-        return estimate is not None and value is estimate.value
-    return abs(value - estimate.value) <= _TOLERANCE * max(1.0, abs(value))
+        value = None if a.value is None or b.value is None else b.value - a.value
+        estimate = Estimate(key, value, None, None, min(a.units, b.units))
+        results[key] = Difference(a, b, estimate, NO_UNITS if has_counts else NO_COUNTS)
+    for one, two in product(base.evaluations or (), other.evaluations or ()):
+        kind = PAIRED if one.units == two.units else INDEPENDENT
+        for estimate in difference(one, two, seed=seed):
+            key = estimate.key
+            if key not in results:
+                continue
+            if base.has_value(key, one.measures[key]) and other.has_value(key, two.measures[key]):
+                results[key] = replace(results[key], estimate=estimate, interval=kind)
+            else:
+                results[key] = replace(results[key], interval=OTHER_VALUE)
+    return sorted(results.values(), key=lambda d: (not d.sign, -d.size, d.base.key))

@@ -1,6 +1,5 @@
 """Golden images: the file that lists them, and the overlap of their recommendations."""
 
-import csv
 import hashlib
 import io
 import re
@@ -9,6 +8,7 @@ from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
+from pyarrow import csv
 
 from segrec_batch.common.console import track
 from segrec_batch.common.errors import InputError
@@ -27,6 +27,8 @@ OVERLAPS = pa.schema([
 """Columns of `counts.parquet` that describe an overlap."""
 
 _ID = re.compile(r"[0-9a-f]{32}")
+_MULTILINE = csv.ParseOptions(newlines_in_values=True)
+_TEXT = csv.ConvertOptions(column_types={"image_id": pa.string(), "uri": pa.string()})
 _RECOMMEND = """
 SELECT image_id FROM recommend($query::VARCHAR, k := $k, class := $class)
 WHERE pearson IS NOT NULL ORDER BY rank
@@ -40,7 +42,7 @@ def read_golden(uri: str) -> list[str]:
     """
     try:
         names = _read_names(uri)
-    except (OSError, KeyError, TypeError, ValueError, csv.Error, pa.ArrowException) as error:
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise InputError(
             f"{uri}: not a .txt with one name per line, nor a .csv or .parquet with a column "
             f"image_id or uri: {error}"
@@ -56,18 +58,13 @@ def _read_names(uri: str) -> list[str]:
     if extension == "txt":
         return [line.removesuffix("\r") for line in content.decode().split("\n")]
     if extension == "csv":
-        rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
-        column = _column(rows.fieldnames or ())
-        return [row[column] for row in rows]
-    table = read_parquet(content)
-    return [str(v) for v in table[_column(table.column_names)].drop_null().to_pylist()]
-
-
-def _column(names: Sequence[str]) -> str:
+        table = csv.read_csv(io.BytesIO(content), parse_options=_MULTILINE, convert_options=_TEXT)
+    else:
+        table = read_parquet(content)
     for column in ("image_id", "uri"):
-        if column in names:
-            return column
-    raise ValueError(f"its columns are {', '.join(names)}")
+        if column in table.column_names:
+            return [str(name) for name in table[column].drop_null().to_pylist()]
+    raise ValueError(f"its columns are {', '.join(table.column_names)}")
 
 
 def fingerprint(ids: Iterable[str]) -> str:

@@ -1,7 +1,6 @@
 """Counts of the segmentation report: one row per image, method and split."""
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,16 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 
-from segrec_batch.common import console
-from segrec_batch.images.decode import fit
-from segrec_batch.labels.labelled import VOID, Classes, LabelledImage, count_values
+from segrec_batch.labels.labelled import VOID
 from segrec_batch.model.names import BACKGROUND
-from segrec_batch.model.segmentation import Segmenter
-from segrec_batch.sources import storage
 from segrec_batch.sources.strict_json import parse_json
-from segrec_batch.training.rivals.base import ClassMap, Methods
 
 SEGREC = "segrec"
 """Name of the proposed method: a model bundle run by an engine."""
@@ -39,62 +32,11 @@ SCHEMA = pa.schema([
 ])  # fmt: skip
 
 
-class SegrecMethod:
-    """The proposed method as `Methods`."""
-
-    def __init__(self, segmenter: Segmenter) -> None:
-        self.segmenter = segmenter
-
-    @property
-    def settings(self) -> Mapping[str, Mapping[str, Any]]:
-        """See `Methods`."""
-        spec = self.segmenter.model.spec
-        training = {k: v for k, v in spec.training.items() if k != "validation"}
-        identity = {"model_id": self.segmenter.model.model_id, "taps": spec.taps}
-        return {SEGREC: {**identity, "shapes": spec.shapes, **training}}
-
-    def __call__(self, image: Image.Image) -> Mapping[str, ClassMap]:
-        """See `Methods`."""
-        pixels = fit(image, self.segmenter.model.spec.shapes)[None]
-        segmented = self.segmenter(pixels, [(image.height, image.width)])
-        return {SEGREC: ClassMap(segmented.masks[0], segmented.counts[0])}
-
-
 def count_pixels(truth: NDArray[np.int16], predicted: NDArray[np.uint8], n: int) -> Confusion:
     """Return the (n, n) confusion matrix of two class maps of one shape, without void pixels."""
     known = truth != VOID
     pairs = truth[known].astype(np.int64) * n + predicted[known]
     return np.bincount(pairs, minlength=n * n).reshape(n, n)
-
-
-def count_images(
-    split: str,
-    images: Sequence[LabelledImage],
-    methods: Methods,
-    classes: Classes,
-    pixels: Counter[int],
-) -> list[dict[str, Any]]:
-    """Apply methods to labelled images at their original resolution; return rows of `SCHEMA`.
-
-    pixels: receives the number of mask pixels by value.
-    """
-    n = len(classes.names) + 1
-    rows = []
-    for item in console.track(images, f"evaluated ({split})"):
-        image, labels = item.load(classes)
-        pixels.update(count_values(labels))
-        truth = classes.to_classes(labels)
-        common = {
-            "split": split,
-            "image": storage.name(item.image),
-            "group": item.group,
-            "luminance": float(np.asarray(image.convert("L")).mean()) / 255,
-        }
-        for method, result in methods(image).items():
-            confusion = count_pixels(truth, result.labels, n).ravel().tolist()
-            cells = None if result.cells is None else result.cells.tolist()
-            rows.append(common | {"method": method, "confusion": confusion, "cells": cells})
-    return rows
 
 
 def counts_table(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> pa.Table:
@@ -137,19 +79,14 @@ def counts_by_method(counts: pa.Table) -> Iterator[MethodCounts]:
         parts.setdefault((row["split"], row["method"]), []).append(row)
     for (split, method), rows in parts.items():
         rows.sort(key=lambda row: row["image"])
+        images = tuple(row["image"] for row in rows)
         confusion = np.array([row["confusion"] for row in rows], np.int64).reshape(-1, k, k)
-        cells = [
-            predicted if row["cells"] is None else row["cells"]
-            for row, predicted in zip(rows, confusion.sum(axis=1), strict=True)
-        ]
-        yield MethodCounts(
-            split,
-            method,
-            tuple(row["image"] for row in rows),
-            confusion,
-            np.array(cells, np.float64),
-            np.array([row["luminance"] for row in rows]),
-        )
+        cells = confusion.sum(axis=1).astype(np.float64)
+        for i, row in enumerate(rows):
+            if row["cells"] is not None:
+                cells[i] = row["cells"]
+        luminance = np.array([row["luminance"] for row in rows])
+        yield MethodCounts(split, method, images, confusion, cells, luminance)
 
 
 def shares(counts: NDArray[np.int64] | Shares) -> Shares:

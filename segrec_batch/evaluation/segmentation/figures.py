@@ -4,7 +4,8 @@ All values are pure functions of counts.parquet: reading the file back gives the
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,15 @@ from segrec_batch.evaluation.segmentation.counts import (
     counts_by_method,
     shares,
 )
-from segrec_batch.evaluation.statistics import DRAWS, Estimate, Evaluation, Key, Measure, contrast
+from segrec_batch.evaluation.statistics import (
+    DRAWS,
+    Estimate,
+    Evaluation,
+    Key,
+    Measure,
+    Sums,
+    contrast,
+)
 
 PIXELS, DOMINANT = "pixels", "dominant"
 SEPARATE = "given"
@@ -41,8 +50,6 @@ BINS = 8  # of the calibration, at most
 BIN_IMAGES = 4  # images in a bin, at least
 _ALL = "all "
 
-Sums = NDArray[np.float64]
-
 
 def estimates(counts: pa.Table, seed: int, draws: int = DRAWS) -> list[Estimate]:
     """Return all metric values of the report, leaks included."""
@@ -59,19 +66,19 @@ def evaluate(counts: pa.Table) -> list[Evaluation]:
     results: dict[tuple[str, ...], dict[Key, Measure]] = {}
     for tally in _with_majority(list(counts_by_method(counts)), names):
         measures = results.setdefault(tally.images, {})
-        base = Key("", tally.method, tally.split)
-        matrices = {PIXELS: tally.confusion, DOMINANT: dominant(tally.confusion)}
-        for setting, confusion in matrices.items():
-            key = replace(base, setting=setting)
-            measures |= ratio_measures(Pixels.of(confusion), names, key)
-        measures |= coverage_measures(tally, names, base)
+        key = Key("", tally.method, tally.split)
+        for setting, confusion in (
+            (PIXELS, tally.confusion),
+            (DOMINANT, dominant(tally.confusion)),
+        ):
+            measures |= ratio_measures(Pixels.of(confusion), names, replace(key, setting=setting))
+        measures |= coverage_measures(tally, names, key)
         if tally.method == SEGREC:
-            measures |= condition_measures(tally, names, base)
+            measures |= condition_measures(tally, names, key)
     return [Evaluation(images, measures) for images, measures in results.items()]
 
 
-@dataclass(frozen=True)
-class Pixels:
+class Pixels(NamedTuple):
     """Pixel counts of n images and K classes, each (n, K) float64.
 
     hit: pixels labelled and predicted as the class. labelled, predicted: pixels of the class by the
@@ -91,47 +98,47 @@ class Pixels:
         total = np.broadcast_to(counts.sum(axis=(1, 2))[:, None], hit.shape)
         return cls(hit, counts.sum(axis=2), counts.sum(axis=1), total)
 
-    def only(self, selected: NDArray[np.bool_]) -> "Pixels":
-        """Return the counts of selected images, (n, 1), or of other images by class, (n, K)."""
-        parts = (self.hit, self.labelled, self.predicted, self.total)
-        return Pixels(*(np.where(selected, part, 0) for part in parts))
+    def ratios(self) -> dict[str, tuple[Sums, Sums]]:
+        """Return numerator and denominator of each of RATIOS (Abdullah 2026, table 1).
 
-    def ratio(self, name: str, k: int) -> Measure:
-        """Return a measure of class k against the rest (Abdullah 2026, table 1).
-
-        iou tp/(tp+fp+fn), precision tp/(tp+fp), recall tp/(tp+fn), f1 2tp/(2tp+fp+fn), accuracy
-        (tp+tn)/all; absent if no label has the class.
+        Of each class against the rest: iou tp/(tp+fp+fn), precision tp/(tp+fp), recall tp/(tp+fn),
+        f1 2tp/(2tp+fp+fn), accuracy (tp+tn)/all.
         """
-        hit, labelled, predicted, total = (
-            part[:, k : k + 1] for part in (self.hit, self.labelled, self.predicted, self.total)
-        )
-        either = labelled + predicted
-        numerator, denominator = {
-            "iou": (hit, either - hit),
-            "precision": (hit, predicted),
-            "recall": (hit, labelled),
-            "f1": (2 * hit, either),
-            "accuracy": (total - either + 2 * hit, total),
-        }[name]
-        return Measure(numerator, denominator, labelled)
+        either = self.labelled + self.predicted
+        return {
+            "iou": (self.hit, either - self.hit),
+            "precision": (self.hit, self.predicted),
+            "recall": (self.hit, self.labelled),
+            "f1": (2 * self.hit, either),
+            "accuracy": (self.total - either + 2 * self.hit, self.total),
+        }
 
 
 def ratio_measures(
-    pixels: Pixels, names: Sequence[str], base: Key, ratios: Sequence[str] = RATIOS
+    pixels: Pixels, names: Sequence[str], key: Key, ratios: Sequence[str] = RATIOS
 ) -> dict[Key, Measure]:
-    """Return ratios of each class, their means over the foreground, and the pixel accuracy."""
+    """Return ratios of each class, their means over the foreground, and the pixel accuracy.
+
+    The ratios of a class without labels are absent.
+    """
     results: dict[Key, Measure] = {}
-    for ratio in ratios:
-        each = [pixels.ratio(ratio, k) for k in range(len(names))]
-        results |= _by_class(replace(base, name=ratio), names, each)
+    every = pixels.ratios()
+    for name in ratios:
+        results |= _by_class(replace(key, name=name), names, *every[name], pixels.labelled)
     accuracy = Measure(pixels.hit.sum(axis=1, keepdims=True), pixels.total[:, :1])
-    return {**results, replace(base, name="pixel_accuracy"): accuracy}
+    return {**results, replace(key, name="pixel_accuracy"): accuracy}
 
 
-def _by_class(base: Key, names: Sequence[str], each: Sequence[Measure]) -> dict[Key, Measure]:
-    """Return a measure for each class and their mean over the foreground."""
-    results = {replace(base, cls=name): m for name, m in zip(names, each, strict=True)}
-    return {**results, replace(base, cls=MEAN): Measure.mean(each[1:])}
+def _by_class(
+    key: Key, names: Sequence[str], numerator: Sums, denominator: Sums, labelled: Sums
+) -> dict[Key, Measure]:
+    """Return the measure of each class and the mean over the foreground, from sums (n, K)."""
+    parts = {name: slice(k, k + 1) for k, name in enumerate(names)} | {MEAN: slice(1, None)}
+    sums = (numerator, denominator, labelled)
+    return {
+        replace(key, cls=cls): Measure(*(np.ascontiguousarray(s[:, part]) for s in sums))
+        for cls, part in parts.items()
+    }
 
 
 def dominant(confusion: Confusion) -> Confusion:
@@ -140,15 +147,11 @@ def dominant(confusion: Confusion) -> Confusion:
     That is the foreground class of most pixels, the first of equal ones, or the background if no
     pixel is foreground. An image of void has no pixel.
     """
+    foreground = (confusion.sum(axis=axis)[:, 1:] for axis in (2, 1))
+    true, predicted = (np.where(f.any(axis=1), 1 + f.argmax(axis=1), 0) for f in foreground)
     result = np.zeros_like(confusion)
-    true, predicted = (_most(confusion.sum(axis=axis)) for axis in (2, 1))
     result[np.arange(len(result)), true, predicted] = confusion.sum(axis=(1, 2)) > 0
     return result
-
-
-def _most(pixels: Confusion) -> NDArray[np.int64]:
-    foreground = pixels[:, 1:]
-    return np.where(foreground.any(axis=1), 1 + foreground.argmax(axis=1), 0)
 
 
 def majority(confusion: Confusion) -> int:
@@ -171,45 +174,41 @@ def _with_majority(methods: Sequence[MethodCounts], names: Sequence[str]) -> Ite
     splits = set()
     for tally in methods:
         yield tally
-        if tally.split in splits:
-            continue
-        splits.add(tally.split)
-        k = majority(tally.confusion)
-        confusion, cells = (np.zeros_like(tally.confusion), np.zeros_like(tally.cells))
-        confusion[:, :, k] = tally.labelled
-        cells[:, k] = 1
-        yield replace(tally, method=majority_name(names[k]), confusion=confusion, cells=cells)
+        if tally.split not in splits:
+            splits.add(tally.split)
+            k = majority(tally.confusion)
+            confusion, cells = np.zeros_like(tally.confusion), np.zeros_like(tally.cells)
+            confusion[:, :, k] = tally.labelled
+            cells[:, k] = 1
+            yield replace(tally, method=majority_name(names[k]), confusion=confusion, cells=cells)
 
 
 def leaks(evaluation: Evaluation) -> dict[Key, tuple[Key, Key]]:
     """Return for each fitted method and other split the pair to subtract, grouped last."""
     pairs = {}
-    for leaky in evaluation.measures:
-        grouped = replace(leaky, split=GROUPED)
-        has_leak = (leaky.name, leaky.cls) in LEAKS and leaky.setting in (PIXELS, DOMINANT)
-        has_leak &= leaky != grouped and grouped in evaluation.measures
-        if has_leak and is_fitted(leaky.method):
-            split = f"{leaky.split} − {GROUPED}"
-            pairs[replace(leaky, name=f"leak_{leaky.name}", split=split)] = (leaky, grouped)
+    for key in evaluation.measures:
+        grouped = replace(key, split=GROUPED)
+        is_leak = (key.name, key.cls) in LEAKS and key.setting in (PIXELS, DOMINANT)
+        if is_leak and is_fitted(key.method) and key != grouped and grouped in evaluation.measures:
+            split = f"{key.split} − {GROUPED}"
+            pairs[replace(key, name=f"leak_{key.name}", split=split)] = (key, grouped)
     return pairs
 
 
-def coverage_measures(tally: MethodCounts, names: Sequence[str], base: Key) -> dict[Key, Measure]:
+def coverage_measures(tally: MethodCounts, names: Sequence[str], key: Key) -> dict[Key, Measure]:
     """Return coverage_error, the mean of |σ̂ − σ| over images, and coverage_bias, that of σ̂ − σ.
 
     σ̂ is the share of cells of the feature grid (Abdullah 2026, eq. 7), σ that of labelled pixels.
     Absent for a class without labels; the means are over the foreground.
     """
     difference = shares(tally.cells) - shares(tally.labelled)
+    sums, known = np.nan_to_num(difference), (~np.isnan(difference)).astype(np.float64)
     labelled = tally.labelled.astype(np.float64)
-    results: dict[Key, Measure] = {}
-    for name, values in (("coverage_error", np.abs(difference)), ("coverage_bias", difference)):
-        each = [
-            replace(Measure.of(values[:, k]), present=labelled[:, k : k + 1])
-            for k in range(len(names))
-        ]
-        results |= _by_class(replace(base, name=name), names, each)
-    return results
+    error, bias = (replace(key, name=f"coverage_{name}") for name in ("error", "bias"))
+    return {
+        **_by_class(error, names, np.abs(sums), known, labelled),
+        **_by_class(bias, names, sums, known, labelled),
+    }
 
 
 def calibration(tally: MethodCounts, k: int) -> list[tuple[float, float, int]]:
@@ -229,7 +228,7 @@ def calibration(tally: MethodCounts, k: int) -> list[tuple[float, float, int]]:
     ]
 
 
-def condition_measures(tally: MethodCounts, names: Sequence[str], base: Key) -> dict[Key, Measure]:
+def condition_measures(tally: MethodCounts, names: Sequence[str], key: Key) -> dict[Key, Measure]:
     """Return IoU and recall by size of the object, brightness and number of classes.
 
     Abdullah 2026, section 5, names overlapping objects and high brightness as limits.
@@ -237,12 +236,11 @@ def condition_measures(tally: MethodCounts, names: Sequence[str], base: Key) -> 
     pixels = Pixels.of(tally.confusion)
     results: dict[Key, Measure] = {}
     for setting, images in conditions(tally, names).items():
-        some = ratio_measures(
-            pixels.only(images), names, replace(base, setting=setting), ("iou", "recall")
-        )
+        some = Pixels(*(part * images for part in pixels))
+        measures = ratio_measures(some, names, replace(key, setting=setting), ("iou", "recall"))
         if setting in SIZES:  # each class has images of its own, so no value is of all pixels
-            some = {key: m for key, m in some.items() if key.cls not in ("", names[0])}
-        results |= some
+            measures = {k: m for k, m in measures.items() if k.cls not in ("", names[0])}
+        results |= measures
     return results
 
 

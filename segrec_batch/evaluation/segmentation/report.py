@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from segrec_batch.evaluation import plots
-from segrec_batch.evaluation.figures import Fields, Figures, Names, by
+from segrec_batch.evaluation.figures import Figures, Names, by
 from segrec_batch.evaluation.items import Gallery, Lead, Plot, Section, Table, Text, figure
 from segrec_batch.evaluation.report import Provenance, Report
 from segrec_batch.evaluation.segmentation import figures as metrics
@@ -18,12 +17,12 @@ from segrec_batch.evaluation.segmentation.counts import (
     class_names,
     counts_by_method,
     counts_table,
+    shares,
 )
 from segrec_batch.evaluation.segmentation.gallery import galleries
 from segrec_batch.evaluation.segmentation.study import (
     Rival,
     Settings,
-    Study,
     labelled_images,
     run_study,
 )
@@ -45,8 +44,9 @@ _SPLITS = {
     "training images, as in an evaluation that augments before it splits (Abdullah 2026, section "
     "3).",
 }
-_WORDS = {"iou": "IoU", "f1": "F1", "pixel_accuracy": "pixel accuracy"}
 _SETTINGS = {metrics.PIXELS: "by pixels", metrics.DOMINANT: "by the dominant class of an image"}
+_ACCURACY = {metrics.PIXELS: "pixel accuracy", metrics.DOMINANT: "images right"}
+_WORDS = {"iou": "IoU", "f1": "F1"}
 
 
 def segmentation_report(settings: Settings, rivals: Sequence[Rival] = ()) -> Report:
@@ -58,9 +58,19 @@ def segmentation_report(settings: Settings, rivals: Sequence[Rival] = ()) -> Rep
     values = metrics.estimates(counts, settings.seed)
     model = study.main.model
     spec = model.spec
-    main = next(tally for tally in counts_by_method(counts) if tally.method == SEGREC)
-    examples = galleries(main, study.main.images, classes, study.method(study.main), spec.colours)
+    tallies = list(counts_by_method(counts))
+    main = next(tally for tally in tallies if tally.method == SEGREC)
+    images_shown = galleries(
+        main, study.main.images, classes, study.method(study.main), spec.colours
+    )
     figures = Figures(values, method=SEGREC, split=main.split, setting=metrics.PIXELS)
+    names = class_names(counts)
+    confusion: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for tally in tallies:
+        confusion.setdefault(tally.split, {})[tally.method] = {
+            metrics.PIXELS: tally.confusion.sum(axis=0).tolist(),
+            metrics.DOMINANT: metrics.dominant(tally.confusion).sum(axis=0).tolist(),
+        }
     return Report(
         title="Segmentation quality",
         provenance=Provenance(
@@ -73,30 +83,17 @@ def segmentation_report(settings: Settings, rivals: Sequence[Rival] = ()) -> Rep
         ),
         estimates=values,
         counts=counts,
-        sections=list(sections(figures, counts, main, examples)),
-        lead=lead(figures, class_names(counts), main),
-        details=_details(counts, main, study),
+        sections=list(sections(figures, names, main, images_shown)),
+        lead=lead(figures, names, main),
+        details={
+            "classes": names,
+            "confusion": confusion,
+            "calibration": {c: metrics.calibration(main, k) for k, c in enumerate(names) if k},
+            "methods": study.methods,
+        },
         not_run=study.not_run,
         notice=spec.notice,
     )
-
-
-def _details(counts: pa.Table, main: MethodCounts, study: Study) -> dict[str, Any]:
-    names = class_names(counts)
-    confusion: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for tally in counts_by_method(counts):
-        confusion.setdefault(tally.split, {})[tally.method] = {
-            metrics.PIXELS: tally.confusion.sum(axis=0).tolist(),
-            metrics.DOMINANT: metrics.dominant(tally.confusion).sum(axis=0).tolist(),
-        }
-    return {
-        "classes": names,
-        "confusion": confusion,
-        "calibration": {
-            name: metrics.calibration(main, k) for k, name in enumerate(names[1:], start=1)
-        },
-        "methods": study.methods,
-    }
 
 
 def lead(f: Figures, names: Sequence[str], main: MethodCounts) -> Lead:
@@ -124,11 +121,10 @@ def lead(f: Figures, names: Sequence[str], main: MethodCounts) -> Lead:
 
 
 def sections(
-    f: Figures, counts: pa.Table, main: MethodCounts, images: Sequence[Gallery]
+    f: Figures, names: Sequence[str], main: MethodCounts, images: Sequence[Gallery]
 ) -> Iterator[Section]:
     """Yield the sections of the page; sections without content are left out."""
-    names = class_names(counts)
-    splits = list(dict.fromkeys(tally.split for tally in counts_by_method(counts)))
+    splits = f.distinct("split", name="iou")
     yield Section("Classes", list(_classes(f, names, main)))
     yield Section("Methods", list(_methods(f)))
     if len(splits) > 1:
@@ -148,24 +144,22 @@ def _classes(f: Figures, names: Sequence[str], main: MethodCounts) -> Iterator[T
     )
     rows = by("cls", (*names[1:], metrics.MEAN, names[0]))
     for setting, words in _SETTINGS.items():
-        columns = _named(*({"name": ratio, "setting": setting} for ratio in metrics.RATIOS))
+        columns: Names = {_WORDS.get(r, r): {"name": r, "setting": setting} for r in metrics.RATIOS}
         yield f.table(f"The proposed method, {words}", "class", rows, columns)
     yield _confusion(names, main.confusion.sum(axis=0), metrics.PIXELS)
     yield _confusion(names, metrics.dominant(main.confusion).sum(axis=0), metrics.DOMINANT)
 
 
 def _confusion(names: Sequence[str], confusion: Confusion, setting: str) -> Plot:
-    counts = confusion.astype(np.float64)
-    total = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
+    parts = shares(confusion)
     diagonal = ", ".join(
-        f"{name} {share:.2f}"
-        for name, share in zip(names, np.diag(shares), strict=True)
-        if not np.isnan(share)
+        f"{name} {part:.2f}"
+        for name, part in zip(names, np.diag(parts), strict=True)
+        if not np.isnan(part)
     )
     return Plot(
         f"Confusion matrix, {_SETTINGS[setting]}, rows sum to 1",
-        plots.heat_map(shares, names, names, "by the labels", "by the model"),
+        plots.heat_map(parts, names, names, "by the labels", "by the model"),
         f"Diagonal: {diagonal}",
     )
 
@@ -176,10 +170,14 @@ def _methods(f: Figures) -> Iterator[Text | Table | Plot]:
         "accuracies of that paper are of one label per image; the second table is the nearest one."
     )
     rows = by("method", f.distinct("method", split=f.defaults["split"]))
-    ratios = ("precision", "accuracy", "recall", "f1", "iou")
     for setting, words in _SETTINGS.items():
-        means = ({"name": ratio, "cls": metrics.MEAN, "setting": setting} for ratio in ratios)
-        columns = _named(*means, {"name": "pixel_accuracy", "setting": setting})
+        columns: Names = {
+            **{
+                _WORDS.get(r, r): {"name": r, "cls": metrics.MEAN, "setting": setting}
+                for r in ("precision", "accuracy", "recall", "f1", "iou")
+            },
+            _ACCURACY[setting]: {"name": "pixel_accuracy", "setting": setting},
+        }
         yield f.table(f"Methods {words}, mean of the classes", "method", rows, columns)
     series: Names = {f"mean {_WORDS[r]}": {"name": r, "cls": metrics.MEAN} for r in ("iou", "f1")}
     yield f.dot_plot("Methods, by pixels", "mean of the classes", rows, series)
@@ -199,16 +197,18 @@ def _leak(f: Figures, splits: Sequence[str]) -> Iterator[Text | Table | Plot]:
             (f"The same test images, {words}, mean of the classes", "method, split", splits, ""),
             (f"The leak, {words}, mean of the classes", "method, difference", changes, "leak_"),
         ):
-            known = {s: set(f.distinct("method", split=s)) for s in some}
             rows: Names = {
                 f"{m}, {s}": {"method": m, "split": s}
                 for m in methods
                 for s in some
-                if m in known[s]
+                if m in f.distinct("method", split=s)
             }
-            columns = _named(
-                *({"name": prefix + r, "cls": c, "setting": setting} for r, c in metrics.LEAKS)
-            )
+            columns: Names = {
+                _WORDS.get(name, _ACCURACY[setting]): {
+                    "name": prefix + name, "cls": cls, "setting": setting,
+                }
+                for name, cls in metrics.LEAKS
+            }  # fmt: skip
             yield f.table(caption, corner, rows, columns)
     yield f.dot_plot(
         "Mean IoU by split", "mean IoU, by pixels", by("method", methods),
@@ -257,18 +257,6 @@ def _weaknesses(f: Figures, names: Sequence[str]) -> Iterator[Text | Table]:
         for ratio, words in (("iou", "IoU"), ("recall", "Recall")):
             columns: Names = {c: {"name": ratio, "cls": c} for c in (*names[1:], metrics.MEAN)}
             yield f.table(f"{words} {caption}", "images", by("setting", settings), columns)
-
-
-def _named(*selections: Fields) -> Names:
-    """Return columns under the words of their metrics, with the class of leaks."""
-    return {_header(fields): fields for fields in selections}
-
-
-def _header(fields: Fields) -> str:
-    name: str = fields["name"].removeprefix("leak_")
-    if name == "pixel_accuracy" and fields["setting"] == metrics.DOMINANT:
-        return "images right"
-    return _WORDS.get(name, name)
 
 
 def _short(estimate: Estimate) -> str:

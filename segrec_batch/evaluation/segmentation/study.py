@@ -8,23 +8,33 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from segrec_batch.common import console
 from segrec_batch.common.errors import InputError
-from segrec_batch.evaluation.segmentation.counts import SegrecMethod, count_images
+from segrec_batch.evaluation.segmentation.counts import SEGREC, count_pixels
 from segrec_batch.evaluation.segmentation.figures import AUGMENTED_FIRST, GROUPED, SEPARATE, SPLITS
-from segrec_batch.labels.labelled import Classes, LabelledImage, describe_unnamed, pair_images
+from segrec_batch.images.decode import fit
+from segrec_batch.labels.labelled import (
+    Classes,
+    LabelledImage,
+    count_values,
+    describe_unnamed,
+    pair_images,
+)
 from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.model.engine_choice import choose_engine
 from segrec_batch.model.engines import EngineChoice, load_segmenter
+from segrec_batch.model.segmentation import Segmenter
 from segrec_batch.model.weights import load_weights
+from segrec_batch.sources import storage
 from segrec_batch.training.augment import KINDS
 from segrec_batch.training.holdout import hold_out
-from segrec_batch.training.rivals.base import Methods, NotRun
-from segrec_batch.training.sampling import Samples
+from segrec_batch.training.rivals.base import ClassMap, Methods, NotRun
 from segrec_batch.training.trainer import Settings as Training
 from segrec_batch.training.trainer import Trainer
 
@@ -78,6 +88,27 @@ class Split:
     trainer: Trainer | None = None
 
 
+class SegrecMethod:
+    """The proposed method as `Methods`."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self.segmenter = segmenter
+
+    @property
+    def settings(self) -> Mapping[str, Mapping[str, Any]]:
+        """See `Methods`."""
+        spec = self.segmenter.model.spec
+        training = {k: v for k, v in spec.training.items() if k != "validation"}
+        identity = {"model_id": self.segmenter.model.model_id, "taps": spec.taps}
+        return {SEGREC: {**identity, "shapes": spec.shapes, **training}}
+
+    def __call__(self, image: Image.Image) -> Mapping[str, ClassMap]:
+        """See `Methods`."""
+        pixels = fit(image, self.segmenter.model.spec.shapes)[None]
+        segmented = self.segmenter(pixels, [(image.height, image.width)])
+        return {SEGREC: ClassMap(segmented.masks[0], segmented.counts[0])}
+
+
 @dataclass
 class Study:
     """Results of all splits; most of the page is about `main`, the first one.
@@ -101,9 +132,27 @@ class Study:
         return SegrecMethod(load_segmenter(split.model, self.engine))
 
     def apply(self, split: Split, methods: Methods, classes: Classes) -> Counter[int]:
-        """Apply methods to the test images of a split; return mask pixels by value."""
+        """Apply methods to the test images of a split; return their mask pixels by value.
+
+        The images have their original resolution.
+        """
         pixels: Counter[int] = Counter()
-        self.rows += count_images(split.name, split.images, methods, classes, pixels)
+        for item in console.track(split.images, f"evaluated ({split.name})"):
+            image, labels = item.load(classes)
+            pixels.update(count_values(labels))
+            truth = classes.to_classes(labels)
+            luminance = float(np.asarray(image.convert("L")).mean()) / 255
+            for method, result in methods(image).items():
+                confusion = count_pixels(truth, result.labels, len(classes.names) + 1)
+                self.rows.append({
+                    "split": split.name,
+                    "method": method,
+                    "image": storage.name(item.image),
+                    "group": item.group,
+                    "luminance": luminance,
+                    "confusion": confusion.ravel().tolist(),
+                    "cells": None if result.cells is None else result.cells.tolist(),
+                })  # fmt: skip
         self.methods.setdefault(split.name, {}).update(methods.settings)
         return pixels
 
@@ -166,12 +215,17 @@ def _split_models(
         trainer = _trainer(settings, images, classes)
         yield Split(SEPARATE, trainer.best(), test, trainer)
         return
-    splits = split_images([item.group for item in images], settings.seed)
-    tested = [images[i] for i in splits.test]
+    numbers = split_images([item.group for item in images], settings.seed)
+    tested = [images[i] for i in numbers.test]
     kinds = settings.training.sampling.kinds or KINDS
-    every = _trainer(settings, images, classes, {int(i): kinds for i in splits.test})
+    every = _trainer(settings, images, classes, {int(i): kinds for i in numbers.test})
+    samples = every.samples
     for split in SPLITS:
-        trainer = every.subset(splits.rows(split, every.samples))
+        trained = numbers.grouped if split == GROUPED else numbers.random
+        rows = np.isin(samples.images, trained)
+        if split == AUGMENTED_FIRST:
+            rows |= np.isin(samples.images, numbers.test) & (samples.variants > 0)
+        trainer = every.subset(rows)
         log.info(f"split {split}: {len(trainer.images)} training images, {len(tested)} test images")
         yield Split(split, trainer.best(), tested, trainer)
 
@@ -188,20 +242,12 @@ def _trainer(
     return Trainer(images, classes, weights, training, extra)
 
 
-@dataclass(frozen=True)
-class SplitImages:
+class SplitImages(NamedTuple):
     """Sorted numbers of the test images and of the training images of two splits."""
 
     test: NDArray[np.int64]
     grouped: NDArray[np.int64]
     random: NDArray[np.int64]
-
-    def rows(self, split: str, samples: Samples) -> NDArray[np.bool_]:
-        """Return which sampled positions of all images a split trains on."""
-        rows = np.isin(samples.images, self.grouped if split == GROUPED else self.random)
-        if split == AUGMENTED_FIRST:
-            rows |= np.isin(samples.images, self.test) & (samples.variants > 0)
-        return np.asarray(rows)
 
 
 def split_images(groups: Sequence[str], seed: int) -> SplitImages:
