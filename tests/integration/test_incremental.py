@@ -154,7 +154,7 @@ def test_lost_image_stops_publication(
     def lossy(manifest: Callable[..., pa.Table], *rest: Any) -> Iterator[pa.Table]:
         return process(lambda start, stop: manifest(start + 1, stop), *rest)
 
-    monkeypatch.setattr(chain, "process", lossy)
+    monkeypatch.setattr(chain, "process_images", lossy)
     with pytest.raises(AccountingError, match="8 images listed, but 7 accounted for"):
         run()
     assert store.open_snapshot(str(tmp_path / "index")).version == before.version
@@ -170,7 +170,7 @@ def test_image_counted_twice_stops_publication(
         for receipts in process(*arguments):
             yield from (receipts, receipts)
 
-    monkeypatch.setattr(chain, "process", doubled)
+    monkeypatch.setattr(chain, "process_images", doubled)
     with pytest.raises(AccountingError):
         run()
     assert uris(str(tmp_path / "index")) == []
@@ -318,7 +318,7 @@ def test_store_failure_keeps_finished_work(
         yield next(process(*arguments))
         raise StorageError("no answer")
 
-    monkeypatch.setattr(chain, "process", breaking)
+    monkeypatch.setattr(chain, "process_images", breaking)
     for i in range(20):
         Image.new("RGB", (20, 20), (i, 0, 0)).save(images / f"{i}.png")
     with pytest.raises(StorageError):
@@ -356,12 +356,12 @@ def test_concurrent_jobs_do_not_mix(
     snapshots: list[store.Snapshot] = []
 
     def overtaken(*arguments: Any) -> Iterator[pa.Table]:
-        monkeypatch.setattr(chain, "process", process)
+        monkeypatch.setattr(chain, "process_images", process)
         snapshots.append(run()[1])  # another job, from start to end
         yield from process(*arguments)
 
     for expected in (6, 7):  # on a new index, on one with rows
-        monkeypatch.setattr(chain, "process", overtaken)
+        monkeypatch.setattr(chain, "process_images", overtaken)
         with pytest.raises(IndexStateError, match="another run has published"):
             run()
         newest = store.open_snapshot(str(tmp_path / "index"))

@@ -25,7 +25,8 @@ from segrec_batch.pipeline.plan import Request
 from segrec_batch.pipeline.run import Execution, index_images
 from segrec_batch.pipeline.segment import SegmentStage
 from segrec_batch.pipeline.stage_schema import MANIFEST
-from segrec_batch.pipeline.stages import MAX_BYTES, decode_batch, write_batch
+from segrec_batch.pipeline.stages import decode_batch, write_batch
+from segrec_batch.sources.roots import MAX_IMAGE_BYTES
 from tests.support.builders import uris
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -137,7 +138,7 @@ def test_stages_run_without_ray(images: Path, model_dir: str, tmp_path: Path) ->
     failed = {Path(r["uri"]).name: (r["stage"], r["reason"]) for r in segmented.to_pylist()}
     assert failed["html.jpg"] == ("decode", "not an image")
     assert failed["vanished.jpg"][0] == "read"
-    assert failed["huge.jpg"] == ("decode", f"{2**40} bytes are more than {MAX_BYTES}")
+    assert failed["huge.jpg"] == ("decode", f"{2**40} bytes are more than {MAX_IMAGE_BYTES}")
     assert failed["link.jpg"] == ("read", "a link to itself")
     parts = {(r["table"] == "failures", Path(r["path"]).name) for r in receipts}
     assert len(parts) == len({name for _, name in parts}) == 2, "one part, and one of failures"

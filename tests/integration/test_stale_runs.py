@@ -139,7 +139,7 @@ def test_folder_that_vanishes_during_run(
         site.images.rename(away)
         yield from process(*arguments)
 
-    monkeypatch.setattr(chain, "process", late)
+    monkeypatch.setattr(chain, "process_images", late)
     assert site.job() == 1
     assert "10 of 10 sources could not be read, most often FileNotFoundError" in site.error()
     monkeypatch.undo()
