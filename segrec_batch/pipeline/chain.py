@@ -13,7 +13,7 @@ import ray.data
 
 from segrec_batch.common import logs
 from segrec_batch.common.errors import ClusterError
-from segrec_batch.distributed.cluster import ray_errors
+from segrec_batch.distributed.cluster import convert_ray_errors
 from segrec_batch.distributed.placement import Placement
 from segrec_batch.images import sandbox
 from segrec_batch.images.sandbox import IMAGE_SECONDS
@@ -41,7 +41,7 @@ def process_images(
     hang_seconds = int(300 + IMAGE_SECONDS * placement.batch_size)
     context.execution_no_progress_timeout_s = hang_seconds
     # else early tasks may fill a node before its actor starts, and two actors share another node
-    context.wait_for_min_actors_s = hang_seconds if placement.where.device == "cpu" else -1
+    context.wait_for_min_actors_s = hang_seconds if placement.resources.device == "cpu" else -1
     context.max_consecutive_actor_init_deaths = 3
     context.raise_original_map_exception = True  # Ray's own exception hides the cause
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # Ray Data logs its plan as a warning
@@ -49,7 +49,7 @@ def process_images(
     rows_per_part = min(max(total // 100, 2 * placement.batch_size), placement.part_rows)
     round_rows = placement.round_rows
     try:
-        with ray_errors():
+        with convert_ray_errors():
             for start in range(0, total, round_rows):
                 rows = manifest(start, start + round_rows)
                 chain = _build_chain(rows, snapshot, run_id, placement, rows_per_part)
@@ -65,7 +65,7 @@ def _build_chain(
     placement: Placement,
     rows_per_part: int,
 ) -> ray.data.Dataset:
-    resources, batch_size = placement.where, placement.batch_size
+    resources, batch_size = placement.resources, placement.batch_size
     blocks = [manifest.slice(i, batch_size) for i in range(0, manifest.num_rows, batch_size)]
     segmented = (
         ray.data.from_arrow(blocks)

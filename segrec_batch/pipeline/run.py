@@ -156,7 +156,7 @@ def _place_model(work: Work, execution: Execution) -> Placement:
     resources = execution.find_resources()
     engine = choose_cluster_engine(execution.engine, execution.precision, resources, work)
     placement = place_model(resources, engine, work, execution.batch_size)
-    log_resources(placement.where, execution.device)
+    log_resources(placement.resources, execution.device)
     report_engine(engine)
     return placement
 

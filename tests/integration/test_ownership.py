@@ -279,9 +279,9 @@ def test_only_own_temporary_folders_are_deleted(
         shutil.copytree(folder, tmp_path / "segrec-x-dead0000.segrec")
     others = {
         "segrec-x-notes": b"",  # not such a name
-        "segrec-x-notes.segrec": scratch._MARK,
+        "segrec-x-notes.segrec": scratch._LOCK_TEXT,
         "segrec-x-abcdefgh.segrec": b"",  # such a name, another lock file
-        "segrec-x-abcd1234.segrec": scratch._MARK + b"and more",
+        "segrec-x-abcd1234.segrec": scratch._LOCK_TEXT + b"and more",
     }
     for name, lock in others.items():
         put(tmp_path / name / "lock", lock)

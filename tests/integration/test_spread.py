@@ -228,7 +228,7 @@ def answers(address: str) -> bool:
 def test_autoscaler_starts_gpus(from_zero: str, folder: Path, tmp_path: Path) -> None:
     run = Run(folder, tmp_path / "index", IMAGES).start(from_zero, "--gpus", 2)
     run.end()
-    assert "the Ray cluster has no GPU; 2 asked for" in run.log()
+    assert "the Ray cluster has no GPU; requested 2" in run.log()
     assert len(run.nodes("segment")) == 2
 
 

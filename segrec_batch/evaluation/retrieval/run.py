@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from segrec_batch.common.console import ProgressMeter
 from segrec_batch.distributed import cluster
-from segrec_batch.distributed.tasks import Shared, run_tasks
+from segrec_batch.distributed.tasks import SharedValue, run_tasks
 from segrec_batch.evaluation.retrieval.collection import FEATURE, Collection, Ints, load
 from segrec_batch.evaluation.retrieval.latency import Latency, measure_latencies
 from segrec_batch.evaluation.retrieval.masks import Masks
@@ -162,8 +162,8 @@ class _Task:
     """A block of queries, and what all blocks share."""
 
     rows: Ints
-    images: Shared[Collection]
-    truth: Shared[GroundTruth]
+    images: SharedValue[Collection]
+    truth: SharedValue[GroundTruth]
     grids: Sequence[Grid]
 
 
@@ -177,7 +177,7 @@ def count_queries(
     blocks = [rows[i : i + size] for i in range(0, len(rows), size)]
     tables: dict[int, pa.Table] = {}
     with cluster.join(), ProgressMeter("queries ranked", len(rows)) as meter:
-        shared = Shared(images), Shared(truth)
+        shared = SharedValue(images), SharedValue(truth)
         tasks = (_Task(block, *shared, grids) for block in blocks)
         for task, table in run_tasks(_count, tasks, cpus=1):
             tables[int(task.rows[0])] = table

@@ -13,7 +13,7 @@ from segrec_batch.common.errors import AccountingError, InputError
 from segrec_batch.distributed import cluster
 from segrec_batch.distributed.placement import Resources, find_resources
 from segrec_batch.distributed.scratch import scratch_folder
-from segrec_batch.distributed.tasks import Shared, run_tasks
+from segrec_batch.distributed.tasks import SharedValue, run_tasks
 from segrec_batch.index.snapshot import Snapshot, open_snapshot
 from segrec_batch.search.batch.choice import Choice, as_table, choose
 from segrec_batch.search.batch.output import Output, Receipt, read_receipt, write_part
@@ -42,8 +42,8 @@ class _Task:
     """One part of the queries, with the inputs of its worker."""
 
     uri: str
-    queries: Shared[Block]
-    blocks: list[Shared[Block]]
+    queries: SharedValue[Block]
+    blocks: list[SharedValue[Block]]
     sizes: list[int]
     choice: Choice
     block_sizes: BlockSizes
@@ -137,17 +137,17 @@ def _tasks(
     """Put the candidates into shared memory, and yield a task for each missing part."""
     resources = find_resources(execution.device)
     sizes = block_sizes(execution.memory, part_size, selection.width, choice.candidates)
-    blocks: list[Shared[Block]] = []
+    blocks: list[SharedValue[Block]] = []
     rows: list[int] = []
     with ProgressMeter("candidates") as meter:
         for block in selection.candidates(sizes.block):
-            blocks.append(Shared(block))
+            blocks.append(SharedValue(block))
             rows.append(len(block))
             meter.advance(len(block))
     log.info(f"scores on {resources} (--device {execution.device})")
     for number, queries in selection.queries(missing, part_size):
         uri = target.part_uri(number)
-        yield _Task(uri, Shared(queries), blocks, rows, choice, sizes, resources)
+        yield _Task(uri, SharedValue(queries), blocks, rows, choice, sizes, resources)
 
 
 def _search(tasks: Iterator[_Task], queries: int) -> list[Receipt]:

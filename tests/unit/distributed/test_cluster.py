@@ -217,7 +217,7 @@ def join():
     with cluster.join():
         print("joined")
 
-cluster._WORKER_START = float(sys.argv[1])
+cluster._WORKER_SECONDS = float(sys.argv[1])
 sys.exit(logs.run_command(join))
 """
 
