@@ -26,7 +26,7 @@ from benchmarks.query.synthetic import (
 )
 from segrec_batch.index import parts
 from segrec_batch.index import snapshot as index
-from segrec_batch.index.files import by_part
+from segrec_batch.index.files import group_by_part
 from segrec_batch.index.parts import write_part
 from segrec_batch.index.schema import regions_schema
 from segrec_batch.model.backbones import DEFAULT_BACKBONE
@@ -93,7 +93,7 @@ def _refresh(case: Case) -> tuple[float, int]:
 
     base = index.open_snapshot(case.index)
     start, rows = blocks(case.rows)[-1]
-    old = next(p for p in by_part(base.all_files).values() if p[0].rows == rows)
+    old = next(p for p in group_by_part(base.all_files).values() if p[0].rows == rows)
     changed = index.commit(base, write_part(case.index, part(2, start, rows)), old)
     link = f"{case.cache}.link"  # the new file takes the place of this name, not of the file
     Path(link).unlink(missing_ok=True)

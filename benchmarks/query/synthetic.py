@@ -149,7 +149,7 @@ def _common(found: Vectors, start: int) -> dict[str, pa.Array]:
         "uri": pa.array(uris),
         "content_hash": ids,
         "feature": _lists(found),
-        "inv_norm": pa.array(column_values.inverse_norms(found)),
+        "inv_norm": pa.array(column_values.compute_inverse_norms(found)),
     }
 
 

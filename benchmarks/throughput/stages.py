@@ -12,7 +12,7 @@ from benchmarks.throughput.case import Case
 from benchmarks.throughput.segrec import load_stage
 from segrec_batch.images import sandbox
 from segrec_batch.images.decode import decode
-from segrec_batch.index.column_values import image_id, mask_png
+from segrec_batch.index.column_values import encode_mask, image_id
 from segrec_batch.index.parts import write_part
 from segrec_batch.model.segmented_image import from_arrow
 from segrec_batch.model.spec import read_spec
@@ -121,7 +121,7 @@ def _writing(alone: Stages, segmented: pa.Table) -> None:
     """Masks as PNG, rows of the tables, a part in place; and the stage that does all three."""
     images, spec = [image for image in from_arrow(segmented) if image is not None], alone.spec
     colours = list(spec.colours.values())
-    alone.measure("encode masks as PNG", lambda: [mask_png(i.mask, colours) for i in images])
+    alone.measure("encode masks as PNG", lambda: [encode_mask(i.mask, colours) for i in images])
     sources = segmented.filter(segmented["labels"].is_valid())
     count = sources.num_rows
     for name, values in (

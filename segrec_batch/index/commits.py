@@ -1,8 +1,8 @@
-"""Commits to Delta tables, also over a network that drops responses.
+"""Commit to Delta tables, also over a network that drops responses.
 
 delta-rs repeats a request that the store refused temporarily. It does not repeat a request whose
-response was cut off, and it takes its own commit for another run's if the response was dropped. So
-each commit has a mark, by which it is recognised afterwards.
+response was cut off; if the response to its own commit is lost, it reports a conflict with another
+run. So each commit has a random mark: a version with the mark was committed here.
 """
 
 import time
@@ -29,27 +29,27 @@ from segrec_batch.index.schema import PARTITION
 
 __all__ = ["CommitFailedError"]
 
-_MARK = "commit"  # key of the mark in the information of a commit
+_MARK_KEY = "commit"  # key of the mark in the `commitInfo` of a commit
 
 Actions = list[AddAction | RemoveAction]
 
 
-def create(index: str, table: str, schema: pa.Schema, names: Mapping[str, int]) -> None:
-    """Create an empty table unless it exists; `names` are transaction identifiers."""
-    uri, options = delta.location(index, table)
-    with _unless(lambda: delta.exists(index, table)):
+def create_table(index: str, table: str, schema: pa.Schema, identifiers: Mapping[str, int]) -> None:
+    """Create an empty table unless it exists; `identifiers` are its transaction identifiers."""
+    uri, options = delta.locate_table(index, table)
+    with _ignore_errors_if(lambda: delta.exists(index, table)):
         retry(
             lambda: create_table_with_add_actions(
                 uri,
                 Schema.from_arrow(schema),
                 [],
                 mode="ignore",
-                partition_by=delta.partition_by(table),
+                partition_by=delta.get_partition_columns(table),
                 name=table,
                 description=f"segrec_batch index: {table}",
                 storage_options=options,
                 commit_properties=CommitProperties(
-                    app_transactions=_transactions(names, 0, files=0)
+                    app_transactions=_to_transactions(identifiers, 0, files=0)
                 ),
             )
         )
@@ -58,73 +58,75 @@ def create(index: str, table: str, schema: pa.Schema, names: Mapping[str, int]) 
 def replace_files(
     index: str,
     table: str,
-    wanted: Sequence[DataFile],
-    names: Mapping[str, int] | None = None,
-    always: bool = False,
+    files: Sequence[DataFile],
+    identifiers: Mapping[str, int] | None = None,
+    even_if_equal: bool = False,
 ) -> int:
-    """Commit the difference between a table's newest version and the wanted files.
+    """Commit the difference between a table's newest version and `files`.
 
     Args:
         index: The index.
         table: Name of the table.
-        wanted: Files that the table has afterwards.
-        names: Transaction identifiers of the commit.
-        always: Commit also if nothing differs.
+        files: All files of the table after the commit.
+        identifiers: Transaction identifiers of the commit, with their values.
+        even_if_equal: Commit even if the table has these files already.
 
     Returns:
-        The version afterwards.
+        The version after the commit.
 
     Raises:
         CommitFailedError: Another run committed first.
     """
     latest = delta.open_table(index, table)
-    actions = _actions(latest, table, wanted)
-    if not actions and not always:
+    actions = _make_actions(latest, table, files)
+    if not actions and not even_if_equal:
         return latest.version()
-    after = latest.version() + 1
-    transactions = _transactions(names or {}, after, len(wanted))
-    with _commit(lambda: delta.open_table(index, table, after), names=transactions) as properties:
-        retry(lambda: _write(latest, actions, delta.partition_by(table), properties))
-    return after
+    next_version = latest.version() + 1
+    transactions = _to_transactions(identifiers or {}, next_version, len(files))
+    with _make_properties(
+        lambda: delta.open_table(index, table, next_version), identifiers=transactions
+    ) as properties:
+        retry(lambda: _write(latest, actions, delta.get_partition_columns(table), properties))
+    return next_version
 
 
-def publish(
+def publish_images(
     index: str,
     images: DeltaTable,
-    wanted: Sequence[DataFile],
+    files: Sequence[DataFile],
     schema: pa.Schema,
-    names: Mapping[str, int],
+    identifiers: Mapping[str, int],
     info: Mapping[str, Any],
 ) -> None:
-    """Commit the wanted files of `images`, with transaction identifiers and information.
+    """Commit `files` as all files of `images`, with transaction identifiers and information.
 
     Raises CommitFailedError if another run committed first.
     """
     has_other_schema = images.schema() != Schema.from_arrow(schema)
-    after = images.version() + 1
-    transactions = _transactions(names, after, len(wanted))
-    with _commit(
-        lambda: delta.open_table(index, "images", after), info, transactions
+    next_version = images.version() + 1
+    transactions = _to_transactions(identifiers, next_version, len(files))
+    with _make_properties(
+        lambda: delta.open_table(index, "images", next_version), info, transactions
     ) as properties:
         if has_other_schema:
-            retry(lambda: _overwrite(images, wanted, schema, properties))
+            retry(lambda: _write_schema(images, files, schema, properties))
         else:
-            retry(lambda: _write(images, _actions(images, "images", wanted), [], properties))
+            retry(lambda: _write(images, _make_actions(images, "images", files), [], properties))
 
 
-def append(index: str, table: str, rows: pa.Table, version: int) -> None:
-    """Append rows after a version of a table whose files deltalake writes.
+def append_rows(index: str, table: str, rows: pa.Table, version: int) -> None:
+    """Append rows to a version of a table; deltalake writes the file.
 
     A version of -1 creates the table. Raises CommitFailedError if the version has a successor.
     """
-    uri, options = delta.location(index, table)
+    uri, options = delta.locate_table(index, table)
     if version < 0 and delta.exists(index, table):
         raise CommitFailedError(f"{uri} exists")
-    target = uri if version < 0 else delta.open_table(index, table, version)
-    with _commit(lambda: delta.open_table(index, table, version + 1)) as properties:
+    destination = uri if version < 0 else delta.open_table(index, table, version)
+    with _make_properties(lambda: delta.open_table(index, table, version + 1)) as properties:
         retry(
             lambda: write_deltalake(
-                target,
+                destination,
                 rows,
                 mode="error" if version < 0 else "append",
                 storage_options=options,
@@ -134,28 +136,29 @@ def append(index: str, table: str, rows: pa.Table, version: int) -> None:
 
 
 @contextmanager
-def _commit(
+def _make_properties(
     open_version: Callable[[], DeltaTable],
     info: Mapping[str, Any] | None = None,
-    names: Sequence[Transaction] = (),
+    identifiers: Sequence[Transaction] = (),
 ) -> Iterator[CommitProperties]:
-    """Yield the properties of a commit that the block makes.
+    """Yield the properties of the commit that the block makes.
 
-    Errors of the block are raised unless the version that `open_version` opens has the mark.
+    An error of the block is ignored if the version that `open_version` opens has the mark, which
+    shows that the commit was made.
     """
     mark = uuid.uuid4().hex
 
     def is_committed() -> bool:
-        (last,) = retry(lambda: open_version().history(1))
-        return bool(last.get(_MARK) == mark)
+        (newest,) = retry(lambda: open_version().history(1))
+        return bool(newest.get(_MARK_KEY) == mark)
 
-    with _unless(is_committed):
-        yield CommitProperties({**(info or {}), _MARK: mark}, 0, list(names))
+    with _ignore_errors_if(is_committed):
+        yield CommitProperties({**(info or {}), _MARK_KEY: mark}, 0, list(identifiers))
 
 
 @contextmanager
-def _unless(is_done: Callable[[], bool]) -> Iterator[None]:
-    """Raise errors of the block unless its work is done in spite of them."""
+def _ignore_errors_if(is_done: Callable[[], bool]) -> Iterator[None]:
+    """Ignore an error of the block if `is_done` returns True after it."""
     try:
         yield
     except (DeltaError, OSError):
@@ -165,22 +168,22 @@ def _unless(is_done: Callable[[], bool]) -> Iterator[None]:
         raise
 
 
-def _actions(latest: DeltaTable, table: str, wanted: Sequence[DataFile]) -> Actions:
-    """Return the actions that turn the files of the latest version into the wanted files."""
-    after = {f.path: f for f in wanted}
-    present = {f.path: f for f in delta.files(table, latest)}
-    now = _milliseconds()
+def _make_actions(latest: DeltaTable, table: str, files: Sequence[DataFile]) -> Actions:
+    """Return the actions that turn the files of the latest version into `files`."""
+    by_path = {f.path: f for f in files}
+    present = {f.path: f for f in delta.list_files(table, latest)}
+    now = _read_milliseconds()
     return [
-        *(_add(f, now) for path, f in after.items() if path not in present),
-        *(_remove(f, now) for path, f in present.items() if path not in after),
+        *(_add_action(f, now) for path, f in by_path.items() if path not in present),
+        *(_remove_action(f, now) for path, f in present.items() if path not in by_path),
     ]
 
 
-def _add(file: DataFile, now: int) -> AddAction:
+def _add_action(file: DataFile, now: int) -> AddAction:
     return AddAction(file.path, file.size, _partition_values(file), now, True, file.stats)
 
 
-def _remove(file: DataFile, now: int) -> RemoveAction:
+def _remove_action(file: DataFile, now: int) -> RemoveAction:
     return RemoveAction(
         file.path,
         deletion_timestamp=now,
@@ -198,13 +201,13 @@ def _write(
     )
 
 
-def _overwrite(
-    table: DeltaTable, wanted: Sequence[DataFile], schema: pa.Schema, properties: CommitProperties
+def _write_schema(
+    table: DeltaTable, files: Sequence[DataFile], schema: pa.Schema, properties: CommitProperties
 ) -> None:
-    """Replace the schema and all files of the previous version."""
-    now = _milliseconds()
+    """Commit another schema and `files`, which replace all files of the previous version."""
+    now = _read_milliseconds()
     table.create_write_transaction(
-        [_add(f, now) for f in wanted],
+        [_add_action(f, now) for f in files],
         "overwrite",
         Schema.from_arrow(schema),
         partition_by=[],
@@ -212,9 +215,9 @@ def _overwrite(
     )
 
 
-def _transactions(names: Mapping[str, int], version: int, files: int) -> list[Transaction]:
-    """Return the transaction identifiers of a commit; its own version is last in its entry."""
-    values = {**names, delta.FILES: files, delta.VERSION: version}
+def _to_transactions(identifiers: Mapping[str, int], version: int, files: int) -> list[Transaction]:
+    """Return the transaction identifiers of a commit, with its version and number of files."""
+    values = {**identifiers, delta.FILES: files, delta.VERSION: version}
     return [Transaction(name, value) for name, value in values.items()]
 
 
@@ -222,5 +225,5 @@ def _partition_values(file: DataFile) -> dict[str, str | None]:
     return {PARTITION[file.table]: file.partition} if file.table in PARTITION else {}
 
 
-def _milliseconds() -> int:
+def _read_milliseconds() -> int:
     return int(time.time() * 1000)

@@ -1,4 +1,4 @@
-"""Read access to Delta tables: open, compare with our schemas, list files."""
+"""Read Delta tables: open them, compare them with our schemas, list their files."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from segrec_batch.common.errors import IndexStateError, InputError, StorageError
-from segrec_batch.index.files import DataFile, described_file
+from segrec_batch.index.files import DataFile, parse_data_file
 from segrec_batch.index.parquet import read_parquet
 from segrec_batch.index.schema import PARTITION, coverage_column, schemas
 from segrec_batch.model.names import BACKGROUND, check_class_names
@@ -23,11 +23,11 @@ T = TypeVar("T")
 VERSION, FILES = "version", "files"
 """Transaction identifiers of each commit: its version, and the number of files in the table then.
 
-delta-rs reads an entry of the log that is cut short as if it were whole; `check` compares these."""
+delta-rs accepts an entry of the log that is cut short; `check_log` detects it by these numbers."""
 
-_TRIES = 5  # of a call whose response was cut off
-_WRITTEN = re.compile(r"[0-9A-Za-z_.-]{1,200}\.parquet")  # names that delta-rs gives to files
-_DAMAGE = (  # messages of delta-rs about missing or truncated files of a log
+_CALLS = 5  # maximum number of calls if responses are cut off
+_DELTALAKE_FILE = re.compile(r"[0-9A-Za-z_.-]{1,200}\.parquet")  # file names of delta-rs
+_DAMAGE_TEXTS = (  # messages of delta-rs about missing or truncated files of a log
     "gap",
     "Invalid Checkpoint",
     "No table metadata",
@@ -39,7 +39,7 @@ _DAMAGE = (  # messages of delta-rs about missing or truncated files of a log
 
 
 @contextmanager
-def errors(index: str, version: int | None = None) -> Iterator[None]:
+def convert_errors(index: str, version: int | None = None) -> Iterator[None]:
     """Translate errors of delta-rs into ours; CommitFailedError stays as it is."""
     try:
         with store_errors.store_errors(index):
@@ -60,8 +60,8 @@ def errors(index: str, version: int | None = None) -> Iterator[None]:
 
 
 def retry(call: Callable[[], T]) -> T:
-    """Return the result of a call; repeat it while its response is cut off, 5 calls at most."""
-    for _ in range(_TRIES - 1):
+    """Return the result of a call; repeat it, 5 calls at most, while its response is cut off."""
+    for _ in range(_CALLS - 1):
         try:
             return call()
         except (DeltaError, OSError) as error:
@@ -72,7 +72,7 @@ def retry(call: Callable[[], T]) -> T:
 
 def exists(index: str, table: str) -> bool:
     """Return True if a table exists."""
-    uri, options = location(index, table)
+    uri, options = locate_table(index, table)
     return retry(lambda: DeltaTable.is_deltatable(uri, options))
 
 
@@ -81,19 +81,19 @@ def open_table(index: str, table: str, version: int | None = None) -> DeltaTable
 
     Raises IndexStateError if the newest version is unknown because the log is damaged.
     """
-    uri, options = location(index, table)
+    uri, options = locate_table(index, table)
     if version is not None and not is_version(version):
         raise DeltaError(f"there is no version {version}")
     try:
         return retry(lambda: DeltaTable(uri, version, storage_options=options))
     except DeltaError as error:
         reason = store_errors.describe(error)
-        if version is not None or not any(text in reason for text in _DAMAGE):
+        if version is not None or not any(text in reason for text in _DAMAGE_TEXTS):
             raise
-        raise IndexStateError(_damaged(index, table, reason)) from error
+        raise IndexStateError(_describe_damage(index, table, reason)) from error
 
 
-def _damaged(index: str, table: str, reason: str) -> str:
+def _describe_damage(index: str, table: str, reason: str) -> str:
     remedy = "put back what is missing (bucket versions, backup)"
     if "_last_checkpoint hint" in reason:
         remedy += "; or delete _last_checkpoint there, if no entry is missing"
@@ -105,15 +105,15 @@ def is_version(version: int) -> bool:
     return 0 <= version < 2**22
 
 
-def check(index: str, name: str, table: DeltaTable, members: Sequence[DataFile]) -> None:
-    """Raise IndexStateError if the log is incomplete up to the version of an open table.
+def check_log(index: str, name: str, table: DeltaTable, files: Sequence[DataFile]) -> None:
+    """Raise IndexStateError if the log of an open table is incomplete up to its version.
 
-    Tables whose last commit has no such identifiers are accepted as they are.
+    A table whose last commit lacks the identifiers VERSION and FILES is accepted.
     """
-    version, stated = table.version(), table.transaction_version(VERSION)
-    if stated is None:
+    version, recorded = table.version(), table.transaction_version(VERSION)
+    if recorded is None:
         return
-    if stated != version or table.transaction_version(FILES) != len(members):
+    if recorded != version or table.transaction_version(FILES) != len(files):
         entry = f"{name}/_delta_log/{version:020}.json"
         remedy = "run segrec index again"
         if name != "images":
@@ -126,16 +126,16 @@ def check(index: str, name: str, table: DeltaTable, members: Sequence[DataFile])
 
 
 def check_table(name: str, table: DeltaTable) -> tuple[str, ...]:
-    """Compare the protocol and the columns of a table with ours.
+    """Check that the protocol and the columns of a table are ours.
 
-    Call it before reading anything else of the table: Arrow makes extension types of a log's column
-    metadata, and readers that know deletion vectors or mapped columns return other rows.
+    Call it before reading anything else of the table: Arrow makes extension types from column
+    metadata in a log, and readers with deletion vectors or mapped columns return other rows.
 
     Returns:
         The foreground classes of the coverage columns of `images`; empty for other tables.
 
     Raises:
-        ValueError: The table is of another kind.
+        ValueError: The table is none of ours.
     """
     protocol = table.protocol()
     if protocol.min_reader_version != 1 or protocol.reader_features:
@@ -143,8 +143,8 @@ def check_table(name: str, table: DeltaTable) -> tuple[str, ...]:
         raise ValueError(
             f"{name} needs a reader of version {protocol.min_reader_version} ({shorten(features)})"
         )
-    if table.metadata().partition_columns != partition_by(name):
-        raise ValueError(f"{name} is not partitioned as it should be")
+    if table.metadata().partition_columns != get_partition_columns(name):
+        raise ValueError(f"{name} is not partitioned by {get_partition_columns(name)}")
     columns = [(field.name, field.metadata) for field in table.schema().fields]
     if any(metadata for _, metadata in columns):
         raise ValueError(f"columns of {name} have metadata")
@@ -160,31 +160,31 @@ def check_table(name: str, table: DeltaTable) -> tuple[str, ...]:
     return classes
 
 
-def last_commit(table: DeltaTable) -> dict[str, Any]:
-    """Return the information of the commit of an open table's version."""
+def read_last_commit(table: DeltaTable) -> dict[str, Any]:
+    """Return the `commitInfo` of an open table's version."""
     return next(iter(retry(lambda: table.history(1))), {})
 
 
-def committed_at(table: DeltaTable) -> float:
+def read_commit_time(table: DeltaTable) -> float:
     """Return the time of the commit of an open table's version, in seconds since 1970."""
-    return float(last_commit(table).get("timestamp", 0)) / 1000
+    return float(read_last_commit(table).get("timestamp", 0)) / 1000
 
 
-def history(index: str, table: str) -> list[dict[str, Any]]:
-    """Return the information of a table's commits, newest first."""
+def read_history(index: str, table: str) -> list[dict[str, Any]]:
+    """Return the `commitInfo` of a table's commits, newest first."""
     return retry(open_table(index, table).history)
 
 
-def files(name: str, table: DeltaTable) -> tuple[DataFile, ...]:
-    """Return the files of an open table. Raises ValueError for a file that is none of ours."""
-    key = PARTITION.get(name)
+def list_files(name: str, table: DeltaTable) -> tuple[DataFile, ...]:
+    """Return the files of an open table. Raises ValueError for a file that cannot be ours."""
+    partition_column = PARTITION.get(name)
     return tuple(
-        described_file(
+        parse_data_file(
             table=name,
             path=action["path"],
             size=action["size_bytes"],
             rows=action["num_records"],
-            partition=action["partition"][key] if key else None,
+            partition=action["partition"][partition_column] if partition_column else None,
             stats=json.dumps(
                 {
                     "numRecords": action["num_records"],
@@ -199,7 +199,7 @@ def files(name: str, table: DeltaTable) -> tuple[DataFile, ...]:
 
 
 def _to_rows(stream: Any) -> list[dict[str, Any]]:
-    """Return Arrow data of any library as plain values; pa.table() would import pandas."""
+    """Return an Arrow stream as Python values; pa.table() would import pandas."""
     rows: list[dict[str, Any]] = pa.RecordBatchReader.from_stream(stream).read_all().to_pylist()
     return rows
 
@@ -208,36 +208,36 @@ def _plain_values(statistics: Mapping[str, Any] | None) -> dict[str, Any]:
     return {k: v for k, v in (statistics or {}).items() if isinstance(v, str | int | float)}
 
 
-def read(index: str, table: str, schema: pa.Schema) -> tuple[pa.Table | None, int]:
+def read_rows(index: str, table: str, schema: pa.Schema) -> tuple[pa.Table | None, int]:
     """Return all rows and the version of a table that deltalake has written.
 
     Returns None and -1 if the table does not exist. Raises ValueError, pa.ArrowException for a
     table of another kind.
     """
     try:
-        opened = open_table(index, table)
+        delta_table = open_table(index, table)
     except TableNotFoundError:
         return None, -1
-    if opened.schema() != Schema.from_arrow(schema) or opened.protocol().reader_features:
+    if delta_table.schema() != Schema.from_arrow(schema) or delta_table.protocol().reader_features:
         raise ValueError(f"its columns are not those of {table}")
     rows = [schema.empty_table()]
-    for action in _to_rows(retry(opened.get_add_actions)):
-        if not _WRITTEN.fullmatch(action["path"]):
+    for action in _to_rows(retry(delta_table.get_add_actions)):
+        if not _DELTALAKE_FILE.fullmatch(action["path"]):
             raise ValueError(f"{shorten(action['path'])} is no path of a file of {table}")
         content = storage.read_bytes(storage.join(index, table, action["path"]))
         rows.append(read_parquet(content, schema.names).cast(schema))
-    return pa.concat_tables(rows), opened.version()
+    return pa.concat_tables(rows), delta_table.version()
 
 
-def partition_by(table: str) -> list[str]:
+def get_partition_columns(table: str) -> list[str]:
     """Return the partition columns of a table."""
     return [PARTITION[table]] if table in PARTITION else []
 
 
-def location(index: str, table: str) -> tuple[str, dict[str, str]]:
-    """Return the URI of a table and the storage options of delta-rs beside `AWS_*`.
+def locate_table(index: str, table: str) -> tuple[str, dict[str, str]]:
+    """Return the URI of a table, and delta-rs's storage options in addition to `AWS_*`.
 
-    Raises InputError for places that delta-rs cannot use.
+    Raises InputError for a URI that delta-rs cannot use.
     """
     if "%" in index:
         raise InputError(f"{index}: delta-rs cannot keep tables below a name with % in it")

@@ -1,4 +1,4 @@
-"""Parquet files of the index: descriptions, names and listings.
+"""Describe, name and list the Parquet files of the index.
 
 Files are immutable, named by UUID, and invisible until they are committed. A *part* is the set of
 files, at most one for each table and partition, that were written together under one name. All rows
@@ -20,7 +20,7 @@ from segrec_batch.sources import storage, store_errors
 from segrec_batch.sources.strict_json import parse_json, shorten
 
 OWNER = b"segrec.part"
-"""Key of a file's metadata whose value is its table and part, see `owner`."""
+"""Metadata key of a file; the value is its table and part, see `owner`."""
 
 _FILE_NAME = re.compile(r"[0-9A-Za-z_-]{1,128}\.parquet")
 _PART = re.compile(r"[0-9a-f]{32}")
@@ -31,10 +31,13 @@ _MAX_BYTES, _MAX_ROWS = 2**44, 2**31  # of a file
 class DataFile:
     """A Parquet file of a table.
 
-    path: relative to the table's folder.
-    size: bytes.
-    partition: value of the partition column; None if the table has none.
-    stats: statistics in Delta Lake's JSON format.
+    Attributes:
+        table: name of the table.
+        path: path below the table's folder.
+        size: bytes.
+        rows: number of rows.
+        partition: value of the partition column; None if the table has none.
+        stats: statistics in Delta Lake's JSON format.
     """
 
     table: str
@@ -54,13 +57,13 @@ class DataFile:
         return storage.join(index, self.table, self.path)
 
 
-def described_file(
+def parse_data_file(
     table: str, path: object, size: object, rows: object, partition: object, stats: object
 ) -> DataFile:
-    """Return the file that a log or a manifest describes.
+    """Return the file that an entry of a log or manifest describes.
 
-    Raises ValueError if its path is not in the folder of its table and partition, or its numbers
-    are impossible.
+    Raises ValueError if its path is not in the folder of its table and partition, or a number is
+    impossible.
     """
     if table not in TABLES:
         raise ValueError(f"there is no table {shorten(table)}")
@@ -96,7 +99,7 @@ def count_rows(files: Iterable[DataFile], table: str) -> int:
     return sum(file.rows for file in files if file.table == table)
 
 
-def by_part(files: Iterable[DataFile]) -> dict[str, list[DataFile]]:
+def group_by_part(files: Iterable[DataFile]) -> dict[str, list[DataFile]]:
     """Group files by part."""
     parts: dict[str, list[DataFile]] = {}
     for file in files:
@@ -116,15 +119,15 @@ def path_in_part(table: str, part: str, partition: str | None = None) -> str:
 
 
 def owner(table: str, part: str) -> bytes:
-    """Return the value of OWNER in a part's file of a table."""
+    """Return the value that the file of a table and part has for the key OWNER."""
     return f"{table}/{part}".encode()
 
 
 def is_part_file(index: str, file: DataFile) -> bool:
     """Return True if the metadata of a file name its table and part.
 
-    This recognises parts of runs that stopped before their commit: no log names them. Files of
-    other programs lack such metadata, whatever their names are.
+    No log names the parts of a run that stopped before its commit; the metadata distinguish them
+    from files of other programs.
     """
     expected = path_in_part(file.table, file.part, file.partition)
     if not _PART.fullmatch(file.part) or file.path != expected:
@@ -141,37 +144,38 @@ def is_part_file(index: str, file: DataFile) -> bool:
     return bool(metadata.get(OWNER) == owner(file.table, file.part))
 
 
-def file_at(table: str, path: str, size: int) -> DataFile:
-    """Return the file at a path below a table's folder, without rows and statistics."""
+def make_data_file(table: str, path: str, size: int) -> DataFile:
+    """Return a description of the file at a path; its rows are 0 and its statistics empty."""
     parent, _, _ = path.rpartition("/")
     return DataFile(table, path, size, 0, parent.partition("=")[2] or None, "")
 
 
-def files_in_place(index: str, table: str) -> Iterator[tuple[DataFile, float]]:
-    """Yield the Parquet files in a table's folder, of any program, and their times of writing.
+def iter_parquet_files(index: str, table: str) -> Iterator[tuple[DataFile, float]]:
+    """Yield all Parquet files in a table's folder, and the times when they were written.
 
-    Files have no rows and statistics; times are in seconds since 1970.
+    They may be files of other programs; their rows are not counted. Times are in seconds since
+    1970.
     """
-    for path, size, written in files_below(index, table):
+    for path, size, written in iter_files_below(index, table):
         if path.endswith(".parquet"):
-            yield file_at(table, path, size), written
+            yield make_data_file(table, path, size), written
 
 
-def unfinished_files(index: str) -> Iterator[tuple[str, int, float]]:
-    """Yield URI, size and time of files that a process is writing, or wrote when it was killed.
+def iter_unfinished_files(index: str) -> Iterator[tuple[str, int, float]]:
+    """Yield URI, size and time of incomplete files, left by a process that writes or was killed.
 
-    Only local disks have such files: object stores show whole objects.
+    Only local disks have such files; object stores list complete objects only.
     """
     for table in TABLES:
-        for path, size, written in files_below(index, table):
+        for path, size, written in iter_files_below(index, table):
             if storage.is_draft(path):
                 yield storage.join(index, table, path), size, written
 
 
-def files_below(index: str, folder: str) -> Iterator[tuple[str, int, float]]:
-    """Yield path, size and time of the files in a folder of the index, without the Delta log.
+def iter_files_below(index: str, folder: str) -> Iterator[tuple[str, int, float]]:
+    """Yield path, size and time of the files in a folder of the index, except its Delta log.
 
-    Files behind symbolic links are omitted, also if the folder is a link.
+    Files behind symbolic links are omitted, also if the folder itself is a link.
     """
     uri = storage.join(index, folder)
     if storage.is_link(uri):

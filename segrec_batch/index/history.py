@@ -1,4 +1,4 @@
-"""The history of an index, and the information that its commits store."""
+"""Read the history of an index and the information that its commits store."""
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ _ROOTS = "image_roots"  # key of the information of a commit
 
 @dataclass(frozen=True)
 class Commit:
-    """One entry of an index's history: version, time, and the `info` of `snapshot.commit`."""
+    """A commit of an index: its version, its time, and the `info` that `snapshot.commit` stored."""
 
     version: int
     time: dt.datetime
@@ -26,21 +26,21 @@ class Commit:
 
 def newest_version(index: str) -> int:
     """Return the version of the newest snapshot. Raises IndexStateError."""
-    with delta.errors(index):
+    with delta.convert_errors(index):
         return delta.open_table(index, "images").version()
 
 
 def choose_roots(index: str, named: Sequence[str] = ()) -> ImageRoots:
-    """Return the roots below which images of an index may be fetched: `named`, else its own.
+    """Return the roots below which images of an index may be fetched: `named`, or its own.
 
-    Old indexes have no roots, and neither has a deleted index whose query cache remains. Raises
-    InputError for an empty name, IndexStateError for impossible roots.
+    Old indexes have no roots, nor has a deleted index with a query cache. Raises InputError for an
+    empty name, IndexStateError for impossible roots.
     """
     if named:
         return ImageRoots.of(named)
     try:
         if scheme_of(index) in ("file", "s3"):
-            with delta.errors(index):
+            with delta.convert_errors(index):
                 if delta.exists(index, "images"):
                     return _read_roots(index, delta.open_table(index, "images"))
     except StorageError:
@@ -51,13 +51,13 @@ def choose_roots(index: str, named: Sequence[str] = ()) -> ImageRoots:
 def _read_roots(index: str, images: DeltaTable) -> ImageRoots:
     """Return the roots in the newest commit of `images`, which includes all earlier ones."""
     try:
-        return parse_roots(delta.last_commit(images).get(_ROOTS, []))
+        return parse_roots(delta.read_last_commit(images).get(_ROOTS, []))
     except ValueError as error:
         raise IndexStateError(f"{index}: its log is damaged: {error}") from error
 
 
 def add_roots(index: str, images: DeltaTable, info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `info` with all earlier roots and that of the run it describes."""
+    """Return `info` with the roots of the index, to which that of its run is added."""
     root = info.get("segrec", {}).get("images_root")
     roots = _read_roots(index, images).extended(root and [root])
     return {**info, _ROOTS: [*parse_roots([*roots.uris]).uris]}
@@ -66,10 +66,14 @@ def add_roots(index: str, images: DeltaTable, info: Mapping[str, Any]) -> dict[s
 def history(index: str) -> list[Commit]:
     """Return the snapshots of the log, newest first. Raises IndexStateError."""
     newest = newest_version(index)
-    # delta-rs's history counts entries, and returns wrong versions if one is missing
+    # delta-rs derives versions from the number of entries, which is wrong if one is missing
     try:
         entries = log_entries.read_entries(index, "images")
-        infos = {version: log_entries.commit_info(actions) for version, actions in entries.items()}
-        return [Commit(v, log_entries.commit_time(i), i) for v, i in infos.items() if v <= newest]
+        infos = {
+            version: log_entries.read_commit_info(actions) for version, actions in entries.items()
+        }
+        return [
+            Commit(v, log_entries.read_commit_time(i), i) for v, i in infos.items() if v <= newest
+        ]
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise IndexStateError(f"{index}: its log is damaged: {error}") from error

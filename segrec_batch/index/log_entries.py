@@ -1,7 +1,7 @@
-"""Entries of the logs of the index's Delta tables, and all files that they have ever named.
+"""Read the log entries of the index's Delta tables, and all files that they have ever named.
 
-Delta Lake's own calls return the files of one version. A file may be deleted if any entry has named
-it, and a missing entry shows only in the names of the log's files.
+Delta Lake's own calls return the files of one version. Vacuum may delete every file that any entry
+names, so it needs all entries; a missing entry can be detected only by the names of log files.
 """
 
 import datetime as dt
@@ -24,17 +24,18 @@ MODEL = "model"  # the transaction identifier of `images` that names a snapshot'
 _LOG = "_delta_log"
 _ENTRY = re.compile(r"(\d{20})\.json")
 _CHECKPOINT = re.compile(r"\d{20}\.checkpoint(\.\S+)?\.parquet")
-_64_BITS = 2**64 - 1
+_MAX_UINT64 = 2**64 - 1
 
 Action = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Names:
-    """Names in logs.
+class LoggedNames:
+    """Data files and bundles that logs name.
 
-    files: table and path of data files.
-    bundles: bundle_ids.
+    Attributes:
+        files: table and path of each data file.
+        bundles: bundle_ids.
     """
 
     files: frozenset[tuple[str, str]]
@@ -47,7 +48,7 @@ def entry_name(version: int) -> str:
 
 
 def read_entries(index: str, table: str) -> dict[int, list[Action]]:
-    """Return the entries in a table's log folder by version, the newest first.
+    """Return the entries in a table's log folder by version, newest first.
 
     Raises IndexStateError for an entry that cannot be read, StorageError.
     """
@@ -57,10 +58,10 @@ def read_entries(index: str, table: str) -> dict[int, list[Action]]:
             uris[int(match[1])] = uri
     versions = sorted(uris, reverse=True)
     contents = storage.read_many([uris[v] for v in versions])
-    return {v: _actions(uris[v], c) for v, c in zip(versions, contents, strict=True)}
+    return {v: _parse_actions(uris[v], c) for v, c in zip(versions, contents, strict=True)}
 
 
-def _actions(uri: str, content: storage.Content) -> list[Action]:
+def _parse_actions(uri: str, content: storage.Content) -> list[Action]:
     try:
         if isinstance(content, OSError):
             raise content
@@ -79,23 +80,23 @@ def _is_object(value: object) -> bool:
     return value is None or isinstance(value, dict)
 
 
-def commit_info(actions: Iterable[Action]) -> dict[str, Any]:
-    """Return the information of the commit of an entry; empty if there is none."""
+def read_commit_info(actions: Iterable[Action]) -> dict[str, Any]:
+    """Return the `commitInfo` among the actions of an entry; empty if there is none."""
     return next((dict(a["commitInfo"]) for a in actions if a.get("commitInfo")), {})
 
 
-def commit_time(info: Mapping[str, Any]) -> dt.datetime:
+def read_commit_time(info: Mapping[str, Any]) -> dt.datetime:
     """Return the time of a commit, by the clock of the machine that made it."""
     return dt.datetime.fromtimestamp(info.get("timestamp", 0) / 1000, dt.UTC)
 
 
-def bundle_of(number: int) -> str:
-    """Return the bundle_id that a transaction identifier stands for."""
-    return f"{number & _64_BITS:016x}"
+def decode_bundle_id(number: int) -> str:
+    """Return the bundle_id of its signed 64-bit number in a transaction identifier."""
+    return f"{number & _MAX_UINT64:016x}"
 
 
-def names(index: str) -> Names:
-    """Return all names in entries and checkpoints of the logs of an index.
+def read_names(index: str) -> LoggedNames:
+    """Return the names in all entries and checkpoints of the logs of an index.
 
     Raises IndexStateError, StorageError.
     """
@@ -103,7 +104,7 @@ def names(index: str) -> Names:
     bundles: set[str] = set()
     for table in TABLES:
         actions = [a for entry in read_entries(index, table).values() for a in entry]
-        for action in (*actions, *_checkpoints(index, table)):
+        for action in (*actions, *_read_checkpoints(index, table)):
             for kind in ("add", "remove"):
                 path = (action.get(kind) or {}).get("path")
                 if isinstance(path, str):
@@ -112,11 +113,11 @@ def names(index: str) -> Names:
             if table == "images" and transaction.get("appId") == MODEL:
                 if not isinstance(transaction.get("version"), int):
                     raise IndexStateError(f"{index}: its log is damaged: {shorten(transaction)}")
-                bundles.add(bundle_of(transaction["version"]))
-    return Names(frozenset(files), frozenset(bundles))
+                bundles.add(decode_bundle_id(transaction["version"]))
+    return LoggedNames(frozenset(files), frozenset(bundles))
 
 
-def _checkpoints(index: str, table: str) -> list[Action]:
+def _read_checkpoints(index: str, table: str) -> list[Action]:
     actions: list[Action] = []
     folder = storage.join(index, table, _LOG)
     for uri, *_ in storage.find_files(folder, ".parquet", links=True):

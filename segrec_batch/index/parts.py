@@ -1,7 +1,7 @@
-"""Reading and writing parts: rows sorted so that filters on coverage skip row groups.
+"""Read and write parts; rows are sorted so that filters on coverage skip row groups.
 
-Row groups are read whole or skipped, so the order of rows decides the cost of a filter: regions are
-sorted by coverage, images along a Z-curve of all coverages.
+A row group is read as a whole or skipped, so the order of rows decides the cost of a filter.
+Regions are sorted by coverage, images along a Z-curve through the coverages of all classes.
 """
 
 import json
@@ -17,47 +17,47 @@ from numpy.typing import NDArray
 
 from segrec_batch.common.errors import IndexStateError
 from segrec_batch.index.files import OWNER, DataFile, new_part, owner, path_in_part
-from segrec_batch.index.parquet import open_parquet, read_parquet, without_embedded
+from segrec_batch.index.parquet import drop_embedded_schema, open_parquet, read_parquet
 from segrec_batch.index.schema import check_columns
 from segrec_batch.sources import storage
 
 ROW_GROUP = 2048  # rows
 
 Rows = tuple[str, str | None, pa.Table]
-"""A table, a partition, and rows without the partition column."""
+"""Name of a table, partition, and rows without the partition column."""
 
 
-def read_path(index: str, table: str, path: str) -> pa.Table:
+def read_rows(index: str, table: str, path: str) -> pa.Table:
     """Return the rows of a file at a path below a table's folder, without the partition column.
 
     Raises OSError if it cannot be read, IndexStateError if it does not hold rows of the table.
     """
     uri = storage.join(index, table, path)
     content = storage.read_bytes(uri)
-    with _as_index_errors(uri):
+    with _convert_errors(uri):
         rows = read_parquet(content)
         check_columns(table, rows.schema)
     return rows
 
 
 def read_file(index: str, file: DataFile) -> pa.Table:
-    """Return the rows of a file, see `read_path`."""
-    return read_path(index, file.table, file.path)
+    """Return the rows of a file, see `read_rows`."""
+    return read_rows(index, file.table, file.path)
 
 
 def read_column(index: str, file: DataFile, column: str) -> pa.ChunkedArray:
     """Return one column of a file, without reading the others."""
     uri = file.uri(index)
-    with storage.opened(uri) as source, _as_index_errors(uri):
+    with storage.opened(uri) as source, _convert_errors(uri):
         opened = open_parquet(source)
         check_columns(file.table, opened.schema_arrow)
         return opened.read(columns=[column])[column]
 
 
-def read_some(index: str, file: DataFile, image_ids: Sequence[str]) -> pa.Table:
-    """Return the rows of some images, reading one row group at a time."""
+def read_images(index: str, file: DataFile, image_ids: Sequence[str]) -> pa.Table:
+    """Return the rows of some images; one row group is in memory at a time."""
     uri, ids = file.uri(index), pa.array(image_ids, pa.string())
-    with storage.opened(uri) as source, _as_index_errors(uri):
+    with storage.opened(uri) as source, _convert_errors(uri):
         opened = open_parquet(source)
         check_columns(file.table, opened.schema_arrow)
         groups = [opened.schema_arrow.empty_table()]
@@ -65,12 +65,12 @@ def read_some(index: str, file: DataFile, image_ids: Sequence[str]) -> pa.Table:
             column = opened.read_row_group(group, columns=["image_id"])["image_id"]
             if (is_member := pc.is_in(column, ids)).to_numpy().any():
                 groups.append(opened.read_row_group(group).filter(is_member))
-    return without_embedded(pa.concat_tables(groups))
+    return drop_embedded_schema(pa.concat_tables(groups))
 
 
 @contextmanager
-def _as_index_errors(uri: str) -> Iterator[None]:
-    """Turn Arrow's errors about the content of a file into IndexStateError."""
+def _convert_errors(uri: str) -> Iterator[None]:
+    """Raise errors about the content of a file as IndexStateError."""
     try:
         yield
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
@@ -82,18 +82,18 @@ def _as_index_errors(uri: str) -> Iterator[None]:
 
 
 def write_part(index: str, contents: Iterable[Rows]) -> list[DataFile]:
-    """Write rows as one part, without files for empty contents.
+    """Write rows as one part; a table or partition without rows has no file.
 
-    One of the contents is in memory at a time. Rows of `failures` make a part of their own, because
-    they are added and removed without those of other tables.
+    One of the contents is in memory at a time. Rows of `failures` become a separate part, because
+    they are added and removed independently of other tables.
     """
-    part, failed = new_part(), new_part()
+    part, failure_part = new_part(), new_part()
     return [
         write_file(
             index,
-            failed if table == "failures" else part,
+            failure_part if table == "failures" else part,
             table,
-            _sorted(table, rows),
+            _sort_rows(table, rows),
             partition,
         )
         for table, partition, rows in contents
@@ -102,28 +102,31 @@ def write_part(index: str, contents: Iterable[Rows]) -> list[DataFile]:
 
 
 def rewrite_part(
-    index: str, files: Sequence[DataFile], dropped: Sequence[str], mended: Sequence[str] = ()
+    index: str, files: Sequence[DataFile], image_ids: Sequence[str], failed_ids: Sequence[str] = ()
 ) -> list[DataFile]:
-    """Write a part again, under a new name, without the rows of some images.
+    """Write a part under a new name, without the rows of some images.
 
     Args:
         index: The index.
         files: All files of the part.
-        dropped: image_ids to leave out of all tables but `failures`.
-        mended: image_ids to leave out of `failures`.
+        image_ids: image_ids to leave out of all tables but `failures`.
+        failed_ids: image_ids to leave out of `failures`.
     """
-    ids = {failed: pa.array(mended if failed else dropped, pa.string()) for failed in (True, False)}
+    ids = {
+        failure_part: pa.array(failed_ids if failure_part else image_ids, pa.string())
+        for failure_part in (True, False)
+    }
     return write_part(
         index,
         (
-            (f.table, f.partition, _without(read_file(index, f), ids[f.table == "failures"]))
+            (f.table, f.partition, _drop_images(read_file(index, f), ids[f.table == "failures"]))
             for f in files
         ),
     )
 
 
 def merge_parts(index: str, files: Iterable[DataFile]) -> list[DataFile]:
-    """Write the files of several parts as one part, see `write_part`."""
+    """Write the rows of several parts as one part, see `write_part`."""
     groups: dict[tuple[str, str | None], list[DataFile]] = {}
     for file in files:
         groups.setdefault((file.table, file.partition), []).append(file)
@@ -141,20 +144,20 @@ def write_file(
 ) -> DataFile:
     """Write rows, without the partition column, as a part's file of a table.
 
-    Local files are uncompressed, which reads fastest; files on object stores have zstd and split
-    bytes of vectors, which saves a quarter of the bytes.
+    Local files are uncompressed, because such files are read fastest. Files on object stores are
+    compressed with zstd and byte-stream split, which saves a quarter of the bytes.
     """
     path = path_in_part(table, part, partition)
     sink = pa.BufferOutputStream()
     rows = rows.replace_schema_metadata({OWNER: owner(table, part)})
-    encoding = _encoding(index, rows.schema)
+    encoding = _choose_encoding(index, rows.schema)
     pq.write_table(rows, sink, row_group_size=ROW_GROUP, write_page_checksum=True, **encoding)
     data = sink.getvalue()
     storage.write_bytes(storage.join(index, table, path), data.to_pybytes())
-    return DataFile(table, path, data.size, rows.num_rows, partition, statistics(rows))
+    return DataFile(table, path, data.size, rows.num_rows, partition, compute_statistics(rows))
 
 
-def _encoding(index: str, schema: pa.Schema) -> dict[str, Any]:
+def _choose_encoding(index: str, schema: pa.Schema) -> dict[str, Any]:
     texts = [f.name for f in schema if f.type == pa.string()]
     if not storage.is_remote(index):
         return {"compression": "none", "use_dictionary": texts}
@@ -167,33 +170,33 @@ def _encoding(index: str, schema: pa.Schema) -> dict[str, Any]:
     }
 
 
-def statistics(rows: pa.Table) -> str:
-    """Return the row count and the extremes of coverages as JSON, by which engines skip files.
+def compute_statistics(rows: pa.Table) -> str:
+    """Return the number of rows and the extremes of coverages as JSON; engines skip files by it.
 
-    `image_id` and `uri` have no statistics: the log outlives purged rows.
+    `image_id` and `uri` have no statistics, because the log cannot be purged of them.
     """
     names = [name for name in rows.column_names if name.startswith("coverage")]
     extremes = {name: pc.min_max(rows[name]).as_py() for name in names}
     return json.dumps(
         {
             "numRecords": rows.num_rows,
-            "minValues": {name: _shortest(e["min"]) for name, e in extremes.items()},
-            "maxValues": {name: _shortest(e["max"]) for name, e in extremes.items()},
+            "minValues": {name: _round_to_float32(e["min"]) for name, e in extremes.items()},
+            "maxValues": {name: _round_to_float32(e["max"]) for name, e in extremes.items()},
             "nullCount": dict.fromkeys(names, 0),
         }
     )
 
 
-def _shortest(value: float) -> float:
-    """Return the shortest decimal number that reads back as the same float32."""
+def _round_to_float32(value: float) -> float:
+    """Return the number with the shortest decimal text that reads back as the same float32."""
     return float(str(np.float32(value)))
 
 
-def _without(rows: pa.Table, ids: pa.Array) -> pa.Table:
+def _drop_images(rows: pa.Table, ids: pa.Array) -> pa.Table:
     return rows.filter(pc.invert(pc.is_in(rows["image_id"], ids)))
 
 
-def _sorted(table: str, rows: pa.Table) -> pa.Table:
+def _sort_rows(table: str, rows: pa.Table) -> pa.Table:
     if table == "failures":
         return rows.sort_by("image_id")
     if table == "descriptors":
@@ -203,14 +206,14 @@ def _sorted(table: str, rows: pa.Table) -> pa.Table:
     rows = rows.sort_by("image_id")
     names = [n for n in rows.column_names if n.startswith("coverage_")]
     coverages = np.stack([rows[n].to_numpy() for n in names], axis=1)
-    return rows.take(pa.array(z_order(coverages)))
+    return rows.take(pa.array(compute_z_order(coverages)))
 
 
-def z_order(coverages: NDArray[np.float32], bits: int = 3) -> NDArray[np.int64]:
+def compute_z_order(coverages: NDArray[np.float32], bits: int = 3) -> NDArray[np.int64]:
     """Return the order of coverages (N, K) in [0, 1] along a Z-curve, with `bits` bits per class.
 
-    Neighbouring rows have similar coverages of every class, so the extremes of row groups exclude
-    most of them. Only the first 21 classes count.
+    Neighbouring rows have similar coverages of every class, so the extremes of most row groups
+    exclude a filter's range. With 3 bits only the first 21 classes are used.
     """
     k = min(coverages.shape[1], 63 // bits)
     levels = np.minimum((coverages[:, :k] * 2**bits).astype(np.int64), 2**bits - 1)

@@ -1,8 +1,7 @@
-"""Replacements of files by purges, for readers of older versions.
+"""Record which files a purge has replaced, for readers of older versions.
 
-A deletion request removes rows from files of every retained version, but the log of Delta Lake
-cannot be changed. So the rewritten file has a new name, and a table of replacements beside the
-index leads from the old file to it.
+A purge removes rows from the files of every retained version, but the log of Delta Lake cannot be
+changed. So a rewritten file has a new name, and Parquet files in INDEX/purged map old files to new.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segrec_batch.common.errors import IndexStateError
-from segrec_batch.index.files import DataFile, check_statistics, described_file, new_part
+from segrec_batch.index.files import DataFile, check_statistics, new_part, parse_data_file
 from segrec_batch.index.parquet import read_parquet
 from segrec_batch.sources import storage
 
@@ -20,7 +19,7 @@ _SCHEMA = pa.schema(
     [
         pa.field("old_path", pa.string(), nullable=False),
         pa.field("table", pa.string(), nullable=False),
-        pa.field("path", pa.string()),  # NULL: no rows were left
+        pa.field("path", pa.string()),  # NULL if no rows were left
         pa.field("size", pa.int64()),
         pa.field("rows", pa.int64()),
         pa.field("partition", pa.string()),
@@ -34,10 +33,10 @@ Replacements = Mapping[tuple[str, str], DataFile | None]
 def write_replacements(
     index: str, replacements: Iterable[tuple[DataFile, DataFile | None]]
 ) -> None:
-    """Store pairs of an old file and its successor; None for a file without rows left."""
+    """Store pairs of an old file and its replacement; None if no rows were left."""
     rows = [
-        {**(vars(new) if new else {}), "table": old.table, "old_path": old.path}
-        for old, new in replacements
+        {**(vars(replacement) if replacement else {}), "table": old.table, "old_path": old.path}
+        for old, replacement in replacements
     ]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), sink)
@@ -46,34 +45,31 @@ def write_replacements(
 
 
 def read_replacements(index: str) -> Replacements:
-    """Return the successor after all purges by table and path of a purged file."""
+    """Return the newest replacement of each purged file, by its table and path."""
     successors: dict[tuple[str, str], DataFile | None] = {}
-    for uri, *_ in sorted(_tables(index)):
+    folder = storage.join(index, _FOLDER)
+    for uri, *_ in sorted(storage.find_files(folder, ".parquet", links=True)):
         content = storage.read_bytes(uri)
         try:
-            successors.update(_parse(content))
+            successors.update(_parse_table(content))
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise IndexStateError(f"{uri}: not what a purge has written: {error}") from error
-    return {key: _last(index, successors, new) for key, new in successors.items()}
+    return {key: _follow(index, successors, replacement) for key, replacement in successors.items()}
 
 
-def _parse(content: bytes) -> Iterator[tuple[tuple[str, str], DataFile | None]]:
+def _parse_table(content: bytes) -> Iterator[tuple[tuple[str, str], DataFile | None]]:
     rows = read_parquet(content)
     if not rows.schema.equals(_SCHEMA):
         raise ValueError("it has other columns")
     for row in rows.to_pylist():
         key = (row["table"], row.pop("old_path"))
-        new = described_file(**row) if row["path"] is not None else None
-        if new:
-            check_statistics(new.stats)
-        yield key, new
+        replacement = parse_data_file(**row) if row["path"] is not None else None
+        if replacement:
+            check_statistics(replacement.stats)
+        yield key, replacement
 
 
-def _tables(index: str) -> Iterator[tuple[str, int, float]]:
-    return storage.find_files(storage.join(index, _FOLDER), ".parquet", links=True)
-
-
-def _last(index: str, successors: Replacements, file: DataFile | None) -> DataFile | None:
+def _follow(index: str, successors: Replacements, file: DataFile | None) -> DataFile | None:
     visited: set[tuple[str, str]] = set()
     while file is not None and (key := (file.table, file.path)) in successors:
         if key in visited:

@@ -1,6 +1,7 @@
 """The Arrow schemas of the index: `images`, `regions`, `descriptors` and `failures`.
 
-Integers are signed: Delta Lake has no unsigned types. Words of bits are int64 that hold 64 bits.
+Integers are signed, because Delta Lake has no unsigned types. A word is an int64 that holds 64
+bits.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ def images_schema(classes: Sequence[str]) -> pa.Schema:
     """Return the schema of `images`: one row per indexed image.
 
     classes: foreground classes.
-    width, height: of the upright image. coverage_*: σ in [0, 1] on the feature grid, sum 1.
+    width, height: pixels of the upright image. coverage_*: σ in [0, 1] on the feature grid, sum 1.
     mask_grid: grid_h · grid_w labels, one byte each. mask: palette PNG at the image's size, long
     side at most 1024. feature: raw; the backbone determines its length.
     inv_norm: 1/‖feature − mean‖, NULL if constant. sign_bits: one bit for each value of a feature,
@@ -72,9 +73,10 @@ def images_schema(classes: Sequence[str]) -> pa.Schema:
 def regions_schema() -> pa.Schema:
     """Return the schema of `regions`: one row per image and class in it, also the background.
 
-    class: the partition, in the path, not in the files. bbox: of the class's cells, in fractions of
-    width and height. feature, inv_norm: as in `images`, over the class's cells. mask_bits: 16
-    words, the class's bitmap on a 32 × 32 grid, row by row, lowest bit first.
+    class: the partition, which is in the path, not in the files. bbox: box around the cells of the
+    class, as fractions of width and height. feature, inv_norm: as in `images`, over the cells of
+    the class. mask_bits: 16 words, the bitmap of the class on a 32 × 32 grid, row by row, lowest
+    bit first.
     """
     return pa.schema(
         [
@@ -134,38 +136,35 @@ def failures_schema() -> pa.Schema:
     )
 
 
-def check_columns(table: str, schema: pa.Schema, partitioned: bool = False) -> tuple[str, ...]:
-    """Check the columns of a table, or of a file without the partition column.
-
-    Returns:
-        The foreground classes of the coverage columns of `images`; empty for other tables.
+def check_columns(table: str, schema: pa.Schema) -> None:
+    """Check the columns of a file of a table, which lacks the partition column.
 
     Raises:
         pa.ArrowInvalid: Names, types, order or NULLs are not those of the table.
     """
-    key, prefix = PARTITION.get(table), coverage_column("")
+    prefix = coverage_column("")
     covered = [name.removeprefix(prefix) for name in schema.names if name.startswith(prefix)]
     classes = tuple(name for name in covered if name != BACKGROUND) if table == "images" else ()
     try:
         check_class_names(classes)
     except ModelError as error:
         raise pa.ArrowInvalid(str(error)) from error
-    whole = schemas(classes)[table]
-    own = pa.schema([field for field in whole if partitioned or field.name != key])
-    if not schema.equals(own):
-        raise pa.ArrowInvalid(f"its columns are not those of {table}: {_difference(schema, own)}")
-    return classes
+    fields = schemas(classes)[table]
+    expected = pa.schema([field for field in fields if field.name != PARTITION.get(table)])
+    if not schema.equals(expected):
+        difference = _describe_difference(schema, expected)
+        raise pa.ArrowInvalid(f"its columns are not those of {table}: {difference}")
 
 
-def _difference(schema: pa.Schema, own: pa.Schema) -> str:
-    for field in own:
+def _describe_difference(schema: pa.Schema, expected: pa.Schema) -> str:
+    for field in expected:
         if field.name not in schema.names:
             return f"{field.name} is missing"
         if schema.names.count(field.name) > 1:
             return f"{field.name} is there twice"
         if not schema.field(field.name).equals(field):
             return f"{field.name} is {shorten(str(schema.field(field.name).type))}"
-    unknown = [name for name in schema.names if name not in own.names]
+    unknown = [name for name in schema.names if name not in expected.names]
     return f"{shorten(unknown[0])} is not among them" if unknown else "they are in another order"
 
 

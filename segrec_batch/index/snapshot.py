@@ -21,7 +21,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from dataclasses import replace as replaced
+from dataclasses import replace as copy_with
 from typing import TYPE_CHECKING, Any
 
 from segrec_batch.common.errors import IndexStateError
@@ -33,8 +33,8 @@ from segrec_batch.index.snapshot_log import (
     COMPANIONS,
     TARGET,
     Files,
+    make_identifiers,
     read_log,
-    transaction_names,
 )
 from segrec_batch.model.spec import BUNDLE_FILE, ModelSpec, bundle_id, read_spec
 from segrec_batch.sources import storage
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COMMIT_SECONDS = 60.0  # a longer commit counts as interrupted
-_UNFINISHED = re.compile(
+_UNFINISHED_PATH = re.compile(
     rf"models/[0-9a-f]{{16}}/({BUNDLE_FILE})|({'|'.join(TABLES)})/_delta_log/[\w.#-]+"
 )
 _warned: set[str] = set()
@@ -56,11 +56,15 @@ _warned: set[str] = set()
 class Snapshot:
     """One consistent state of an index.
 
-    versions: of each table.
-    files: of each table.
-    ahead: tables, by name, whose version has been later than that of the newest snapshot for longer
-        than a commit takes, and that version; see `problem`.
-    problem: the cause of `ahead`, and the remedy; empty if there is none.
+    Attributes:
+        index: URI of the index.
+        versions: version of each table.
+        files: files of each table.
+        model_id: id of the model.
+        spec: spec of the model.
+        ahead: versions of tables that are later than the newest snapshot names, and were so for
+            longer than a commit takes; see `problem`.
+        problem: the cause of `ahead`, and the remedy; empty if `ahead` is empty.
     """
 
     index: str
@@ -73,7 +77,7 @@ class Snapshot:
 
     @property
     def version(self) -> int:
-        """The version of `images`, which is the number of the snapshot."""
+        """The version of `images`, which is also that of the snapshot."""
         return self.versions["images"]
 
     @property
@@ -82,16 +86,16 @@ class Snapshot:
         return (file for files in self.files.values() for file in files)
 
     def rows(self, table: str) -> int:
-        """Return the number of rows of a table, from the log."""
+        """Return the number of rows of a table; opens no data file."""
         return count_rows(self.files[table], table)
 
     def vectors(self, descriptor: str) -> int:
-        """Return the number of rows of a descriptor (its id), from the log."""
+        """Return the number of rows of a descriptor id; opens no data file."""
         return sum(f.rows for f in self.files["descriptors"] if f.partition == descriptor)
 
     @property
     def bundle_id(self) -> str:
-        """The bundle of the snapshot: the model and its descriptors."""
+        """Id of the bundle: the model and its descriptors."""
         return bundle_id(self.model_id, self.spec)
 
     @property
@@ -107,7 +111,7 @@ def model_uri(index: str, bundle_id: str) -> str:
 
 def exists(index: str) -> bool:
     """Return True if there is an index at a URI. Raises StorageError if the store fails."""
-    with delta.errors(index):
+    with delta.convert_errors(index):
         return delta.exists(index, "images")
 
 
@@ -119,10 +123,10 @@ def create(index: str, model: "Model") -> Snapshot:
     if not exists(index):
         check_place(index)
     model.save(model_uri(index, model.bundle_id))
-    names = transaction_names(dict.fromkeys(COMPANIONS, 0), model.bundle_id)
-    with delta.errors(index):
+    names = make_identifiers(dict.fromkeys(COMPANIONS, 0), model.bundle_id)
+    with delta.convert_errors(index):
         for table, schema in schemas(model.spec.classes).items():
-            commits.create(index, table, schema, names)
+            commits.create_table(index, table, schema, names)
     return open_snapshot(index)
 
 
@@ -130,7 +134,7 @@ def check_place(index: str) -> None:
     """Raise InputError for a folder that is neither empty nor of an unfinished `create`."""
     storage.refuse_foreign_files(
         index,
-        lambda path: bool(_UNFINISHED.fullmatch(path)),
+        lambda path: bool(_UNFINISHED_PATH.fullmatch(path)),
         "an index",
         "give a new or empty folder as --index; of an index whose images/_delta_log is lost, put "
         "that back (bucket versions, backup)",
@@ -146,8 +150,8 @@ def empty_snapshot(index: str, model_id: str, spec: ModelSpec) -> Snapshot:
 def open_snapshot(index: str, version: int | None = None) -> Snapshot:
     """Return a snapshot of an index, by default the newest.
 
-    An older version has the present successors of files that a purge has rewritten. Logs a warning,
-    once per process, if the newest snapshot may not be the last published one.
+    In an older version, the newest replacements stand for files that a purge has rewritten. Logs a
+    warning, once per process, if a later snapshot may have been published and lost.
 
     Raises:
         IndexStateError: The index is damaged, or vacuum has removed files or the model of the
@@ -156,7 +160,7 @@ def open_snapshot(index: str, version: int | None = None) -> Snapshot:
     """
     state = read_log(index, version)
     if version is not None:
-        _check_in_place(index, version, state.files, state.bundle)
+        _check_files_exist(index, version, state.files, state.bundle)
     spec, model_id = read_spec(model_uri(index, state.bundle))
     if bundle_id(model_id, spec) != state.bundle:
         raise IndexStateError(
@@ -164,7 +168,7 @@ def open_snapshot(index: str, version: int | None = None) -> Snapshot:
         )
     _check_classes(index, state.files, state.classes, spec)
     ahead = state.ahead if state.age > COMMIT_SECONDS else {}
-    problem = state.problem(index) if ahead else ""
+    problem = state.describe_problem(index) if ahead else ""
     if problem and problem not in _warned:
         _warned.add(problem)
         log.warning(problem, extra={"event": "ahead", "index": index, "ahead": ahead})
@@ -177,14 +181,14 @@ def _check_classes(index: str, files: Files, classes: Sequence[str], spec: Model
     if tuple(classes) != spec.classes or unknown:
         names = [*classes, *sorted(unknown.difference(classes))]
         raise IndexStateError(
-            f"{index}: is of the classes {shorten(', '.join(names))}, its model of "
+            f"{index}: has the classes {shorten(', '.join(names))}, its model "
             f"{shorten(', '.join(spec.classes))}; put the model of the index back, or index anew"
         )
 
 
-def _check_in_place(index: str, version: int, files: Files, bundle: str) -> None:
+def _check_files_exist(index: str, version: int, files: Files, bundle: str) -> None:
     index = storage.absolute(index)
-    expected = [f.uri(index) for members in files.values() for f in members]
+    expected = [f.uri(index) for table_files in files.values() for f in table_files]
     expected.append(storage.join(model_uri(index, bundle), "model.json"))
     folders = [*(storage.join(index, t) for t in TABLES), model_uri(index, bundle)]
     present = {uri for folder in folders for uri, *_ in storage.find_files(folder, links=True)}
@@ -202,23 +206,22 @@ def commit(
     remove: Sequence[DataFile] = (),
     info: Mapping[str, Any] | None = None,
 ) -> Snapshot:
-    """Publish one new snapshot: the files of `base` without `remove`, and `add`.
+    """Publish a snapshot: the files of `base` without `remove`, and with `add`.
 
     `info` is stored with the commit of `images`. Raises IndexStateError if another run has
-    published since `base`; nothing of this commit is visible then.
+    published since `base`; then this commit stays invisible.
     """
     return replace(base, with_changes(base, add, remove), info)
 
 
 def adopt(base: Snapshot, spec: ModelSpec) -> Snapshot:
-    """Return `base` with the descriptors of another spec.
+    """Return `base` with the descriptors of another spec; to commit after its bundle is stored.
 
-    Commit it when the bundle is at its `model_uri`. Vectors of descriptors that `spec` lacks, or
-    has with other settings, are dropped.
+    Vectors of descriptors that `spec` lacks, or has with other settings, are removed.
     """
     ids = {d.id for d in spec.descriptors}
-    kept = tuple(f for f in base.files["descriptors"] if f.partition in ids)
-    return replaced(base, spec=spec, files={**base.files, "descriptors": kept})
+    vectors = tuple(f for f in base.files["descriptors"] if f.partition in ids)
+    return copy_with(base, spec=spec, files={**base.files, "descriptors": vectors})
 
 
 def with_changes(
@@ -228,44 +231,46 @@ def with_changes(
     removed = {(f.table, f.path) for f in remove}
     files = {
         table: (
-            *(f for f in members if (table, f.path) not in removed),
+            *(f for f in table_files if (table, f.path) not in removed),
             *(f for f in add if f.table == table),
         )
-        for table, members in base.files.items()
+        for table, table_files in base.files.items()
     }
-    return replaced(base, files=files)
+    return copy_with(base, files=files)
 
 
-def replace(base: Snapshot, wanted: Snapshot, info: Mapping[str, Any] | None = None) -> Snapshot:
-    """Publish the files and the model of `wanted` as the successor of `base`; see `commit`."""
+def replace(base: Snapshot, successor: Snapshot, info: Mapping[str, Any] | None = None) -> Snapshot:
+    """Publish the files and the model of `successor` as the successor of `base`; see `commit`."""
     index = base.index
     try:
-        with delta.errors(index):
+        with delta.convert_errors(index):
             if delta.open_table(index, "images").version() != base.version:
-                raise IndexStateError(_overtaken(base))  # before any table is ahead
+                raise IndexStateError(_describe_conflict(base))  # before any table is ahead
             versions = {
                 table: commits.replace_files(
                     index,
                     table,
-                    wanted.files[table],
+                    successor.files[table],
                     {TARGET: base.version + 1},
-                    always=table == COMPANIONS[0],
+                    even_if_equal=table == COMPANIONS[0],
                 )
                 for table in COMPANIONS
             }
             images = delta.open_table(index, "images")
             if images.version() != base.version:
-                raise IndexStateError(_overtaken(base))
-            schema = schemas(wanted.spec.classes)["images"]
-            names = transaction_names(versions, wanted.bundle_id)
+                raise IndexStateError(_describe_conflict(base))
+            schema = schemas(successor.spec.classes)["images"]
+            names = make_identifiers(versions, successor.bundle_id)
             with_roots = add_roots(index, images, info or {})
-            commits.publish(index, images, wanted.files["images"], schema, names, with_roots)
+            commits.publish_images(
+                index, images, successor.files["images"], schema, names, with_roots
+            )
     except commits.CommitFailedError as error:
-        raise IndexStateError(_overtaken(base)) from error
+        raise IndexStateError(_describe_conflict(base)) from error
     return open_snapshot(index)
 
 
-def _overtaken(base: Snapshot) -> str:
+def _describe_conflict(base: Snapshot) -> str:
     return (
         f"{base.index}: another run has published since version {base.version}, on which this one "
         "is built. Nothing of this commit is visible; run again to do only what is still missing"

@@ -20,15 +20,16 @@ Files = Mapping[str, tuple[DataFile, ...]]
 
 @dataclass(frozen=True)
 class SnapshotLog:
-    """A snapshot as the logs state it; its files may be deleted.
+    """A snapshot as the logs describe it; the files themselves may be deleted.
 
-    versions: of each table.
-    files: of each table.
-    bundle: bundle_id.
-    classes: foreground classes of the columns of `images`.
-    ahead: tables at a later version than the newest snapshot names, and that version.
-    target: latest version of `images` that those later versions belong to.
-    age: absolute seconds since their commit.
+    Attributes:
+        versions: version of each table.
+        files: files of each table.
+        bundle: bundle_id.
+        classes: foreground classes of the columns of `images`.
+        ahead: versions of tables that are later than the newest snapshot names.
+        target: newest version of `images` to which these later versions belong.
+        age: seconds since the last commit of these versions.
     """
 
     versions: Mapping[str, int]
@@ -39,8 +40,8 @@ class SnapshotLog:
     target: int
     age: float
 
-    def problem(self, index: str) -> str:
-        """Return the reason why tables are ahead, and the remedy."""
+    def describe_problem(self, index: str) -> str:
+        """Return the possible causes of tables that are ahead, and the remedy."""
         newest = self.versions["images"]
         tables = ", ".join(
             f"{t} is at version {v}, the snapshot names {self.versions[t]}"
@@ -57,9 +58,9 @@ class SnapshotLog:
 
 
 def read_log(index: str, version: int | None = None) -> SnapshotLog:
-    """Return a snapshot as the logs state it, by default the newest.
+    """Return a snapshot as the logs describe it, by default the newest.
 
-    In an older version, successors replace files that a purge has rewritten. Raises
+    In an older version, the newest replacements stand for files that a purge has rewritten. Raises
     IndexStateError, also for a log with missing or damaged entries; StorageError.
     """
     try:
@@ -72,7 +73,7 @@ def read_log(index: str, version: int | None = None) -> SnapshotLog:
     return log
 
 
-def transaction_names(versions: Mapping[str, int], bundle: str) -> dict[str, int]:
+def make_identifiers(versions: Mapping[str, int], bundle: str) -> dict[str, int]:
     """Return the transaction identifiers of a commit of `images`: versions and the bundle_id.
 
     The bundle_id is stored as a signed 64-bit integer.
@@ -81,58 +82,60 @@ def transaction_names(versions: Mapping[str, int], bundle: str) -> dict[str, int
 
 
 def _parse_log(index: str, version: int | None) -> SnapshotLog:
-    with delta.errors(index, version):
+    with delta.convert_errors(index, version):
         images = delta.open_table(index, "images", version)
-        stated = {t: images.transaction_version(t) for t in COMPANIONS}
-        versions = {t: v for t, v in stated.items() if v is not None}
-        key = images.transaction_version(log_entries.MODEL)
-        files = {"images": delta.files("images", images)}
-        delta.check(index, "images", images, files["images"])
-        if key is None or len(versions) < len(stated):
+        recorded = {t: images.transaction_version(t) for t in COMPANIONS}
+        versions = {t: v for t, v in recorded.items() if v is not None}
+        bundle_number = images.transaction_version(log_entries.MODEL)
+        files = {"images": delta.list_files("images", images)}
+        delta.check_log(index, "images", images, files["images"])
+        if bundle_number is None or len(versions) < len(recorded):
             raise IndexStateError(f"{index}: made by another version of segrec_batch; index anew")
-        _check_versions(versions.values())
+        _check_version_numbers(versions.values())
         classes = delta.check_table("images", images)
-        later = {}
+        later_tables = {}
         for name, number in versions.items():
-            # the newest snapshot takes each table's newest version, which costs no more
+            # for the newest snapshot, open the newest version: it shows whether the table is ahead
             table = delta.open_table(index, name, None if version is None else number)
             if table.version() < number:
-                raise IndexStateError(_behind(index, name, table.version(), number))
+                raise IndexStateError(_describe_lost_entries(index, name, table.version(), number))
             if table.version() > number:
-                later[name] = table
+                later_tables[name] = table
                 table = delta.open_table(index, name, number)
             delta.check_table(name, table)
-            files[name] = delta.files(name, table)
-            delta.check(index, name, table, files[name])
+            files[name] = delta.list_files(name, table)
+            delta.check_log(index, name, table, files[name])
             if (table.transaction_version(TARGET) or 0) > images.version():
-                raise IndexStateError(_behind(index, name, number - 1, number))
-        times = [delta.committed_at(table) for table in later.values()]
-        targets = [table.transaction_version(TARGET) or 0 for table in later.values()]
+                raise IndexStateError(_describe_lost_entries(index, name, number - 1, number))
+        times = [delta.read_commit_time(table) for table in later_tables.values()]
+        targets = [table.transaction_version(TARGET) or 0 for table in later_tables.values()]
     return SnapshotLog(
         versions={**versions, "images": images.version()},
-        files=files if version is None else _after_purges(index, files),
-        bundle=log_entries.bundle_of(key),
+        files=files if version is None else _apply_replacements(index, files),
+        bundle=log_entries.decode_bundle_id(bundle_number),
         classes=classes,
-        ahead={name: table.version() for name, table in later.items()},
+        ahead={name: table.version() for name, table in later_tables.items()},
         target=max(targets, default=0),
         age=abs(time.time() - max(times, default=0.0)),
     )
 
 
-def _check_versions(versions: Iterable[int]) -> None:
+def _check_version_numbers(versions: Iterable[int]) -> None:
     if not all(map(delta.is_version, versions)):
-        raise ValueError(f"there is no version {max(versions, key=abs)}")
+        raise ValueError(f"there is no version {max(versions, bundle_number=abs)}")
 
 
-def _behind(index: str, table: str, version: int, stated: int) -> str:
+def _describe_lost_entries(index: str, table: str, version: int, recorded: int) -> str:
     return (
-        f"{index}: {table} is at version {version}, the snapshot names {stated}: the newest "
+        f"{index}: {table} is at version {version}, the snapshot names {recorded}: the newest "
         f"entries of {table}/_delta_log are lost; put them back (bucket versions, backup), or "
         "go back to a version before them with segrec maintain rollback"
     )
 
 
-def _after_purges(index: str, files: Files) -> Files:
+def _apply_replacements(index: str, files: Files) -> Files:
     successors = read_replacements(index)
-    current = {t: [successors.get((t, f.path), f) for f in members] for t, members in files.items()}
-    return {t: tuple(f for f in members if f is not None) for t, members in current.items()}
+    current = {
+        t: [successors.get((t, f.path), f) for f in table_files] for t, table_files in files.items()
+    }
+    return {t: tuple(f for f in table_files if f is not None) for t, table_files in current.items()}

@@ -9,7 +9,7 @@ from itertools import islice
 from segrec_batch.common.console import ProgressMeter
 from segrec_batch.distributed import cluster
 from segrec_batch.distributed.tasks import run_tasks
-from segrec_batch.index.files import DataFile, by_part
+from segrec_batch.index.files import DataFile, group_by_part
 from segrec_batch.index.parts import merge_parts
 from segrec_batch.index.snapshot import Snapshot, commit
 
@@ -36,7 +36,7 @@ def compact(snapshot: Snapshot, part_rows: int = PART_ROWS) -> Snapshot:
             add = [file for _, files in done for file in files]
             counts = {"operation": "compact", "files": len(remove), "into": len(add)}
             snapshot = commit(snapshot, add, remove, {"segrec": counts})
-            meter.advance(len(by_part(remove)))
+            meter.advance(len(group_by_part(remove)))
     return snapshot
 
 
@@ -49,7 +49,7 @@ def _groups(snapshot: Snapshot, part_rows: int) -> Iterator[Sequence[list[DataFi
 
     Parts of failures have separate groups: merged with others, they would again be two parts.
     """
-    parts = by_part(snapshot.all_files).values()
+    parts = group_by_part(snapshot.all_files).values()
     for is_failures in (False, True):
         members = (p for p in parts if all(f.table == "failures" for f in p) == is_failures)
         yield from _grouped(members, part_rows)

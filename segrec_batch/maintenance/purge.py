@@ -23,16 +23,16 @@ from segrec_batch.index import staging
 from segrec_batch.index.column_values import image_id
 from segrec_batch.index.files import (
     DataFile,
-    by_part,
-    files_in_place,
+    group_by_part,
     is_part_file,
-    unfinished_files,
+    iter_parquet_files,
+    iter_unfinished_files,
 )
 from segrec_batch.index.parts import read_column, rewrite_part
 from segrec_batch.index.replacements import read_replacements, write_replacements
 from segrec_batch.index.schema import TABLES
 from segrec_batch.index.snapshot import Snapshot, commit, open_snapshot
-from segrec_batch.maintenance.versions import named_files
+from segrec_batch.maintenance.versions import read_named_files
 from segrec_batch.sources import storage
 
 log = logging.getLogger(__name__)
@@ -66,12 +66,12 @@ def purge(index: str, uris: Collection[str], grace_seconds: float) -> PurgeRepor
             the folder of the index.
     """
     index = storage.absolute(index)
-    if staging.rebuilds(index):
+    if staging.list_rebuilds(index):
         raise InputError(f"{index}: a rebuild is not finished; finish it, then purge")
     ids = {image_id(uri): uri for uri in uris}
     _delete_unfinished(index, ids)
     snapshot = open_snapshot(index)
-    parts = by_part(_own_files(index))
+    parts = group_by_part(_own_files(index))
     _refuse_if_elsewhere(snapshot, parts)
     with cluster.join():
         jobs: list[Job] = [(index, files, list(ids)) for files in parts.values()]
@@ -123,11 +123,11 @@ def purge(index: str, uris: Collection[str], grace_seconds: float) -> PurgeRepor
 
 def _own_files(index: str) -> list[DataFile]:
     """Return the files of the index in its folders; log the number of files of other programs."""
-    known = named_files(index)
+    known = read_named_files(index)
     own: list[DataFile] = []
     foreign: list[DataFile] = []
     for table in TABLES:
-        for file, _ in files_in_place(index, table):
+        for file, _ in iter_parquet_files(index, table):
             is_own = (table, file.path) in known or is_part_file(index, file)
             (own if is_own else foreign).append(file)
     if foreign:
@@ -150,7 +150,7 @@ def _refuse_if_elsewhere(snapshot: Snapshot, parts: Mapping[str, Sequence[DataFi
 
 def _delete_unfinished(index: str, ids: Iterable[str]) -> None:
     """Delete unfinished files of killed processes that hold rows of the images."""
-    for uri, *_ in unfinished_files(index):
+    for uri, *_ in iter_unfinished_files(index):
         with suppress(FileNotFoundError):  # its process has finished it
             content = storage.read_bytes(uri)
             if any(i.encode() in content for i in ids):

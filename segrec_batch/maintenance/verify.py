@@ -15,8 +15,8 @@ from segrec_batch.distributed import cluster
 from segrec_batch.distributed.tasks import run_tasks
 from segrec_batch.images import sandbox
 from segrec_batch.images.decode import mask_shape
-from segrec_batch.index.column_values import image_id, inverse_norms
-from segrec_batch.index.files import DataFile, by_part
+from segrec_batch.index.column_values import compute_inverse_norms, image_id
+from segrec_batch.index.files import DataFile, group_by_part
 from segrec_batch.index.parquet import read_parquet
 from segrec_batch.index.parts import statistics
 from segrec_batch.index.schema import (
@@ -59,7 +59,7 @@ def verify(snapshot: Snapshot) -> list[Problem]:
     source with a row in `images`, and tables ahead of the newest snapshot are problems too.
     """
     index, spec, model_id = snapshot.index, snapshot.spec, snapshot.model_id
-    parts = by_part(snapshot.all_files)
+    parts = group_by_part(snapshot.all_files)
     jobs: list[Job] = [(index, files, spec, model_id) for files in parts.values()]
     problems: list[Problem] = []
     with cluster.join(), ProgressMeter("parts verified", len(jobs)) as meter:
@@ -174,7 +174,7 @@ def _mask_differs(row: dict[str, Any], spec: ModelSpec) -> bool:
 def _norms(rows: pa.Table) -> Iterator[Problem]:
     features = _features(rows)
     stored = rows["inv_norm"].to_numpy().astype(np.float32)  # NULL becomes NaN
-    wrong = ~np.isclose(inverse_norms(features), stored, rtol=1e-5, equal_nan=True)
+    wrong = ~np.isclose(compute_inverse_norms(features), stored, rtol=1e-5, equal_nan=True)
     wrong |= ~np.isfinite(features).all(axis=1)
     uris = rows["uri"].to_pylist()
     yield from _some((uris[i] for i in np.flatnonzero(wrong)), "inv_norm is not that of feature")

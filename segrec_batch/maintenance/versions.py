@@ -9,7 +9,7 @@ from dataclasses import replace as replaced
 
 from segrec_batch.common.errors import IndexStateError, InputError
 from segrec_batch.index import log_entries, staging
-from segrec_batch.index.files import file_at, files_below, is_part_file
+from segrec_batch.index.files import is_part_file, iter_files_below, make_data_file
 from segrec_batch.index.history import history, newest_version
 from segrec_batch.index.replacements import read_replacements
 from segrec_batch.index.schema import TABLES
@@ -64,16 +64,16 @@ def vacuum(
     for state in _retained(index, newest, cutoff):
         keep |= {(f.table, f.path) for members in state.files.values() for f in members}
         models.add(state.bundle)
-    rebuilds = staging.rebuilds(index)
-    abandoned = {m for m in rebuilds if staging.last_staged(index, m) < cutoff}
+    rebuilds = staging.list_rebuilds(index)
+    abandoned = {m for m in rebuilds if staging.read_last_staged(index, m) < cutoff}
     for bundle in set(rebuilds) - abandoned:
-        keep |= {(f.table, f.path) for f in staging.staged_files(index, bundle)[0]}
+        keep |= {(f.table, f.path) for f in staging.read_staged_files(index, bundle)[0]}
         models.add(bundle)
-    names = log_entries.names(index)
+    names = log_entries.read_names(index)
     unneeded: list[SizedFile] = []
     foreign: list[SizedFile] = []
     for is_own, file in (
-        *_data_files(index, keep, named_files(index, names), cutoff),
+        *_data_files(index, keep, read_named_files(index, names), cutoff),
         *_bundle_files(index, models, names.bundles | set(rebuilds), cutoff),
     ):
         (unneeded if is_own else foreign).append(file)
@@ -97,7 +97,7 @@ def _settled(index: str) -> SnapshotLog:
     while (state := read_log(index)).ahead:
         if state.age > COMMIT_SECONDS:
             raise IndexStateError(
-                f"{state.problem(index)}; nothing was deleted (--force: no entry is lost)"
+                f"{state.describe_problem(index)}; nothing was deleted (--force: no entry is lost)"
             )
         time.sleep(_RETRY)
     return state
@@ -123,16 +123,16 @@ def _retained(index: str, newest: SnapshotLog, cutoff: dt.datetime) -> Iterator[
         version = entry.version - 1
 
 
-def named_files(index: str, names: log_entries.Names | None = None) -> set[tuple[str, str]]:
+def read_named_files(index: str, names: log_entries.Names | None = None) -> set[tuple[str, str]]:
     """Return table and path of all files that a log, a rebuild or a purge has ever named.
 
     names: names in the logs, if they have been read.
     """
-    known = set((names or log_entries.names(index)).files)
+    known = set((names or log_entries.read_names(index)).files)
     for old, new in read_replacements(index).items():
         known |= {old, (new.table, new.path)} if new else {old}
-    for bundle in staging.rebuilds(index):
-        known |= staging.named_files(index, bundle)
+    for bundle in staging.list_rebuilds(index):
+        known |= staging.read_named_files(index, bundle)
     return known
 
 
@@ -141,13 +141,13 @@ def _data_files(
 ) -> Iterator[tuple[bool, SizedFile]]:
     """Yield unneeded files in the folders of tables: (belongs to the index, URI, size)."""
     for table in TABLES:
-        for path, size, written in files_below(index, table):
+        for path, size, written in iter_files_below(index, table):
             if (table, path) in keep:
                 continue
             is_own = (
                 storage.is_draft(path)
                 or (table, path) in known
-                or is_part_file(index, file_at(table, path, size))
+                or is_part_file(index, make_data_file(table, path, size))
             )
             if not is_own or written < cutoff.timestamp():
                 yield is_own, (storage.join(index, table, path), size)
@@ -157,7 +157,7 @@ def _bundle_files(
     index: str, keep: set[str], known: frozenset[str], cutoff: dt.datetime
 ) -> Iterator[tuple[bool, SizedFile]]:
     """Yield unneeded files in the folder of bundles, like `_data_files`."""
-    for path, size, written in files_below(index, "models"):
+    for path, size, written in iter_files_below(index, "models"):
         bundle, file = path.split("/")[0], (storage.join(index, "models", path), size)
         if bundle not in known | keep or not (_BUNDLE.fullmatch(path) or storage.is_draft(path)):
             yield False, file

@@ -23,8 +23,8 @@ from segrec_batch.descriptors.inputs import (
     stored_images,
 )
 from segrec_batch.distributed.tasks import run_tasks
-from segrec_batch.index.files import DataFile, by_part
-from segrec_batch.index.parts import Rows, read_column, read_some, write_part
+from segrec_batch.index.files import DataFile, group_by_part
+from segrec_batch.index.parts import Rows, read_column, read_images, write_part
 from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.pipeline.rows import make_descriptor_rows
@@ -91,7 +91,7 @@ class BackfillResult:
 def missing_vectors(snapshot: Snapshot) -> dict[str, int]:
     """Return the number of missing vectors of each part that lacks some; opens no data file."""
     missing = {}
-    for part, files in by_part(snapshot.all_files).items():
+    for part, files in group_by_part(snapshot.all_files).items():
         images = sum(f.rows for f in files if f.table == "images")
         vectors = sum(f.rows for f in files if f.table == "descriptors")
         if count := images * len(snapshot.spec.descriptors) - vectors:
@@ -124,7 +124,7 @@ def backfill_parts(
     roots: ImageRoots,
 ) -> Iterator[tuple[str, BackfillResult]]:
     """Compute missing vectors of parts on the cluster; yield each part with its result."""
-    files = by_part(f for f in snapshot.all_files if f.table != "failures")
+    files = group_by_part(f for f in snapshot.all_files if f.table != "failures")
     shared = snapshot.model_uri, snapshot.spec, device, precision, run_id, retry, roots
     tasks = (
         BackfillTask(snapshot.index, files[part], start, *shared)
@@ -148,7 +148,7 @@ def backfill_images(task: BackfillTask) -> BackfillResult:
     ids = [i for i in ids if not all(i in rows.final for rows in indexed.values())]
     if not ids:
         return BackfillResult([], [], 0)
-    old_rows = {(f.table, f.partition): read_some(task.index, f, ids) for f in task.files}
+    old_rows = {(f.table, f.partition): read_images(task.index, f, ids) for f in task.files}
     regions = {str(name): rows for (table, name), rows in old_rows.items() if table == "regions"}
     names = tuple(d.name for d in descriptors if not indexed[d.id].final.issuperset(ids))
     loaded = load(task.bundle, names, task.device, task.precision)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from segrec_batch.common.errors import AccountingError, SegrecError
 from segrec_batch.distributed.tasks import run_tasks
-from segrec_batch.index.files import DataFile, by_part, count_rows
+from segrec_batch.index.files import DataFile, count_rows, group_by_part
 from segrec_batch.index.parts import rewrite_part
 from segrec_batch.index.snapshot import Snapshot, with_changes
 from segrec_batch.pipeline.backfill import BackfillResult
@@ -207,7 +207,7 @@ class Publisher:
 
         A part of an old index may have rows of `images` and `failures`; it becomes two parts.
         """
-        parts = by_part(self.current.all_files)
+        parts = group_by_part(self.current.all_files)
         for part, ids in removals:
             ids_by_part: dict[str, RemovedIds] = {}
             for table, image_ids in ids.items():

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from segrec_batch.descriptors.inputs import UNDEFINED, DescriptorVector
 from segrec_batch.index import column_values
 from segrec_batch.index.files import path_in_part
-from segrec_batch.index.parts import Rows, read_path
+from segrec_batch.index.parts import Rows, read_rows
 from segrec_batch.index.schema import (
     coverage_column,
     descriptors_schema,
@@ -55,7 +55,7 @@ def make_image_rows(
     """
     if not images:
         return
-    norms = column_values.inverse_norms(np.stack([image.feature for image in images]))
+    norms = column_values.compute_inverse_norms(np.stack([image.feature for image in images]))
     coverages = np.stack([image.coverages for image in images])
     columns: dict[str, Any] = {
         **{coverage_column(n): c for n, c in zip(spec.all_classes, coverages.T, strict=True)},
@@ -64,7 +64,7 @@ def make_image_rows(
         "grid_w": [image.labels.shape[1] for image in images],
         "mask_grid": [image.labels.tobytes() for image in images],
         "mask": [
-            column_values.mask_png(image.mask, list(spec.colours.values())) for image in images
+            column_values.encode_mask(image.mask, list(spec.colours.values())) for image in images
         ],
         "feature": [image.feature for image in images],
         "inv_norm": [_null_if_nan(norm) for norm in norms],
@@ -79,7 +79,7 @@ def _make_region_rows(
     sources: pa.Table, images: Sequence[SegmentedImage], spec: ModelSpec
 ) -> Iterator[Rows]:
     """Yield the rows of `regions`, sorted by class name."""
-    norms = [column_values.inverse_norms(image.region_features) for image in images]
+    norms = [column_values.compute_inverse_norms(image.region_features) for image in images]
     schema = pa.schema([field for field in regions_schema() if field.name != "class"])
     for k, name in sorted(enumerate(spec.all_classes), key=lambda item: item[1]):
         positions = [i for i, image in enumerate(images) if image.counts[k]]
@@ -144,20 +144,20 @@ def _copy_vectors(sources: pa.Table, index: str, part: str, spec: ModelSpec) -> 
         with suppress(
             FileNotFoundError
         ):  # the part of the donors has no vectors of this descriptor
-            rows = read_path(index, "descriptors", path)
+            rows = read_rows(index, "descriptors", path)
             # a donor without a vector because it could not be read gives its copy no row
             valid = pc.equal(pc.fill_null(rows["reason"], UNDEFINED), UNDEFINED)
             yield "descriptors", descriptor.id, _assign_rows(rows.filter(valid), sources)
 
 
 def _copy_images(sources: pa.Table, index: str, part: str) -> Iterator[Rows]:
-    images = _assign_rows(read_path(index, "images", path_in_part("images", part)), sources)
+    images = _assign_rows(read_rows(index, "images", path_in_part("images", part)), sources)
     yield "images", None, images
     for column in images.column_names:
         name = column.removeprefix(coverage_column(""))
         if name != column and any(images[column].to_pylist()):
             path = path_in_part("regions", part, name)
-            yield "regions", name, _assign_rows(read_path(index, "regions", path), sources)
+            yield "regions", name, _assign_rows(read_rows(index, "regions", path), sources)
 
 
 def _assign_rows(donors: pa.Table, sources: pa.Table) -> pa.Table:
@@ -202,9 +202,11 @@ def _null_if_nan(norm: np.floating) -> float | None:
 
 
 def _compute_bbox(cells: NDArray[np.bool_]) -> dict[str, float]:
-    return dict(zip(("x0", "y0", "x1", "y1"), column_values.bounding_box(cells), strict=True))
+    return dict(
+        zip(("x0", "y0", "x1", "y1"), column_values.compute_bounding_box(cells), strict=True)
+    )
 
 
 def _compute_mask_bits(image: SegmentedImage, k: int) -> NDArray[np.int64]:
     assert image.common is not None  # noqa: S101 - set in images from the model
-    return column_values.bitmap_words((image.common == k).ravel())
+    return column_values.pack_bitmaps((image.common == k).ravel())

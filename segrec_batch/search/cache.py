@@ -19,7 +19,7 @@ from segrec_batch import __version__
 from segrec_batch.common.console import ProgressMeter
 from segrec_batch.common.errors import IndexStateError, InputError, StorageError
 from segrec_batch.distributed.scratch import scratch_folder
-from segrec_batch.index.files import by_part
+from segrec_batch.index.files import group_by_part
 from segrec_batch.index.schema import TABLES, coverage_column
 from segrec_batch.index.snapshot import Snapshot, open_snapshot, with_changes
 from segrec_batch.model.spec import ModelSpec
@@ -62,7 +62,10 @@ def refresh_cache(index: str, path: str, *, rebuild: bool = False) -> CacheChang
     """
     snapshot = open_snapshot(storage.absolute(index))
     old, version = _present_parts(path, snapshot, rebuild)
-    rows = {part: sum(f.rows for f in files) for part, files in by_part(snapshot.all_files).items()}
+    rows = {
+        part: sum(f.rows for f in files)
+        for part, files in group_by_part(snapshot.all_files).items()
+    }
     new = rows.keys() - old
     if version == snapshot.version:
         return CacheChanges(snapshot.version, sum(rows.values()), 0, 0)
@@ -184,7 +187,7 @@ def _order(table: str, spec: ModelSpec) -> str:
 
 
 def _z_order(classes: Sequence[str]) -> str:
-    """Return SQL for the position on the Z-curve, as `parts.z_order` computes it."""
+    """Return SQL for the position on the Z-curve, as `parts.compute_z_order` computes it."""
     names = [identifier(coverage_column(name)) for name in classes[: 63 // _Z_BITS]]
     top = 2**_Z_BITS - 1
     bits = [

@@ -35,7 +35,7 @@ def segment_query_image(
     batch = segmenter(decoded.pixels[None], [mask_shape(decoded.height, decoded.width)])
     image = SegmentedImage.of(batch, 0, decoded.pixels)
     shares = dict(zip(spec.all_classes, image.coverages.tolist(), strict=True))
-    png = column_values.mask_png(image.mask, list(spec.colours.values()))
+    png = column_values.encode_mask(image.mask, list(spec.colours.values()))
     vector, category = _compared_vector(database, name, image, filters, engine)
     arguments = {
         "query": vector.tolist(),
@@ -82,7 +82,7 @@ def _bitmaps(image: SegmentedImage, filters: Filters, spec: ModelSpec) -> dict[s
     assert image.common is not None  # noqa: S101 - images from the model have it
     classes = filters.mask_classes(spec.classes)
     return {
-        label: column_values.bitmap_words((image.common == k).ravel()).tolist()
+        label: column_values.pack_bitmaps((image.common == k).ravel()).tolist()
         for k, label in enumerate(spec.all_classes)
         if image.counts[k] and label in classes
     }

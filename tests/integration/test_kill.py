@@ -211,7 +211,7 @@ def committed(scenario: str, stage: Stage, index: str) -> set[str]:
         return set()
     if scenario == "rebuild":
         _, model_id = read_spec(stage.models[1])
-        files = staging.staged_files(index, model_id)[0]
+        files = staging.read_staged_files(index, model_id)[0]
         tables = [read_file(index, f)["uri"].to_pylist() for f in files if f.table == "images"]
         return {uri for uris in tables for uri in uris}
     first = runs(str(stage.folder / "reference-fresh")) if scenario == "changes" else set()

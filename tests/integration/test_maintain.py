@@ -21,7 +21,13 @@ from segrec_batch.common.errors import IndexStateError, InputError
 from segrec_batch.index import delta, staging
 from segrec_batch.index import snapshot as store
 from segrec_batch.index.column_values import image_id
-from segrec_batch.index.files import DataFile, by_part, count_rows, files_in_place, new_part
+from segrec_batch.index.files import (
+    DataFile,
+    count_rows,
+    group_by_part,
+    iter_parquet_files,
+    new_part,
+)
 from segrec_batch.index.history import history
 from segrec_batch.index.parts import read_file, write_file, write_part
 from segrec_batch.index.schema import TABLES, failures_schema
@@ -98,7 +104,7 @@ def versions(index: str) -> list[int]:
 
 
 def in_place(index: str) -> set[str]:
-    return {file.uri(index) for table in TABLES for file, _ in files_in_place(index, table)}
+    return {file.uri(index) for table in TABLES for file, _ in iter_parquet_files(index, table)}
 
 
 def sources(index: str, version: int | None = None) -> list[str]:
@@ -119,7 +125,8 @@ def again(index: str, file: DataFile, rows: pa.Table, part: str | None = None) -
 
 def copy_of_a_part(index: str) -> list[DataFile]:
     """An orphan: the files of a part again, by another name."""
-    part, files = new_part(), next(iter(by_part(store.open_snapshot(index).all_files).values()))
+    parts = group_by_part(store.open_snapshot(index).all_files)
+    part, files = new_part(), next(iter(parts.values()))
     return [again(index, file, read_file(index, file), part) for file in files]
 
 
@@ -135,8 +142,8 @@ def test_compact_keeps_rows_and_versions(made: Path, index: str, part_rows: int)
     before, rows = store.open_snapshot(index), contents(index)
     reader = segrec_batch.connect(index)
     after = compact(before, part_rows)
-    parts = by_part(after.all_files).values()
-    assert len(by_part(before.all_files)) > len(parts)
+    parts = group_by_part(after.all_files).values()
+    assert len(group_by_part(before.all_files)) > len(parts)
     assert max(count_rows(part, "images") for part in parts) <= part_rows
     assert contents(index) == contents(index, before.version) == rows
     assert reader.sql("SELECT count(feature) FROM regions").fetchall() == [
@@ -264,7 +271,7 @@ def age(index: str, between: dt.timedelta, table: str = "images") -> None:
     """Make all files old, and commits of a table `between` apart, the newest that long ago."""
     for path in Path(index).rglob("*"):
         os.utime(path, (1e9, 1e9))
-    for n, entry in enumerate(delta.history(index, table), 1):
+    for n, entry in enumerate(delta.read_history(index, table), 1):
         path = Path(index, table, "_delta_log", f"{entry['version']:020}.json")
         then = (dt.datetime.now(dt.UTC) - n * between).timestamp()
         was, now = (f'"timestamp":{time:.0f}' for time in (entry["timestamp"], 1000 * then))
@@ -347,7 +354,7 @@ def test_vacuum_deletes_abandoned_rebuild(made: Path, index: str) -> None:
     vacuum(index, 5 * HOUR)
     assert not {file.uri(index) for file in staged.all_files} & in_place(index)
     assert not Path(staged.model_uri, "model.json").exists()
-    assert staging.rebuilds(index) == []
+    assert staging.list_rebuilds(index) == []
 
 
 # purge
@@ -568,7 +575,7 @@ def test_verify_finds_inconsistent_rows(
     """The log is true to the files here."""
     snapshot, part, add = store.open_snapshot(index), new_part(), []
     target = snapshot.files[table][0]
-    remove = by_part(snapshot.all_files)[target.part]
+    remove = group_by_part(snapshot.all_files)[target.part]
     for file in remove:
         rows = read_file(index, file)
         if file == target:

@@ -25,7 +25,7 @@ from segrec_batch.index import snapshot as store
 from segrec_batch.index.files import DataFile, is_part_file, new_part
 from segrec_batch.index.parts import write_file
 from segrec_batch.index.schema import failures_schema
-from segrec_batch.maintenance.versions import named_files, vacuum
+from segrec_batch.maintenance.versions import read_named_files, vacuum
 from segrec_batch.model.bundle import Model
 from segrec_batch.pipeline.plan import Request
 from segrec_batch.pipeline.run import dry_run, index_images
@@ -68,7 +68,7 @@ def foreign_parquet(path: Path) -> Path:
     return path
 
 
-def files_below(folder: str) -> set[Path]:
+def iter_files_below(folder: str) -> set[Path]:
     return {path for path in Path(folder).rglob("*") if path.is_file() or path.is_symlink()}
 
 
@@ -108,8 +108,8 @@ def test_vacuum_leaves_foreign_files(
     doomed = {uri for uri, _ in vacuum(index, NOW, force=True)}
     (gone,) = store.read_log(index, 1).files["failures"]
     assert doomed == {orphan.uri(index), str(draft), gone.uri(index)}
-    assert not files_below(index) & set(map(Path, doomed))
-    assert set(others) <= files_below(index)
+    assert not iter_files_below(index) & set(map(Path, doomed))
+    assert set(others) <= iter_files_below(index)
     (message,) = [s for s in capsys.readouterr().err.splitlines() if "not the index's own" in s]
     assert message.startswith("13 files are not the index's own and stay, e.g. ")
     assert store.open_snapshot(index) == snapshot
@@ -167,10 +167,12 @@ def test_log_names_files_of_checkpoints(index: str) -> None:
     for entry in Path(index, "regions", "_delta_log").glob("*.json"):
         if not entry.name.startswith("0" * 20):
             entry.unlink()
-    assert ("regions", odd.path) in log_entries.names(index).files, "named by the checkpoint alone"
+    assert ("regions", odd.path) in log_entries.read_names(index).files, (
+        "named by the checkpoint alone"
+    )
     (one,) = store.read_log(index, 1).files["failures"]
-    assert ("failures", one.path) in named_files(index)
-    assert log_entries.names(index).bundles == {snapshot.bundle_id}
+    assert ("failures", one.path) in read_named_files(index)
+    assert log_entries.read_names(index).bundles == {snapshot.bundle_id}
 
 
 # --- folders of an index -----------------------------------------------------------------------
@@ -194,7 +196,7 @@ def test_index_refuses_occupied_folder(name: str, small: Model, tmp_path: Path) 
     ):
         with pytest.raises(InputError, match=rf"neither empty nor an index: it holds {name}; give"):
             attempt()  # type: ignore[no-untyped-call]
-    assert files_below(str(folder)) == {stranger}
+    assert iter_files_below(str(folder)) == {stranger}
 
 
 def test_index_refuses_folder_with_link(small: Model, tmp_path: Path) -> None:
@@ -248,10 +250,10 @@ def test_rebuild_leaves_foreign_files(index: str, small: Model) -> None:
     put(folder / "_delta_log" / f"_commit_{uuid.uuid4()}.json.tmp#1")
     staging.stage(staging.open_staging(base, small), [failure_file(index, "a")])
     mine = [put(folder / "notes.parquet"), put(folder / "_delta_log" / "notes.json")]
-    assert staging.rebuilds(index) == [small.bundle_id]
+    assert staging.list_rebuilds(index) == [small.bundle_id]
     staging.discard(index, small.bundle_id)
-    assert files_below(str(folder)) == set(mine)
-    assert staging.rebuilds(index) == []
+    assert iter_files_below(str(folder)) == set(mine)
+    assert staging.list_rebuilds(index) == []
 
 
 def test_abandoned_rebuild_keeps_old_state(
@@ -265,7 +267,7 @@ def test_abandoned_rebuild_keeps_old_state(
     for left in (2, 1, 0):
         with pytest.raises(KeyboardInterrupt):
             staging.discard(index, small.bundle_id)
-        assert set(staging.staged_files(index, small.bundle_id)[0]) == set(files[:left])
+        assert set(staging.read_staged_files(index, small.bundle_id)[0]) == set(files[:left])
 
 
 # --- temporary folders -------------------------------------------------------------------------
@@ -359,4 +361,4 @@ def test_scenes_refuse_occupied_folder(tmp_path: Path) -> None:
     put(tmp_path / "mine" / "images" / "a.jpg")
     with pytest.raises(InputError, match=r"it holds images/a\.jpg"):
         write_scenes(tmp_path / "mine", 1)
-    assert len(files_below(str(tmp_path / "mine"))) == 1
+    assert len(iter_files_below(str(tmp_path / "mine"))) == 1

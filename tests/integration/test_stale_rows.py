@@ -20,7 +20,7 @@ from PIL import Image
 from segrec_batch.common.errors import AccountingError, SourceError
 from segrec_batch.common.limits import parse_limit
 from segrec_batch.images.decode import mask_shape
-from segrec_batch.index.files import by_part, new_part
+from segrec_batch.index.files import group_by_part, new_part
 from segrec_batch.index.parts import merge_parts, read_file, write_file
 from segrec_batch.index.snapshot import Snapshot, empty_snapshot, with_changes
 from segrec_batch.maintenance.verify import _TWICE, check_part
@@ -139,7 +139,7 @@ class World:
 
     def state(self) -> State:
         """Return hash and failed stage of each name. Raises AssertionError for a damaged index."""
-        for files in by_part(self.snapshot.all_files).values():
+        for files in group_by_part(self.snapshot.all_files).values():
             job = (self.snapshot.index, files, SPEC, Bundle.model_id)
             assert check_part(job) == []
         with open_files(self.snapshot).connection as connection:

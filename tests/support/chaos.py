@@ -37,7 +37,7 @@ import segrec_batch
 from segrec_batch.common import console
 from segrec_batch.distributed import cluster
 from segrec_batch.index import snapshot as store
-from segrec_batch.index.files import by_part
+from segrec_batch.index.files import group_by_part
 from segrec_batch.maintenance.verify import check_part
 from tests.support.builders import smooth_pixels, tiny_model
 from tests.support.processes import victims
@@ -295,7 +295,7 @@ def compare(stage: Stage, state: State) -> int:
         if etags[str(path)] != f"{path.stat().st_mtime_ns / 1e9:.6f}":
             raise ChaosError(f"{name}: the index has another time than the file")
     snapshot = store.open_snapshot(str(stage.index))
-    for files in by_part(snapshot.all_files).values():
+    for files in group_by_part(snapshot.all_files).values():
         if problems := check_part((snapshot.index, files, snapshot.spec, snapshot.model_id)):
             raise ChaosError(f"verify: {problems[:3]}")
     return compared

@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from segrec_batch.index import snapshot as store
-from segrec_batch.index.column_values import image_id, inverse_norms
+from segrec_batch.index.column_values import compute_inverse_norms, image_id
 from segrec_batch.index.files import DataFile
 from segrec_batch.index.parts import write_part
 from segrec_batch.index.schema import images_schema, regions_schema
@@ -85,7 +85,7 @@ def image_files(
     share = np.full(len(uris), 0.5, np.float32) if coverage is None else coverage
     ids = [image_id(uri) for uri in uris]
     known = {"image_id": ids, "uri": uris, "content_hash": list(contents or ids)}
-    norms = [None if np.isnan(n) else n for n in inverse_norms(features)]
+    norms = [None if np.isnan(n) else n for n in compute_inverse_norms(features)]
     dominant = ["car" if s > 0 else "background" for s in share]
     images = known | {"coverage_car": share, "feature": list(features), "inv_norm": norms}
     has = np.flatnonzero(share > 0)

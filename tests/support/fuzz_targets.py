@@ -25,13 +25,13 @@ from segrec_batch.evaluation.report import read_counts, read_metrics
 from segrec_batch.index import delta, replacements, staging
 from segrec_batch.index import snapshot as store
 from segrec_batch.index.column_values import image_id
-from segrec_batch.index.files import by_part
+from segrec_batch.index.files import group_by_part
 from segrec_batch.index.history import choose_roots, history
 from segrec_batch.index.parts import read_file, write_part
 from segrec_batch.index.schema import TABLES, descriptors_schema, failures_schema
 from segrec_batch.labels.labelled import load_classes
 from segrec_batch.maintenance.verify import check_part
-from segrec_batch.maintenance.versions import named_files
+from segrec_batch.maintenance.versions import read_named_files
 from segrec_batch.model.bundle import load_model
 from segrec_batch.model.spec import DescriptorSpec, read_spec
 from segrec_batch.search.batch.output import read_receipt
@@ -300,11 +300,11 @@ class IndexTarget(Target):
         refused: list[SegrecError] = []
         steps: list[Callable[[], object]] = [
             lambda: history(index),
-            lambda: staging.rebuilds(index),
-            lambda: staging.staged_files(index, self.bundle),
-            lambda: staging.last_staged(index, self.bundle),
+            lambda: staging.list_rebuilds(index),
+            lambda: staging.read_staged_files(index, self.bundle),
+            lambda: staging.read_last_staged(index, self.bundle),
             lambda: replacements.read_replacements(index),
-            lambda: named_files(index),
+            lambda: read_named_files(index),
             lambda: choose_roots(index),
             self._open,
         ]
@@ -328,7 +328,7 @@ class IndexTarget(Target):
                 pass  # of the disk: a file that is gone
             except SegrecError as error:
                 refused.append(error)
-        for files in by_part(snapshot.all_files).values():
+        for files in group_by_part(snapshot.all_files).values():
             check_part((index, files, snapshot.spec, snapshot.model_id))
         _ask(index, refused, self.rng, self.version)
         if refused:

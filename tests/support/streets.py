@@ -69,7 +69,7 @@ def image(i: int, content: int | None = None, folder: str | None = None) -> Row:
         "counts": counts.tolist(),
         "feature": feature,
         "region_features": features.astype(np.float32).ravel(),
-        "sign_bits": column_values.bitmap_words(feature > feature.mean()),
+        "sign_bits": column_values.pack_bitmaps(feature > feature.mean()),
         "mask_shape": labels.shape,
         "mask": labels.tobytes(),
     }

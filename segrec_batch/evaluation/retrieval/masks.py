@@ -13,7 +13,7 @@ from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.retrieval.collection import Collection, Ints
 from segrec_batch.evaluation.retrieval.settings import Window
 from segrec_batch.evaluation.retrieval.truth import GroundTruth, Groups, digest, log_details
-from segrec_batch.index.column_values import bitmap_words
+from segrec_batch.index.column_values import pack_bitmaps
 from segrec_batch.labels.labelled import (
     VOID,
     Classes,
@@ -96,7 +96,7 @@ def _bitmaps(class_map: NDArray[np.int16], count: int) -> Ints:
     """
     y, x = (((np.arange(COMMON_GRID) + 0.5) * n / COMMON_GRID).astype(int) for n in class_map.shape)
     cells = class_map[np.ix_(y, x)].ravel()
-    return bitmap_words(cells == np.arange(1, count + 1)[:, None]).ravel()
+    return pack_bitmaps(cells == np.arange(1, count + 1)[:, None]).ravel()
 
 
 def _dominant(class_map: NDArray[np.int16], classes: Classes, window: Window) -> int:

@@ -291,17 +291,17 @@ def test_an_entry_that_is_no_list_of_actions_is_damage(index: Path, line: str) -
     path = entry(index, "images", 0)
     path.write_text(f"{path.read_text()}{line}\n")
     with pytest.raises(IndexStateError, match="cannot be read"):
-        log_entries.names(str(index))
+        log_entries.read_names(str(index))
 
 
 def test_names_that_are_no_texts_are_none(index: Path) -> None:
-    before = log_entries.names(str(index))
+    before = log_entries.read_names(str(index))
     path = entry(index, "images", 0)
     path.write_text(path.read_text() + '{"add": {"path": [1]}}\n{"remove": {"path": 7}}\n')
-    assert log_entries.names(str(index)) == before
+    assert log_entries.read_names(str(index)) == before
     path.write_text(path.read_text() + '{"txn": {"appId": "model", "version": "x"}}\n')
     with pytest.raises(IndexStateError, match="its log is damaged"):
-        log_entries.names(str(index))
+        log_entries.read_names(str(index))
 
 
 def test_a_checkpoint_with_pickled_columns_is_refused(index: Path) -> None:
@@ -310,7 +310,7 @@ def test_a_checkpoint_with_pickled_columns_is_refused(index: Path) -> None:
     schema = pa.schema([pa.field("add", pa.large_binary(), metadata=extension)])
     pq.write_table(pa.table({"add": [b"x"]}, schema=schema), path)
     with pytest.raises(IndexStateError, match="extension types"):
-        log_entries.names(str(index))
+        log_entries.read_names(str(index))
 
 
 def test_history_names_the_right_versions_where_an_entry_is_lost(index: Path) -> None:

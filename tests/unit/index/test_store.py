@@ -192,7 +192,7 @@ def test_staged_files_are_invisible_and_kept(empty: store.Snapshot, model: Model
     staged = staging.stage(staging.open_staging(empty, other), [a])
     staged = staging.stage(staged, [b], [a])
     assert store.open_snapshot(empty.index) == empty
-    assert staging.rebuilds(empty.index) == [other.model_id]
+    assert staging.list_rebuilds(empty.index) == [other.model_id]
     assert staging.open_staging(empty, other).files["failures"] == (b,) == staged.files["failures"]
     published = store.replace(empty, staged)
     assert staging.open_staging(published, other).files["failures"] == (), "it was published"

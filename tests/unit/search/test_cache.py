@@ -16,7 +16,7 @@ import pytest
 import segrec_batch
 from segrec_batch.cli import main as cli
 from segrec_batch.common.errors import IndexStateError, InputError, StorageError
-from segrec_batch.index.parts import z_order
+from segrec_batch.index.parts import compute_z_order
 from segrec_batch.model.bundle import Model
 from segrec_batch.pipeline.plan import Request
 from segrec_batch.pipeline.run import Execution, index_images
@@ -125,7 +125,7 @@ def test_cache_rows_are_sorted_by_coverage(cache: str) -> None:
         "SELECT image_id, coverages FROM cache.segrec.images ORDER BY rowid"
     ).to_arrow_table()
     by_id = images.sort_by("image_id")
-    order = z_order(np.array(by_id["coverages"].to_pylist(), np.float32))
+    order = compute_z_order(np.array(by_id["coverages"].to_pylist(), np.float32))
     assert images["image_id"].to_pylist() == by_id["image_id"].take(pa.array(order)).to_pylist()
 
 

@@ -79,7 +79,10 @@ def macros() -> duckdb.DuckDBPyConnection:
     regions = [(i, name, r) for i in rows for name, r in i.regions.items()]
 
     def inverse(result: list[np.ndarray]) -> list[float | None]:
-        return [None if math.isnan(n) else n for n in column_values.inverse_norms(np.stack(result))]
+        return [
+            None if math.isnan(n) else n
+            for n in column_values.compute_inverse_norms(np.stack(result))
+        ]
 
     columns = {
         "image_id": [i.image_id for i in rows],

@@ -199,7 +199,7 @@ def test_roots_in_a_forged_log_are_refused(tmp_path: Path) -> None:
     snapshot = _commit(write_index(index, FEATURES), "1", "/one")
     log = tmp_path / "index/images/_delta_log" / f"{snapshot.version:020}.json"
     log.write_text(log.read_text().replace('"/one"', '"http://one"'))
-    assert delta.last_commit(delta.open_table(index, "images"))["segrec"] is not None
+    assert delta.read_last_commit(delta.open_table(index, "images"))["segrec"] is not None
     with pytest.raises(IndexStateError, match="'http://one' is no root of images"):
         choose_roots(index)
     with pytest.raises(IndexStateError, match="'http://one' is no root of images"):
