@@ -26,7 +26,7 @@ if all(map(find_spec, ("duckdb", "ray", "s3fs"))):  # a machine with a GPU may h
 @pytest.fixture(scope="session", autouse=True)
 def _logging() -> Iterator[None]:
     """Messages go to stderr, as those of a command."""
-    with logs.configured():
+    with logs.configure_logging():
         yield
 
 

@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LOG_SECONDS = 30.0
-_BLOCKS = " ▏▎▍▌▋▊▉█"  # 0 to 8 eighths filled
-_WITHOUT_BLOCKS = str.maketrans(_BLOCKS, "    #####")
+_BAR_BLOCKS = " ▏▎▍▌▋▊▉█"  # 0 to 8 eighths filled
+_ASCII_BLOCKS = str.maketrans(_BAR_BLOCKS, "    #####")
 
 
 def duration(seconds: float) -> str:
@@ -51,13 +51,13 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def every(seconds: float, act: Callable[[], None]) -> Iterator[None]:
+def every(seconds: float, function: Callable[[], None]) -> Iterator[None]:
     """Call a function at intervals in a thread while the block runs."""
     done = threading.Event()
 
     def run() -> None:
         while not done.wait(seconds):
-            act()
+            function()
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -80,7 +80,7 @@ class ProgressMeter:
         self.total = total
         self.done = 0
         self._start = time.monotonic()
-        self._open = ExitStack()
+        self._stack = ExitStack()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         console = Console(stderr=True)
@@ -89,10 +89,10 @@ class ProgressMeter:
 
     def __enter__(self) -> Self:
         if self._bar:
-            self._open.enter_context(self._bar)
+            self._stack.enter_context(self._bar)
             self._task = self._bar.add_task(self.label, total=self.total)
         else:
-            self._open.enter_context(every(_LOG_SECONDS, self._line))
+            self._stack.enter_context(every(_LOG_SECONDS, self._log_progress))
         return self
 
     def advance(self, steps: int = 1) -> None:
@@ -101,28 +101,28 @@ class ProgressMeter:
         if self._bar:
             self._bar.update(self._task, completed=self.done)
 
-    def _line(self) -> None:
+    def _log_progress(self) -> None:
         done, seconds = self.done, time.monotonic() - self._start
         rate = done / seconds
         left = (self.total - done) / rate if self.total and rate else None
         text = f"{self.label}: {done:,}{'' if self.total is None else f' of {self.total:,}'}"
         text += f" in {duration(seconds)}" + (f", {rate:,.1f}/s" if done else "")
         text += f", about {duration(round(left))} left" if left is not None else ""
-        figures: dict[str, Any] = {"label": self.label, "done": done, "total": self.total}
+        is_numeric: dict[str, Any] = {"label": self.label, "done": done, "total": self.total}
         rates: dict[str, Any] = {"per_second": round(rate, 3), "seconds_left": left and round(left)}
-        log.info(text, extra={"event": "progress", **figures, **rates})
+        log.info(text, extra={"event": "progress", **is_numeric, **rates})
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._open.close()
+        self._stack.close()
         if not self._bar and kind is None:
             seconds = time.monotonic() - self._start
             text = f"{self.label}: {self.done:,} in {duration(seconds)}"
-            figures: dict[str, Any] = {
+            is_numeric: dict[str, Any] = {
                 "label": self.label,
                 "done": self.done,
                 "seconds": round(seconds, 3),
             }
-            log.info(text, extra={"event": "done", **figures})
+            log.info(text, extra={"event": "done", **is_numeric})
 
 
 def count(text: str) -> int:
@@ -145,10 +145,12 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> s
     """Return a table as text, as wide as its content; columns of numbers are right-aligned."""
     grid = Table(box=box.SIMPLE_HEAD)
     for i, name in enumerate(header):
-        figures = all(_is_figure(row[i]) for row in rows)
-        grid.add_column(_markup(name), justify="right" if figures else "left", no_wrap=True)
+        is_numeric = all(_is_number(row[i]) for row in rows)
+        grid.add_column(
+            _escape_markup(name), justify="right" if is_numeric else "left", no_wrap=True
+        )
     for row in rows:
-        grid.add_row(*map(_markup, row))
+        grid.add_row(*map(_escape_markup, row))
     console = Console(width=10_000, no_color=True, highlight=False)
     with console.capture() as captured:
         console.print(grid)
@@ -166,11 +168,11 @@ def share_bar(share: float, width: int = 8) -> str:
     ['    ', '▏   ', '█▏  ', '████']
     """
     eighths = round(8 * width * min(max(share, 0.0), 1.0))
-    bar = "█" * (eighths // 8) + _BLOCKS[eighths % 8]
+    bar = "█" * (eighths // 8) + _BAR_BLOCKS[eighths % 8]
     return bar[:width].ljust(width)
 
 
-def _markup(text: str) -> str:
+def _escape_markup(text: str) -> str:
     return escape(escape_text(text))
 
 
@@ -185,14 +187,14 @@ def show(text: str) -> None:
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
-        plain = text.translate(_WITHOUT_BLOCKS)
+        plain = text.translate(_ASCII_BLOCKS)
         text = plain.encode(encoding, errors="replace").decode(encoding)
     sys.stdout.write(text)
 
 
-def _is_figure(text: str) -> bool:
+def _is_number(text: str) -> bool:
     """Return whether a cell is a number without a bar; rich cuts a bar's trailing blanks."""
-    if text.endswith(tuple(_BLOCKS)):
+    if text.endswith(tuple(_BAR_BLOCKS)):
         return False
     return (
         text[:1].isdigit() or text[:2].lstrip("-")[:1].isdigit() or text in ("NULL", "absent", "–")

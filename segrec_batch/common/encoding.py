@@ -26,7 +26,7 @@ _UNSAFE = re.compile(
     "\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _ESCAPES = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
-_FORMULA = ("=", "+", "-", "@")  # a cell that begins with one is a formula
+_FORMULA_STARTS = ("=", "+", "-", "@")  # a cell that begins with one is a formula
 
 # SCHEME://USER:PASSWORD@; a secret key of S3 may contain a slash; s3://arn:… names an access point
 _CREDENTIALS = re.compile(
@@ -94,7 +94,7 @@ def encode_json(value: Any, indent: int | None = None) -> str:
     '{"é": "\\u202e", "x": null}'
     """
     text = json.dumps(
-        _finite(value), indent=indent, ensure_ascii=False, allow_nan=False, default=str
+        _replace_nonfinite(value), indent=indent, ensure_ascii=False, allow_nan=False, default=str
     )
     # json.dumps escapes characters below U+0020; the only line breaks come from `indent`
     return _UNSAFE.sub(_escape_json, text)
@@ -106,13 +106,13 @@ def encode_csv(rows: Iterable[Sequence[Any]]) -> str:
     >>> encode_csv([["uri", "n"], ["=HYPERLINK(1)", -1]])
     "uri,n\n'=HYPERLINK(1),-1\n"
     """
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerows([_cell(value) for value in row] for row in rows)
-    return out.getvalue()
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows([_encode_cell(value) for value in row] for row in rows)
+    return buffer.getvalue()
 
 
-def html_environment(loader: "jinja2.BaseLoader") -> "jinja2.Environment":
+def make_html_environment(loader: "jinja2.BaseLoader") -> "jinja2.Environment":
     """Return a Jinja environment whose templates escape all values."""
     import jinja2  # imported here: only HTML pages need it
 
@@ -122,7 +122,7 @@ def html_environment(loader: "jinja2.BaseLoader") -> "jinja2.Environment":
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_finalize,
+        finalize=_escape_value,
     )
 
 
@@ -141,23 +141,23 @@ def _escape_json(match: re.Match[str]) -> str:
     return match[0] if match[0] == "\n" else json.dumps(match[0])[1:-1]
 
 
-def _finite(value: Any) -> Any:
+def _replace_nonfinite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): _replace_nonfinite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_replace_nonfinite(item) for item in value]
     return value
 
 
-def _cell(value: Any) -> Any:
+def _encode_cell(value: Any) -> Any:
     if value is None or isinstance(value, int | float | Decimal):
         return value
     text = escape_text(str(value))
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
 
 
-def _finalize(value: Any) -> Any:
-    plain = isinstance(value, str) and not hasattr(value, "__html__")
-    return escape_lines(value) if plain else value
+def _escape_value(value: Any) -> Any:
+    is_plain = isinstance(value, str) and not hasattr(value, "__html__")
+    return escape_lines(value) if is_plain else value

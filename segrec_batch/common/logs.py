@@ -38,7 +38,7 @@ class _TextFormatter(logging.Formatter):
     """Formatter of messages as text; the level precedes warnings and errors."""
 
     def format(self, record: logging.LogRecord) -> str:
-        level = _level(record)
+        level = _get_level(record)
         text = record.getMessage() if level == "info" else f"{level}: {record.getMessage()}"
         if record.exc_info:
             text += f"\n{self.formatException(record.exc_info)}"
@@ -55,7 +55,7 @@ class _JsonFormatter(BaseJsonFormatter):
         is_own = record.name.partition(".")[0] in (_PACKAGE, "__main__")
         time = dt.datetime.fromtimestamp(record.created, dt.UTC)
         log_data["time"] = time.isoformat(timespec="milliseconds")
-        log_data["level"] = _level(record)
+        log_data["level"] = _get_level(record)
         log_data["event"] = "message" if is_own else "log"
         log_data["message"] = record.message
         log_data |= self.defaults
@@ -72,7 +72,7 @@ class _JsonFormatter(BaseJsonFormatter):
         return encoding.encode_json(fields)
 
 
-def _level(record: logging.LogRecord) -> str:
+def _get_level(record: logging.LogRecord) -> str:
     if record.levelno >= logging.ERROR:
         return "error"
     return "warning" if record.levelno >= logging.WARNING else "info"
@@ -94,20 +94,20 @@ class _Handler(logging.Handler):
             self.handleError(record)
 
 
-def _handler() -> _Handler | None:
+def _find_handler() -> _Handler | None:
     """Return the installed handler; None if there is none."""
     return next((h for h in logging.getLogger().handlers if isinstance(h, _Handler)), None)
 
 
 def writes_json() -> bool:
     """Return whether messages are JSON; commands then print no tables."""
-    handler = _handler()
+    handler = _find_handler()
     return handler is not None and handler.is_json
 
 
 def bind(**fields: Any) -> None:
     """Add fields, such as `run_id`, to every JSON message from now on."""
-    handler = _handler()
+    handler = _find_handler()
     if handler and isinstance(handler.formatter, _JsonFormatter):
         handler.formatter.defaults = {**handler.formatter.defaults, **fields}
 
@@ -116,54 +116,56 @@ def adopt_loggers(*names: str) -> None:
     """Write messages of libraries with their own stderr handlers as JSON, too."""
     if writes_json():
         for logger in map(logging.getLogger, names):
-            kept = [h for h in logger.handlers if not isinstance(h, logging.StreamHandler)]
-            logger.handlers, logger.propagate = kept, True
+            other_handlers = [
+                h for h in logger.handlers if not isinstance(h, logging.StreamHandler)
+            ]
+            logger.handlers, logger.propagate = other_handlers, True
 
 
 @contextmanager
-def configured(log_format: str = "text", is_quiet: bool = False) -> Iterator[None]:
+def configure_logging(log_format: str = "text", is_quiet: bool = False) -> Iterator[None]:
     """Write messages to stderr while the block runs.
 
     Messages of libraries, and Python's warnings with JSON, are written from level warning upwards.
     """
     root, package = logging.getLogger(), logging.getLogger(_PACKAGE)
-    before, level, handler = _handler(), package.level, _Handler(log_format)
-    if before:
-        root.removeHandler(before)
+    previous, level, handler = _find_handler(), package.level, _Handler(log_format)
+    if previous:
+        root.removeHandler(previous)
     root.addHandler(handler)
     package.setLevel(logging.WARNING if is_quiet else logging.INFO)
     with ExitStack() as stack:
         if handler.is_json:
             logging.captureWarnings(True)
             stack.callback(logging.captureWarnings, False)
-            stack.enter_context(_descriptor_logged())
+            stack.enter_context(_log_stderr())
         try:
             yield
         finally:
             stack.close()
             package.setLevel(level)
             root.removeHandler(handler)
-            if before:
-                root.addHandler(before)
+            if previous:
+                root.addHandler(previous)
 
 
 @contextmanager
-def _descriptor_logged() -> Iterator[None]:
+def _log_stderr() -> Iterator[None]:
     """Log the lines that libraries, such as Ray's core, write directly to file descriptor 2."""
-    python, (end, pipe), duplicate = sys.stderr, os.pipe(), os.dup(2)
+    python_stderr, (end, pipe), duplicate = sys.stderr, os.pipe(), os.dup(2)
     os.dup2(pipe, 2)
     os.close(pipe)
     reader = threading.Thread(target=_log_lines, args=(end,), daemon=True)
     reader.start()
     with os.fdopen(duplicate, "w") as terminal:
-        if python is sys.__stderr__:
+        if python_stderr is sys.__stderr__:
             sys.stderr = terminal
         try:
             yield
         finally:
             os.dup2(duplicate, 2)
             reader.join(1)  # a child that still runs keeps the pipe open
-            sys.stderr = python
+            sys.stderr = python_stderr
 
 
 def _log_lines(descriptor: int) -> None:
@@ -182,7 +184,7 @@ def run_command(
         An error is logged as one message. If it is not a SegrecError, its traceback is in the JSON,
         and on stderr if SEGREC_TRACEBACK is set.
     """
-    with configured(log_format, is_quiet):
+    with configure_logging(log_format, is_quiet):
         try:
             command()
             sys.stdout.flush()

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from jinja2 import PackageLoader, Template
 
 from segrec_batch import __version__
-from segrec_batch.common.encoding import html_environment
+from segrec_batch.common.encoding import make_html_environment
 from segrec_batch.common.errors import InputError, StorageError
 from segrec_batch.evaluation.items import Gallery, Lead, Plot, Section, Table, Text, figure
 from segrec_batch.evaluation.statistics import Estimate, Key
@@ -260,7 +260,7 @@ _KINDS = {"text": Text, "table": Table, "plot": Plot, "gallery": Gallery}
 
 @cache
 def _template() -> Template:
-    environment = html_environment(PackageLoader("segrec_batch", ""))
+    environment = make_html_environment(PackageLoader("segrec_batch", ""))
     environment.filters["figure"] = figure
     environment.filters["own_ids"] = own_ids
     environment.tests["estimate"] = lambda cell: isinstance(cell, Estimate)

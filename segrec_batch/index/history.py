@@ -59,7 +59,7 @@ def _read_roots(index: str, images: DeltaTable) -> ImageRoots:
 def add_roots(index: str, images: DeltaTable, info: Mapping[str, Any]) -> dict[str, Any]:
     """Return `info` with the roots of the index, to which that of its run is added."""
     root = info.get("segrec", {}).get("images_root")
-    roots = _read_roots(index, images).extended(root and [root])
+    roots = _read_roots(index, images).extend(root and [root])
     return {**info, _ROOTS: [*parse_roots([*roots.uris]).uris]}
 
 

@@ -1,7 +1,7 @@
-"""Deletion requests: remove rows of sources from every retained version and from the disk.
+"""Purge an index: remove rows of sources from every retained version and from the disk.
 
-All files of the index are searched, published or not. Parts with such rows are written again
-without them; one commit puts them into the newest snapshot, and a table of replacements into older
+All files of the index are searched, published or not. Parts with such rows are rewritten without
+them. One commit replaces them in the newest snapshot, and a table of replacements in older
 versions; then the old files are deleted. After a crash, run the purge again. Files of other
 programs (see `versions.vacuum`) are neither searched nor changed; a message counts them.
 """
@@ -42,10 +42,11 @@ log = logging.getLogger(__name__)
 class PurgeReport:
     """Result of a purge.
 
-    purged: URIs whose rows were removed.
-    unknown: URIs without a row in any file.
-    files: number of deleted files.
-    version: the newest version afterwards.
+    Attributes:
+        purged: URIs whose rows were removed.
+        unknown: URIs without a row in any file.
+        files: number of deleted files.
+        version: the newest version after the purge.
     """
 
     purged: tuple[str, ...]
@@ -54,7 +55,7 @@ class PurgeReport:
     version: int
 
 
-Job = tuple[str, list[DataFile], list[str]]
+PurgeTask = tuple[str, list[DataFile], list[str]]
 
 
 def purge(index: str, uris: Collection[str], grace_seconds: float) -> PurgeReport:
@@ -71,74 +72,81 @@ def purge(index: str, uris: Collection[str], grace_seconds: float) -> PurgeRepor
     ids = {image_id(uri): uri for uri in uris}
     _delete_unfinished(index, ids)
     snapshot = open_snapshot(index)
-    parts = group_by_part(_own_files(index))
-    _refuse_if_elsewhere(snapshot, parts)
+    parts = group_by_part(_list_own_files(index))
+    _check_in_folder(snapshot, parts)
     with cluster.join():
-        jobs: list[Job] = [(index, files, list(ids)) for files in parts.values()]
-        hits = {}
-        with ProgressMeter("parts searched", len(jobs)) as meter:
-            for (_, files, _), held in run_tasks(_held, jobs, cpus=1):
+        tasks: list[PurgeTask] = [(index, files, list(ids)) for files in parts.values()]
+        ids_by_part = {}
+        with ProgressMeter("parts searched", len(tasks)) as meter:
+            for (_, files, _), found_ids in run_tasks(_find_rows, tasks, cpus=1):
                 meter.advance()
-                if held:
-                    hits[files[0].part] = held
-        if not hits:
+                if found_ids:
+                    ids_by_part[files[0].part] = found_ids
+        if not ids_by_part:
             raise InputError(
-                f"no file of {index} holds a row of {next(iter(uris))!r} or the others"
+                f"no file of {index} has a row of any of the URIs, e.g. {next(iter(uris))!r}"
             )
-        replaced = read_replacements(index)  # also those of a purge that stopped while it deleted
-        jobs = [
-            (index, parts[part], held)
-            for part, held in hits.items()
+        replaced = read_replacements(
+            index
+        )  # includes those of a purge that was interrupted before it deleted the old files
+        tasks = [
+            (index, parts[part], found_ids)
+            for part, found_ids in ids_by_part.items()
             if not any((f.table, f.path) in replaced for f in parts[part])
         ]
-        rewritten = [(job[1], files) for job, files in run_tasks(_rewrite, jobs, cpus=1)]
-    purged = {image_id for held in hits.values() for image_id in held}
-    live = {(f.table, f.path): f for f in snapshot.all_files}
+        rewritten = [(task[1], files) for task, files in run_tasks(_rewrite_part, tasks, cpus=1)]
+    purged = {image_id for found_ids in ids_by_part.values() for image_id in found_ids}
+    published = {(f.table, f.path): f for f in snapshot.all_files}
     remove = [
-        live[f.table, f.path] for old, _ in rewritten for f in old if (f.table, f.path) in live
+        published[f.table, f.path]
+        for old, _ in rewritten
+        for f in old
+        if (f.table, f.path) in published
     ]
     if remove:
         add = [
             new
             for old, successors in rewritten
-            for file, new in _pairs(old, successors)
-            if new and (file.table, file.path) in live
+            for file, new in _pair_files(old, successors)
+            if new and (file.table, file.path) in published
         ]
         info = {"segrec": {"operation": "purge", "sources": len(purged)}}
         snapshot = commit(snapshot, add, remove, info)
     if rewritten:
-        write_replacements(index, (pair for old, new in rewritten for pair in _pairs(old, new)))
+        write_replacements(
+            index, (pair for old, new in rewritten for pair in _pair_files(old, new))
+        )
     if grace_seconds:
         log.info(f"waiting {grace_seconds:g} s for queries on older snapshots (--grace-seconds)")
         time.sleep(grace_seconds)
-    doomed = [file.uri(index) for part in hits for file in parts[part]]
-    storage.delete(doomed)
+    uris_to_delete = [file.uri(index) for part in ids_by_part for file in parts[part]]
+    storage.delete(uris_to_delete)
     return PurgeReport(
         purged=tuple(uri for i, uri in ids.items() if i in purged),
         unknown=tuple(uri for i, uri in ids.items() if i not in purged),
-        files=len(doomed),
+        files=len(uris_to_delete),
         version=snapshot.version,
     )
 
 
-def _own_files(index: str) -> list[DataFile]:
+def _list_own_files(index: str) -> list[DataFile]:
     """Return the files of the index in its folders; log the number of files of other programs."""
     known = read_named_files(index)
-    own: list[DataFile] = []
+    own_files: list[DataFile] = []
     foreign: list[DataFile] = []
     for table in TABLES:
         for file, _ in iter_parquet_files(index, table):
             is_own = (table, file.path) in known or is_part_file(index, file)
-            (own if is_own else foreign).append(file)
+            (own_files if is_own else foreign).append(file)
     if foreign:
         log.warning(
             f"{len(foreign):,} files are not the index's own and were not searched, e.g. "
             f"{foreign[0].uri(index)}"
         )
-    return own
+    return own_files
 
 
-def _refuse_if_elsewhere(snapshot: Snapshot, parts: Mapping[str, Sequence[DataFile]]) -> None:
+def _check_in_folder(snapshot: Snapshot, parts: Mapping[str, Sequence[DataFile]]) -> None:
     present = {(f.table, f.path) for files in parts.values() for f in files}
     missing = [f for f in snapshot.all_files if (f.table, f.path) not in present]
     if missing:
@@ -151,30 +159,30 @@ def _refuse_if_elsewhere(snapshot: Snapshot, parts: Mapping[str, Sequence[DataFi
 def _delete_unfinished(index: str, ids: Iterable[str]) -> None:
     """Delete unfinished files of killed processes that hold rows of the images."""
     for uri, *_ in iter_unfinished_files(index):
-        with suppress(FileNotFoundError):  # its process has finished it
+        with suppress(FileNotFoundError):  # its process has completed and renamed it
             content = storage.read_bytes(uri)
             if any(i.encode() in content for i in ids):
                 storage.delete([uri])
 
 
-def _held(job: Job) -> list[str]:
-    """Return the image_ids of a job that have rows in the files of its part."""
-    index, files, ids = job
-    wanted = pa.array(ids, pa.string())
-    held: set[str] = set()
+def _find_rows(task: PurgeTask) -> list[str]:
+    """Return those `image_id`s of a task that have rows in the files of its part."""
+    index, files, ids = task
+    searched = pa.array(ids, pa.string())
+    found_ids: set[str] = set()
     for file in files:
         column = read_column(index, file, "image_id")
-        held.update(pc.filter(column, pc.is_in(column, wanted)).to_pylist())
-    return sorted(held)
+        found_ids.update(pc.filter(column, pc.is_in(column, searched)).to_pylist())
+    return sorted(found_ids)
 
 
-def _rewrite(job: Job) -> list[DataFile]:
-    index, files, ids = job
+def _rewrite_part(task: PurgeTask) -> list[DataFile]:
+    index, files, ids = task
     return rewrite_part(index, files, ids, ids)
 
 
-def _pairs(
+def _pair_files(
     old: Sequence[DataFile], new: Sequence[DataFile]
 ) -> list[tuple[DataFile, DataFile | None]]:
-    by_place = {(file.table, file.partition): file for file in new}
-    return [(file, by_place.get((file.table, file.partition))) for file in old]
+    by_partition = {(file.table, file.partition): file for file in new}
+    return [(file, by_partition.get((file.table, file.partition))) for file in old]

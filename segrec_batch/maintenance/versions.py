@@ -1,11 +1,11 @@
-"""Older versions of an index: deletion of files that no version needs, and rollback."""
+"""Delete files of an index that no retained version needs, and roll back to an older version."""
 
 import datetime as dt
 import logging
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import replace as replaced
+from dataclasses import replace as copy_with
 
 from segrec_batch.common.errors import IndexStateError, InputError
 from segrec_batch.index import log_entries, staging
@@ -25,11 +25,11 @@ from segrec_batch.sources import storage
 
 log = logging.getLogger(__name__)
 
-SHORTEST = dt.timedelta(hours=1)
-"""Shortest retention: running jobs publish their files earlier."""
+MIN_RETENTION = dt.timedelta(hours=1)
+"""Shortest retention without `force`: a running job publishes its files within this time."""
 
 _BUNDLE = re.compile(rf"([0-9a-f]{{16}})/({BUNDLE_FILE})")
-_RETRY = 1.0  # seconds
+_RETRY_SECONDS = 1.0  # seconds
 
 SizedFile = tuple[str, int]
 """URI and size of a file."""
@@ -53,28 +53,30 @@ def vacuum(
         InputError: The retention is under an hour, without `force`.
         IndexStateError: The newest entry of the log may be missing, without `force`.
     """
-    if retention < SHORTEST and not force:
+    if retention < MIN_RETENTION and not force:
         raise InputError(
-            "less than one hour may take files from a job that is running: say --force if none is"
+            "less than one hour may delete files of a running job; add --force if none runs"
         )
     index = storage.absolute(index)
-    newest = read_log(index) if force else _settled(index)
+    newest = read_log(index) if force else _wait_for_commits(index)
     cutoff = dt.datetime.now(dt.UTC) - retention
-    keep, models = set(), set()
-    for state in _retained(index, newest, cutoff):
-        keep |= {(f.table, f.path) for members in state.files.values() for f in members}
-        models.add(state.bundle)
+    files_to_keep, bundles_to_keep = set(), set()
+    for state in _iter_retained(index, newest, cutoff):
+        files_to_keep |= {
+            (f.table, f.path) for table_files in state.files.values() for f in table_files
+        }
+        bundles_to_keep.add(state.bundle)
     rebuilds = staging.list_rebuilds(index)
     abandoned = {m for m in rebuilds if staging.read_last_staged(index, m) < cutoff}
     for bundle in set(rebuilds) - abandoned:
-        keep |= {(f.table, f.path) for f in staging.read_staged_files(index, bundle)[0]}
-        models.add(bundle)
+        files_to_keep |= {(f.table, f.path) for f in staging.read_staged_files(index, bundle)[0]}
+        bundles_to_keep.add(bundle)
     names = log_entries.read_names(index)
     unneeded: list[SizedFile] = []
     foreign: list[SizedFile] = []
     for is_own, file in (
-        *_data_files(index, keep, read_named_files(index, names), cutoff),
-        *_bundle_files(index, models, names.bundles | set(rebuilds), cutoff),
+        *_iter_data_files(index, files_to_keep, read_named_files(index, names), cutoff),
+        *_iter_bundle_files(index, bundles_to_keep, names.bundles | set(rebuilds), cutoff),
     ):
         (unneeded if is_own else foreign).append(file)
     if foreign:
@@ -89,21 +91,21 @@ def vacuum(
     return unneeded
 
 
-def _settled(index: str) -> SnapshotLog:
-    """Return the newest snapshot's log when no commit is in progress.
+def _wait_for_commits(index: str) -> SnapshotLog:
+    """Wait until no commit is in progress; return the log of the newest snapshot.
 
-    Raises IndexStateError if tables stay ahead of it.
+    Raises IndexStateError if tables stay ahead of the snapshot for longer than a commit takes.
     """
     while (state := read_log(index)).ahead:
         if state.age > COMMIT_SECONDS:
             raise IndexStateError(
                 f"{state.describe_problem(index)}; nothing was deleted (--force: no entry is lost)"
             )
-        time.sleep(_RETRY)
+        time.sleep(_RETRY_SECONDS)
     return state
 
 
-def _retained(index: str, newest: SnapshotLog, cutoff: dt.datetime) -> Iterator[SnapshotLog]:
+def _iter_retained(index: str, newest: SnapshotLog, cutoff: dt.datetime) -> Iterator[SnapshotLog]:
     """Yield the logs of the snapshots that were the newest at some time since `cutoff`.
 
     An earlier vacuum may have deleted files of some of them. Raises IndexStateError if the log
@@ -123,45 +125,52 @@ def _retained(index: str, newest: SnapshotLog, cutoff: dt.datetime) -> Iterator[
         version = entry.version - 1
 
 
-def read_named_files(index: str, names: log_entries.Names | None = None) -> set[tuple[str, str]]:
+def read_named_files(
+    index: str, names: log_entries.LoggedNames | None = None
+) -> set[tuple[str, str]]:
     """Return table and path of all files that a log, a rebuild or a purge has ever named.
 
-    names: names in the logs, if they have been read.
+    `names` are the names in the logs; None reads them.
     """
-    known = set((names or log_entries.read_names(index)).files)
+    known_names = set((names or log_entries.read_names(index)).files)
     for old, new in read_replacements(index).items():
-        known |= {old, (new.table, new.path)} if new else {old}
+        known_names |= {old, (new.table, new.path)} if new else {old}
     for bundle in staging.list_rebuilds(index):
-        known |= staging.read_named_files(index, bundle)
-    return known
+        known_names |= staging.read_named_files(index, bundle)
+    return known_names
 
 
-def _data_files(
-    index: str, keep: set[tuple[str, str]], known: set[tuple[str, str]], cutoff: dt.datetime
+def _iter_data_files(
+    index: str,
+    files_to_keep: set[tuple[str, str]],
+    known_names: set[tuple[str, str]],
+    cutoff: dt.datetime,
 ) -> Iterator[tuple[bool, SizedFile]]:
     """Yield unneeded files in the folders of tables: (belongs to the index, URI, size)."""
     for table in TABLES:
         for path, size, written in iter_files_below(index, table):
-            if (table, path) in keep:
+            if (table, path) in files_to_keep:
                 continue
             is_own = (
                 storage.is_draft(path)
-                or (table, path) in known
+                or (table, path) in known_names
                 or is_part_file(index, make_data_file(table, path, size))
             )
             if not is_own or written < cutoff.timestamp():
                 yield is_own, (storage.join(index, table, path), size)
 
 
-def _bundle_files(
-    index: str, keep: set[str], known: frozenset[str], cutoff: dt.datetime
+def _iter_bundle_files(
+    index: str, files_to_keep: set[str], known_names: frozenset[str], cutoff: dt.datetime
 ) -> Iterator[tuple[bool, SizedFile]]:
-    """Yield unneeded files in the folder of bundles, like `_data_files`."""
+    """Yield unneeded files in the folder of bundles, like `_iter_data_files`."""
     for path, size, written in iter_files_below(index, "models"):
         bundle, file = path.split("/")[0], (storage.join(index, "models", path), size)
-        if bundle not in known | keep or not (_BUNDLE.fullmatch(path) or storage.is_draft(path)):
+        if bundle not in known_names | files_to_keep or not (
+            _BUNDLE.fullmatch(path) or storage.is_draft(path)
+        ):
             yield False, file
-        elif bundle not in keep and written < cutoff.timestamp():
+        elif bundle not in files_to_keep and written < cutoff.timestamp():
             yield True, file
 
 
@@ -170,6 +179,6 @@ def rollback(index: str, version: int) -> Snapshot:
 
     Raises IndexStateError if the version, or a file of it, no longer exists.
     """
-    wanted = open_snapshot(index, version)
-    newest = replaced(wanted, versions={**wanted.versions, "images": newest_version(index)})
-    return replace(newest, wanted, {"segrec": {"operation": "rollback", "to": version}})
+    older = open_snapshot(index, version)
+    newest = copy_with(older, versions={**older.versions, "images": newest_version(index)})
+    return replace(newest, older, {"segrec": {"operation": "rollback", "to": version}})

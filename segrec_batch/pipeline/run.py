@@ -174,7 +174,7 @@ def _backfill(run: ResolvedRun, publisher: Publisher, execution: Execution) -> N
     log.info(f"descriptors: {', '.join(d.name for d in base.spec.descriptors)}")
     device = _descriptor_device(base, execution)
     precision = _descriptor_precision(stats, device, execution)
-    roots = run.roots.extended([run.images_root])
+    roots = run.roots.extend([run.images_root])
     jobs = backfill_parts(base, receipt_tables, device, precision, stats.run_id, retry, roots)
     total = sum(missing.values())
     meter = ProgressMeter("vectors added", total)

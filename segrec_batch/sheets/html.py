@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jinja2 import FileSystemLoader, Template
 
-from segrec_batch.common.encoding import html_environment
+from segrec_batch.common.encoding import make_html_environment
 from segrec_batch.sheets.card import (
     HEADING,
     MARK_TEXT,
@@ -68,7 +68,7 @@ def render_html(sheet: Sheet) -> str:
 
 @cache
 def _template() -> Template:
-    environment = html_environment(FileSystemLoader(Path(__file__).parent))
+    environment = make_html_environment(FileSystemLoader(Path(__file__).parent))
     environment.filters["csp_hash"] = _csp_hash
     return environment.get_template("sheet.html.j2")
 

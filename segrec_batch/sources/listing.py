@@ -1,4 +1,4 @@
-"""Listing of the images under a URI, with counts of the files that are left out."""
+"""List the images under a URI, and count the files that are left out."""
 
 import errno
 import os
@@ -16,12 +16,12 @@ from fsspec.utils import tokenize
 
 from segrec_batch.common.errors import InputError
 from segrec_batch.sources import object_store, storage
-from segrec_batch.sources.recognise import EXTENSIONS, are_images, has_image_name, left_out_as
+from segrec_batch.sources.recognise import EXTENSIONS, are_images, classify_left_out, has_image_name
 from segrec_batch.sources.store_errors import describe
 
 BATCH_ROWS = 65_536
 NO_EXTENSION = "no extension"
-"""The kind of files that are left out since their content is not that of an image."""
+"""Kind of files without an extension whose content is not that of an image."""
 OTHER_KINDS = "others"
 
 SOURCES = pa.schema(
@@ -45,8 +45,8 @@ _VERSION_ID = "?versionId= in the name is not supported"  # s3fs would read anot
 NAME_PROBLEMS = frozenset({_NOT_UTF8, _VERSION_ID})
 """Problems that last until the source is renamed."""
 
-_MOST_KINDS = 1000  # counted separately: names are data, and memory is bounded
-_NO_FOLDER = {errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR}  # errors of broken links
+_MAX_KINDS = 1000  # maximum number of kinds with a count of their own; bounds the memory
+_BROKEN_LINK_ERRORS = {errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR}  # errors of broken links
 
 
 @dataclass
@@ -61,7 +61,7 @@ class FileCounts:
 
     def leave_out(self, kind: str, files: int = 1) -> None:
         """Count files that are left out."""
-        is_known = kind in self.left_out or len(self.left_out) < _MOST_KINDS
+        is_known = kind in self.left_out or len(self.left_out) < _MAX_KINDS
         self.left_out[kind if is_known else OTHER_KINDS] += files
 
     def __str__(self) -> str:
@@ -76,23 +76,23 @@ def list_images(uri: str) -> pa.Table:
 def iter_images(uri: str, counts: FileCounts | None = None) -> Iterator[pa.RecordBatch]:
     """Yield the images under `uri`, as `iter_files` lists them, in batches of `SOURCES`.
 
-    Files without an extension are recognised by their content.
+    Files without an extension are images_only by their content.
 
     Raises InputError when there are no images, and as `iter_files` does.
     """
     counts = counts or FileCounts()
     images = 0
     for batch in iter_files(uri, counts):
-        recognised = _recognised(batch, counts)
-        if recognised.num_rows:
-            images += recognised.num_rows
-            yield recognised
+        images_only = _drop_non_images(batch, counts)
+        if images_only.num_rows:
+            images += images_only.num_rows
+            yield images_only
     if not images:
         raise no_images_error(uri, counts)
 
 
 def no_images_error(uri: str, counts: FileCounts) -> InputError:
-    """Return the error that there are no images under `uri`."""
+    """Return the error to raise if there are no images under `uri`."""
     others = f"{counts.total} other files" + (f": {counts}" if counts.total else "")
     return InputError(
         f"{uri}: no images found ({others}; looked for {', '.join(sorted(EXTENSIONS))})"
@@ -104,38 +104,38 @@ def iter_files(uri: str, counts: FileCounts) -> Iterator[pa.RecordBatch]:
 
     Yields batches of `LISTED` of at most 65,536 rows, in no particular order; one batch at a time
     is in memory. Files are selected by extension (`EXTENSIONS`, any case); files without an
-    extension are candidates (see `left_out_as`); the rest is counted in `counts`. Links to local
-    folders are followed, but not in circles. The listing costs one request per 1,000 objects, and
-    one `stat` per local image.
+    extension are candidates (see `classify_left_out`); the rest is counted in `counts`. Links to
+    local folders are followed, but not in circles. The listing costs one request per 1,000 objects,
+    and one `stat` per local image.
 
     Raises InputError when a folder or the store cannot be listed, or the folder is deleted
     meanwhile: images that an incomplete listing omits would look deleted.
     """
     rows: list[Source] = []
-    for row in _listed(uri):
+    for row in _iter_entries(uri):
         counts.total += 1
         if isinstance(row, str):
             counts.leave_out(row)
             continue
         rows.append(row)
         if len(rows) == BATCH_ROWS:
-            yield _batch(rows)
+            yield _make_batch(rows)
             rows = []
     if rows:
-        yield _batch(rows)
+        yield _make_batch(rows)
 
 
-def _batch(rows: list[Source]) -> pa.RecordBatch:
+def _make_batch(rows: list[Source]) -> pa.RecordBatch:
     columns = zip(*rows, strict=True)
     return pa.RecordBatch.from_arrays(
         [pa.array(c, f.type) for c, f in zip(columns, LISTED, strict=True)], schema=LISTED
     )
 
 
-def _recognised(batch: pa.RecordBatch, counts: FileCounts) -> pa.RecordBatch:
+def _drop_non_images(batch: pa.RecordBatch, counts: FileCounts) -> pa.RecordBatch:
     """Return rows of LISTED as rows of SOURCES, without files whose content is not an image."""
     is_image: list[bool] = batch["named"].to_pylist()
-    unnamed = [i for i, named in enumerate(is_image) if not named]
+    unnamed = [i for i, is_named in enumerate(is_image) if not is_named]
     readable = [i for i in unnamed if batch["problem"][i].as_py() is None]
     uris, sizes = ([batch[c][i].as_py() for i in readable] for c in ("uri", "source_size"))
     for i, result in zip(readable, are_images(uris, sizes), strict=True):
@@ -145,120 +145,122 @@ def _recognised(batch: pa.RecordBatch, counts: FileCounts) -> pa.RecordBatch:
     return batch.filter(pa.array(is_image, pa.bool_())).select(SOURCES.names)
 
 
-def _listed(uri: str) -> Iterator[Source | str]:
+def _iter_entries(uri: str) -> Iterator[Source | str]:
     """Yield a row for each file that may be an image, and the kind of each other file."""
     fs, path = storage.filesystem(uri)
     try:
         if storage.is_local(fs):
-            yield from _local(path)
+            yield from _iter_local(path)
         elif object_store.is_s3(fs):
-            yield from _s3(fs, path)
+            yield from _iter_s3(fs, path)
         else:
-            yield from _other(fs, path)
+            yield from _iter_other(fs, path)
     except Exception as error:  # clients of object stores raise errors of their own
         hint = "" if storage.is_local(fs) else "; check the name and AWS_*"
         raise InputError(f"{uri} cannot be listed: {describe(error)}{hint}") from error
 
 
-def _local(root: str) -> Iterator[Source | str]:
+def _iter_local(root: str) -> Iterator[Source | str]:
     try:
-        state = os.stat(root)  # noqa: PTH116
+        status = os.stat(root)  # noqa: PTH116
     except FileNotFoundError:
         return
-    if not stat.S_ISDIR(state.st_mode):
-        yield left_out_as(os.path.basename(root)) or _file(root, state)  # noqa: PTH119
+    if not stat.S_ISDIR(status.st_mode):
+        yield classify_left_out(os.path.basename(root)) or _make_row(root, status)  # noqa: PTH119
         return
-    trail = [(_identity(state), os.scandir(root))]  # folders from the root to the current one
+    open_folders = [
+        (_get_identity(status), os.scandir(root))
+    ]  # folders from the root to the current one
     try:
-        while trail:
-            entry = next(trail[-1][1], None)
+        while open_folders:
+            entry = next(open_folders[-1][1], None)
             if entry is None:
-                trail.pop()
+                open_folders.pop()
             elif not _is_folder(entry):
-                yield from _entry(entry)
+                yield from _classify_entry(entry)
             else:
-                _enter(entry, trail)
-        if _identity(os.stat(root)) != _identity(state):  # noqa: PTH116
+                _open_folder(entry, open_folders)
+        if _get_identity(os.stat(root)) != _get_identity(status):  # noqa: PTH116
             raise FileNotFoundError(errno.ENOENT, "the folder was replaced meanwhile", root)
     finally:
-        for _, entries in trail:
+        for _, entries in open_folders:
             entries.close()
 
 
 Identity = tuple[int, int]  # device, inode
 
 
-def _identity(state: os.stat_result) -> Identity:
-    return state.st_dev, state.st_ino
+def _get_identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError as error:  # a broken link
-        if error.errno in _NO_FOLDER or has_image_name(entry.name):
+        if error.errno in _BROKEN_LINK_ERRORS or has_image_name(entry.name):
             return False
         raise
 
 
-def _enter(entry: os.DirEntry[str], trail: list[tuple[Identity, Any]]) -> None:
+def _open_folder(entry: os.DirEntry[str], open_folders: list[tuple[Identity, Any]]) -> None:
     """Add a folder to the trail, unless it is already there or has been deleted."""
     try:
-        identity = _identity(entry.stat())
-        if all(identity != i for i, _ in trail):
-            trail.append((identity, os.scandir(entry.path)))
+        identity = _get_identity(entry.stat())
+        if all(identity != i for i, _ in open_folders):
+            open_folders.append((identity, os.scandir(entry.path)))
     except (FileNotFoundError, NotADirectoryError):
         pass
 
 
-def _entry(entry: os.DirEntry[str]) -> Iterator[Source | str]:
+def _classify_entry(entry: os.DirEntry[str]) -> Iterator[Source | str]:
     """Yield the row or kind of one entry; nothing if it has been deleted meanwhile."""
-    if kind := left_out_as(entry.name):
+    if kind := classify_left_out(entry.name):
         yield kind
         return
     try:
-        yield _file(entry.path, entry.stat())
+        yield _make_row(entry.path, entry.stat())
     except OSError as error:
         with suppress(FileNotFoundError):
             link = entry.stat(follow_symlinks=False)
-            yield _file(entry.path, link, f"broken link: {error.strerror}")
+            yield _make_row(entry.path, link, f"broken link: {error.strerror}")
 
 
-def _file(path: str, state: os.stat_result, problem: str | None = None) -> Source:
-    regular, named = stat.S_ISREG(state.st_mode), has_image_name(os.path.basename(path))  # noqa: PTH119
+def _make_row(path: str, status: os.stat_result, problem: str | None = None) -> Source:
+    regular, is_named = stat.S_ISREG(status.st_mode), has_image_name(os.path.basename(path))  # noqa: PTH119
     if not regular and problem is None:
         problem = "not a regular file"
     try:
         path.encode()
     except UnicodeEncodeError:
         path, problem = os.fsencode(path).decode("utf-8", "backslashreplace"), _NOT_UTF8
-    seconds = Decimal(state.st_mtime_ns).scaleb(-9)
-    return path, state.st_size if regular else 0, f"{seconds:.6f}", problem, named
+    seconds = Decimal(status.st_mtime_ns).scaleb(-9)
+    return path, status.st_size if regular else 0, f"{seconds:.6f}", problem, is_named
 
 
-def _s3(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Source | str]:
+def _iter_s3(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Source | str]:
     bucket = fs.split_path(path)[0]
-    empty = True
+    is_empty = True
     for page in object_store.object_pages(fs, path):
-        empty = empty and not page
-        yield from (_object(fs, bucket, o) for o in page if not o["Key"].endswith("/"))
-    if empty and path != bucket:
+        is_empty = is_empty and not page
+        yield from (_make_object_row(fs, bucket, o) for o in page if not o["Key"].endswith("/"))
+    if is_empty and path != bucket:
         for page in object_store.object_pages(fs, path, is_object=True):
-            yield from (_object(fs, bucket, o) for o in page)
+            yield from (_make_object_row(fs, bucket, o) for o in page)
 
 
-def _object(
+def _make_object_row(
     fs: fsspec.AbstractFileSystem, bucket: str, info: object_store.ObjectInfo
 ) -> Source | str:
     name = info["Key"].rpartition("/")[2]
-    if kind := left_out_as(name):
+    if kind := classify_left_out(name):
         return kind
     problem = _VERSION_ID if "?versionId=" in info["Key"] else None
     uri = storage.to_uri(fs, f"{bucket}/{info['Key']}")
     return uri, info["Size"], info["ETag"].strip('"'), problem, has_image_name(name)
 
 
-def _other(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Source | str]:
+def _iter_other(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Source | str]:
     try:
         for _, _, files in fs.walk(path, detail=True, on_error="raise"):
             for info in files.values():
@@ -266,6 +268,6 @@ def _other(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Source | str]:
                 etag = info.get("ETag") or info.get("etag") or tokenize(info)
                 uri = storage.to_uri(fs, info["name"])
                 row = (uri, info["size"] or 0, etag, None, has_image_name(name))
-                yield left_out_as(name) or row
+                yield classify_left_out(name) or row
     except FileNotFoundError:
         return

@@ -37,12 +37,12 @@ def find_files(path: str, links: bool) -> Iterator[tuple[str, int, float]]:
         linked = [n for n in folders if os.path.islink(os.path.join(folder, n))] if links else []  # noqa: PTH114, PTH118
         for file in (os.path.join(folder, name) for name in (*names, *linked)):  # noqa: PTH118
             with suppress(FileNotFoundError):
-                state = _state(file) if links else os.lstat(file)
-                if links or stat.S_ISREG(state.st_mode):
-                    yield file, state.st_size, state.st_mtime
+                status = _follow_link(file) if links else os.lstat(file)
+                if links or stat.S_ISREG(status.st_mode):
+                    yield file, status.st_size, status.st_mtime
 
 
-def _state(path: str) -> os.stat_result:
+def _follow_link(path: str) -> os.stat_result:
     """Return the state of the target of a link; of the link itself if it is broken."""
     try:
         return os.stat(path)  # noqa: PTH116

@@ -8,7 +8,7 @@ from typing import Any
 import fsspec
 
 from segrec_batch.common.errors import InputError, StorageError
-from segrec_batch.sources.store_errors import code_of, describe, message_of, store_errors
+from segrec_batch.sources.store_errors import describe, describe_message, get_s3_code, store_errors
 
 Content = bytes | OSError
 ObjectInfo = dict[str, Any]
@@ -134,11 +134,11 @@ def _file_content(uri: str, content: bytes | Exception) -> Content:
     """Return the content or the error of one file. Raises StorageError for errors of the store."""
     if isinstance(content, bytes):
         return content
-    code = code_of(content)
+    code = get_s3_code(content)
     if code in ("InvalidRange", "416"):  # the object has become empty
         return b""
     if isinstance(content, FileNotFoundError | PermissionError) and code in _OBJECT_CODES:
-        return type(content)(message_of(content))
+        return type(content)(describe_message(content))
     raise StorageError(f"{uri}: {describe(content)}") from content
 
 

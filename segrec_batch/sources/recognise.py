@@ -1,4 +1,4 @@
-"""Recognition of images by file name and, for names without an extension, by content."""
+"""Recognise images by file name and, for names without an extension, by content."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _EXTENSION = re.compile(r"(?=.*[a-z])[a-z0-9_+-]{1,10}", re.ASCII)
 _LITTER = {"thumbs.db": "Thumbs.db", ".ds_store": ".DS_Store"}  # files of file managers
 
 HEAD = 32
-"""Bytes read of a file whose content is tested."""
+"""Number of bytes to read of a file whose content is tested."""
 
 _BATCH = 1024  # files; 128 of them at a time are read from a remote store
 
@@ -55,7 +55,7 @@ def are_images(uris: Sequence[str], sizes: Sequence[int]) -> list[bool]:
     return results
 
 
-def extension_of(name: str) -> str:
+def get_extension(name: str) -> str:
     """Return the extension of a file name in lower case, "" if it has none.
 
     An extension has 1 to 10 ASCII characters, at least one of them a letter; `scan.2019` has none.
@@ -65,10 +65,11 @@ def extension_of(name: str) -> str:
     return extension if dot and _EXTENSION.fullmatch(extension) else ""
 
 
-def left_out_as(name: str) -> str | None:
+def classify_left_out(name: str) -> str | None:
     """Return the kind of a file that is left out by its name; None if it may be an image.
 
-    >>> [left_out_as(n) for n in ("a.JFIF", "0f3a", "a.heic", "._a.jpg", "a.jpg~", ".a.jpg.Xb2")]
+    >>> names = ("a.JFIF", "0f3a", "a.heic", "._a.jpg", "a.jpg~", ".a.jpg.Xb2")
+    >>> [classify_left_out(name) for name in names]
     [None, None, '.heic', '._*', '*~', '.*']
     """
     if name.startswith("._"):  # AppleDouble: attributes of another file
@@ -77,7 +78,7 @@ def left_out_as(name: str) -> str | None:
         return _LITTER[name.lower()]
     if name.endswith("~"):
         return "*~"
-    extension = extension_of(name)
+    extension = get_extension(name)
     if extension in EXTENSIONS:
         return None
     if name.startswith("."):  # hidden: temporary files of editors, rsync and NFS
@@ -87,4 +88,4 @@ def left_out_as(name: str) -> str | None:
 
 def has_image_name(name: str) -> bool:
     """Return whether the extension of a file name is that of an image."""
-    return extension_of(name) in EXTENSIONS
+    return get_extension(name) in EXTENSIONS

@@ -16,7 +16,7 @@ from segrec_batch.sources.strict_json import shorten
 MAX_IMAGE_BYTES = 2**28
 """Maximum size of an encoded image in bytes; larger ones are not indexed."""
 
-_MOST = 1000  # roots that an index stores
+_MAX_ROOTS = 1000  # roots that an index stores
 
 
 class OutsideRootsError(OSError):
@@ -37,38 +37,39 @@ class ImageRoots:
         """Return the roots that a user names. Raises InputError for an empty URI."""
         return cls(tuple(dict.fromkeys(map(storage.absolute, uris))))
 
-    def extended(self, uris: Iterable[str] | None) -> "ImageRoots":
+    def extend(self, uris: Iterable[str] | None) -> "ImageRoots":
         """Return these roots and `uris`, none below another; the newest 1,000."""
         roots = dict.fromkeys((*self.uris, *(uris or ())))
-        kept = [uri for uri in roots if not ImageRoots((*(roots.keys() - {uri}),)).admits(uri)]
-        return ImageRoots(tuple(kept[-_MOST:]))
+        topmost = [uri for uri in roots if not ImageRoots((*(roots.keys() - {uri}),)).admits(uri)]
+        return ImageRoots(tuple(topmost[-_MAX_ROOTS:]))
 
     def admits(self, uri: str) -> bool:
         """Return whether an image may be fetched; `..` is resolved, links are not."""
         scheme = scheme_of(uri)
-        if not _is_known(uri) or scheme not in {scheme_of(root) for root in self.uris}:
+        if not _has_known_scheme(uri) or scheme not in {scheme_of(root) for root in self.uris}:
             return False
         if scheme != "file" and ".." in uri.split("/"):
             return False  # a server may resolve it to the parent folder
         try:
-            location = storage.absolute(uri)
+            absolute_uri = storage.absolute(uri)
         except InputError:  # the URI holds credentials
             return False
         return any(
-            location == root or location.startswith(root.rstrip("/") + "/") for root in self.uris
+            absolute_uri == root or absolute_uri.startswith(root.rstrip("/") + "/")
+            for root in self.uris
         )
 
 
 def check_root(uri: str) -> None:
     """Raise InputError for a root that the log of an index cannot store."""
-    if not _is_known(uri):
+    if not _has_known_scheme(uri):
         raise InputError(
             f"--images {shorten(uri)}: images are indexed from local folders and object stores; "
             "copy them to one"
         )
 
 
-def _is_known(uri: object) -> bool:
+def _has_known_scheme(uri: object) -> bool:
     """Return whether a URI has a known scheme and is no chain of file systems."""
     if not isinstance(uri, str) or not 0 < len(uri) <= 4096 or "\0" in uri:
         return False
@@ -78,10 +79,10 @@ def _is_known(uri: object) -> bool:
 
 def parse_roots(values: object) -> ImageRoots:
     """Return the roots that a log states. Raises ValueError if one cannot be indexed."""
-    if not isinstance(values, list) or len(values) > _MOST:
+    if not isinstance(values, list) or len(values) > _MAX_ROOTS:
         raise ValueError(f"{shorten(values)} are no roots of images")
     for uri in values:
-        if not _is_known(uri):
+        if not _has_known_scheme(uri):
             raise ValueError(f"{shorten(uri)} is no root of images")
     return ImageRoots(tuple(values))
 
@@ -109,7 +110,7 @@ def fetch_images(uris: Sequence[str], roots: ImageRoots) -> list[storage.Content
             contents[uri] = OutsideRootsError(
                 "it lies below no folder that the index was made from"
             )
-    for members in groups.values():
-        bounded = storage.read_bounded(members, MAX_IMAGE_BYTES)
-        contents.update(zip(members, bounded, strict=True))
+    for group in groups.values():
+        bounded = storage.read_bounded(group, MAX_IMAGE_BYTES)
+        contents.update(zip(group, bounded, strict=True))
     return [contents[uri] for uri in uris]

@@ -1,4 +1,4 @@
-"""Files by URI, on local disk or in an object store; all file access of the project.
+"""Access files by URI, on local disk or in an object store; the project reads and writes here only.
 
 Credentials and endpoints come from the standard `AWS_*` environment, never from arguments, and
 never appear in a message.
@@ -117,8 +117,8 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
     Raises OSError if the file cannot be read or has more than `limit` bytes, and StorageError.
     """
     if limit is None:
-        return _or_raise(read_many([uri])[0])
-    return _or_raise(read_bounded([uri], limit)[0])
+        return _raise_if_error(read_many([uri])[0])
+    return _raise_if_error(read_bounded([uri], limit)[0])
 
 
 def read_bounded(uris: Sequence[str], limit: int) -> list[Content]:
@@ -134,7 +134,7 @@ def read_bounded(uris: Sequence[str], limit: int) -> list[Content]:
 
 def read_range(uri: str, start: int, stop: int) -> bytes:
     """Return a range of bytes of one remote file, in one request. Raises as `read_bytes` does."""
-    return _or_raise(object_store.fetch(filesystem(uri)[0], [uri], [start], [stop])[0])
+    return _raise_if_error(object_store.fetch(filesystem(uri)[0], [uri], [start], [stop])[0])
 
 
 @contextmanager
@@ -173,7 +173,7 @@ def read_many(uris: Sequence[str], sizes: Sequence[int] | None = None) -> list[C
     ]
 
 
-def _or_raise(content: Content) -> bytes:
+def _raise_if_error(content: Content) -> bytes:
     if isinstance(content, OSError):
         raise content
     return content
@@ -204,7 +204,7 @@ def _open_regular(path: str, flags: int) -> int:
 def write_bytes(uri: str, data: bytes) -> None:
     """Write one file atomically. Raises StorageError."""
     fs, path = filesystem(uri)
-    with store_errors(uri, but=()):
+    with store_errors(uri, allowed=()):
         if is_local(fs):
             local.write_bytes(Path(path), data)
         else:

@@ -1,4 +1,4 @@
-"""Parsing of untrusted JSON, with limits of size, depth and numbers."""
+"""Parse untrusted JSON, with limits on size, depth and numbers."""
 
 import json
 import math
@@ -14,8 +14,8 @@ MAX_BYTES = 2**24
 MAX_DEPTH = 64
 """Limit of the nesting of arrays and objects."""
 
-_INTEGERS = 2**64  # the limit of Parquet, SQL and NumPy
-# a string is one token, also an unterminated one, so that the search takes linear time
+_INTEGER_LIMIT = 2**64  # the limit of Parquet, SQL and NumPy
+# a string is one token even if it is unterminated, so that the search takes linear time
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
@@ -23,8 +23,8 @@ def parse_json(content: bytes, limit: int = MAX_BYTES) -> Any:
     """Return the value of a JSON document in UTF-8.
 
     Raises:
-        ValueError: The document is no JSON, is longer than `limit` bytes, is nested deeper than
-            `MAX_DEPTH`, has a key twice, or a number that is not finite or needs more than 64 bits.
+        ValueError: The document is not JSON, is longer than `limit` bytes, is nested deeper than
+            `MAX_DEPTH`, or has a duplicate key or a number that is not finite or exceeds 64 bits.
     """
     if len(content) > limit:
         raise ValueError(f"more than {limit:,} bytes")
@@ -32,10 +32,10 @@ def parse_json(content: bytes, limit: int = MAX_BYTES) -> Any:
     _check_depth(text)
     return json.loads(
         text,
-        parse_constant=_refuse_constant,
+        parse_constant=_reject_constant,
         parse_float=_parse_float,
         parse_int=_parse_integer,
-        object_pairs_hook=_unique,
+        object_pairs_hook=_reject_duplicate_keys,
     )
 
 
@@ -54,8 +54,8 @@ def check_values(value: object, depth: int = MAX_DEPTH // 2) -> None:
     if value is None or isinstance(value, str | bool):
         return
     if isinstance(value, int | float):
-        if abs(value) >= _INTEGERS if isinstance(value, int) else not math.isfinite(value):
-            raise ValueError(f"{shorten(value)} is no number that can be kept")
+        if abs(value) >= _INTEGER_LIMIT if isinstance(value, int) else not math.isfinite(value):
+            raise ValueError(f"{shorten(value)} is a number that JSON cannot store")
         return
     if depth == 0:
         raise ValueError("nested too deep")
@@ -93,7 +93,7 @@ def _check_depth(text: str) -> None:
             depth -= 1
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
 
 
@@ -105,16 +105,16 @@ def _parse_float(text: str) -> float:
 
 
 def _parse_integer(text: str) -> int:
-    number = int(text) if len(text) <= 21 else _INTEGERS
-    if abs(number) >= _INTEGERS:
+    number = int(text) if len(text) <= 21 else _INTEGER_LIMIT
+    if abs(number) >= _INTEGER_LIMIT:
         raise ValueError(f"{text[:40]} is too large a number")
     return number
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise ValueError(f"key {shorten(twice)} stands twice")
+        duplicate = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ValueError(f"key {shorten(duplicate)} stands twice")
     return values

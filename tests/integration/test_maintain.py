@@ -560,7 +560,7 @@ WRONG: list[tuple[str, str, Callable[[list[Row]], object]]] = [
     ("regions", "regions of background are not", lambda r: r.append(r[-1])),
     ("regions", "regions of background are not", lambda r: r.append(r[-1] | UNKNOWN)),
     ("regions", "regions of background are not", lambda r: r[-1].update(coverage=0.999)),
-    ("regions", "do not lie by coverage", lambda r: r.reverse()),
+    ("regions", "are not sorted by coverage", lambda r: r.reverse()),
     ("regions", "cells of background are not", lambda r: r[0].update(cells=r[0]["cells"] + 1)),
     ("regions", "background: inv_norm is not", lambda r: r[0].update(inv_norm=9.0)),
     ("regions", "mask_bits has", lambda r: r[0]["mask_bits"].pop()),
@@ -592,13 +592,13 @@ def test_verify_finds_duplicate_source(index: str) -> None:
     added = copy_of_a_part(index)
     doubled = sorted({u for f in added for u in read_file(index, f)["uri"].to_pylist()})
     result = verify(store.commit(snapshot, added))
-    assert result == [f"{uri}: there more than once" for uri in doubled]
+    assert result == [f"{uri}: has more than one row" for uri in doubled]
     uri = sources(index)[0]
     row = {f.name: uri if f.type == pa.string() else 0 for f in failures_schema()}
     rows = pa.Table.from_pylist([row | {"image_id": image_id(uri)}], failures_schema())
     added = write_part(index, [("failures", None, rows)])
     failed = store.commit(rollback(index, snapshot.version), added)
-    assert verify(failed) == [f"{uri}: there more than once"]
+    assert verify(failed) == [f"{uri}: has more than one row"]
 
 
 # rollback and history

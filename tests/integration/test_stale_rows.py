@@ -23,7 +23,7 @@ from segrec_batch.images.decode import mask_shape
 from segrec_batch.index.files import group_by_part, new_part
 from segrec_batch.index.parts import merge_parts, read_file, write_file
 from segrec_batch.index.snapshot import Snapshot, empty_snapshot, with_changes
-from segrec_batch.maintenance.verify import _TWICE, check_part
+from segrec_batch.maintenance.verify import _DUPLICATES, check_part
 from segrec_batch.pipeline import commit as publish
 from segrec_batch.pipeline.commit import Publisher
 from segrec_batch.pipeline.plan import Plan, Request
@@ -143,7 +143,7 @@ class World:
             job = (self.snapshot.index, files, SPEC, Bundle.model_id)
             assert check_part(job) == []
         with open_files(self.snapshot).connection as connection:
-            assert query(connection, _TWICE).num_rows == 0
+            assert query(connection, _DUPLICATES).num_rows == 0
             orphans = "SELECT count(*) FROM regions ANTI JOIN images USING (image_id)"
             assert connection.execute(orphans).fetchall() == [(0,)]
             rows = connection.execute(

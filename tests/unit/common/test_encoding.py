@@ -22,7 +22,7 @@ from segrec_batch.common.encoding import (
     encode_json,
     escape_message,
     escape_text,
-    html_environment,
+    make_html_environment,
     redact,
 )
 from segrec_batch.common.errors import InputError
@@ -102,7 +102,7 @@ def test_show_line_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_html_escapes_bidirectional_marks() -> None:
-    environment = html_environment(jinja2.DictLoader({"page": "<p>{{ name }}</p>"}))
+    environment = make_html_environment(jinja2.DictLoader({"page": "<p>{{ name }}</p>"}))
     page = environment.get_template("page").render(name="<\u202egpj.exe>\x1b")
     assert page == "<p>&lt;\\u202egpj.exe&gt;\\x1b</p>"
 

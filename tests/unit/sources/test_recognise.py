@@ -11,7 +11,7 @@ from PIL import Image
 from segrec_batch.common.errors import ImageError
 from segrec_batch.images import sandbox
 from segrec_batch.images.decode import decode
-from segrec_batch.sources.recognise import EXTENSIONS, HEAD, are_images, extension_of, is_image
+from segrec_batch.sources.recognise import EXTENSIONS, HEAD, are_images, get_extension, is_image
 from tests.support.builders import encoded, smooth_pixels
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
@@ -51,7 +51,7 @@ def test_other_content_is_not(text: bytes) -> None:
     [("a.JPG", "jpg"), ("a", ""), ("a.", ""), ("scan.2019", ""), (".jpg", "jpg"), ("a.b c", "")],
 )
 def test_extensions(name: str, extension: str) -> None:
-    assert extension_of(name) == extension
+    assert get_extension(name) == extension
 
 
 def test_what_cannot_be_read_counts_as_an_image(tmp_path: Path) -> None:

@@ -166,9 +166,9 @@ def test_index_rejects_roots_that_log_cannot_store(images: str, tmp_path: Path) 
 
 
 def test_roots_are_kept_without_those_below_others() -> None:
-    roots = ImageRoots(()).extended(["/a/b", "s3://c/d"]).extended(["/a", "/a"])
+    roots = ImageRoots(()).extend(["/a/b", "s3://c/d"]).extend(["/a", "/a"])
     assert roots.uris == ("s3://c/d", "/a")
-    many = ImageRoots(()).extended(f"/{i}" for i in range(1001))
+    many = ImageRoots(()).extend(f"/{i}" for i in range(1001))
     assert (len(many.uris), many.uris[-1]) == (1000, "/1000")
 
 
