@@ -41,12 +41,15 @@ _ARM_PARTS = {  # (implementer, part), as in /proc/cpuinfo
 
 @dataclass(frozen=True)
 class Processor:
-    """A processor: its name, architecture (`x86_64`, `aarch64`, …) and features.
-
-    `features` are Linux's names of instructions that all cores have, such as `avx512_bf16`.
+    """A processor.
 
     The environment variable ONEDNN_MAX_CPU_ISA limits the instructions that oneDNN, and so PyTorch,
-    uses on x86. The properties respect it: limited to AVX2, a Zen 4 has no native bfloat16.
+    uses on x86. The properties respect it: a Zen 4 that is limited to AVX2 has no native bfloat16.
+
+    Attributes:
+        name: name for people.
+        architecture: `x86_64`, `aarch64`, …
+        features: Linux's names of instructions that all cores have, such as `avx512_bf16`.
     """
 
     name: str
@@ -58,8 +61,8 @@ class Processor:
         """True if PyTorch has instructions for bfloat16 and does not emulate it."""
         if self.architecture.startswith(("aarch64", "arm")):
             return "bf16" in self.features
-        capped = isa_limit().lower() in _ISA_WITHOUT_BF16
-        return self.has_amx or ("avx512_bf16" in self.features and not capped)
+        is_limited = isa_limit().lower() in _ISA_WITHOUT_BF16
+        return self.has_amx or ("avx512_bf16" in self.features and not is_limited)
 
     @property
     def has_amx(self) -> bool:
@@ -95,12 +98,12 @@ def parse_cpuinfo(text: str, architecture: str) -> Processor:
         for line in values.get(key, ())
     ]
     part = (next(iter(values.get(k, ())), "") for k in ("CPU implementer", "CPU part"))
-    names = (*values.get("model name", ()), _arm_name(*part), architecture)
+    names = (*values.get("model name", ()), _name_arm_processor(*part), architecture)
     features = frozenset.intersection(*cores) if cores else frozenset()
     return Processor(next(filter(None, names), "unknown"), architecture, features)
 
 
-def _arm_name(implementer: str, part: str) -> str:
+def _name_arm_processor(implementer: str, part: str) -> str:
     unknown = f"ARM, implementer {implementer}, part {part}" if implementer and part else ""
     return _ARM_PARTS.get((implementer, part), unknown)
 

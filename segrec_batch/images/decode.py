@@ -1,8 +1,8 @@
-"""Decoding of images to RGB pixels of one of a few fixed shapes.
+"""Decode images to RGB pixels of one of a few fixed shapes.
 
-A model takes images in a few *shapes* of nearly equal area, one for each aspect ratio. Images are
-hardly distorted, a batch of one shape is one tensor, and every image costs about the same time and
-memory.
+A model takes images in a few *shapes* of nearly equal area, one for each aspect ratio. So images
+are hardly distorted, images of one shape form one tensor, and every image costs about the same time
+and memory.
 """
 
 import io
@@ -33,7 +33,7 @@ from segrec_batch.common.errors import ImageError
 from segrec_batch.images import png, signatures, tiff
 from segrec_batch.images.tiff_layout import Layout, read_layout
 
-MAX_PIXELS = 178_956_970  # Pillow's own bound for decompression bombs
+MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 MASK_SIDE = 1024  # longest side of a mask, in pixels
 _ASPECTS = (1.0, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2.0, 3.0)  # long side / short side
 
@@ -48,14 +48,14 @@ _OPENERS = {
     "WEBP": WebPImagePlugin.WebPImageFile,
 }
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # libavif cannot start threads in the sandbox
-_ALSO_USED = (
+_PRELOADED = (
     ImageCms,
     MpoImagePlugin,
-)  # by Pillow, which would import them from within the sandbox
+)  # Pillow uses these too, and cannot import them inside the sandbox
 
 Shape = tuple[int, int]  # height, width
 
-_UPRIGHT = {
+_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -82,12 +82,14 @@ def shapes_of_size(size: int, stride: int) -> tuple[Shape, ...]:
     >>> shapes_of_size(224, 16)[6:9]
     ((224, 224), (208, 256), (192, 256))
     """
-    wide = [(size / math.sqrt(a), size * math.sqrt(a)) for a in _ASPECTS]
-    tall = [(w, h) for h, w in reversed(wide[1:])]
-    return tuple((_whole_strides(h, stride), _whole_strides(w, stride)) for h, w in tall + wide)
+    landscape = [(size / math.sqrt(a), size * math.sqrt(a)) for a in _ASPECTS]
+    portrait = [(w, h) for h, w in reversed(landscape[1:])]
+    return tuple(
+        (_round_to_stride(h, stride), _round_to_stride(w, stride)) for h, w in portrait + landscape
+    )
 
 
-def _whole_strides(side: float, stride: int) -> int:
+def _round_to_stride(side: float, stride: int) -> int:
     return max(stride, round(side / stride) * stride)
 
 
@@ -149,17 +151,19 @@ def _open_rgb(
         return _open_tiff(data, read_layout(data))
     if format_ == "PNG":
         data = png.drop_damaged_ancillary(data)
-    image = _open(data, format_)
+    image = _open_with_pillow(data, format_)
     if format_ == "PNG":
         depth, colour = png.read_depth_and_colour(data)
         if depth == 16:
-            orientation = _orientation(image)
-            return _described(_upright(png.open_16_bits(data, colour), orientation), format_)
+            orientation = _read_orientation(image)
+            return _describe_image(
+                _turn_upright(png.open_16_bits(data, colour), orientation), format_
+            )
         png.scale_transparency(image, depth)
-    return _by_pillow(image, _orientation(image), shapes)
+    return _convert_with_pillow(image, _read_orientation(image), shapes)
 
 
-def _open(data: bytes, format_: str) -> ImageFile.ImageFile:
+def _open_with_pillow(data: bytes, format_: str) -> ImageFile.ImageFile:
     try:
         image: ImageFile.ImageFile = _OPENERS[format_](io.BytesIO(data), "")
     except (
@@ -178,21 +182,21 @@ def _open_tiff(data: bytes, layout: Layout) -> tuple[Image.Image, int, int, str]
     _check_size(layout.width, layout.height)
     layout.check_compression()
     if tiff.is_pillows(layout):
-        image = _open(data, "TIFF")
+        image = _open_with_pillow(data, "TIFF")
         tiff.correct_palette(image, layout)
-        return _by_pillow(image, 1, None)  # Pillow applies the orientation
-    return _described(_upright(tiff.open_here(data, layout), layout.orientation), "TIFF")
+        return _convert_with_pillow(image, 1, None)  # Pillow applies the orientation
+    return _describe_image(_turn_upright(tiff.open_here(data, layout), layout.orientation), "TIFF")
 
 
-def _by_pillow(
+def _convert_with_pillow(
     image: Image.Image, orientation: int, shapes: Sequence[Shape] | None
 ) -> tuple[Image.Image, int, int, str]:
-    sideways = 5 <= orientation <= 8
-    width, height = (image.height, image.width) if sideways else (image.width, image.height)
+    is_sideways = 5 <= orientation <= 8
+    width, height = (image.height, image.width) if is_sideways else (image.width, image.height)
     if shapes:
         h, w = nearest_shape(shapes, height, width)
-        image.draft(None, (h, w) if sideways else (w, h))
-    return to_rgb(_upright(image, orientation)), width, height, image.format or "?"
+        image.draft(None, (h, w) if is_sideways else (w, h))
+    return to_rgb(_turn_upright(image, orientation)), width, height, image.format or "?"
 
 
 def _check_size(width: int, height: int) -> None:
@@ -200,16 +204,16 @@ def _check_size(width: int, height: int) -> None:
         raise ImageError("decode", f"{width}×{height} pixels are too many")
 
 
-def _described(image: Image.Image, format_: str) -> tuple[Image.Image, int, int, str]:
+def _describe_image(image: Image.Image, format_: str) -> tuple[Image.Image, int, int, str]:
     return image, image.width, image.height, format_
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    turn = _UPRIGHT.get(orientation)
-    return image if turn is None else image.transpose(turn)
+def _turn_upright(image: Image.Image, orientation: int) -> Image.Image:
+    transpose = _TRANSPOSES.get(orientation)
+    return image if transpose is None else image.transpose(transpose)
 
 
-def _orientation(image: Image.Image) -> int:
+def _read_orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken EXIF does not make an image unreadable
@@ -219,11 +223,11 @@ def _orientation(image: Image.Image) -> int:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any 8-bit mode of Pillow to RGB, with transparent pixels on white."""
     if image.has_transparency_data:
-        rgba = _in_mode(image, "RGBA")
+        rgba = _convert_mode(image, "RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return _in_mode(image, "RGB")
+    return _convert_mode(image, "RGB")
 
 
-def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+def _convert_mode(image: Image.Image, mode: str) -> Image.Image:
     image.load()
     return image if image.mode == mode else image.convert(mode)  # convert() always copies

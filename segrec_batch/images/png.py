@@ -1,6 +1,6 @@
-"""Reading of PNG beyond Pillow: 16 bits per sample, tRNS, damaged ancillary chunks.
+"""Read what Pillow does not read from PNG: 16-bit samples, tRNS, damaged ancillary chunks.
 
-Reader of each colour type, bit depth and transparency:
+What reads each colour type and bit depth:
 
     grey 1, 2, 4, 8; RGB 8; palette 1 to 8     Pillow, with the tRNS value in its units
     grey 16; RGB 16; grey + alpha 16; RGBA 16  both bytes of each sample, see `_both_bytes`;
@@ -35,35 +35,35 @@ def drop_damaged_ancillary(data: bytes) -> bytes:
     Raises:
         ImageError: A critical chunk is cut short, or its checksum is wrong.
     """
-    kept, start = [], 0
-    for at, end, kind in _chunks(data):
-        if _is_sound(data, at, end):
+    pieces, start = [], 0
+    for offset, end, kind in _iter_chunks(data):
+        if _is_intact(data, offset, end):
             continue
         if not kind[0] & 0x20:
             name = kind.decode("ascii", "backslashreplace")
             raise ImageError("decode", f"broken or truncated PNG: the chunk {name} is damaged")
-        kept.append(data[start:at])
+        pieces.append(data[start:offset])
         start = end
-    return b"".join([*kept, data[start:]]) if kept else data
+    return b"".join([*pieces, data[start:]]) if pieces else data
 
 
-def _chunks(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+def _iter_chunks(data: bytes) -> Iterator[tuple[int, int, bytes]]:
     """Yield the start, end and type of each chunk before IEND; an end may exceed the data."""
-    at = len(SIGNATURE)
-    while at + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
+    offset = len(SIGNATURE)
+    while offset + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, offset)
         if kind == b"IEND":
             return
-        yield at, at + 12 + length, kind
-        at += 12 + length
+        yield offset, offset + 12 + length, kind
+        offset += 12 + length
 
 
-def _is_sound(data: bytes, at: int, end: int) -> bool:
+def _is_intact(data: bytes, offset: int, end: int) -> bool:
     """Return whether a chunk is complete and its checksum is right."""
     if end > len(data):
         return False
     stored = int.from_bytes(data[end - 4 : end])
-    return zlib.crc32(memoryview(data)[at + 4 : end - 4]) == stored
+    return zlib.crc32(memoryview(data)[offset + 4 : end - 4]) == stored
 
 
 def read_depth_and_colour(data: bytes) -> tuple[int, int]:
@@ -87,31 +87,31 @@ def scale_transparency(image: Image.Image, depth: int) -> None:
 def open_16_bits(data: bytes, colour: int) -> Image.Image:
     """Return a PNG of 16 bits per sample as RGB."""
     image = PngImagePlugin.PngImageFile(io.BytesIO(data))
-    samples = _samples(image, data, colour)
+    samples = _read_samples(image, data, colour)
     channels = _CHANNELS[colour]
-    colours, alpha, opaque = samples, None, 65535.0
+    colours, alpha, opaque_value = samples, None, 65535.0
     if colour in (_GREY_ALPHA, _RGB_ALPHA):
         colours, alpha = samples[..., : channels - 1], samples[..., channels - 1]
     elif (key := image.info.get("transparency")) is not None:
-        alpha, opaque = (samples != np.atleast_1d(key)).any(axis=-1), 1.0
-    return render_rgb(Samples(colours, (0, 65535), alpha=alpha, opaque=opaque))
+        alpha, opaque_value = (samples != np.atleast_1d(key)).any(axis=-1), 1.0
+    return render_rgb(Samples(colours, (0, 65535), alpha=alpha, opaque=opaque_value))
 
 
-def _samples(image: PngImagePlugin.PngImageFile, data: bytes, colour: int) -> NDArray[Any]:
+def _read_samples(image: PngImagePlugin.PngImageFile, data: bytes, colour: int) -> NDArray[Any]:
     """Return the samples of an opened image, uint16 (h, w, channels)."""
     if colour == _GREY:
         return np.asarray(image, np.uint16)[..., None]
     if colour == _GREY_ALPHA:  # its rows have the bytes and filters of 8-bit RGBA
-        return _bytes_of(image, "RGBA", "RGBA").view(">u2")
+        return _unpack_rows(image, "RGBA", "RGBA").view(">u2")
     mode = "RGB" if colour == _RGB else "RGBA"
-    high = _bytes_of(image, mode, f"{mode};16B")
-    other = PngImagePlugin.PngImageFile(io.BytesIO(data))
-    low = _bytes_of(other, mode, f"{mode};16L")  # 16L takes the second byte
+    high = _unpack_rows(image, mode, f"{mode};16B")
+    second = PngImagePlugin.PngImageFile(io.BytesIO(data))
+    low = _unpack_rows(second, mode, f"{mode};16L")  # 16L takes the second byte
     return high.astype(np.uint16) << 8 | low
 
 
-def _bytes_of(image: PngImagePlugin.PngImageFile, mode: str, raw: str) -> NDArray[np.uint8]:
-    """Return the bytes that Pillow unpacks when it reads rows in another layout of equal width."""
+def _unpack_rows(image: PngImagePlugin.PngImageFile, mode: str, raw: str) -> NDArray[np.uint8]:
+    """Return the bytes of rows that Pillow reads as if they had the layout `raw` of equal width."""
     (tile,) = image.tile
     image.tile = [tile._replace(args=raw)]
     image._mode = mode

@@ -244,4 +244,4 @@ def locate_table(index: str, table: str) -> tuple[str, dict[str, str]]:
     uri = storage.join(index, table)
     if not uri.startswith(("s3://", "s3a://")):
         return uri, {}
-    return uri, object_store.delta_options()
+    return uri, object_store.get_delta_options()

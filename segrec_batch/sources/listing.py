@@ -241,11 +241,11 @@ def _make_row(path: str, status: os.stat_result, problem: str | None = None) -> 
 def _iter_s3(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Source | str]:
     bucket = fs.split_path(path)[0]
     is_empty = True
-    for page in object_store.object_pages(fs, path):
+    for page in object_store.iter_object_pages(fs, path):
         is_empty = is_empty and not page
         yield from (_make_object_row(fs, bucket, o) for o in page if not o["Key"].endswith("/"))
     if is_empty and path != bucket:
-        for page in object_store.object_pages(fs, path, is_object=True):
+        for page in object_store.iter_object_pages(fs, path, is_object=True):
             yield from (_make_object_row(fs, bucket, o) for o in page)
 
 

@@ -1,4 +1,4 @@
-"""Access to object stores: options of S3, and concurrent reads, listings and deletions."""
+"""Access object stores: set the options of S3; read concurrently, list and delete objects."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -17,12 +17,14 @@ ObjectInfo = dict[str, Any]
 PART_BYTES = 16 * 2**20
 """Objects of two parts and more are uploaded in parts of this size."""
 
-_CONNECT_SECONDS, _ANSWER_SECONDS = 5, 15
+_CONNECT_SECONDS, _RESPONSE_SECONDS = 5, 15
 _CONNECTIONS = 32
-_ATTEMPTS = 5  # of one request, with waits of up to 1, 2, 4, 8 seconds in between
-_S3FS_TRIES = 2  # each makes the attempts above; s3fs nests two of these loops
-_READ_TRIES = 3  # of an object whose content was cut off
-_PAGE = 1000  # keys in one request: the limit of S3
+_ATTEMPTS = (
+    5  # number of attempts per request, with waits of up to 1, 2, 4 and 8 seconds between them
+)
+_S3FS_TRIES = 2  # each try makes these attempts; s3fs nests two such loops
+_READ_TRIES = 3  # number of reads of an object whose content was cut off
+_MAX_KEYS = 1000  # keys in one request: the limit of S3
 
 # error codes that concern one object, not the store or the whole bucket
 _OBJECT_CODES = {"", "AccessDenied", "403", "InvalidObjectState", "NoSuchKey", "404"}
@@ -37,7 +39,7 @@ def open_s3() -> fsspec.AbstractFileSystem:
         default_cache_type="none",
         config_kwargs={
             "connect_timeout": _CONNECT_SECONDS,
-            "read_timeout": _ANSWER_SECONDS,
+            "read_timeout": _RESPONSE_SECONDS,
             # the other modes share a budget of retries between all requests: a short outage uses
             # it up, and then the first 503 is final
             "retries": {"mode": "legacy", "total_max_attempts": _ATTEMPTS},
@@ -48,7 +50,7 @@ def open_s3() -> fsspec.AbstractFileSystem:
     return fs
 
 
-def delta_options() -> dict[str, str]:
+def get_delta_options() -> dict[str, str]:
     """Return the storage options of delta-rs for S3, in addition to the `AWS_*` environment.
 
     Raises InputError for an endpoint that delta-rs cannot use.
@@ -61,7 +63,7 @@ def delta_options() -> dict[str, str]:
         # AWS_EC2_METADATA_DISABLED, as s3fs does, also if an endpoint is set
         "AWS_FORCE_CREDENTIAL_LOAD": "true",
         "connect_timeout": f"{_CONNECT_SECONDS}s",
-        "retry_timeout": f"{_ANSWER_SECONDS}s",
+        "retry_timeout": f"{_RESPONSE_SECONDS}s",
     }
     return options | ({"AWS_ALLOW_HTTP": "true"} if endpoint.startswith("http://") else {})
 
@@ -96,7 +98,7 @@ def fetch(
         bounds = [[b[i] for i in missing] if b else None for b in (starts, ends)]
         for i, content in zip(missing, _read_ranges(fs, paths, *bounds), strict=True):
             if is_last or not _is_cut_off(content):
-                contents[i] = _file_content(uris[i], content)
+                contents[i] = _to_content(uris[i], content)
     return [contents[i] for i in range(len(uris))]
 
 
@@ -130,7 +132,7 @@ def _is_cut_off(content: bytes | Exception) -> bool:
     return isinstance(content, cut_off)
 
 
-def _file_content(uri: str, content: bytes | Exception) -> Content:
+def _to_content(uri: str, content: bytes | Exception) -> Content:
     """Return the content or the error of one file. Raises StorageError for errors of the store."""
     if isinstance(content, bytes):
         return content
@@ -148,16 +150,16 @@ def delete_objects(fs: fsspec.AbstractFileSystem, paths: Sequence[str]) -> None:
     keys = sorted(fs.split_path(path)[:2] for path in paths)
     for bucket, group in groupby(keys, lambda key: key[0]):
         objects = [{"Key": key} for _, key in group]
-        for i in range(0, len(objects), _PAGE):
+        for i in range(0, len(objects), _MAX_KEYS):
             with store_errors(f"s3://{bucket}"):
-                batch = {"Objects": objects[i : i + _PAGE], "Quiet": True}
-                errors = fs.call_s3("delete_objects", Bucket=bucket, Delete=batch).get("Errors")
-            for error in errors or ():
+                batch = {"Objects": objects[i : i + _MAX_KEYS], "Quiet": True}
+                failed = fs.call_s3("delete_objects", Bucket=bucket, Delete=batch).get("Errors")
+            for error in failed or ():
                 uri = f"s3://{bucket}/{error['Key']}"
                 raise StorageError(f"{uri}: not deleted: {error.get('Code')}")
 
 
-def object_pages(
+def iter_object_pages(
     fs: fsspec.AbstractFileSystem, path: str, is_object: bool = False
 ) -> Iterator[list[ObjectInfo]]:
     """Yield the objects below a folder of an S3 bucket, at most 1,000 at a time, one request each.

@@ -249,7 +249,7 @@ def find_files(uri: str, suffix: str = "", links: bool = False) -> Iterator[tupl
             files = local.find_files(path, links)
         elif is_s3(fs):
             bucket = fs.split_path(path)[0]
-            objects = chain.from_iterable(object_store.object_pages(fs, path))
+            objects = chain.from_iterable(object_store.iter_object_pages(fs, path))
             files = (
                 (f"{bucket}/{o['Key']}", o["Size"], o["LastModified"].timestamp()) for o in objects
             )
