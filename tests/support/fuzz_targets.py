@@ -271,7 +271,7 @@ class IndexTarget(Target):
         new = image_files(index, names(6), FEATURES[:6])
         store.commit(snapshot, new, [f for f in snapshot.all_files if f.part == old.part])
         replacements.write_replacements(index, [(old, next(f for f in new if f.table == "images"))])
-        base = store.replaced(
+        base = store.copy_with(
             store.empty_snapshot(index, f"{2:016x}", SPEC),
             versions={**snapshot.versions, "rebuild": -1},
         )

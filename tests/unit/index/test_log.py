@@ -80,7 +80,7 @@ def interrupt(index: Path, monkeypatch: pytest.MonkeyPatch, done: int = 3) -> st
 
     with monkeypatch.context() as patch:
         patch.setattr(commits, "replace_files", bring_or_die)
-        patch.setattr(commits, "publish", die)
+        patch.setattr(commits, "publish_images", die)
         with pytest.raises(KeyboardInterrupt):
             store.commit(base, [added])
     return added.uri(str(index))

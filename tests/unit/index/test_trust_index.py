@@ -22,12 +22,12 @@ from segrec_batch.index import snapshot as store
 from segrec_batch.index.files import DataFile, parse_data_file
 from segrec_batch.index.parquet import open_parquet, read_parquet
 from segrec_batch.index.parts import (
+    compute_statistics,
     merge_parts,
     read_column,
     read_file,
     read_images,
     rewrite_part,
-    statistics,
     write_file,
     write_part,
 )
@@ -296,7 +296,7 @@ def test_replacements_of_foreign_files_are_refused(index: str) -> None:
 def test_a_rebuild_cannot_stage_a_file_from_elsewhere(index: str) -> None:
     base = store.open_snapshot(index)
     empty = store.empty_snapshot(index, f"{2:016x}", SPEC)
-    base = store.replaced(empty, versions={**base.versions, "rebuild": -1})
+    base = store.copy_with(empty, versions={**base.versions, "rebuild": -1})
     staging.stage(base, [DataFile("images", "../../secret.parquet", 1, 1, None, "{}")])
     with pytest.raises(IndexStateError, match="not what a rebuild has staged"):
         staging.read_staged_files(index, base.bundle_id)
@@ -438,7 +438,7 @@ def test_our_own_files_need_no_embedded_schema(table: str, tmp_path: Path) -> No
     assert result.schema.metadata == {b"segrec.part": f"{table}/{PART}".encode()}
     columns = [name for name in schema.names if name != PARTITION.get(table)]
     check_columns(table, result.select(columns).schema)
-    assert statistics(result) == statistics(rows)
+    assert compute_statistics(result) == compute_statistics(rows)
 
 
 @given(data=st.data())
