@@ -83,7 +83,7 @@ def indexed(model_dir: str, ray_cluster: None, tmp_path_factory: pytest.TempPath
         yield from process(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chain, "process", late)
+        patch.setattr(chain, "process_images", late)
         index = str(folder.parent / "it's an index [of] bad")
         stats, snapshot = index_images(
             Request(str(folder)), model_dir, index, Execution("cpu", batch_size=8)
