@@ -75,7 +75,7 @@ class Timed(SegmentStage):
         # a GPU of these tests is only a number
         SegmentStage.__init__(self, model, EngineChoice("ncnn", "float32"), threads)
         self.asked_for = engine.device
-        self._alone = self._device  # a sleeper stands for a device: one batch at a time
+        self._launch_lock = self._device_lock  # a sleeper stands for a device: one batch at a time
         self.segmenter: Any = Sleeper(len(self.segmenter.model.spec.all_classes), self.seconds)
 
     def __call__(self, decoded: pa.Table) -> pa.Table:

@@ -103,5 +103,5 @@ def test_progress_meter_estimates_the_time_left(
     meter = ProgressMeter("x", total)
     clock += after
     meter.advance(done)
-    meter._line()
+    meter._log_progress()
     assert capsys.readouterr().err == f"{line}\n"
