@@ -108,21 +108,21 @@ class ProgressMeter:
         text = f"{self.label}: {done:,}{'' if self.total is None else f' of {self.total:,}'}"
         text += f" in {duration(seconds)}" + (f", {rate:,.1f}/s" if done else "")
         text += f", about {duration(round(left))} left" if left is not None else ""
-        is_numeric: dict[str, Any] = {"label": self.label, "done": done, "total": self.total}
+        counts: dict[str, Any] = {"label": self.label, "done": done, "total": self.total}
         rates: dict[str, Any] = {"per_second": round(rate, 3), "seconds_left": left and round(left)}
-        log.info(text, extra={"event": "progress", **is_numeric, **rates})
+        log.info(text, extra={"event": "progress", **counts, **rates})
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stack.close()
         if not self._bar and kind is None:
             seconds = time.monotonic() - self._start
             text = f"{self.label}: {self.done:,} in {duration(seconds)}"
-            is_numeric: dict[str, Any] = {
+            counts: dict[str, Any] = {
                 "label": self.label,
                 "done": self.done,
                 "seconds": round(seconds, 3),
             }
-            log.info(text, extra={"event": "done", **is_numeric})
+            log.info(text, extra={"event": "done", **counts})
 
 
 def count(text: str) -> int:

@@ -24,12 +24,8 @@ FORMATS = ("BMP", "PNG", "TIFF")
 
 ADVICE = "save masks as PNG, 8-bit grey or palette, one value a pixel"
 
-_OPENED_FORMATS = (
-    *FORMATS,
-    "GIF",
-    "JPEG",
-    "WEBP",
-)  # opened to name the format in the error; none starts a program
+# other formats are opened to name them in the error; none starts a program
+_OPENED_FORMATS = (*FORMATS, "GIF", "JPEG", "WEBP")
 _REFUSAL_REASONS = {
     "JPEG": "its lossy compression changes labels",
     "MPO": "its lossy compression changes labels",

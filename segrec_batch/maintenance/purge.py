@@ -86,9 +86,8 @@ def purge(index: str, uris: Collection[str], grace_seconds: float) -> PurgeRepor
             raise InputError(
                 f"no file of {index} has a row of any of the URIs, e.g. {next(iter(uris))!r}"
             )
-        replaced = read_replacements(
-            index
-        )  # includes those of a purge that was interrupted before it deleted the old files
+        # includes those of a purge that was interrupted before it deleted the old files
+        replaced = read_replacements(index)
         tasks = [
             (index, parts[part], found_ids)
             for part, found_ids in ids_by_part.items()
