@@ -122,7 +122,7 @@ def _parse_log(index: str, version: int | None) -> SnapshotLog:
 
 def _check_version_numbers(versions: Iterable[int]) -> None:
     if not all(map(delta.is_version, versions)):
-        raise ValueError(f"there is no version {max(versions, bundle_number=abs)}")
+        raise ValueError(f"there is no version {max(versions, key=abs)}")
 
 
 def _describe_lost_entries(index: str, table: str, version: int, recorded: int) -> str:
