@@ -1,4 +1,4 @@
--- Relevance feedback: marked images move the query towards them, or away from them.
+-- Relevance feedback: the vector of a query moves towards relevant images and away from others.
 
 -- (x - mean) / norm of a vector, in float64; NULL for a constant vector. Pearson of two vectors is
 -- the inner product of these, so sums of them can be compared.
@@ -23,7 +23,7 @@ CREATE OR REPLACE MACRO weighted_mean(vectors, weights) AS
        list_transform(
            vectors[1],
            lambda x, i: list_inner_product([v[i] for v in vectors], weights) / list_sum(weights)),
-       error('what is not relevant weighs as much as all else: give a smaller gamma'));
+       error('the images that are not relevant weigh as much as all others: give a smaller gamma'));
 
 -- The vectors of a list that are not NULL, in float64.
 CREATE OR REPLACE MACRO non_null(vectors) AS
@@ -33,7 +33,7 @@ CREATE OR REPLACE MACRO non_null(vectors) AS
 -- vectors (beta / n each, somewhat relevant ones half of it) and of m that are not relevant
 -- (-gamma / m each).
 -- query: a vector; relevant, somewhat, not_relevant: lists of vectors, [] for none; for Pearson all
--- of them `centred`. Weights by default as in Manning, Raghavan and Schütze 2008, §9.1.1.
+-- of them are `centred`. The default weights are those of Manning, Raghavan and Schütze 2008, §9.1.1.
 CREATE OR REPLACE MACRO rocchio(
     query, relevant, somewhat, not_relevant, alpha := 1, beta := 0.75, gamma := 0.15
 ) AS
@@ -47,8 +47,8 @@ CREATE OR REPLACE MACRO rocchio(
             for v in non_null(somewhat)]
         || [-gamma::DOUBLE / len(non_null(not_relevant)) for v in non_null(not_relevant)]);
 
--- The vectors that a method compares, of images or of their regions of a class, as an unordered list:
--- centred for Pearson, at unit length for the cosine.
+-- The vectors that a method compares, of whole images or of their regions of a class, as an unordered
+-- list: `centred` for Pearson, `unit` for the cosine.
 CREATE OR REPLACE MACRO compared(ids, class_name, scope, method) AS (
     SELECT list(CASE method_metric(method)
                     WHEN 'pearson' THEN centred(f.vector)
@@ -70,7 +70,7 @@ CREATE OR REPLACE MACRO compared(ids, class_name, scope, method) AS (
     ) AS f
 );
 
--- The next round after marks: `recommend` for the image `query`, whose vector `rocchio` moves towards
+-- The round after marks: `recommend` for the image `query`, whose vector `rocchio` moves towards
 -- the images `relevant`, half as much towards `somewhat`, and away from `not_relevant` (lists of
 -- image_ids). The image of the query is left out, and marked images too unless keep_marked; with
 -- distinct_content also their copies. The other arguments are those of `recommend` and `rocchio`.
@@ -81,7 +81,7 @@ CREATE OR REPLACE MACRO recommend_again(
     depth := 100, scope := 'region', distinct_content := true, method := 'pearson',
     keep_marked := false, alpha := 1, beta := 0.75, gamma := 0.15
 ) AS TABLE
-    WITH hidden AS MATERIALIZED (
+    WITH excluded AS MATERIALIZED (
         SELECT i.image_id, i.content_hash
         FROM segrec.images AS i
         WHERE i.image_id = query
@@ -90,13 +90,14 @@ CREATE OR REPLACE MACRO recommend_again(
     ),
     results AS (
         FROM recommend(
-            (SELECT rocchio(v.own[1], v.good, v.fair, v.bad,
+            (SELECT rocchio(v.query_vectors[1], v.relevant_vectors, v.somewhat_vectors,
+                            v.not_relevant_vectors,
                             alpha := alpha, beta := beta, gamma := gamma)
-             FROM (SELECT compared([query], class, scope, method) AS own,
-                          compared(relevant, class, scope, method) AS good,
-                          compared(somewhat, class, scope, method) AS fair,
-                          compared(not_relevant, class, scope, method) AS bad) AS v)::FLOAT[],
-            k := (SELECT k + count(*) FROM hidden), class := class, min_coverage := min_coverage,
+             FROM (SELECT compared([query], class, scope, method) AS query_vectors,
+                          compared(relevant, class, scope, method) AS relevant_vectors,
+                          compared(somewhat, class, scope, method) AS somewhat_vectors,
+                          compared(not_relevant, class, scope, method) AS not_relevant_vectors) AS v)::FLOAT[],
+            k := (SELECT k + count(*) FROM excluded), class := class, min_coverage := min_coverage,
             max_coverage := max_coverage, epsilon := epsilon, penalise := penalise,
             rerank := rerank, depth := depth, scope := scope, distinct_content := distinct_content,
             method := method,
@@ -108,7 +109,7 @@ CREATE OR REPLACE MACRO recommend_again(
     SELECT r.* REPLACE (row_number() OVER (ORDER BY r.rank) AS rank)
     FROM results AS r JOIN segrec.images AS i USING (image_id)
     WHERE NOT EXISTS (
-        FROM hidden AS h
-        WHERE h.image_id = r.image_id OR distinct_content AND h.content_hash = i.content_hash)
+        FROM excluded AS e
+        WHERE e.image_id = r.image_id OR distinct_content AND e.content_hash = i.content_hash)
     ORDER BY r.rank
     LIMIT k;

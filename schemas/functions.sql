@@ -1,10 +1,10 @@
--- Functions of segrec_batch, for DuckDB 2.0 or newer. `segrec_batch.connect()` loads them over an
--- index, `segrec cache` puts them into a file; a plain duckdb shell can `.read` this one.
+-- Functions of segrec_batch, for DuckDB 2.0 or newer. `segrec_batch.connect()` creates them over an
+-- index, `segrec cache` in a query cache; the duckdb shell can `.read` this file.
 
 -- Pearson correlation of two vectors of one length (Abdullah 2026, eq. 6) from sums in float64,
--- rounded to 14 places, so that 1 is 1. NULL where it is not defined: a constant vector, NaN, NULL.
--- Vectors of two lengths are an error. The products with max - min are there because the norm of a
--- constant vector may round to something other than 0.
+-- rounded to 14 places, so that 1 is 1. NULL where it is undefined: a constant vector, NaN, NULL.
+-- Vectors of different lengths are an error. The factors with max - min make the result of a constant
+-- vector NULL, since its norm may round to a number other than 0.
 CREATE OR REPLACE MACRO pearson(a, b) AS
     nullif(
         round(
@@ -32,11 +32,11 @@ CREATE OR REPLACE MACRO similarity(metric, a, b) AS
         END,
         'NaN'::DOUBLE);
 
--- Metrics of features, by name; the table METRICS of segrec_batch/search/similarity.py has the same.
+-- Whether a method is a metric of features; segrec_batch/search/similarity.py has the same METRICS.
 CREATE OR REPLACE MACRO is_metric(method) AS method IN ('pearson', 'cosine', 'euclidean', 'dot');
 
--- The descriptor of a method, NULL for a metric of features; NAME and NAME-METRIC compare the vectors
--- of a descriptor. The metric of a method; of NAME alone it is 'euclidean'.
+-- The descriptor and the metric of a method. NAME and NAME-METRIC compare the vectors of a descriptor;
+-- the metric of NAME is 'euclidean'. The descriptor of a metric of features is NULL.
 CREATE OR REPLACE MACRO method_descriptor(method) AS
     if(is_metric(method), NULL, split_part(method, '-', 1));
 CREATE OR REPLACE MACRO method_metric(method) AS
@@ -47,9 +47,9 @@ CREATE OR REPLACE MACRO method_metric(method) AS
 CREATE OR REPLACE MACRO set_bits(words) AS
     list_sum(list_transform(words, lambda w: bit_count(w)::INTEGER));
 
--- Sign bits, a list of 64-bit words, as `sign_distance` compares them, and the number of bits in
--- which two such differ. segrec_batch replaces both by macros for the length of the model's features,
--- which are 1.5 to 3 times as fast.
+-- `sign_words` converts sign bits, a list of 64-bit words, for `sign_distance`, the number of bits that
+-- differ. segrec_batch replaces both by macros for the number of words of its model, which are 1.5 to
+-- 3 times as fast.
 CREATE OR REPLACE MACRO sign_words(bits) AS bits;
 CREATE OR REPLACE MACRO sign_distance(a, b) AS
     list_sum(list_transform(a, lambda w, i: bit_count(xor(w, b[i]))::INTEGER));
@@ -70,7 +70,7 @@ CREATE OR REPLACE MACRO semantic_distance(a, b) AS
     if(len(a) <> len(b), error('coverages of different classes'),
        list_sum(list_transform(a, lambda share, i: abs(share::DOUBLE - b[i]::DOUBLE))));
 
--- Bound of the error of a score (x · q) · inv_norm in float32 with a query of unit length:
+-- Largest error of a score (x · q) · inv_norm in float32 with a query of unit length:
 -- n + 8 roundings of at most 2^-24 (Higham 2002, eq. 3.5), times ‖x‖ · inv_norm.
 CREATE OR REPLACE MACRO feature_error(feature, inv_norm) AS
     (len(feature) + 8) * 6e-8::DOUBLE * sqrt(list_inner_product(feature, feature)) * inv_norm;

@@ -1,33 +1,33 @@
 -- Table macros of segrec_batch over the relations of `views.sql` or of a query cache.
 
--- The number of rows that `recommend` ranks by Pearson, and of those it scores in float32 first.
+-- Number of rows that `recommend` ranks exactly, and number of rows of the pool in `recommend_like`.
 CREATE OR REPLACE MACRO ranked_rows(k, rerank, depth) AS if(rerank IS NULL, k, greatest(k, depth));
 CREATE OR REPLACE MACRO pool_rows(n) AS greatest(256, 4 * n);
 
 -- A score mapped to -1 to 1, with the same order.
 CREATE OR REPLACE MACRO squashed(score) AS score / (1 + abs(score));
 
--- The number of cells of the grid of `mask_bits`.
+-- Number of cells of the grid of `mask_bits`.
 CREATE OR REPLACE MACRO grid_cells() AS 1024;
 
--- `recommend` for a query as STRUCT(feature, category, coverages, masks, image_id, content_hash);
--- image_id and content_hash name images to leave out.
+-- `recommend` for a query as STRUCT(feature, category, coverages, masks, image_id, content_hash).
+-- Images with this image_id or content_hash are left out.
 --
--- Pearson is exact, but most rows are scored in float32 only. `bound` is the score in float32 plus
--- its largest possible error. The rows with the highest bounds are the pool. The n-th best lower
--- bound in it is a threshold that every row of the result reaches; only rows that reach it are scored
--- in float64. If bounds outside the pool may reach it, all rows are compared with it. For other
--- methods the bound is the score in float64.
+-- Pearson is exact, but most rows are scored in float32 only. `upper_bound` is the score in float32
+-- plus its largest possible error. The rows with the highest upper bounds are the pool. The n-th best
+-- lower bound in the pool is a threshold that every row of the result reaches; only rows whose upper
+-- bound reaches it are scored in float64. If rows outside the pool may reach it, all rows are compared
+-- with it. For other methods the upper bound is the score in float64.
 CREATE OR REPLACE MACRO recommend_like(
     query, k, class_name, min_coverage, max_coverage, epsilon, penalise, rerank, depth, scope,
     distinct_content, method
 ) AS TABLE
-    WITH target AS MATERIALIZED (  -- once: an argument of a macro replaces each of its names
+    WITH query_data AS MATERIALIZED (  -- a macro would compute `query` again at each use
         SELECT unnest(q),
                -- float32 has too few digits for the direction of a nearly constant vector
                if(variation > 1e-6 * square,
                   list_transform(q.feature::DOUBLE[], lambda x: (x - mean) / sqrt(variation))::FLOAT[],
-                  NULL) AS unit,
+                  NULL) AS unit_vector,
                if(rerank = 'foreground_iou',
                   grid_cells() - coalesce(set_bits(q.masks['background']), 0),
                   coalesce(list_sum(list_transform(map_values(q.masks), lambda m: set_bits(m))), 0))
@@ -47,7 +47,7 @@ CREATE OR REPLACE MACRO recommend_like(
             AND (rerank IS NULL OR q.masks IS NOT NULL OR error('rerank needs masks := …'))
             AND (epsilon IS NULL OR q.coverages IS NOT NULL OR error('epsilon needs coverages := …'))
     ),
-    members AS NOT MATERIALIZED (  -- one of the five; the optimizer removes the others
+    filtered_rows AS NOT MATERIALIZED (  -- only one of the five parts has rows
         SELECT r.image_id, r.uri, r.coverage, r.content_hash, r.feature::FLOAT[] AS feature, r.inv_norm,
                r.feature_error, NULL AS coverages
         FROM segrec.regions AS r
@@ -73,117 +73,121 @@ CREATE OR REPLACE MACRO recommend_like(
         UNION ALL
         SELECT d.image_id, d.uri, r.coverage, d.content_hash, d.vector, NULL, 0, i.coverages
         FROM segrec.descriptors AS d
-            JOIN target ON method <> 'localised' OR d.category = target.category
+            JOIN query_data ON method <> 'localised' OR d.category = query_data.category
             JOIN segrec.images AS i ON i.image_id = d.image_id
             LEFT JOIN segrec.regions AS r ON r.image_id = d.image_id AND r.class = class_name
         WHERE d.descriptor = method_descriptor(method) AND d.vector IS NOT NULL
             AND (class_name IS NULL OR r.coverage BETWEEN min_coverage AND max_coverage)
     ),
-    measured AS NOT MATERIALIZED (
+    compared_rows AS NOT MATERIALIZED (
         SELECT m.* REPLACE (if(method = 'pearson', m.feature_error, 0) AS feature_error),
-               target.unit,
+               query_data.unit_vector,
                if(method = 'pearson', NULL,
-                  similarity(method_metric(method), m.feature, target.feature)) AS exact,
-               if(epsilon IS NULL, NULL, semantic_distance(m.coverages, target.coverages)) AS distance
-        FROM members AS m, target
+                  similarity(method_metric(method), m.feature, query_data.feature)) AS exact_score,
+               if(epsilon IS NULL, NULL, semantic_distance(m.coverages, query_data.coverages))
+                   AS distance
+        FROM filtered_rows AS m, query_data
     ),
-    candidates AS NOT MATERIALIZED (  -- beyond epsilon 4 is subtracted from a score: it is below all others
+    candidates AS NOT MATERIALIZED (  -- rows beyond epsilon rank below all others
         SELECT j.image_id, j.uri, j.coverage, j.content_hash, j.feature, j.feature_error, j.distance,
-               j.exact,
+               j.exact_score,
                if(method = 'pearson',
-                  (list_inner_product(j.feature::FLOAT[], j.unit) * j.inv_norm)::DOUBLE
+                  (list_inner_product(j.feature::FLOAT[], j.unit_vector) * j.inv_norm)::DOUBLE
                   + j.feature_error,
-                  squashed(j.exact))
-               - if(epsilon IS NULL, 0, if(j.distance > epsilon, 4, 0)) AS bound
-        FROM measured AS j
+                  squashed(j.exact_score))
+               - if(epsilon IS NULL, 0, if(j.distance > epsilon, 4, 0)) AS upper_bound
+        FROM compared_rows AS j
         WHERE epsilon IS NULL OR penalise OR j.distance <= epsilon
     ),
     pool AS MATERIALIZED (
         FROM candidates
-        ORDER BY bound DESC NULLS LAST
+        ORDER BY upper_bound DESC NULLS LAST
         LIMIT pool_rows(ranked_rows(k, rerank, depth))
     ),
-    lower AS (
-        SELECT max(p.bound - 2 * p.feature_error) AS bound
-        FROM pool AS p, target
-        WHERE p.image_id IS DISTINCT FROM target.image_id
-            AND (target.content_hash IS NULL OR p.content_hash <> target.content_hash)
+    lower_bounds AS (
+        SELECT max(p.upper_bound - 2 * p.feature_error) AS lower_bound
+        FROM pool AS p, query_data
+        WHERE p.image_id IS DISTINCT FROM query_data.image_id
+            AND (query_data.content_hash IS NULL OR p.content_hash <> query_data.content_hash)
         GROUP BY if(distinct_content, p.content_hash, p.image_id)
-        ORDER BY bound DESC NULLS LAST
+        ORDER BY lower_bound DESC NULLS LAST
         LIMIT ranked_rows(k, rerank, depth)
     ),
-    proof AS MATERIALIZED (
+    pool_check AS MATERIALIZED (
         SELECT l.threshold,
                p.rows < pool_rows(ranked_rows(k, rerank, depth))
-               OR coalesce(l.threshold > p.least, false) AS holds
-        FROM (SELECT count(*) AS rows, min(bound) AS least FROM pool) AS p,
-             (SELECT if(count(bound) = ranked_rows(k, rerank, depth), min(bound), NULL)
-                  AS threshold FROM lower) AS l
+               OR coalesce(l.threshold > p.lowest_bound, false) AS is_sufficient
+        FROM (SELECT count(*) AS rows, min(upper_bound) AS lowest_bound FROM pool) AS p,
+             (SELECT if(count(lower_bound) = ranked_rows(k, rerank, depth), min(lower_bound), NULL)
+                  AS threshold FROM lower_bounds) AS l
     ),
-    again AS MATERIALIZED (  -- joined by a column: DuckDB scans nothing for an empty hash table
-        SELECT threshold, len(target.feature) AS width FROM proof, target WHERE NOT holds
+    full_scan AS MATERIALIZED (  -- join on a column: DuckDB skips the scan if the table is empty
+        SELECT threshold, len(query_data.feature) AS feature_length
+        FROM pool_check, query_data
+        WHERE NOT is_sufficient
     ),
-    scored AS MATERIALIZED (
+    scored_rows AS MATERIALIZED (
         SELECT c.image_id, c.uri, c.coverage, c.content_hash, c.distance,
-               if(method = 'pearson', pearson(c.feature, target.feature), c.exact) AS score
-        FROM (SELECT pool.* FROM pool, proof
-              WHERE proof.holds AND (threshold IS NULL OR bound >= threshold)
+               if(method = 'pearson', pearson(c.feature, query_data.feature), c.exact_score) AS score
+        FROM (SELECT pool.* FROM pool, pool_check
+              WHERE pool_check.is_sufficient AND (threshold IS NULL OR upper_bound >= threshold)
               UNION ALL
-              SELECT candidates.* FROM candidates JOIN again ON again.width = len(candidates.feature)
-              WHERE threshold IS NULL OR bound >= threshold) AS c, target
-        WHERE c.image_id IS DISTINCT FROM target.image_id
-            AND (target.content_hash IS NULL OR c.content_hash <> target.content_hash)
+              SELECT candidates.* FROM candidates
+                  JOIN full_scan ON full_scan.feature_length = len(candidates.feature)
+              WHERE threshold IS NULL OR upper_bound >= threshold) AS c, query_data
+        WHERE c.image_id IS DISTINCT FROM query_data.image_id
+            AND (query_data.content_hash IS NULL OR c.content_hash <> query_data.content_hash)
     ),
-    ordered AS (
+    ordered_rows AS (
         SELECT *, row_number() OVER (
                    ORDER BY score IS NULL, coalesce(distance > epsilon, false), score DESC,
-                            image_id) AS place
-        FROM scored
+                            image_id) AS score_rank
+        FROM scored_rows
     ),
-    first AS MATERIALIZED (
-        FROM ordered
+    first_rows AS MATERIALIZED (
+        FROM ordered_rows
         QUALIFY NOT distinct_content
-            OR row_number() OVER (PARTITION BY content_hash ORDER BY place) = 1
-        ORDER BY place
+            OR row_number() OVER (PARTITION BY content_hash ORDER BY score_rank) = 1
+        ORDER BY score_rank
         LIMIT ranked_rows(k, rerank, depth)
     ),
-    shared AS (
+    mask_overlaps AS (
         SELECT r.image_id,
-               sum(coalesce(shared_bits(r.mask_bits, target.masks[r.class]), 0)) AS cells,
+               sum(coalesce(shared_bits(r.mask_bits, query_data.masks[r.class]), 0)) AS shared_cells,
                sum(set_bits(r.mask_bits)) AS mask_cells
-        FROM segrec.regions AS r JOIN first USING (image_id), target
+        FROM segrec.regions AS r JOIN first_rows USING (image_id), query_data
         WHERE rerank = 'mask_iou'
             AND (r.class = class_name OR class_name IS NULL AND r.class <> 'background')
         GROUP BY r.image_id
         UNION ALL  -- the foreground: all cells that are not background
         SELECT f.image_id,
-               target.mask_cells - coalesce(set_bits(r.mask_bits), 0)
-               + coalesce(shared_bits(r.mask_bits, target.masks['background']), 0),
+               query_data.mask_cells - coalesce(set_bits(r.mask_bits), 0)
+               + coalesce(shared_bits(r.mask_bits, query_data.masks['background']), 0),
                grid_cells() - coalesce(set_bits(r.mask_bits), 0)
-        FROM first AS f
+        FROM first_rows AS f
             LEFT JOIN segrec.regions AS r
-                ON r.image_id = f.image_id AND r.class = 'background', target
+                ON r.image_id = f.image_id AND r.class = 'background', query_data
         WHERE rerank = 'foreground_iou'
     ),
-    overlapped AS (
-        SELECT f.*, row_number() OVER (ORDER BY f.place) AS turn,
+    first_with_iou AS (
+        SELECT f.*, row_number() OVER (ORDER BY f.score_rank) AS first_rank,
                if(rerank IS NULL, NULL,
-                  coalesce(s.cells, 0)
-                  / nullif(target.mask_cells + coalesce(s.mask_cells - s.cells, 0), 0)::DOUBLE)
+                  coalesce(s.shared_cells, 0)
+                  / nullif(query_data.mask_cells + coalesce(s.mask_cells - s.shared_cells, 0), 0)::DOUBLE)
                    AS mask_iou
-        FROM first AS f LEFT JOIN shared AS s USING (image_id), target
+        FROM first_rows AS f LEFT JOIN mask_overlaps AS s USING (image_id), query_data
     )
     SELECT row_number() OVER (
-               ORDER BY reranked DESC, if(reranked, coalesce(distance > epsilon, false), false),
-                        if(reranked, mask_iou, NULL) DESC NULLS LAST, turn
+               ORDER BY is_reranked DESC, if(is_reranked, coalesce(distance > epsilon, false), false),
+                        if(is_reranked, mask_iou, NULL) DESC NULLS LAST, first_rank
            ) AS rank,
            image_id, uri, coverage, if(method_metric(method) = 'pearson', score, NULL) AS pearson,
            score, distance AS semantic_distance, mask_iou
-    FROM (SELECT *, rerank IS NOT NULL AND turn <= depth AS reranked FROM overlapped)
+    FROM (SELECT *, rerank IS NOT NULL AND first_rank <= depth AS is_reranked FROM first_with_iou)
     ORDER BY rank
     LIMIT k;
 
--- The query of `recommend_like` for an image of the index; fields that are not needed are NULL.
+-- The argument `query` of `recommend_like` for an image of the index; unused fields are NULL.
 CREATE OR REPLACE MACRO indexed_query(
     id, class_name, epsilon, rerank, scope, exclude_self, distinct_content, method
 ) AS (
@@ -215,17 +219,17 @@ CREATE OR REPLACE MACRO indexed_query(
     ) AS f
 );
 
--- The re-ranking: the argument, or else the default of the method.
+-- The re-ranking of a query: the argument, or the default of the method.
 CREATE OR REPLACE MACRO reranked_by(method, rerank) AS
     coalesce(rerank, if(method = 'localised', 'foreground_iou', NULL));
 
--- The k most similar images; ties by image_id, undefined ones last.
+-- The k most similar images; ties by image_id, undefined scores last.
 -- query: the image_id of an indexed image, or a vector of the kind that the method compares.
 -- method: 'pearson' (Abdullah 2026), 'cosine', 'euclidean' and 'dot' compare features; the
 --        name of a descriptor compares its vectors by Euclidean distance ('texture'), or by the
---        metric behind it ('pca-cosine'). 'localised' is the pipeline of Waqas 2023: images of the
---        query's category, the first `depth` ranked again by 'foreground_iou', which
---        'localised-euclidean' leaves out.
+--        metric after the hyphen ('pca-cosine'). 'localised' is the pipeline of Waqas 2023: images of the
+--        query's category, the first `depth` re-ranked by 'foreground_iou';
+--        'localised-euclidean' is the same without re-ranking.
 -- class: compare the regions of this class, and only where its coverage σ lies in the window from
 --        min_coverage to max_coverage; NULL compares whole images. Descriptors describe whole images.
 -- scope: 'image' compares whole images; the class, if there is one, filters them by its coverage.
@@ -235,9 +239,9 @@ CREATE OR REPLACE MACRO reranked_by(method, rerank) AS
 --        one, of all foreground classes; 'foreground_iou' by the IoU of the foreground as a whole.
 --        Ties keep their order.
 -- exclude_self: leave out the query's image. distinct_content: of images with the same bytes only
---        the first; if the query's image is left out, its copies are, too.
--- Columns: rank, image_id, uri, coverage (of the class), pearson (NULL by other metrics), score
--- (see `similarity`), semantic_distance (if epsilon is given), mask_iou (if reranked).
+--        the first; if the query's image is left out, so are its copies.
+-- Columns: rank, image_id, uri, coverage (of the class), pearson (NULL with other metrics), score
+-- (see `similarity`), semantic_distance (NULL without epsilon), mask_iou (NULL without re-ranking).
 -- No rows if the query image is not indexed or has no region of the class.
 --   FROM recommend('9f3c…', k := 5, class := 'car', min_coverage := 0.29, max_coverage := 0.96);
 -- With a vector as query, these replace the columns of an indexed image: coverages, a list like the
@@ -269,36 +273,36 @@ CREATE OR REPLACE MACRO recommend(
         scope, distinct_content, method)
 );
 
--- An approximation of `recommend` for whole images: the `pool` images whose sign bits differ least
--- from those of the image `query` are ranked by Pearson correlation. In a query cache it reads a tenth
--- of what an exact result reads.
+-- An approximation of `recommend` for whole images: it ranks by Pearson correlation only the `pool`
+-- images whose sign bits differ least from those of the image `query`. In a query cache it reads a
+-- tenth of the bytes that `recommend` reads.
 CREATE OR REPLACE MACRO recommend_by_sign_bits(
     query, k := 10, pool := 1000, exclude_self := true, distinct_content := true
 ) AS TABLE
-    WITH target AS MATERIALIZED (
+    WITH query_image AS MATERIALIZED (
         FROM segrec.images AS i WHERE i.image_id = query
     ),
     nearest AS MATERIALIZED (
         SELECT i.image_id
-        FROM segrec.images AS i, target AS a
-        ORDER BY sign_distance(i.sign_words, a.sign_words), i.image_id
+        FROM segrec.images AS i, query_image AS q
+        ORDER BY sign_distance(i.sign_words, q.sign_words), i.image_id
         LIMIT pool
     ),
-    pool_features AS MATERIALIZED (  -- without `target`: a join would copy all features
+    pool_features AS MATERIALIZED (  -- without a join, which would copy all features
         SELECT i.image_id, i.uri, i.content_hash, i.feature
         FROM segrec.images AS i
         WHERE i.image_id IN (FROM nearest)
     ),
-    scored AS MATERIALIZED (
-        SELECT f.image_id, f.uri, f.content_hash, pearson(f.feature, a.feature) AS pearson
-        FROM pool_features AS f, target AS a
-        WHERE NOT (exclude_self AND f.image_id = a.image_id)
-            AND NOT (exclude_self AND distinct_content AND f.content_hash = a.content_hash)
+    scored_rows AS MATERIALIZED (
+        SELECT f.image_id, f.uri, f.content_hash, pearson(f.feature, q.feature) AS pearson
+        FROM pool_features AS f, query_image AS q
+        WHERE NOT (exclude_self AND f.image_id = q.image_id)
+            AND NOT (exclude_self AND distinct_content AND f.content_hash = q.content_hash)
     )
     SELECT row_number() OVER (ORDER BY pearson DESC NULLS LAST, image_id) AS rank,
            image_id, uri, pearson
     FROM (
-        FROM scored
+        FROM scored_rows
         QUALIFY NOT distinct_content OR row_number() OVER (
             PARTITION BY content_hash ORDER BY pearson DESC NULLS LAST, image_id) = 1)
     ORDER BY rank

@@ -1,4 +1,4 @@
-"""Speed and operations of VGG-16's bare convolutions."""
+"""Speed and number of operations of the convolutions of VGG-16 alone."""
 
 import statistics
 import time
@@ -36,27 +36,27 @@ def count_operations(shape: Shape) -> int:
 def measure_rate(
     run: Callable[[Tensor], Any], batches: Sequence[Tensor], seconds: float
 ) -> tuple[float, float]:
-    """Return images/s and CPU seconds per image of `run`, warm, over batches again and again.
+    """Return images/s and CPU seconds per image of `run`, warm, over repeated batches.
 
-    batches: tensors (B, 3, H, W) of one device; a GPU gets all of them before it is waited for.
-    seconds: the least time that is measured.
+    batches: tensors (B, 3, H, W) of one device; a GPU gets all of them before the function waits.
+    seconds: minimum time of the measurement.
     """
     run(batches[0])
     wait(batches[0])
-    done, spent, start = 0, time.process_time(), time.perf_counter()
+    images, spent, start = 0, time.process_time(), time.perf_counter()
     while time.perf_counter() - start < seconds:
         for batch in batches:
             run(batch)
-            done += len(batch)
+            images += len(batch)
             if not batch.is_cuda and time.perf_counter() - start > seconds:
                 break
         wait(batches[0])
-    rate = done / (time.perf_counter() - start)
-    return rate, (time.process_time() - spent) / done
+    rate = images / (time.perf_counter() - start)
+    return rate, (time.process_time() - spent) / images
 
 
 def wait(x: Tensor) -> None:
-    """Return when the device of a tensor has done all its work."""
+    """Wait until the device of a tensor has finished its work."""
     if x.is_cuda:
         torch.cuda.synchronize()
 
@@ -64,13 +64,13 @@ def wait(x: Tensor) -> None:
 def measure_matrix_peak(device: str = "cuda", side: int = MATRIX) -> dict[str, float]:
     """Return operations/s of a product of two random bf16 matrices of side²: best and median."""
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    timed = _seconds_by_events if a.is_cuda else _seconds
-    seconds = [timed(lambda: a @ b) for _ in range(_PRODUCTS)]
+    measure = _measure_by_events if a.is_cuda else _measure_seconds
+    seconds = [measure(lambda: a @ b) for _ in range(_PRODUCTS)]
     operations = 2 * side**3
     return {"best": operations / min(seconds), "median": operations / statistics.median(seconds)}
 
 
-def _seconds_by_events(work: Callable[[], Any]) -> float:
+def _measure_by_events(work: Callable[[], Any]) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     work()
@@ -79,7 +79,7 @@ def _seconds_by_events(work: Callable[[], Any]) -> float:
     return float(start.elapsed_time(end)) / 1000
 
 
-def _seconds(work: Callable[[], Any]) -> float:
+def _measure_seconds(work: Callable[[], Any]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

@@ -14,11 +14,11 @@ from typing import Any
 
 import psutil
 
-_EVERY = 0.25  # seconds between two looks; a look takes milliseconds
+_PERIOD = 0.25  # seconds between two samples; a sample takes milliseconds
 
 
 @dataclass(frozen=True)
-class Watched:
+class TimedResult:
     """Result and time of a step.
 
     Attributes:
@@ -32,10 +32,10 @@ class Watched:
     cpu: dict[str, float]
 
 
-def watch(step: str, case: Any) -> Watched:
-    """Call a step, "module:function", on a case; what the module needs is imported there only.
+def watch(step: str, case: Any) -> TimedResult:
+    """Call a step, "module:function", on a case in a new process, which alone imports the module.
 
-    Raises the step's error, EOFError if its process dies.
+    Raises the error of the step, and EOFError if its process dies.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -44,62 +44,62 @@ def watch(step: str, case: Any) -> Watched:
     child.start()
     sender.close()
     processes = _Processes(psutil.Process(child.pid))
-    while not receiver.poll(_EVERY):
-        processes.look()
+    while not receiver.poll(_PERIOD):
+        processes.sample()
     try:
         result, error = receiver.recv()
     finally:
-        processes.look()
+        processes.sample()
         child.join()
     if error:
         raise error
-    return Watched(result, time.perf_counter() - start, dict(processes.seconds))
+    return TimedResult(result, time.perf_counter() - start, dict(processes.seconds))
 
 
 def _run(sender: Connection, step: str, case: Any) -> None:
     result = error = None
     module, _, name = step.partition(":")
-    with redirect_stderr(StringIO()):  # its own progress
+    with redirect_stderr(StringIO()):  # progress of the step
         try:
             result = getattr(import_module(module), name)(case)
-        except Exception as raised:  # of a child, whose traceback nobody would see
+        except Exception as raised:  # sent to the parent
             error = raised
     sender.send((result, error))
 
 
 class _Processes:
-    """CPU seconds of a tree of processes. What one does between two looks goes to its last name."""
+    """CPU seconds of a tree of processes by name; a process counts under its newest name."""
 
     def __init__(self, root: psutil.Process) -> None:
         self.seconds: Counter[str] = Counter()
         self._root = root
-        self._seen: dict[int, tuple[str, float]] = {}
+        self._last: dict[int, tuple[str, float]] = {}
 
-    def look(self) -> None:
-        """Add what was done since the last look."""
+    def sample(self) -> None:
+        """Add the CPU seconds since the last sample."""
         with suppress(psutil.NoSuchProcess):
             for process in (self._root, *self._root.children(recursive=True)):
                 with suppress(psutil.NoSuchProcess):
                     self._add(process)
 
     def _add(self, process: psutil.Process) -> None:
-        known, before = self._seen.get(process.pid, ("", 0.0))
+        last_name, before = self._last.get(process.pid, ("", 0.0))
         spent = process.cpu_times()
         now = spent.user + spent.system
         name = "driver" if process == self._root else _name(process.cmdline())
-        if name == "ray::IDLE":  # it was something else for some of the time
-            name = known or name
+        if name == "ray::IDLE":  # an idle worker did its work under its former name
+            name = last_name or name
         self.seconds[name] += now - before
-        self._seen[process.pid] = (name, now)
+        self._last[process.pid] = (name, now)
 
 
 def _name(command: list[str]) -> str:
     """Return the name of a process: its Ray title, its Python module or its script."""
     if not command:
-        return "gone"
+        return "ended"
     if command[0].startswith("ray::"):
-        inner: list[str] = re.findall(r"\w+", command[0].removeprefix("ray::"))
-        return "ray::" + next((w for w in reversed(inner) if w not in _CALLS), inner[0])
+        words: list[str] = re.findall(r"\w+", command[0].removeprefix("ray::"))
+        return "ray::" + next((w for w in reversed(words) if w not in _CALLS), words[0])
     if "--multiprocessing-fork" in command:
         return "decode, write"
     if "-m" in command:

@@ -1,6 +1,7 @@
 """Seconds and peak memory of a step in a process of its own."""
 
 import multiprocessing
+import re
 import tempfile
 from collections.abc import Callable
 from contextlib import redirect_stderr, suppress
@@ -16,11 +17,11 @@ import psutil
 from segrec_batch.common.errors import AccountingError, SegrecError
 
 MIB = 2**20
-_NOISE = 1.1, 0.1  # no growth of memory per item: up to this factor, or to these KB
+_NOISE = 1.1, 0.1  # growth of memory per item that is noise: up to this factor, or to these KB
 
 
 @dataclass(frozen=True)
-class Measured:
+class PeakMemory:
     """Result and peaks of a step, in bytes.
 
     Attributes:
@@ -36,7 +37,7 @@ class Measured:
     disk: int
 
 
-def measure(step: Callable[[Any], Any], case: Any) -> Measured:
+def measure(step: Callable[[Any], Any], case: Any) -> PeakMemory:
     """Run a step. Raises EOFError if its process dies."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -50,16 +51,27 @@ def measure(step: Callable[[Any], Any], case: Any) -> Measured:
             disk = max(disk, _size(scratch))
         result, driver = receiver.recv()
         child.join()
-    return Measured(result, driver, max(total, driver), disk)
+    return PeakMemory(result, driver, max(total, driver), disk)
 
 
 def _run(sender: Connection, scratch: str, step: Callable[[Any], Any], case: Any) -> None:
     tempfile.tempdir = scratch
-    with redirect_stderr(StringIO()):  # its own progress
+    with redirect_stderr(StringIO()):  # progress of the step
         result = step(case)
-    # not getrusage(): that counts the parent as it was before exec()
-    (peak,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
-    sender.send((result, int(peak.split()[1]) * 1024))
+    # not getrusage(): it counts the parent's memory before exec()
+    sender.send((result, read_memory("VmHWM")))
+
+
+def read_memory(field: str) -> int:
+    """Return bytes of this process: VmRSS now, or VmHWM, the peak since `reset_peak`."""
+    text = Path("/proc/self/status").read_text()
+    (kilobytes,) = re.findall(rf"^{field}:\s+(\d+) kB$", text, re.MULTILINE)
+    return int(kilobytes) * 1024
+
+
+def reset_peak() -> None:
+    """Let VmHWM of this process start again. Raises OSError where a sandbox forbids it."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def _resident(pid: int | None) -> int:
@@ -87,13 +99,13 @@ def _size(folder: str) -> int:
 
 
 class Growth:
-    """Peak memory by step and number of items: what one more item takes, and whether that grows."""
+    """Peak memory by step and number of items, and its growth per item."""
 
     def __init__(self) -> None:
         self._peaks: dict[str, list[tuple[int, int]]] = {}
 
     def add(self, step: str, items: int, peak: int) -> str:
-        """KB for each item more than there were the last time."""
+        """Add a peak; return the growth in KB per item since the last peak, as text."""
         self._peaks.setdefault(step, []).append((items, peak))
         return f"{self._slopes(step)[-1]:.2f}" if self._slopes(step) else "absent"
 
@@ -101,7 +113,7 @@ class Growth:
         return [(b - a) / (n - m) / 1e3 for (m, a), (n, b) in pairwise(self._peaks[step])]
 
     def check(self) -> None:
-        """Check that memory per item does not grow; raise SegrecError if it does."""
+        """Raise SegrecError if memory per item grows."""
         factor, floor = _NOISE
         pairs = {step: list(pairwise(self._slopes(step))) for step in self._peaks}
         growing = [s for s in pairs if any(b > max(a * factor, floor) for a, b in pairs[s])]
@@ -109,7 +121,7 @@ class Growth:
             raise SegrecError(f"memory per item grows: {', '.join(growing)}")
 
 
-def check(found: int, wanted: int) -> None:
+def check_count(actual: int, expected: int) -> None:
     """Raise AccountingError if two counts differ."""
-    if found != wanted:
-        raise AccountingError(f"{found:,} found, {wanted:,} wanted")
+    if actual != expected:
+        raise AccountingError(f"the count is {actual:,}, not {expected:,}")

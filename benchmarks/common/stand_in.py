@@ -1,4 +1,4 @@
-"""A model of three classes that is never run: a spec without tensors."""
+"""Spec of a model with three classes, without tensors, for benchmarks that run no model."""
 
 import json
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Parts of a benchmark, each in a process of its own with a time limit.
 
-A part that fails, dies or does not end leaves the rows that it has measured, and the next one runs.
+A part that fails, dies or runs out of time keeps the rows measured so far, and the next part runs.
 """
 
 import multiprocessing
@@ -19,15 +19,15 @@ from typing import Any
 Row = dict[str, Any]
 
 DONE, FAILED, STOPPED, NOT_RUN = "done", "failed", "stopped: out of time", "not run: out of time"
-_TRACE = 6000  # characters of a traceback that are kept
-_ENDING = 10.0  # seconds that a part which has sent all may take to exit
+_TRACE = 6000  # maximum characters of a traceback
+_EXIT_SECONDS = 10.0  # time for the process of a part to exit after its last row
 
 
 @dataclass(frozen=True)
 class Part:
     """A step "module:function", which yields rows of figures for a case.
 
-    limit: the most seconds it may take. needs: the fewest that are worth a start.
+    limit: maximum seconds. needs: seconds that must be left for the part to start.
     """
 
     name: str
@@ -38,9 +38,9 @@ class Part:
 
 @dataclass
 class Outcome:
-    """The rows of a part, its seconds, and how it ended; `error` holds the traceback of a failure.
+    """Rows, seconds and status of a part; `error` holds the traceback of a failure.
 
-    A row may hold an `error` of its own, or why it was `skipped`.
+    A row may have an `error`, or the reason why it was `skipped`.
     """
 
     status: str
@@ -55,9 +55,9 @@ class Outcome:
 
 
 def run_part(part: Part, case: Any, seconds_left: float) -> Outcome:
-    """Run a part in a new process; its step is imported there only.
+    """Run a part in a new process, which alone imports the step.
 
-    Standard error of the part is this process's own. All processes that it started end with it.
+    The part shares standard error with this process. All processes that it started end with it.
     """
     if seconds_left < part.needs:
         return Outcome(NOT_RUN)
@@ -71,9 +71,9 @@ def run_part(part: Part, case: Any, seconds_left: float) -> Outcome:
     try:
         _receive(receiver, outcome, start + min(part.limit, seconds_left))
         if outcome.status != STOPPED:
-            child.join(_ENDING)
+            child.join(_EXIT_SECONDS)
     finally:
-        _end(child)
+        _kill(child)
     if outcome.status == FAILED and not outcome.error:
         outcome.error = f"the process ended with code {child.exitcode}"
     outcome.seconds = time.perf_counter() - start
@@ -81,13 +81,13 @@ def run_part(part: Part, case: Any, seconds_left: float) -> Outcome:
 
 
 def _receive(receiver: Connection, outcome: Outcome, deadline: float) -> None:
-    """Take rows until the part ends or its time is over."""
+    """Receive rows until the part ends or its time is over."""
     while (left := deadline - time.perf_counter()) > 0:
         if not receiver.poll(left):
             return
         try:
             kind, content = receiver.recv()
-        except EOFError:  # it died
+        except EOFError:  # the process died
             outcome.status = FAILED
             return
         if kind == "row":
@@ -97,7 +97,7 @@ def _receive(receiver: Connection, outcome: Outcome, deadline: float) -> None:
         return
 
 
-def _end(child: Any) -> None:
+def _kill(child: Any) -> None:
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.kill()
@@ -105,7 +105,7 @@ def _end(child: Any) -> None:
 
 
 def _run(sender: Connection, step: str, case: Any) -> None:
-    os.setsid()  # so that what it starts can be ended with it
+    os.setsid()  # so that `_kill` ends all its children
     module, _, name = step.partition(":")
     try:
         with redirect_stdout(sys.stderr):  # standard output is for the tables of all parts

@@ -1,14 +1,14 @@
 """Compare engines on VGG-16's 13 convolutions on the CPU with PyTorch in float32.
 
     torch-float32    PyTorch, channels-last: the reference of times and maps
-    torch-bfloat16   the same in bfloat16; left out where the processor has no instructions for it
+    torch-bfloat16   the same in bfloat16; skipped on a processor without instructions for it
     ncnn             ncnn in float32, by Winograd's algorithm
     mnn              MNN in float32, by Winograd's algorithm: a peer
 
-Maps are taken out after conv3_3, conv4_3 and conv5_3. An image at a time: with one thread, with a
-thread for each core, and in as many processes of one thread each. Every engine and number of
-threads has a process of its own. Of several rounds the fastest counts; in a round all processes do
-one image at the same time.
+The maps of conv3_3, conv4_3 and conv5_3 are outputs. Images are computed one at a time: with one
+thread, with a thread for each core, and in as many processes of one thread each. Every engine and
+number of threads has its own process. The fastest of several rounds counts; in a round, all
+processes compute one image at the same time.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from benchmarks.engines.networks import BUILDERS, TAPS
 from benchmarks.engines.worker import (
     REFERENCE,
     EngineCase,
-    join_round,
     measure_network,
     prepare,
-    write_shape,
+    start_process,
 )
+from benchmarks.gpu.case import write_shape
 from segrec_batch.common import console, logs
 from segrec_batch.common.host import read_processor, usable_cores
 from segrec_batch.images.decode import Shape
@@ -51,44 +51,46 @@ CORES = usable_cores()
 PACKAGES = {"ncnn": ("ncnn", "pip install ncnn"), "mnn": ("MNN", "pip install -e '.[bench]'")}
 
 
-def why_not(engine: str, emulated: bool) -> str:
-    """Return why an engine is left out; an empty text if it is not."""
+def find_obstacle(engine: str, emulated: bool) -> str:
+    """Return the reason why an engine is skipped; an empty text if it is not."""
     package, install = PACKAGES.get(engine, ("torch", ""))
     if find_spec(package) is None:
         return f"{package} is not installed; install it with: {install}"
     if engine == "torch-bfloat16" and not emulated and not read_processor().has_native_bf16:
-        return "this processor has to emulate bfloat16; --emulated measures it all the same"
+        return "this processor emulates bfloat16; --emulated measures it nevertheless"
     return ""
 
 
 def measure(case: EngineCase) -> list[dict[str, Any]]:
     """Run an engine in all its processes; return a row for each shape.
 
-    seconds: of the wall clock for an image, cpu: CPU seconds of an image, memory: bytes of all
+    seconds: wall-clock time of an image. cpu: CPU seconds of an image. memory: bytes of all
     processes.
     """
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(case.processes)
-    with ProcessPoolExecutor(case.processes, context, join_round, (barrier,)) as pool:
+    with ProcessPoolExecutor(case.processes, context, start_process, (barrier,)) as pool:
         futures = [pool.submit(measure_network, case) for _ in range(case.processes)]
-        found = [future.result() for future in futures]
+        results = [future.result() for future in futures]
     rows = []
-    for shape, same in zip(case.shapes, zip(*found, strict=True), strict=True):
-        rounds = np.array([row["seconds"] for row in same]).max(axis=0)  # the slowest process
-        cpu = np.array([row["cpu"] for row in same]).mean(axis=0)
+    for shape, same_shape in zip(case.shapes, zip(*results, strict=True), strict=True):
+        rounds = np.array([row["seconds"] for row in same_shape]).max(axis=0)  # the slowest process
+        cpu = np.array([row["cpu"] for row in same_shape]).mean(axis=0)
         row: dict[str, Any] = {
             "engine": case.engine,
             "mode": case.mode,
             "shape": write_shape(shape),
         }
         row |= {"seconds": float(rounds.min()) / case.processes, "cpu": float(cpu.min())}
-        row |= {"memory": sum(one["memory"] for one in same)}
-        rows.append(row | {key: same[0][key] for key in (*TAPS, "pearson") if key in same[0]})
+        row |= {"memory": sum(row["memory"] for row in same_shape)}
+        rows.append(
+            row | {key: same_shape[0][key] for key in (*TAPS, "pearson") if key in same_shape[0]}
+        )
     return rows
 
 
 def add_ratios(rows: list[dict[str, Any]]) -> None:
-    """Add the reference's seconds and CPU seconds over each row's, of the same mode and shape."""
+    """Add the ratios of the reference's times to those of each row, for one mode and shape."""
     keys = ("mode", "shape")
     reference = {tuple(r[k] for k in keys): r for r in rows if r["engine"] == REFERENCE}
     for row in rows:
@@ -102,7 +104,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
     """Print a table of times for each shape, and one of the differences."""
     header = ["engine", "", "ms", "CPU ms", "times as fast", "by CPU", "memory, MiB"]
     for shape in dict.fromkeys(row["shape"] for row in rows):
-        lines = [_times(row) for row in rows if row["shape"] == shape]
+        lines = [_format_times(row) for row in rows if row["shape"] == shape]
         console.show(console.table(f"{shape}: of an image", header, lines))
     lines = [
         [row["engine"], row["shape"], *(f"{row[tap]:.1e}" for tap in TAPS), f"{row['pearson']:.8f}"]
@@ -114,7 +116,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         console.show(console.table(f"largest differences to {REFERENCE}", header, lines))
 
 
-def _times(row: dict[str, Any]) -> list[str]:
+def _format_times(row: dict[str, Any]) -> list[str]:
     ratios = [f"{row[key]:.2f}" if key in row else "absent" for key in _RATIOS]
     times = [f"{row[key] * 1000:,.0f}" for key in ("seconds", "cpu")]
     return [row["engine"], row["mode"], *times, *ratios, f"{row['memory'] / 2**20:,.0f}"]
@@ -126,9 +128,10 @@ _RATIOS = ("times as fast", "times less cpu")
 def main(a: argparse.Namespace) -> None:
     """Run the benchmark."""
     rows: list[dict[str, Any]] = []
-    skipped = {engine: why for engine in a.only if (why := why_not(engine, a.emulated))}
-    for engine, why in skipped.items():
-        log.warning(f"{engine}: {why}")
+    reasons = {engine: find_obstacle(engine, a.emulated) for engine in a.only}
+    skipped = {engine: reason for engine, reason in reasons.items() if reason}
+    for engine, reason in skipped.items():
+        log.warning(f"{engine}: {reason}")
     chosen = [engine for engine in BUILDERS if engine in a.only and engine not in skipped]
     modes = dict.fromkeys([(1, 1), (a.threads, 1), (1, a.threads)])
     with tempfile.TemporaryDirectory(prefix="segrec-engines-", dir=a.workdir) as folder:
@@ -155,8 +158,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     shapes = "224x224,320x240,720x544"
-    add("--only", type=_engines, default=tuple(BUILDERS), help=f"of {','.join(BUILDERS)}")
-    add("--shapes", type=_shapes, default=_shapes(shapes), metavar="WxH,…", help=shapes)
+    add("--only", type=_parse_engines, default=tuple(BUILDERS), help=f"of {','.join(BUILDERS)}")
+    add("--shapes", type=_parse_shapes, default=_parse_shapes(shapes), metavar="WxH,…", help=shapes)
     add("--threads", type=console.count, default=CORES, metavar="N", help=f"default: {CORES}")
     add("--repeat", type=console.count, default=3, metavar="N", help="rounds (default: 3)")
     add("--weights", default="random:0", metavar="SPEC", help="as of train (default: random:0)")
@@ -166,15 +169,15 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _engines(text: str) -> tuple[str, ...]:
+def _parse_engines(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     if unknown := set(names) - set(BUILDERS):
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: some of {','.join(BUILDERS)}")
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: choose from {','.join(BUILDERS)}")
     return names
 
 
-def _shapes(text: str) -> tuple[Shape, ...]:
-    sizes = [[int(side) for side in one.split("x")] for one in text.split(",")]
+def _parse_shapes(text: str) -> tuple[Shape, ...]:
+    sizes = [[int(side) for side in size.split("x")] for size in text.split(",")]
     if any(len(size) != 2 or size[0] % 16 or size[1] % 16 for size in sizes):
         raise argparse.ArgumentTypeError(f"{text}: WIDTHxHEIGHT, multiples of 16")
     return tuple((height, width) for width, height in sizes)

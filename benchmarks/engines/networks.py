@@ -20,20 +20,18 @@ Network = Callable[[Floats], Mapping[str, Floats]]
 
 TAPS = ("conv3_3", "conv4_3", "conv5_3")
 
-# torch
+
+def build_torch_float32(state: State, threads: int) -> Network:
+    """Build the backbone of this package in float32, channels-last."""
+    return _build_torch(state, threads, "float32")
 
 
-def torch_float32(state: State, threads: int) -> Network:
-    """Build the package's backbone in float32, channels-last."""
-    return _torch_network(state, threads, "float32")
+def build_torch_bfloat16(state: State, threads: int) -> Network:
+    """Build the backbone of this package in bfloat16, channels-last."""
+    return _build_torch(state, threads, "bfloat16")
 
 
-def torch_bfloat16(state: State, threads: int) -> Network:
-    """Build the package's backbone in bfloat16, channels-last."""
-    return _torch_network(state, threads, "bfloat16")
-
-
-def _torch_network(state: State, threads: int, precision: str) -> Network:
+def _build_torch(state: State, threads: int, precision: str) -> Network:
     import torch
 
     from segrec_batch.model.engines import keep_memory
@@ -53,25 +51,19 @@ def _torch_network(state: State, threads: int, precision: str) -> Network:
     return run
 
 
-# ncnn
-
-
-def ncnn_float32(state: State, threads: int) -> Network:
-    """Build the package's network."""
+def build_ncnn(state: State, threads: int) -> Network:
+    """Build the network of this package in ncnn, float32."""
     from segrec_batch.model.ncnn_network import NcnnNetwork
 
     return NcnnNetwork(state, TAPS, threads=threads)
 
 
-# MNN
-
-
-def mnn_float32(state: State, threads: int) -> Network:
+def build_mnn(state: State, threads: int) -> Network:
     """Build the network in MNN by its converter from ONNX.
 
     MNN's own expressions give convolutions whose weights are inputs, for which it has no Winograd
-    algorithm. The converter is called in its extension module: its Python wrapper, `MNN.tools`,
-    installs a package and sends a log when it is imported.
+    algorithm. This calls the converter's extension module, because importing its Python wrapper,
+    `MNN.tools`, installs a package and sends a log.
     """
     import _tools
     import MNN.expr as expr
@@ -82,15 +74,15 @@ def mnn_float32(state: State, threads: int) -> Network:
         source.write_bytes(_describe_in_onnx(state))
         options = {"-f": "ONNX", "--modelFile": source, "--MNNModel": target, "--bizCode": "vgg"}
         _tools.mnnconvert(["mnnconvert", *(str(x) for pair in options.items() for x in pair)])
-        how = {"backend": "CPU", "numThread": threads, "precision": "high", "memory": "normal"}
-        manager = MNN.nn.create_runtime_manager((how,))
+        config = {"backend": "CPU", "numThread": threads, "precision": "high", "memory": "normal"}
+        manager = MNN.nn.create_runtime_manager((config,))
         net = MNN.nn.load_module_from_file(
             str(target), ["image"], list(TAPS), runtime_manager=manager
         )
 
     def run(image: Floats) -> Mapping[str, Floats]:
-        found = net.forward([expr.const(image, [1, *image.shape], expr.NCHW)])
-        maps = (expr.convert(x, expr.NCHW).read()[0] for x in found)
+        outputs = net.forward([expr.const(image, [1, *image.shape], expr.NCHW)])
+        maps = (expr.convert(x, expr.NCHW).read()[0] for x in outputs)
         return dict(zip(TAPS, map(np.array, maps), strict=True))
 
     return run
@@ -126,11 +118,11 @@ def _field(number: int, content: int | str | bytes) -> bytes:
 
 
 def _varint(number: int) -> bytes:
-    found = bytearray()
+    groups = bytearray()
     while number > 127:
-        found.append(number & 127 | 128)
+        groups.append(number & 127 | 128)
         number >>= 7
-    return bytes([*found, number])
+    return bytes([*groups, number])
 
 
 def _node(kind: str, inputs: list[str], output: str, **attributes: tuple[int, ...]) -> bytes:
@@ -156,8 +148,8 @@ def _value(number: int, name: str, channels: int) -> bytes:
 
 
 BUILDERS: Mapping[str, Callable[[State, int], Network]] = {
-    "torch-float32": torch_float32,
-    "torch-bfloat16": torch_bfloat16,
-    "ncnn": ncnn_float32,
-    "mnn": mnn_float32,
+    "torch-float32": build_torch_float32,
+    "torch-bfloat16": build_torch_bfloat16,
+    "ncnn": build_ncnn,
+    "mnn": build_mnn,
 }

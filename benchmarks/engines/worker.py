@@ -1,7 +1,6 @@
 """Measurement of one engine inside a process of the benchmark."""
 
 import os
-import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,17 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common.peak_memory import read_memory, reset_peak
 from benchmarks.engines.networks import BUILDERS, TAPS, Floats
+from benchmarks.gpu.case import write_shape
 from segrec_batch.images.decode import Shape
 
 REFERENCE = "torch-float32"
-IMPORTED = {"ncnn": "ncnn", "mnn": "MNN.nn"}
+MODULES = {"ncnn": "ncnn", "mnn": "MNN.nn"}
 _WAIT = 300  # seconds for the slowest process of a round
 
 
 @dataclass(frozen=True)
 class EngineCase:
-    """One engine with its threads, in each of some processes; files and images are in a folder."""
+    """One engine and its threads in each of several processes; `folder` has weights and images."""
 
     folder: str
     engine: str
@@ -39,7 +40,7 @@ class EngineCase:
         return "1 thread" if self.threads == 1 else f"{self.threads} threads"
 
     @property
-    def compares(self) -> bool:
+    def has_comparison(self) -> bool:
         """True if maps are compared with those of the reference."""
         return (self.threads, self.processes) == (1, 1)
 
@@ -50,8 +51,8 @@ class _Process:
     barrier: Any
 
 
-def join_round(barrier: Any) -> None:
-    """Keep the barrier of all processes, and discard standard output, on which MNN reports."""
+def start_process(barrier: Any) -> None:
+    """Store the barrier of all processes, and discard standard output, to which MNN writes."""
     _Process.barrier = barrier
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
@@ -75,14 +76,15 @@ def measure_network(case: EngineCase) -> list[dict[str, Any]]:
     """Return seconds, CPU seconds, memory and differences for each shape, in this process."""
     with np.load(Path(case.folder, "weights.npz")) as file:
         state = {name: file[name] for name in file.files}
-    # what is imported here does not count as memory of the network
-    import_module(IMPORTED.get(case.engine, "segrec_batch.model.weights"))
-    before = _memory("VmRSS")
+    # modules imported here do not count as memory of the network
+    import_module(MODULES.get(case.engine, "segrec_batch.model.weights"))
+    before = read_memory("VmRSS")
     run = BUILDERS[case.engine](state, case.threads)
     rows = []
     for shape in case.shapes:
         image = np.load(Path(case.folder, f"{write_shape(shape)}.npy"))
-        _reset_peak()
+        with suppress(OSError):  # where a sandbox forbids it, the peak includes earlier work
+            reset_peak()
         maps = run(image)
         row: dict[str, Any] = {"seconds": [], "cpu": []}
         for _ in range(case.repeat):
@@ -91,13 +93,13 @@ def measure_network(case: EngineCase) -> list[dict[str, Any]]:
             run(image)
             row["seconds"].append(time.perf_counter() - start)
             row["cpu"].append(time.process_time() - spent)
-        row["memory"] = _memory("VmHWM") - before
-        rows.append(row | (_compare(case, shape, maps) if case.compares else {}))
+        row["memory"] = read_memory("VmHWM") - before
+        rows.append(row | (_compare(case, shape, maps) if case.has_comparison else {}))
     return rows
 
 
 def _compare(case: EngineCase, shape: Shape, maps: Any) -> dict[str, float]:
-    """Return how far the maps are from those of the reference, which writes its own.
+    """Return the differences of the maps from those of the reference, which writes its own.
 
     For each tap: the largest difference over the reference's largest value; then Pearson's r of the
     mean of conv5_3.
@@ -108,27 +110,10 @@ def _compare(case: EngineCase, shape: Shape, maps: Any) -> dict[str, float]:
     if not path.exists():
         return {}
     with np.load(path) as reference:
-        found = {tap: _difference(maps[tap], reference[tap]) for tap in TAPS}
+        differences = {tap: _difference(maps[tap], reference[tap]) for tap in TAPS}
         means = [x[TAPS[-1]].astype(np.float64).mean(axis=(1, 2)) for x in (maps, reference)]
-    return {**found, "pearson": float(np.corrcoef(*means)[0, 1])}
+    return {**differences, "pearson": float(np.corrcoef(*means)[0, 1])}
 
 
-def _difference(found: Floats, wanted: Floats) -> float:
-    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
-
-
-def _memory(field: str) -> int:
-    """Return bytes of this process, VmRSS now or VmHWM since `_reset_peak`."""
-    text = Path("/proc/self/status").read_text()
-    (kilobytes,) = re.findall(rf"^{field}:\s+(\d+) kB$", text, re.MULTILINE)
-    return int(kilobytes) * 1024
-
-
-def _reset_peak() -> None:
-    with suppress(OSError):  # some sandboxes forbid it; the peak is then that of all before
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def write_shape(shape: Shape) -> str:
-    """Return width×height."""
-    return f"{shape[1]}×{shape[0]}"
+def _difference(values: Floats, expected: Floats) -> float:
+    return float(np.abs(values - expected).max() / np.abs(expected).max())

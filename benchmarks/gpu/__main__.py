@@ -1,18 +1,18 @@
-"""Measure one GPU: the tests that need it, the bare network, decoding, the whole job; no Ray.
+"""Measure one GPU without Ray: tests that need it, the bare network, decoding, the whole job.
 
     tests      the tests that are marked gpu
     peak       a product of two bf16 matrices, the ceiling of the shares below
     bare       VGG-16's 13 convolutions with three taps, bf16, channels-last: eager, with cuDNN's
                search for algorithms, as CUDA graphs of padded batches
-    whole      the whole job as stages chained in Python processes, of JPEGs of 640×480
-    decode     those JPEGs on the cores of the host and on the device
+    whole      the whole job, its stages chained in Python processes, on JPEGs of 640×480
+    decode     decoding of these JPEGs on the cores of the host and on the device
     compiled   the bare network by torch.compile in its default mode
     autotuned  the same with a search for the fastest kernels
 
-Each part is a process of its own: if it fails, its error is in the report, and the next one runs.
+Each part has its own process: if it fails, its error is in the report, and the next part runs.
 Parts for which no time is left are reported as not run. Torch, torchvision, NumPy, PyArrow, Pillow,
 scikit-learn, psutil, rich and fsspec are needed; neither Ray nor DuckDB nor Delta Lake is.
-The exit code is 1 if a part failed; a missed goal is no failure.
+The exit code is 1 if a part failed; a missed goal is not a failure.
 """
 
 import argparse
@@ -55,16 +55,16 @@ PARTS = (
     Part("autotuned", "benchmarks.gpu.bare:measure_autotuned", 180, 40),
 )
 NAMES = tuple(part.name for part in PARTS if part.name not in ("device", "prepare"))
-NEED_FILES = {"whole", "decode"}  # what `prepare` makes
+NEED_FILES = {"whole", "decode"}  # parts that read the files of `prepare`
 
 
 def run_parts(case: GpuCase, chosen: set[str], seconds: float) -> dict[str, Outcome]:
-    """Run the parts in turn within the seconds. Raises DeviceError if there is no such device."""
+    """Run the parts in order, within a time limit. Raises DeviceError for an unknown device."""
     start = time.perf_counter()
     outcomes: dict[str, Outcome] = {}
-    wanted = chosen | {"device"} | ({"prepare"} if chosen & NEED_FILES else set())
+    names = chosen | {"device"} | ({"prepare"} if chosen & NEED_FILES else set())
     for part in PARTS:
-        if part.name not in wanted:
+        if part.name not in names:
             continue
         spent = time.perf_counter() - start
         log.info(f"{spent:.0f} s: {part.name}")
@@ -107,17 +107,23 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--device", default="cuda", choices=("cuda", "cpu"), help="default: cuda")
     add("--small", action="store_true", help="tiny shapes and batches, few repeats: a rehearsal")
-    add("--seconds", type=float, default=SECONDS, metavar="S", help=f"of all (default: {SECONDS})")
-    add("--only", type=_names, default=NAMES, metavar="NAMES", help=f"of {','.join(NAMES)}")
+    add(
+        "--seconds",
+        type=float,
+        default=SECONDS,
+        metavar="S",
+        help=f"of all parts (default: {SECONDS})",
+    )
+    add("--only", type=_parse_names, default=NAMES, metavar="NAMES", help=f"of {','.join(NAMES)}")
     add("--workdir", default=tempfile.gettempdir(), metavar="DIR")
     add("--report", metavar="FILE", help="write all figures and errors as JSON")
     return parser.parse_args()
 
 
-def _names(text: str) -> tuple[str, ...]:
+def _parse_names(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     if unknown := set(names) - set(NAMES):
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: some of {','.join(NAMES)}")
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: choose from {','.join(NAMES)}")
     return names
 
 

@@ -1,4 +1,4 @@
-"""The device, its matrix product, and ways to run the bare convolutions."""
+"""Measurements of a device: its matrix product, and variants of the bare convolutions."""
 
 import logging
 import platform
@@ -17,7 +17,7 @@ from segrec_batch.model.weights import Backbone, load_weights
 log = logging.getLogger("segrec_batch.benchmarks")
 
 TAPS = ("conv3_3", "conv4_3", "conv5_3")
-REPEATS = 4  # batches that a GPU has in its queue
+REPEATS = 4  # batches in the queue of a GPU
 _WARM = 3  # passes before a graph is captured, in which cuDNN chooses its algorithms
 
 Maps = Mapping[str, Tensor]
@@ -40,9 +40,9 @@ def describe_device(case: GpuCase) -> Iterator[Row]:
 def measure_peak(case: GpuCase) -> Iterator[Row]:
     """Yield the speed of a product of two bf16 matrices."""
     side = case.sizes.matrix
-    found = measure_matrix_peak(case.device, side)
-    yield {"matrix": side, "flops/s": found["best"], "median flops/s": found["median"]}
-    yield from peak_memory(case)
+    rates = measure_matrix_peak(case.device, side)
+    yield {"matrix": side, "flops/s": rates["best"], "median flops/s": rates["median"]}
+    yield from measure_peak_memory(case)
 
 
 def measure_bare(case: GpuCase) -> Iterator[Row]:
@@ -53,7 +53,7 @@ def measure_bare(case: GpuCase) -> Iterator[Row]:
     if case.is_cuda:
         yield from _measure_variant(case, "eager, cudnn.benchmark", lambda network, _: network)
     yield from _measure_graphs(case, "CUDA graph, cudnn.benchmark")
-    yield from peak_memory(case)
+    yield from measure_peak_memory(case)
 
 
 def _measure_graphs(case: GpuCase, variant: str) -> Iterator[Row]:
@@ -66,18 +66,18 @@ def _measure_graphs(case: GpuCase, variant: str) -> Iterator[Row]:
 def measure_compiled(case: GpuCase) -> Iterator[Row]:
     """Yield the speed of the backbone compiled in the default mode."""
     yield from _measure_variant(case, "compiled", lambda network, _: _compile(network))
-    yield from peak_memory(case)
+    yield from measure_peak_memory(case)
 
 
 def measure_autotuned(case: GpuCase) -> Iterator[Row]:
     """Yield the speed of the backbone compiled with a search for the fastest kernels."""
     mode = "max-autotune-no-cudagraphs"
     yield from _measure_variant(case, mode, lambda network, _: _compile(network, mode))
-    yield from peak_memory(case)
+    yield from measure_peak_memory(case)
 
 
-def peak_memory(case: GpuCase) -> Iterator[Row]:
-    """Yield the most bytes of the device that this process had allocated; none on a CPU."""
+def measure_peak_memory(case: GpuCase) -> Iterator[Row]:
+    """Yield the peak of the bytes that this process allocated on a GPU; nothing on a CPU."""
     if case.is_cuda:
         yield {"peak bytes": torch.cuda.max_memory_allocated()}
 
@@ -91,7 +91,7 @@ def _compile(network: Network, mode: str = "default") -> Network:
 class GraphedNetwork:
     """A network captured as a CUDA graph for batches of one shape, channels-last.
 
-    A smaller batch is padded with what the batch before has left.
+    A smaller batch is padded with images of the previous batch.
     """
 
     def __init__(self, network: Network, batch: Tensor) -> None:
@@ -107,7 +107,10 @@ class GraphedNetwork:
             self._maps = network(self._input)
 
     def __call__(self, batch: Tensor) -> Maps:
-        """(b, 3, H, W), b at most the batch captured → maps, which the next call overwrites."""
+        """Return the maps of images (b, 3, H, W), b at most that of the captured batch.
+
+        The next call overwrites the maps.
+        """
         self._input[: len(batch)].copy_(batch)
         self._graph.replay()
         return {name: maps[: len(batch)] for name, maps in self._maps.items()}
@@ -119,9 +122,9 @@ def _measure_variant(
     prepare: Callable[[Network, Tensor], Network],
     pads: bool = False,
 ) -> Iterator[Row]:
-    """Yield a row for each shape and size of batch; an error is one of that row.
+    """Yield a row for each shape and batch size, with its error if it fails.
 
-    prepare: makes the variant of a network and a batch. pads: it takes smaller batches, too.
+    prepare: builds the variant from a network and a batch. pads: it also accepts smaller batches.
     """
     network = Backbone(load_weights("random:0").state, TAPS).to(case.device, torch.bfloat16)
     for shape in case.sizes.shapes:
@@ -134,7 +137,7 @@ def _measure_variant(
                 row["difference"] = _difference(network, run, x[: (size + 1) // 2] if pads else x)
                 rate, cpu = measure_rate(run, [x] * REPEATS, case.sizes.seconds)
                 row |= {"images/s": rate, "flops/s": rate * count_operations(shape), "cpu": cpu}
-            except Exception as error:  # the other shapes and sizes may do
+            except Exception as error:  # other shapes and sizes may succeed
                 row["error"] = f"{type(error).__name__}: {error}"
             yield row
             run = x = None  # type: ignore[assignment]
@@ -150,7 +153,7 @@ def _draw_batch(case: GpuCase, shape: tuple[int, ...]) -> Tensor:
 
 @torch.inference_mode()
 def _difference(network: Network, run: Network, x: Tensor) -> float:
-    """Return the largest difference of conv5_3 to that of the eager network, over its largest."""
-    wanted: Any = network(x)[TAPS[-1]].float()
-    found = run(x)[TAPS[-1]].float()
-    return float((found - wanted).abs().max() / wanted.abs().max())
+    """Return the largest difference of conv5_3 from the eager network, relative to its maximum."""
+    expected: Any = network(x)[TAPS[-1]].float()
+    values = run(x)[TAPS[-1]].float()
+    return float((values - expected).abs().max() / expected.abs().max())

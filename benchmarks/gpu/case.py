@@ -12,12 +12,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of what is measured.
+    """Sizes of the measurements.
 
-    shapes: (height, width) of the images that the model sees; the goals are about the first.
-    batches: images. seconds: the least that is timed for one rate. matrix: side of the matrices.
+    shapes: (height, width) of the images that the model sees; the goals refer to the first.
+    batches: images of a batch. seconds: minimum time for one rate. matrix: side of the matrices.
     scenes: JPEGs of 640×480 to draw. decoded: JPEGs decoded by each process.
-    indexed: images of a whole job, then twice as many. batch: images of a batch of that job.
+    indexed: images N of a whole job, which then indexes 2 N. batch: images of a batch of that job.
     """
 
     shapes: tuple[Shape, ...] = ((544, 720), (224, 224))
@@ -35,7 +35,7 @@ SMALL = Sizes(((64, 96), (32, 32)), (2,), 0.1, 256, scenes=2, decoded=4, indexed
 
 @dataclass(frozen=True)
 class GpuCase:
-    """One run: a folder for its files, cpu or cuda, the cores of the host, the sizes."""
+    """One run: folder of its files, device (cpu or cuda), cores of the host, and sizes."""
 
     folder: str
     device: str
@@ -50,8 +50,7 @@ class GpuCase:
     @property
     def images(self) -> list[str]:
         """The paths of the JPEGs that `prepare` has drawn, sorted."""
-        found = Path(self.folder, "scenes", "images").rglob("*.jpg")
-        return sorted(map(str, found))
+        return sorted(map(str, Path(self.folder, "scenes", "images").rglob("*.jpg")))
 
     def model(self, shape: Shape) -> str:
         """Return the folder of the model that sees images of one shape."""
@@ -69,13 +68,12 @@ def write_shape(shape: Shape) -> str:
 
 def prepare(case: GpuCase) -> Iterator[Row]:
     """Draw JPEGs, train a model on random filters, save it once for each shape."""
-    from benchmarks.throughput.case import drawn_images, drawn_model
+    from benchmarks.throughput.case import draw_images, train_model
     from segrec_batch.model.bundle import load_model
 
-    drawn_images(Path(case.folder, "scenes"), case.sizes.scenes)
+    draw_images(Path(case.folder, "scenes"), case.sizes.scenes)
     yield {"scenes": len(case.images)}
-    model = load_model(drawn_model((Path(case.folder), 128)))  # whatever the size: see below
+    model = load_model(train_model((Path(case.folder), 128)))  # its input size is replaced below
     for shape in case.sizes.shapes:
-        one = replace(model, spec=replace(model.spec, shapes=(shape,)))
-        one.save(case.model(shape))
+        replace(model, spec=replace(model.spec, shapes=(shape,))).save(case.model(shape))
     yield {"models": len(case.sizes.shapes), "taps": list(model.spec.taps)}

@@ -1,4 +1,4 @@
-"""Decoders of JPEGs on the cores of the host and on the device.
+"""Speed of JPEG decoders on the cores of the host and on the device.
 
 The processes that decode with Pillow import no torch.
 """
@@ -20,7 +20,7 @@ from segrec_batch.images.decode import Shape, decode
 log = logging.getLogger("segrec_batch.benchmarks")
 
 Decoder = Callable[[bytes], Any]
-_HOST = ("Pillow", "torchvision", "TorchCodec")
+_HOST_DECODERS = ("Pillow", "torchvision", "TorchCodec")
 _DEVICE_BATCH = 64  # JPEGs that nvJPEG gets together
 _CHUNK = 8  # JPEGs of one task of a process
 _TORCHCODEC = (0, 16)  # the first version that decodes images
@@ -28,64 +28,61 @@ _TORCHCODEC = (0, 16)  # the first version that decodes images
 
 def measure_decoding(case: GpuCase) -> Iterator[Row]:
     """Yield JPEGs/s of each decoder: one process, one for each core, the device."""
-    for decoder in _HOST:
-        why = _missing(decoder)
-        if why:
-            yield {"decoder": decoder, "where": "host", "skipped": why}
+    for decoder in _HOST_DECODERS:
+        reason = _find_obstacle(decoder)
+        if reason:
+            yield {"decoder": decoder, "where": "host", "skipped": reason}
             continue
         for processes in dict.fromkeys((1, case.cores)):
             log.info(f"  {decoder}, {processes} processes")
-            yield from _guarded(_measure_host, case, decoder, processes)
+            yield from _measure_guarded(_measure_host, case, decoder, processes)
     for decoder in ("torchvision, nvJPEG", "torchvision, nvJPEG, and resize", "TorchCodec, nvJPEG"):
-        why = _missing("TorchCodec") if decoder.startswith("TorchCodec") else ""
-        if not case.is_cuda or why:
-            yield {"decoder": decoder, "where": "device", "skipped": why or "needs CUDA"}
+        reason = _find_obstacle("TorchCodec") if decoder.startswith("TorchCodec") else ""
+        if not case.is_cuda or reason:
+            yield {"decoder": decoder, "where": "device", "skipped": reason or "needs CUDA"}
             continue
         log.info(f"  {decoder}")
-        yield from _guarded(_measure_device, case, decoder)
+        yield from _measure_guarded(_measure_device, case, decoder)
     if case.is_cuda:
-        from benchmarks.gpu.bare import peak_memory
+        from benchmarks.gpu.bare import measure_peak_memory
 
-        yield from peak_memory(case)
+        yield from measure_peak_memory(case)
 
 
-def _guarded(
-    measure: Callable[..., Row], case: GpuCase, decoder: str, *given: Any
+def _measure_guarded(
+    measure: Callable[..., Row], case: GpuCase, decoder: str, *processes: int
 ) -> Iterator[Row]:
     row: Row = {"decoder": decoder, "where": "device" if "nvJPEG" in decoder else "host"}
-    row |= {"processes": given[0]} if given else {}
+    row |= {"processes": processes[0]} if processes else {}
     try:
-        yield row | measure(case, decoder, *given)
-    except Exception as error:  # the other decoders may do
+        yield row | measure(case, decoder, *processes)
+    except Exception as error:  # other decoders may succeed
         yield row | {"error": f"{type(error).__name__}: {error}"}
 
 
-def _missing(decoder: str) -> str:
-    """Return why a decoder cannot be used; an empty text if it can."""
+def _find_obstacle(decoder: str) -> str:
+    """Return the reason why a decoder cannot be used; an empty text if it can."""
     package = {"torchvision": "torchvision", "TorchCodec": "torchcodec"}.get(decoder)
     if package is None:
         return ""
     if find_spec(package) is None:
         return f"{package} is not installed"
-    found = version(package)
-    if package == "torchcodec" and tuple(map(int, found.split(".")[:2])) < _TORCHCODEC:
-        return f"torchcodec {found} does not decode images; 0.16 does"
+    installed = version(package)
+    if package == "torchcodec" and tuple(map(int, installed.split(".")[:2])) < _TORCHCODEC:
+        return f"torchcodec {installed} does not decode images; 0.16 does"
     return ""
 
 
-# on the host
-
-
 def _measure_host(case: GpuCase, decoder: str, processes: int) -> Row:
-    """JPEGs/s of a pool of processes that have the JPEGs in memory and keep what they decode.
+    """Return JPEGs/s of a pool of processes that have the JPEGs in memory and keep the results.
 
-    Pillow resizes, too, as the indexing job does.
+    Pillow also resizes, as in the indexing job.
     """
     context = multiprocessing.get_context("spawn")
     ready = context.Barrier(processes + 1)
     count = case.sizes.decoded * processes
-    given = (ready, decoder, case.images, case.sizes.shapes[0])
-    with context.Pool(processes, _load, given) as pool:
+    arguments = (ready, decoder, case.images, case.sizes.shapes[0])
+    with context.Pool(processes, _load, arguments) as pool:
         ready.wait(60)
         starts = range(0, count, _CHUNK)
         tasks = [(start, min(_CHUNK, count - start)) for start in starts]
@@ -105,12 +102,12 @@ class _Process:
 
 def _load(ready: threading.Barrier, decoder: str, paths: list[str], shape: Shape) -> None:
     _Process.jpegs = [Path(path).read_bytes() for path in paths]
-    _Process.run = staticmethod(_host_decoder(decoder, shape))
+    _Process.run = staticmethod(_load_host_decoder(decoder, shape))
     _Process.run(_Process.jpegs[0])
     ready.wait()
 
 
-def _host_decoder(decoder: str, shape: Shape) -> Decoder:
+def _load_host_decoder(decoder: str, shape: Shape) -> Decoder:
     if decoder == "Pillow":
         return lambda jpeg: decode(jpeg, [shape])
     import torch
@@ -138,16 +135,13 @@ def _tensor(jpeg: bytes) -> Any:
     return torch.frombuffer(bytearray(jpeg), dtype=torch.uint8)
 
 
-# on the device
-
-
 def _measure_device(case: GpuCase, decoder: str) -> Row:
-    """JPEGs/s of batches from the host's memory to uint8 tensors on the device."""
+    """Return JPEGs/s of batches from the memory of the host to uint8 tensors on the device."""
     import torch
 
     jpegs = [Path(path).read_bytes() for path in case.images]
     batch = [_tensor(jpeg) for jpeg in islice(cycle(jpegs), _DEVICE_BATCH)]
-    run = _device_decoder(decoder, case)
+    run = _load_device_decoder(decoder, case)
     run(batch)
     torch.cuda.synchronize()
     done, clock = 0, time.perf_counter()
@@ -159,7 +153,7 @@ def _measure_device(case: GpuCase, decoder: str) -> Row:
     return {"images/s": done / seconds, "images": done, "resized": resized}
 
 
-def _device_decoder(decoder: str, case: GpuCase) -> Callable[[list[Any]], Any]:
+def _load_device_decoder(decoder: str, case: GpuCase) -> Callable[[list[Any]], Any]:
     import torch
 
     if decoder.startswith("TorchCodec"):

@@ -10,9 +10,9 @@ from segrec_batch.common import console
 
 log = logging.getLogger("segrec_batch.benchmarks")
 
-SHARE_OF_PEAK = 0.5
-WHOLE_OF_BARE = 0.9
-RATE = 2000  # images/s at the larger shape on one H200
+MIN_SHARE_OF_PEAK = 0.5
+MIN_WHOLE_TO_BARE = 0.9
+MIN_RATE = 2000  # images/s at the larger shape on one H200
 ABSENT = "absent"
 _BARE = ("bare", "compiled", "autotuned")
 _COUNTS = ("passed", "failed", "skipped")
@@ -36,9 +36,9 @@ def show(case: GpuCase, outcomes: Outcomes) -> None:
 
 
 def check_goals(case: GpuCase, outcomes: Outcomes) -> list[Row]:
-    """Return name, figure (None if not measured), goal and whether it is met, for each goal.
+    """Return name, figure (None if not measured), goal and verdict of each goal.
 
-    bare: the fastest variant and batch of a shape.
+    The bare network counts with its fastest variant and batch of a shape.
     """
     peak = _peak(outcomes)
     goals = []
@@ -46,32 +46,34 @@ def check_goals(case: GpuCase, outcomes: Outcomes) -> list[Row]:
         bare, whole = _best_bare(outcomes, shape), _whole(outcomes, shape)
         share = bare["flops/s"] / peak if bare and peak else None
         ratio = whole["images/s"] / bare["images/s"] if bare and whole else None
-        goals.append(_goal(f"bare / bf16 matrix product, {shape}", share, SHARE_OF_PEAK))
-        goals.append(_goal(f"whole job / bare, {shape}", ratio, WHOLE_OF_BARE))
+        goals.append(_check_goal(f"bare / bf16 matrix product, {shape}", share, MIN_SHARE_OF_PEAK))
+        goals.append(_check_goal(f"whole job / bare, {shape}", ratio, MIN_WHOLE_TO_BARE))
     shape = write_shape(case.sizes.shapes[0])
     whole = _whole(outcomes, shape)
-    goals.append(_goal(f"whole job, images/s, {shape}", whole and whole["images/s"], RATE))
+    goals.append(
+        _check_goal(f"whole job, images/s, {shape}", whole and whole["images/s"], MIN_RATE)
+    )
     return goals
 
 
-def _goal(name: str, figure: Any, least: float) -> Row:
+def _check_goal(name: str, figure: Any, minimum: float) -> Row:
     return {
         "name": name,
         "figure": figure,
-        "goal": least,
-        "met": None if figure is None else figure >= least,
+        "goal": minimum,
+        "met": None if figure is None else figure >= minimum,
     }
 
 
 def _rows(outcomes: Outcomes, *parts: str) -> list[Row]:
-    """Return the rows of parts, less those that give a part's memory."""
-    found = [row for part in parts if part in outcomes for row in outcomes[part].rows]
-    return [row for row in found if set(row) != {"peak bytes"}]
+    """Return the rows of parts without the rows that state peak memory."""
+    rows = [row for part in parts if part in outcomes for row in outcomes[part].rows]
+    return [row for row in rows if set(row) != {"peak bytes"}]
 
 
 def _peak(outcomes: Outcomes) -> float | None:
-    found = [row["flops/s"] for row in _rows(outcomes, "peak")]
-    return float(found[0]) if found else None
+    rates = [row["flops/s"] for row in _rows(outcomes, "peak")]
+    return float(rates[0]) if rates else None
 
 
 def _best_bare(outcomes: Outcomes, shape: str) -> Row | None:
@@ -94,7 +96,7 @@ def _parts_table(outcomes: Outcomes) -> str:
         note = _last_line(outcome.error) or (f"{errors} rows failed" if errors else "")
         if name == "tests" and not note:
             counts = [(row[key], key) for row in outcome.rows for key in _COUNTS if key in row]
-            note = ", ".join(f"{number} {what}" for number, what in counts)
+            note = ", ".join(f"{number} {status}" for number, status in counts)
         rows.append([name, outcome.status, f"{outcome.seconds:.0f}", memory, note])
     return console.table("parts", ["part", "", "s", "peak device memory, GB", "note"], rows)
 
@@ -104,11 +106,11 @@ def _last_line(error: str) -> str:
 
 
 def _note(row: Row) -> str:
-    """Return why a row has no figures."""
+    """Return the reason why a row has no figures."""
     return str(row.get("error") or row.get("skipped") or "").split("\n")[0][:_TEXT]
 
 
-def _figure(row: Row, key: str, digits: str, scale: float = 1.0) -> str:
+def _format_figure(row: Row, key: str, digits: str, scale: float = 1.0) -> str:
     return f"{row[key] / scale:{digits}}" if key in row else ABSENT
 
 
@@ -121,15 +123,24 @@ def _bare_table(rows: Sequence[Row], peak: float | None) -> str:
                 row["variant"],
                 str(row.get("shape", ABSENT)),
                 str(row.get("batch", ABSENT)),
-                _figure(row, "images/s", ",.1f"),
-                _figure(row, "flops/s", ",.3f", 1e12),
+                _format_figure(row, "images/s", ",.1f"),
+                _format_figure(row, "flops/s", ",.3f", 1e12),
                 share,
-                _figure(row, "difference", ".1e"),
+                _format_figure(row, "difference", ".1e"),
                 _note(row),
             ]
         )
     product = f"; bf16 matrix product: {peak / 1e12:,.3f} TFLOP/s" if peak else ""
-    header = ["variant", "shape", "batch", "images/s", "TFLOP/s", "of product", "differs", "note"]
+    header = [
+        "variant",
+        "shape",
+        "batch",
+        "images/s",
+        "TFLOP/s",
+        "share of product",
+        "difference",
+        "note",
+    ]
     return console.table(f"bare 13 convolutions, bf16{product}", header, lines)
 
 
@@ -145,9 +156,9 @@ def _whole_table(rows: Sequence[Row], outcomes: Outcomes) -> str:
                 row["shape"],
                 str(row["batch"]),
                 f"{row['images']:,}",
-                _figure(row, "images/s", ",.1f"),
-                _figure(row, "images/s with start-up", ",.1f"),
-                _figure(row, "cpu", ".1f", 1e-3),
+                _format_figure(row, "images/s", ",.1f"),
+                _format_figure(row, "images/s with start-up", ",.1f"),
+                _format_figure(row, "cpu", ".1f", 1e-3),
                 ratio,
                 _note(row),
             ]
@@ -162,7 +173,7 @@ def _decode_table(rows: Sequence[Row]) -> str:
             row["decoder"],
             row["where"],
             str(row.get("processes", ABSENT)),
-            _figure(row, "images/s", ",.0f"),
+            _format_figure(row, "images/s", ",.0f"),
             str(row.get("resized", ABSENT)),
             _note(row),
         ]

@@ -10,13 +10,13 @@ from pathlib import Path
 from benchmarks.gpu.case import GpuCase, Row, write_shape
 
 ROOT = Path(__file__).parents[2]
-WITH_GPU = re.compile(r"mark\.gpu\b|\bdevice: str\b")
-COUNTED = re.compile(r"(\d+) (passed|failed|skipped|deselected|errors?|xfailed|xpassed)\b")
+MENTIONS_DEVICE = re.compile(r"mark\.gpu\b|\bdevice: str\b")
+COUNT = re.compile(r"(\d+) (passed|failed|skipped|deselected|errors?|xfailed|xpassed)\b")
 SUMMARY = re.compile(
     r"^.*\d+ (?:passed|failed|skipped|deselected|error).* in [\d.]+s.*$", re.MULTILINE
 )
 TESTS_SECONDS = 75
-_TAIL = 6000  # characters of pytest's output that are kept
+_TAIL = 6000  # characters at the end of pytest's output that the row keeps
 
 
 def run_tests(case: GpuCase) -> Iterator[Row]:
@@ -24,15 +24,17 @@ def run_tests(case: GpuCase) -> Iterator[Row]:
 
     Yields the counts and the tail of pytest's output. Raises RuntimeError if pytest fails.
     """
-    files = sorted(p for p in ROOT.glob("tests/test_*.py") if WITH_GPU.search(p.read_text()))
+    files = sorted(
+        p for p in ROOT.glob("tests/**/test_*.py") if MENTIONS_DEVICE.search(p.read_text())
+    )
     options = ["-m", "gpu", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
     names = [str(path.relative_to(ROOT)) for path in files]
     output, code = _run_pytest([*options, *names])
-    found = list(SUMMARY.finditer(output))
-    if found:  # libraries may write on while Python ends
-        output = output[: found[-1].end()]
+    summaries = list(SUMMARY.finditer(output))
+    if summaries:  # libraries may write more while Python ends
+        output = output[: summaries[-1].end()]
     summary = output.strip().rsplit("\n", 1)[-1]
-    counts = {what: int(count) for count, what in COUNTED.findall(summary)}
+    counts = {status: int(count) for count, status in COUNT.findall(summary)}
     yield {"exit code": code, "files": names, **counts, "output": output[-_TAIL:]}
     if code != 0:
         raise RuntimeError(f"pytest ended with code {code}: {summary}")
@@ -48,8 +50,8 @@ def _run_pytest(options: list[str]) -> tuple[str, int | None]:
             stderr=subprocess.STDOUT,
             timeout=TESTS_SECONDS,
         )
-    except subprocess.TimeoutExpired as late:
-        text = (late.output or b"").decode(errors="replace")
+    except subprocess.TimeoutExpired as error:
+        text = (error.output or b"").decode(errors="replace")
         return f"{text}\nstopped after {TESTS_SECONDS} s", None
     return done.stdout.decode(errors="replace"), done.returncode
 
@@ -57,7 +59,8 @@ def _run_pytest(options: list[str]) -> tuple[str, int | None]:
 def measure_whole(case: GpuCase) -> Iterator[Row]:
     """Yield the speed of the whole job without Ray, for each shape.
 
-    It does N images and 2 N, in processes of their own: the second N is the rate without start-up.
+    It indexes N images and then 2 N, each in a new process: the difference is the rate without
+    start-up.
     """
     from benchmarks.throughput.case import Case
     from benchmarks.throughput.rates import Run
@@ -76,8 +79,8 @@ def measure_whole(case: GpuCase) -> Iterator[Row]:
         )
         run = Run(write_shape(shape), sizes.indexed)
         try:
-            run.more("benchmarks.throughput.segrec:chained", job)
-        except Exception as error:  # the other shape may do
+            run.add_round("benchmarks.throughput.segrec:run_chained", job)
+        except Exception as error:  # the other shape may succeed
             yield row | {"error": f"{type(error).__name__}: {error}"}
             continue
         row |= {"images/s with start-up": run.whole[0], **run.pairs[0][1].result}

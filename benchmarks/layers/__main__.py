@@ -3,8 +3,8 @@ r"""Segmentation quality of the default layers against each single layer and the
     python -m benchmarks.layers --train DIR --val DIR --classes classes.json \
         --backbone-weights vgg16.safetensors --report DIR
 
-DIR holds images/ and masks/. One pass of the backbone over each set serves all layer sets. Prints a
-Markdown table and writes one metrics.json per layer set.
+DIR holds images/ and masks/. One pass of the backbone over each set serves all layer sets. The
+benchmark prints a Markdown table and writes one JSON file per layer set, NUMBER.json.
 """
 
 import argparse
@@ -39,7 +39,7 @@ LAYER_SETS = (
 
 
 def fit_models(trainer: Trainer) -> dict[str, Model]:
-    """For each layer set the model with the best C."""
+    """Return the model with the best C for each layer set."""
     models = {}
     for name in LAYER_SETS:
         candidates = [c for c in trainer.settings.candidates if str(c).split()[0] == name]
@@ -48,25 +48,24 @@ def fit_models(trainer: Trainer) -> dict[str, Model]:
     return models
 
 
-def confusions(
+def count_confusions(
     models: dict[str, Model], trainer: Trainer, images: list[LabelledImage], classes: Classes
 ) -> dict[str, np.ndarray]:
     """Return the confusion matrix of each model at the resolution of the images."""
-    maps_of = trainer.feature_maps
     heads = {
         name: LinearHead(as_tensors(m.svm_weights), torch.from_numpy(m.svm_bias), m.spec.components)
         for name, m in models.items()
     }
     k = len(classes.names) + 1
-    found = {name: np.zeros((k, k), np.int64) for name in models}
+    confusions = {name: np.zeros((k, k), np.int64) for name in models}
     for item in console.track(images, "validation"):
         image, labels = item.load(classes)
-        maps = maps_of(fit(image, trainer.settings.shapes)[None])
+        maps = trainer.feature_maps(fit(image, trainer.settings.shapes)[None])
         truth = classes.to_classes(labels)
         for name, head in heads.items():
             predicted = resize(head(maps), labels.shape).argmax(dim=1)[0].cpu().numpy()
-            found[name] += count_pixels(truth, predicted, k)
-    return found
+            confusions[name] += count_pixels(truth, predicted, k)
+    return confusions
 
 
 def main() -> None:
@@ -95,25 +94,27 @@ def main() -> None:
     report.mkdir(parents=True, exist_ok=True)
     print(f"| layers | pixel accuracy | {' | '.join(classes.names)} | mean IoU |")
     print("|---|---|" + "---|" * len(classes.names) + "---|")
-    for number, (name, confusion) in enumerate(confusions(models, trainer, val, classes).items()):
+    for number, (name, confusion) in enumerate(
+        count_confusions(models, trainer, val, classes).items()
+    ):
         measures = ratio_measures(Pixels.of(confusion[None]), names, Key(""))
-        found = {k: m.value for k, m in measures.items()}
+        figures = {k: m.value for k, m in measures.items()}
         content = {
             "layers": name,
             "weights": a.backbone_weights,
-            "figures": {str(key): value for key, value in found.items()},
+            "figures": {str(key): value for key, value in figures.items()},
             "confusion": confusion.tolist(),
         }
         (report / f"{number}.json").write_text(json.dumps(content, indent=2))
         cells = [
             " / ".join(
-                f"{found[Key(m, cls=c)] or 0:.3f}" for m in ("iou", "precision", "recall", "f1")
+                f"{figures[Key(m, cls=c)] or 0:.3f}" for m in ("iou", "precision", "recall", "f1")
             )
             for c in classes.names
         ]
         print(
-            f"| {name} | {found[Key('pixel_accuracy')]:.3f} | {' | '.join(cells)} "
-            f"| {found[Key('iou', cls=MEAN)]:.3f} |"
+            f"| {name} | {figures[Key('pixel_accuracy')]:.3f} | {' | '.join(cells)} "
+            f"| {figures[Key('iou', cls=MEAN)]:.3f} |"
         )
     commonest = majority(confusion[None])
     share = confusion[commonest].sum() / confusion.sum()

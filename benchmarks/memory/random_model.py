@@ -11,7 +11,10 @@ from segrec_batch.model.weights import load_weights
 
 
 def random_model(size: int, classes: int) -> Model:
-    """Default layers, random weights, a random head: `classes` with the background."""
+    """Return a model of the default layers with random weights and a random head.
+
+    `classes` counts the background.
+    """
     weights = load_weights("random:0")
     taps = [Tap.parse(t) for t in DEFAULT_BACKBONE.default_layers.split(",")]
     rng = np.random.default_rng(0)

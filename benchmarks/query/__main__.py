@@ -1,18 +1,19 @@
 """Time to find the ten most similar images, next to other systems on the same vectors.
 
-×: times a matrix-vector product of NumPy over all vectors in memory. Everything is measured in one
-run, warm, on all cores, the ways in turn with a new query in each round; the best round counts.
+×: time relative to a matrix-vector product of NumPy over all vectors in memory. All figures come
+from one warm run on all cores. In each round all ways run in turn on a new query; the best round
+counts.
 
     questions    all images; the cars whose σ is in a window that 13 % or 1 % pass; or none
     peers        NumPy; FAISS, a flat index; LanceDB, a scan behind a filter on coverage;
                  DuckDB over unsorted Parquet, with the plain macro `pearson`
-    ours         `recommend`, by vector and by image_id, over a query cache and over the Parquet
+    segrec       `recommend`, by vector and by image_id, over a query cache and over the Parquet
                  files of the index; `recommend_by_sign_bits` over the cache
-    floor        bytes of the vectors that pass, over the bandwidth of memory, from the rounds, too
+    floor        bytes of the vectors that pass / memory bandwidth measured in this run
 
-All but the sign bits must agree on the answer. The index is synthetic (see synthetic.py), of the
-largest number of rows the bars are demanded; if one is missed, the exit code is 1. growth: the time
-over that with the number of rows before.
+All ways but the sign bits must give the same answer. The index is synthetic (see synthetic.py).
+Bars are upper limits of × at the largest number of rows; the exit code is 1 if one is exceeded.
+growth: time relative to that with the previous number of rows.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # no thread spins while another peer is asked
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # no thread spins while another way runs
 
 import numpy as np
 
@@ -39,7 +40,7 @@ from segrec_batch.model.backbones import DEFAULT_BACKBONE
 
 log = logging.getLogger("segrec_batch.benchmarks")
 
-if TYPE_CHECKING:  # DuckDB, imported while a process is spawned, takes that for a notebook
+if TYPE_CHECKING:  # DuckDB, imported in a spawned process, would behave as in a notebook
     from benchmarks.query.peers import Ask, NumPy, Questions
 
 Times = dict[tuple[str, str], float]
@@ -58,7 +59,7 @@ PACKAGES = {"faiss": "faiss-cpu", "lancedb": "lancedb"}
 QUERIES = 50
 MEMORY = "NumPy reads all bytes"
 INEXACT = ("NumPy product", MEMORY, "cache, by sign bits")
-SLOW, FEW = 3, 10  # rounds of what takes seconds, or nearly one
+SLOW, FEW = 3, 10  # rounds of ways that take seconds, or almost one
 PAUSE = 0.03  # s; BLAS threads spin that long for more work
 BARS = {
     ("all", "cache, by vector"): 7.0,
@@ -68,7 +69,7 @@ BARS = {
 }
 STEPS = {
     "index": "write the index",
-    "bare": "read it bare, with PyArrow",
+    "bare": "read it with PyArrow",
     "cache": "make the query cache",
     "refresh": "refresh it after 1 % changed",
     "parquet": "write unsorted Parquet",
@@ -81,7 +82,7 @@ RECALL = 0.99  # at least, of the sign bits' answers
 
 @dataclass
 class Way:
-    """One way to answer a question, and what it took."""
+    """One way to answer a question, with its times and answers."""
 
     question: str
     name: str
@@ -101,25 +102,25 @@ class Way:
         return min(self.seconds)
 
     def run(self, query: int) -> None:
-        """Ask once."""
+        """Answer one query and record time and answer."""
         time.sleep(PAUSE)
         clock = time.perf_counter()
         answer = self.ask(query, WINDOWS[self.question])
         self.seconds.append(time.perf_counter() - clock)
         self.answers.append(answer)
 
-    def forget(self) -> None:
-        """Discard the times so far, which were for warming up."""
+    def clear(self) -> None:
+        """Discard the times and answers of the warm-up."""
         self.seconds.clear()
         self.answers.clear()
 
 
-def ways(questions: "Questions", numpy: "NumPy", without: list[str]) -> list[Way]:
-    """All ways, those of NumPy first."""
+def list_ways(questions: "Questions", numpy: "NumPy", without: list[str]) -> list[Way]:
+    """Return all ways, those of NumPy first."""
     from benchmarks.query.peers import Faiss, Lance, Parquet, Segrec
 
     cache, files, plain = Segrec(questions, True), Segrec(questions, False), Parquet(questions)
-    found = [
+    ways = [
         Way("all", "NumPy product", numpy.product),
         Way("all", MEMORY, numpy.read),
         Way("all", "cache, by vector", cache.images_by_vector),
@@ -128,74 +129,76 @@ def ways(questions: "Questions", numpy: "NumPy", without: list[str]) -> list[Way
         Way("all", "Parquet of the index, by vector", files.images_by_vector, SLOW),
     ]
     if "faiss" not in without:
-        found.append(Way("all", "FAISS flat", Faiss(questions, numpy.matrix).ask))
+        ways.append(Way("all", "FAISS flat", Faiss(questions, numpy.matrix).ask))
     lance = None if "lancedb" in without else Lance(questions)
     for question in ("all", "13 %", "1 %"):
-        found.append(Way(question, "DuckDB, unsorted Parquet", plain.ask, SLOW))
+        ways.append(Way(question, "DuckDB, unsorted Parquet", plain.ask, SLOW))
         if lance:
-            found.append(Way(question, "LanceDB flat", lance.ask, FEW))
+            ways.append(Way(question, "LanceDB flat", lance.ask, FEW))
     for question in ("13 %", "1 %", "none"):
-        found.append(Way(question, "cache, by vector", cache.by_vector))
-        found.append(Way(question, "cache, by image_id", cache.by_image))
-        found.append(Way(question, "Parquet of the index, by vector", files.by_vector, SLOW))
+        ways.append(Way(question, "cache, by vector", cache.by_vector))
+        ways.append(Way(question, "cache, by image_id", cache.by_image))
+        ways.append(Way(question, "Parquet of the index, by vector", files.by_vector, SLOW))
     order = list(WINDOWS)
-    return sorted(found, key=lambda way: order.index(way.question))
+    return sorted(ways, key=lambda way: order.index(way.question))
 
 
-def ask_all(found: list[Way]) -> None:
-    """Ask every way every query, in turn."""
-    for way in found:
+def run_all(ways: list[Way]) -> None:
+    """Run every way on every query, in turn."""
+    for way in ways:
         way.run(0)
-        way.forget()
+        way.clear()
     for query in range(QUERIES):
-        for way in found:
+        for way in ways:
             if query < way.rounds:
                 way.run(query)
 
 
-def check_answers(found: list[Way], questions: "Questions", numpy: "NumPy") -> None:
-    """Raise AccountingError unless each exact answer is that of NumPy, except for ties."""
-    exact = [way for way in found if way.name not in INEXACT]
+def check_answers(ways: list[Way], questions: "Questions", numpy: "NumPy") -> None:
+    """Raise AccountingError unless each exact answer equals that of NumPy, except for ties."""
+    exact = [way for way in ways if way.name not in INEXACT]
     for query in range(QUERIES):
-        asked = [way for way in exact if query < way.rounds]
+        answered = [way for way in exact if query < way.rounds]
         for row in (None, questions.rows[query]):
             unit = questions.units[query] if row is None else numpy.matrix[row]
-            wanted = numpy.best(unit, row)
-            for way in asked:
+            expected = numpy.find_best(unit, row)
+            for way in answered:
                 if ("image_id" in way.name) == (row is not None):
-                    compare(way, way.answers[query], wanted[WINDOWS[way.question]], numpy, unit)
+                    compare(way, way.answers[query], expected[WINDOWS[way.question]], numpy, unit)
 
 
-def compare(way: Way, answer: list[int], wanted: list[int], numpy: "NumPy", unit: Vectors) -> None:
+def compare(
+    way: Way, answer: list[int], expected: list[int], numpy: "NumPy", unit: Vectors
+) -> None:
     """Raise AccountingError for answers with other scores."""
     exact = unit.astype(np.float64)
-    first, second = [np.sort(numpy.matrix[rows] @ exact) for rows in (answer, wanted)]
-    if len(answer) != len(wanted) or not np.allclose(first, second, rtol=0, atol=1e-6):
-        raise AccountingError(f"{way.question}, {way.name}: {answer} found, {wanted} wanted")
+    first, second = [np.sort(numpy.matrix[rows] @ exact) for rows in (answer, expected)]
+    if len(answer) != len(expected) or not np.allclose(first, second, rtol=0, atol=1e-6):
+        raise AccountingError(f"{way.question}, {way.name}: the answer is {answer}, not {expected}")
 
 
-def recall(found: dict[tuple[str, str], Way]) -> float:
-    """Share of the exact answers that the sign bits find."""
-    exact, near = (found["all", f"cache, by {how}"].answers for how in ("image_id", "sign bits"))
+def measure_recall(ways: dict[tuple[str, str], Way]) -> float:
+    """Return the share of the exact answers that the sign bits find."""
+    exact, near = (ways["all", f"cache, by {name}"].answers for name in ("image_id", "sign bits"))
     return float(np.mean([len({*a} & {*b}) / len(a) for a, b in zip(exact, near, strict=True)]))
 
 
-def table(case: Case, found: list[Way], before: Times, numpy: "NumPy") -> str:
-    """All times."""
-    (read,) = (way.best for way in found if way.name == MEMORY)
+def format_times(case: Case, ways: list[Way], before: Times, numpy: "NumPy") -> str:
+    """Return the table of all times."""
+    (read,) = (way.best for way in ways if way.name == MEMORY)
     bandwidth, rows = numpy.matrix.nbytes / read, []
     for question, window in WINDOWS.items():
-        size = numpy.passing(window) * DEFAULT_BACKBONE.feature_length * 4
+        size = numpy.count_passing(window) * DEFAULT_BACKBONE.feature_length * 4
         floor = size / bandwidth
         text = f"floor: {size / 1e6:,.0f} MB at {bandwidth / 1e9:.0f} GB/s"
-        figures = [f"{1000 * floor:.1f}", "absent", f"{floor / found[0].best:.3f}"]
+        figures = [f"{1000 * floor:.1f}", "absent", f"{floor / ways[0].best:.3f}"]
         rows.append([question, text, *figures, "absent", "absent"])
-        rows += [line(way, found[0].best, before) for way in found if way.question == question]
+        rows += [format_way(way, ways[0].best, before) for way in ways if way.question == question]
     header = ["passing", "way", "ms", "p95 ms", "×", "bar", "growth"]
     return console.table(f"{case.rows:,} rows × {DEFAULT_BACKBONE.feature_length}", header, rows)
 
 
-def line(way: Way, unit: float, before: Times) -> list[str]:
+def format_way(way: Way, unit: float, before: Times) -> list[str]:
     """Return the table cells of a way; `unit` is the seconds of 1 ×."""
     p95 = 1000 * float(np.quantile(way.seconds, 0.95))
     figures = [f"{1000 * way.best:.1f}", f"{p95:.1f}", f"{way.best / unit:.3f}"]
@@ -204,7 +207,7 @@ def line(way: Way, unit: float, before: Times) -> list[str]:
     return [way.question, way.name, *figures, bar, growth]
 
 
-def build_table(case: Case, built: Built) -> str:
+def format_build(case: Case, built: Built) -> str:
     """Return the table of building the index, the cache and the files of the peers."""
     bare = built["bare"]["s"]
     rows = [
@@ -214,57 +217,60 @@ def build_table(case: Case, built: Built) -> str:
     return console.table(f"building {case.rows:,} rows", ["step", "s", "×", *SIZES], rows)
 
 
-def row_groups(questions: "Questions") -> dict[str, float]:
-    """Share of the row groups of class car that the 13 % window touches."""
+def measure_row_groups(questions: "Questions") -> dict[str, float]:
+    """Return the share of the row groups of class car that the 13 % window touches."""
     from benchmarks.query.peers import Parquet, Segrec
 
     works = {
-        "Parquet of the index": Segrec(questions, False).work(0, WIDE),
-        "unsorted Parquet": Parquet(questions).work(0, WIDE),
+        "Parquet of the index": Segrec(questions, False).measure_work(0, WIDE),
+        "unsorted Parquet": Parquet(questions).measure_work(0, WIDE),
     }
     for name, work in works.items():
         log.info(f"13 % of σ, {name}: {work}")
-    return {name: work.row_groups / work.of_row_groups for name, work in works.items()}
+    return {name: work.row_groups / work.all_row_groups for name, work in works.items()}
 
 
-def ask(case: Case, built: Built, before: Times, without: list[str]) -> tuple[Times, list[str]]:
-    """Ask one index and print what it took: best times, and the bars that are missed."""
+def measure(case: Case, built: Built, before: Times, without: list[str]) -> tuple[Times, list[str]]:
+    """Measure one index and print the tables; return best times, and the bars that are exceeded."""
     from benchmarks.query.peers import NumPy, Questions
 
-    progress(case, "the matrix")
+    log_progress(case, "making the matrix")
     questions = Questions(case, QUERIES)
     numpy = NumPy(questions)
-    found = ways(questions, numpy, without)
-    progress(case, f"{len(found)} ways are asked")
-    ask_all(found)
-    progress(case, "are the answers the same?")
-    check_answers(found, questions, numpy)
-    console.show(build_table(case, built))
-    console.show(table(case, found, before, numpy))
-    times = {way.key: way.best for way in found}
-    ratios = {" ".join(key): (times[key] / found[0].best, bar) for key, bar in BARS.items()}
-    near, touched = recall({way.key: way for way in found}), row_groups(questions)
+    ways = list_ways(questions, numpy, without)
+    log_progress(case, f"running {len(ways)} ways")
+    run_all(ways)
+    log_progress(case, "comparing the answers")
+    check_answers(ways, questions, numpy)
+    console.show(format_build(case, built))
+    console.show(format_times(case, ways, before, numpy))
+    times = {way.key: way.best for way in ways}
+    ratios = {" ".join(key): (times[key] / ways[0].best, bar) for key, bar in BARS.items()}
+    recall = measure_recall({way.key: way for way in ways})
+    touched = measure_row_groups(questions)
     planning = times["none", "cache, by vector"] / times["1 %", "cache, by vector"]
-    lines = [[f"{near:.3f}", "recall@10 of sign bits"]]
+    lines = [[f"{recall:.3f}", "recall@10 of sign bits"]]
     lines += [[f"{share:.3f}", f"row groups for 13 %, {name}"] for name, share in touched.items()]
-    lines += [[f"{planning:.3f}", "empty window / 1 %, over the cache: planning and the like"]]
+    lines += [[f"{planning:.3f}", "empty window / 1 %, over the cache: share of planning"]]
     console.show(console.table("shares", ["share", ""], lines))
     ratios["row groups"] = touched["Parquet of the index"], ROW_GROUPS
-    ratios["sign bits that miss"] = 1 - near, 1 - RECALL
+    ratios["sign bits that miss"] = 1 - recall, 1 - RECALL
     return times, [f"{n}: {x:.3f}, not {bar:.3g}" for n, (x, bar) in ratios.items() if x > bar]
 
 
-def progress(case: Case, text: str) -> None:
-    """One message, with the load of the machine."""
+def log_progress(case: Case, text: str) -> None:
+    """Log a message with the load of the machine."""
     log.info(f"{case.rows:,} rows, load {os.getloadavg()[0]:.1f}: {text}")
 
 
 def main(a: argparse.Namespace) -> None:
-    """Run the benchmark. Raises SegrecError if a bar is missed."""
+    """Run the benchmark. Raises SegrecError if a bar is exceeded."""
     absent = [n for n in PACKAGES if n not in a.without and not importlib.util.find_spec(n)]
     if absent:
         names = ",".join(absent)
-        raise InputError(f"no {names} here: pip install -e '.[bench]', or say --without {names}")
+        raise InputError(
+            f"{names} not installed: pip install -e '.[bench]', or say --without {names}"
+        )
     with ExitStack() as stack:
         if not a.keep:
             Path(a.workdir).mkdir(parents=True, exist_ok=True)
@@ -275,9 +281,9 @@ def main(a: argparse.Namespace) -> None:
         times: Times = {}
         bars: list[str] = []
         for case, figures in zip(cases, built, strict=True):
-            times, bars = ask(case, figures, times, a.without)
+            times, bars = measure(case, figures, times, a.without)
     if bars:
-        raise SegrecError(f"bars missed: {'; '.join(bars)}")
+        raise SegrecError(f"bars exceeded: {'; '.join(bars)}")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -289,7 +295,7 @@ def parse_arguments() -> argparse.Namespace:
     counts = [100_000, 1_000_000]
     add("--rows", type=int, nargs="+", default=counts, metavar="N", help="numbers of images")
     add("--workdir", default=tempfile.gettempdir(), metavar="DIR", help="15 GB a million images")
-    add("--keep", action="store_true", help="leave there what was built, and use what is there")
+    add("--keep", action="store_true", help="keep built files, and use those of earlier runs")
     add("--without", type=lambda names: names.split(","), default=[], metavar="faiss,lancedb")
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Cost of exactness: a part of the recommendation job against the bare blocked product.
+"""Cost of exactness: one part of the recommendation job compared with a plain blocked product.
 
 Clustered vectors, the same for queries and candidates. One process and the same number of threads:
 
@@ -7,10 +7,10 @@ Clustered vectors, the same for queries and candidates. One process and the same
             running shortlist, exact scores in float64, the proof, and a sweep where it fails
     rows    search, and RECOMMENDATIONS of it
 
-Both read raw blocks from memory; bare is given unit vectors. Best of some rounds, in which the
-steps take turns. Then each runs once in a process of its own: memory is its peak less that of the
-process before, without the blocks; the formula is --memory and the blocks of one step.
-If search takes more than 1.7 times as long as bare, or more memory than that, the exit code is 1.
+Both read raw blocks from memory; bare gets unit vectors. The steps take turns, and the best round
+counts. Then a search runs in a new process: memory is its peak minus the memory before, without the
+blocks; the formula is --memory plus the blocks of one step. The exit code is 1 if search takes more
+than 1.7 times as long as bare, or more memory than the formula.
 """
 
 import argparse
@@ -19,17 +19,16 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.common.peak_memory import measure
+from benchmarks.common.peak_memory import measure, read_memory, reset_peak
 from segrec_batch.common import console, logs
 from segrec_batch.common.errors import SegrecError
-from segrec_batch.search.batch.choice import Choice, as_table, choose
+from segrec_batch.search.batch.choice import Choice, choose, to_table
 from segrec_batch.search.batch.scores import Pairs, unit_vectors
 from segrec_batch.search.batch.search import Block, Candidates, Search, block_sizes
 
@@ -41,12 +40,12 @@ examples:
 """
 BAR = 1.7
 GIB = 2**30
-CHUNK = 4096  # vectors that are made at once
+CHUNK = 4096  # vectors that are drawn at a time
 
 
 @dataclass
 class Case:
-    """So many candidates and queries, and how they are compared."""
+    """Numbers of candidates and queries, and parameters of the search."""
 
     count: int
     queries: int
@@ -61,17 +60,17 @@ class Case:
 
     @property
     def formula(self) -> int:
-        """Bytes that a search may take beside its blocks."""
+        """Maximum bytes of a search without its blocks."""
         return self.memory + 4 * self.width * (2 * self.queries + self.block_sizes.block)
 
 
 def make(case: Case) -> tuple[Candidates, Block]:
-    """Candidates in blocks as the job makes them, and queries that are among them."""
+    """Return candidates in blocks as in the job, and queries that are among them."""
     rng = np.random.default_rng(0)
     centres = rng.gamma(0.5, size=(max(case.count // 100, 1), case.width)).astype(np.float32)
     step = case.block_sizes.block
     blocks = [
-        block(clustered(rng, centres, min(step, case.count - first)), first)
+        make_block(draw_clustered(rng, centres, min(step, case.count - first)), first)
         for first in range(0, case.count, step)
     ]
     which = np.arange(min(case.queries, len(blocks[0])))
@@ -82,19 +81,19 @@ def make(case: Case) -> tuple[Candidates, Block]:
     return Candidates([lambda b=b: b for b in blocks], [len(b) for b in blocks]), queries  # type: ignore[misc]
 
 
-def clustered(
+def draw_clustered(
     rng: np.random.Generator, centres: NDArray[np.float32], count: int
 ) -> NDArray[np.float32]:
-    """Non-negative vectors, 100 about each centre on average."""
-    found = centres[rng.integers(0, len(centres), count)]
+    """Return non-negative vectors, about 100 around each centre."""
+    vectors = centres[rng.integers(0, len(centres), count)]
     for start in range(0, count, CHUNK):
-        part = found[start : start + CHUNK]
+        part = vectors[start : start + CHUNK]
         part += 0.5 * rng.random(part.shape, np.float32)
-    return found
+    return vectors
 
 
-def block(features: NDArray[np.float32], first: int) -> Block:
-    """Vectors with their sums and norms, and rows that tell of them."""
+def make_block(features: NDArray[np.float32], first: int) -> Block:
+    """Return a block of vectors with their sums, norms and rows."""
     totals, norms = np.empty((2, len(features)))
     for start in range(0, len(features), CHUNK):
         chunk = slice(start, start + CHUNK)
@@ -103,11 +102,11 @@ def block(features: NDArray[np.float32], first: int) -> Block:
         norms[chunk] = np.sqrt(x.shape[1] * (x * x).sum(axis=1) - totals[chunk] ** 2)
     places = np.arange(first, first + len(features))
     names = [f"{place:032x}" for place in places]
-    told = {"image_id": names, "uri": names, "coverage": pa.nulls(len(names), pa.float32())}
-    return Block(features, totals, norms, places, places, pa.table(told))
+    columns = {"image_id": names, "uri": names, "coverage": pa.nulls(len(names), pa.float32())}
+    return Block(features, totals, norms, places, places, pa.table(columns))
 
 
-def bare(case: Case, units: list[torch.Tensor], query: torch.Tensor) -> torch.Tensor:
+def search_bare(case: Case, units: list[torch.Tensor], query: torch.Tensor) -> torch.Tensor:
     """Return the indices of the k best float32 scores of each query."""
     values, indices, first = [], [], 0
     memory = torch.empty(len(query) * case.block_sizes.block, device=case.device)
@@ -122,22 +121,22 @@ def bare(case: Case, units: list[torch.Tensor], query: torch.Tensor) -> torch.Te
     return torch.cat(indices, 1).gather(1, order).cpu()
 
 
-def search(case: Case, candidates: Candidates, queries: Block) -> tuple[Search, Pairs]:
-    """Search as a task of the job does."""
+def search_exactly(case: Case, candidates: Candidates, queries: Block) -> tuple[Search, Pairs]:
+    """Return a search, and its recommendations, as a task of the job computes them."""
     choice = Choice(case.k)
-    found = Search(queries, candidates, choice.exclusions, case.block_sizes, case.device)
-    return found, choose(found, choice)
+    search = Search(queries, candidates, choice.exclusions, case.block_sizes, case.device)
+    return search, choose(search, choice)
 
 
-def times(case: Case, rounds: int) -> tuple[dict[str, float], int]:
-    """Best seconds of each step; how many queries were swept."""
+def measure_times(case: Case, rounds: int) -> tuple[dict[str, float], int]:
+    """Return the best seconds of each step, and the number of swept queries."""
     candidates, queries = make(case)
     units = [unit_vectors(fetch(), slice(None), case.device) for fetch in candidates.blocks]
     query = unit_vectors(queries, slice(None), case.device)
     run: dict[str, Callable[[], object]] = {
-        "bare": lambda: bare(case, units, query),
-        "search": lambda: search(case, candidates, queries),
-        "rows": lambda: as_table(*search(case, candidates, queries)),
+        "bare": lambda: search_bare(case, units, query),
+        "search": lambda: search_exactly(case, candidates, queries),
+        "rows": lambda: to_table(*search_exactly(case, candidates, queries)),
     }
     best = dict.fromkeys(run, float("inf"))
     for _ in range(rounds):
@@ -145,23 +144,17 @@ def times(case: Case, rounds: int) -> tuple[dict[str, float], int]:
             clock = time.perf_counter()
             step()
             best[name] = min(best[name], time.perf_counter() - clock)
-    return best, search(case, candidates, queries)[0].swept
+    return best, search_exactly(case, candidates, queries)[0].swept
 
 
-def peak(case: Case) -> int:
-    """Bytes that a search takes at its peak, beside what there was before."""
+def measure_memory(case: Case) -> int:
+    """Return the peak of the memory that a search adds, in bytes."""
     candidates, queries = make(case)
-    torch.mm(torch.ones(64, 64), torch.ones(64, 64))  # what PyTorch takes for itself
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far
-    before = resident("VmRSS")
-    search(case, candidates, queries)
-    return resident("VmHWM") - before
-
-
-def resident(name: str) -> int:
-    """Read a value of this process's memory, in bytes."""
-    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if name in x)
-    return int(line.split()[1]) * 1024
+    torch.mm(torch.ones(64, 64), torch.ones(64, 64))  # allocate PyTorch's own memory first
+    reset_peak()
+    before = read_memory("VmRSS")
+    search_exactly(case, candidates, queries)
+    return read_memory("VmHWM") - before
 
 
 def main(a: argparse.Namespace) -> None:
@@ -169,8 +162,8 @@ def main(a: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="segrec-neighbours-") as folder:
         memory = int(a.memory * GIB)
         case = Case(a.count, a.queries, a.width, a.k, memory, a.device, folder)
-        best, swept = times(case, a.rounds)
-        took = measure(peak, case).result
+        best, swept = measure_times(case, a.rounds)
+        memory_used = measure(measure_memory, case).result
     products = 2 * case.count * case.queries * case.width
     rows = [
         [name, f"{s:.2f}", f"{products / s / 1e9:,.0f}", f"{s / best['bare']:.2f}"]
@@ -178,11 +171,13 @@ def main(a: argparse.Namespace) -> None:
     ]
     title = f"{case.queries:,} × {case.count:,}, k {case.k}"
     print(console.table(title, ["step", "s", "GFLOP/s", "× bare"], rows), end="")
-    print(f"{swept:,} queries swept; memory {took / 1e6:,.0f} of {case.formula / 1e6:,.0f} MB")
+    print(
+        f"{swept:,} queries swept; memory {memory_used / 1e6:,.0f} of {case.formula / 1e6:,.0f} MB"
+    )
     if best["search"] > BAR * best["bare"]:
         raise SegrecError(f"search takes more than {BAR} × bare")
-    if took > case.formula:
-        raise SegrecError("search takes more memory than its formula says")
+    if memory_used > case.formula:
+        raise SegrecError("search takes more memory than the formula gives")
 
 
 def parse_arguments() -> argparse.Namespace:

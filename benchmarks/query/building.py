@@ -1,4 +1,4 @@
-"""Build the index, the cache and the peers' files; each step in a process of its own."""
+"""Build the index, the cache and the files of the peers; each step in a new process."""
 
 import json
 import logging
@@ -12,17 +12,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.common.peak_memory import check, measure
+from benchmarks.common.peak_memory import check_count, measure
 from benchmarks.common.stand_in import StandInModel
 from benchmarks.query.synthetic import (
     Case,
     blocks,
-    coverages,
-    features,
-    part,
-    region,
-    standardised,
-    table,
+    draw_coverages,
+    draw_features,
+    make_part,
+    make_region,
+    make_table,
+    standardise,
 )
 from segrec_batch.index import parts
 from segrec_batch.index import snapshot as index
@@ -35,51 +35,56 @@ log = logging.getLogger("segrec_batch.benchmarks")
 
 
 def build(case: Case, peers: list[str]) -> dict[str, dict[str, float]]:
-    """Make what is not there yet: seconds, peak memory in MB and MB on disk of every step."""
+    """Run the missing steps; return seconds, peak memory in MB and MB on disk of every step."""
     Path(case.folder).mkdir(parents=True, exist_ok=True)
     record = Path(case.folder, "built.json")
     done = json.loads(record.read_text()) if record.exists() else {}
-    if done.get("cache", {}).get("sql") != _sql():
-        done.pop("cache", None)  # it holds macros; a change in place would have it rewritten
+    if done.get("cache", {}).get("sql") != _hash_recipe():
+        done.pop("cache", None)  # it holds the macros of another version
     for name, step in _STEPS.items():
-        if name in done or (name in _OF_PEERS and name not in peers):
+        if name in done or (name in _PEER_STEPS and name not in peers):
             continue
         log.info(f"{case.rows:,} images: {name}")
-        found = measure(step, case)
-        seconds, size = found.result
-        done[name] = {"s": seconds, "MB": size / 1e6, "peak MB": found.total / 1e6, "sql": _sql()}
+        measured = measure(step, case)
+        seconds, size = measured.result
+        done[name] = {
+            "s": seconds,
+            "MB": size / 1e6,
+            "peak MB": measured.total / 1e6,
+            "sql": _hash_recipe(),
+        }
         record.write_text(json.dumps(done))
     return {name: done[name] for name in _STEPS if name in done}
 
 
-def _sql() -> int:
-    """Tells one state of what a cache is made of from another."""
+def _hash_recipe() -> int:
+    """Return a hash of the files that determine the content of a cache."""
     root = Path(__file__).parents[2]
     paths = [*sorted((root / "schemas").glob("*.sql")), root / "segrec_batch/search/cache.py"]
     return zlib.crc32(b"".join(path.read_bytes() for path in paths))
 
 
-def _index(case: Case) -> tuple[float, int]:
+def _write_index(case: Case) -> tuple[float, int]:
     shutil.rmtree(case.index, ignore_errors=True)
     clock = time.perf_counter()
     base = index.create(case.index, StandInModel())  # type: ignore[arg-type]
-    parts = [write_part(case.index, part(0, *block)) for block in blocks(case.rows)]
-    made = index.commit(base, [file for part in parts for file in part])
-    check(made.rows("images"), case.rows)
-    check(made.version, 1)
-    return time.perf_counter() - clock, sum(f.size for f in made.all_files)
+    parts = [write_part(case.index, make_part(0, *block)) for block in blocks(case.rows)]
+    snapshot = index.commit(base, [file for part in parts for file in part])
+    check_count(snapshot.rows("images"), case.rows)
+    check_count(snapshot.version, 1)
+    return time.perf_counter() - clock, sum(f.size for f in snapshot.all_files)
 
 
-def _bare(case: Case) -> tuple[float, int]:
-    """Read the files of the index, as the cache has to."""
-    found = list(index.open_snapshot(case.index).all_files)
+def _read_index(case: Case) -> tuple[float, int]:
+    """Read the files of the index with PyArrow, as a bound for the cache."""
+    files = list(index.open_snapshot(case.index).all_files)
     clock = time.perf_counter()
-    for file in found:
-        check(pq.read_table(file.uri(case.index), partitioning=None).num_rows, file.rows)
-    return time.perf_counter() - clock, sum(f.size for f in found)
+    for file in files:
+        check_count(pq.read_table(file.uri(case.index), partitioning=None).num_rows, file.rows)
+    return time.perf_counter() - clock, sum(f.size for f in files)
 
 
-def _cache(case: Case) -> tuple[float, int]:
+def _create_cache(case: Case) -> tuple[float, int]:
     from segrec_batch.search.cache import refresh_cache
 
     clock = time.perf_counter()
@@ -87,38 +92,40 @@ def _cache(case: Case) -> tuple[float, int]:
     return time.perf_counter() - clock, Path(case.cache).stat().st_size
 
 
-def _refresh(case: Case) -> tuple[float, int]:
-    """Change 1 % of the images; bring a copy of the cache to that; change them back."""
+def _refresh_cache(case: Case) -> tuple[float, int]:
+    """Change 1 % of the images, refresh a copy of the cache, and restore the index."""
     from segrec_batch.search.cache import refresh_cache
 
     base = index.open_snapshot(case.index)
     start, rows = blocks(case.rows)[-1]
     old = next(p for p in group_by_part(base.all_files).values() if p[0].rows == rows)
-    changed = index.commit(base, write_part(case.index, part(2, start, rows)), old)
-    link = f"{case.cache}.link"  # the new file takes the place of this name, not of the file
+    changed = index.commit(base, write_part(case.index, make_part(2, start, rows)), old)
+    link = f"{case.cache}.link"  # the refreshed file replaces this link, not the cache
     Path(link).unlink(missing_ok=True)
     os.link(case.cache, link)
     clock = time.perf_counter()
-    found = refresh_cache(case.index, link)
+    changes = refresh_cache(case.index, link)
     seconds, size = time.perf_counter() - clock, Path(link).stat().st_size
     Path(link).unlink()
-    check(found.added, sum(f.rows for f in old))
+    check_count(changes.added, sum(f.rows for f in old))
     index.replace(changed, base)
     return seconds, size
 
 
-def _unsorted(case: Case) -> tuple[float, int]:
+def _write_unsorted(case: Case) -> tuple[float, int]:
     clock = time.perf_counter()
     schema = regions_schema()
     with pq.ParquetWriter(case.unsorted, schema, compression="none", use_dictionary=False) as sink:
         for start, rows in blocks(case.rows):
-            found = features(0, start, rows)
-            cars = table(schema, region(found, "car", coverages(start, rows), start))
+            vectors = draw_features(0, start, rows)
+            cars = make_table(
+                schema, make_region(vectors, "car", draw_coverages(start, rows), start)
+            )
             sink.write_table(cars, row_group_size=parts.ROW_GROUP)
     return time.perf_counter() - clock, Path(case.unsorted).stat().st_size
 
 
-def _lance(case: Case) -> tuple[float, int]:
+def _write_lance(case: Case) -> tuple[float, int]:
     import lancedb
 
     shutil.rmtree(case.lance, ignore_errors=True)
@@ -128,11 +135,11 @@ def _lance(case: Case) -> tuple[float, int]:
 
     def batches() -> Iterator[pa.RecordBatch]:
         for start, rows in blocks(case.rows):
-            vectors = pa.array(standardised(features(0, start, rows)).ravel())
+            vectors = pa.array(standardise(draw_features(0, start, rows)).ravel())
             yield pa.record_batch(
                 [
                     pa.array(range(start, start + rows)),
-                    pa.array(coverages(start, rows)),
+                    pa.array(draw_coverages(start, rows)),
                     pa.FixedSizeListArray.from_arrays(vectors, type=vector),
                 ],
                 schema,
@@ -146,11 +153,11 @@ def _lance(case: Case) -> tuple[float, int]:
 
 
 _STEPS: dict[str, Callable[[Case], tuple[float, int]]] = {
-    "index": _index,
-    "bare": _bare,
-    "cache": _cache,
-    "refresh": _refresh,
-    "parquet": _unsorted,
-    "lancedb": _lance,
+    "index": _write_index,
+    "bare": _read_index,
+    "cache": _create_cache,
+    "refresh": _refresh_cache,
+    "parquet": _write_unsorted,
+    "lancedb": _write_lance,
 }
-_OF_PEERS = ("lancedb",)
+_PEER_STEPS = ("lancedb",)

@@ -1,10 +1,10 @@
-"""A query by a new image from a cold start, next to Python's own start plus the bare forward pass.
+"""Time of a query by a new image in a new process, compared with its unavoidable parts.
 
-    (a) segrec query --image, a process of its own, files cached: imports, index, model, answer
-    (b) python -c pass, and the bare 13 convolutions of one image in a warm engine, on all cores
+    (a) segrec query --image in a new process, files cached: imports, index, model, answer
+    (b) python -c pass, plus the 13 convolutions of one image in a warm engine on all cores
 
 Without --index, scenes are drawn and indexed with a model of input size 224 on random filters,
-which is as fast. All figures are written as JSON.
+which are as fast as trained ones. All figures are written as JSON.
 """
 
 import argparse
@@ -41,20 +41,20 @@ SCENES, SIZE = 64, 224
 
 
 def draw_index(folder: Path) -> tuple[str, str]:
-    """Draw scenes, train and index; returns the index and one of the images."""
-    from benchmarks.throughput.case import drawn_model
+    """Draw scenes, train a model and index; return the index and one of the images."""
+    from benchmarks.throughput.case import train_model
     from segrec_batch.pipeline.plan import Request
     from segrec_batch.pipeline.run import Execution, index_images
     from segrec_batch.sample_data import write_scenes
 
     write_scenes(folder / "scenes", SCENES)
-    model, index = drawn_model((folder, SIZE)), str(folder / "index")
+    model, index = train_model((folder, SIZE)), str(folder / "index")
     index_images(Request(str(folder / "scenes/images")), model, index, Execution("cpu"))
     return index, list_images(str(folder / "scenes/images"))["uri"][0].as_py()
 
 
 def measure_process(command: list[str], repeat: int) -> list[float]:
-    """Return the seconds of each run of a command but the first, which fills the file cache."""
+    """Return the seconds of the runs of a command after a first run, which fills the file cache."""
     seconds = []
     for _ in range(repeat + 1):
         start = time.perf_counter()
@@ -71,36 +71,41 @@ def measure_forward(index: str, image: str, repeat: int) -> list[float]:
     pixels = decode(read_bytes(image), model.spec.shapes).pixels
     network = NcnnNetwork(model.backbone, [DEFAULT_BACKBONE.feature_layer], threads=usable_cores())
     scaled = normalise(pixels, model.spec.scaling)
-    return [_seconds(lambda: network(scaled)) for _ in range(repeat + 2)][2:]
+    return [_measure_seconds(lambda: network(scaled)) for _ in range(repeat + 2)][2:]
 
 
-def _seconds(work: Callable[[], Any]) -> float:
+def _measure_seconds(work: Callable[[], Any]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def run(a: argparse.Namespace) -> None:
-    """Measure, show a table, write the report."""
+    """Run the benchmark: measure, print a table, write the report."""
     with tempfile.TemporaryDirectory(prefix="segrec-cold-", dir=a.workdir) as name:
         index, image = (a.index, a.image) if a.index else draw_index(Path(name))
         query = [sys.executable, "-m", "segrec_batch.cli.main", "query", "--index", index]
-        found = {
+        seconds = {
             "query": measure_process([*query, "--image", image, "-k", "3"], a.repeat),
             "python": measure_process([sys.executable, "-c", "pass"], a.repeat),
             "forward": measure_forward(index, image, a.repeat),
         }
-    middle = {name: statistics.median(seconds) for name, seconds in found.items()}
-    ratio = middle["query"] / (middle["python"] + middle["forward"])
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    ratio = medians["query"] / (medians["python"] + medians["forward"])
     names = ("segrec query --image", "python -c pass", "bare forward pass")
     rows = [
         [label, f"{statistics.median(s):.3f}", f"{min(s):.3f} to {max(s):.3f}"]
-        for label, s in zip(names, found.values(), strict=True)
+        for label, s in zip(names, seconds.values(), strict=True)
     ]
     rows.append(["query / (python + forward)", f"{ratio:.1f}", ""])
     title = f"{usable_cores()} cores of {read_processor().name}; bar: {BAR} s on AVX2"
     console.show(console.table(title, ["", "median, s", "range"], rows))
-    report = {**found, "ratio": ratio, "processor": read_processor().name, "cores": usable_cores()}
+    report = {
+        **seconds,
+        "ratio": ratio,
+        "processor": read_processor().name,
+        "cores": usable_cores(),
+    }
     Path(a.report).write_text(json.dumps(report, indent=2) + os.linesep)
 
 
@@ -111,7 +116,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--index", help="an index (default: one of drawn scenes)")
-    add("--image", help="with --index: the image to ask with")
+    add("--image", help="with --index: the query image")
     add("--repeat", type=console.count, default=7, metavar="N", help="queries (default: 7)")
     add("--workdir", default=tempfile.gettempdir(), metavar="DIR")
     add("--report", default="cold.json", metavar="FILE", help="default: cold.json")

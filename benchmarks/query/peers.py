@@ -1,8 +1,8 @@
 """The compared systems, on the same rows.
 
-All take a query as the row of a new feature in `Questions`. All but `NumPy.product`, `NumPy.read`
-and `recommend_by_sign_bits` are exact: they answer with the ten rows of the highest Pearson
-correlation whose σ is in a window.
+All take a query as its number in `Questions`. All but `NumPy.product`, `NumPy.read` and
+`recommend_by_sign_bits` are exact: they return the ten rows of the highest Pearson correlation
+whose σ is in a window.
 """
 
 import os
@@ -21,20 +21,20 @@ from benchmarks.query.synthetic import (
     Vectors,
     Window,
     blocks,
-    coverages,
-    features,
+    draw_coverages,
+    draw_features,
     row_of,
-    standardised,
+    standardise,
     uri,
 )
 from segrec_batch.index.column_values import image_id
 from segrec_batch.model.backbones import DEFAULT_BACKBONE
 from segrec_batch.search.database import open_index
-from segrec_batch.search.sql.connection import PROFILED, Access, Work, last_work
+from segrec_batch.search.sql.connection import PROFILED, Access, Work, read_last_work
 
 K = 10
 CORES = len(os.sched_getaffinity(0))
-_ASKED = "class := 'car', min_coverage := $low, max_coverage := $high"
+_FILTERS = "class := 'car', min_coverage := $low, max_coverage := $high"
 _FROM_FILE = "FROM read_parquet($file) WHERE coverage BETWEEN $low AND $high"
 
 Ask = Callable[[int, Window], list[int]]
@@ -42,7 +42,7 @@ Ask = Callable[[int, Window], list[int]]
 
 @dataclass(frozen=True)
 class Questions:
-    """New features as queries, and rows of the index as queries."""
+    """Queries: new features, and rows of the index."""
 
     case: Case
     count: int
@@ -50,12 +50,12 @@ class Questions:
     @cached_property
     def vectors(self) -> Vectors:
         """New features (count, 512), not in the index."""
-        return features(4, 0, self.count)
+        return draw_features(4, 0, self.count)
 
     @cached_property
     def units(self) -> Vectors:
         """The same, centred and at unit length."""
-        return standardised(self.vectors)
+        return standardise(self.vectors)
 
     @cached_property
     def rows(self) -> list[int]:
@@ -65,31 +65,31 @@ class Questions:
 
 
 class NumPy:
-    """All features in memory, and one matrix-vector product of all cores."""
+    """All features in memory, and one matrix-vector product on all cores."""
 
     def __init__(self, questions: Questions) -> None:
         threadpool_limits(CORES, user_api="blas")
-        case, self._asked = questions.case, questions
+        case, self._questions = questions.case, questions
         self.matrix = np.empty((case.rows, DEFAULT_BACKBONE.feature_length), np.float32)
         for start, rows in blocks(case.rows):
-            self.matrix[start : start + rows] = standardised(features(0, start, rows))
-        self.coverage = np.concatenate([coverages(*block) for block in blocks(case.rows)])
+            self.matrix[start : start + rows] = standardise(draw_features(0, start, rows))
+        self.coverage = np.concatenate([draw_coverages(*block) for block in blocks(case.rows)])
 
     def product(self, query: int, _: Window) -> list[int]:
         """Compute only the product, the unit of all ratios."""
-        self.matrix @ self._asked.units[query]
+        self.matrix @ self._questions.units[query]
         return []
 
-    def passing(self, window: Window) -> int:
+    def count_passing(self, window: Window) -> int:
         """Return the number of rows with σ in a window."""
         low, high = window
         return int(((self.coverage >= low) & (self.coverage <= high)).sum())
 
-    def best(self, unit: Vectors, without: int | None) -> dict[Window, list[int]]:
-        """Return the answers for all windows, without row `without`."""
+    def find_best(self, unit: Vectors, excluded: int | None) -> dict[Window, list[int]]:
+        """Return the answers for all windows, without the row `excluded`."""
         scores = self.matrix @ unit
-        if without is not None:
-            scores[without] = -2
+        if excluded is not None:
+            scores[excluded] = -2
         return {window: self._first(scores, window) for window in WINDOWS.values()}
 
     def _first(self, scores: Vectors, window: Window) -> list[int]:
@@ -100,7 +100,7 @@ class NumPy:
         return rows.tolist()
 
     def read(self, _query: int, _window: Window) -> list[int]:
-        """Sum the bits of the matrix on all cores: as fast as memory is read."""
+        """Sum the matrix as integers on all cores, at the speed of memory."""
         slices = np.array_split(self.matrix.reshape(-1).view(np.int64), CORES)
         with ThreadPoolExecutor(CORES) as pool:
             list(pool.map(np.add.reduce, slices))
@@ -108,13 +108,13 @@ class NumPy:
 
 
 class Faiss:
-    """A flat index for each core, as FAISS runs one query on one thread."""
+    """A flat index for each core, since FAISS computes one query on one thread."""
 
     def __init__(self, questions: Questions, matrix: Vectors) -> None:
         import faiss
 
         faiss.omp_set_num_threads(CORES)
-        self._asked = questions
+        self._questions = questions
         self._index = faiss.IndexShards(DEFAULT_BACKBONE.feature_length, True, True)
         self._flat = [faiss.IndexFlatIP(DEFAULT_BACKBONE.feature_length) for _ in range(CORES)]
         for flat, rows in zip(self._flat, np.array_split(matrix, CORES), strict=True):
@@ -123,63 +123,63 @@ class Faiss:
 
     def ask(self, query: int, _: Window) -> list[int]:
         """Return the answer among all rows."""
-        rows = self._index.search(self._asked.units[query][None], K)[1][0]
+        rows = self._index.search(self._questions.units[query][None], K)[1][0]
         return [int(row) for row in rows]
 
 
 class Lance:
-    """A LanceDB table without an index of vectors: it scans."""
+    """A LanceDB table without a vector index, which it scans."""
 
     def __init__(self, questions: Questions) -> None:
         os.environ["LANCE_CPU_THREADS"] = str(CORES)
         import lancedb
 
-        self._asked = questions
+        self._questions = questions
         self._table = lancedb.connect(questions.case.lance).open_table("car")
 
     def ask(self, query: int, window: Window) -> list[int]:
         """Return the answer; the window is a filter before the scan."""
         low, high = window
-        search = self._table.search(self._asked.units[query]).distance_type("dot")
+        search = self._table.search(self._questions.units[query]).distance_type("dot")
         search = search.where(f"coverage BETWEEN {low} AND {high}", prefilter=True)
         rows: list[int] = search.limit(K).select(["row", "_distance"]).to_arrow()["row"].to_pylist()
         return rows
 
 
-def _watch(connection: Any) -> None:
+def _enable_profiling(connection: Any) -> None:
     for name, value in PROFILED.items():
         connection.execute(f"SET {name} = '{value}'")
 
 
 class Parquet:
-    """DuckDB over one Parquet file of regions that lie in no order, and the macro `pearson`."""
+    """DuckDB over one unsorted Parquet file of regions, with the macro `pearson`."""
 
     def __init__(self, questions: Questions) -> None:
-        self._asked = questions
-        # any index brings the macro
+        self._questions = questions
+        # the cache is opened for its macros only
         self._connection = open_index(questions.case.cache, access=Access.OPEN).connection
         self._connection.execute(f"SET threads = {CORES}")
 
     def ask(self, query: int, window: Window) -> list[int]:
         """Return the answer."""
-        found = self._connection.execute(
+        cursor = self._connection.execute(
             f"SELECT uri {_FROM_FILE} "
             "ORDER BY pearson(feature, $query::FLOAT[]) DESC, image_id LIMIT $k",
             {**self._values(query, window), "k": K},
         )
-        return [row_of(uri) for (uri,) in found.fetchall()]
+        return [row_of(uri) for (uri,) in cursor.fetchall()]
 
-    def work(self, query: int, window: Window) -> Work:
-        """Return the work of that query."""
-        _watch(self._connection)
+    def measure_work(self, query: int, window: Window) -> Work:
+        """Return the work of a query over the same rows."""
+        _enable_profiling(self._connection)
         self._connection.execute(  # ORDER BY … LIMIT would read the files twice
             f"SELECT sum(pearson(feature, $query::FLOAT[])) {_FROM_FILE}",
             self._values(query, window),
         ).fetchall()
-        return last_work(self._connection)
+        return read_last_work(self._connection)
 
     def _values(self, query: int, window: Window) -> dict[str, object]:
-        file, vector = self._asked.case.unsorted, self._asked.vectors[query].tolist()
+        file, vector = self._questions.case.unsorted, self._questions.vectors[query].tolist()
         return {"file": file, "query": vector, "low": window[0], "high": window[1]}
 
 
@@ -187,7 +187,7 @@ class Segrec:
     """`recommend` of this package, over the files of an index or over its query cache."""
 
     def __init__(self, questions: Questions, cache: bool) -> None:
-        case, self._asked = questions.case, questions
+        case, self._questions = questions.case, questions
         source, version = (case.cache, None) if cache else (case.index, 1)
         database = open_index(source, version, Access.OPEN)
         self._connection = database.connection
@@ -196,8 +196,8 @@ class Segrec:
     def by_vector(self, query: int, window: Window) -> list[int]:
         """Return the answer among the regions of class car."""
         return self._rows(
-            f"recommend($query::FLOAT[], k := $k, {_ASKED})",
-            query=self._asked.vectors[query].tolist(),
+            f"recommend($query::FLOAT[], k := $k, {_FILTERS})",
+            query=self._questions.vectors[query].tolist(),
             low=window[0],
             high=window[1],
         )
@@ -205,7 +205,7 @@ class Segrec:
     def by_image(self, query: int, window: Window) -> list[int]:
         """Return the answer to an indexed image without that image."""
         return self._rows(
-            f"recommend($query::VARCHAR, k := $k, {_ASKED})",
+            f"recommend($query::VARCHAR, k := $k, {_FILTERS})",
             query=self._id(query),
             low=window[0],
             high=window[1],
@@ -213,7 +213,7 @@ class Segrec:
 
     def images_by_vector(self, query: int, _: Window) -> list[int]:
         """Return the answer among whole images."""
-        vector = self._asked.vectors[query].tolist()
+        vector = self._questions.vectors[query].tolist()
         return self._rows("recommend($query::FLOAT[], k := $k)", query=vector)
 
     def images_by_image(self, query: int, _: Window) -> list[int]:
@@ -221,19 +221,19 @@ class Segrec:
         return self._rows("recommend($query::VARCHAR, k := $k)", query=self._id(query))
 
     def by_sign_bits(self, query: int, _: Window) -> list[int]:
-        """Nearly that answer."""
+        """Return an approximation of that answer."""
         return self._rows("recommend_by_sign_bits($query, k := $k)", query=self._id(query))
 
-    def work(self, query: int, window: Window) -> Work:
+    def measure_work(self, query: int, window: Window) -> Work:
         """Return the work of `by_vector`."""
-        _watch(self._connection)
+        _enable_profiling(self._connection)
         self.by_vector(query, window)
-        return last_work(self._connection)
+        return read_last_work(self._connection)
 
     def _id(self, query: int) -> str:
-        return image_id(uri(self._asked.rows[query]))
+        return image_id(uri(self._questions.rows[query]))
 
     def _rows(self, source: str, **values: object) -> list[int]:
         sql = f"SELECT uri FROM {source} ORDER BY rank"  # noqa: S608
-        found = self._connection.execute(sql, {**values, "k": K})
-        return [row_of(uri) for (uri,) in found.fetchall()]
+        cursor = self._connection.execute(sql, {**values, "k": K})
+        return [row_of(uri) for (uri,) in cursor.fetchall()]

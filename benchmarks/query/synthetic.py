@@ -1,10 +1,10 @@
 """A synthetic index, and the same rows in the formats of the peers.
 
-Features scatter around 1,000 centres and are not negative, as averages behind a ReLU. An image has
-the feature of its car, so that one matrix serves every peer; one image in 100 has a background
-region, too. The cars of 13 % of the images fill 0.29 to 0.96 of the image, those of 1 % NARROW.
-Row i is of the image `/synthetic/i.jpg`. The parts are as compaction leaves them, but the newest
-1 % are one of their own.
+Features scatter around 1,000 centres and are not negative, like averages after a ReLU. An image
+has the feature of its car, so that one matrix serves every peer; one image in 100 also has a
+background region. The cars of 13 % of the images fill 0.29 to 0.96 of the image, those of 1 %
+NARROW. Row i is the image `/synthetic/i.jpg`. The parts have the size that compaction gives them;
+the newest 1 % of the rows are a separate part.
 """
 
 from collections.abc import Iterator
@@ -37,13 +37,13 @@ _SHARE_WIDE = 0.13
 _CENTRES = 1000
 _NOISE = 0.5  # two features of one centre correlate by 0.8
 _PART_ROWS = 65_536
-_BACKGROUND = 100  # one image of so many has that region: 3 vectors an image would fill the disk
+_BACKGROUND = 100  # one image in 100 has a background region, which saves space on disk
 _CONSTANTS = {pa.string(): "text", pa.binary(): b"0" * 10, pa.int32(): 224, pa.int64(): 50_000}
 
 
 @dataclass(frozen=True)
 class Case:
-    """An index of so many images, below a folder."""
+    """An index of `rows` images, below a folder."""
 
     rows: int
     workdir: str
@@ -55,7 +55,7 @@ class Case:
 
     @property
     def index(self) -> str:
-        """The index; versions 1 and the newest have the rows, one between them differs in 1 %."""
+        """The index; its versions 1 and newest have the same rows, those between differ in 1 %."""
         return f"{self.folder}/index"
 
     @property
@@ -65,12 +65,12 @@ class Case:
 
     @property
     def unsorted(self) -> str:
-        """The regions of class car as one Parquet file, in no order."""
+        """The regions of class car as one unsorted Parquet file."""
         return f"{self.folder}/unsorted.parquet"
 
     @property
     def lance(self) -> str:
-        """A LanceDB with the table `car`: row, coverage, vector (at unit length)."""
+        """A LanceDB database with the table `car`: row, coverage, vector (at unit length)."""
         return f"{self.folder}/lance"
 
 
@@ -84,23 +84,23 @@ def row_of(uri: str) -> int:
     return int(Path(uri).stem)
 
 
-def features(seed: int, start: int, rows: int) -> Vectors:
-    """`rows` features (rows, 512); another seed or start, others."""
+def draw_features(seed: int, start: int, rows: int) -> Vectors:
+    """Return random features (rows, 512), which depend on seed and start."""
     rng = np.random.default_rng([seed, start])
-    found = rng.standard_normal((rows, DEFAULT_BACKBONE.feature_length), np.float32)
-    found *= _NOISE
-    found += _centres()[rng.integers(_CENTRES, size=rows)]
-    return np.maximum(found, 0, out=found)
+    vectors = rng.standard_normal((rows, DEFAULT_BACKBONE.feature_length), np.float32)
+    vectors *= _NOISE
+    vectors += _centres()[rng.integers(_CENTRES, size=rows)]
+    return np.maximum(vectors, 0, out=vectors)
 
 
-def coverages(start: int, rows: int) -> Vectors:
-    """σ of the cars of `rows` images."""
+def draw_coverages(start: int, rows: int) -> Vectors:
+    """Return the random σ of the cars of `rows` images, (rows,)."""
     rng = np.random.default_rng([1, start])
     wide = rng.random(rows) < _SHARE_WIDE
     return np.where(wide, rng.uniform(*WIDE, rows), rng.uniform(0.005, WIDE[0], rows)).astype("f4")
 
 
-def standardised(vectors: Vectors) -> Vectors:
+def standardise(vectors: Vectors) -> Vectors:
     """Centre vectors and scale them to unit length, so that Pearson is the inner product."""
     centred: Vectors = vectors - vectors.mean(axis=1, keepdims=True, dtype=np.float64).astype("f4")
     centred /= np.linalg.norm(centred, axis=1, keepdims=True)
@@ -114,62 +114,62 @@ def blocks(rows: int) -> list[tuple[int, int]]:
     return [(a, b - a) for a, b in pairwise(edges)]
 
 
-def part(seed: int, start: int, rows: int) -> Iterator[Rows]:
+def make_part(seed: int, start: int, rows: int) -> Iterator[Rows]:
     """Yield the rows of a part of the index, by table and class."""
-    found, shares = features(seed, start, rows), coverages(start, rows)
+    vectors, shares = draw_features(seed, start, rows), draw_coverages(start, rows)
     columns = {
         "coverage_car": pa.array(shares),
         "coverage_background": pa.array(1 - shares),
-        "sign_bits": _lists(_sign_bits(found)),
-        **_common(found, start),
+        "sign_bits": _to_lists(_sign_bits(vectors)),
+        **_common(vectors, start),
     }
-    yield "images", None, table(images_schema(SPEC.classes), columns)
+    yield "images", None, make_table(images_schema(SPEC.classes), columns)
     schema = regions_schema()
     schema = schema.remove(schema.get_field_index("class"))
-    yield "regions", "car", table(schema, region(found, "car", shares, start))
-    some = table(schema, region(found, "background", 1 - shares, start))
-    yield "regions", "background", some.take(pa.array(range(0, rows, _BACKGROUND)))
+    yield "regions", "car", make_table(schema, make_region(vectors, "car", shares, start))
+    backgrounds = make_table(schema, make_region(vectors, "background", 1 - shares, start))
+    yield "regions", "background", backgrounds.take(pa.array(range(0, rows, _BACKGROUND)))
 
 
-def region(found: Vectors, name: str, shares: Vectors, start: int) -> dict[str, pa.Array]:
-    """Columns of the regions of class `name` in the images from `start` on."""
+def make_region(vectors: Vectors, name: str, shares: Vectors, start: int) -> dict[str, pa.Array]:
+    """Return columns of the regions of class `name` in the images from `start` on."""
     return {
-        "class": pa.array([name] * len(found)),
+        "class": pa.array([name] * len(vectors)),
         "coverage": pa.array(shares),
-        "mask_bits": _lists(np.ones((len(found), 16), np.int64)),
-        **_common(found, start),
+        "mask_bits": _to_lists(np.ones((len(vectors), 16), np.int64)),
+        **_common(vectors, start),
     }
 
 
-def _common(found: Vectors, start: int) -> dict[str, pa.Array]:
-    uris = [uri(row) for row in range(start, start + len(found))]
+def _common(vectors: Vectors, start: int) -> dict[str, pa.Array]:
+    uris = [uri(row) for row in range(start, start + len(vectors))]
     ids = pa.array([column_values.image_id(name) for name in uris])
     return {
         "image_id": ids,
         "uri": pa.array(uris),
         "content_hash": ids,
-        "feature": _lists(found),
-        "inv_norm": pa.array(column_values.compute_inverse_norms(found)),
+        "feature": _to_lists(vectors),
+        "inv_norm": pa.array(column_values.compute_inverse_norms(vectors)),
     }
 
 
-def _sign_bits(found: Vectors) -> NDArray[np.int64]:
+def _sign_bits(vectors: Vectors) -> NDArray[np.int64]:
     import torch
 
     from segrec_batch.model.pooling import sign_bits
 
-    centre, rotation = _signing()
-    return np.asarray(sign_bits(torch.from_numpy(found), centre, rotation))
+    centre, rotation = _sign_parameters()
+    return np.asarray(sign_bits(torch.from_numpy(vectors), centre, rotation))
 
 
 @cache
-def _signing() -> tuple[Any, Any]:
+def _sign_parameters() -> tuple[Any, Any]:
     """Return the centre and the rotation that a bundle would have."""
     import torch
 
     from segrec_batch.model.pooling import centred_unit, random_rotation
 
-    training = torch.from_numpy(features(3, 0, 5000))
+    training = torch.from_numpy(draw_features(3, 0, 5000))
     return centred_unit(training).mean(dim=0), random_rotation(DEFAULT_BACKBONE.feature_length)
 
 
@@ -180,17 +180,17 @@ def _centres() -> Vectors:
     )
 
 
-def _lists(values: NDArray[Any]) -> pa.Array:
+def _to_lists(values: NDArray[Any]) -> pa.Array:
     rows, length = values.shape
     offsets = pa.array(np.arange(0, rows * length + 1, length, dtype=np.int32))
     return pa.ListArray.from_arrays(offsets, pa.array(values.ravel()))
 
 
-def table(schema: pa.Schema, columns: dict[str, pa.Array]) -> pa.Table:
-    """Rows with the columns that are given; in the others a constant."""
+def make_table(schema: pa.Schema, columns: dict[str, pa.Array]) -> pa.Table:
+    """Return rows with `columns`; all other columns of the schema are constant."""
     rows = len(columns["image_id"])
-    filled = [columns[f.name] if f.name in columns else _constant(f, rows) for f in schema]
-    return pa.table([c.cast(f.type) for c, f in zip(filled, schema, strict=True)], schema)
+    arrays = [columns[f.name] if f.name in columns else _constant(f, rows) for f in schema]
+    return pa.table([c.cast(f.type) for c, f in zip(arrays, schema, strict=True)], schema)
 
 
 def _constant(field: pa.Field, rows: int) -> pa.Array:

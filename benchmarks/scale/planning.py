@@ -1,19 +1,19 @@
-"""Listing and planning with up to a million sources: time against a bare peer, and peak memory.
+"""Time and peak memory of listing and planning with up to a million sources, next to peers.
 
 Nothing is decoded: the sources are empty files in folders of 1,000. The index has a row of the real
-schema for each of them (features are 512 zeros, masks empty), written by the project's own store;
-but 1 % of the sources have changed since, and 1 % have moved: new here, gone there. Each step runs
-in a process of its own:
+schema for each of them (features are 512 zeros, masks empty), written by this package; 1 % of the
+sources have changed since, and 1 % have moved: one new source and one gone for each. Each step runs
+in a new process:
 
     list       all of `iter_images`                     peer: os.walk and os.stat
     first run  `Plan` on an empty index                   peer: DuckDB sorts the listing
     nightly    `Plan` on the index                        peer: DuckDB joins listing and index
     manifest   all of `Plan.read_manifest` of the first run    peer: Arrow reads the listing
 
-All but the listing itself read it from a Parquet file, and write to a DuckDB database on disk.
+All steps but `list` read the listing from a Parquet file and write to a DuckDB database on disk.
 driver: peak memory of the process; total: with all its children; disk: peak of its temporary files.
-KB/source: what the driver's peak grew by since the count before, for each source more. If that
-grows itself, the exit code is 1.
+KB/source: growth of the driver's peak since the previous count, per additional source. The exit
+code is 1 if that growth increases.
 """
 
 import argparse
@@ -34,7 +34,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from benchmarks.common.peak_memory import Growth, check, measure
+from benchmarks.common.peak_memory import Growth, check_count, measure
 from benchmarks.common.stand_in import SPEC
 from segrec_batch.common import console, logs
 from segrec_batch.index.column_values import image_id
@@ -45,7 +45,7 @@ from segrec_batch.sources.listing import BATCH_ROWS, LISTED, FileCounts, iter_fi
 
 log = logging.getLogger("segrec_batch.benchmarks")
 
-if TYPE_CHECKING:  # DuckDB, imported while a process is spawned, takes that for a notebook
+if TYPE_CHECKING:  # DuckDB, imported in a spawned process, would behave as in a notebook
     from segrec_batch.pipeline.plan import Plan
 
 EXAMPLES = """\
@@ -61,7 +61,7 @@ FOLDER_FILES = 1000
 
 @dataclass
 class Case:
-    """Sources in a folder, their listing in Parquet, and an index of what they were."""
+    """Sources in a folder, their listing in Parquet, and an index of their former state."""
 
     count: int
     folder: str
@@ -74,7 +74,7 @@ class Case:
 
 
 def make(case: Case) -> Case:
-    """Make the files, the listing and the index."""
+    """Write the files, the listing and the index."""
     for start in range(0, case.count, FOLDER_FILES):
         folder = Path(case.images, f"{start:09}")
         folder.mkdir(parents=True)
@@ -84,13 +84,13 @@ def make(case: Case) -> Case:
     with pq.ParquetWriter(case.listing, LISTED) as writer:
         for batch in iter_files(case.images, FileCounts()):
             writer.write_batch(batch)
-            files += write_part(case.empty.index, [("images", None, images_of(batch))])
+            files += write_part(case.empty.index, [("images", None, make_image_rows(batch))])
     case.index = with_changes(case.empty, files)
     return case
 
 
-def images_of(sources: pa.RecordBatch) -> pa.Table:
-    """Rows of `images` for sources before 1 % of them changed and 1 % moved."""
+def make_image_rows(sources: pa.RecordBatch) -> pa.Table:
+    """Return rows of `images` for sources before 1 % of them changed and 1 % moved."""
     n = sources.num_rows
     kind = np.arange(n) % 100
     uris = pc.if_else(
@@ -114,22 +114,22 @@ def images_of(sources: pa.RecordBatch) -> pa.Table:
 
 
 def list_images(case: Case) -> float:
-    """List the images; seconds, as below."""
+    """List the images; return the seconds, as all steps below."""
     clock = time.perf_counter()
-    check(sum(batch.num_rows for batch in iter_images(case.images)), case.count)
+    check_count(sum(batch.num_rows for batch in iter_images(case.images)), case.count)
     return time.perf_counter() - clock
 
 
-def walk(case: Case) -> float:
-    """Look at each file."""
+def walk_folder(case: Case) -> float:
+    """Walk the folder and stat each file."""
     clock = time.perf_counter()
     paths = (f"{folder}/{name}" for folder, _, names in os.walk(case.images) for name in names)
-    check(sum(stat.S_ISREG(os.stat(path).st_mode) for path in paths), case.count)  # noqa: PTH116
+    check_count(sum(stat.S_ISREG(os.stat(path).st_mode) for path in paths), case.count)  # noqa: PTH116
     return time.perf_counter() - clock
 
 
-def planner(case: Case) -> "Callable[[Snapshot], Plan]":
-    """Make a plan from the listing and a snapshot."""
+def make_planner(case: Case) -> "Callable[[Snapshot], Plan]":
+    """Return a function that makes a plan from the listing and a snapshot."""
     from segrec_batch.pipeline import plan
 
     vars(plan)["_MEMORY"] = case.memory or vars(plan)["_MEMORY"]
@@ -137,53 +137,53 @@ def planner(case: Case) -> "Callable[[Snapshot], Plan]":
     return partial(plan.Plan, plan.Request(case.images))
 
 
-def first_run(case: Case) -> float:
+def plan_first_run(case: Case) -> float:
     """Plan a run on an empty index."""
-    plan, clock = planner(case), time.perf_counter()
-    with plan(case.empty) as found:
-        check(found.todo, case.count)
+    plan, clock = make_planner(case), time.perf_counter()
+    with plan(case.empty) as result:
+        check_count(result.todo, case.count)
         return time.perf_counter() - clock
 
 
-def nightly(case: Case) -> float:
+def plan_nightly_run(case: Case) -> float:
     """Plan a run on the index."""
-    plan, clock = planner(case), time.perf_counter()
-    with plan(case.index) as found:
-        check(found["unchanged"] + found["new"] + found["changed"], case.count)
-        check(found["gone"], found["new"])
+    plan, clock = make_planner(case), time.perf_counter()
+    with plan(case.index) as result:
+        check_count(result["unchanged"] + result["new"] + result["changed"], case.count)
+        check_count(result["gone"], result["new"])
         return time.perf_counter() - clock
 
 
-def manifest(case: Case) -> float:
-    """Fetch the work of a first run, in the rounds of one actor."""
-    with planner(case)(case.empty) as found:
+def fetch_manifest(case: Case) -> float:
+    """Read the manifest of a first run in batches, as one actor does."""
+    with make_planner(case)(case.empty) as plan:
         clock = time.perf_counter()
-        starts = range(0, found.todo, BATCH_ROWS)
-        check(sum(found.read_manifest(i, i + BATCH_ROWS).num_rows for i in starts), case.count)
+        starts = range(0, plan.todo, BATCH_ROWS)
+        check_count(sum(plan.read_manifest(i, i + BATCH_ROWS).num_rows for i in starts), case.count)
         return time.perf_counter() - clock
 
 
-def read(case: Case) -> float:
+def read_listing(case: Case) -> float:
     """Read the listing into Arrow."""
     clock = time.perf_counter()
-    check(sum(b.num_rows for b in pq.ParquetFile(case.listing).iter_batches()), case.count)
+    check_count(sum(b.num_rows for b in pq.ParquetFile(case.listing).iter_batches()), case.count)
     return time.perf_counter() - clock
 
 
-def sort(case: Case) -> float:
+def sort_listing(case: Case) -> float:
     """Sort the listing."""
-    return write(f"FROM '{case.listing}' ORDER BY uri")
+    return write_table(f"FROM '{case.listing}' ORDER BY uri")
 
 
-def join(case: Case) -> float:
+def join_listing(case: Case) -> float:
     """Join the listing and the index."""
-    return write(
+    return write_table(
         f"FROM '{case.listing}' FULL JOIN (SELECT image_id, uri, source_size, source_etag, "  # noqa: S608
         f"content_hash FROM '{case.empty.index}/images/*.parquet') USING (uri)"
     )
 
 
-def write(sql: str) -> float:
+def write_table(sql: str) -> float:
     """Write the rows of a query to a DuckDB database on disk."""
     import duckdb
 
@@ -194,10 +194,10 @@ def write(sql: str) -> float:
 
 
 STEPS = {
-    "list": (list_images, walk),
-    "first run": (first_run, sort),
-    "nightly": (nightly, join),
-    "manifest": (manifest, read),
+    "list": (list_images, walk_folder),
+    "first run": (plan_first_run, sort_listing),
+    "nightly": (plan_nightly_run, join_listing),
+    "manifest": (fetch_manifest, read_listing),
 }
 
 
@@ -210,11 +210,24 @@ def main(a: argparse.Namespace) -> None:
             case = measure(make, Case(count, folder, a.memory)).result
             for name, (step, peer) in STEPS.items():
                 log.info(f"{count:,} sources: {name}")
-                bare, found = measure(peer, case).result, measure(step, case)
-                times = [f"{seconds / count * 1e6:.2f}" for seconds in (found.result, bare)]
-                memory = [f"{x / 1e6:,.0f}" for x in (found.driver, found.total, found.disk)]
-                kb = growth.add(name, count, found.driver)
-                rows.append([f"{count:,}", name, *times, f"{found.result / bare:.1f}", *memory, kb])
+                peer_seconds, measured = measure(peer, case).result, measure(step, case)
+                times = [
+                    f"{seconds / count * 1e6:.2f}" for seconds in (measured.result, peer_seconds)
+                ]
+                memory = [
+                    f"{x / 1e6:,.0f}" for x in (measured.driver, measured.total, measured.disk)
+                ]
+                kb = growth.add(name, count, measured.driver)
+                rows.append(
+                    [
+                        f"{count:,}",
+                        name,
+                        *times,
+                        f"{measured.result / peer_seconds:.1f}",
+                        *memory,
+                        kb,
+                    ]
+                )
     header = ["sources", "step", "s/million", "peer", "×"]
     header += ["driver MB", "total MB", "disk MB", "KB/source"]
     print(console.table("listing and planning", header, rows), end="")

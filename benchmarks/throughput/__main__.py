@@ -1,17 +1,18 @@
 """Speed of the whole indexing job next to the bare model and to common alternatives.
 
-    (a) the limit   VGG-16's bare convolutions in the same engine, on images that are in memory
+    (a) the limit   VGG-16's bare convolutions in the same engine, on images in memory
     (b) segrec      the whole job: read, decode, segment, describe, encode, write, commit
     (c) DataLoader  a PyTorch loop, torchvision's VGG-16 in float32, that saves the same columns
     (d) Ray Data    the chain of its documentation: read_images, map, map_batches, write_parquet
 
-All on the same images, each in a process of its own, in turn. Each of (b) to (d) does N images
-and then 2 N: what the second N took is its rate without start-up, which the ratios use; the whole
-of the 2 N is printed beside it. The peers, which are slower, take a part of the N on a CPU.
+All run on the same images, in turn, each in a new process. Each of (b) to (d) indexes N images and
+then 2 N: the difference is its rate without start-up, which the ratios use; the rate of the whole
+2 N is printed beside it. (c) and (d), which are slower, take fewer images.
 
-Beside them, the CPU seconds of (b) by process, and (s) what each stage of segrec does alone and how
-many bytes it hands on. Without --model, one is trained on drawn scenes on random filters, which are
-as fast, at the default input size and at 224. All figures are written as JSON.
+The benchmark also prints the CPU seconds of (b) by process, and (s) the rate of each stage of
+segrec alone and the bytes that it passes on. Without --model, it trains a model with random
+filters, which are as fast, on drawn scenes, at the default input size and at 224. All figures are
+written as JSON.
 """
 
 import argparse
@@ -26,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.cpu_time import watch
-from benchmarks.throughput.case import CORES, Case, drawn_images, given_images
-from benchmarks.throughput.rates import Run, all_ratios
+from benchmarks.throughput.case import CORES, Case, draw_images, list_sources
+from benchmarks.throughput.rates import Run, compute_ratios
 from benchmarks.throughput.tables import (
     cpu_table,
     limit_table,
@@ -50,26 +51,26 @@ examples:
   # on a machine with a GPU that has neither Ray nor DuckDB nor Delta Lake
   python -m benchmarks.throughput --without-ray --device cuda --report throughput.json
 """
-COUNTS = {"cpu": 32, "cuda": 8192}  # images at the default input size; of smaller ones more
-ALONE = 32  # images, at most, that stages do alone on a CPU
+COUNTS = {"cpu": 32, "cuda": 8192}  # images at the default input size; more at smaller sizes
+STAGE_IMAGES = 32  # maximum number of images of a stage alone on a CPU
 SIZES = (624, 224)
 PEERS_BATCH = 4  # on a CPU, as in Ray Data's guide: float32 maps of 32 images take 6 GB
-STEPS = {  # without Ray or with it
+STEPS = {  # by --without-ray
     False: {
-        "b": "benchmarks.throughput.segrec:job",
-        "c": "benchmarks.throughput.peers:data_loader",
-        "d": "benchmarks.throughput.peers:ray_data",
+        "b": "benchmarks.throughput.segrec:run_job",
+        "c": "benchmarks.throughput.peers:run_data_loader",
+        "d": "benchmarks.throughput.peers:run_ray_data",
     },
     True: {
-        "b": "benchmarks.throughput.segrec:chained",
-        "c": "benchmarks.throughput.peers:data_loader",
+        "b": "benchmarks.throughput.segrec:run_chained",
+        "c": "benchmarks.throughput.peers:run_data_loader",
     },
 }
-PARTS = {"cpu": {"b": 1, "c": 3, "d": 5}, "cuda": {"b": 1, "c": 4, "d": 4}}
+DIVISORS = {"cpu": {"b": 1, "c": 3, "d": 5}, "cuda": {"b": 1, "c": 4, "d": 4}}
 
 
 def find_targets(case: Case) -> dict[str, float]:
-    """Return the least (b) over each other way that is aimed at, on this processor or GPU."""
+    """Return the goals on this processor or GPU: minimum ratios of (b) to the other ways."""
     if case.device == "cuda":
         return {"a": 0.9}
     processor = read_processor()
@@ -79,28 +80,32 @@ def find_targets(case: Case) -> dict[str, float]:
 
 
 def measure(case: Case, count: int, a: argparse.Namespace) -> dict[str, Any]:
-    """Measure the chosen ways and stages."""
+    """Measure the chosen ways and stages; return limits, runs and stages."""
     steps = {way: step for way, step in STEPS[a.without_ray].items() if way in a.only}
-    runs = {way: Run(way, max(count // PARTS[case.device][way], 1)) for way in steps}
-    found: dict[str, Any] = {"limits": [], "runs": runs, "stages": {}}
+    runs = {way: Run(way, max(count // DIVISORS[case.device][way], 1)) for way in steps}
+    results: dict[str, Any] = {"limits": [], "runs": runs, "stages": {}}
     for number in range(a.repeat):
         if "a" in a.only:
             log.info(f"(a) round {number + 1}")
-            limit = watch("benchmarks.throughput.limit:limit", case.taking(count, "a"))
-            found["limits"].append(limit.result)
+            limit = watch("benchmarks.throughput.limit:measure_limit", case.taking(count, "a"))
+            results["limits"].append(limit.result)
         for way, step in steps.items():
-            runs[way].more(step, case)
+            runs[way].add_round(step, case)
     if "s" in a.only:
         log.info("each stage alone")
-        few = min(count, ALONE if case.device == "cpu" else 256)
-        found["stages"] = watch("benchmarks.throughput.stages:stages", case.taking(few, "s")).result
+        few = min(count, STAGE_IMAGES if case.device == "cpu" else 256)
+        results["stages"] = watch(
+            "benchmarks.throughput.stages:measure_stages", case.taking(few, "s")
+        ).result
         if not a.without_ray:
-            one = watch("benchmarks.throughput.stages:commit", case.taking(few, "commit")).result
-            found["stages"]["commit of one part"] = one
-    return found
+            commit = watch(
+                "benchmarks.throughput.stages:measure_commit", case.taking(few, "commit")
+            ).result
+            results["stages"]["commit of one part"] = commit
+    return results
 
 
-def report(found: dict[str, Any], case: Case) -> dict[str, Any]:
+def to_report(results: dict[str, Any], case: Case) -> dict[str, Any]:
     """Return all measurements as plain JSON values."""
     runs = {
         way: {
@@ -112,9 +117,9 @@ def report(found: dict[str, Any], case: Case) -> dict[str, Any]:
             "cpu_by_process": [[w.cpu for w in pair] for pair in run.pairs],
             "result": [twice.result for _, twice in run.pairs],
         }
-        for way, run in found["runs"].items()
+        for way, run in results["runs"].items()
     }
-    ratios = {f"b/{way}": values for way, values in all_ratios(found).items()}
+    ratios = {f"b/{way}": values for way, values in compute_ratios(results).items()}
     about: dict[str, Any] = {
         "shape": case.shape,
         "weights": case.spec.weights,
@@ -122,10 +127,10 @@ def report(found: dict[str, Any], case: Case) -> dict[str, Any]:
     }
     about |= {"cores": CORES, "processor": read_processor().name, "batch_size": case.batch_size}
     about |= {"targets": find_targets(case)}
-    return {**about, "ratios": ratios, **found, "runs": runs}
+    return {**about, "ratios": ratios, **results, "runs": runs}
 
 
-def show(found: dict[str, Any], case: Case) -> None:
+def show(results: dict[str, Any], case: Case) -> None:
     """Print all tables."""
     shape = "×".join(map(str, case.shape[::-1]))
     log.info(
@@ -133,17 +138,17 @@ def show(found: dict[str, Any], case: Case) -> None:
         f"{case.batch_size}; backbone weights: {case.spec.weights}; engine: {case.choice} "
         f"({case.choice.reason})"
     )
-    limits = found["limits"]
+    limits = results["limits"]
     best = statistics.median(limit["images/s"] for limit in limits) if limits else None
     if limits:
-        console.show(limit_table(found["limits"]))
-    if found["runs"]:
-        console.show(rates_table(found["runs"], limits))
-    if ratios := all_ratios(found):
+        console.show(limit_table(limits))
+    if results["runs"]:
+        console.show(rates_table(results["runs"], limits))
+    if ratios := compute_ratios(results):
         console.show(ratios_table(ratios, find_targets(case)))
-    if found["stages"]:
-        console.show(stages_table(found["stages"], best))
-    if run := found["runs"].get("b"):
+    if results["stages"]:
+        console.show(stages_table(results["stages"], best))
+    if run := results["runs"].get("b"):
         once, twice = run.pairs[-1]
         console.show(cpu_table(once.cpu, twice.cpu, run.count))
 
@@ -153,37 +158,37 @@ def main(a: argparse.Namespace) -> None:
     reports = []
     with tempfile.TemporaryDirectory(prefix="segrec-throughput-", dir=a.workdir) as name:
         device = find_device(a.device)
-        # measured, not guessed: the ratios are about what a long run would take
+        # infinite work: the engine is measured, as for a long run
         choice = choose_engine(a.engine, a.precision, device, work=math.inf)
         for number, size in enumerate([None] if a.model else a.input_size):
             folder = Path(name, str(number))
             folder.mkdir()
-            count = a.count or COUNTS[device] * _more(size)
+            count = a.count or COUNTS[device] * _factor(size)
             case = _prepare(folder, size, choice, count, a)
-            found = measure(case, count, a)
-            show(found, case)
-            reports.append(report(found, case))
+            results = measure(case, count, a)
+            show(results, case)
+            reports.append(to_report(results, case))
     Path(a.report).write_text(json.dumps(reports, indent=2, ensure_ascii=False) + "\n")
     log.info(f"all figures are in {a.report}")
 
 
-def _more(size: int | None) -> int:
-    """Return how many times as many images of a size are measured, since they take less time."""
+def _factor(size: int | None) -> int:
+    """Return the factor on the number of images of a size: smaller images take less time."""
     return 1 if size is None else max(round(SIZES[0] ** 2 / size**2 / 2), 1)
 
 
 def _prepare(
     folder: Path, size: int | None, choice: EngineChoice, count: int, a: argparse.Namespace
 ) -> Case:
-    """Find or draw images, and train a model of an input size unless one is given."""
+    """List or draw images, and train a model of an input size unless the user names one."""
     if a.images:
-        sources = given_images(a.images, 2 * count)
+        sources = list_sources(a.images, 2 * count)
     else:
-        sources = drawn_images(folder / "scenes", 2 * count)
+        sources = draw_images(folder / "scenes", 2 * count)
     model = a.model
     if size is not None:
-        log.info(f"a model of drawn scenes of input size {size}, backbone weights random:0")
-        model = watch("benchmarks.throughput.case:drawn_model", (folder, size)).result
+        log.info(f"training a model of input size {size}, backbone weights random:0")
+        model = watch("benchmarks.throughput.case:train_model", (folder, size)).result
     peers = a.batch_size if choice.device == "cuda" else min(PEERS_BATCH, a.batch_size)
     return Case(str(folder), tuple(sources), model, choice, a.batch_size, peers, a.peers_threads)
 
@@ -202,14 +207,20 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         default=list(SIZES),
         metavar="N",
-        help=f"of that one, one after the other (default: {' '.join(map(str, SIZES))})",
+        help=f"of that model, one after the other (default: {' '.join(map(str, SIZES))})",
     )
     add_engine(parser)
     add("--count", type=console.count, metavar="N", help=f"images (default: {COUNTS})")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add("--batch-size", type=console.count, default=32, metavar="N", help="of segrec (default: 32)")
     add("--peers-threads", type=console.count, metavar="N", help="of an actor of (d); Ray gives 1")
-    add("--only", type=_ways, default="abcds", metavar="a,b,c,d,s", help="not all; s: stages")
+    add(
+        "--only",
+        type=_parse_ways,
+        default="abcds",
+        metavar="a,b,c,d,s",
+        help="some of these; s: stages",
+    )
     add("--without-ray", action="store_true", help="(b) as stages chained in Python, and no (d)")
     add("--repeat", type=console.count, default=1, metavar="N", help="rounds (default: 1)")
     add("--workdir", default=tempfile.gettempdir(), metavar="DIR")
@@ -222,10 +233,10 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _ways(text: str) -> str:
+def _parse_ways(text: str) -> str:
     ways = text.replace(",", "")
     if not ways or set(ways) - set("abcds"):
-        raise argparse.ArgumentTypeError(f"{text}: some of a,b,c,d,s")
+        raise argparse.ArgumentTypeError(f"{text}: choose from a,b,c,d,s")
     return ways
 
 

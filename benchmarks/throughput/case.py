@@ -1,4 +1,4 @@
-"""Images and model of the throughput benchmark, as the stages take them."""
+"""Images and model of the throughput benchmark."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,16 +21,16 @@ from segrec_batch.sources.listing import list_images
 
 CORES = usable_cores()
 IMAGE = (640, 480)
-DRAWN = 64  # scenes; more images are these once more
-LABELLED = 8  # scenes that the model is trained on
+DRAWN = 64  # maximum number of scenes; further images are links to these
+LABELLED = 8  # scenes for training the model
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run of one way: `count` images below `images`, put in place by `taking`.
+    """One run of one way: `count` images in the folder `images`, which `taking` fills.
 
-    choice: engine, precision and device. output: a folder that is not there yet. batch_size: of
-    segrec. peers_batch: of the others.
+    choice: engine, precision and device. output: a folder that does not exist yet. batch_size: of
+    segrec. peers_batch: batch size of the peers.
     """
 
     folder: str
@@ -67,7 +67,7 @@ class Case:
     @property
     def shape(self) -> Shape:
         """Height and width of the images as the model sees them."""
-        return nearest_shape(self.spec.shapes, *image_shape(self.sources))
+        return nearest_shape(self.spec.shapes, *read_shape(self.sources))
 
     def paths(self) -> list[str]:
         """Return the paths of the images, sorted."""
@@ -84,8 +84,11 @@ class Case:
         return [rows.slice(i, self.batch_size) for i in range(0, rows.num_rows, self.batch_size)]
 
 
-def image_shape(sources: Sequence[str]) -> Shape:
-    """Height and width of images; raises InputError if they differ, for one batch takes all."""
+def read_shape(sources: Sequence[str]) -> Shape:
+    """Return the height and width of images. Raises InputError if they differ.
+
+    Batches need images of one size.
+    """
     shapes = set()
     for source in sources:
         with Image.open(source) as image:
@@ -95,30 +98,30 @@ def image_shape(sources: Sequence[str]) -> Shape:
     return shapes.pop()
 
 
-def given_images(uri: str, count: int) -> list[str]:
-    """At most `count` of a local folder's images. Raises InputError."""
+def list_sources(uri: str, count: int) -> list[str]:
+    """Return at most `count` images of a local folder. Raises InputError."""
     return [str(Path(p).resolve()) for p in list_images(uri)["uri"].to_pylist()[:count]]
 
 
-def drawn_images(folder: Path, count: int) -> list[str]:
-    """Scenes of 640×480, JPEGs of quality 92."""
+def draw_images(folder: Path, count: int) -> list[str]:
+    """Draw scenes of 640×480 as JPEGs of quality 92; return their paths."""
     number = min(count, DRAWN)
     with console.ProgressMeter("scenes", number) as meter:
         write_scenes(folder, number, size=IMAGE, progress=lambda _: meter.advance())
     return [str(path) for path in sorted((folder / "images").rglob("*.jpg"))]
 
 
-def drawn_model(where: tuple[Path, int]) -> str:
-    """Train a model of drawn scenes on random filters; return its folder.
+def train_model(place: tuple[Path, int]) -> str:
+    """Train a model with random filters on drawn scenes; return its folder.
 
-    `where`: a folder, and the size of the model's input.
+    `place`: a folder, and the input size of the model.
     """
     from segrec_batch.labels.labelled import load_classes, pair_images
     from segrec_batch.model.weights import load_weights
     from segrec_batch.training.sampling import Sampling
     from segrec_batch.training.trainer import Settings, train
 
-    folder, size = where
+    folder, size = place
     write_scenes(folder / "labelled", LABELLED, places=4)
     images = pair_images(str(folder / "labelled/images"), str(folder / "labelled/masks"))
     classes = load_classes(str(folder / "labelled/classes.json"))

@@ -1,14 +1,14 @@
-"""Cost of descriptors beside VGG-16's forward pass over the same images.
+"""Cost of descriptors relative to the forward pass of VGG-16 over the same images.
 
     OMP_NUM_THREADS=1 python -m benchmarks.throughput.descriptors --model MODEL --images DIR
 
-MODEL is a bundle that has descriptors. An image at a time, in one thread, in float32; images are
-those of the commonest shape. The forward pass is that of the 13 convolution layers; a descriptor
-takes turns with it, image by image. The features that the model finds anyway are given.
+MODEL is a bundle with descriptors. Images are computed one at a time, in one thread, in float32;
+only those of the most common shape count. The forward pass is that of the 13 convolution layers; a
+descriptor takes turns with it, image by image, and gets the features of the model as input.
 
-Prints a Markdown table: values of a vector; the median of milliseconds per image; the median of
-the ratios to the forward pass of the same image; bytes per image of an index on an object store
-(zstd, split bytes), and uncompressed.
+The benchmark prints a Markdown table: values of a vector; median milliseconds per image; median
+ratio to the forward pass of the same image; bytes per image in an index on an object store (zstd,
+split bytes), and uncompressed.
 """
 
 import argparse
@@ -34,30 +34,30 @@ from segrec_batch.sources import storage
 from segrec_batch.sources.listing import list_images
 
 
-def read(uris: Sequence[str], model: Model) -> list[NDArray[np.uint8]]:
-    """Images of the commonest shape as batches of one."""
+def read_images(uris: Sequence[str], model: Model) -> list[NDArray[np.uint8]]:
+    """Return the images of the most common shape as batches of one."""
     decoded = [decode(storage.read_bytes(uri), model.spec.shapes).pixels for uri in uris]
     ((shape, _),) = Counter(pixels.shape for pixels in decoded).most_common(1)
     return [pixels[None] for pixels in decoded if pixels.shape == shape]
 
 
-def seen(pixels: NDArray[np.uint8], segmenter: TorchSegmenter) -> ImageBatch:
-    """Return an image as descriptors take it."""
-    found = segmenter(pixels, [pixels.shape[1:3]])
+def segment(pixels: NDArray[np.uint8], segmenter: TorchSegmenter) -> ImageBatch:
+    """Return an image as input of descriptors."""
+    result = segmenter(pixels, [pixels.shape[1:3]])
     return ImageBatch(
-        pixels, np.stack(found.masks), found.feature, found.region_features, found.counts
+        pixels, np.stack(result.masks), result.feature, result.region_features, result.counts
     )
 
 
-def timed(step: Callable[[Any], Any], case: Any) -> tuple[float, Any]:
-    """Seconds of a step, and what it returned."""
+def time_step(step: Callable[[Any], Any], case: Any) -> tuple[float, Any]:
+    """Run a step; return its seconds and its result."""
     start = perf_counter()
     result = step(case)
     return perf_counter() - start, result
 
 
-def stored(vectors: NDArray[np.float32], **encoding: Any) -> float:
-    """Bytes per row of a column of vectors in a Parquet file."""
+def measure_size(vectors: NDArray[np.float32], **encoding: Any) -> float:
+    """Return bytes per row of a column of vectors in a Parquet file."""
     sink = pa.BufferOutputStream()
     column = pa.array(list(vectors), pa.list_(pa.float32()))
     pq.write_table(pa.table({"vector": column}), sink, use_dictionary=False, **encoding)
@@ -65,23 +65,24 @@ def stored(vectors: NDArray[np.float32], **encoding: Any) -> float:
     return float(chunk.total_compressed_size) / len(vectors)
 
 
-def row(
+def measure_descriptor(
     name: str, describe: Descriptor, images: Sequence[ImageBatch], forward: TorchSegmenter
 ) -> str:
-    """Return a row of the table."""
-    describe(images[0])  # for what is done once
+    """Measure a descriptor and return its row of the table."""
+    describe(images[0])  # warm up
     times, vectors = [], []
     for image in console.track(images, name):
-        peer, _ = timed(forward.maps, image.pixels)
-        own, described = timed(describe, image)
-        times.append((own, own / peer))
+        forward_seconds, _ = time_step(forward.maps, image.pixels)
+        seconds, described = time_step(describe, image)
+        times.append((seconds, seconds / forward_seconds))
         vectors.append(described.vectors[0])
-    seconds, ratio = np.median(times, axis=0)
+    median_seconds, ratio = np.median(times, axis=0)
     split = {"compression": "zstd", "use_byte_stream_split": ["vector.list.element"]}
-    found = np.stack(vectors)
+    matrix = np.stack(vectors)
     return (
-        f"| {name} | {describe.length:,} | {seconds * 1e3:.2f} | {ratio:.4f} "
-        f"| {stored(found, **split):,.0f} | {stored(found, compression='none'):,.0f} |"
+        f"| {name} | {describe.length:,} | {median_seconds * 1e3:.2f} | {ratio:.4f} "
+        f"| {measure_size(matrix, **split):,.0f} "
+        f"| {measure_size(matrix, compression='none'):,.0f} |"
     )
 
 
@@ -100,9 +101,9 @@ def main() -> None:
         raise InputError(f"{a.model} has no descriptors")
     segmenter = TorchSegmenter(model)
     uris = list_images(a.images)["uri"].to_pylist()
-    pixels = read(uris[:: max(1, len(uris) // a.count)], model)
-    images = [seen(one, segmenter) for one in pixels]
-    forward = [timed(segmenter.maps, one)[0] for one in pixels]
+    pixels = read_images(uris[:: max(1, len(uris) // a.count)], model)
+    images = [segment(image, segmenter) for image in pixels]
+    forward = [time_step(segmenter.maps, image)[0] for image in pixels]
     height, width = pixels[0].shape[1:3]
     print(f"{len(pixels)} images of {height}×{width}, one thread, float32\n")
     print("| descriptor | values | ms/image | of VGG-16's forward pass | bytes, zstd | bytes |")
@@ -112,7 +113,7 @@ def main() -> None:
         parameters = Parameters(spec.settings, model.descriptors[spec.name])
         module = descriptors.module(spec.name)
         describe = module.Descriptor(parameters, len(model.spec.all_classes), "cpu")
-        print(row(spec.name, describe, images, segmenter))
+        print(measure_descriptor(spec.name, describe, images, segmenter))
 
 
 if __name__ == "__main__":

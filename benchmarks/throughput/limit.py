@@ -23,54 +23,54 @@ from segrec_batch.model.torch_engine import Normalise, as_tensors
 from segrec_batch.sources.storage import read_many
 
 CONVOLUTIONS = 30  # of vgg16().features, up to the ReLU of conv5_3
-CPU_BATCHES = 1, 4  # larger ones are no faster there
-CUDA_BATCHES = 1, 2, 4  # times the batch of segrec
-SECONDS = 8.0  # of forwards that are timed, for each way
+CPU_BATCHES = 1, 4  # images; larger batches are not faster on a CPU
+CUDA_BATCHES = 1, 2, 4  # multiples of the batch of segrec
+SECONDS = 8.0  # time of each measurement
 
 
-def limit(case: Case) -> dict[str, Any]:
-    """Return images/s of the best way; on a GPU also the share of its bf16 matrix product."""
+def measure_limit(case: Case) -> dict[str, Any]:
+    """Return images/s of the fastest variant; on a GPU also its share of the matrix product."""
     if case.device == "cpu":
-        keep_memory()  # as segrec does: a tenth faster, and so the harder limit
+        keep_memory()  # as segrec does; it is a tenth faster
     measure = _measure_ncnn if case.choice.engine == "ncnn" else _measure_torch
     measured = measure(case)
-    rates = {way: rate for way, (rate, _) in measured.items()}
+    rates = {variant: rate for variant, (rate, _) in measured.items()}
     best = max(rates, key=rates.__getitem__)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "rates": rates,
         "images/s": rates[best],
         "flops": count_operations(case.shape),
     }
-    found["cpu"] = min(cpu for _, cpu in measured.values())
+    result["cpu"] = min(cpu for _, cpu in measured.values())
     if case.device == "cuda":
-        found["peak bytes"] = torch.cuda.max_memory_allocated()
-        found["peak flops/s"] = measure_matrix_peak()["best"]
-        found["share of peak"] = rates[best] * found["flops"] / found["peak flops/s"]
-    return found
+        result["peak bytes"] = torch.cuda.max_memory_allocated()
+        result["peak flops/s"] = measure_matrix_peak()["best"]
+        result["share of peak"] = rates[best] * result["flops"] / result["peak flops/s"]
+    return result
 
 
-Measured = dict[str, tuple[float, float]]  # images/s and CPU seconds per image, by way
+Rates = dict[str, tuple[float, float]]  # images/s and CPU seconds per image, by variant
 
 
-def _measure_ncnn(case: Case) -> Measured:
-    """All threads on one image, against a thread an image, in one network or in networks."""
+def _measure_ncnn(case: Case) -> Rates:
+    """Measure all threads on one image, and a thread per image in one network and in several."""
     from segrec_batch.model.ncnn_network import NcnnNetwork  # a machine with a GPU may lack it
 
     state, images = load_model(case.model).backbone, _images(case, CORES)
     scaled = [normalise(image, case.spec.scaling) for image in images]
-    wide = NcnnNetwork(state, [DEFAULT_BACKBONE.feature_layer], threads=CORES)
-    one, *others = (NcnnNetwork(state, [DEFAULT_BACKBONE.feature_layer]) for _ in range(CORES))
-    shared = [lambda x=x: one(x) for x in scaled]
-    apart = [lambda n=n, x=x: n(x) for n, x in zip((one, *others), scaled, strict=True)]
+    threaded = NcnnNetwork(state, [DEFAULT_BACKBONE.feature_layer], threads=CORES)
+    networks = [NcnnNetwork(state, [DEFAULT_BACKBONE.feature_layer]) for _ in range(CORES)]
+    shared = [lambda x=x: networks[0](x) for x in scaled]
+    separate = [lambda n=n, x=x: n(x) for n, x in zip(networks, scaled, strict=True)]
     return {
-        f"{CORES} threads an image": _rate_in_turn([lambda: wide(scaled[0])]),
-        "a thread an image": _rate_in_turn(shared),
-        "a thread an image, a network each": _rate_in_turn(apart),
+        f"{CORES} threads an image": _measure_parallel([lambda: threaded(scaled[0])]),
+        "a thread an image": _measure_parallel(shared),
+        "a thread an image, a network each": _measure_parallel(separate),
     }
 
 
-def _rate_in_turn(runs: Sequence[Callable[[], Any]]) -> tuple[float, float]:
-    """Return images/s and CPU seconds per image of functions that run side by side."""
+def _measure_parallel(runs: Sequence[Callable[[], Any]]) -> tuple[float, float]:
+    """Return images/s and CPU seconds per image of functions that run in parallel threads."""
 
     def repeat(run: Callable[[], Any]) -> int:
         done = 0
@@ -88,8 +88,8 @@ def _rate_in_turn(runs: Sequence[Callable[[], Any]]) -> tuple[float, float]:
     return done / (time.perf_counter() - start), (time.process_time() - spent) / done
 
 
-def _measure_torch(case: Case) -> Measured:
-    """Batches of several sizes, on all threads."""
+def _measure_torch(case: Case) -> Rates:
+    """Measure batches of several sizes, on all threads."""
     torch.set_num_threads(CORES)
     sizes = (
         [case.batch_size * n for n in CUDA_BATCHES] if case.device == "cuda" else list(CPU_BATCHES)
@@ -114,8 +114,8 @@ def _network(case: Case) -> nn.Module:
 def _images(case: Case, count: int) -> list[NDArray[np.uint8]]:
     """Return images as the model takes them, (H, W, 3)."""
     files = [c for c in read_many(case.paths()[:count]) if isinstance(c, bytes)]
-    found = [decode(c, case.spec.shapes).pixels for c in files]
-    return [found[i % len(found)] for i in range(count)]
+    images = [decode(c, case.spec.shapes).pixels for c in files]
+    return [images[i % len(images)] for i in range(count)]
 
 
 def _batch(case: Case, count: int) -> Tensor:

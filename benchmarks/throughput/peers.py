@@ -1,8 +1,8 @@
-"""(c) and (d): the usual loops with PyTorch and Ray Data, for the same rows.
+"""(c) and (d): the usual loops with PyTorch and Ray Data, which write the same rows.
 
-Both run torchvision's VGG-16 as it comes, in float32, and save for each image what the index has:
+Both run torchvision's VGG-16 unchanged in float32, and write columns of the index for each image:
 the coverage of each class, the feature of the image and of each class, the class map as a PNG.
-The SVM is segrec's own, a 1×1 convolution: the slow way, an upsampled hypercolumn, is not the peer.
+The SVM is the head of segrec, a 1×1 convolution, not the slower SVM on upsampled hypercolumns.
 """
 
 import io
@@ -31,7 +31,7 @@ Columns = dict[str, Any]
 
 
 class PlainModel:
-    """torchvision's VGG-16 and the SVM head in float32: a batch in, columns of NumPy out."""
+    """torchvision's VGG-16 and the SVM head in float32; returns NumPy columns of a batch."""
 
     def __init__(self, model: str, device: str, threads: int | None) -> None:
         if threads:
@@ -47,16 +47,16 @@ class PlainModel:
         self.head = head.to(self.device)
         backbone = bundle.spec.backbone_spec
         layers = {backbone.feature_layer, *(tap.layer for tap in bundle.taps)}
-        self.taken = {backbone.layers[name].position: name for name in layers}
+        self.layer_names = {backbone.layers[name].position: name for name in layers}
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, sizes: Sequence[Shape]) -> Columns:
-        """ImageFiles (B, 3, H, W), and the size of each one's mask."""
+        """Return the columns of images (B, 3, H, W), with masks of `sizes`."""
         maps, x = {}, images.to(self.device, non_blocking=True)
-        for position, layer in enumerate(self.features[: max(self.taken) + 1]):
+        for position, layer in enumerate(self.features[: max(self.layer_names) + 1]):
             x = layer(x)
-            if position in self.taken:
-                maps[self.taken[position]] = x
+            if position in self.layer_names:
+                maps[self.layer_names[position]] = x
         scores = self.head(maps)
         labels = resize(scores, x.shape[-2:]).argmax(dim=1)
         masks = [resize(scores[i : i + 1], s).argmax(dim=1)[0] for i, s in enumerate(sizes)]
@@ -77,8 +77,8 @@ def _png(labels: np.ndarray[Any, Any]) -> bytes:
     return out.getvalue()
 
 
-def transforms(spec: ModelSpec, shape: Shape) -> v2.Compose:
-    """Convert an image, PIL or (H, W, 3), to the network's input (3, H, W) float32."""
+def make_transform(spec: ModelSpec, shape: Shape) -> v2.Compose:
+    """Return a transform of an image, PIL or (H, W, 3), to network input (3, H, W) float32."""
     steps = [v2.ToImage(), v2.Resize(shape), v2.ToDtype(torch.float32, scale=True)]
     if spec.minmax:
         steps.append(v2.Lambda(_min_max))
@@ -93,7 +93,7 @@ class ImageFiles(Dataset[tuple[str, Tensor, Shape]]):
     """Image files for a DataLoader."""
 
     def __init__(self, paths: Sequence[str], spec: ModelSpec, shape: Shape) -> None:
-        self.paths, self.transform = paths, transforms(spec, shape)
+        self.paths, self.transform = paths, make_transform(spec, shape)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -104,8 +104,8 @@ class ImageFiles(Dataset[tuple[str, Tensor, Shape]]):
             return self.paths[i], pixels, mask_shape(image.height, image.width)
 
 
-def data_loader(case: Case) -> None:
-    """(c): a DataLoader with a worker for each core but one, the model on all threads, Parquet."""
+def run_data_loader(case: Case) -> None:
+    """Run (c): a DataLoader with a worker on each core but one, a model on all threads, Parquet."""
     images = ImageFiles(case.paths(), case.spec, case.shape)
     loader = DataLoader(
         images,
@@ -131,29 +131,29 @@ def _collate(rows: list[tuple[str, Tensor, Shape]]) -> tuple[list[str], Tensor, 
 
 
 class RayPredictor:
-    """The callable class of Ray Data's guide: a model in `__init__`, a batch in `__call__`."""
+    """Callable class of Ray Data's guide: `__init__` loads a model, `__call__` takes a batch."""
 
     def __init__(self, model: str, device: str, threads: int | None) -> None:
         self.model = PlainModel(model, device, threads)
 
     def __call__(self, batch: Columns) -> Columns:
-        """NumPy columns in and out."""
+        """Return the columns of a batch of NumPy columns."""
         sizes = [mask_shape(h, w) for h, w in batch["size"]]
         return {"path": batch["path"], **self.model(torch.from_numpy(batch["image"]), sizes)}
 
 
-def ray_data(case: Case) -> None:
-    """(d): the chain of Ray Data's guide "Working with images", with Parquet behind it.
+def run_ray_data(case: Case) -> None:
+    """Run (d): the chain of Ray Data's guide "Working with images", followed by Parquet.
 
     `read_images`, `map` with torchvision's transforms, `map_batches` of a callable class in an
-    ActorPoolStrategy, `write_parquet`; float32, and nothing said of threads, so that Ray gives an
-    actor one. An actor on each core but one: reading needs that.
+    ActorPoolStrategy, `write_parquet`; float32, with Ray's default of one thread per actor. There
+    is an actor for each core but one, which reading needs.
     """
     import ray.data
 
     ray.init(include_dashboard=False, log_to_driver=False)
     spec, shape = case.spec, case.shape
-    transform = transforms(spec, shape)
+    transform = make_transform(spec, shape)
 
     def prepare(row: Columns) -> Columns:
         size = row["image"].shape[:2]

@@ -16,11 +16,11 @@ from segrec_batch.model.spec import read_spec
 from segrec_batch.pipeline.segment import SegmentStage
 from segrec_batch.pipeline.stages import decode_batch, describe_batch, write_batch
 
-WAITING = 2  # batches for each process that decodes
+WAITING = 2  # pending batches per process that decodes
 
 
-def job(case: Case) -> dict[str, float]:
-    """Index the images into a new index, with a Ray of its own."""
+def run_job(case: Case) -> dict[str, float]:
+    """Index the images into a new index, on a new Ray."""
     from segrec_batch.pipeline.plan import Request
     from segrec_batch.pipeline.run import Execution, index_images
 
@@ -35,10 +35,10 @@ def job(case: Case) -> dict[str, float]:
     return stats.seconds
 
 
-def chained(case: Case) -> dict[str, float]:
+def run_chained(case: Case) -> dict[str, float]:
     """Run the same stages without Ray and without the commit.
 
-    Other processes decode and write; the model is in this process.
+    Other processes decode and write; the model runs in this process.
     """
     spec, model_id = read_spec(case.model)
     clock = time.perf_counter()
@@ -54,8 +54,8 @@ def chained(case: Case) -> dict[str, float]:
         ThreadPoolExecutor(2) as actor,  # two calls at a time, as in Ray's
     ):
         decode = partial(decode_batch, shapes=spec.shapes)
-        decoded = _ahead(decoders, decode, case.blocks(), WAITING * CORES)
-        segmented = _ahead(actor, segment, decoded, 2)
+        decoded = _run_ahead(decoders, decode, case.blocks(), WAITING * CORES)
+        segmented = _run_ahead(actor, segment, decoded, 2)
         written = [writers.submit(finish, batch, case.model) for batch in segmented]
         receipts = pa.concat_tables([future.result() for future in written]).to_pylist()
     _check(sum(r["rows"] for r in receipts if r["table"] == "images"), case)
@@ -64,24 +64,24 @@ def chained(case: Case) -> dict[str, float]:
 
 
 def _peak_bytes() -> int:
-    import torch  # here, so that the processes do without
+    import torch  # here, so that the other processes do not import it
 
     return int(torch.cuda.max_memory_allocated())
 
 
 def load_stage(case: Case) -> SegmentStage:
-    """Load the stage that runs the model; on a CPU with all threads."""
+    """Load the stage that runs the model, on a CPU with all threads."""
     return SegmentStage(case.model, case.choice, CORES if case.device == "cpu" else None)
 
 
-def _ahead(
-    pool: Executor, stage: Callable[[pa.Table], pa.Table], batches: Iterable[pa.Table], most: int
+def _run_ahead(
+    pool: Executor, stage: Callable[[pa.Table], pa.Table], batches: Iterable[pa.Table], limit: int
 ) -> Iterator[pa.Table]:
     """Yield the results of a stage in order, with a bounded number of pending batches."""
     running: deque[Future[pa.Table]] = deque()
     for batch in batches:
         running.append(pool.submit(stage, batch))
-        if len(running) >= most:
+        if len(running) >= limit:
             yield running.popleft().result()
     while running:
         yield running.popleft().result()

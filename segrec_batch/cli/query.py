@@ -69,14 +69,14 @@ def run(a: argparse.Namespace) -> None:
     start_decoder(a)
     from segrec_batch.search.database import open_index
     from segrec_batch.search.recommend import Recommender
-    from segrec_batch.search.sql.connection import PROFILED, last_work
+    from segrec_batch.search.sql.connection import PROFILED, read_last_work
 
     filters = replace(query_filters(a), penalise=a.penalise, rerank=a.rerank, depth=a.depth)
     settings = PROFILED if a.explain else {}
     recommender = Recommender(open_index(a.index, a.version, settings=settings))
     results = recommender.recommend(read_query(a, filters))
     if a.explain:
-        log.info(str(last_work(recommender.database.connection)))
+        log.info(str(read_last_work(recommender.database.connection)))
     if recommender.database.spec.notice:
         log.warning(recommender.database.spec.notice)
     content = _encode(a.format, recommender, results, a.images_roots)
@@ -146,7 +146,7 @@ def _encode(
         [r.uri for r in results],
         [r.image_id for r in results],
     ]
-    if filters.second_ranking:
+    if filters.reranking:
         names.insert(2, "mask_iou")
         columns.insert(2, [r.mask_iou for r in results])
     return formatted(kind, names, columns, str(filters))

@@ -53,19 +53,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(a: argparse.Namespace) -> None:
     """Run the command."""
     from segrec_batch.search.database import open_index
-    from segrec_batch.search.sql.connection import PROFILED, Access, last_work
+    from segrec_batch.search.sql.connection import PROFILED, Access, read_last_work
     from segrec_batch.search.sql.guard import run_untrusted
-    from segrec_batch.search.sql.limits import Limits, last_resort
+    from segrec_batch.search.sql.limits import Limits, exit_after
 
     if not 0 < a.timeout <= 10**7:
         raise InputError(f"--timeout {a.timeout:g}: give seconds above 0, at most 10000000")
     parameters = dict(_parameter(text) for text in a.parameters)
     settings = PROFILED if a.explain else {}
     database = open_index(a.index, a.version, Access.SEALED, settings)
-    with last_resort(a.timeout + min(a.timeout, 10)):
+    with exit_after(a.timeout + min(a.timeout, 10)):
         table = run_untrusted(database, a.sql, parameters, Limits(seconds=a.timeout))
     if a.explain:
-        log.info(str(last_work(database.connection)))
+        log.info(str(read_last_work(database.connection)))
     title = f"{table.num_rows} rows"
     put(formatted(a.format, table.column_names, table.columns, title), a.output, a.format)
 

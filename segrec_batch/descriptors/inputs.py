@@ -101,13 +101,13 @@ def stored_images(
         IndexStateError: a mask cannot be read.
     """
     rows: list[dict[str, Any]] = images.to_pylist()
-    blank = np.zeros((len(spec.all_classes), len(rows[0]["feature"])), np.float32)
-    features = {row["image_id"]: blank.copy() for row in rows}
+    zeros = np.zeros((len(spec.all_classes), len(rows[0]["feature"])), np.float32)
+    features = {row["image_id"]: zeros.copy() for row in rows}
     for k, name in enumerate(spec.all_classes):
         if name not in regions:
             continue
-        own = pc.is_in(regions[name]["image_id"], images["image_id"].combine_chunks())
-        for region in regions[name].filter(own).select(["image_id", "feature"]).to_pylist():
+        is_listed = pc.is_in(regions[name]["image_id"], images["image_id"].combine_chunks())
+        for region in regions[name].filter(is_listed).select(["image_id", "feature"]).to_pylist():
             features[region["image_id"]][k] = region["feature"]
     return [_stored_image(row, features[row["image_id"]], spec) for row in rows]
 
@@ -151,10 +151,14 @@ def read_pixels(
         StorageError: the store does not answer.
     """
     contents = fetch_images([image.uri for image in images], roots)
-    return [_read(image, content, shapes) for image, content in zip(images, contents, strict=True)]
+    return [
+        _add_pixels(image, content, shapes) for image, content in zip(images, contents, strict=True)
+    ]
 
 
-def _read(stored: StoredImage, content: bytes | OSError, shapes: Sequence[Shape]) -> StoredImage:
+def _add_pixels(
+    stored: StoredImage, content: bytes | OSError, shapes: Sequence[Shape]
+) -> StoredImage:
     try:
         pixels = _decode(stored, content, shapes)
     except ImageError as error:

@@ -39,17 +39,19 @@ def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
         InputError, ModelError.
     """
     values = parse_arguments(arguments, weights="imagenet", grey="yes", category="class")
-    for name, known in (("grey", ("yes", "no")), ("category", ("class", "folder"))):
-        if values[name] not in known:
-            raise InputError(f"{name}={values[name]}; known are {' and '.join(known)}")
+    for name, choices in (("grey", ("yes", "no")), ("category", ("class", "folder"))):
+        if values[name] not in choices:
+            raise InputError(f"{name}={values[name]}; known are {' and '.join(choices)}")
     settings, state = networks.load_weights(RESNET50, values["weights"])
-    categories, tensors = _categories(values["category"], samples)
+    categories, tensors = _fit_categories(values["category"], samples)
     return Parameters(
         {**settings, "grey": values["grey"] == "yes", **categories}, {**state, **tensors}
     )
 
 
-def _categories(category: str, samples: Samples) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+def _fit_categories(
+    category: str, samples: Samples
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     if category == "class":
         return {"category": category, "categories": list(samples.classes)}, {}
     from segrec_batch.training.categories import fit_categories  # scikit-learn

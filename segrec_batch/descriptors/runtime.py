@@ -20,7 +20,7 @@ from segrec_batch.descriptors.inputs import (
 )
 from segrec_batch.model.bundle import load_descriptor
 from segrec_batch.model.segmented_image import SegmentedImage
-from segrec_batch.model.spec import DescriptorSpec, ModelSpec, read_spec
+from segrec_batch.model.spec import ModelSpec, read_spec
 from segrec_batch.sources.strict_json import shorten
 
 _BATCH = 32  # images
@@ -43,26 +43,26 @@ class LoadedDescriptor:
             lock: held during the computation if other threads use the device too.
         """
         vectors: list[DescriptorVector | None] = [None] * len(images)
-        for positions in self._batches(images):
+        for positions in self._split(images):
             batch = assemble([images[i] for i in positions], self.descriptor.reads_pixels)
             with lock or nullcontext():
                 result = self.descriptor(batch)
             categories: Sequence[str | None] = result.categories or [None] * len(positions)
             for i, vector, category in zip(positions, result.vectors, categories, strict=True):
-                vectors[i] = self._vector(vector, category)
+                vectors[i] = self._to_result(vector, category)
         return [vector for vector in vectors if vector is not None]
 
     def without_image(self, reason: str | None) -> DescriptorVector:
         """Return the result for an image whose pixels could not be read."""
         return DescriptorVector(self.id, reason=reason)
 
-    def _batches(self, images: Sequence[SegmentedImage]) -> Iterator[Sequence[int]]:
+    def _split(self, images: Sequence[SegmentedImage]) -> Iterator[Sequence[int]]:
         if self.descriptor.reads_pixels:
             yield from group_by_shape(images, _BATCH)
         elif images:
             yield range(len(images))
 
-    def _vector(self, vector: NDArray[np.float32], category: str | None) -> DescriptorVector:
+    def _to_result(self, vector: NDArray[np.float32], category: str | None) -> DescriptorVector:
         if np.isnan(vector).any():
             return DescriptorVector(self.id, category, reason=UNDEFINED)
         return DescriptorVector(self.id, category, vector.astype(np.float32))
@@ -70,17 +70,17 @@ class LoadedDescriptor:
 
 def on_device(spec: ModelSpec) -> tuple[str, ...]:
     """Return the names of the descriptors that compute on the device of the model."""
-    return tuple(d.name for d in spec.descriptors if _class(d.name).on_device)
+    return tuple(d.name for d in spec.descriptors if _load_class(d.name).on_device)
 
 
 def on_host(spec: ModelSpec) -> tuple[str, ...]:
     """Return the names of the descriptors that compute on the host."""
-    return tuple(d.name for d in spec.descriptors if not _class(d.name).on_device)
+    return tuple(d.name for d in spec.descriptors if not _load_class(d.name).on_device)
 
 
 def read_pixels(names: Sequence[str]) -> bool:
     """Return True if any of the descriptors reads pixels."""
-    return any(_class(name).reads_pixels for name in names)
+    return any(_load_class(name).reads_pixels for name in names)
 
 
 @lru_cache(maxsize=2)
@@ -100,9 +100,9 @@ def load(
     loaded = []
     for d in spec.descriptors:
         if d.name in names:
-            kind = _class(d.name)
+            kind = _load_class(d.name)
             options = {"precision": precision} if kind.on_device else {}
-            parameters = _parameters(bundle, d)
+            parameters = Parameters(d.settings, load_descriptor(bundle, d))
             try:
                 descriptor = kind(parameters, classes, device, **options)
             except SegrecError:
@@ -113,9 +113,5 @@ def load(
     return loaded
 
 
-def _parameters(bundle: str, descriptor: DescriptorSpec) -> Parameters:
-    return Parameters(descriptor.settings, load_descriptor(bundle, descriptor))
-
-
-def _class(name: str) -> Any:
+def _load_class(name: str) -> Any:
     return descriptors.module(name).Descriptor

@@ -20,7 +20,7 @@ from segrec_batch.common.errors import DeviceError, EngineError
 from segrec_batch.common.host import read_processor, usable_memory
 from segrec_batch.distributed.cluster import convert_ray_errors
 from segrec_batch.model import engine_choice, engines
-from segrec_batch.model.backbones import DEFAULT_BACKBONE, backbone_of
+from segrec_batch.model.backbones import DEFAULT_BACKBONE, find_backbone
 from segrec_batch.model.engines import Candidate, EngineChoice
 from segrec_batch.model.spec import ModelSpec
 
@@ -235,7 +235,7 @@ def _split_actors(resources: Resources, work: Work, memory: float) -> Resources:
     actors = max(
         min(-(-cores // _MAX_THREADS), work.total_pixels // (_MIN_ACTOR_PIXELS * nodes)), 1
     )
-    max_threads = int((memory / actors - _ACTOR_BYTES) // (engines.PER_PIXEL * work.pixels))
+    max_threads = int((memory / actors - _ACTOR_BYTES) // (engines.BYTES_PER_PIXEL * work.pixels))
     threads = max(min(cores // actors, max_threads), 1)
     # slightly less, so that all fit and none has the CPUs of a task, see `_MIN_ACTOR_CPUS`
     share = resources.cpus if actors == 1 else round(0.99 * resources.cpus / actors, 3)
@@ -260,10 +260,10 @@ def choose_cluster_engine(
     Raises:
         EngineError: the engine or precision is unknown, or a node lacks it.
     """
-    engine = engines.engine_of(engine, backbone_of(work.backbone))
+    engine = engines.resolve_engine(engine, find_backbone(work.backbone))
     nodes = [node["NodeID"] for node in list_work_nodes()]
     is_single_node = nodes == [ray.get_runtime_context().get_node_id()]
-    is_clear = work.total_pixels < engine_choice.LONG or "auto" not in (engine, precision)
+    is_clear = work.total_pixels < engine_choice.LONG_RUN or "auto" not in (engine, precision)
     if resources.device == "cuda" or (is_single_node and is_clear):
         return engine_choice.choose_engine(engine, precision, resources.device)
     candidates_by_node = _run_on(nodes, _match_candidates, engine, precision)
@@ -283,7 +283,7 @@ def choose_cluster_engine(
         )
     if "auto" not in (engine, precision):
         return EngineChoice(*common[0], resources.device, "as requested")
-    if len(common) == 1 or work.total_pixels < engine_choice.LONG:
+    if len(common) == 1 or work.total_pixels < engine_choice.LONG_RUN:
         reason = f"by the features of the processors of {len(nodes)} nodes"
         return EngineChoice(*common[0], resources.device, reason)
     return engine_choice.choose_fastest(_run_on(nodes, engine_choice.measure_candidates, common))

@@ -133,8 +133,8 @@ def engine_pairs() -> list[tuple[str, str]]:
 
 def rate_engine(engine: str, precision: str, processor: Processor, seconds: float) -> EngineRate:
     """Measure an engine on one thread of the CPU, unless it is missing or has to emulate."""
-    reason = engines.missing_engine(engine)
-    if not reason and (engine, precision) not in engine_choice.candidates(processor):
+    reason = engines.explain_missing_engine(engine)
+    if not reason and (engine, precision) not in engine_choice.list_candidates(processor):
         emulated = engine == "torch" and precision == "bfloat16" and not processor.has_native_bf16
         reason = "emulated on this processor, slow" if emulated else "not offered"
     if reason:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 VOID = -1
 MAX_VALUE = 2**15 - 1  # highest mask value
-_SHOWN = 10  # maximum number of mask values in a message
+_MAX_SHOWN = 10  # maximum number of mask values in a message
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def load_classes(uri: str) -> Classes:
     for name, count in Counter(names).items():
         if count > 1:
             raise InputError(
-                f"{uri}: {name!r} is there {count} times; write all its values into one list"
+                f"{uri}: {name!r} occurs {count} times; write all its values into one list"
             )
     for name, values in content:
         _check_values(uri, name, values)
@@ -87,8 +87,8 @@ def load_classes(uri: str) -> Classes:
         for value in values:
             if value in owner:
                 raise InputError(
-                    f"{uri}: mask value {value} stands under {owner[value]!r} and under {name!r}; "
-                    "give it to one of them"
+                    f"{uri}: mask value {value} is listed under {owner[value]!r} and {name!r}; "
+                    "remove it from one of them"
                 )
             owner[value] = name
     return Classes({name: tuple(values) for name, values in named.items()}, ignore)
@@ -105,12 +105,12 @@ def _check_values(uri: str, name: str, values: object) -> None:
     for value in values:
         if type(value) is not int or not 0 <= value <= MAX_VALUE:
             raise InputError(
-                f"{uri}: {name!r} has {reprlib.repr(value)}, which is no mask value: write whole "
-                f"numbers from 0 to {MAX_VALUE}"
+                f"{uri}: {name!r} has {reprlib.repr(value)}, which is not a mask value: write "
+                f"whole numbers from 0 to {MAX_VALUE}"
             )
     for value, count in Counter(values).items():
         if count > 1:
-            raise InputError(f"{uri}: mask value {value} stands {count} times under {name!r}")
+            raise InputError(f"{uri}: mask value {value} is listed {count} times under {name!r}")
 
 
 @dataclass(frozen=True)
@@ -128,14 +128,15 @@ class LabelledImage:
             with sandbox.borrowed() as decoder:  # several threads call this method
                 decoded = decoder.decode_whole(content)
         except (OSError, ImageError) as error:
-            raise InputError(f"{self.image}: {_reason(error)}") from error
+            raise InputError(f"{self.image}: {_describe(error)}") from error
         image = Image.fromarray(decoded.pixels)
         labels = load_mask(self.mask, classes)
         height, width = labels.shape
         if (width, height) != image.size:
             raise InputError(
                 f"{self.mask} has {width}×{height} pixels, its image {image.width}×{image.height} "
-                f"({self.image}): give it a mask of one value a pixel, of the upright image's size"
+                f"({self.image}): give it a mask with one value per pixel of "
+                "the upright image"
             )
         return image, labels
 
@@ -147,7 +148,7 @@ def load_mask(uri: str, classes: Classes) -> NDArray[np.int16]:
         with sandbox.borrowed() as decoder:
             values = decoder.decode_mask(content)
     except (OSError, ImageError) as error:
-        raise InputError(f"{uri}: {_reason(error)}") from error
+        raise InputError(f"{uri}: {_describe(error)}") from error
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > MAX_VALUE:
         raise InputError(
@@ -159,7 +160,7 @@ def load_mask(uri: str, classes: Classes) -> NDArray[np.int16]:
     return labels
 
 
-def _reason(error: OSError | ImageError) -> str:
+def _describe(error: OSError | ImageError) -> str:
     return error.reason if isinstance(error, ImageError) else str(error)
 
 
@@ -181,11 +182,11 @@ def pair_images(images: str, masks: str, groups: str = "auto") -> list[LabelledI
     if message := describe_unpaired(*files, pairing):
         log.info(message)
     uris = [(files[0].uris[i], files[1].uris[j]) for i, j in pairing.pairs]
-    group_of = _groups([image for image, _ in uris], groups)
-    return [LabelledImage(*both, group) for both, group in zip(uris, group_of, strict=True)]
+    group_names = _name_groups([image for image, _ in uris], groups)
+    return [LabelledImage(*pair, name) for pair, name in zip(uris, group_names, strict=True)]
 
 
-def _groups(uris: Sequence[str], rule: str) -> list[str]:
+def _name_groups(uris: Sequence[str], rule: str) -> list[str]:
     rules = {
         "folder": [u.rpartition("/")[0] for u in uris],
         "prefix": [re.sub(r"[\W_]*\d*$", "", storage.stem(u)) for u in uris],
@@ -211,7 +212,7 @@ def count_values(labels: NDArray[np.int16]) -> dict[int, int]:
     counts = np.zeros(int(labels.max()) + 2, np.int64)
     for block in np.array_split(labels.ravel(), 1 + labels.size // 2**22):  # the cast needs memory
         counts += np.bincount(block.astype(np.int32) + 1, minlength=len(counts))
-    return {int(place) - 1: int(counts[place]) for place in np.flatnonzero(counts)}
+    return {int(i) - 1: int(counts[i]) for i in np.flatnonzero(counts)}
 
 
 def describe_unnamed(pixels: Mapping[int, int], classes: Classes) -> str | None:
@@ -228,15 +229,17 @@ def describe_unnamed(pixels: Mapping[int, int], classes: Classes) -> str | None:
         return None
     total = sum(pixels.values())
     frequent = sorted(unnamed, key=lambda v: (-unnamed[v], v))
-    shown, rest = sorted(frequent[:_SHOWN]), frequent[_SHOWN:]
-    parts = [f"{value} ({_percent(unnamed[value] / total)} of all pixels)" for value in shown[:1]]
-    parts += [f"{value} ({_percent(unnamed[value] / total)})" for value in shown[1:]]
+    shown, rest = sorted(frequent[:_MAX_SHOWN]), frequent[_MAX_SHOWN:]
+    parts = [
+        f"{value} ({_format_percent(unnamed[value] / total)} of all pixels)" for value in shown[:1]
+    ]
+    parts += [f"{value} ({_format_percent(unnamed[value] / total)})" for value in shown[1:]]
     if rest:
         share = sum(unnamed[value] for value in rest) / total
-        parts.append(f"{len(rest):,} more ({_percent(share)})")
+        parts.append(f"{len(rest):,} more ({_format_percent(share)})")
     advice = "" if set(unnamed) == {0} else '; list void values under "ignore"'
     return f"mask values that no class names count as background: {', '.join(parts)}{advice}"
 
 
-def _percent(share: float) -> str:
+def _format_percent(share: float) -> str:
     return f"{share:.1%}".replace("%", " %") if share >= 0.001 else "less than 0.1 %"

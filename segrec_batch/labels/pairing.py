@@ -33,7 +33,7 @@ class Files:
     @property
     def parts(self) -> list[Parts]:
         """Path components of each file below the root."""
-        return [_parts(uri.removeprefix(f"{self.root}/")) for uri in self.uris]
+        return [_split_path(uri.removeprefix(f"{self.root}/")) for uri in self.uris]
 
     def check(self, number: int) -> None:
         """Raise InputError if a file cannot be read, for example because it is a device."""
@@ -77,12 +77,12 @@ def pair_folders(images: Files, masks: Files) -> Pairing:
     Raises:
         InputError: nothing pairs, or a file has two possible partners.
     """
-    pairing = _pair(images, masks, [(_whole, _whole), (_name, _name)])
+    pairing = _pair(images, masks, [(_whole_path, _whole_path), (_file_name, _file_name)])
     if not pairing.pairs:
         raise InputError(
             f"no image has a mask: the images are like {images.example()} in {images.root}, the "
-            f"masks like {masks.example()} in {masks.root}; give a mask the path of its image, or "
-            "at least its name, whatever the extension"
+            f"masks like {masks.example()} in {masks.root}; give a mask the path or at least the "
+            "name of its image, with any extension"
         )
     for i, j in pairing.pairs:
         images.check(i)
@@ -100,8 +100,8 @@ def pair_indexed(images: Files, masks: Files) -> Pairing:
         InputError: a file has two possible partners.
     """
     depths = sorted({len(parts) for parts in masks.parts} - {1}, reverse=True)
-    rounds: list[_Round] = [(_end_of(depth), _of_depth(depth)) for depth in depths]
-    return _pair(images, masks, [*rounds, (_name, _name)])
+    rounds: list[_Round] = [(_match_end(depth), _match_depth(depth)) for depth in depths]
+    return _pair(images, masks, [*rounds, (_file_name, _file_name)])
 
 
 def describe_unpaired(images: Files, masks: Files, pairing: Pairing) -> str | None:
@@ -126,10 +126,13 @@ def _pair(images: Files, masks: Files, rounds: Sequence[_Round]) -> Pairing:
     for keys in rounds:
         groups = [_group_by_key(part, key) for part, key in zip(unpaired, keys, strict=True)]
         for key in sorted(groups[0].keys() & groups[1].keys()):
-            own, others = groups[0][key], groups[1][key]
-            _check_single([images.uris[i] for i in own], [masks.uris[j] for j in others])
-            pairs.append((own[0], others[0]))
-            del unpaired[0][own[0]], unpaired[1][others[0]]
+            same_images, same_masks = groups[0][key], groups[1][key]
+            _check_single(
+                [images.uris[i] for i in same_images], [masks.uris[i] for i in same_masks]
+            )
+            image, mask = same_images[0], same_masks[0]
+            pairs.append((image, mask))
+            del unpaired[0][image], unpaired[1][mask]
     return Pairing(sorted(pairs), list(unpaired[0]), list(unpaired[1]))
 
 
@@ -154,22 +157,22 @@ def _check_single(images: Sequence[str], masks: Sequence[str]) -> None:
         )
 
 
-def _parts(path: str) -> Parts:
+def _split_path(path: str) -> Parts:
     folders, _, name = unicodedata.normalize("NFC", path).rpartition("/")
     return (*(folders.split("/") if folders else ()), PurePosixPath(name).stem)
 
 
-def _whole(parts: Parts) -> Parts:
+def _whole_path(parts: Parts) -> Parts:
     return parts
 
 
-def _name(parts: Parts) -> Parts:
+def _file_name(parts: Parts) -> Parts:
     return parts[-1:]
 
 
-def _end_of(depth: int) -> _Key:
+def _match_end(depth: int) -> _Key:
     return lambda parts: parts[-depth:] if len(parts) >= depth else None
 
 
-def _of_depth(depth: int) -> _Key:
+def _match_depth(depth: int) -> _Key:
     return lambda parts: parts if len(parts) == depth else None

@@ -109,12 +109,12 @@ class Model:
 
     def without_descriptor(self, name: str) -> "Model":
         """Return the model without one descriptor."""
-        kept = tuple(d for d in self.spec.descriptors if d.name != name)
-        tensors = {d.name: self.descriptors[d.name] for d in kept}
-        return replace(self, spec=replace(self.spec, descriptors=kept), descriptors=tensors)
+        others = tuple(d for d in self.spec.descriptors if d.name != name)
+        tensors = {d.name: self.descriptors[d.name] for d in others}
+        return replace(self, spec=replace(self.spec, descriptors=others), descriptors=tensors)
 
     def save(self, uri: str) -> None:
-        """Write the bundle to a folder, `model.json` last; without it, the folder is no bundle."""
+        """Write the bundle to a folder, `model.json` last; a folder without it is not a bundle."""
         for name, tensors in self.descriptors.items():
             if tensors:
                 storage.write_bytes(_descriptor_uri(uri, name), save(dict(tensors)))
@@ -133,7 +133,7 @@ def load_model(uri: str) -> Model:
     descriptors = {d.name: load_descriptor(uri, d) for d in spec.descriptors}
     model = Model(spec, head, backbone, descriptors)
     if fingerprint(backbone) != spec.weights_fingerprint or model.model_id != stated_id:
-        raise ModelError(_OTHER.format(uri))
+        raise ModelError(_MISMATCH.format(uri))
     return model
 
 
@@ -143,7 +143,7 @@ def load_descriptor(uri: str, descriptor: DescriptorSpec) -> dict[str, Array]:
         return {}
     tensors = _load_tensors(_descriptor_uri(uri, descriptor.name))
     if fingerprint(tensors) != descriptor.fingerprint:
-        raise ModelError(_OTHER.format(uri))
+        raise ModelError(_MISMATCH.format(uri))
     return tensors
 
 
@@ -163,10 +163,10 @@ def check_backbone(state: Mapping[str, Array], backbone: BackboneSpec) -> None:
     _check_complete(state, backbone.tensors, "the backbone")
 
 
-def _check_complete(tensors: Mapping[str, Array], shapes: Shapes, what: str) -> None:
+def _check_complete(tensors: Mapping[str, Array], shapes: Shapes, owner: str) -> None:
     missing = [name for name in shapes if name not in tensors]
     if missing:
-        raise ModelError(f"{what}: the bundle is not complete: {missing[0]} is missing")
+        raise ModelError(f"{owner}: the bundle is not complete: {missing[0]} is missing")
 
 
 def _load_tensors(uri: str, shapes: Shapes | None = None) -> dict[str, Array]:
@@ -174,11 +174,9 @@ def _load_tensors(uri: str, shapes: Shapes | None = None) -> dict[str, Array]:
 
     Raises ModelError; it refuses a wrong header before it reads any tensor.
     """
-    values = sum(math.prod(shape) for shape in shapes.values()) * _BYTES["F32"] if shapes else None
+    limit = _BYTES["F32"] * sum(map(math.prod, shapes.values())) if shapes else _MAX_DESCRIPTOR
     try:
-        content = storage.read_bytes(
-            uri, (_MAX_DESCRIPTOR if values is None else values) + _MAX_HEADER
-        )
+        content = storage.read_bytes(uri, limit + _MAX_HEADER)
         _check_header(content, shapes)
         return load(content)
     except (OSError, ValueError, SafetensorError) as error:
@@ -195,11 +193,11 @@ def _check_header(content: bytes, shapes: Shapes | None) -> None:
         raise ValueError("its header names no tensors")
     header.pop("__metadata__", None)
     for name, entry in header.items():
-        kind, shape = (entry.get(key) if isinstance(entry, dict) else None for key in _ENTRY)
+        dtype, shape = (entry.get(key) if isinstance(entry, dict) else None for key in _ENTRY)
         if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError(f"tensor {shorten(name)} has no shape")
-        if not isinstance(kind, str) or kind not in (_BYTES if shapes is None else ("F32",)):
-            raise ValueError(f"tensor {shorten(name)} is of type {shorten(kind)}")
+        if not isinstance(dtype, str) or dtype not in (_BYTES if shapes is None else ("F32",)):
+            raise ValueError(f"tensor {shorten(name)} is of type {shorten(dtype)}")
         if shapes is not None and shapes.get(name) != tuple(shape):
             rule = f"not {shapes[name]}" if name in shapes else "but no such tensor belongs here"
             raise ValueError(f"tensor {shorten(name)} is {shorten(tuple(shape))}, {rule}")
@@ -212,4 +210,4 @@ def _descriptor_uri(uri: str, name: str) -> str:
     return storage.join(uri, f"descriptor-{name}.safetensors")
 
 
-_OTHER = "{}: the tensors are not those that model.json was written for"
+_MISMATCH = "{}: the tensors are not those that model.json was written for"

@@ -16,15 +16,15 @@ Floats = NDArray[np.float32]
 
 
 @lru_cache(maxsize=32)
-def resize_weights(own: int, new: int) -> Floats:
-    """Return the matrix (new, own) that resizes one axis bilinearly; a smaller size averages.
+def resize_weights(old: int, new: int) -> Floats:
+    """Return the matrix (new, old) that resizes one axis bilinearly; a smaller size averages.
 
-    Triangle filter of half-width max(own / new, 1) around the centres of the new cells, rows of sum
+    Triangle filter of half-width max(old / new, 1) around the centres of the new cells, rows of sum
     1: bilinear interpolation with antialiasing, as in `torch.nn.functional.interpolate`.
     """
-    scale = own / new
+    scale = old / new
     centres = (np.arange(new) + 0.5) * scale
-    distances = np.abs(np.arange(own) + 0.5 - centres[:, None]) / max(scale, 1.0)
+    distances = np.abs(np.arange(old) + 0.5 - centres[:, None]) / max(scale, 1.0)
     weights = np.maximum(1.0 - distances, 0.0)
     matrix: Floats = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
     return matrix

@@ -16,9 +16,7 @@ def resolve_device(name: str) -> str:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise DeviceError(
-            f"device {name} asked for, but torch sees no GPU; say --device cpu or auto"
-        )
+        raise DeviceError(f"device {name}: torch finds no GPU; use --device cpu or auto")
     try:
         if torch.device(name).type == "cpu":  # also cpu:0
             return "cpu"
@@ -36,7 +34,7 @@ def full_float32() -> Iterator[None]:
 
 
 class Upload:
-    """Copy of images to a device; a GPU computes earlier images meanwhile."""
+    """Copy of images to a device, while a GPU computes earlier images."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -59,7 +57,7 @@ class Download:
     """Copy of results to the host, without waiting; they are complete after `wait`."""
 
     def __init__(self, device: str) -> None:
-        # otherwise the waiting thread would use a core
+        # blocking: otherwise the waiting thread would use a core
         self._done = torch.cuda.Event(blocking=True) if device.startswith("cuda") else None
 
     def __call__(self, result: Tensor) -> Tensor:

@@ -11,19 +11,19 @@ from segrec_batch.model.engines import (
     PRECISIONS,
     Candidate,
     EngineChoice,
-    engine_of,
-    missing_engine,
+    explain_missing_engine,
+    resolve_engine,
 )
 
-LONG = 2**25
-"""Pixels of a run that is long enough for a measurement: a minute of two cores with AVX2."""
+LONG_RUN = 2**25
+"""Pixels of a run that justifies a measurement: a minute of two cores with AVX2."""
 _AMPERE = (8, 0)  # compute capability of the first GPUs that compute in bfloat16
 
 Rates = Mapping[Candidate, float]
 """Images/s."""
 
 
-def candidates(processor: Processor) -> list[Candidate]:
+def list_candidates(processor: Processor) -> list[Candidate]:
     """Return the engines and precisions that a CPU computes natively, the likely fastest first.
 
     Measured in docs/operations.md. ncnn's Winograd algorithm saves more than bfloat16, except on
@@ -32,7 +32,9 @@ def candidates(processor: Processor) -> list[Candidate]:
     order = [("ncnn", "float32"), ("torch", "float32")]
     if processor.has_native_bf16:
         order.insert(0 if processor.has_amx else 1, ("torch", "bfloat16"))
-    return [(engine, precision) for engine, precision in order if not missing_engine(engine)]
+    return [
+        (engine, precision) for engine, precision in order if not explain_missing_engine(engine)
+    ]
 
 
 def choose_engine(
@@ -47,14 +49,14 @@ def choose_engine(
     Args:
         engine, precision: A name, or `auto` for the fastest.
         device: cpu, cuda or cuda:N.
-        work: Pixels of all images of the run; from LONG on, the candidates are first measured,
-            which takes a few seconds.
+        work: Pixels of all images of the run; from LONG_RUN on, the function measures the
+            candidates, which takes a few seconds.
         backbone: The network.
 
     Raises:
         EngineError: Engine or precision do not exist here, or do not go together.
     """
-    engine = engine_of(engine, backbone)
+    engine = resolve_engine(engine, backbone)
     check_names(engine, precision)
     if device != "cpu":
         return _choose_for_gpu(engine, precision, device)
@@ -64,7 +66,7 @@ def choose_engine(
         return choose_emulated(processor.name)
     if "auto" not in (engine, precision):
         return EngineChoice(*matches[0], device, "as requested")
-    if len(matches) == 1 or work < LONG:
+    if len(matches) == 1 or work < LONG_RUN:
         return EngineChoice(*matches[0], device, explain(processor))
     return choose_fastest([measure_candidates(matches)], device)
 
@@ -82,10 +84,10 @@ def find_device(name: str) -> str:
 
 
 def match_candidates(engine: str, precision: str, processor: Processor) -> list[Candidate]:
-    """Return those of `candidates` with an engine and a precision, each of which may be `auto`."""
+    """Return the candidates with an engine and a precision, each of which may be `auto`."""
     return [
         candidate
-        for candidate in candidates(processor)
+        for candidate in list_candidates(processor)
         if engine in ("auto", candidate[0]) and precision in ("auto", candidate[1])
     ]
 
@@ -97,7 +99,7 @@ def choose_emulated(processor: str) -> EngineChoice:
 
 def check_names(engine: str, precision: str) -> None:
     """Raise EngineError for an engine or a precision that do not exist or do not go together."""
-    if engine != "auto" and (reason := missing_engine(engine)):
+    if engine != "auto" and (reason := explain_missing_engine(engine)):
         raise EngineError(f"--engine {engine}: {reason}")
     if precision not in ("auto", *PRECISIONS):
         raise EngineError(f"--precision {precision}: there are auto, {', '.join(PRECISIONS)}")
@@ -132,9 +134,9 @@ def _gpu_without_bf16(device: str) -> str:
 
 
 def explain(processor: Processor) -> str:
-    """Return the reason why the first of `candidates` is likely the fastest."""
-    known = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "sve", "asimd")
-    best = next((name for name in known if name in processor.features), processor.architecture)
+    """Return the reason why the first of `list_candidates` is likely the fastest."""
+    features = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "sve", "asimd")
+    best = next((name for name in features if name in processor.features), processor.architecture)
     return f"by the processor's features: {processor.name}, {best}"
 
 
@@ -144,9 +146,9 @@ def choose_fastest(measured: list[Rates], device: str = "cpu") -> EngineChoice:
     sums = {c: sum(rates[c] for rates in measured) for c in measured[0] if c in common}
     best = max(sums, key=lambda candidate: sums[candidate])
     figures = "; ".join(f"{e} {p} {rate:.1f}" for (e, p), rate in sums.items())
-    where = "this machine" if len(measured) == 1 else f"{len(measured)} nodes"
+    machines = "this machine" if len(measured) == 1 else f"{len(measured)} nodes"
     return EngineChoice(
-        *best, device, f"measured on {where}, images/s of a thread at 224×224: {figures}"
+        *best, device, f"measured on {machines}, images/s of a thread at 224×224: {figures}"
     )
 
 

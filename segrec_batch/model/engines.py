@@ -32,7 +32,7 @@ ENGINES = ("ncnn", "torch")
 PRECISIONS = ("float32", "bfloat16")
 Candidate = tuple[str, str]
 """An engine and a precision."""
-PER_PIXEL = 2_560
+BYTES_PER_PIXEL = 2_560
 """Bytes of the maps and the workspace of an image in ncnn, for each of its pixels."""
 FeatureMaps = Callable[[NDArray[np.uint8]], Mapping[str, Any]]
 """uint8 (B, H, W, 3) of one shape → {layer: (B, C, h, w)}, NumPy arrays or torch tensors."""
@@ -71,7 +71,7 @@ class EngineChoice:
         )
 
 
-def missing_engine(name: str) -> str | None:
+def explain_missing_engine(name: str) -> str | None:
     """Return the reason why an engine cannot be used on this machine; None if it can."""
     if name not in ENGINES:
         return f"there is no engine {name}; there are {', '.join(ENGINES)}"
@@ -85,7 +85,7 @@ def missing_engine(name: str) -> str | None:
     return None
 
 
-def engine_of(engine: str, backbone: BackboneSpec) -> str:
+def resolve_engine(engine: str, backbone: BackboneSpec) -> str:
     """Return the engine, or the only one that runs a backbone if it is `auto`.
 
     Raises EngineError for an engine that does not run the backbone.
@@ -128,7 +128,7 @@ def load_segmenter(
         ModelError: A tensor of the backbone is missing.
     """
     backbone = model.spec.backbone_spec
-    engine_of(choice.engine, backbone)
+    resolve_engine(choice.engine, backbone)
     check_backbone(model.backbone, backbone)
     if choice.engine == "ncnn":
         from segrec_batch.model.ncnn_engine import NcnnSegmenter, Threads
@@ -165,7 +165,7 @@ def load_feature_maps(
         backbone: The network.
     """
     scaling = scaling or Scaling()
-    engine_of(choice.engine, backbone)
+    resolve_engine(choice.engine, backbone)
     layers = list(dict.fromkeys([*(tap.layer for tap in taps), backbone.feature_layer]))
     if choice.engine == "ncnn":
         from segrec_batch.model.ncnn_engine import NcnnFeatureMaps, Threads
@@ -194,7 +194,7 @@ def measure_rate(
     Takes about `seconds`, after one pass to warm up; the fastest pass counts. One thread is
     measured in CPU seconds, which other processes affect little.
     """
-    with _unchanged_threads(engine):
+    with _restored_threads(engine):
         choice = EngineChoice(engine, precision)
         run = load_feature_maps(random_arrays(DEFAULT_BACKBONE), (), choice, threads=threads)
         return _measure_rate(run, _BATCH if engine == "torch" else 1, threads, shape, seconds)
@@ -216,7 +216,7 @@ def _measure_rate(
 
 
 @contextmanager
-def _unchanged_threads(engine: str) -> Iterator[None]:
+def _restored_threads(engine: str) -> Iterator[None]:
     """Restore torch's number of threads after the block."""
     if engine != "torch":
         yield
@@ -247,7 +247,8 @@ def keep_memory() -> None:
     """Let this process keep freed memory, up to 2 GiB, where its C library is glibc.
 
     Otherwise the kernel provides and clears the pages of every large array, which takes a tenth of
-    the time of VGG-16 on a CPU. Arrays of other sizes do not fit into this memory; see `give_back`.
+    the time of VGG-16 on a CPU. Arrays of other sizes do not fit into this memory, see
+    `release_memory`.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
@@ -255,8 +256,8 @@ def keep_memory() -> None:
             mallopt(parameter, value)
 
 
-def give_back() -> None:
-    """Return freed memory to the kernel, before arrays of other sizes are needed.
+def release_memory() -> None:
+    """Return freed memory to the kernel before the process needs arrays of other sizes.
 
     Otherwise each size leaves gaps that no other size fills, and memory grows several times.
     """
@@ -265,6 +266,6 @@ def give_back() -> None:
         trim(0)
 
 
-def lacks_memory(error: Exception) -> bool:
+def is_memory_error(error: Exception) -> bool:
     """Return True if the device had too little memory; engines have no type for this error."""
     return isinstance(error, MemoryError) or any(text in str(error) for text in _MEMORY_ERRORS)

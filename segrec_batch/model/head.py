@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from segrec_batch.model.backbones import Tap
 
-# Numbers that a block of GPU threads can store. PyTorch stores there the weights for averaging 32
-# columns and a row; they do not fit if 156 cells become one, as for an image one pixel high.
+# Numbers that a block of GPU threads can store. PyTorch stores the weights for averaging 32 columns
+# and a row there; they do not fit if 156 cells become one, as for an image one pixel high.
 _BLOCK = 12_288
 
 
@@ -47,14 +47,14 @@ class LinearHead(nn.Module):
         self.stride = min(tap.source.stride for tap in self.taps)
         self.n_classes = max(components) + 1
         self.layers = tuple(dict.fromkeys(tap.layer for tap in self.taps))
-        together = [torch.cat([weights[tap] for tap in self._of(name)]) for name in self.layers]
+        joined = [torch.cat([weights[tap] for tap in self._taps_of(name)]) for name in self.layers]
         self.weights = nn.ParameterList(  # one for all taps of a layer
-            [nn.Parameter(w.float()[:, :, None, None], requires_grad=False) for w in together]
+            [nn.Parameter(w.float()[:, :, None, None], requires_grad=False) for w in joined]
         )
         self.register_buffer("bias", bias.float())
         self.members = nn.ParameterList(  # indices: with a mask, a GPU has to count first
             [
-                nn.Parameter(torch.tensor(_places(components, k)), requires_grad=False)
+                nn.Parameter((torch.tensor(components) == k).nonzero()[:, 0], requires_grad=False)
                 for k in range(self.n_classes)
             ]
         )
@@ -65,11 +65,11 @@ class LinearHead(nn.Module):
         total = self.bias[:, None, None]
         for name, weight in zip(self.layers, self.weights, strict=True):
             parts = F.conv2d(maps[name].float(), weight).split(len(self.bias), dim=1)
-            for tap, part in zip(self._of(name), parts, strict=True):
+            for tap, part in zip(self._taps_of(name), parts, strict=True):
                 total = total + resize(pool(part, tap.window), size)
         return total
 
-    def _of(self, layer: str) -> tuple[Tap, ...]:
+    def _taps_of(self, layer: str) -> tuple[Tap, ...]:
         return tuple(tap for tap in self.taps if tap.layer == layer)
 
     def forward(self, maps: Mapping[str, Tensor]) -> Tensor:
@@ -79,19 +79,15 @@ class LinearHead(nn.Module):
         return torch.stack(best, dim=1)
 
 
-def _places(values: Sequence[int], value: int) -> list[int]:
-    return [i for i, other in enumerate(values) if other == value]
-
-
 def resize(scores: Tensor, size: Sequence[int]) -> Tensor:
     """Resize scores (B, C, h, w) bilinearly to `size`; a smaller size averages (antialiased)."""
     if tuple(scores.shape[-2:]) == tuple(size):
         return scores
-    high, wide = (
-        2 * math.ceil(max(own / new, 1)) + 1
-        for own, new in zip(scores.shape[-2:], size, strict=True)
+    height, width = (
+        2 * math.ceil(max(old / new, 1)) + 1  # cells under the filter
+        for old, new in zip(scores.shape[-2:], size, strict=True)
     )
-    source = scores if 32 * wide + 33 * high <= _BLOCK else scores.cpu()
+    source = scores if 32 * width + 33 * height <= _BLOCK else scores.cpu()
     if size[1] == 1:  # PyTorch 2.15 is wrong for a single column on CPUs, not for a row
         return _interpolate(source.mT.contiguous(), [1, size[0]]).mT.to(scores.device)
     return _interpolate(source, size).to(scores.device)

@@ -20,7 +20,7 @@ SCORES = "scores"
 
 _INPUT = "image"
 _MAGIC = 7767517  # of ncnn's text format
-_RAW = bytes(4)  # tag of float32 weights in ncnn's binary format
+_FLOAT32_TAG = bytes(4)  # tag of float32 weights in ncnn's binary format
 _NO_MEMORY = -100  # ncnn's code for an allocation that failed
 
 Floats = NDArray[np.float32]
@@ -63,51 +63,51 @@ class _Graph:
         self._weights += [weight] if bias is None else [weight, bias]
         return self.add("Convolution", name, [source], parameters)
 
-    def text(self, kept: Iterable[str]) -> str:
+    def to_text(self, network_outputs: Iterable[str]) -> str:
         """Return the network as text, with explicit copies of blobs that have several readers.
 
-        kept: blobs that are outputs of the network.
+        network_outputs: names of the blobs that the network returns.
         """
-        readers: dict[str, int] = dict.fromkeys(kept, 1)
+        readers: dict[str, int] = dict.fromkeys(network_outputs, 1)
         for _, _, inputs, _, _ in self._layers:
             for blob in inputs:
                 readers[blob] = readers.get(blob, 0) + 1
         lines, blobs, used = [], 0, dict.fromkeys(readers, 0)
         for kind, name, inputs, outputs, parameters in self._layers:
-            read = []
+            copies_read = []
             for blob in inputs:
-                read.append(_copy(blob, used[blob]) if readers[blob] > 1 else blob)
+                copies_read.append(_name_copy(blob, used[blob]) if readers[blob] > 1 else blob)
                 used[blob] += 1
-            lines.append(_line(kind, name, read, outputs, parameters))
+            lines.append(_format_line(kind, name, copies_read, outputs, parameters))
             blobs += len(outputs)
             for blob in outputs:
                 if readers.get(blob, 0) > 1:
-                    copies = [_copy(blob, i) for i in range(readers[blob])]
-                    lines.append(_line("Split", f"split_{blob}", [blob], copies, ""))
+                    copies = [_name_copy(blob, i) for i in range(readers[blob])]
+                    lines.append(_format_line("Split", f"split_{blob}", [blob], copies, ""))
                     blobs += len(copies)
         return "\n".join([str(_MAGIC), f"{len(lines)} {blobs}", *lines]) + "\n"
 
     def output_name(self, blob: str) -> str:
         """Return the name of a blob as an output: its last copy, if it has readers."""
         readers = sum(inputs.count(blob) for _, _, inputs, _, _ in self._layers)
-        return _copy(blob, readers) if readers else blob
+        return _name_copy(blob, readers) if readers else blob
 
     def write_weights(self, file: BinaryIO) -> None:
         """Write all weights in ncnn's binary format; biases have no tag."""
         for array in self._weights:
             if array.ndim > 1:
-                file.write(_RAW)
+                file.write(_FLOAT32_TAG)
             file.write(np.ascontiguousarray(array, np.float32).data)
 
 
-def _line(
+def _format_line(
     kind: str, name: str, inputs: Sequence[str], outputs: Sequence[str], parameters: str
 ) -> str:
     blobs = " ".join([*inputs, *outputs])
     return f"{kind} {name} {len(inputs)} {len(outputs)} {blobs} {parameters}".rstrip()
 
 
-def _copy(blob: str, number: int) -> str:
+def _name_copy(blob: str, number: int) -> str:
     return f"{blob}_{number}"
 
 
@@ -142,14 +142,14 @@ class NcnnNetwork:
             raise EngineError(f"{backbone.title} does not run in ncnn; say --engine torch")
         graph = _Graph()
         graph.add("Input", _INPUT, [])
-        kept = list(layers)
-        used = kept + ([tap.layer for tap in head.weights] if head else [])
+        outputs = list(layers)
+        used = outputs + ([tap.layer for tap in head.weights] if head else [])
         last = max(backbone.layers[name].position for name in used)
         backbone.add_to_graph(graph, _INPUT, state, last)
         if head:
             _add_head(graph, head)
-            kept.append(SCORES)
-        self._outputs = {name: graph.output_name(name) for name in kept}
+            outputs.append(SCORES)
+        self._outputs = {name: graph.output_name(name) for name in outputs}
         self._net = ncnn.Net()
         self._net.opt.num_threads = threads  # before loading: Winograd layers read it then
         self._net.opt.use_winograd43_convolution = not few
@@ -163,14 +163,14 @@ class NcnnNetwork:
             "bf16_storage",
         ):
             setattr(self._net.opt, f"use_{option}", False)
-        self._load(graph, kept)
+        self._load(graph, outputs)
 
-    def _load(self, graph: _Graph, kept: Sequence[str]) -> None:
+    def _load(self, graph: _Graph, outputs: Sequence[str]) -> None:
         memory = os.memfd_create("segrec-weights")  # ncnn's binding reads weights only from paths
         try:
             with os.fdopen(memory, "wb", closefd=False) as file:
                 graph.write_weights(file)
-            failed = self._net.load_param_mem(graph.text(kept)) or self._net.load_model(
+            failed = self._net.load_param_mem(graph.to_text(outputs)) or self._net.load_model(
                 f"/proc/self/fd/{memory}"
             )
         finally:
@@ -228,13 +228,13 @@ def _add_layer_head(
     weight = np.concatenate([weights[tap] for tap in taps])[:, :, None, None]
     if bias is not None:
         bias = np.concatenate([bias, np.zeros(len(weight) - members, np.float32)])
-    whole = graph.convolve(f"head_{layer}", layer, weight, bias, relu=False)
-    names = [f"{whole}_{tap.window}" for tap in taps]
+    joined = graph.convolve(f"head_{layer}", layer, weight, bias, relu=False)
+    names = [f"{joined}_{tap.window}" for tap in taps]
     if len(taps) > 1:
         sizes = ",".join([str(members)] * len(taps))
-        graph.add("Slice", f"slice_{layer}", [whole], f"-23300={len(taps)},{sizes}", names)
+        graph.add("Slice", f"slice_{layer}", [joined], f"-23300={len(taps)},{sizes}", names)
     else:
-        names = [whole]
+        names = [joined]
     return [
         _add_pooling(graph, name, tap.window) if tap.window > 1 else name
         for name, tap in zip(names, taps, strict=True)

@@ -57,5 +57,5 @@ class Segmenter(Protocol):
     def launch(self, pixels: NDArray[np.uint8], masks: Sequence[Shape] = ()) -> PendingSegmentation:
         """Start the segmentation of images; more can be launched before the result is read.
 
-        Raises RuntimeError if the device lacks memory, see `engines.lacks_memory`.
+        Raises RuntimeError if the device lacks memory, see `engines.is_memory_error`.
         """

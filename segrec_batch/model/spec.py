@@ -10,7 +10,7 @@ from typing import Any
 
 from segrec_batch.common.errors import ModelError
 from segrec_batch.images.decode import MAX_PIXELS, Shape
-from segrec_batch.model.backbones import DEFAULT_BACKBONE, BackboneSpec, Tap, backbone_of
+from segrec_batch.model.backbones import DEFAULT_BACKBONE, BackboneSpec, Tap, find_backbone
 from segrec_batch.model.names import (
     BACKGROUND,
     MAX_CLASSES,
@@ -33,7 +33,7 @@ _COLOURS = ("#e6194b", "#4363d8", "#3cb44b", "#f58231", "#911eb4", "#008080", "#
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _MAX_COMPONENTS = 2**16
 _MAX_VALUE = 2**64  # of a mean or a deviation
-_ANY = re.compile(r".{0,4096}", re.DOTALL)
+_ANY_TEXT = re.compile(r".{0,4096}", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class DescriptorSpec:
         if not is_name(self.name):
             raise ModelError(f"descriptors: name {shorten(self.name)}: {NAME_RULE}")
         if not isinstance(self.settings, Mapping):
-            raise ModelError(f"settings of descriptor {self.name}: no object")
+            raise ModelError(f"settings of descriptor {self.name}: not an object")
         try:
             check_values(self.settings)
         except ValueError as error:
@@ -111,12 +111,12 @@ class ModelSpec:
         check_class_names(list(self.classes))
         _check_text("backbone", self.backbone, NAME)
         try:
-            backbone_of(self.backbone)
+            find_backbone(self.backbone)
         except ModelError as error:
             raise ModelError(f"backbone: {error}") from error
         _check_sequence("taps", self.taps, str)
         try:
-            _refuse_doubles("taps", [str(tap) for tap in self.parsed_taps])
+            _check_unique("taps", [str(tap) for tap in self.parsed_taps])
         except ModelError as error:
             raise ModelError(f"taps: {str(error).removeprefix('taps: ')}") from error
         _check_sequence("components", self.components, int, limit=_MAX_COMPONENTS)
@@ -129,26 +129,26 @@ class ModelSpec:
         for shape in self.shapes:
             _check_sequence("shapes", shape, int)
             if len(shape) != 2 or min(shape) < 1 or math.prod(shape) > MAX_PIXELS:
-                raise ModelError(f"shapes: {shorten(shape)} is no height and width")
+                raise ModelError(f"shapes: {shorten(shape)} is not a height and width")
         for name, numbers in (("mean", self.mean), ("std", self.std)):
             _check_sequence(name, numbers, int, float)
             if len(numbers) != 3 or not all(-_MAX_VALUE <= n <= _MAX_VALUE for n in numbers):
-                raise ModelError(f"{name}: {shorten(numbers)} is no number for each RGB channel")
+                raise ModelError(f"{name}: {shorten(numbers)} is not a number for each RGB channel")
         if min(self.std) <= 0:
             raise ModelError(f"std: {shorten(self.std)} is not above 0")
-        _check_text("weights", self.weights, _ANY)
+        _check_text("weights", self.weights, _ANY_TEXT)
         _check_text("weights_fingerprint", self.weights_fingerprint, _FINGERPRINT)
         if not isinstance(self.minmax, bool):
             raise ModelError(f"minmax: {shorten(self.minmax)} is neither true nor false")
         _check_sequence("descriptors", self.descriptors, DescriptorSpec)
-        _refuse_doubles("descriptors", [d.name for d in self.descriptors])
+        _check_unique("descriptors", [d.name for d in self.descriptors])
         if not isinstance(self.training, Mapping):
-            raise ModelError(f"training: {shorten(self.training)} is no object")
+            raise ModelError(f"training: {shorten(self.training)} is not an object")
 
     @property
     def backbone_spec(self) -> BackboneSpec:
         """The backbone network."""
-        return backbone_of(self.backbone)
+        return find_backbone(self.backbone)
 
     @property
     def parsed_taps(self) -> tuple[Tap, ...]:
@@ -198,29 +198,29 @@ class ModelSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; numbers of `training` that are not finite become null."""
-        return {"format": FORMAT, **asdict(self), "training": _finite(self.training)}
+        return {"format": FORMAT, **asdict(self), "training": _replace_nonfinite(self.training)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ModelSpec":
         """Return the spec of JSON values. Raises ModelError for another format or other fields."""
         values = dict(values)
-        stated = values.pop("format", None)
-        if stated != FORMAT:
+        version = values.pop("format", None)
+        if version != FORMAT:
             raise ModelError(
-                f"the bundle has format {stated}, this version reads format {FORMAT}: train the "
+                f"the bundle has format {version}, this version reads format {FORMAT}: train the "
                 "model again with segrec train, and index with it into a new --index"
             )
         try:
             for key in ("classes", "taps", "components", "shapes", "mean", "std", "descriptors"):
                 if not isinstance(values[key], list):
-                    raise ModelError(f"{key}: {shorten(values[key])} is no list")
+                    raise ModelError(f"{key}: {shorten(values[key])} is not a list")
                 values[key] = tuple(values[key])
             values["shapes"] = tuple(
                 tuple(shape) if isinstance(shape, list) else shape for shape in values["shapes"]
             )
             for entry in values["descriptors"]:
                 if not isinstance(entry, dict):
-                    raise ModelError(f"descriptors: {shorten(entry)} is no object")
+                    raise ModelError(f"descriptors: {shorten(entry)} is not an object")
             values["descriptors"] = tuple(DescriptorSpec(**d) for d in values["descriptors"])
             return cls(**values)
         except (KeyError, TypeError) as error:  # fields that are missing or unknown
@@ -230,34 +230,34 @@ class ModelSpec:
 def _check_sequence(name: str, values: object, *kinds: type, limit: int = MAX_CLASSES) -> None:
     """Raise ModelError unless `values` is a tuple of values of some types; a bool is no number."""
     if not isinstance(values, tuple):
-        raise ModelError(f"{name}: {shorten(values)} is no list")
+        raise ModelError(f"{name}: {shorten(values)} is not a list")
     if len(values) > limit:
         raise ModelError(f"{name}: {len(values):,} are too many; there may be {limit:,}")
     if not values and name in ("taps", "components", "shapes"):
         raise ModelError(f"{name}: a model needs at least one")
     for value in values:
         if not isinstance(value, kinds) or isinstance(value, bool):
-            raise ModelError(f"{name}: {shorten(value)} cannot stand there")
+            raise ModelError(f"{name}: {shorten(value)} is not allowed")
 
 
 def _check_text(name: str, value: object, pattern: re.Pattern[str]) -> None:
     if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise ModelError(f"{name}: {shorten(value)} cannot stand there")
+        raise ModelError(f"{name}: {shorten(value)} is not allowed")
 
 
-def _refuse_doubles(name: str, names: Sequence[str]) -> None:
+def _check_unique(name: str, names: Sequence[str]) -> None:
     """Raise ModelError for names that differ in case only: some file systems ignore case."""
     lower = [n.lower() for n in names]
     if len(set(lower)) < len(lower):
-        twice = next(n for n in lower if lower.count(n) > 1)
-        raise ModelError(f"{name}: {shorten(twice)} is there twice")
+        repeated = next(n for n in lower if lower.count(n) > 1)
+        raise ModelError(f"{name}: {shorten(repeated)} occurs twice")
 
 
-def _finite(value: Any) -> Any:
+def _replace_nonfinite(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _replace_nonfinite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_replace_nonfinite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -279,7 +279,7 @@ def read_spec(uri: str) -> tuple[ModelSpec, str]:
     try:
         values = read_json(file)
     except FileNotFoundError as error:
-        raise ModelError(f"{uri}: no model.json there; make a model with segrec train") from error
+        raise ModelError(f"{uri}: it has no model.json; train a model with segrec train") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read: {error}") from error
     if not isinstance(values, dict):

@@ -22,7 +22,7 @@ from segrec_batch.model.weights import Backbone
 
 K = TypeVar("K")
 
-_AT_ONCE = 2**24  # scores that are resized together: 64 MiB
+_MAX_SCORES = 2**24  # scores resized at a time: 64 MiB
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def class_maps(scores: Tensor, shapes: Sequence[Shape]) -> Iterator[Tensor]:
     start = 0
     for shape, group in groupby(shapes):
         end = start + len(list(group))
-        step = max(1, _AT_ONCE // (scores.shape[1] * shape[0] * shape[1]))
+        step = max(1, _MAX_SCORES // (scores.shape[1] * shape[0] * shape[1]))
         for i in range(start, end, step):
             yield _class_map(scores[i : min(i + step, end)], shape)
         start = end
@@ -113,7 +113,7 @@ def _class_map(scores: Tensor, shape: Shape) -> Tensor:
 
     A few classes are resized at a time. max() is ten times as fast as argmax() on CPUs.
     """
-    step = max(1, _AT_ONCE // (len(scores) * shape[0] * shape[1]))
+    step = max(1, _MAX_SCORES // (len(scores) * shape[0] * shape[1]))
     best, labels = resize(scores[:, :step], shape).max(dim=1)
     for k in range(step, scores.shape[1], step):
         value, label = resize(scores[:, k : k + step], shape).max(dim=1)

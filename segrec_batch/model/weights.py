@@ -19,7 +19,7 @@ from segrec_batch.sources import storage
 class Weights:
     """Weights of a backbone.
 
-    origin: `imagenet`, `random:SEED` or the path that the user gave.
+    origin: `imagenet`, `random:SEED` or a path.
     state: float32 tensors by name, see `BackboneSpec.tensors`.
     """
 
@@ -73,7 +73,7 @@ def load_weights(origin: str, backbone: BackboneSpec = DEFAULT_BACKBONE) -> Weig
         state = download(getattr(torchvision.models, enum)[member], origin)
     else:
         state = read_state(origin, "backbone weights")
-    return Weights(origin, _select(state, backbone, origin), backbone)
+    return Weights(origin, _select_tensors(state, backbone, origin), backbone)
 
 
 def download(enum: Any, what: str) -> dict[str, Tensor]:
@@ -96,7 +96,7 @@ def download(enum: Any, what: str) -> dict[str, Tensor]:
         ) from error
 
 
-def seed(generator: torch.Generator, spec: str) -> torch.Generator:
+def seed_generator(generator: torch.Generator, spec: str) -> torch.Generator:
     """Seed a generator as `random:SEED` says, and return it. Raises ModelError."""
     try:
         return generator.manual_seed(int(spec.removeprefix("random:")))
@@ -125,7 +125,7 @@ def read_state(uri: str, what: str) -> dict[str, Tensor]:
 
 def _random_state(backbone: BackboneSpec, spec: str) -> dict[str, Tensor]:
     """Draw convolutions as torchvision does for VGG (He 2015); other layers change nothing."""
-    generator = seed(torch.Generator(), spec)
+    generator = seed_generator(torch.Generator(), spec)
     state = {}
     for name, shape in backbone.tensors.items():
         value = state[name] = torch.zeros(shape)
@@ -136,7 +136,9 @@ def _random_state(backbone: BackboneSpec, spec: str) -> dict[str, Tensor]:
     return state
 
 
-def _select(state: Mapping[str, Tensor], backbone: BackboneSpec, origin: str) -> dict[str, Tensor]:
+def _select_tensors(
+    state: Mapping[str, Tensor], backbone: BackboneSpec, origin: str
+) -> dict[str, Tensor]:
     """Return the tensors of a backbone from a state dict, with or without the prefix."""
     has_prefix = any(str(key).startswith(backbone.prefix) for key in state)
     prefix = backbone.prefix if has_prefix else ""

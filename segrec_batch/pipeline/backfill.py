@@ -28,7 +28,7 @@ from segrec_batch.index.parts import Rows, read_column, read_images, write_part
 from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.pipeline.rows import make_descriptor_rows
-from segrec_batch.search.database import open_database, reading
+from segrec_batch.search.database import open_database, translate_errors
 from segrec_batch.search.sql.views import PART, select
 from segrec_batch.sources.roots import ImageRoots
 
@@ -109,7 +109,7 @@ def unread_parts(snapshot: Snapshot) -> set[str]:
     if scan is None:
         return set()
     sql = f"SELECT DISTINCT part, reason FROM ({scan}) WHERE starts_with(reason, '{READ}')"  # noqa: S608
-    with reading(snapshot), open_database(":memory:", [snapshot]) as connection:
+    with translate_errors(snapshot), open_database(":memory:", [snapshot]) as connection:
         rows = connection.execute(sql).fetchall()
     return {part for part, reason in rows if is_unread(reason)}
 

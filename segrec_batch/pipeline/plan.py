@@ -20,7 +20,7 @@ from segrec_batch.distributed.scratch import scratch_folder
 from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.pipeline import comparison
 from segrec_batch.pipeline.stage_schema import MANIFEST
-from segrec_batch.search.database import open_database, reading
+from segrec_batch.search.database import open_database, translate_errors
 from segrec_batch.search.sql.connection import query
 from segrec_batch.search.sql.views import select_with_part
 from segrec_batch.sources.listing import NO_EXTENSION, FileCounts, iter_files, no_images_error
@@ -96,7 +96,7 @@ class Plan:
         self.files = FileCounts()
         self._stack = ExitStack()
         path = self._stack.enter_context(scratch_folder("segrec-plan-"))
-        with reading(superseded or snapshot):
+        with translate_errors(superseded or snapshot):
             self._build(path, request, snapshot, superseded)
 
     def _build(

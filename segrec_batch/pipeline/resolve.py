@@ -15,7 +15,7 @@ from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.model.spec import ModelSpec, read_spec
 from segrec_batch.pipeline.plan import Plan, Request
 from segrec_batch.pipeline.run_stats import RunStats
-from segrec_batch.search.database import open_database, reading
+from segrec_batch.search.database import open_database, translate_errors
 from segrec_batch.search.sql.views import select_with_part
 from segrec_batch.sources import storage
 from segrec_batch.sources.roots import ImageRoots, check_root
@@ -216,7 +216,7 @@ def _count_unreadable(published: Snapshot, staged: Snapshot) -> int:
     staged_images = (
         select_with_part(staged, "images", "image_id") or "SELECT NULL AS image_id WHERE false"
     )
-    with reading(published), open_database(":memory:", [published, staged]) as connection:
+    with translate_errors(published), open_database(":memory:", [published, staged]) as connection:
         sql = _COUNT_UNREADABLE.format(failures=failures, images=images, staged=staged_images)
         ((count,),) = connection.execute(sql).fetchall()
     return int(count)

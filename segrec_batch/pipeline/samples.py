@@ -21,7 +21,7 @@ from segrec_batch.index.history import choose_roots
 from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.pipeline.moments import compute_file_moments, merge_moments
 from segrec_batch.search.database import open_files
-from segrec_batch.search.sql.connection import batches, query
+from segrec_batch.search.sql.connection import query, read_batches
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class IndexSamples:
         """Yield some rows of `images` with their rows of `regions` by class, until all are read."""
         with open_files(self._snapshot).connection as connection:
             regions = _group_by_class(query(connection, _REGIONS, {"count": count}))
-            for batch in batches(connection, _IMAGES, {"count": count}, _READ_IMAGES):
+            for batch in read_batches(connection, _IMAGES, {"count": count}, _READ_IMAGES):
                 for start in range(0, batch.num_rows, _READ_IMAGES):
                     images = pa.Table.from_batches([batch.slice(start, _READ_IMAGES)])
                     yield images, _select_images(images, regions)

@@ -23,10 +23,10 @@ from segrec_batch.images.decode import Shape, mask_shape
 from segrec_batch.model.bundle import load_model
 from segrec_batch.model.engines import (
     EngineChoice,
-    give_back,
+    is_memory_error,
     keep_memory,
-    lacks_memory,
     load_segmenter,
+    release_memory,
 )
 from segrec_batch.model.segmented_image import FIELDS, SegmentedImage, decode_pixels, to_arrow
 from segrec_batch.pipeline.stage_schema import SEGMENTED, encode_vectors
@@ -62,7 +62,7 @@ class SegmentStage:
         # threads
         self.max_batch = _TORCH_CPU_BATCH if (engine.engine, device) == ("torch", "cpu") else None
         self._last_shape: Shape | None = None
-        self._release_memory = give_back if device == "cpu" else lambda: None
+        self._release_memory = release_memory if device == "cpu" else lambda: None
         self._device_lock = threading.Lock()
         # ncnn runs two calls at once, which keeps its threads busy
         self._launch_lock: AbstractContextManager[Any] = (
@@ -101,7 +101,7 @@ class SegmentStage:
                 self._segment_batch(batch)
                 start += len(batch)
             except (RuntimeError, MemoryError) as error:
-                if not lacks_memory(error):
+                if not is_memory_error(error):
                     raise
                 self._halve_batch(len(batch), error)
 

@@ -25,12 +25,12 @@ from segrec_batch.index.snapshot import Snapshot, open_snapshot, with_changes
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.search.cache_layout import (
     SNAPSHOT,
-    catalogue,
-    columns_of,
+    column_sql,
     create_cache_views,
     create_snapshot_table,
     create_tables,
-    expected_catalogue,
+    read_catalogue,
+    read_expected_catalogue,
 )
 from segrec_batch.search.database import CACHE, is_cache, open_cache, open_database
 from segrec_batch.search.sql.views import PART, identifier, quoted, schema_file, select
@@ -107,12 +107,12 @@ def _present_parts(path: str, snapshot: Snapshot, rebuild: bool) -> tuple[set[st
                 f"{path} has rows of model {cache.model_id}, the index now of "
                 f"{snapshot.model_id}: say --rebuild"
             )
-        made_by = connection.execute(f"SELECT recipe FROM {CACHE}.segrec.{SNAPSHOT}").fetchall()  # noqa: S608
-        if made_by != [(_recipe(),)]:
+        recipes = connection.execute(f"SELECT recipe FROM {CACHE}.segrec.{SNAPSHOT}").fetchall()  # noqa: S608
+        if recipes != [(_recipe(),)]:
             return set(), None
         if cache.bundle_id != snapshot.bundle_id:  # vectors of other descriptors
             return set(), None
-        if catalogue(connection, CACHE) != expected_catalogue(snapshot.spec):
+        if read_catalogue(connection, CACHE) != read_expected_catalogue(snapshot.spec):
             return set(), None  # other views or macros, which _write would use
         selects = " UNION ".join(f"SELECT part FROM segrec.{table}" for table in TABLES)  # noqa: S608
         return {part for (part,) in connection.execute(selects).fetchall()}, cache.version
@@ -175,7 +175,7 @@ def _insert(connection: duckdb.DuckDBPyConnection, snapshot: Snapshot, table: st
         return
     connection.execute(f"DELETE FROM segrec.{SNAPSHOT}")  # noqa: S608
     connection.execute(
-        f"INSERT INTO segrec.{table} BY NAME SELECT {columns_of(table, snapshot.spec)}, part "  # noqa: S608
+        f"INSERT INTO segrec.{table} BY NAME SELECT {column_sql(table, snapshot.spec)}, part "  # noqa: S608
         f"FROM ({scan}) ORDER BY {_order(table, snapshot.spec)}, image_id"
     )
 

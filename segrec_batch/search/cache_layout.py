@@ -5,7 +5,7 @@ import duckdb
 from segrec_batch.index.schema import TABLES, coverage_column, schemas
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.search.sql.connection import open_connection
-from segrec_batch.search.sql.views import complete, create_functions, identifier
+from segrec_batch.search.sql.views import create_functions, create_table_macros, identifier
 
 SNAPSHOT = "snapshot"
 """Table of one row with index, version and model of the cache."""
@@ -25,12 +25,12 @@ def create_tables(connection: duckdb.DuckDBPyConnection, database: str, spec: Mo
     """Create the functions in the database in use, and empty tables in an attached one."""
     create_functions(connection, spec)
     for table, schema in schemas(spec.classes).items():
-        connection.register("model_of_rows", schema.empty_table())
-        columns = f"{columns_of(table, spec)}, NULL::VARCHAR AS part"
+        connection.register("empty_rows", schema.empty_table())
+        columns = f"{column_sql(table, spec)}, NULL::VARCHAR AS part"
         name = f"{identifier(database)}.segrec.{table}"
-        rows = f"SELECT {columns} FROM model_of_rows"  # noqa: S608
+        rows = f"SELECT {columns} FROM empty_rows"  # noqa: S608
         connection.execute(f"CREATE TABLE {name} AS {rows}")
-        connection.unregister("model_of_rows")
+        connection.unregister("empty_rows")
 
 
 def create_cache_views(connection: duckdb.DuckDBPyConnection, spec: ModelSpec) -> None:
@@ -38,7 +38,7 @@ def create_cache_views(connection: duckdb.DuckDBPyConnection, spec: ModelSpec) -
     for table, schema in schemas(spec.classes).items():
         names = ", ".join(f"t.{identifier(name)}" for name in schema.names)
         connection.execute(f"CREATE VIEW {table} AS SELECT {names} FROM segrec.{table} AS t")  # noqa: S608
-    complete(connection, spec.classes)
+    create_table_macros(connection, spec.classes)
 
 
 def create_views_of_attached(
@@ -55,7 +55,7 @@ def create_views_of_attached(
     create_cache_views(connection, spec)
 
 
-def definitions(connection: duckdb.DuckDBPyConnection, database: str) -> dict[str, str]:
+def read_definitions(connection: duckdb.DuckDBPyConnection, database: str) -> dict[str, str]:
     """Return the definitions of the base tables in the schema of an attached database, by name.
 
     A definition is a text of DuckDB: columns, types, defaults, generated columns, constraints.
@@ -68,13 +68,13 @@ def definitions(connection: duckdb.DuckDBPyConnection, database: str) -> dict[st
     return dict(rows.fetchall())
 
 
-def catalogue(connection: duckdb.DuckDBPyConnection, database: str) -> set[tuple[str, ...]]:
+def read_catalogue(connection: duckdb.DuckDBPyConnection, database: str) -> set[tuple[str, ...]]:
     """Return all objects that an attached database defines, as texts."""
     rows = connection.execute(_CATALOGUE, {"database": database}).fetchall()
     return {tuple(map(str, row)) for row in rows}
 
 
-def expected_catalogue(spec: ModelSpec) -> set[tuple[str, ...]]:
+def read_expected_catalogue(spec: ModelSpec) -> set[tuple[str, ...]]:
     """Return all objects that a cache of this version defines."""
     with open_connection() as connection:
         connection.execute("ATTACH ':memory:' AS cache")
@@ -82,7 +82,7 @@ def expected_catalogue(spec: ModelSpec) -> set[tuple[str, ...]]:
         create_snapshot_table(connection, "cache")
         create_tables(connection, "cache", spec)
         create_cache_views(connection, spec)
-        return catalogue(connection, "cache")
+        return read_catalogue(connection, "cache")
 
 
 _CATALOGUE = """
@@ -103,15 +103,15 @@ UNION ALL SELECT 'trigger', schema_name, trigger_name, '' FROM duckdb_triggers()
 """
 
 
-def columns_of(table: str, spec: ModelSpec) -> str:
-    """Return SQL that computes the columns of a cache table from rows of the files."""
-    derived = _derived(table, spec)
+def column_sql(table: str, spec: ModelSpec) -> str:
+    """Return SQL for the columns of a cache table, computed from rows of the files."""
+    derived = _derived_columns(table, spec)
     names = schemas(spec.classes)[table].names
     plain = [identifier(name) for name in names if name not in derived]
     return ", ".join([*plain, *(f"{sql} AS {name}" for name, sql in derived.items())])
 
 
-def _derived(table: str, spec: ModelSpec) -> dict[str, str]:
+def _derived_columns(table: str, spec: ModelSpec) -> dict[str, str]:
     """Return SQL by name for the columns of a cache that differ from the files."""
     if table not in ("images", "regions"):
         return {}

@@ -15,13 +15,18 @@ from segrec_batch.search import cache_layout as layout
 from segrec_batch.search.sql.connection import (
     Access,
     Settings,
+    format_error,
     freeze,
-    one_line,
     open_connection,
     restrict,
 )
 from segrec_batch.search.sql.remote import SnapshotFiles
-from segrec_batch.search.sql.views import create_views, names_of, quoted, register_pearson_udf
+from segrec_batch.search.sql.views import (
+    create_views,
+    list_duckdb_paths,
+    quoted,
+    register_pearson_udf,
+)
 from segrec_batch.sources import storage
 from segrec_batch.sources.storage import SCHEMES, scheme_of
 from segrec_batch.sources.strict_json import parse_json
@@ -101,8 +106,8 @@ def open_index(
     cache = open_cache(index, access, settings)
     if version not in (None, cache.version):
         raise InputError(
-            f"{index} is a query cache of version {cache.version}, not of {version}; ask the index "
-            f"itself, {cache.index}"
+            f"{index} is a query cache of version {cache.version}, not of {version}; open the "
+            f"index itself, {cache.index}"
         )
     return cache
 
@@ -112,17 +117,17 @@ def open_files(
 ) -> Database:
     """Open the files of a snapshot. Raises IndexStateError if files are gone."""
     connection = open_connection(settings=settings)
-    named = access is Access.SEALED or storage.is_remote(snapshot.index)
-    if named:
+    by_snapshot_name = access is Access.SEALED or storage.is_remote(snapshot.index)
+    if by_snapshot_name:
         connection.register_filesystem(SnapshotFiles([snapshot]))
         restrict(connection, access, folders=[f"{SnapshotFiles.protocol}://"])
     else:
         _check_regular(snapshot)
-        files = [n for f in snapshot.all_files for n in names_of(f, snapshot.index)]
+        files = [n for f in snapshot.all_files for n in list_duckdb_paths(f, snapshot.index)]
         restrict(connection, access, files)
     freeze(connection, access)
-    with reading(snapshot):
-        create_views(connection, snapshot, named)
+    with translate_errors(snapshot):
+        create_views(connection, snapshot, by_snapshot_name)
     return Database(connection, snapshot.index, snapshot.version, snapshot.model_id, snapshot.spec)
 
 
@@ -137,7 +142,7 @@ def _check_regular(snapshot: Snapshot) -> None:
 
 
 @contextmanager
-def reading(snapshot: Snapshot) -> Iterator[None]:
+def translate_errors(snapshot: Snapshot) -> Iterator[None]:
     """Translate DuckDB's errors inside the block into errors of this package.
 
     Missing or damaged files give IndexStateError; a failure of the store, or of the disk with
@@ -146,14 +151,14 @@ def reading(snapshot: Snapshot) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
-        kind, _, text = one_line(error).partition(": ")
+        kind, _, text = format_error(error).partition(": ")
         text = text or kind
         if kind.endswith("StorageError"):
             raise StorageError(text) from error
         if isinstance(error, duckdb.InterruptException | duckdb.OutOfMemoryException):
             raise
-        is_of_disk = isinstance(error, duckdb.IOException) and ".parquet" not in text
-        if not is_of_disk or kind.endswith("FileNotFoundError"):
+        is_disk_error = isinstance(error, duckdb.IOException) and ".parquet" not in text
+        if not is_disk_error or kind.endswith("FileNotFoundError"):
             raise IndexStateError(
                 f"{snapshot.index}: version {snapshot.version} has lost or damaged files: {text}; "
                 "segrec maintain verify names them all. Put them back from a backup, roll back to "
@@ -181,33 +186,33 @@ def open_cache(
         restrict(connection, access, [path, f"{path}.wal"])
         connection.execute(f"ATTACH {quoted(path)} AS {CACHE} (READ_ONLY, TYPE duckdb)")
         freeze(connection, access)
-        tables = layout.definitions(connection, CACHE)
+        tables = layout.read_definitions(connection, CACHE)
         connection.execute(f"ATTACH ':memory:' AS {_EXPECTED}")
         layout.create_snapshot_table(connection, _EXPECTED)
     except duckdb.Error as error:
-        raise _no_cache(path, one_line(error)) from error
-    if not tables.items() >= layout.definitions(connection, _EXPECTED).items():
-        raise _no_cache(path, f"it has no table segrec.{layout.SNAPSHOT} of the right columns")
+        raise _not_a_cache(path, format_error(error)) from error
+    if not tables.items() >= layout.read_definitions(connection, _EXPECTED).items():
+        raise _not_a_cache(path, f"it has no table segrec.{layout.SNAPSHOT} of the right columns")
     try:
-        index, version, model_id, model = _identity(connection)
+        index, version, model_id, model = _read_identity(connection)
         layout.create_tables(connection, _EXPECTED, model)
-        if not tables.items() >= layout.definitions(connection, _EXPECTED).items():
+        if not tables.items() >= layout.read_definitions(connection, _EXPECTED).items():
             raise ModelError("its tables have other columns")
     except (duckdb.Error, ModelError, ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f"{path} was made by another version of segrec_batch, or is damaged: "
-            f"{one_line(error)}; delete it and make it anew with segrec cache"
+            f"{format_error(error)}; delete it and create it again with segrec cache"
         ) from error
     connection.execute(f"DETACH {_EXPECTED}")
     layout.create_views_of_attached(connection, CACHE, model)
     return Database(connection, index, version, model_id, model, is_cache=True)
 
 
-def _no_cache(path: str, reason: str) -> InputError:
+def _not_a_cache(path: str, reason: str) -> InputError:
     return InputError(f"{path} is not a query cache of `segrec cache`: {reason}")
 
 
-def _identity(connection: duckdb.DuckDBPyConnection) -> tuple[str, int, str, ModelSpec]:
+def _read_identity(connection: duckdb.DuckDBPyConnection) -> tuple[str, int, str, ModelSpec]:
     """Read index, version, model_id and spec of a cache. Raises ValueError, ModelError."""
     rows = connection.execute(
         f"SELECT index, version, model_id, spec FROM {CACHE}.segrec.{layout.SNAPSHOT} "  # noqa: S608
@@ -215,13 +220,13 @@ def _identity(connection: duckdb.DuckDBPyConnection) -> tuple[str, int, str, Mod
         f"AND strlen(index) <= {_LONGEST_URI} AND strlen(spec) <= {_LARGEST_SPEC} LIMIT 2"
     ).fetchall()
     if len(rows) != 1:
-        raise ValueError("it does not say of which index and version it is")
+        raise ValueError("it does not name its index and version")
     ((index, version, model_id, text),) = rows
     scheme = scheme_of(index)
     if scheme not in SCHEMES or (scheme == "file" and not Path(index).is_absolute()):
-        raise ValueError(f"it is of an index at {index[:80]!r}, which is no path and no store")
+        raise ValueError(f"its index {index[:80]!r} is neither an absolute path nor in a store")
     if not index.isprintable() or "::" in index:
-        raise ValueError("the index that it is of has a name that no index has")
+        raise ValueError("the name of its index is not valid")
     spec = ModelSpec.from_json(parse_json(text.encode(), _LARGEST_SPEC))
     check_class_names(list(spec.classes))
     return index, version, model_id, spec

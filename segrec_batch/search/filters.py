@@ -8,13 +8,13 @@ from segrec_batch.common.errors import InputError
 from segrec_batch.model.names import BACKGROUND
 from segrec_batch.model.spec import ModelSpec
 from segrec_batch.search.similarity import METRICS
-from segrec_batch.sheets.card import EVERYTHING
+from segrec_batch.sheets.card import FULL_WINDOW
 
 VECTOR_METRICS = tuple(name for name in METRICS if name != "pearson")
 """Metrics of the vectors of descriptors."""
 
 LOCALISED = "localised"
-"""Method of Waqas 2023: rank within a category, then the first images by mask IoU of foreground."""
+"""Method of Waqas 2023: rank within a category, then re-rank by the mask IoU of the foreground."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Method:
         if self.descriptor is None:
             return
         if self.descriptor not in descriptors:
-            has = ", ".join(descriptors) or "none"
+            available = ", ".join(descriptors) or "none"
             raise InputError(
                 f"no method {self.descriptor!r}: it is none of {', '.join(METRICS)}, nor a "
-                f"descriptor of this index, which has {has}; segrec describe switches them on"
+                f"descriptor of this index, which has {available}; add one with segrec describe"
             )
         if self.metric not in VECTOR_METRICS:
             metrics = ", ".join(VECTOR_METRICS)
@@ -57,8 +57,8 @@ class Method:
         """One word for the score."""
         return METRICS[self.metric].label
 
-    def shown_score(self, score: float | None) -> float | None:
-        """Return a score for display: a distance without its minus sign."""
+    def to_display_score(self, score: float | None) -> float | None:
+        """Return a score as pages show it: a distance without its minus sign."""
         return -score if score is not None and METRICS[self.metric].is_distance else score
 
     def __str__(self) -> str:
@@ -73,7 +73,7 @@ class Filters:
     """
 
     cls: str | None = None
-    coverage: tuple[float, float] = EVERYTHING
+    coverage: tuple[float, float] = FULL_WINDOW
     k: int = 10
     scope: str = "region"
     epsilon: float | None = None
@@ -91,7 +91,7 @@ class Filters:
         low, high = self.coverage
         if not 0 <= low <= high <= 1:
             raise InputError(f"coverage {low:g} {high:g}: give 0 <= LOW <= HIGH <= 1")
-        if self.cls is None and self.coverage != EVERYTHING:
+        if self.cls is None and self.coverage != FULL_WINDOW:
             raise InputError("a coverage window needs a class")
         if self.epsilon is not None and not 0 <= self.epsilon <= 2:
             raise InputError(f"epsilon is {self.epsilon:g}; a semantic distance is 0 to 2")
@@ -102,7 +102,7 @@ class Filters:
 
     @property
     def is_regional(self) -> bool:
-        """Regions are compared, not whole images; descriptors describe whole images only."""
+        """The query compares regions, not whole images; descriptors describe whole images only."""
         is_feature = Method.of(self.method).descriptor is None
         return self.cls is not None and self.scope == "region" and is_feature
 
@@ -112,20 +112,20 @@ class Filters:
         window = f"{'' if self.is_regional else f' with {self.cls}'}, σ {low:g} to {high:g}"
         window = window if self.cls else ""
         order = str(Method.of(self.method))
-        if self.second_ranking:
-            order += f", the first {self.depth} by {self.second_ranking.replace('_iou', ' IoU')}"
+        if self.reranking:
+            order += f", the first {self.depth} by {self.reranking.replace('_iou', ' IoU')}"
         beyond = "last" if self.penalise else "left out"
         distance = "" if self.epsilon is None else f", beyond distance {self.epsilon:g} {beyond}"
         return f"{subject}{window}, ranked by {order}{distance}"
 
     @property
-    def second_ranking(self) -> str | None:
-        """The measure that re-ranks the first images: `rerank`, or the default of the method."""
+    def reranking(self) -> str | None:
+        """Measure that re-ranks the first images: `rerank`, or the default of the method."""
         return self.rerank or ("foreground_iou" if self.method == LOCALISED else None)
 
     def mask_classes(self, classes: Sequence[str]) -> Sequence[str]:
-        """Return the classes whose masks `second_ranking` compares."""
-        if self.second_ranking == "foreground_iou":
+        """Return the classes whose masks `reranking` compares."""
+        if self.reranking == "foreground_iou":
             return (BACKGROUND,)
         return (self.cls,) if self.cls else classes
 

@@ -1,4 +1,4 @@
-"""Queries for images like one of an index, or like a new image."""
+"""Queries for the images of an index that are similar to an image."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -92,7 +92,7 @@ class Results(Sequence[Recommendation]):
     def cards(self, roots: ImageRoots) -> list[Card]:
         """Return the query and the recommendations as cards of a contact sheet, with their images.
 
-        An image that cannot be read, or is outside the roots, is None.
+        `Card.image` is None for an image that cannot be read or is outside the roots.
         """
         method = Method.of(self.filters.method)
         results = [
@@ -101,21 +101,21 @@ class Results(Sequence[Recommendation]):
                 None,
                 r.mask,
                 r.coverage,
-                method.shown_score(r.score),
+                method.to_display_score(r.score),
                 r.mask_iou,
                 method.label,
             )
             for r in self.rows
         ]
-        bare = [card for card in (self.image.card, *results) if card.image is None]
-        contents = fetch_images([card.uri for card in bare], roots)
-        full = [
+        without_image = [card for card in (self.image.card, *results) if card.image is None]
+        contents = fetch_images([card.uri for card in without_image], roots)
+        with_image = [
             replace(card, image=content)
             if isinstance(content, bytes)
             else replace(card, is_withheld=isinstance(content, OutsideRootsError))
-            for card, content in zip(bare, contents, strict=True)
+            for card, content in zip(without_image, contents, strict=True)
         ]
-        return full if self.image.card.image is None else [self.image.card, *full]
+        return with_image if self.image.card.image is None else [self.image.card, *with_image]
 
 
 class Recommender:
@@ -150,11 +150,13 @@ class Recommender:
 
         URIs are absolute.
         """
-        rows = self._rows(f"image_id, uri, mask, {self._columns}", "images", {column: value})
+        rows = self._rows(
+            f"image_id, uri, mask, {self._coverage_columns}", "images", {column: value}
+        )
         if not rows:
             failures = self._rows("stage, reason", "failures", {column: value})
-            why = "".join(f"; it failed: {f['stage']}, {f['reason']}" for f in failures[:1])
-            raise InputError(f"{value} is not in the index{why}")
+            reason = "".join(f"; it failed: {f['stage']}, {f['reason']}" for f in failures[:1])
+            raise InputError(f"{value} is not in the index{reason}")
         row = rows[0]
         card = Card(row["uri"], None, row["mask"], self._coverage(row), None)
         return QueryImage(card, row["image_id"])
@@ -173,31 +175,35 @@ class Recommender:
         return QueryImage(card, None, arguments)
 
     def rank(self, image: QueryImage, filters: Filters) -> list[Recommendation]:
-        """Return similar images, best first. Raises InputError if the image lacks the region."""
+        """Return the most similar images, best first.
+
+        Raises InputError if the image has no region of the class or no vector of the descriptor.
+        """
         filters.check(self.database.spec)
         if image.image_id and filters.cls and filters.is_regional:
             region = {"image_id": image.image_id, "class": filters.cls}
             if not self._rows("uri", "regions", region):
-                raise InputError(f"{image.card.uri}: the index has no {filters.cls} in it")
+                raise InputError(
+                    f"{image.card.uri}: the index has no region of class {filters.cls} of it"
+                )
         self._check_vector(image, Method.of(filters.method))
         values = {**filters.arguments(), **(image.arguments or {"query": image.image_id})}
-        kinds = _KINDS if image.arguments else {}
-        named = [f"{n} := ${n}{kinds.get(n, '')}" for n in values if n != "query"]
-        kind = "FLOAT[]" if image.arguments else "VARCHAR"
+        casts = _CASTS if image.arguments else {"query": "::VARCHAR"}
+        arguments = [f"{n} := ${n}{casts.get(n, '')}" for n in values if n != "query"]
         rows = run_query(
             self.database.connection,
-            f"SELECT r.*, i.mask, {self._columns} "  # noqa: S608
-            f"FROM recommend($query::{kind}, {', '.join(named)}) AS r "
+            f"SELECT r.*, i.mask, {self._coverage_columns} "  # noqa: S608
+            f"FROM recommend($query{casts['query']}, {', '.join(arguments)}) AS r "
             "JOIN images AS i USING (image_id) ORDER BY r.rank",
             values,
         )
         return [self._recommendation(row) for row in rows.to_pylist()]
 
-    def recommendations(self, scores: Mapping[str, float | None]) -> list[Recommendation]:
+    def load_recommendations(self, scores: Mapping[str, float | None]) -> list[Recommendation]:
         """Return the images whose ids are in `scores` as recommendations, in its order."""
         rows = run_query(
             self.database.connection,
-            f"SELECT image_id, uri, mask, {self._columns} FROM images "  # noqa: S608
+            f"SELECT image_id, uri, mask, {self._coverage_columns} FROM images "  # noqa: S608
             "WHERE image_id IN (SELECT unnest($ids))",
             {"ids": list(scores)},
         )
@@ -225,8 +231,8 @@ class Recommender:
         where = {"image_id": image.image_id, "descriptor": method.descriptor}
         rows = self._rows("vector IS NOT NULL AS has_vector, reason", "descriptors", where)
         if not rows or not rows[0]["has_vector"]:
-            why = rows[0]["reason"] if rows else "run segrec index with the model that has it"
-            raise InputError(f"{image.card.uri}: it has no vector of {method.descriptor}: {why}")
+            reason = rows[0]["reason"] if rows else "run segrec index with the model that has it"
+            raise InputError(f"{image.card.uri}: it has no vector of {method.descriptor}: {reason}")
 
     def _rows(self, columns: str, table: str, where: Mapping[str, str]) -> list[dict[str, Any]]:
         conditions = " AND ".join(f"{column} = ?" for column in where)
@@ -236,7 +242,7 @@ class Recommender:
         return rows
 
     @property
-    def _columns(self) -> str:
+    def _coverage_columns(self) -> str:
         return ", ".join(
             identifier(coverage_column(name)) for name in self.database.spec.all_classes
         )
@@ -245,4 +251,4 @@ class Recommender:
         return {name: row[coverage_column(name)] for name in self.database.spec.all_classes}
 
 
-_KINDS = {"coverages": "::FLOAT[]", "masks": "::MAP(VARCHAR, BIGINT[])"}
+_CASTS = {"query": "::FLOAT[]", "coverages": "::FLOAT[]", "masks": "::MAP(VARCHAR, BIGINT[])"}

@@ -1,7 +1,7 @@
-"""Similarities of q vectors with n others, by block matrix products.
+"""Similarities of q vectors with n others, by matrix products of blocks.
 
 A score is higher for more similar vectors, and NaN where it is undefined. It does not depend on
-blocks, threads or the machine, so equal vectors have equal scores. Scores are rounded to 12 decimal
+blocks, threads or the machine, so equal pairs have equal scores. Scores are rounded to 12 decimal
 places, those of `dot` and `euclidean` relative to the longest vector.
 """
 
@@ -22,41 +22,41 @@ PAIR_PLACES = 14
 """Decimal places of scores of single pairs, as in the SQL macros `pearson` and `similarity`."""
 
 _TILE = 2**21  # candidate values held in float64 at once: 16 MB
-_COLUMNS = 512  # columns whose mixed products add up exactly, see `dots`
+_COLUMNS = 512  # columns whose mixed products add up exactly, see `dot_products`
 _HIGH, _LOW = 2.0**26, 2.0**48  # 1 / the grids of the two parts of a value
 
 
-def standardised(features: Features) -> Floats:
+def standardise(features: Features) -> Floats:
     """Return (x − x̄) / ‖x − x̄‖ of rows, so that Pearson is a dot product; NaN for constant rows."""
     x = features.astype(np.float64)
     usable = np.isfinite(x).all(axis=1)
     x[~usable] = 0
     x -= x.mean(axis=1, keepdims=True)
-    return _unit(x, usable & (features.max(axis=1) > features.min(axis=1)))
+    return _scale_to_unit(x, usable & (features.max(axis=1) > features.min(axis=1)))
 
 
-def normalised(features: Features) -> Floats:
+def normalise(features: Features) -> Floats:
     """Return x / ‖x‖ of rows; NaN for zero rows."""
     x = features.astype(np.float64)
     usable = np.isfinite(x).all(axis=1)
     x[~usable] = 0
-    return _unit(x, usable & (x != 0).any(axis=1))
+    return _scale_to_unit(x, usable & (x != 0).any(axis=1))
 
 
-def raw(features: Features) -> Floats:
-    """Return rows as they are; NaN for rows that are not finite."""
+def reject_nonfinite(features: Features) -> Floats:
+    """Return rows in float64; NaN for rows that are not finite."""
     x = features.astype(np.float64)
     x[~np.isfinite(x).all(axis=1)] = np.nan
     return x
 
 
-def _unit(x: Floats, usable: NDArray[np.bool_]) -> Floats:
+def _scale_to_unit(x: Floats, usable: NDArray[np.bool_]) -> Floats:
     x[~usable] = np.nan
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     return x
 
 
-def scaled(features: Features, factor: float = 1) -> tuple[float, Prepare]:
+def choose_scale(features: Features, factor: float = 1) -> tuple[float, Prepare]:
     """Return a power of two ≥ `factor` × the longest row, and a function that divides by it."""
     longest = 0.0
     for tile in _tiles(features):
@@ -66,7 +66,7 @@ def scaled(features: Features, factor: float = 1) -> tuple[float, Prepare]:
     return scale, lambda rows: rows.astype(np.float64) / scale
 
 
-def dots(queries: Features, features: Features, prepare: Prepare) -> Floats:
+def dot_products(queries: Features, features: Features, prepare: Prepare) -> Floats:
     """Return x · y of prepared rows of length 1 or less: (q, C), (n, C) → (q, n).
 
     The error is at most C · 2^-54 + √C · 2^-48: 1e-13 for 512 values, 1e-12 for 8192.
@@ -82,23 +82,23 @@ def dots(queries: Features, features: Features, prepare: Prepare) -> Floats:
     high, low = _split(prepare(queries))
     products = np.empty((len(queries), len(features)))
     for tile in _tiles(features):
-        first, second = _split(prepare(features[tile]))
-        sums = high @ first.T
-        for some in _columns(features):
-            mixed = np.hstack([high[:, some], low[:, some]])
-            sums += mixed @ np.hstack([second[:, some], first[:, some]]).T
+        tile_high, tile_low = _split(prepare(features[tile]))
+        sums = high @ tile_high.T
+        for columns in _columns(features):
+            mixed = np.hstack([high[:, columns], low[:, columns]])
+            sums += mixed @ np.hstack([tile_low[:, columns], tile_high[:, columns]]).T
         products[:, tile] = sums
     return products
 
 
-def squares(features: Features, prepare: Prepare) -> Floats:
-    """Return x · x of prepared rows, equal to the diagonal of `dots`: (n,)."""
+def squared_norms(features: Features, prepare: Prepare) -> Floats:
+    """Return x · x of prepared rows, equal to the diagonal of `dot_products`: (n,)."""
     values = np.empty(len(features))
     for tile in _tiles(features):
         high, low = _split(prepare(features[tile]))
         sums = (high * high).sum(axis=1)
-        for some in _columns(features):
-            sums += 2 * (high[:, some] * low[:, some]).sum(axis=1)
+        for columns in _columns(features):
+            sums += 2 * (high[:, columns] * low[:, columns]).sum(axis=1)
         values[tile] = sums
     return values
 
@@ -118,15 +118,15 @@ def _split(x: Floats) -> tuple[Floats, Floats]:
     return high, np.rint((x - high) * _LOW) / _LOW
 
 
-def rounded(values: Floats, places: int = PLACES) -> Floats:
+def round_half_away(values: Floats, places: int = PLACES) -> Floats:
     """Return values rounded to `places` decimals, halves away from 0 as in SQL.
 
     NumPy rounds halves to the even neighbour.
     """
     factor = 10.0**places
-    scaled = np.abs(values) * factor
-    whole = np.floor(scaled)
-    return np.asarray(np.copysign(whole + (scaled - whole >= 0.5), values) / factor)
+    magnitudes = np.abs(values) * factor
+    whole = np.floor(magnitudes)
+    return np.asarray(np.copysign(whole + (magnitudes - whole >= 0.5), values) / factor)
 
 
 def rank_order(scores: Floats, ties: Ints | None = None, groups: Ints | None = None) -> Ints:
@@ -163,14 +163,14 @@ class Metric:
         """Return the scores of `rows` of a matrix with all its rows: (q,), (n, C) → (q, n)."""
         queries = vectors[rows]
         if self.is_angle:
-            return rounded(dots(queries, vectors, self.prepare))
-        scale, prepare = scaled(vectors)
-        products = dots(queries, vectors, prepare)
+            return round_half_away(dot_products(queries, vectors, self.prepare))
+        scale, prepare = choose_scale(vectors)
+        products = dot_products(queries, vectors, prepare)
         if not self.is_distance:
-            return scale**2 * rounded(products)
-        lengths = squares(vectors, prepare)
+            return scale**2 * round_half_away(products)
+        lengths = squared_norms(vectors, prepare)
         gaps = lengths[rows][:, None] + lengths - 2 * products
-        return -scale * np.sqrt(np.maximum(rounded(gaps), 0))
+        return -scale * np.sqrt(np.maximum(round_half_away(gaps), 0))
 
     def ranking_scores(self, queries: Features, vectors: Features) -> Floats:
         """Return scores that rank vectors (n, C) for queries (q, C) as the metric does: (q, n).
@@ -178,21 +178,21 @@ class Metric:
         Queries may be twice as long as the longest vector.
         """
         if self.is_angle:
-            return rounded(dots(queries, vectors, self.prepare))
-        _, prepare = scaled(vectors, 2)
-        products = dots(queries, vectors, prepare)
+            return round_half_away(dot_products(queries, vectors, self.prepare))
+        _, prepare = choose_scale(vectors, 2)
+        products = dot_products(queries, vectors, prepare)
         if not self.is_distance:
-            return rounded(products)
-        return rounded(2 * products - squares(vectors, prepare))  # ‖q‖² − ‖q − x‖²
+            return round_half_away(products)
+        return round_half_away(2 * products - squared_norms(vectors, prepare))  # ‖q‖² − ‖q − x‖²
 
 
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("pearson", "Pearson", "Pearson correlation", standardised, is_angle=True),
-        Metric("cosine", "Cosine", "cosine", normalised, is_angle=True),
-        Metric("euclidean", "Distance", "Euclidean distance", raw, is_distance=True),
-        Metric("dot", "Product", "inner product", raw),
+        Metric("pearson", "Pearson", "Pearson correlation", standardise, is_angle=True),
+        Metric("cosine", "Cosine", "cosine", normalise, is_angle=True),
+        Metric("euclidean", "Distance", "Euclidean distance", reject_nonfinite, is_distance=True),
+        Metric("dot", "Product", "inner product", reject_nonfinite),
     )
 }
 """Metrics by name.
@@ -216,7 +216,7 @@ def semantic_distances(queries: Features, coverages: Features) -> Floats:
 
 def hamming_distances(queries: Ints, words: Ints) -> NDArray[np.int32]:
     """Return the number of bits that differ between rows of words: (q, W), (n, W) → (q, n)."""
-    return _bit_counts(np.bitwise_xor, queries, words)
+    return _count_bits(np.bitwise_xor, queries, words)
 
 
 def mask_overlaps(queries: Ints, words: Ints) -> Floats:
@@ -224,12 +224,12 @@ def mask_overlaps(queries: Ints, words: Ints) -> Floats:
 
     The IoU is cells in both masks / cells in either (Waqas 2023), NaN if both are empty.
     """
-    both, either = (_bit_counts(f, queries, words) for f in (np.bitwise_and, np.bitwise_or))
-    nothing = np.full(both.shape, np.nan)
-    return np.asarray(np.divide(both, either, out=nothing, where=either > 0))
+    both, either = (_count_bits(f, queries, words) for f in (np.bitwise_and, np.bitwise_or))
+    undefined = np.full(both.shape, np.nan)
+    return np.asarray(np.divide(both, either, out=undefined, where=either > 0))
 
 
-def _bit_counts(combine: np.ufunc, queries: Ints, words: Ints) -> NDArray[np.int32]:
+def _count_bits(combine: np.ufunc, queries: Ints, words: Ints) -> NDArray[np.int32]:
     """Return the number of set bits in combinations of rows: (q, W), (n, W) → (q, n)."""
     counts = np.zeros((len(queries), len(words)), np.int32)
     # unsigned: NumPy counts the bits of the absolute value of a negative number

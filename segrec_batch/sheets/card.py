@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-EVERYTHING = (0.0, 1.0)
-"""The σ window that every image passes."""
+FULL_WINDOW = (0.0, 1.0)
+"""Window of coverage σ that every image passes."""
 
 HEADING = "Contact sheet"
 NO_RESULTS = "No image passed the filters of this query."
@@ -21,8 +21,8 @@ class Card:
 
     uri: str
     image: bytes | None
-    """The encoded source image, of any format and size that can be indexed; None if it could not
-    be read."""
+    """Encoded source image, of any format and size that can be indexed; None if it could not be
+    read."""
     mask: bytes
     """Palette PNG of class labels, 0 = background, i = the i-th class; any size, with the aspect
     of the image after EXIF orientation."""
@@ -36,7 +36,7 @@ class Card:
     measure: str = "Pearson"
     """Name of the metric."""
     is_withheld: bool = False
-    """The source was not fetched, since it lies below no root of its index."""
+    """The source was not fetched, since it is below no root of its index."""
 
     @property
     def name(self) -> str:
@@ -106,7 +106,7 @@ class Sheet:
     """Warning in plain words."""
     class_name: str | None = None
     """The class of the filters, which comes first and stands out if it has a colour."""
-    window: tuple[float, float] = EVERYTHING
+    window: tuple[float, float] = FULL_WINDOW
     """The σ window of the filters, in [0, 1]."""
 
     def __post_init__(self) -> None:
@@ -139,19 +139,19 @@ class Sheet:
     @property
     def drawn_window(self) -> tuple[float, float] | None:
         """The σ window on the bars of `class_name`; None where there is none to draw."""
-        has_window = self.class_name in self.classes and self.window != EVERYTHING
+        has_window = self.class_name in self.classes and self.window != FULL_WINDOW
         return self.window if has_window else None
 
     @property
     def window_text(self) -> str | None:
-        """The σ window in the legend."""
+        """Text of the σ window in the legend."""
         if self.drawn_window is None:
             return None
-        return "{:g} to {:g} % asked for".format(*(100 * bound for bound in self.drawn_window))
+        return "filter: {:g} to {:g} %".format(*(100 * bound for bound in self.drawn_window))
 
     @property
     def summary(self) -> str:
-        """The line below the heading: number of results and caption.
+        """Line below the heading: number of results and caption.
 
         >>> card = Card("a.jpg", None, b"", {}, None)
         >>> Sheet(card, [card], {}, "whole images").summary

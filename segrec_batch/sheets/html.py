@@ -28,11 +28,11 @@ from segrec_batch.sheets.thumbnail import ThumbnailMaker, data_uri
 LONG_SIDE = 480
 """The longest side of a thumbnail, in pixels."""
 
-_TAIL = 22  # characters at the end of a URI that are always visible
+_TAIL_LENGTH = 22  # characters at the end of a URI that are always visible
 
 
 @dataclass(frozen=True)
-class _View:
+class _CardView:
     """One card for the template: texts, bars and data URIs."""
 
     name: str
@@ -50,11 +50,11 @@ class _View:
 def render_html(sheet: Sheet) -> str:
     """Return a contact sheet as one HTML page.
 
-    If an image or mask cannot be decoded, takes too long (see `ThumbnailMaker`) or is larger than
-    an index accepts, its card says so and shows the rest.
+    The card of an image or mask that cannot be decoded, takes too long (see `ThumbnailMaker`) or is
+    larger than an index accepts says so and shows the rest.
     """
     maker = ThumbnailMaker(list(sheet.classes.values()), (LONG_SIDE, LONG_SIDE))
-    query, *results = (_view(entry, maker) for entry in sheet.entries)
+    query, *results = (_to_view(entry, maker) for entry in sheet.entries)
     return _template().render(
         sheet=sheet,
         query=query,
@@ -78,13 +78,13 @@ def _csp_hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def _view(entry: Entry, maker: ThumbnailMaker) -> _View:
+def _to_view(entry: Entry, maker: ThumbnailMaker) -> _CardView:
     thumbnail = maker.make(entry.card)
-    return _View(
+    return _CardView(
         name=entry.title,
-        description=_description(entry.bars),
-        uri_head=entry.card.name[:-_TAIL],
-        uri_tail=entry.card.name[-_TAIL:],
+        description=_describe(entry.bars),
+        uri_head=entry.card.name[:-_TAIL_LENGTH],
+        uri_tail=entry.card.name[-_TAIL_LENGTH:],
         thumbnail=data_uri(thumbnail.image, "JPEG", quality=80, optimize=True, comment=""),
         overlay=data_uri(thumbnail.overlay, "PNG", transparency=bytes([0])),
         missing=thumbnail.missing,
@@ -94,7 +94,7 @@ def _view(entry: Entry, maker: ThumbnailMaker) -> _View:
     )
 
 
-def _description(bars: Sequence[Bar]) -> str:
+def _describe(bars: Sequence[Bar]) -> str:
     """Return the alternative text: dominant class, then the coverage of each class."""
     bars = sorted(bars, key=lambda bar: bar.label)
     dominant = max(bars, key=lambda bar: bar.share, default=None)

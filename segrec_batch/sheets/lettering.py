@@ -10,11 +10,11 @@ Font = ImageFont.FreeTypeFont
 
 _FACES = {False: "DejaVuSans.ttf", True: "DejaVuSans-Bold.ttf"}
 _PLAIN = {"σ": "sigma", "–": "-", "—": "-", "−": "-", "×": "x", "…": "..."}
-_NO_CHARACTER = "\U0010ffff"
+_UNASSIGNED = "\U0010ffff"
 
 
 @cache
-def font(size: int, bold: bool = False) -> Font:
+def load_font(size: int, bold: bool = False) -> Font:
     """Return DejaVu Sans, or Pillow's own font if the system has no DejaVu Sans.
 
     Pillow's font has little more than ASCII. `size` is in pixels.
@@ -28,26 +28,26 @@ def font(size: int, bold: bool = False) -> Font:
         return default.font_variant(layout_engine=basic)
 
 
-def drawable(text: str, face: Font) -> str:
+def to_drawable(text: str, face: Font) -> str:
     """Return the text on one line, with letters missing in the font replaced by similar ones.
 
     For example é becomes e and × becomes x; letters without a replacement are drawn as boxes.
     """
     line = "".join(letter if letter.isprintable() else " " for letter in text)
-    return "".join(_letter(letter, face) for letter in line)
+    return "".join(_replace_letter(letter, face) for letter in line)
 
 
 @lru_cache(maxsize=4096)
-def _letter(letter: str, face: Font) -> str:
-    if _has(letter, face):
+def _replace_letter(letter: str, face: Font) -> str:
+    if _has_glyph(letter, face):
         return letter
     parts = _PLAIN.get(letter) or unicodedata.normalize("NFKD", letter)
     replacement = "".join(part for part in parts if not unicodedata.combining(part))
-    return replacement if all(_has(part, face) for part in replacement) else letter
+    return replacement if all(_has_glyph(part, face) for part in replacement) else letter
 
 
-def _has(letter: str, face: Font) -> bool:
-    return letter.isspace() or bytes(face.getmask(letter)) != bytes(face.getmask(_NO_CHARACTER))
+def _has_glyph(letter: str, face: Font) -> bool:
+    return letter.isspace() or bytes(face.getmask(letter)) != bytes(face.getmask(_UNASSIGNED))
 
 
 def shorten(text: str, face: Font, width: float, *, keep_end: bool = False) -> str:
@@ -55,18 +55,18 @@ def shorten(text: str, face: Font, width: float, *, keep_end: bool = False) -> s
 
     `keep_end` cuts the beginning, for URIs: the file name matters more than its folder.
     """
-    text = drawable(text, face)
+    text = to_drawable(text, face)
     if face.getlength(text) <= width:
         return text
-    dots = drawable("…", face)
+    dots = to_drawable("…", face)
     room = width - face.getlength(dots)
     if keep_end:
-        return dots + text[len(text) - _fitting(text, face, room, keep_end=True) :]
-    return text[: _fitting(text, face, room)].rstrip() + dots
+        return dots + text[len(text) - _count_fitting(text, face, room, keep_end=True) :]
+    return text[: _count_fitting(text, face, room)].rstrip() + dots
 
 
-def _fitting(text: str, face: Font, width: float, *, keep_end: bool = False) -> int:
-    """Return how many letters from the beginning, or from the end, fit into `width`."""
+def _count_fitting(text: str, face: Font, width: float, *, keep_end: bool = False) -> int:
+    """Return the number of letters from the beginning, or from the end, that fit into `width`."""
     low, high = 0, len(text)
     while low < high:
         middle = (low + high + 1) // 2
@@ -77,13 +77,13 @@ def _fitting(text: str, face: Font, width: float, *, keep_end: bool = False) -> 
 
 def wrap(text: str, face: Font, width: float, max_lines: int) -> list[str]:
     """Return the drawable text in lines of `width` pixels; the last of `max_lines` is shortened."""
-    lines = list(_lines(drawable(text, face).split(), face, width))
+    lines = list(_wrap_words(to_drawable(text, face).split(), face, width))
     if len(lines) > max_lines:
         lines[max_lines - 1 :] = [shorten(" ".join(lines[max_lines - 1 :]), face, width)]
     return lines
 
 
-def _lines(words: list[str], face: Font, width: float) -> Iterator[str]:
+def _wrap_words(words: list[str], face: Font, width: float) -> Iterator[str]:
     line = ""
     for word in words:
         longer = f"{line} {word}" if line else word
@@ -93,9 +93,9 @@ def _lines(words: list[str], face: Font, width: float) -> Iterator[str]:
         if line:
             yield line
         while face.getlength(word) > width:
-            letters = max(1, _fitting(word, face, width))
-            yield word[:letters]
-            word = word[letters:]
+            count = max(1, _count_fitting(word, face, width))
+            yield word[:count]
+            word = word[count:]
         line = word
     if line:
         yield line

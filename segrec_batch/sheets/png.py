@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageOps
 from segrec_batch.common.errors import InputError
 from segrec_batch.images.decode import MAX_PIXELS
 from segrec_batch.sheets.card import (
-    EVERYTHING,
+    FULL_WINDOW,
     HEADING,
     MARK_TEXT,
     MASK_OPACITY,
@@ -22,7 +22,7 @@ from segrec_batch.sheets.card import (
     Entry,
     Sheet,
 )
-from segrec_batch.sheets.lettering import Font, font, shorten, wrap
+from segrec_batch.sheets.lettering import Font, load_font, shorten, wrap
 from segrec_batch.sheets.thumbnail import Size, Thumbnail, ThumbnailMaker
 
 MAX_CARDS = 500
@@ -36,11 +36,11 @@ COLOURS: Mapping[str, str] = dict(re.findall(r"--([\w-]+): (#\w{6});", _CSS.part
 """Colours of the light HTML page, by name."""
 _WINDOW_COLOUR = "#cbcbc4"  # the colour `edge` at 35 % over `well`, as on the page
 
-_PAD, _TITLE, _ROW, _NAME, _BAR = 14, 26, 21, 22, 10  # heights of the parts of a card
+_PAD, _TITLE, _ROW, _NAME, _BAR = 14, 26, 21, 22, 10  # heights of the parts of a card, pixels
 _TEXT_WIDTH = WELL[0] - 2 * _PAD
 _MAX_LINE = 960  # pixels; longer lines of text are hard to read
 _MAX_LINES = 5  # of the caption, and of the notice
-_LINE, _ITEM, _SWATCH, _STRIP_GAP = 22, 26, 14, 12  # heights of the parts of the header
+_LINE, _ITEM, _SWATCH, _STRIP_GAP = 22, 26, 14, 12  # heights of the parts of the header, pixels
 
 DrawSwatch = Callable[[ImageDraw.ImageDraw, int, int], None]
 Box = tuple[int, int, int, int]  # left, top, right, bottom
@@ -88,7 +88,7 @@ def render_png(sheet: Sheet) -> bytes:
         raise InputError(f"{len(entries)} cards are too many for a PNG ({MAX_CARDS}); use html")
     grid = Grid(len(entries), card_height(len(sheet.classes)))
     header = draw_header(sheet, grid.size[0])
-    image = _blank(grid.size[0] + 2 * MARGIN, header.height + grid.size[1] + 2 * MARGIN)
+    image = _create_page(grid.size[0] + 2 * MARGIN, header.height + grid.size[1] + 2 * MARGIN)
     image.paste(header, (MARGIN, MARGIN))
     maker = ThumbnailMaker(list(sheet.classes.values()), WELL)
     for i, entry in enumerate(entries):
@@ -100,7 +100,7 @@ def render_png(sheet: Sheet) -> bytes:
     return buffer.getvalue()
 
 
-def _blank(width: int, height: int) -> Image.Image:
+def _create_page(width: int, height: int) -> Image.Image:
     if width * height > MAX_PIXELS:
         raise InputError(f"a PNG of {width}×{height} pixels is too large; use html")
     return Image.new("RGB", (width, height), COLOURS["page"])
@@ -108,13 +108,18 @@ def _blank(width: int, height: int) -> Image.Image:
 
 def draw_header(sheet: Sheet, width: int) -> Image.Image:
     """Return heading, caption, notice and legend as an image of the given width in pixels."""
-    caption = wrap(sheet.summary, font(14), min(width, _MAX_LINE), _MAX_LINES)
+    text_font = load_font(14)
+    caption = wrap(sheet.summary, text_font, min(width, _MAX_LINE), _MAX_LINES)
     strips = [
-        _text_strip(width, [HEADING], font(24, bold=True), "text", 36),
-        _text_strip(width, caption, font(14), "soft", _LINE),
-        *([_notice_strip(width, sheet.notice)] if sheet.notice else []),
-        _legend_strip(width, sheet),
-        *([] if sheet.results else [_text_strip(width, [NO_RESULTS], font(14), "text", _LINE)]),
+        _draw_text_strip(width, [HEADING], load_font(24, bold=True), "text", 36),
+        _draw_text_strip(width, caption, text_font, "soft", _LINE),
+        *([_draw_notice_strip(width, sheet.notice)] if sheet.notice else []),
+        _draw_legend_strip(width, sheet),
+        *(
+            []
+            if sheet.results
+            else [_draw_text_strip(width, [NO_RESULTS], load_font(14), "text", _LINE)]
+        ),
     ]
     height = sum(strip.height + _STRIP_GAP for strip in strips)
     header = Image.new("RGB", (width, height + _STRIP_GAP), COLOURS["page"])
@@ -125,7 +130,7 @@ def draw_header(sheet: Sheet, width: int) -> Image.Image:
     return header
 
 
-def _text_strip(
+def _draw_text_strip(
     width: int, lines: Sequence[str], face: Font, colour: str, line: int
 ) -> Image.Image:
     strip = Image.new("RGB", (width, line * len(lines)), COLOURS["page"])
@@ -135,9 +140,9 @@ def _text_strip(
     return strip
 
 
-def _notice_strip(width: int, notice: str) -> Image.Image:
+def _draw_notice_strip(width: int, notice: str) -> Image.Image:
     right = min(width, _MAX_LINE)
-    lines = wrap(notice, font(14), right - 36, _MAX_LINES)
+    lines = wrap(notice, load_font(14), right - 36, _MAX_LINES)
     strip = Image.new("RGB", (width, _LINE * len(lines) + 20), COLOURS["page"])
     draw = ImageDraw.Draw(strip)
     border = COLOURS["notice-line"]
@@ -145,13 +150,13 @@ def _notice_strip(width: int, notice: str) -> Image.Image:
     draw.rectangle((0, 0, 5, strip.height - 1), border)
     for i, text in enumerate(lines):
         middle = 10 + i * _LINE + _LINE // 2
-        draw.text((20, middle), text, COLOURS["notice-text"], font(14), "lm")
+        draw.text((20, middle), text, COLOURS["notice-text"], load_font(14), "lm")
     return strip
 
 
-def _legend_strip(width: int, sheet: Sheet) -> Image.Image:
+def _draw_legend_strip(width: int, sheet: Sheet) -> Image.Image:
     """Return the classes with their colours and the marks of the bars, in rows as needed."""
-    items = _legend_items(sheet, width)
+    items = _list_legend_items(sheet, width)
     positions: list[Size] = []
     x = y = 0
     for text, face, _ in items:
@@ -168,31 +173,31 @@ def _legend_strip(width: int, sheet: Sheet) -> Image.Image:
     return strip
 
 
-def _legend_items(sheet: Sheet, width: int) -> list[tuple[str, Font, DrawSwatch]]:
+def _list_legend_items(sheet: Sheet, width: int) -> list[tuple[str, Font, DrawSwatch]]:
     """Return text, font and swatch of each item of the legend."""
     items: list[tuple[str, Font, DrawSwatch]] = []
     for name in sheet.labels:
-        face = font(13, bold=name == sheet.class_name)
+        face = load_font(13, bold=name == sheet.class_name)
         text = shorten(name, face, min(width - 2 * _SWATCH, 240))
-        items.append((text, face, _class_swatch(sheet.classes[name])))
+        items.append((text, face, _make_class_swatch(sheet.classes[name])))
     if sheet.window_text:
-        items.append((sheet.window_text, font(13), _window_swatch))
-    return [*items, (MARK_TEXT, font(13), _mark_swatch)]
+        items.append((sheet.window_text, load_font(13), _draw_window_swatch))
+    return [*items, (MARK_TEXT, load_font(13), _draw_mark_swatch)]
 
 
-def _class_swatch(colour: str) -> DrawSwatch:
+def _make_class_swatch(colour: str) -> DrawSwatch:
     def draw_swatch(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
         draw.rectangle((x, y, x + _SWATCH - 1, y + _SWATCH - 1), colour, COLOURS["edge"])
 
     return draw_swatch
 
 
-def _window_swatch(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
-    bar = Bar("", 0, "", 0.0, True, EVERYTHING, None)
+def _draw_window_swatch(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
+    bar = Bar("", 0, "", 0.0, True, FULL_WINDOW, None)
     _draw_bar(draw, (x, y + 2, x + _SWATCH - 1, y + _SWATCH - 3), bar)
 
 
-def _mark_swatch(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
+def _draw_mark_swatch(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
     middle = x + _SWATCH // 2
     draw.line((middle, y, middle, y + _SWATCH - 1), COLOURS["text"], 2)
 
@@ -209,9 +214,9 @@ def draw_card(entry: Entry, thumbnail: Thumbnail) -> Image.Image:
     _draw_title(draw, WELL[1] + _PAD + 13, entry)
     top = WELL[1] + _PAD + _TITLE
     _draw_bars(draw, top, entry.bars)
-    name = shorten(entry.card.name, font(12), _TEXT_WIDTH, keep_end=True)
+    name = shorten(entry.card.name, load_font(12), _TEXT_WIDTH, keep_end=True)
     middle = top + len(entry.bars) * _ROW + _NAME // 2 + 2
-    draw.text((_PAD, middle), name, COLOURS["soft"], font(12), "lm")
+    draw.text((_PAD, middle), name, COLOURS["soft"], load_font(12), "lm")
     colour, frame = (COLOURS["accent"], 3) if entry.is_query else (COLOURS["line"], 1)
     draw.rectangle((0, 0, width - 1, height - 1), outline=colour, width=frame)
     return image
@@ -224,11 +229,11 @@ def _draw_thumbnail(image: Image.Image, draw: ImageDraw.ImageDraw, thumbnail: Th
         image.paste(blended, ((WELL[0] - blended.width) // 2, (WELL[1] - blended.height) // 2))
     if thumbnail.missing:
         middle = (WELL[0] // 2, WELL[1] - 22)
-        text = shorten(thumbnail.missing, font(12), _TEXT_WIDTH)
-        left, top, right, bottom = draw.textbbox(middle, text, font(12), "mm")
+        text = shorten(thumbnail.missing, load_font(12), _TEXT_WIDTH)
+        left, top, right, bottom = draw.textbbox(middle, text, load_font(12), "mm")
         box = (left - 9, top - 6, right + 9, bottom + 6)
         draw.rectangle(box, COLOURS["card"], COLOURS["line"])
-        draw.text(middle, text, COLOURS["soft"], font(12), "mm")
+        draw.text(middle, text, COLOURS["soft"], load_font(12), "mm")
 
 
 def _blend(thumbnail: Thumbnail) -> Image.Image:
@@ -243,8 +248,8 @@ def _blend(thumbnail: Thumbnail) -> Image.Image:
 
 def _draw_title(draw: ImageDraw.ImageDraw, base: int, entry: Entry) -> None:
     """Draw the title on the left and the scores on the right of one base line."""
-    bold, plain = font(12, bold=True), font(12)
-    draw.text((_PAD, base), entry.title, COLOURS["text"], font(14, bold=True), "ls")
+    bold, plain = load_font(12, bold=True), load_font(12)
+    draw.text((_PAD, base), entry.title, COLOURS["text"], load_font(14, bold=True), "ls")
     x = _PAD + _TEXT_WIDTH
     for name, score in reversed(entry.scores.items()):
         draw.text((x, base), score, COLOURS["text"], bold, "rs")
@@ -255,12 +260,12 @@ def _draw_title(draw: ImageDraw.ImageDraw, base: int, entry: Entry) -> None:
 
 def _draw_bars(draw: ImageDraw.ImageDraw, top: int, bars: Sequence[Bar]) -> None:
     """Draw a row for each class: name, bar, percent."""
-    bold = font(12, bold=True)
+    bold = load_font(12, bold=True)
     names = min(max((bold.getlength(bar.name) for bar in bars), default=0), _TEXT_WIDTH * 0.4)
     end = _PAD + _TEXT_WIDTH
     left, right = _PAD + round(names) + 10, end - round(bold.getlength("100.0 %")) - 10
     for i, bar in enumerate(bars):
-        middle, face = top + i * _ROW + _ROW // 2, font(12, bold=bar.is_emphasised)
+        middle, face = top + i * _ROW + _ROW // 2, load_font(12, bold=bar.is_emphasised)
         draw.text((_PAD, middle), shorten(bar.name, face, names), COLOURS["text"], face, "lm")
         draw.text((end, middle), bar.percent, COLOURS["text"], face, "rm")
         _draw_bar(draw, (left, middle - _BAR // 2, right, middle + _BAR // 2 - 1), bar)
@@ -272,7 +277,7 @@ def _draw_bar(draw: ImageDraw.ImageDraw, box: Box, bar: Bar) -> None:
     def position(share: float) -> int:
         return left + round(min(share, 1.0) * (right - left))
 
-    low, high = map(position, bar.window or EVERYTHING)
+    low, high = map(position, bar.window or FULL_WINDOW)
     draw.rectangle(box, COLOURS["well"])
     if bar.window:
         draw.rectangle((low, top, high, bottom), _WINDOW_COLOUR)

@@ -33,7 +33,7 @@ class Thumbnail:
     overlay: Image.Image | None
     """Palette image of the image's size: 0 = background, i = the i-th class in its colour."""
     late: str | None = None
-    """Reason for which the decoding of a part was stopped, if it exceeded the time limit."""
+    """Reason why the decoding of a part was stopped, if it exceeded the time limit."""
     is_withheld: bool = False
     """The source of the image was not fetched."""
 
@@ -45,7 +45,7 @@ class Thumbnail:
 
     @property
     def missing(self) -> str | None:
-        """Text about the missing parts; None if there are none."""
+        """Text about the missing parts; None if no part is missing."""
         parts = {"image": self.image, "mask": self.overlay}
         if self.is_withheld:
             del parts["image"]
@@ -74,19 +74,19 @@ class ThumbnailMaker:
 
         One image is decoded at a time, a JPEG at the coarsest sufficient scale.
         """
-        image, late = self._image(card.image)
-        labels, also_late = self._try(sandbox.shared().decode_mask, card.mask)
+        image, late = self._decode_image(card.image)
+        labels, also_late = self._decode(sandbox.shared().decode_mask, card.mask)
         size = image.size if image else None
-        overlay = self._overlay(labels, size)
+        overlay = self._colour(labels, size)
         return Thumbnail(image, overlay, late or also_late, card.is_withheld)
 
-    def _image(self, data: bytes | None) -> tuple[Image.Image | None, str | None]:
+    def _decode_image(self, data: bytes | None) -> tuple[Image.Image | None, str | None]:
         if data is None:
             return None, None
-        decoded, late = self._try(partial(sandbox.shared().decode_within, box=self.box), data)
+        decoded, late = self._decode(partial(sandbox.shared().decode_within, box=self.box), data)
         return (Image.fromarray(decoded.pixels) if decoded else None), late
 
-    def _try(self, decode: Callable[..., T], data: bytes) -> tuple[T | None, str | None]:
+    def _decode(self, decode: Callable[..., T], data: bytes) -> tuple[T | None, str | None]:
         """Return the decoded part or None, and the reason if it exceeded the time limit."""
         seconds = sandbox.INTERACTIVE_SECONDS if self._late < MAX_LATE else _SHORT_SECONDS
         try:
@@ -97,7 +97,7 @@ class ThumbnailMaker:
             self._late += 1
             return None, error.reason
 
-    def _overlay(self, labels: Labels | None, size: Size | None) -> Image.Image | None:
+    def _colour(self, labels: Labels | None, size: Size | None) -> Image.Image | None:
         """Return the mask at `size`, or as large as the box allows; None if it has no labels.
 
         Labels beyond the classes count as background.

@@ -23,38 +23,38 @@ def augment(
     mask = Image.fromarray(labels.astype(np.int32))  # mode I keeps VOID, which is negative
     if kind == "flip":
         flip = Image.Transpose.FLIP_LEFT_RIGHT
-        return image.transpose(flip), _labels(mask.transpose(flip))
+        return image.transpose(flip), _to_labels(mask.transpose(flip))
     if kind == "rotate":
         angle = rng.uniform(-15, 15)
         rotated = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=(128, 128, 128))
-        return rotated, _labels(mask.rotate(angle, fillcolor=VOID))
+        return rotated, _to_labels(mask.rotate(angle, fillcolor=VOID))
     if kind == "crop":
-        return _window(image, mask, rng.uniform(0.6, 0.9), rng.uniform(size=2))
+        return _crop(image, mask, rng.uniform(0.6, 0.9), rng.uniform(size=2))
     if kind == "zoom":
-        return _window(image, mask, rng.uniform(0.5, 0.8), np.array([0.5, 0.5]))
+        return _crop(image, mask, rng.uniform(0.5, 0.8), np.array([0.5, 0.5]))
     if kind == "scale":
         return _shrink(image, mask, rng.uniform(0.5, 0.8))
     raise ValueError(f"no augmentation {kind!r}; there are {', '.join(KINDS)}")
 
 
-def _labels(mask: Image.Image) -> Labels:
+def _to_labels(mask: Image.Image) -> Labels:
     return np.asarray(mask).astype(np.int16)
 
 
-def _window(
+def _crop(
     image: Image.Image, mask: Image.Image, share: float, position: NDArray[np.float64]
 ) -> tuple[Image.Image, Labels]:
     w, h = max(1, round(image.width * share)), max(1, round(image.height * share))
     x, y = round((image.width - w) * position[0]), round((image.height - h) * position[1])
     box = (x, y, x + w, y + h)
-    return image.crop(box), _labels(mask.crop(box))
+    return image.crop(box), _to_labels(mask.crop(box))
 
 
 def _shrink(image: Image.Image, mask: Image.Image, share: float) -> tuple[Image.Image, Labels]:
     size = max(1, round(image.width * share)), max(1, round(image.height * share))
-    at = (image.width - size[0]) // 2, (image.height - size[1]) // 2
+    corner = (image.width - size[0]) // 2, (image.height - size[1]) // 2
     canvas = Image.new("RGB", image.size, (128, 128, 128))
-    canvas.paste(image.resize(size, Image.Resampling.BILINEAR), at)
+    canvas.paste(image.resize(size, Image.Resampling.BILINEAR), corner)
     labels = Image.new("I", image.size, VOID)
-    labels.paste(mask.resize(size, Image.Resampling.NEAREST), at)
-    return canvas, _labels(labels)
+    labels.paste(mask.resize(size, Image.Resampling.NEAREST), corner)
+    return canvas, _to_labels(labels)

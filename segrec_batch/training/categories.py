@@ -49,7 +49,7 @@ def fit_categories(features: NDArray[np.float32], groups: Sequence[str]) -> Cate
             f"category=folder needs images of two folders, but all {len(targets):,} images are in "
             f"{''.join(names)!r}; use category=class"
         )
-    classifier = _classifier().fit(features, targets)
+    classifier = _make_classifier().fit(features, targets)
     scaler, regression = (step for _, step in classifier.steps)
     coef, intercept = regression.coef_, regression.intercept_
     if len(names) == 2:  # scikit-learn has one row for two classes
@@ -60,20 +60,20 @@ def fit_categories(features: NDArray[np.float32], groups: Sequence[str]) -> Cate
         tuple(map(str, names)),
         weights.astype(np.float32),
         bias.astype(np.float32),
-        _accuracy(features, targets),
+        _cross_validate(features, targets),
     )
 
 
-def _classifier() -> Pipeline:
+def _make_classifier() -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=_ITERATIONS))
 
 
-def _accuracy(features: NDArray[np.float32], targets: NDArray[np.int64]) -> float | None:
+def _cross_validate(features: NDArray[np.float32], targets: NDArray[np.int64]) -> float | None:
     """Return the cross-validated accuracy over groups of at least two images."""
     sizes = np.bincount(targets)
     if (sizes > 1).sum() < 2:
         return None
     usable = sizes[targets] > 1
     folds = StratifiedKFold(min(_FOLDS, sizes[sizes > 1].min()), shuffle=True, random_state=0)
-    scores = cross_val_score(_classifier(), features[usable], targets[usable], cv=folds)
+    scores = cross_val_score(_make_classifier(), features[usable], targets[usable], cv=folds)
     return float(scores.mean())

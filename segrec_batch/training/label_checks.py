@@ -8,11 +8,11 @@ import numpy as np
 from segrec_batch.common.errors import InputError
 from segrec_batch.labels.labelled import VOID, Classes, describe_unnamed
 from segrec_batch.training.sampling import Samples
-from segrec_batch.training.validation import evaluable_classes, split_groups
+from segrec_batch.training.validation import find_evaluable_classes, split_groups
 
 log = logging.getLogger(__name__)
 
-_SHOWN = 20  # maximum number of mask values in a message
+_MAX_VALUES = 20  # maximum number of mask values in a message
 
 
 def check_groups(groups: set[str]) -> None:
@@ -37,15 +37,15 @@ def check_classes(samples: Samples, classes: Classes) -> None:
     ]
     absent = [f"{name} {list(values)}" for name, values, count in missing if not count]
     if absent:
-        present = ", ".join(str(value) for value in sorted(pixels.keys() - {VOID})[:_SHOWN])
+        present = ", ".join(str(value) for value in sorted(pixels.keys() - {VOID})[:_MAX_VALUES])
         raise InputError(
             f"no labelled pixels of: {', '.join(absent)}; the masks of {len(samples.pixels):,} "
             f"images have the values {present}: correct the class file, or leave these out"
         )
     if missing:
-        few = ", ".join(f"{name} ({count:,})" for name, _, count in missing)
+        counts = ", ".join(f"{name} ({count:,})" for name, _, count in missing)
         raise InputError(
-            f"too few labelled pixels to learn from: {few}; none is at the centre of a cell of "
+            f"too few labelled pixels to learn from: {counts}; none is at the centre of a cell of "
             "the feature map: label more, leave the class out, or try a larger --input-size"
         )
 
@@ -67,7 +67,7 @@ def report_background(samples: Samples, classes: Classes) -> None:
 def report_unevaluable(samples: Samples, classes: Classes) -> None:
     """Warn of classes whose IoU in cross-validation has no meaning."""
     labels = classes.to_classes(samples.values).astype(np.int64)
-    evaluable = evaluable_classes(labels, split_groups(samples.groups))
+    evaluable = find_evaluable_classes(labels, split_groups(samples.groups))
     names = [name for k, name in enumerate(classes.names, 1) if k not in evaluable]
     if names:
         log.warning(

@@ -90,7 +90,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class _PositionSample:
+class _VariantSample:
     """Sampled positions of one variant of an image.
 
     Attributes:
@@ -126,24 +126,23 @@ def sample_images(
     plans = [(special or {}).get(number, sampling) for number in range(len(images))]
     rows = sum(plan.variants * plan.positions for plan in plans)
     width = sum(tap.source.channels for tap in taps)
-    features = np.empty(
-        (rows, width), np.float16
-    )  # allocated once: concatenation needs twice the memory
+    # allocated once, since concatenation needs twice the memory
+    features = np.empty((rows, width), np.float16)
     values, weights, groups, pooled = [], [], [], []
-    owners, variants, pixels = [], [], []
+    numbers, variants, pixels = [], [], []
     filled = 0
 
-    def draw(index: int) -> list[_PositionSample]:
+    def draw_image(index: int) -> list[_VariantSample]:
         plan = plans[index]
         rng = np.random.default_rng([plan.seed, index])
         return [
             _draw_positions(image, labels, taps, shapes, feature_maps, plan.positions, rng)
-            for image, labels in _variants(images[index], classes, plan, rng)
+            for image, labels in _load_variants(images[index], classes, plan, rng)
         ]
 
-    for index, drawn in enumerate(_in_order(draw, track(images), workers)):
-        pixels.append(drawn[0].pixels)
-        for variant, sample in enumerate(drawn):
+    for index, samples in enumerate(_map_in_order(draw_image, track(images), workers)):
+        pixels.append(samples[0].pixels)
+        for variant, sample in enumerate(samples):
             count = len(sample.values)
             features[filled : filled + count] = sample.features
             filled += count
@@ -151,7 +150,7 @@ def sample_images(
             weights.append(sample.weights)
             pooled.append(sample.pooled)
             groups.append(np.full(count, images[index].group, object))
-            owners.append(np.full(count, index))
+            numbers.append(np.full(count, index))
             variants.append(np.full(count, variant))
     return Samples(
         features[:filled],
@@ -159,17 +158,17 @@ def sample_images(
         np.concatenate(weights),
         np.concatenate(groups),
         pooling.centred_unit(torch.cat(pooled)).mean(dim=0).cpu(),
-        np.concatenate(owners),
+        np.concatenate(numbers),
         np.concatenate(variants),
         pixels,
     )
 
 
-def _in_order(
-    work: Callable[[int], list[_PositionSample]], items: Iterator[LabelledImage], workers: int
-) -> Iterator[list[_PositionSample]]:
+def _map_in_order(
+    work: Callable[[int], list[_VariantSample]], items: Iterator[LabelledImage], workers: int
+) -> Iterator[list[_VariantSample]]:
     """Yield `work(number)` for each item in order; up to `workers` run ahead in threads."""
-    running: deque[Future[list[_PositionSample]]] = deque()
+    running: deque[Future[list[_VariantSample]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for number, _ in enumerate(items):
             running.append(pool.submit(work, number))
@@ -187,16 +186,16 @@ def _draw_positions(
     feature_maps: Callable[[NDArray[np.uint8]], Mapping[str, Tensor]],
     positions: int,
     rng: np.random.Generator,
-) -> _PositionSample:
+) -> _VariantSample:
     maps = feature_maps(fit(image, shapes)[None])
-    grid = _finest(maps, taps)
+    grid = _finest_grid(maps, taps)
     values, cells, weights = draw_cells(cell_labels(labels, grid), positions, rng)
     features = cell_features(maps, taps, cells, grid).half().cpu().numpy()
     pooled = pooling.global_mean(maps[BACKBONES[taps[0].backbone].feature_layer])
-    return _PositionSample(features, values, weights, pooled, count_values(labels))
+    return _VariantSample(features, values, weights, pooled, count_values(labels))
 
 
-def _variants(
+def _load_variants(
     item: LabelledImage, classes: Classes, sampling: Sampling, rng: np.random.Generator
 ) -> Iterator[tuple[Image.Image, NDArray[np.int16]]]:
     image, labels = item.load(classes)
@@ -206,7 +205,7 @@ def _variants(
             yield augment(image, labels, kind, rng)
 
 
-def _finest(maps: Mapping[str, Tensor], taps: Sequence[Tap]) -> Shape:
+def _finest_grid(maps: Mapping[str, Tensor], taps: Sequence[Tap]) -> Shape:
     tap = min(taps, key=lambda t: t.source.stride)
     h, w = maps[tap.layer].shape[-2:]
     return h, w
@@ -235,10 +234,10 @@ def draw_cells(
         return flat[:0], known, np.zeros(0)
     present, sizes = np.unique(flat[known], return_counts=True)
     uniform = positions - positions // 2
-    each = positions // 2 // len(present)
-    per_value = (rng.choice(np.flatnonzero(flat == value), each) for value in present)
+    equal = positions // 2 // len(present)
+    per_value = (rng.choice(np.flatnonzero(flat == value), equal) for value in present)
     cells = np.concatenate([rng.choice(known, uniform), *per_value])
-    expected = uniform / known.size + each / sizes
+    expected = uniform / known.size + equal / sizes
     weights = 1 / expected[np.searchsorted(present, flat[cells])]
     return flat[cells], cells, weights
 
@@ -252,12 +251,12 @@ def cell_features(
     """
     h, w = grid
     centres = np.stack([(cells % w + 0.5) / w, (cells // w + 0.5) / h], axis=-1)
-    where = torch.as_tensor(centres * 2 - 1, dtype=torch.float32)[None, None]
+    positions = torch.as_tensor(centres * 2 - 1, dtype=torch.float32)[None, None]
     parts = []
     for tap in taps:
         pooled = pool(maps[tap.layer].float(), tap.window)
-        read = F.grid_sample(
-            pooled, where.to(pooled.device), padding_mode="border", align_corners=False
+        sampled = F.grid_sample(
+            pooled, positions.to(pooled.device), padding_mode="border", align_corners=False
         )
-        parts.append(read[0, :, 0].T)  # (1, C, 1, n) -> (n, C)
+        parts.append(sampled[0, :, 0].T)  # (1, C, 1, n) -> (n, C)
     return torch.cat(parts, dim=1)

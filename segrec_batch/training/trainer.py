@@ -19,7 +19,7 @@ from segrec_batch.model import pooling
 from segrec_batch.model.backbones import DEFAULT_BACKBONE, BackboneSpec, Tap
 from segrec_batch.model.bundle import Array, Model
 from segrec_batch.model.engine_choice import choose_engine
-from segrec_batch.model.engines import PER_PIXEL, EngineChoice, load_feature_maps
+from segrec_batch.model.engines import BYTES_PER_PIXEL, EngineChoice, load_feature_maps
 from segrec_batch.model.spec import ModelSpec, Scaling
 from segrec_batch.model.weights import Weights
 from segrec_batch.training import label_checks
@@ -80,8 +80,8 @@ class Trainer:
         self.classes = classes
         self.weights = weights
         self.settings = settings
-        every = (tap for candidate in settings.candidates for tap in candidate.taps)
-        self.taps = tuple(dict.fromkeys(every))
+        taps = (tap for candidate in settings.candidates for tap in candidate.taps)
+        self.taps = tuple(dict.fromkeys(taps))
         scaling = Scaling(settings.minmax, weights.mean, weights.std)
         # ncnn: one thread per image, as many as memory allows; torch: all threads on one image
         self._workers = _count_workers(settings) if settings.engine.engine == "ncnn" else 1
@@ -113,17 +113,17 @@ class Trainer:
         Raises:
             InputError: the positions are of one group, or a class has none.
         """
-        part = copy(self)
-        part.__dict__.pop("data", None)
+        trainer = copy(self)
+        trainer.__dict__.pop("data_fingerprint", None)
         samples = self.samples.rows(rows)
-        numbers_before, numbers = np.unique(samples.images, return_inverse=True)
-        part.images = [self.images[i] for i in numbers_before]
-        pixels = [samples.pixels[i] for i in numbers_before]
-        part.samples = replace(samples, images=numbers, pixels=pixels)
-        label_checks.check_groups({item.group for item in part.images})
-        label_checks.check_classes(part.samples, self.classes)
-        part.components = Components.of(part.samples.values, self.classes)
-        return part
+        old_numbers, new_numbers = np.unique(samples.images, return_inverse=True)
+        trainer.images = [self.images[i] for i in old_numbers]
+        pixels = [samples.pixels[i] for i in old_numbers]
+        trainer.samples = replace(samples, images=new_numbers, pixels=pixels)
+        label_checks.check_groups({item.group for item in trainer.images})
+        label_checks.check_classes(trainer.samples, self.classes)
+        trainer.components = Components.of(trainer.samples.values, self.classes)
+        return trainer
 
     def _sample(self, extra: Mapping[int, tuple[str, ...]]) -> Samples:
         sampling = self.settings.sampling
@@ -143,7 +143,7 @@ class Trainer:
         )
 
     @cached_property
-    def data(self) -> str:
+    def data_fingerprint(self) -> str:
         """Fingerprint of the labelled images, cached because it reads them all."""
         return fingerprint(self.images, self.classes)
 
@@ -163,7 +163,7 @@ class Trainer:
         label_checks.report_unevaluable(self.samples, self.classes)
         return validations
 
-    def best(self) -> Model:
+    def fit_best(self) -> Model:
         """Select layers, C and offsets by grouped cross-validation and fit on all positions."""
         validations = self.validate(self.settings.candidates)
         return self.fit(max(validations, key=lambda v: v.mean_iou), validations)
@@ -171,15 +171,15 @@ class Trainer:
     def fit(self, best: Validation, validations: Sequence[Validation] = ()) -> Model:
         """Fit the selected candidate on all positions; the bundle records `validations`."""
         taps, seed = best.candidate.taps, self.settings.sampling.seed
-        owners = list(self.components.classes)
+        classes = list(self.components.classes)
         svm = fit_all(
             self.samples.columns(self.taps, taps),
             self.components.targets(self.samples.values),
-            len(owners),
+            len(classes),
             best.candidate.c,
             seed,
         )
-        bias = svm.bias + best.offsets[owners]
+        bias = svm.bias + best.offsets[classes]
         spec = ModelSpec(
             classes=self.classes.names,
             taps=tuple(map(str, taps)),
@@ -192,35 +192,35 @@ class Trainer:
             minmax=self.settings.minmax,
             backbone=self.weights.backbone.name,
             training={
-                "data": self.data,
+                "data": self.data_fingerprint,
                 "images": len(self.images),
                 "variants": self.settings.sampling.variants,
                 "positions": len(self.samples.values),
                 "groups": len(set(self.samples.groups)),
                 "seed": seed,
                 "c": best.candidate.c,
-                "validation": [_validation_json(v, self.classes) for v in validations],
+                "validation": [_to_json(v, self.classes) for v in validations],
             },
         )
-        tensors = _head_tensors(taps, svm.weights, bias, self.samples.centre)
+        tensors = _make_head(taps, svm.weights, bias, self.samples.centre)
         return Model(spec, tensors, self.weights.arrays)
 
 
 def _count_workers(settings: Settings) -> int:
     """Return the number of images that ncnn may process at a time in half of the memory."""
     pixels = max(height * width for height, width in settings.shapes)
-    fit = usable_memory() // 2 // (PER_PIXEL * pixels)
-    return max(min(usable_cores(), fit), 1)
+    fitting = usable_memory() // 2 // (BYTES_PER_PIXEL * pixels)
+    return max(min(usable_cores(), fitting), 1)
 
 
 def train(
     images: Sequence[LabelledImage], classes: Classes, weights: Weights, settings: Settings
 ) -> Model:
     """Train a model: sample positions, cross-validate, fit the best candidate on all positions."""
-    return Trainer(images, classes, weights, settings).best()
+    return Trainer(images, classes, weights, settings).fit_best()
 
 
-def _head_tensors(
+def _make_head(
     taps: Sequence[Tap],
     weights: NDArray[np.float32],
     bias: NDArray[np.float32],
@@ -236,18 +236,18 @@ def _head_tensors(
     }
 
 
-def _validation_json(validation: Validation, classes: Classes) -> dict[str, Any]:
+def _to_json(validation: Validation, classes: Classes) -> dict[str, Any]:
     names = ("background", *classes.names)
     return {
         "layers": ",".join(map(str, validation.candidate.taps)),
         "c": validation.candidate.c,
         "mean_iou": round(validation.mean_iou, 4),
-        "iou": {n: _rounded(v) for n, v in zip(names, validation.iou, strict=True)},
+        "iou": {n: _round(v) for n, v in zip(names, validation.iou, strict=True)},
         "offsets": {n: float(v) for n, v in zip(names, validation.offsets, strict=True)},
         "accuracy": round(validation.accuracy, 4),
     }
 
 
-def _rounded(value: float) -> float | None:
+def _round(value: float) -> float | None:
     """Round a value for JSON; NaN becomes None."""
     return None if np.isnan(value) else round(float(value), 4)

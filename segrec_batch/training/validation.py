@@ -41,21 +41,21 @@ class Components:
     def of(cls, values: NDArray[np.int16], classes: Classes) -> "Components":
         """Assign the mask values of sampled positions; rare background values share one SVM."""
         of_value: dict[int, int] = {}
-        owners: list[int] = []
+        component_classes: list[int] = []
         rare: int | None = None
         for value, count in zip(*np.unique(values, return_counts=True), strict=True):
-            owner = classes.class_of(int(value))
-            shared = owner == 0 and count < _RARE
-            if shared and rare is not None:
+            k = classes.class_of(int(value))
+            is_rare = k == 0 and count < _RARE
+            if is_rare and rare is not None:
                 of_value[int(value)] = rare
                 continue
-            if shared:
-                rare = len(owners)
-            of_value[int(value)] = len(owners)
-            owners.append(owner)
-        if 0 not in owners:
-            owners.append(0)
-        return cls(of_value, tuple(owners))
+            if is_rare:
+                rare = len(component_classes)
+            of_value[int(value)] = len(component_classes)
+            component_classes.append(k)
+        if 0 not in component_classes:
+            component_classes.append(0)
+        return cls(of_value, tuple(component_classes))
 
     def targets(self, values: NDArray[np.int16]) -> NDArray[np.int64]:
         """Return the SVM numbers (n,) of mask values (n,)."""
@@ -73,9 +73,9 @@ class Components:
 
     def class_scores(self, decision: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return class scores (n, K): the highest decision value (n, M) among a class's SVMs."""
-        owners = np.array(self.classes)
-        classes = range(owners.max() + 1)
-        return np.stack([decision[:, owners == k].max(axis=1) for k in classes], axis=1)
+        components = np.array(self.classes)
+        classes = range(components.max() + 1)
+        return np.stack([decision[:, components == k].max(axis=1) for k in classes], axis=1)
 
 
 @dataclass(frozen=True)
@@ -119,14 +119,14 @@ def cross_validate(
     seed: int,
 ) -> Iterator[Validation]:
     """Evaluate each candidate on groups that its SVMs were not fitted on."""
-    keep = _subset(len(samples.values), seed)
-    values, weights = samples.values[keep], samples.weights[keep]
+    rows = _draw_rows(len(samples.values), seed)
+    values, weights = samples.values[rows], samples.weights[rows]
     labels = classes.to_classes(values).astype(np.int64)
     targets = components.targets(values)
-    folds = split_groups(samples.groups[keep])
-    evaluable = evaluable_classes(labels, folds)
+    folds = split_groups(samples.groups[rows])
+    evaluable = find_evaluable_classes(labels, folds)
     for candidate in candidates:
-        x = samples.columns(taps, candidate.taps)[keep]
+        x = samples.columns(taps, candidate.taps)[rows]
         scores = np.empty((len(x), max(components.classes) + 1), np.float32)
         for train, test in folds:
             svm = fit_all(x[train], targets[train], len(components.classes), candidate.c, seed)
@@ -137,7 +137,7 @@ def cross_validate(
         yield Validation(candidate, iou(confusion), offsets, accuracy)
 
 
-def _subset(n: int, seed: int) -> NDArray[np.int64]:
+def _draw_rows(n: int, seed: int) -> NDArray[np.int64]:
     if n <= CV_ROWS:
         return np.arange(n)
     return np.sort(np.random.default_rng(seed).choice(n, CV_ROWS, replace=False))
@@ -149,14 +149,14 @@ def split_groups(groups: NDArray[np.object_]) -> list[Fold]:
     return list(GroupKFold(folds).split(groups, groups=groups))
 
 
-def evaluable_classes(labels: NDArray[np.int64], folds: Sequence[Fold]) -> list[int]:
+def find_evaluable_classes(labels: NDArray[np.int64], folds: Sequence[Fold]) -> list[int]:
     """Return the foreground classes that at least two folds hold out.
 
     If only one fold has a class, the SVMs evaluated on it were fitted without that class.
     """
     held_out = [set(np.unique(labels[test]).tolist()) for _, test in folds]
-    every = set().union(*held_out) - {0}
-    return sorted(k for k in every if sum(k in classes for classes in held_out) > 1)
+    foreground = set().union(*held_out) - {0}
+    return sorted(k for k in foreground if sum(k in classes for classes in held_out) > 1)
 
 
 def fit_all(
@@ -189,9 +189,10 @@ def weighted_confusion(
 
 def iou(confusion: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return IoU per class; NaN for a class in neither labels nor predictions."""
-    hit = np.diag(confusion)
-    union = confusion.sum(axis=0) + confusion.sum(axis=1) - hit
-    return np.asarray(np.divide(hit, union, out=np.full(len(hit), np.nan), where=union > 0))
+    correct = np.diag(confusion)
+    union = confusion.sum(axis=0) + confusion.sum(axis=1) - correct
+    undefined = np.full(len(correct), np.nan)
+    return np.asarray(np.divide(correct, union, out=undefined, where=union > 0))
 
 
 def choose_offsets(
@@ -211,16 +212,16 @@ def choose_offsets(
     k = scores.shape[1]
     offsets = np.zeros(k, np.float32)
 
-    def quality(trial: NDArray[np.float32]) -> float:
+    def measure(trial: NDArray[np.float32]) -> float:
         return float(np.nanmean(iou(weighted_confusion(scores + trial, labels, weights))[1:]))
 
-    best = quality(offsets)
+    best = measure(offsets)
     for reach in (2.0, 0.5, 0.125):
         for i in range(1, k) if classes is None else classes:
             spread = (scores[:, i] - np.delete(scores, i, axis=1).max(axis=1)).std()
             for step in np.linspace(-reach, reach, 17) * spread:
                 trial = offsets.copy()
                 trial[i] += step
-                if (value := quality(trial)) > best:
+                if (value := measure(trial)) > best:
                     best, offsets = value, trial
     return offsets

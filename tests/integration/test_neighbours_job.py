@@ -277,9 +277,9 @@ def test_recommend_output_has_one_snapshot(tmp_path: Path) -> None:
     [
         ("SELECT uri FROM images", "image_id"),
         ("SELEC", "SQL"),
-        ("FROM images WHERE false", "nothing to ask"),
+        ("FROM images WHERE false", "nothing to do"),
         ("/nowhere.parquet", "nowhere"),
-        ("BROKEN.parquet", "no Parquet file"),
+        ("BROKEN.parquet", "not a Parquet file"),
     ],
 )
 def test_recommend_refuses_bad_queries(

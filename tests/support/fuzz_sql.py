@@ -15,7 +15,7 @@ from segrec_batch.search.database import Database, open_index
 from segrec_batch.search.sql.allowed import TABLE_FUNCTIONS, allowed_functions
 from segrec_batch.search.sql.connection import Access
 from segrec_batch.search.sql.guard import QueryGuard, collect_rows
-from segrec_batch.search.sql.limits import last_resort, time_limit
+from segrec_batch.search.sql.limits import exit_after, time_limit
 from tests.support.damage import Damage
 from tests.support.feature_index import image_files, names, write_index
 from tests.support.fuzz_targets import FEATURES, Target
@@ -79,7 +79,7 @@ class SqlTarget(Target):
     def load(self) -> None:
         database, settings = self._opened()
         guard = self._guards[self._name]
-        with last_resort(PLAN_SECONDS):
+        with exit_after(PLAN_SECONDS):
             try:
                 guard.check(self._sql)
             except InputError:

@@ -11,7 +11,7 @@ from segrec_batch.descriptors.operators.keypoints import Extractor
 from segrec_batch.descriptors.operators.signature import sums
 
 Vectors = NDArray[np.float32]
-_UNTIL = (cv2.TERM_CRITERIA_MAX_ITER | cv2.TERM_CRITERIA_EPS, 25, 0.1)
+_CRITERIA = (cv2.TERM_CRITERIA_MAX_ITER | cv2.TERM_CRITERIA_EPS, 25, 0.1)
 
 
 def learn_words(extract: Extractor, images: Iterable[NDArray[np.uint8]], words: int) -> Vectors:
@@ -21,7 +21,7 @@ def learn_words(extract: Extractor, images: Iterable[NDArray[np.uint8]], words: 
     if len(vectors) < words:
         raise InputError(
             f"{len(samples)} images have {len(vectors)} local descriptors, too few for {words} "
-            "words: ask for fewer words, or for more images"
+            "words: use fewer words or more images"
         )
     return vocabulary(vectors, words)
 
@@ -35,7 +35,7 @@ def vocabulary(vectors: Vectors, words: int, seed: int = 0) -> Vectors:
     """
     cv2.setRNGSeed(seed)  # k-means++ draws from the generator of this thread
     labels = np.zeros((0, 1), np.int32)
-    _, _, centres = cv2.kmeans(vectors, words, labels, _UNTIL, 1, cv2.KMEANS_PP_CENTERS)
+    _, _, centres = cv2.kmeans(vectors, words, labels, _CRITERIA, 1, cv2.KMEANS_PP_CENTERS)
     return np.asarray(centres, np.float32)
 
 

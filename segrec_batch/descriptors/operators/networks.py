@@ -19,7 +19,7 @@ from segrec_batch.model.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from segrec_batch.model.device import full_float32
 from segrec_batch.model.head import resize
 from segrec_batch.model.torch_engine import as_tensors
-from segrec_batch.model.weights import download, read_state, seed
+from segrec_batch.model.weights import download, read_state, seed_generator
 from segrec_batch.sources import storage
 
 SIDE = 224
@@ -83,7 +83,7 @@ def _load_state(architecture: Architecture, weights: str) -> dict[str, Tensor]:
         state = download(get_weight(architecture.imagenet), f"{architecture.name} {weights}")
     elif weights.startswith("random:"):
         with torch.random.fork_rng(devices=[]):
-            seed(torch.default_generator, weights)
+            seed_generator(torch.default_generator, weights)
             state = architecture.build().state_dict()
     else:
         state = read_state(weights, f"{architecture.name} weights")
@@ -95,18 +95,20 @@ def _select_parameters(
 ) -> dict[str, Tensor]:
     """Return the entries that inference uses, float32."""
     parameters = {}
-    for name, like in _empty(architecture).state_dict().items():
+    for name, parameter in _build_empty(architecture).state_dict().items():
         if name.endswith(_COUNTER):
             continue
         value = state.get(name)
-        if not isinstance(value, Tensor) or value.shape != like.shape:
-            shape = f"has shape {tuple(value.shape)}" if isinstance(value, Tensor) else "is missing"
-            raise ModelError(f"{origin} is not torchvision's {architecture.name}: {name} {shape}")
+        if not isinstance(value, Tensor) or value.shape != parameter.shape:
+            problem = (
+                f"has shape {tuple(value.shape)}" if isinstance(value, Tensor) else "is missing"
+            )
+            raise ModelError(f"{origin} is not torchvision's {architecture.name}: {name} {problem}")
         parameters[name] = value.detach().float().contiguous()
     return parameters
 
 
-def _empty(architecture: Architecture) -> nn.Module:
+def _build_empty(architecture: Architecture) -> nn.Module:
     """Return the network on the meta device, without memory for its parameters."""
     with torch.device("meta"):
         return architecture.build()
@@ -126,7 +128,7 @@ class Network:
         precision: str,
         device: str,
     ) -> None:
-        network = _empty(architecture)
+        network = _build_empty(architecture)
         network.load_state_dict(as_tensors(state), assign=True)  # sets the counters to 0
         self._dtype: torch.dtype = getattr(torch, precision)
         network.eval().requires_grad_(False)

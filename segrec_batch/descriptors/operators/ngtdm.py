@@ -39,5 +39,5 @@ def _busyness(shares: NDArray[np.float64], differences: NDArray[np.float64]) -> 
         return 0.0
     present = shares > 0
     weighted = (np.arange(TONES) * shares)[present]
-    apart = float(np.abs(weighted[:, np.newaxis] - weighted).sum())
-    return changes / apart if apart else np.inf
+    total = float(np.abs(weighted[:, np.newaxis] - weighted).sum())
+    return changes / total if total else np.inf

@@ -114,26 +114,26 @@ def sharpness(histogram: Values) -> float:
     """Return the directionality of one histogram (16,), see `directionality`."""
     if not histogram.any():
         return 0.0
-    peaks = _peaks(histogram)
-    peak = peaks[_owners(histogram, peaks)]
-    spread = float(_squared(np.arange(BINS) - peak) @ histogram)
-    flat = float(_squared(np.arange(BINS)).mean())
+    peaks = _find_peaks(histogram)
+    peak = peaks[_assign_bins(histogram, peaks)]
+    spread = float(_square_distances(np.arange(BINS) - peak) @ histogram)
+    flat = float(_square_distances(np.arange(BINS)).mean())
     return 1 - len(peaks) * spread / flat
 
 
-def _squared(bins: Bins) -> Bins:
+def _square_distances(bins: Bins) -> Bins:
     """Return squared circular distances of bins."""
     return ((bins + BINS // 2) % BINS - BINS // 2) ** 2
 
 
-def _peaks(histogram: Values) -> Bins:
+def _find_peaks(histogram: Values) -> Bins:
     """Return the peaks of a histogram, see `directionality`; a plateau counts as its first bin."""
     start = int(histogram.argmin())
     around = np.roll(histogram, -start)
     closed = np.append(around, around[0])
     rises = np.flatnonzero((closed[1:-1] > closed[:-2]) & (closed[1:-1] >= closed[2:])) + 1
-    enough = PROMINENCE * closed.max()
-    peaks = np.array([at for at in rises.tolist() if _prominence(closed, at) >= enough], np.intp)
+    minimum = PROMINENCE * closed.max()
+    peaks = np.array([at for at in rises.tolist() if _prominence(closed, at) >= minimum], np.intp)
     highest = np.array([around.argmax()])
     return np.asarray(((peaks if len(peaks) else highest) + start) % BINS)
 
@@ -146,12 +146,12 @@ def _prominence(closed: Values, at: int) -> float:
     return float(closed[at] - max(closed[before : at + 1].min(), closed[at : behind + 1].min()))
 
 
-def _owners(histogram: Values, peaks: Bins) -> Bins:
+def _assign_bins(histogram: Values, peaks: Bins) -> Bins:
     """Return the number of the peak that each bin belongs to."""
     first = peaks[0]
     around = np.roll(histogram, -first)
     ends = [*((peaks - first) % BINS), BINS]
     closed = np.append(around, around[0])
     valleys = [a + int(closed[a : b + 1].argmin()) for a, b in pairwise(ends)]
-    owners = np.searchsorted(valleys, np.arange(BINS)) % len(peaks)
-    return np.roll(owners, first)
+    numbers = np.searchsorted(valleys, np.arange(BINS)) % len(peaks)
+    return np.roll(numbers, first)

@@ -16,7 +16,7 @@ from segrec_batch.index.schema import coverage_column
 from segrec_batch.model.names import BACKGROUND
 from segrec_batch.model.spec import COMMON_GRID
 from segrec_batch.search.database import Database
-from segrec_batch.search.sql.connection import batches, query
+from segrec_batch.search.sql.connection import query, read_batches
 from segrec_batch.search.sql.views import identifier
 
 Ints = NDArray[np.int64]
@@ -219,7 +219,7 @@ class _Reader:
         self, sql: str, parameters: Mapping[str, object]
     ) -> Iterator[tuple[Ints, NDArray[Any]]]:
         """Yield batches of rows of (image_id, list): places (b,) and values (b, C)."""
-        for batch in batches(self.database.connection, sql, parameters, _BATCH_ROWS):
+        for batch in read_batches(self.database.connection, sql, parameters, _BATCH_ROWS):
             if not len(batch):
                 continue
             rows = pc.index_in(batch.column(0), value_set=self.ids).to_numpy()

@@ -35,7 +35,7 @@ from segrec_batch.search.similarity import (
     Floats,
     hamming_distances,
     mask_overlaps,
-    rounded,
+    round_half_away,
     semantic_distances,
 )
 
@@ -98,7 +98,7 @@ def _sign_bits(rows: Ints, images: Collection) -> Scores:
 
 def _histogram(rows: Ints, images: Collection) -> Scores:
     """Score by the semantic distance: −Σ_k |σ_k(query) − σ_k(image)| (Ouni 2020, eq. 1)."""
-    return Scores(-rounded(semantic_distances(images.coverages[rows], images.coverages)))
+    return Scores(-round_half_away(semantic_distances(images.coverages[rows], images.coverages)))
 
 
 def _pearson_iou(rows: Ints, images: Collection) -> Scores:

@@ -33,7 +33,7 @@ from segrec_batch.search.feedback.refine import (
     SOMEWHAT,
     STANDARD,
     SVM,
-    refined,
+    refine,
 )
 from segrec_batch.search.similarity import METRICS, Features, Floats, rank_order
 
@@ -244,7 +244,7 @@ class _Users:
                 continue
             ready = METRICS[self.metric].prepare(self.features[[self.rows[i], *places]])
             with suppress(InputError):
-                vectors[i] = refined(way, ready[0], ready[1:], marks, STANDARD)
+                vectors[i] = refine(way, ready[0], ready[1:], marks, STANDARD)
                 is_refined[i] = True
         # the direction of an SVM ranks as its products do
         metric = "dot" if way == SVM and self.metric == "euclidean" else self.metric

@@ -213,7 +213,7 @@ def _split_models(
         return
     if test:
         trainer = _trainer(settings, images, classes)
-        yield Split(SEPARATE, trainer.best(), test, trainer)
+        yield Split(SEPARATE, trainer.fit_best(), test, trainer)
         return
     numbers = split_images([item.group for item in images], settings.seed)
     tested = [images[i] for i in numbers.test]
@@ -227,7 +227,7 @@ def _split_models(
             rows |= np.isin(samples.images, numbers.test) & (samples.variants > 0)
         trainer = every.subset(rows)
         log.info(f"split {split}: {len(trainer.images)} training images, {len(tested)} test images")
-        yield Split(split, trainer.best(), tested, trainer)
+        yield Split(split, trainer.fit_best(), tested, trainer)
 
 
 def _trainer(

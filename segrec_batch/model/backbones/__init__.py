@@ -13,8 +13,8 @@ DEFAULT_BACKBONE = VGG16
 _ODD = re.compile(r"[0-9]{0,2}[13579]")
 
 
-def backbone_of(name: str) -> BackboneSpec:
-    """Return the backbone of a name. Raises ModelError for an unknown one."""
+def find_backbone(name: str) -> BackboneSpec:
+    """Return the backbone of this name. Raises ModelError if there is none."""
     if name not in BACKBONES:
         raise ModelError(f"there is no backbone {name[:80]}; there are {', '.join(BACKBONES)}")
     return BACKBONES[name]
@@ -41,8 +41,8 @@ class Tap:
             )
         if at and not _ODD.fullmatch(window):
             raise ModelError(
-                f"{text[:80]}: the window behind @ must be an odd number of cells, of 3 digits "
-                "at most"
+                f"{text[:80]}: the window after @ must be an odd number of cells with at most 3 "
+                "digits"
             )
         return cls(layer, int(window) if at else 1, backbone.name)
 
@@ -55,4 +55,4 @@ class Tap:
         return BACKBONES[self.backbone].layers[self.layer]
 
 
-__all__ = ["BACKBONES", "DEFAULT_BACKBONE", "BackboneSpec", "Layer", "Tap", "backbone_of"]
+__all__ = ["BACKBONES", "DEFAULT_BACKBONE", "BackboneSpec", "Layer", "Tap", "find_backbone"]

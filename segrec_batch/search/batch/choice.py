@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from segrec_batch.common.errors import InputError
-from segrec_batch.search.batch.scores import Pairs, Vectors, join, no_pairs, pearson, ranks
+from segrec_batch.search.batch.scores import Pairs, Vectors, empty_pairs, join, pearson, ranks
 from segrec_batch.search.batch.search import Exclusions, Search
 from segrec_batch.search.similarity import Floats, Ints
 
@@ -33,10 +33,11 @@ class Choice:
 
     Attributes:
         k: recommendations for a query.
-        distinct: no recommendation is a copy of the query or of a better one.
-        near_duplicates: limit of Pearson with the query and with better recommendations.
-        diversity: λ of maximal marginal relevance, which chooses among the `pool` best.
-        pool: at least k; by default 5 k.
+        distinct: no recommendation is a copy of the query or of a better row.
+        near_duplicates: exclude images whose Pearson with the query or with a better
+            recommendation is not below this limit.
+        diversity: λ of maximal marginal relevance, which chooses among the best candidates.
+        pool: number of these candidates, at least k; by default 5 k.
     """
 
     k: int = 10
@@ -52,7 +53,9 @@ class Choice:
         if self.diversity is not None and not 0 < self.diversity <= 1:
             raise InputError(f"--diversity {self.diversity:g}: give 0 < LAMBDA <= 1")
         if self.pool is not None and self.diversity is None:
-            raise InputError("--pool is what --diversity chooses among; give that too")
+            raise InputError(
+                "--pool needs --diversity: it is the number of candidates among which that chooses"
+            )
         if self.pool is not None and self.pool < self.k:
             raise InputError(f"--pool {self.pool} is less than k, {self.k}")
 
@@ -71,51 +74,53 @@ class Choice:
 def choose(search: Search, choice: Choice) -> Pairs:
     """Return the recommendations for all queries of a search, in order."""
     if choice.near_duplicates is None:
-        pairs = search.best(np.arange(len(search.queries)), choice.candidates)
+        pairs = search.find_best(np.arange(len(search.queries)), choice.candidates)
     else:
-        pairs = _thinned(search, choice, choice.near_duplicates)
-    return pairs if choice.diversity is None else _mixed(search, choice, choice.diversity, pairs)
+        pairs = _drop_near_duplicates(search, choice, choice.near_duplicates)
+    return (
+        pairs if choice.diversity is None else _diversify(search, choice, choice.diversity, pairs)
+    )
 
 
-def _thinned(search: Search, choice: Choice, limit: float) -> Pairs:
+def _drop_near_duplicates(search: Search, choice: Choice, limit: float) -> Pairs:
     """Return the best without near-duplicates; search more candidates until there are enough."""
-    done = {}
+    finished = {}
     queries, count = np.arange(len(search.queries)), 2 * choice.candidates
     while len(queries):
-        again = []
-        for query, best, vectors in _pools(search, search.best(queries, count)):
-            chosen = without_near_duplicates(vectors, limit, choice.candidates)
+        unfinished = []
+        for query, best, vectors in _read_pools(search, search.find_best(queries, count)):
+            chosen = drop_near_duplicates(vectors, limit, choice.candidates)
             if len(chosen) < choice.candidates and len(best) == count:
-                again.append(query)
+                unfinished.append(query)
             else:
-                done[query] = best.take(chosen)
-        queries, count = np.array(again, np.int64), 2 * count
-    return join([no_pairs(), *(done[query] for query in sorted(done))])
+                finished[query] = best.take(chosen)
+        queries, count = np.array(unfinished, np.int64), 2 * count
+    return join([empty_pairs(), *(finished[query] for query in sorted(finished))])
 
 
-def _mixed(search: Search, choice: Choice, weight: float, pairs: Pairs) -> Pairs:
-    mixed = [
-        best.take(maximal_marginal_relevance(vectors, best.pearson, weight, choice.k))
-        for _, best, vectors in _pools(search, pairs)
+def _diversify(search: Search, choice: Choice, weight: float, pairs: Pairs) -> Pairs:
+    chosen = [
+        best.take(select_by_marginal_relevance(vectors, best.pearson, weight, choice.k))
+        for _, best, vectors in _read_pools(search, pairs)
     ]
-    return join([no_pairs(), *mixed])
+    return join([empty_pairs(), *chosen])
 
 
-def _pools(search: Search, pairs: Pairs) -> Iterator[tuple[int, Pairs, Vectors]]:
+def _read_pools(search: Search, pairs: Pairs) -> Iterator[tuple[int, Pairs, Vectors]]:
     """Yield each query, its pairs and their vectors, read for several queries at once."""
     starts = np.flatnonzero(ranks(pairs) == 0)
     ends = np.append(starts[1:], len(pairs))
     groups = np.flatnonzero(np.diff(starts // search.sizes.pool)) + 1
-    for members in np.split(np.arange(len(starts)), groups) if len(pairs) else ():
-        first, last = starts[members[0]], ends[members[-1]]
+    for group in np.split(np.arange(len(starts)), groups) if len(pairs) else ():
+        first, last = starts[group[0]], ends[group[-1]]
         vectors = search.candidates.vectors(pairs.row[first:last])
-        for start, end in zip(starts[members], ends[members], strict=True):
-            which = slice(start - first, end - first)
-            columns = vectors.features[which], vectors.totals[which], vectors.norms[which]
+        for start, end in zip(starts[group], ends[group], strict=True):
+            rows = slice(start - first, end - first)
+            columns = vectors.features[rows], vectors.totals[rows], vectors.norms[rows]
             yield int(pairs.query[start]), pairs.take(np.arange(start, end)), Vectors(*columns)
 
 
-def as_table(search: Search, pairs: Pairs) -> pa.Table:
+def to_table(search: Search, pairs: Pairs) -> pa.Table:
     """Return pairs as RECOMMENDATIONS rows."""
     if not len(pairs):
         return RECOMMENDATIONS.empty_table()
@@ -133,22 +138,24 @@ def as_table(search: Search, pairs: Pairs) -> pa.Table:
     return pa.table(columns).cast(RECOMMENDATIONS)
 
 
-def without_near_duplicates(pool: Vectors, limit: float, count: int) -> Ints:
-    """Return the first `count` of a pool whose Pearson with all before them is below `limit`."""
-    left = np.ones(len(pool), bool)
+def drop_near_duplicates(pool: Vectors, limit: float, count: int) -> Ints:
+    """Return the first `count` rows of a pool whose Pearson with earlier ones is below `limit`."""
+    is_left = np.ones(len(pool), bool)
     chosen: list[int] = []
     for i in range(len(pool)):
-        if not left[i]:
+        if not is_left[i]:
             continue
         chosen.append(i)
         if len(chosen) == count:
             break
-        rest = np.flatnonzero(left[i + 1 :]) + i + 1
-        left[rest] = _similarity(pool, i, rest) < limit
+        rest = np.flatnonzero(is_left[i + 1 :]) + i + 1
+        is_left[rest] = _similarity(pool, i, rest) < limit
     return np.array(chosen, np.int64)
 
 
-def maximal_marginal_relevance(pool: Vectors, relevance: Floats, weight: float, count: int) -> Ints:
+def select_by_marginal_relevance(
+    pool: Vectors, relevance: Floats, weight: float, count: int
+) -> Ints:
     """Return `count` rows of a pool, in the order chosen by maximal marginal relevance.
 
     The next row maximises λ·relevance − (1 − λ)·(largest similarity with a chosen row),
@@ -168,5 +175,5 @@ def maximal_marginal_relevance(pool: Vectors, relevance: Floats, weight: float, 
     return np.array(chosen, np.int64)
 
 
-def _similarity(pool: Vectors, one: int, rows: Ints) -> Floats:
-    return pearson(pool, np.full(len(rows), one), pool, rows)
+def _similarity(pool: Vectors, row: int, rows: Ints) -> Floats:
+    return pearson(pool, np.full(len(rows), row), pool, rows)

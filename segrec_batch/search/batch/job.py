@@ -1,4 +1,4 @@
-"""Recommendation job: select, search on Ray, write parts, check the counts, finish."""
+"""Job that writes recommendations for many images: select, search on Ray, write, check counts."""
 
 import itertools
 import logging
@@ -15,7 +15,7 @@ from segrec_batch.distributed.placement import Resources, find_resources
 from segrec_batch.distributed.scratch import scratch_folder
 from segrec_batch.distributed.tasks import SharedValue, run_tasks
 from segrec_batch.index.snapshot import Snapshot, open_snapshot
-from segrec_batch.search.batch.choice import Choice, as_table, choose
+from segrec_batch.search.batch.choice import Choice, choose, to_table
 from segrec_batch.search.batch.output import Output, Receipt, read_receipt, write_part
 from segrec_batch.search.batch.search import Block, BlockSizes, Candidates, Search, block_sizes
 from segrec_batch.search.batch.selection import NOTHING_LEFT, Request, Selection
@@ -62,12 +62,12 @@ def recommend_all(
 ) -> dict[str, Any]:
     """Write the recommendations for many images of one snapshot; return the counts of the output.
 
-    It resumes an interrupted run. Raises SegrecError; written parts stay.
+    The function resumes an interrupted run. Raises SegrecError; written parts stay.
     """
     snapshot = open_snapshot(storage.absolute(index), version)
     request.filters.check(snapshot.spec)
     if request.filters.method != "pearson":
-        raise InputError(f"neighbours are found by pearson, not by {request.filters.method}")
+        raise InputError(f"neighbours has only the method pearson, not {request.filters.method}")
     choice.check()
     target = Output(storage.absolute(output), request.filters.cls)
     with (
@@ -106,18 +106,18 @@ def _run(
     counts = selection.prepare()
     usable = counts.pop("")
     parts = set(range(-(-usable // part_size)))
-    done = target.finished_parts() & parts
+    finished = target.finished_parts() & parts
     log.info(
-        f"{usable:,} queries in {len(parts):,} parts, {len(done):,} of them in place; "
-        f"{sum(counts.values()):,} cannot be asked"
+        f"{usable:,} queries in {len(parts):,} parts, {len(finished):,} of them finished; "
+        f"{sum(counts.values()):,} without a usable vector"
     )
     with cluster.join():
-        uris = (target.part_uri(number) for number in sorted(done))
+        uris = (target.part_uri(number) for number in sorted(finished))
         receipts = [receipt for _, receipt in run_tasks(read_receipt, uris)]
-        if missing := parts - done:
-            left = usable - sum(receipt.queries for receipt in receipts)
+        if missing := parts - finished:
+            remaining = usable - sum(receipt.queries for receipt in receipts)
             tasks = _tasks(selection, target, choice, execution, missing, part_size)
-            receipts += _search(tasks, left)
+            receipts += _search(tasks, remaining)
     summary = _account(selection.fingerprint()["count"], usable, counts, receipts)
     unanswered = selection.unanswered([name for r in receipts for name in r.nothing_left])
     if summary["answered"] + len(unanswered) != summary["queries"]:
@@ -151,18 +151,18 @@ def _tasks(
 
 
 def _search(tasks: Iterator[_Task], queries: int) -> list[Receipt]:
-    first = next(tasks)  # shares the candidates
+    first = next(tasks)  # puts the candidates into shared memory
     cpus, gpus = (0, 1) if first.resources.device == "cuda" else (first.resources.threads or 1, 0)
     receipts = []
     with ProgressMeter("recommended for", queries) as meter:
-        for _, receipt in run_tasks(_work, itertools.chain([first], tasks), cpus, gpus):
+        for _, receipt in run_tasks(_process, itertools.chain([first], tasks), cpus, gpus):
             meter.advance(receipt.queries)
             receipts.append(receipt)
-    log.info(f"{sum(r.swept for r in receipts):,} of these took a second pass")
+    log.info(f"{sum(r.swept for r in receipts):,} queries took a second pass")
     return receipts
 
 
-def _work(task: _Task) -> Receipt:
+def _process(task: _Task) -> Receipt:
     """Search for one part of the queries, and write the part."""
     if task.resources.threads:
         torch.set_num_threads(task.resources.threads)
@@ -175,7 +175,7 @@ def _work(task: _Task) -> Receipt:
         task.block_sizes,
         task.resources.device,
     )
-    rows = as_table(search, choose(search, task.choice))
+    rows = to_table(search, choose(search, task.choice))
     receipt = write_part(task.uri, rows, queries.rows["image_id"].to_pylist())
     return replace(receipt, swept=search.swept)
 

@@ -1,11 +1,11 @@
 """Output folder of a recommendation job.
 
-    OUTPUT/request.json                 the request; first
+    OUTPUT/request.json                 the request; written first
     OUTPUT/class=CLASS/part-….parquet   RECOMMENDATIONS of one part of the queries, whole or absent
     OUTPUT/unanswered.parquet           UNANSWERED: the other queries, with reasons
-    OUTPUT/_SUCCESS                     counts, as JSON; last
+    OUTPUT/_SUCCESS                     counts, as JSON; written last
 
-The class of whole images is NULL, which a folder spells class=__HIVE_DEFAULT_PARTITION__.
+For whole images the class is NULL; the folder is class=__HIVE_DEFAULT_PARTITION__.
 """
 
 import json
@@ -34,7 +34,7 @@ _RECEIPT = b"segrec"  # the key of a receipt in the metadata of a part
 class Receipt:
     """Counts of a written part, and its queries without recommendations.
 
-    swept: queries that a shortlist did not settle; 0 for parts of an earlier run.
+    swept: queries whose shortlist was not proved, see `search`; 0 for parts of an earlier run.
     """
 
     queries: int
@@ -58,34 +58,34 @@ class Output:
         """Start or resume a request in the folder. Raises InputError if it has another request."""
         if overwrite and (self._read(_REQUEST) or {}).keys() >= _OF_SNAPSHOT:
             self._clear()
-        former = self._read(_REQUEST)
-        if former is None:
-            self._refuse_strangers()
+        stored = self._read(_REQUEST)
+        if stored is None:
+            self._refuse_foreign_files()
             self._write(_REQUEST, request)
-        elif former != request:
-            raise InputError(f"{self.uri}: {self._difference(former, request)}")
+        elif stored != request:
+            raise InputError(f"{self.uri}: {self._describe_difference(stored, request)}")
 
     def _clear(self) -> None:
         """Delete the files of a job, `_SUCCESS` first and the request last."""
         for uris in ([self._at(_SUCCESS)], list(self._files()), [self._at(_REQUEST)]):
             storage.delete(uris)
 
-    def _refuse_strangers(self) -> None:
+    def _refuse_foreign_files(self) -> None:
         storage.refuse_foreign_files(
             self.uri, lambda _: False, "an output of this job", "give another --output"
         )
 
-    def _difference(self, former: Mapping[str, Any], request: Mapping[str, Any]) -> str:
+    def _describe_difference(self, stored: Mapping[str, Any], request: Mapping[str, Any]) -> str:
         state = "complete" if self.success() else "unfinished"
-        names = {n for n in request if former.get(n) != request[n]}
-        way_out = "make them anew with --overwrite, or give another --output"
+        names = {n for n in request if stored.get(n) != request[n]}
+        remedy = "replace them with --overwrite, or give another --output"
         if "version" in names and names <= _OF_SNAPSHOT:
-            named = f"version {former['version']}, not {request['version']}"
-            way_on = f"give --version {former['version']}"
-            return f"holds {state} recommendations of {named} of the index; {way_on}, {way_out}"
-        pairs = ((n, _short(former.get(n)), _short(request[n])) for n in sorted(names))
+            versions = f"version {stored['version']} of the index, not {request['version']}"
+            remedy = f"give --version {stored['version']}, {remedy}"
+            return f"holds {state} recommendations of {versions}; {remedy}"
+        pairs = ((n, _shorten(stored.get(n)), _shorten(request[n])) for n in sorted(names))
         fields = ", ".join(f"{name} {old}, not {new}" for name, old, new in pairs)
-        return f"holds {state} recommendations of another request ({fields}); {way_out}"
+        return f"holds {state} recommendations of another request ({fields}); {remedy}"
 
     def _files(self) -> Iterator[str]:
         """Yield the parts of all classes, the unanswered queries, and drafts of these."""
@@ -122,7 +122,7 @@ class Output:
         except (OSError, ValueError) as error:
             raise InputError(f"{self._at(name)}: {error}") from error
         if not isinstance(content, dict):
-            raise InputError(f"{self._at(name)} is no file of this job; give another --output")
+            raise InputError(f"{self._at(name)} is not a file of this job; give another --output")
         return content
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
@@ -158,5 +158,5 @@ def _parquet(rows: pa.Table) -> bytes:
     return content
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     return json.dumps(value)[:80]

@@ -1,4 +1,4 @@
-"""Pearson correlation of many pairs: exact in float64, and fast in float32 with a proved error.
+"""Pearson correlation of many pairs: exact in float64, and fast in float32 with an error bound.
 
 `pearson` returns the same value as the SQL macro of this name, bit for bit, at any position in a
 block. The dot product of `unit_vectors` in float32 (Abdullah 2026, eq. 6, of centred vectors
@@ -13,13 +13,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segrec_batch.search.similarity import PAIR_PLACES, Features, Floats, Ints, rank_order, rounded
+from segrec_batch.search.similarity import (
+    PAIR_PLACES,
+    Features,
+    Floats,
+    Ints,
+    rank_order,
+    round_half_away,
+)
 
 _PAIRS = 2048  # pairs multiplied at once, 3 × 8 bytes × C each
 _U32, _U64 = 2.0**-24, 2.0**-53  # unit roundoff
-_SCALE = 1e-30, 1e30  # norms for which float32 neither underflows nor overflows
+_NORMS = 1e-30, 1e30  # norms for which float32 neither underflows nor overflows
 _SECOND_ORDER = 1.05  # factor for products of errors, each below 0.01
-LARGEST_BOUND = 64 * _U32  # of a vector; norms above 1.6 % of its length meet it
+LARGEST_BOUND = 64 * _U32  # of a vector; finite if its centred norm is above 1.6 % of its length
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ def pearson(a: Vectors, i: Ints, b: Vectors, j: Ints) -> Floats:
         dots = products.cumsum(1)[:, -1].numpy()
         covariance = n * dots - a.totals[p] * b.totals[q]
         scores[chunk] = covariance / (a.norms[p] * b.norms[q]) + 0.0
-    return rounded(scores, PAIR_PLACES)
+    return round_half_away(scores, PAIR_PLACES)
 
 
 def unit_vectors(vectors: Vectors, rows: slice | Ints, device: str) -> torch.Tensor:
@@ -84,7 +91,7 @@ def _column(values: Floats, device: str) -> torch.Tensor:
 def error_bounds(vectors: Vectors, rows: slice | Ints = slice(None)) -> Floats:
     """Return the error that each vector adds to a dot product of unit vectors: (N,) float64.
 
-    |float32 dot product − `pearson`| ≤ `product_bound(C)` + bound of one + bound of the other.
+    |float32 dot product − `pearson`| ≤ `product_bound(C)` + bound of each of the two vectors.
     With κ = ‖x‖² / ‖x − x̄‖²: rounding x − x̄, its scale and their product costs 3u, rounding the
     mean u·√κ; in float64, sums of C terms and the cancellation in `pearson` at most 8·γ·κ, where
     γ = n·u / (1 − n·u) (Higham 2002, §3.1). The bound is infinite above
@@ -95,10 +102,10 @@ def error_bounds(vectors: Vectors, rows: slice | Ints = slice(None)) -> Floats:
     norms = vectors.norms[rows]
     kappa = 1 + (vectors.totals[rows] / norms) ** 2
     bounds = 3 * _U32 + _U32 * np.sqrt(kappa) + 8 * _gamma(n + 4, _U64) * kappa
-    low, high = _SCALE
+    low, high = _NORMS
     bounds = _SECOND_ORDER * bounds
-    poor = (bounds > LARGEST_BOUND) | (norms < low) | (norms > high)
-    return np.where(poor, np.inf, bounds)
+    is_unbounded = (bounds > LARGEST_BOUND) | (norms < low) | (norms > high)
+    return np.where(is_unbounded, np.inf, bounds)
 
 
 def product_bound(n: int) -> float:
@@ -119,7 +126,7 @@ class Pairs:
 
     Attributes:
         query: index of the query in its block, (P,).
-        row: number of the candidate among all, (P,).
+        row: number of the candidate among those of all blocks, (P,).
         pearson: (P,) float64.
         place: rank of the candidate's image_id in the index, (P,); it breaks ties.
         content: the same number for images of equal content, (P,).
@@ -139,10 +146,10 @@ class Pairs:
         return Pairs(*(getattr(self, f.name)[which] for f in fields(self)))
 
 
-def no_pairs() -> Pairs:
+def empty_pairs() -> Pairs:
     """Return an empty set of pairs."""
-    none = np.empty(0, np.int64)
-    return Pairs(none, none, np.empty(0), none, none)
+    empty = np.empty(0, np.int64)
+    return Pairs(empty, empty, np.empty(0), empty, empty)
 
 
 def join(parts: Sequence[Pairs]) -> Pairs:
@@ -151,11 +158,11 @@ def join(parts: Sequence[Pairs]) -> Pairs:
     return Pairs(*(np.concatenate(column) for column in columns))
 
 
-def best(pairs: Pairs, count: int, distinct: bool) -> Pairs:
+def take_best(pairs: Pairs, count: int, distinct: bool) -> Pairs:
     """Return the `count` best pairs of each query, by Pearson, ties by place.
 
-    With `distinct`, only the best of a query's candidates with equal content is returned. `best` of
-    joined results of two sets equals `best` of the joined sets.
+    With `distinct`, only the best of a query's candidates with equal content is returned. The best
+    of joined results of two sets are the best of the joined sets.
     """
     pairs = pairs.take(rank_order(pairs.pearson, ties=pairs.place, groups=pairs.query))
     if distinct:
@@ -169,10 +176,11 @@ def ranks(pairs: Pairs) -> Ints:
 
 
 def _first_of_content(pairs: Pairs) -> np.ndarray:
+    """Return whether each pair is the first of its query and content: (P,)."""
     order = np.lexsort((pairs.content, pairs.query))  # stable: equal ones stay in order
     query, content = pairs.query[order], pairs.content[order]
     first = np.ones(len(pairs), bool)
     first[1:] = (query[1:] != query[:-1]) | (content[1:] != content[:-1])
-    kept = np.empty(len(pairs), bool)
-    kept[order] = first
-    return kept
+    is_first = np.empty(len(pairs), bool)
+    is_first[order] = first
+    return is_first

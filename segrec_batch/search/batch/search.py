@@ -1,10 +1,9 @@
 """Exact nearest neighbours of a block of queries among blocks of candidates.
 
-A *shortlist* holds the candidates with the best float32 scores of each query; they are scored
-again exactly. If the worst float32 score on it, plus the error bound, is below the exact score of
-the k-th candidate, no candidate outside the list can be among the k best. Queries for which that
-does not hold (many ties, many copies) are *swept*: each candidate that can be among the best is
-scored exactly.
+The *shortlist* of a query holds the candidates with the best float32 scores; these are scored again
+exactly. If the worst float32 score on it plus the error bound is below the exact score of the k-th
+candidate, no candidate outside the list can be among the k best. If this does not hold (many ties,
+many copies), the query is *swept*: each candidate that can be among the best is scored exactly.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,19 +18,19 @@ from segrec_batch.search.batch.scores import (
     LARGEST_BOUND,
     Pairs,
     Vectors,
-    best,
+    empty_pairs,
     error_bounds,
     join,
-    no_pairs,
     pearson,
     product_bound,
+    take_best,
     unit_vectors,
 )
 from segrec_batch.search.similarity import Floats, Ints
 
 SLACK = 32  # candidates beyond k on a shortlist
 _PAIR_BYTES = 160  # of a pair on a shortlist: float32 score, exact score and sorting
-_SWEPT = 32  # a sweep takes 1/32 of the queries of a step: its pairs are as wide as a tile
+_SWEPT = 32  # a sweep takes 1/32 of the queries of a step, since each may have a pair per column
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,13 @@ class Candidates:
 
         Yields the block, the number of its first row, positions in `rows`, and those in the block.
         """
-        owners = np.searchsorted(self.starts, rows, side="right") - 1
-        order = np.argsort(owners, kind="stable")
-        for which in np.split(order, np.flatnonzero(np.diff(owners[order])) + 1):
+        numbers = np.searchsorted(self.starts, rows, side="right") - 1
+        order = np.argsort(numbers, kind="stable")
+        for which in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
             if len(which):
-                owner = owners[which[0]]
-                first = int(self.starts[owner])
-                yield self.blocks[owner](), first, which, rows[which] - first
+                number = numbers[which[0]]
+                first = int(self.starts[number])
+                yield self.blocks[number](), first, which, rows[which] - first
 
     def vectors(self, rows: Ints) -> Vectors:
         """Return the vectors of some rows, in their order."""
@@ -80,9 +79,9 @@ class Candidates:
         for block, _, which, local in self.by_block(rows):
             parts.append((block.features[local], block.totals[local], block.norms[local]))
             order.append(which)
-        back = np.argsort(np.concatenate(order))
+        original = np.argsort(np.concatenate(order))
         features, totals, norms = (
-            np.concatenate(column)[back] for column in zip(*parts, strict=True)
+            np.concatenate(column)[original] for column in zip(*parts, strict=True)
         )
         return Vectors(features, totals, norms)
 
@@ -110,7 +109,7 @@ class Exclusions:
 
 @dataclass(frozen=True)
 class BlockSizes:
-    """Sizes of blocks: float32 scores of `queries` × `block` candidates, `pool` vectors."""
+    """Numbers of queries and candidates scored at a time, and of vectors read for pools."""
 
     queries: int
     block: int
@@ -122,9 +121,9 @@ def block_sizes(memory: int, queries: int, width: int, k: int) -> BlockSizes:
 
     Half of it is for scores and unit vectors, a quarter for shortlists, an eighth for pools.
     """
-    at_once = max(1, min(queries, memory // 4 // (_PAIR_BYTES * (k + SLACK))))
-    block = max(1, memory // 2 // (4 * (at_once + 2 * width)))
-    return BlockSizes(at_once, block, max(1, memory // 8 // (4 * max(width, 1))))
+    step = max(1, min(queries, memory // 4 // (_PAIR_BYTES * (k + SLACK))))
+    block = max(1, memory // 2 // (4 * (step + 2 * width)))
+    return BlockSizes(step, block, max(1, memory // 8 // (4 * max(width, 1))))
 
 
 class Search:
@@ -149,25 +148,27 @@ class Search:
         width = queries.features.shape[1]
         self._errors = error_bounds(queries) + product_bound(width) + LARGEST_BOUND
 
-    def best(self, queries: Ints, count: int) -> Pairs:
+    def find_best(self, queries: Ints, count: int) -> Pairs:
         """Return the `count` best candidates of some queries (indices, ascending), in order."""
         step = self.sizes.queries
         parts = [self._step(queries[i : i + step], count) for i in range(0, len(queries), step)]
-        return join([no_pairs(), *parts])
+        return join([empty_pairs(), *parts])
 
     def _step(self, queries: Ints, count: int) -> Pairs:
         scores, rows = self._shortlist(queries, count + SLACK)
-        listed = rows >= 0
-        query = np.broadcast_to(queries[:, None], rows.shape)[listed]
-        pairs = best(self._scored_anywhere(query, rows[listed]), count, self.exclusions.distinct)
-        floor = _last(pairs, queries, count)
+        is_candidate = rows >= 0
+        query = np.broadcast_to(queries[:, None], rows.shape)[is_candidate]
+        pairs = take_best(
+            self._score_rows(query, rows[is_candidate]), count, self.exclusions.distinct
+        )
+        floor = _last_scores(pairs, queries, count)
         worst = scores[:, -1]  # -inf if all candidates are on the list
         unproved = (worst > -np.inf) & (worst >= floor - self._errors[queries])
         if not unproved.any():
             return pairs
         proved = pairs.take(~np.isin(pairs.query, queries[unproved]))
         swept = self._sweep_all(queries[unproved], floor[unproved], count)
-        return best(join([proved, *swept]), count, self.exclusions.distinct)
+        return take_best(join([proved, *swept]), count, self.exclusions.distinct)
 
     def _shortlist(self, queries: Ints, count: int) -> tuple[Floats, Ints]:
         """Return the best float32 scores (Q, count) and their rows; padded with -inf and -1."""
@@ -181,25 +182,25 @@ class Search:
 
     def _sweep_all(self, queries: Ints, floor: Floats, count: int) -> Iterator[Pairs]:
         self.swept += len(queries)
-        few = max(1, self.sizes.queries // _SWEPT)
-        for i in range(0, len(queries), few):
-            yield self._sweep(queries[i : i + few], floor[i : i + few], count)
+        step = max(1, self.sizes.queries // _SWEPT)
+        for i in range(0, len(queries), step):
+            yield self._sweep(queries[i : i + step], floor[i : i + step], count)
 
     def _sweep(self, queries: Ints, floor: Floats, count: int) -> Pairs:
         """Return the best of all candidates whose exact score can be `floor` (Q,) or more."""
-        pairs = no_pairs()
+        pairs = empty_pairs()
         for tile in self._tiles(queries):
             width = count + SLACK
             while True:  # best scores first, then twice as many, so that the floor rises early
                 values, columns = tile.scores.topk(min(width, tile.scores.shape[1]), dim=1)
-                hit = _reach(values, floor - self._errors[queries])
-                if not hit.any():
+                can_be_best = _reach(values, floor - self._errors[queries])
+                if not can_be_best.any():
                     break
-                query = np.broadcast_to(queries[:, None], hit.shape)[hit]
-                local = columns.cpu().numpy()[hit] + tile.offset
-                scored = self._scored(query, tile.block, local, tile.first)
-                pairs = best(join([pairs, scored]), count, self.exclusions.distinct)
-                floor = np.maximum(floor, _last(pairs, queries, count))
+                query = np.broadcast_to(queries[:, None], can_be_best.shape)[can_be_best]
+                local = columns.cpu().numpy()[can_be_best] + tile.offset
+                scored = self._score(query, tile.block, local, tile.first)
+                pairs = take_best(join([pairs, scored]), count, self.exclusions.distinct)
+                floor = np.maximum(floor, _last_scores(pairs, queries, count))
                 tile.scores.scatter_(1, columns, -torch.inf)
                 width *= 2
         return pairs
@@ -215,18 +216,18 @@ class Search:
                 rows = slice(offset, min(offset + step, len(block)))
                 scores = memory[: len(queries) * (rows.stop - offset)].view(len(queries), -1)
                 torch.mm(units, unit_vectors(block, rows, self.device).T, out=scores)
-                poor = np.flatnonzero(np.isinf(error_bounds(block, rows)))
-                scores[:, torch.from_numpy(poor).to(self.device)] = torch.inf
+                unbounded = np.flatnonzero(np.isinf(error_bounds(block, rows)))
+                scores[:, torch.from_numpy(unbounded).to(self.device)] = torch.inf
                 yield _Tile(block, int(first), offset, scores)
 
-    def _scored_anywhere(self, query: Ints, rows: Ints) -> Pairs:
+    def _score_rows(self, query: Ints, rows: Ints) -> Pairs:
         parts = [
-            self._scored(query[which], block, local, first)
+            self._score(query[which], block, local, first)
             for block, first, which, local in self.candidates.by_block(rows)
         ]
-        return join([no_pairs(), *parts])
+        return join([empty_pairs(), *parts])
 
-    def _scored(self, query: Ints, block: Block, local: Ints, first: int) -> Pairs:
+    def _score(self, query: Ints, block: Block, local: Ints, first: int) -> Pairs:
         """Return exact scores of queries (P,) and rows (P,) of a block that are not excluded."""
         places, contents = block.places[local], block.contents[local]
         allowed = places != self.queries.places[query]
@@ -248,16 +249,17 @@ class _Tile:
     scores: torch.Tensor
 
 
-def _reach(values: torch.Tensor, bar: Floats) -> NDArray[np.bool_]:
+def _reach(values: torch.Tensor, thresholds: Floats) -> NDArray[np.bool_]:
+    """Return which scores (Q, N) reach the threshold of their query (Q,)."""
     scores = values.cpu().numpy()
-    reach: NDArray[np.bool_] = (scores >= bar[:, None]) & (scores > -np.inf)  # -inf: already scored
-    return reach
+    is_left = scores > -np.inf  # -inf: already scored exactly
+    return np.asarray(is_left & (scores >= thresholds[:, None]))
 
 
-def _last(pairs: Pairs, queries: Ints, count: int) -> Floats:
+def _last_scores(pairs: Pairs, queries: Ints, count: int) -> Floats:
     """Return the score of the last of `count` pairs of each query, -inf if it has fewer."""
     start, end = (np.searchsorted(pairs.query, queries, side) for side in ("left", "right"))
     last = np.full(len(queries), -np.inf)
-    full = end - start == count
-    last[full] = pairs.pearson[end[full] - 1]
+    is_full = end - start == count
+    last[is_full] = pairs.pearson[end[is_full] - 1]
     return last

@@ -17,7 +17,7 @@ from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.search.batch.search import Block
 from segrec_batch.search.database import open_files
 from segrec_batch.search.filters import Filters
-from segrec_batch.search.sql.connection import Settings, batches, query, run
+from segrec_batch.search.sql.connection import Settings, query, read_batches, run
 from segrec_batch.search.sql.guard import QueryGuard
 from segrec_batch.search.sql.views import quoted
 from segrec_batch.sources import storage
@@ -41,14 +41,14 @@ SELECT
     sqrt(greatest(len(feature) * list_inner_product(feature::DOUBLE[], feature::DOUBLE[])
                   - list_sum(feature::DOUBLE[]) ** 2, 0))
         + 0 * nullif(list_max(feature) - list_min(feature), 0) AS norm,
-    coalesce(norm > 0 AND isfinite(norm), false) AS defined
+    coalesce(norm > 0 AND isfinite(norm), false) AS is_defined
 FROM {source}
 """
 _IMAGES = "(SELECT image_id, uri, NULL::FLOAT AS coverage, feature FROM images)"
 _REGIONS = "(FROM regions WHERE class = {cls})"
 
-_KNOWN = """
-CREATE TEMP TABLE known AS
+_INDEXED = """
+CREATE TEMP TABLE indexed AS
 SELECT
     image_id,
     row_number() OVER (ORDER BY image_id) AS place,
@@ -61,11 +61,11 @@ WITH checked AS (
     SELECT
         query_images.image_id,
         CASE
-            WHEN known.image_id IS NULL THEN 'not in the index'
+            WHEN indexed.image_id IS NULL THEN 'not in the index'
             WHEN vectors.image_id IS NULL THEN 'no region of the class'
-            WHEN NOT defined THEN 'Pearson is undefined (a constant vector)'
+            WHEN NOT is_defined THEN 'Pearson is undefined (a constant vector)'
         END AS reason
-    FROM query_images LEFT JOIN known USING (image_id) LEFT JOIN vectors USING (image_id)
+    FROM query_images LEFT JOIN indexed USING (image_id) LEFT JOIN vectors USING (image_id)
 )
 SELECT *, row_number() OVER (PARTITION BY reason ORDER BY image_id) - 1 AS number FROM checked
 """
@@ -73,7 +73,7 @@ SELECT *, row_number() OVER (PARTITION BY reason ORDER BY image_id) - 1 AS numbe
 
 @dataclass(frozen=True)
 class Request:
-    """Filters and query images: those named by SQL or a Parquet file, or all images."""
+    """Filters and query images: those that SQL or a Parquet file names; None for all images."""
 
     filters: Filters
     queries: str | None = None
@@ -87,7 +87,7 @@ class Selection:
         settings: Settings = {
             "memory_limit": _MEMORY,
             "temp_directory": str(folder / "spill"),
-            "preserve_insertion_order": False,  # it would cost memory
+            "preserve_insertion_order": False,  # the order would cost memory
         }
         self._database = open_files(snapshot, settings=settings)
         self._connection = self._database.connection
@@ -111,14 +111,14 @@ class Selection:
         sql = f"SELECT count(*) AS count, {ids} AS ids FROM query_images"  # noqa: S608
         result: dict[str, Any] = query(self._connection, sql).to_pylist()[0]
         if not result["count"]:
-            raise InputError("there is nothing to ask for: no image_id among the queries")
+            raise InputError("the queries name no image_id: there is nothing to do")
         return result
 
     def prepare(self) -> dict[str, int]:
-        """Look up the queries; return counts of failures by reason, and of usable ones under ''."""
+        """Look up the queries; return their counts by reason for being unusable, '' if usable."""
         cls = self.request.filters.cls
         source = _IMAGES if cls is None else _REGIONS.format(cls=quoted(cls))
-        for sql in (_VECTORS.format(source=source), _KNOWN, _QUERIES):
+        for sql in (_VECTORS.format(source=source), _INDEXED, _QUERIES):
             run(self._connection, sql)
         sql = "SELECT coalesce(reason, '') AS reason, count(*) AS n FROM queries GROUP BY ALL"
         counts = {row["reason"]: row["n"] for row in query(self._connection, sql).to_pylist()}
@@ -132,12 +132,12 @@ class Selection:
 
     def candidates(self, rows: int) -> Iterator[Block]:
         """Yield the images that can be recommended, in blocks of `rows`, in any order."""
-        sql = f"SELECT {_COLUMNS} FROM vectors JOIN known USING (image_id) WHERE defined"  # noqa: S608
+        sql = f"SELECT {_COLUMNS} FROM vectors JOIN indexed USING (image_id) WHERE is_defined"  # noqa: S608
         if self.request.filters.cls is not None:
             sql += " AND coverage BETWEEN $low AND $high"
         low, high = self.request.filters.coverage
         window = {"low": low, "high": high} if self.request.filters.cls is not None else {}
-        for table in _slices(batches(self._connection, sql, window, rows), rows):
+        for table in _regroup(read_batches(self._connection, sql, window, rows), rows):
             yield _block(table)
 
     def queries(self, parts: Collection[int], size: int) -> Iterator[tuple[int, Block]]:
@@ -147,18 +147,21 @@ class Selection:
         self._connection.register("parts", pa.table({"part": sorted(parts)}))
         sql = (
             f"SELECT {_COLUMNS}, number FROM queries "  # noqa: S608
-            "JOIN vectors USING (image_id) JOIN known USING (image_id) "
+            "JOIN vectors USING (image_id) JOIN indexed USING (image_id) "
             "WHERE reason IS NULL AND number // $size IN (SELECT part FROM parts) ORDER BY number"
         )
-        for table in _slices(batches(self._connection, sql, {"size": size}, size), size):
+        for table in _regroup(read_batches(self._connection, sql, {"size": size}, size), size):
             yield table["number"][0].as_py() // size, _block(table)
 
     def unanswered(self, nothing_left: Collection[str]) -> pa.Table:
         """Return the UNANSWERED queries: without a defined vector, or without candidates."""
-        self._connection.register("nothing", pa.table({"image_id": list(nothing_left)}, _ID))
+        self._connection.register(
+            "without_candidates", pa.table({"image_id": list(nothing_left)}, _ID)
+        )
         sql = (
             "SELECT image_id AS query_id, reason FROM queries WHERE reason IS NOT NULL "  # noqa: S608
-            f"UNION ALL SELECT image_id, {quoted(NOTHING_LEFT)} FROM nothing ORDER BY query_id"
+            f"UNION ALL SELECT image_id, {quoted(NOTHING_LEFT)} FROM without_candidates "
+            "ORDER BY query_id"
         )
         return query(self._connection, sql).cast(UNANSWERED)
 
@@ -180,22 +183,22 @@ def _read_ids(uri: str) -> pa.Table:
     except SegrecError:
         raise
     except (OSError, pa.ArrowException, KeyError) as error:
-        raise InputError(f"{uri}: no Parquet file with a column image_id: {error}") from error
+        raise InputError(f"{uri}: not a Parquet file with a column image_id: {error}") from error
 
 
-def _slices(source: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
+def _regroup(source: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
     """Yield batches as tables of `size` rows; the last may be shorter."""
-    held: list[pa.RecordBatch] = []
+    pending: list[pa.RecordBatch] = []
     rows = 0
     for batch in source:
         while rows + batch.num_rows >= size:
-            yield pa.Table.from_batches([*held, batch.slice(0, size - rows)])
+            yield pa.Table.from_batches([*pending, batch.slice(0, size - rows)])
             batch = batch.slice(size - rows)
-            held, rows = [], 0
-        held.append(batch)
+            pending, rows = [], 0
+        pending.append(batch)
         rows += batch.num_rows
     if rows:
-        yield pa.Table.from_batches(held)
+        yield pa.Table.from_batches(pending)
 
 
 def _block(rows: pa.Table) -> Block:

@@ -19,7 +19,7 @@ RELEVANT, SOMEWHAT, NOT_RELEVANT = MARKS = 1.0, 0.5, 0.0
 """Marks on images."""
 
 ROCCHIO, SVM = WAYS = "rocchio", "svm"
-"""Names of the computations that refine a query vector."""
+"""Names of the methods that refine a query vector."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Weights:
 STANDARD = Weights()
 
 
-def refined(way: str, query: Floats, marked: Floats, marks: Floats, weights: Weights) -> Floats:
-    """Return the vector that `rocchio` or `svm`, as `way` names, computes."""
+def refine(way: str, query: Floats, marked: Floats, marks: Floats, weights: Weights) -> Floats:
+    """Return the vector that the function named `way` (rocchio or svm) computes."""
     return (svm if way == SVM else rocchio)(query, marked, marks, weights)
 
 
@@ -68,16 +68,18 @@ def rocchio(query: Floats, marked: Floats, marks: Floats, weights: Weights) -> F
     Raises:
         InputError: the sum is not above 0.
     """
-    good = marks > 0
-    pull = np.where(
-        good,
-        weights.beta * marks / max(good.sum(), 1),
-        -weights.gamma / max((~good).sum(), 1),
+    is_relevant = marks > 0
+    coefficients = np.where(
+        is_relevant,
+        weights.beta * marks / max(is_relevant.sum(), 1),
+        -weights.gamma / max((~is_relevant).sum(), 1),
     )
-    total = weights.alpha + pull.sum()
+    total = weights.alpha + coefficients.sum()
     if not total > 0:
-        raise InputError("what is not relevant weighs as much as all else: give a smaller gamma")
-    return np.asarray((weights.alpha * query + pull @ marked) / total)
+        raise InputError(
+            "the images that are not relevant weigh as much as all others: give a smaller gamma"
+        )
+    return np.asarray((weights.alpha * query + coefficients @ marked) / total)
 
 
 def svm(query: Floats, marked: Floats, marks: Floats, weights: Weights) -> Floats:
@@ -92,28 +94,28 @@ def svm(query: Floats, marked: Floats, marks: Floats, weights: Weights) -> Float
     """
     from segrec_batch.training.svm import fit_marked_svm  # scikit-learn takes a second to import
 
-    good = marks > 0
-    if not good.any() or good.all():
+    is_relevant = marks > 0
+    if not is_relevant.any() or is_relevant.all():
         raise InputError("the SVM needs a relevant image and one that is not: mark both kinds")
     vectors = np.vstack([query, marked])
     length = np.sqrt(np.square(vectors).sum(axis=1).mean())
-    is_relevant, weight = np.append(True, good), np.append(1.0, np.where(good, marks, 1.0))
+    weight = np.append(1.0, np.where(is_relevant, marks, 1.0))
     w = query  # remains only if all vectors are zero
     if length:
-        w, _ = fit_marked_svm(vectors / length, is_relevant, weight, weights.c)
+        w, _ = fit_marked_svm(vectors / length, np.append(True, is_relevant), weight, weights.c)
     norm = np.linalg.norm(w)
     if not norm > 0:
         raise InputError("the SVM cannot tell the marked images apart: they have equal vectors")
     return np.asarray(w * (length / norm))
 
 
-def linear(name: str) -> str:
-    """Return the method that ranks the vectors of `name` by w·x: a distance becomes `dot`.
+def to_linear_method(name: str) -> str:
+    """Return the method that ranks the vectors of method `name` by w·x: a distance becomes `dot`.
 
     Raises InputError for `localised`, which does more than compare vectors.
 
-    >>> linear("sift"), linear("pca-cosine"), linear("pearson")
-    ('sift-dot', 'pca-cosine', 'pearson')
+    >>> [to_linear_method(name) for name in ("sift", "pca-cosine", "pearson")]
+    ['sift-dot', 'pca-cosine', 'pearson']
     """
     if name == LOCALISED:
         raise InputError(f"{name} has no SVM: take rocchio, or start with {name}-dot")
@@ -122,7 +124,9 @@ def linear(name: str) -> str:
     return f"{method.descriptor}-{metric}" if method.descriptor else metric
 
 
-def vectors(database: Database, method: Method, cls: str | None, ids: Sequence[str]) -> Features:
+def load_vectors(
+    database: Database, method: Method, cls: str | None, ids: Sequence[str]
+) -> Features:
     """Return the vectors that a method compares, (m, C); rows of images without one are NaN.
 
     Args:
@@ -136,10 +140,10 @@ def vectors(database: Database, method: Method, cls: str | None, ids: Sequence[s
         table, column, key = "descriptors", "vector", "descriptor"
     elif cls is not None:
         table, key = "regions", "class"
-    of_key = f" AND {key} = $key" if key else ""
+    condition = f" AND {key} = $key" if key else ""
     sql = (
         f"SELECT image_id, {column} AS vector FROM {table} "  # noqa: S608
-        f"WHERE {column} IS NOT NULL AND image_id IN (SELECT unnest($ids)){of_key}"
+        f"WHERE {column} IS NOT NULL AND image_id IN (SELECT unnest($ids)){condition}"
     )
     values = {"ids": list(ids)} | ({"key": method.descriptor or cls} if key else {})
     rows = run_query(database.connection, sql, values).to_pylist()

@@ -1,4 +1,4 @@
-"""Rounds of a feedback session: first results, results after marks, and a replay of all.
+"""Rounds of a feedback session: first results, results after marks, and their replay.
 
 `recommend` ranks a round, with the refined vector as query and the filters of the session. The
 refined vector depends on the query and all marks so far, so a mark weighs the same in any round.
@@ -17,9 +17,9 @@ from segrec_batch.search.feedback.refine import (
     SVM,
     WAYS,
     Weights,
-    linear,
-    refined,
-    vectors,
+    load_vectors,
+    refine,
+    to_linear_method,
 )
 from segrec_batch.search.feedback.session import Session, ShownImage
 from segrec_batch.search.filters import LOCALISED, Filters, Method
@@ -33,7 +33,10 @@ BY_QUERY = "query"
 
 @dataclass(frozen=True)
 class ReplayedRound:
-    """A round that was ranked again. shown: images. differ: ranks whose image changed."""
+    """Comparison of a stored round with its replay.
+
+    shown: stored images. differ: ranks whose image is another now.
+    """
 
     round: int
     by: str
@@ -104,10 +107,10 @@ def mark(
 ) -> Session:
     """Return the session with marks, by rank, on its newest round, and with a new round.
 
-    With `number`, the marks are on that round, and later rounds are dropped. Raises InputError.
+    With `number`, the marks are on that round, and later rounds are deleted. Raises InputError.
     """
     number = session.last if number is None else number
-    session = session.marked(number, marks)
+    session = session.with_marks(number, marks)
     return _with_round(session, number + 1, by, next_round(recommender, session, by))
 
 
@@ -124,8 +127,8 @@ def _rank_again(
         results = recommender.rank(query_image(recommender, session), session.filters)
     else:
         results = next_round(recommender, session, first.by)
-    then, now = [row.image_id for row in rows], [r.image_id for r in results]
-    differ = sum(a != b for a, b in zip(then, now, strict=False)) + abs(len(then) - len(now))
+    old, new = [row.image_id for row in rows], [r.image_id for r in results]
+    differ = sum(a != b for a, b in zip(old, new, strict=False)) + abs(len(old) - len(new))
     return ReplayedRound(first.round, first.by, len(rows), differ)
 
 
@@ -141,8 +144,8 @@ def round_results(recommender: Recommender, session: Session, number: int) -> Re
     rows = session.round(number)
     filters = session.filters
     if rows[0].by == SVM:
-        filters = replace(filters, method=linear(filters.method))
-    results = recommender.recommendations({row.image_id: row.score for row in rows})
+        filters = replace(filters, method=to_linear_method(filters.method))
+    results = recommender.load_recommendations({row.image_id: row.score for row in rows})
     return Results(query_image(recommender, session), filters, results)
 
 
@@ -154,14 +157,14 @@ def next_round(recommender: Recommender, session: Session, by: str) -> list[Reco
     """
     image, filters = query_image(recommender, session), session.filters
     vector = _refined_vector(recommender, session, image, by)
-    hidden = [] if session.keep_marked else list(session.marks())
+    excluded = [] if session.keep_marked else list(session.marks())
     if image.image_id:
-        hidden.append(image.image_id)
-    method = linear(filters.method) if by == SVM else filters.method
-    wider = replace(filters, k=filters.k + len(hidden), method=method)
-    arguments = {**_arguments(recommender, image, wider), "query": vector.tolist()}
-    results = recommender.rank(QueryImage(image.card, None, arguments), wider)
-    results = _exclude(recommender, results, hidden, filters.distinct_content)
+        excluded.append(image.image_id)
+    method = to_linear_method(filters.method) if by == SVM else filters.method
+    wide_filters = replace(filters, k=filters.k + len(excluded), method=method)
+    arguments = {**_arguments(recommender, image, wide_filters), "query": vector.tolist()}
+    results = recommender.rank(QueryImage(image.card, None, arguments), wide_filters)
+    results = _exclude(recommender, results, excluded, filters.distinct_content)
     return [replace(r, rank=i) for i, r in enumerate(results[: filters.k], start=1)]
 
 
@@ -173,7 +176,7 @@ def _refined_vector(
     cls = session.filters.cls if session.filters.is_regional else None
     marks = session.marks()
     ids = [*([image.image_id] if image.image_id else []), *marks]
-    raw = vectors(recommender.database, method, cls, ids)
+    raw = load_vectors(recommender.database, method, cls, ids)
     if not image.image_id:
         if not raw.shape[1]:  # none of the marked images has a vector
             raw = np.full((len(raw), len(image.arguments["query"])), np.nan, np.float32)
@@ -181,18 +184,20 @@ def _refined_vector(
     prepared = METRICS[method.metric].prepare(raw)
     usable = np.asarray(np.isfinite(prepared).all(axis=1))
     if not usable[0]:
-        raise InputError(f"{image.card.name}: {method} is not defined for it, so nothing to refine")
+        raise InputError(
+            f"{image.card.name}: {method} is not defined for it, so marks cannot refine it"
+        )
     values = np.array(list(marks.values()))[usable[1:]]
-    return refined(by, prepared[0], prepared[1:][usable[1:]], values, session.weights)
+    return refine(by, prepared[0], prepared[1:][usable[1:]], values, session.weights)
 
 
 def _arguments(recommender: Recommender, image: QueryImage, filters: Filters) -> dict[str, Any]:
-    """Return the query data for the filters and the re-ranking; marks do not change them."""
+    """Return coverages, masks and category of the query for SQL; marks do not change them."""
     if not image.image_id:
         return dict(image.arguments)
     database, values = recommender.database, {"id": image.image_id}
     arguments: dict[str, Any] = {"coverages": list(image.card.coverage.values())}
-    if filters.second_ranking:
+    if filters.reranking:
         sql = "SELECT class, mask_bits FROM regions WHERE image_id = $id"
         rows = run_query(database.connection, sql, values).to_pylist()
         classes = filters.mask_classes(database.spec.classes)
@@ -206,23 +211,23 @@ def _arguments(recommender: Recommender, image: QueryImage, filters: Filters) ->
 
 
 def _exclude(
-    recommender: Recommender, results: list[Recommendation], hidden: Sequence[str], copies: bool
+    recommender: Recommender, results: list[Recommendation], excluded: Sequence[str], copies: bool
 ) -> list[Recommendation]:
-    """Return results without hidden images and, with `copies`, without copies of these."""
-    if not copies or not hidden:
-        return [r for r in results if r.image_id not in hidden]
+    """Return results without `excluded` images and, with `copies`, without copies of these."""
+    if not copies or not excluded:
+        return [r for r in results if r.image_id not in excluded]
     sql = "SELECT image_id, content_hash FROM images WHERE list_contains($ids, image_id)"
-    ids = {"ids": [*hidden, *(r.image_id for r in results)]}
+    ids = {"ids": [*excluded, *(r.image_id for r in results)]}
     rows = run_query(recommender.database.connection, sql, ids).to_pylist()
     content = {row["image_id"]: row["content_hash"] for row in rows}
-    excluded = {content[name] for name in hidden}
-    return [r for r in results if content[r.image_id] not in excluded]
+    contents = {content[name] for name in excluded}
+    return [r for r in results if content[r.image_id] not in contents]
 
 
 def _with_round(
     session: Session, number: int, by: str, results: Sequence[Recommendation]
 ) -> Session:
     if not results:
-        raise InputError(f"nothing to show in round {number}: no image is left behind the filters")
+        raise InputError(f"nothing to show in round {number}: no further image passes the filters")
     rows = [ShownImage(number, by, r.rank, r.image_id, r.uri, r.score) for r in results]
     return replace(session, shown=[*session.shown, *rows])

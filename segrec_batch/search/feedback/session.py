@@ -28,7 +28,7 @@ from segrec_batch.sources.strict_json import parse_json, shorten
 FORMAT = 2
 KEY = b"segrec_batch.search.feedback"
 _BYTES = 2**28  # maximum size of a file
-_SCHEMES = ("file", "s3", "s3a")  # of the index that a session names
+_SCHEMES = ("file", "s3", "s3a")  # of the index of a session
 
 ROUNDS = pa.schema(
     [
@@ -116,7 +116,7 @@ class Session:
         """Return the newest mark of each image, by image_id, in the order of marking."""
         return {row.image_id: row.mark for row in self.shown if row.mark is not None}
 
-    def marked(self, number: int, marks: Mapping[int, float]) -> "Session":
+    def with_marks(self, number: int, marks: Mapping[int, float]) -> "Session":
         """Return the session with marks on a round, by rank, and without later rounds.
 
         They replace the marks of the round.
@@ -136,7 +136,7 @@ class Session:
 def write(session: Session, uri: str) -> None:
     """Write a session to a file, local or s3://; replaces one there. Raises StorageError."""
     rows = pa.Table.from_pylist([asdict(row) for row in session.shown], ROUNDS)
-    metadata = {KEY: json.dumps(_metadata(session)).encode()}
+    metadata = {KEY: json.dumps(_to_metadata(session)).encode()}
     out = io.BytesIO()
     pq.write_table(rows.replace_schema_metadata(metadata), out, compression="zstd")
     storage.write_bytes(uri, out.getvalue())
@@ -150,7 +150,7 @@ def read(uri: str) -> Session:
         if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
             raise InputError(f"{uri} is of another version of segrec_batch")
         check_metadata(metadata)
-        return _session(metadata, _parse_rounds(table))
+        return _to_session(metadata, _parse_rounds(table))
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{uri} is no session of `segrec feedback`: {error}") from error
 
@@ -158,7 +158,7 @@ def read(uri: str) -> Session:
 def _parse_rounds(table: pa.Table) -> list[ShownImage]:
     """Return the rows of an untrusted session. Raises ValueError."""
     if not table.schema.equals(ROUNDS):
-        raise ValueError("its columns are others")
+        raise ValueError("it has other columns")
     rows = [ShownImage(**row) for row in table.to_pylist()]
     if not rows or {row.round for row in rows} != set(range(max(r.round for r in rows) + 1)):
         raise ValueError("its rounds are not numbered from 0")
@@ -170,21 +170,21 @@ def _parse_rounds(table: pa.Table) -> list[ShownImage]:
     return rows
 
 
-def _metadata(session: Session) -> dict[str, Any]:
+def _to_metadata(session: Session) -> dict[str, Any]:
     query = session.query
     return {
         "format": FORMAT,
         "index": session.index,
         "version": session.version,
         "model_id": session.model_id,
-        "query": {"image_id": query} if isinstance(query, str) else _new_image(query),
+        "query": {"image_id": query} if isinstance(query, str) else _describe_new_image(query),
         "filters": asdict(session.filters),
         "weights": asdict(session.weights),
         "keep_marked": session.keep_marked,
     }
 
 
-def _new_image(image: QueryImage) -> dict[str, Any]:
+def _describe_new_image(image: QueryImage) -> dict[str, Any]:
     """Return name, class map and arguments of a new image, not the image itself."""
     card = image.card
     return {
@@ -195,7 +195,7 @@ def _new_image(image: QueryImage) -> dict[str, Any]:
     }
 
 
-def _session(metadata: Mapping[str, Any], rows: Sequence[ShownImage]) -> Session:
+def _to_session(metadata: Mapping[str, Any], rows: Sequence[ShownImage]) -> Session:
     query = metadata["query"]
     index = metadata["index"]
     scheme, separator, _ = index.partition("://")

@@ -11,15 +11,15 @@ from segrec_batch.sources.strict_json import shorten
 
 Schema = dict[str, Any]
 
-_WORDS = 2**16  # values of a vector or a bitmap
-_CLASSES = 256
+_MAX_LENGTH = 2**16  # values of a vector or a bitmap
+_MAX_CLASSES = 256
 
 
 def _object(**fields: Schema) -> Schema:
-    return {**_some(**fields), "required": list(fields)}
+    return {**_optional(**fields), "required": list(fields)}
 
 
-def _some(**fields: Schema) -> Schema:
+def _optional(**fields: Schema) -> Schema:
     return {"type": "object", "properties": fields, "additionalProperties": False}
 
 
@@ -34,12 +34,12 @@ def _count(low: int, high: int) -> Schema:
     return {"type": "integer", "minimum": low, "maximum": high}
 
 
-def _list(items: Schema, most: int = _WORDS, least: int = 0) -> Schema:
-    return {"type": "array", "items": items, "minItems": least, "maxItems": most}
+def _list(items: Schema, longest: int = _MAX_LENGTH, shortest: int = 0) -> Schema:
+    return {"type": "array", "items": items, "minItems": shortest, "maxItems": longest}
 
 
 def _by_class(items: Schema) -> Schema:
-    return {"type": "object", "additionalProperties": items, "maxProperties": _CLASSES}
+    return {"type": "object", "additionalProperties": items, "maxProperties": _MAX_CLASSES}
 
 
 _TEXT: Schema = {"type": "string", "maxLength": 4096}
@@ -51,9 +51,9 @@ _NEW_IMAGE = _object(
     uri=_TEXT,
     mask={"type": "string"},
     coverage=_by_class(_SHARE),
-    arguments=_some(
+    arguments=_optional(
         query=_list(_number()),
-        coverages=_list(_SHARE, _CLASSES),
+        coverages=_list(_SHARE, _MAX_CLASSES),
         masks=_by_class(_list(_count(-(2**63), 2**63 - 1))),
         category={"type": ["string", "null"], "maxLength": 4096},
     ),

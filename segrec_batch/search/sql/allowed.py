@@ -25,12 +25,12 @@ def allowed_functions() -> frozenset[str]:
     return frozenset(n.lower() for line in lines if not line.startswith("# ") for n in line.split())
 
 
-def functions(tabular: bool) -> frozenset[str]:
-    """Return the functions that may be used as a table, or those that may be used elsewhere."""
+def list_functions(tabular: bool) -> frozenset[str]:
+    """Return the functions allowed as a table, or those allowed elsewhere."""
     return TABLE_FUNCTIONS if tabular else allowed_functions()
 
 
-INSIDE = frozenset(  # functions that plans of other syntax, macros and SUMMARIZE use
+INTERNAL_FUNCTIONS = frozenset(
     (
         "__cast",
         "__between",
@@ -43,7 +43,9 @@ INSIDE = frozenset(  # functions that plans of other syntax, macros and SUMMARIZ
         "in_search_path",
     )
 )
-PARSED = _set(
+"""Functions that DuckDB puts into plans of operators, macros and SUMMARIZE."""
+
+PARSE_NODES = _set(
     """
     SELECT_NODE SET_OPERATION_NODE CTE_NODE RECURSIVE_CTE_NODE
     BASE_TABLE SUBQUERY JOIN TABLE_FUNCTION EXPRESSION_LIST EMPTY PIVOT SHOW_REF
@@ -66,7 +68,7 @@ OPERATORS = _set(
     """,
     "LOGICAL_",
 )
-BOUND = _set(
+BOUND_EXPRESSIONS = _set(
     """
     AGGREGATE BETWEEN CASE CAST COMPARISON CONJUNCTION CONSTANT FUNCTION LAMBDA LAMBDA_REF OPERATOR
     REF UNNEST WINDOW

@@ -21,7 +21,7 @@ from segrec_batch.distributed.scratch import scratch_folder
 Settings = Mapping[str, str | int | bool]
 """Options of DuckDB by name, e.g. `{"threads": 4, "memory_limit": "8GB"}`."""
 
-_CLOSED: Settings = {
+_CLOSED_SETTINGS: Settings = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
     "python_enable_replacements": False,  # a table name cannot mean a Python variable
@@ -30,11 +30,11 @@ _CLOSED: Settings = {
 
 
 class Access(Enum):
-    """Permissions of SQL on a connection, in addition to reading the rows.
+    """What SQL may do on a connection besides reading the rows.
 
-    OPEN: all that DuckDB can do. LOCKED: SQL opens no other file, changes no setting, and spills to
-    a private folder. SEALED: SQL opens no local file at all; DuckDB reads local rows through
-    read-only handles.
+    OPEN: everything that DuckDB can do. LOCKED: SQL opens no other file, changes no setting, and
+    spills to a private folder. SEALED: SQL opens no local file at all; DuckDB reads local rows
+    through read-only handles.
     """
 
     OPEN = "open"
@@ -44,15 +44,15 @@ class Access(Enum):
 
 def open_connection(path: str = ":memory:", settings: Settings | None = None) -> "_Connection":
     """Open a DuckDB database that loads no extension by itself. Raises InputError."""
-    connection = duckdb.connect(path, config=dict(_CLOSED))
+    connection = duckdb.connect(path, config=dict(_CLOSED_SETTINGS))
     connection.execute("SET parquet_metadata_cache = true")
     for name, value in (settings or {}).items():
         if not name.isidentifier():
-            raise InputError(f"{name!r} is no setting of DuckDB; they are in duckdb_settings()")
+            raise InputError(f"{name!r} is no setting of DuckDB; duckdb_settings() lists them")
         try:
             connection.execute(f"SET {name} = $value", {"value": value})
         except duckdb.Error as error:
-            raise InputError(f"the setting {name} = {value!r}: {one_line(error)}") from error
+            raise InputError(f"the setting {name} = {value!r}: {format_error(error)}") from error
     return connection
 
 
@@ -70,11 +70,11 @@ def restrict(
     """
     if access is Access.OPEN:
         return
-    spill = connection.sql("SELECT current_setting('temp_directory')").fetchall()
+    temp_directory = connection.sql("SELECT current_setting('temp_directory')").fetchall()
     if access is Access.SEALED:
         connection.execute("SET temp_directory = ''")
         _limit_memory(connection, usable_memory() // 2)
-    elif spill == [(_DEFAULT_SPILL,)]:
+    elif temp_directory == [(_DEFAULT_SPILL,)]:
         _spill_privately(connection)
     connection.execute("SET allowed_paths = $files", {"files": list(files)})
     connection.execute("SET allowed_directories = $folders", {"folders": list(folders)})
@@ -89,7 +89,7 @@ def freeze(connection: "_Connection", access: Access) -> None:
         connection.execute("SET lock_configuration = true")
 
 
-def one_line(error: Exception) -> str:
+def format_error(error: Exception) -> str:
     """Return DuckDB's message without the quoted statement, and without a Python traceback."""
     text = str(error).partition("\n\nLINE ")[0]
     if "Traceback (" in text:
@@ -98,19 +98,21 @@ def one_line(error: Exception) -> str:
 
 
 _Connection = duckdb.DuckDBPyConnection
-_DEFAULT_SPILL = ".tmp"  # of a database in memory: in the working directory, which SQL could read
+_DEFAULT_SPILL = (
+    ".tmp"  # for a database in memory; it is in the working directory, which SQL could read
+)
 
 
-def _limit_memory(connection: "_Connection", most: int) -> None:
-    """Limit the memory of a connection to `most` bytes, or to its lower limit."""
+def _limit_memory(connection: "_Connection", limit: int) -> None:
+    """Limit the memory of a connection to `limit` bytes unless its limit is lower."""
     before = connection.execute("SELECT current_setting('memory_limit')").fetchall()
-    connection.execute(f"SET memory_limit = '{most}B'")
+    connection.execute(f"SET memory_limit = '{limit}B'")
     after = connection.execute("SELECT current_setting('memory_limit')").fetchall()
-    ((lower,),) = connection.execute(
+    ((was_lower,),) = connection.execute(
         "SELECT parse_formatted_bytes($before) < parse_formatted_bytes($after)",
         {"before": before[0][0], "after": after[0][0]},
     ).fetchall()
-    if lower:
+    if was_lower:
         connection.execute("SET memory_limit = $before", {"before": before[0][0]})
 
 
@@ -138,7 +140,7 @@ def run(
     try:
         connection.execute(sql, parameters)
     except duckdb.Error as error:
-        raise InputError(f"SQL: {one_line(error)}") from error
+        raise InputError(f"SQL: {format_error(error)}") from error
 
 
 def query(
@@ -148,10 +150,10 @@ def query(
     try:
         return connection.sql(sql, params=parameters or None).to_arrow_table()
     except duckdb.Error as error:
-        raise InputError(f"SQL: {one_line(error)}") from error
+        raise InputError(f"SQL: {format_error(error)}") from error
 
 
-def batches(
+def read_batches(
     connection: "_Connection", sql: str, parameters: Mapping[str, object], rows: int
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of SQL in batches of about `rows`. Raises InputError.
@@ -165,39 +167,39 @@ def batches(
         yield from reader
     # OSError: Arrow raises it for an error of DuckDB after the first rows
     except (duckdb.Error, pa.ArrowException, OSError) as error:
-        raise InputError(f"SQL: {one_line(error)}") from error
+        raise InputError(f"SQL: {format_error(error)}") from error
 
 
 @dataclass(frozen=True)
 class Work:
-    """Rows, row groups and bytes that the scans of one query read, and its time."""
+    """Time of one query, and the rows, row groups and bytes that its scans read."""
 
     rows: int
     row_groups: int
-    of_row_groups: int
+    all_row_groups: int
     bytes_read: int
     """Bytes read from files, not from DuckDB's memory."""
     seconds: float
 
     def __str__(self) -> str:
         return (
-            f"read {self.rows:,} rows of {self.row_groups:,} of {self.of_row_groups:,} row groups, "
-            f"{self.bytes_read / 1e6:,.1f} MB from files, in {1000 * self.seconds:,.0f} ms"
+            f"read {self.rows:,} rows of {self.row_groups:,} of {self.all_row_groups:,} row "
+            f"groups, {self.bytes_read / 1e6:,.1f} MB from files, in {1000 * self.seconds:,.0f} ms"
         )
 
 
 PROFILED: Settings = {"enable_profiling": "no_output"}
-"""Settings that make a connection count its work, for `last_work`."""
+"""Settings under which a connection records its work, for `read_last_work`."""
 
 
-def last_work(connection: "_Connection") -> Work:
+def read_last_work(connection: "_Connection") -> Work:
     """Return the work of the last query of a connection with the settings PROFILED."""
     profile = json.loads(connection.get_profiling_information())
     totals = profile["query"]
     return Work(
         rows=totals["total_rows_scanned"],
         row_groups=totals["total_row_groups_scanned"],
-        of_row_groups=totals["total_row_groups_to_scan"],
+        all_row_groups=totals["total_row_groups_to_scan"],
         bytes_read=profile["io"]["total_bytes_read"],
         seconds=totals["total_time"],
     )

@@ -19,7 +19,7 @@ class Limits:
     """Limits of untrusted SQL: seconds until its result is complete, and bytes of the result."""
 
     seconds: float = 600
-    answer_bytes: int = 4 * 2**30
+    result_bytes: int = 4 * 2**30
 
 
 @contextmanager
@@ -63,14 +63,14 @@ def memory_limit(size: int) -> Iterator[None]:
     with _limits_changing:
         if not _limits:
             _limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])
-        most = _address_space() + size if _STATM.exists() else resource.RLIM_INFINITY
-        _limits.append(most)
+        limit = _address_space() + size if _STATM.exists() else resource.RLIM_INFINITY
+        _limits.append(limit)
         _limit_to_lowest()
     try:
         yield
     finally:
         with _limits_changing:
-            _limits.remove(most)
+            _limits.remove(limit)
             _limit_to_lowest()
             if len(_limits) == 1:
                 _limits.clear()
@@ -83,7 +83,7 @@ _limits_changing = threading.Lock()
 
 def _limit_to_lowest() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    finite = [most for most in (*_limits, hard) if most != resource.RLIM_INFINITY]
+    finite = [limit for limit in (*_limits, hard) if limit != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_AS, (min(finite, default=resource.RLIM_INFINITY), hard))
 
 
@@ -92,7 +92,7 @@ def _address_space() -> int:
 
 
 @contextmanager
-def last_resort(seconds: float) -> Iterator[None]:
+def exit_after(seconds: float) -> Iterator[None]:
     """End the process, with exit code 1 and a message, if the block takes longer than `seconds`.
 
     DuckDB cannot be interrupted while it plans, and a short text can have an endless plan.

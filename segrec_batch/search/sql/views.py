@@ -18,29 +18,29 @@ from segrec_batch.search.sql.remote import SnapshotFiles
 from segrec_batch.sources import storage
 
 PART = "parse_filename(filename, true) AS part"
-"""Name of the column that holds the part of a row."""
+"""SQL for the column with the part of a row."""
 
 
 def create_views(
-    connection: duckdb.DuckDBPyConnection, snapshot: Snapshot, named: bool | None = None
+    connection: duckdb.DuckDBPyConnection, snapshot: Snapshot, by_snapshot_name: bool | None = None
 ) -> None:
     """Create the views of all tables, and the macros. Raises duckdb.IOException.
 
     Args:
         connection: an empty database.
         snapshot: the snapshot.
-        named: read files by their names in `SnapshotFiles`; a remote index is always read so.
+        by_snapshot_name: read files through `SnapshotFiles`, as is done for any remote index.
     """
     for table, schema in schemas(snapshot.spec.classes).items():
-        scan = select(snapshot, table, named=named)
+        scan = select(snapshot, table, by_snapshot_name=by_snapshot_name)
         if scan is None:
-            scan = f"FROM nothing_in_{table}"
-            nothing = pa.RecordBatchReader.from_batches(schema, [])
-            connection.from_arrow(nothing).create(f"nothing_in_{table}")
+            scan = f"FROM empty_{table}"
+            empty = pa.RecordBatchReader.from_batches(schema, [])
+            connection.from_arrow(empty).create(f"empty_{table}")
         connection.execute(f"CREATE VIEW {table} AS {scan}")
     create_functions(connection, snapshot.spec)
     connection.execute(schema_file("views.sql"))
-    complete(connection, snapshot.spec.classes)
+    create_table_macros(connection, snapshot.spec.classes)
 
 
 def create_functions(connection: duckdb.DuckDBPyConnection, spec: ModelSpec) -> None:
@@ -52,7 +52,7 @@ def create_functions(connection: duckdb.DuckDBPyConnection, spec: ModelSpec) -> 
 def sign_functions(words: int) -> str:
     """Return SQL that replaces `sign_words` and `sign_distance` for some number of 64-bit words.
 
-    They use a struct, not a list: DuckDB compares its fields 1.5 to 3 times as fast.
+    The words are fields of a struct, which DuckDB compares 1.5 to 3 times as fast as a list.
     """
     fields = ", ".join(f"w{i}: bits[{i}]" for i in range(1, words + 1))
     counts = (f"bit_count(xor(a['w{i}'], b['w{i}']))::INTEGER" for i in range(1, words + 1))
@@ -62,8 +62,8 @@ def sign_functions(words: int) -> str:
     )
 
 
-def complete(connection: duckdb.DuckDBPyConnection, classes: Sequence[str]) -> None:
-    """Create the views, table macros and comments that use the views of tables."""
+def create_table_macros(connection: duckdb.DuckDBPyConnection, classes: Sequence[str]) -> None:
+    """Create the view `stale`, the table macros and the comments, which use the views of tables."""
     for name in ("stale.sql", "recommend.sql", "feedback.sql"):
         connection.execute(schema_file(name))
     connection.execute(schema_file("comments.sql"))
@@ -73,7 +73,9 @@ def complete(connection: duckdb.DuckDBPyConnection, classes: Sequence[str]) -> N
         connection.execute(f"COMMENT ON COLUMN {column} IS {quoted(text)}")
 
 
-def select(snapshot: Snapshot, table: str, *extra: str, named: bool | None = None) -> str | None:
+def select(
+    snapshot: Snapshot, table: str, *extra: str, by_snapshot_name: bool | None = None
+) -> str | None:
     """Return SQL for the rows of a table, with extra columns; None if the table has no files."""
     schema = schemas(snapshot.spec.classes)[table]
     groups: dict[str | None, list[DataFile]] = {}
@@ -82,7 +84,7 @@ def select(snapshot: Snapshot, table: str, *extra: str, named: bool | None = Non
     names = {d.id: d.name for d in snapshot.spec.descriptors}
     scans = [
         f"SELECT {', '.join([*_columns(table, schema, names.get(part or '', part)), *extra])} "  # noqa: S608
-        f"FROM {_read(snapshot, files, named)}"
+        f"FROM {_read(snapshot, files, by_snapshot_name)}"
         for part, files in groups.items()
     ]
     return " UNION ALL ".join(scans) or None
@@ -116,10 +118,10 @@ def identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def names_of(file: DataFile, index: str) -> list[str]:
-    """Return the names of a local file for DuckDB: as a pattern, and as a path."""
+def list_duckdb_paths(file: DataFile, index: str) -> list[str]:
+    """Return the texts by which DuckDB may name a local file: its path, and a pattern of it."""
     path = file.uri(index)
-    return sorted({path, _escaped(path)})
+    return sorted({path, _escape(path)})
 
 
 def _columns(table: str, schema: pa.Schema, part: str | None) -> list[str]:
@@ -130,20 +132,22 @@ def _columns(table: str, schema: pa.Schema, part: str | None) -> list[str]:
     ]
 
 
-def _read(snapshot: Snapshot, files: Sequence[DataFile], named: bool | None = None) -> str:
+def _read(
+    snapshot: Snapshot, files: Sequence[DataFile], by_snapshot_name: bool | None = None
+) -> str:
     """Return SQL that scans files by name: a pattern could match more than the snapshot."""
-    if named or storage.is_remote(snapshot.index):
+    if by_snapshot_name or storage.is_remote(snapshot.index):
         uris = [SnapshotFiles.uri(file) for file in files]
     else:
-        uris = [_escaped(file.uri(snapshot.index)) for file in files]
+        uris = [_escape(file.uri(snapshot.index)) for file in files]
     return f"read_parquet([{', '.join(map(quoted, uris))}])"
 
 
-def _escaped(path: str) -> str:
+def _escape(path: str) -> str:
     return _MAGIC.sub(r"[\1]", path)
 
 
-_MAGIC = re.compile(r"([*?\[])")  # DuckDB treats each name as a pattern
+_MAGIC = re.compile(r"([*?\[])")  # wildcards: DuckDB treats each name as a pattern
 
 
 def register_pearson_udf(connection: duckdb.DuckDBPyConnection) -> None:

@@ -43,7 +43,7 @@ class Methods(Protocol):
 
 
 @contextmanager
-def seeded(seed: int, device: str) -> Iterator[None]:
+def seed_torch(seed: int, device: str) -> Iterator[None]:
     """Seed torch's random numbers within the block and restore their state afterwards."""
     with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
         torch.manual_seed(seed)

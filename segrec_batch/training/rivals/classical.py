@@ -60,10 +60,10 @@ def fit_forest(
     """
     fitted = RandomForestClassifier(trees, min_samples_leaf=leaf, n_jobs=-1, random_state=seed)
     fitted.fit(x.astype(np.float32), targets)
-    owners = np.array(components.classes)[fitted.classes_]
-    member = owners[:, None] == np.arange(max(components.classes) + 1)  # (M, K)
+    classes = np.array(components.classes)[fitted.classes_]
+    is_member = classes[:, None] == np.arange(max(components.classes) + 1)  # (M, K)
     return lambda features: components.exclude_unseen(
-        _log(fitted.predict_proba(features.astype(np.float32)) @ member)
+        _log(fitted.predict_proba(features.astype(np.float32)) @ is_member)
     )
 
 
@@ -152,8 +152,7 @@ class ClassicalMethods:
         """Return the class map of an RGB image by each method: scores are resized, then argmax."""
         maps = self.feature_maps(fit(image, self.shapes)[None])
         h, w = maps[BACKBONES[self.taps[0].backbone].feature_layer].shape[-2:]
-        read = cell_features(maps, self.taps, np.arange(h * w), (h, w))
-        features = read.half().cpu().numpy()
+        features = cell_features(maps, self.taps, np.arange(h * w), (h, w)).half().cpu().numpy()
         return {
             name: _class_map(fitted(features), (h, w), image)
             for name, fitted in self.fitted.items()
@@ -188,32 +187,35 @@ def fit_classical(
     settings = settings or ClassicalSettings()
     train, held_out = _hold_out(samples, classes)
     fitted = {}
-    for name, (fit_rows, bound, parameters) in _methods(samples, classes, settings).items():
+    for name, (fit_rows, limit, parameters) in _list_methods(samples, classes, settings).items():
         rng = np.random.default_rng(settings.seed)
-        trial = fit_rows(_draw_at_most(bound, train, rng))
-        offsets = _offsets(trial, samples, classes, _draw_at_most(bound, held_out, rng))
-        rows = _draw_at_most(bound, np.arange(len(samples.values)), rng)
+        trial = fit_rows(_draw_at_most(limit, train, rng))
+        offsets = _choose_offsets(trial, samples, classes, _draw_at_most(limit, held_out, rng))
+        rows = _draw_at_most(limit, np.arange(len(samples.values)), rng)
         parameters |= {"positions": len(rows), "seed": settings.seed, "offsets": offsets.tolist()}
         fitted[name] = CellClassifier(fit_rows(rows), offsets, parameters)
     return ClassicalMethods(fitted, taps, feature_maps, shapes)
 
 
-def _methods(
+def _list_methods(
     samples: Samples, classes: Classes, settings: ClassicalSettings
 ) -> dict[str, tuple[Fit, int, dict[str, Any]]]:
     """Return for each method its fit function, its maximum number of rows and its parameters."""
     s = settings
     components = Components.of(samples.values, classes)
 
-    def on(fit: Callable[..., Scorer], **choices: Any) -> Fit:
+    def bind(fit: Callable[..., Scorer], **parameters: Any) -> Fit:
         return lambda rows: fit(
-            samples.features[rows], components.targets(samples.values[rows]), components, **choices
+            samples.features[rows],
+            components.targets(samples.values[rows]),
+            components,
+            **parameters,
         )
 
-    svm = on(fit_linear, loss="hinge", c=s.c, seed=s.seed)
-    logistic = on(fit_linear, loss="log_loss", c=s.c, seed=s.seed)
-    forest = on(fit_forest, trees=s.trees, leaf=s.leaf, seed=s.seed)
-    neighbours = on(fit_neighbours, k=s.neighbours)
+    svm = bind(fit_linear, loss="hinge", c=s.c, seed=s.seed)
+    logistic = bind(fit_linear, loss="log_loss", c=s.c, seed=s.seed)
+    forest = bind(fit_forest, trees=s.trees, leaf=s.leaf, seed=s.seed)
+    neighbours = bind(fit_neighbours, k=s.neighbours)
     return {
         "svm": (svm, s.linear_positions, {"c": s.c}),
         "logistic regression": (logistic, s.linear_positions, {"c": s.c}),
@@ -231,11 +233,13 @@ def _hold_out(samples: Samples, classes: Classes) -> tuple[Rows, Rows]:
     return max(folds, key=lambda rows: len(set(labels[rows[0]]) & set(labels[rows[1]])))
 
 
-def _draw_at_most(bound: int, rows: Rows, rng: np.random.Generator) -> Rows:
-    return np.sort(rng.choice(rows, bound, replace=False)) if len(rows) > bound else rows
+def _draw_at_most(limit: int, rows: Rows, rng: np.random.Generator) -> Rows:
+    return np.sort(rng.choice(rows, limit, replace=False)) if len(rows) > limit else rows
 
 
-def _offsets(score: Scorer, samples: Samples, classes: Classes, rows: Rows) -> NDArray[np.float32]:
+def _choose_offsets(
+    score: Scorer, samples: Samples, classes: Classes, rows: Rows
+) -> NDArray[np.float32]:
     """Return offsets chosen on some rows; 0 for a class that does not occur in them."""
     labels = classes.to_classes(samples.values[rows]).astype(np.int64)
     offsets = choose_offsets(score(samples.features[rows]), labels, samples.weights[rows])

@@ -19,7 +19,7 @@ from segrec_batch.labels.labelled import Classes, LabelledImage
 from segrec_batch.model.device import resolve_device
 from segrec_batch.model.head import resize
 from segrec_batch.model.weights import download, read_state
-from segrec_batch.training.rivals.base import ClassMap, NotRun, seeded, shrink, shrink_both
+from segrec_batch.training.rivals.base import ClassMap, NotRun, seed_torch, shrink, shrink_both
 
 NAME = "Mask R-CNN"
 _PREDICTORS = (  # layers that depend on the number of classes; they are trained from scratch
@@ -79,14 +79,16 @@ class FittedMaskRcnn:
     def __call__(self, image: Image.Image) -> dict[str, ClassMap]:
         """Return the class map of an RGB image; objects are painted in ascending order of score."""
         device = next(self.network.parameters()).device
-        pixels = _tensor(shrink(image, self._settings.max_size)).to(device)
+        pixels = _to_tensor(shrink(image, self._settings.max_size)).to(device)
         (objects,) = self.network([pixels])
         labels = paint_objects(objects, (image.height, image.width), self._settings.score)
         return {NAME: ClassMap(labels, None)}
 
 
-def paint_objects(objects: Mapping[str, Tensor], size: Shape, least: float) -> NDArray[np.uint8]:
-    """Return the class map of `size` of the objects that score at least `least`, best on top.
+def paint_objects(
+    objects: Mapping[str, Tensor], size: Shape, min_score: float
+) -> NDArray[np.uint8]:
+    """Return the class map of `size` of the objects with at least `min_score`, best on top.
 
     Args:
         objects: `scores` and `labels` (n,), `masks` (n, 1, h, w) in [0, 1], which are resized
@@ -94,7 +96,7 @@ def paint_objects(objects: Mapping[str, Tensor], size: Shape, least: float) -> N
     """
     canvas = torch.zeros(size, dtype=torch.uint8, device=objects["masks"].device)
     for i in objects["scores"].argsort(stable=True):
-        if objects["scores"][i] >= least:
+        if objects["scores"][i] >= min_score:
             mask = resize(objects["masks"][i][None], size)[0, 0]
             canvas[mask >= 0.5] = objects["labels"][i].to(torch.uint8)
     return canvas.cpu().numpy()
@@ -116,7 +118,7 @@ def fit_mask_rcnn(
         raise InputError(f"{NAME}: no labelled images to train on")
     state = load_state(settings.weights)
     device = resolve_device(settings.device)
-    with seeded(settings.seed, device):
+    with seed_torch(settings.seed, device):
         network = build_network(state, len(classes.names) + 1, settings).to(device)
         losses = _train(network, images, classes, settings)
     return FittedMaskRcnn(network, settings, losses)
@@ -147,21 +149,24 @@ def build_network(
     from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
     from torchvision.ops import FrozenBatchNorm2d
 
-    # torchvision's own weights were trained with eps 0
+    # torchvision's weights were trained with eps 0
     norm = partial(FrozenBatchNorm2d, eps=0.0)
     backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=norm)
     network: nn.Module = MaskRCNN(
         backbone, classes, min_size=settings.min_size, max_size=settings.max_size
     )
-    fresh = {n: t for n, t in network.state_dict().items() if n.startswith(_PREDICTORS)}
-    given = {n: t for n, t in state.items() if not n.startswith(_PREDICTORS)}
-    try:  # torchvision's own file has older names; its modules translate them
-        names = network.load_state_dict({**given, **fresh}, strict=False)
+    initial = {n: t for n, t in network.state_dict().items() if n.startswith(_PREDICTORS)}
+    loaded = {n: t for n, t in state.items() if not n.startswith(_PREDICTORS)}
+    try:  # torchvision's file has older names, which its modules translate
+        names = network.load_state_dict({**loaded, **initial}, strict=False)
     except RuntimeError as error:
         raise ModelError(f"not weights of maskrcnn_resnet50_fpn: {error}") from error
     # counters of unfrozen batch normalisation do not affect the result
-    wrong = {n for n in names.unexpected_keys if not n.endswith(".num_batches_tracked")}
-    for problem, names_ in (("is missing", set(names.missing_keys)), ("is not expected", wrong)):
+    unexpected = {n for n in names.unexpected_keys if not n.endswith(".num_batches_tracked")}
+    for problem, names_ in (
+        ("is missing", set(names.missing_keys)),
+        ("is not expected", unexpected),
+    ):
         if names_:
             raise ModelError(f"not weights of maskrcnn_resnet50_fpn: {min(names_)} {problem}")
     return network
@@ -191,12 +196,12 @@ def _train(
             loss.backward()
             optimiser.step()
             schedule.step()
-            losses.append(_finite(loss.item(), len(losses)))
+            losses.append(_check_finite(loss.item(), len(losses)))
             meter.advance()
     return losses
 
 
-def _finite(loss: float, step: int) -> float:
+def _check_finite(loss: float, step: int) -> float:
     if not np.isfinite(loss):
         raise NotRun(f"the loss is {loss} after {step} steps: try a lower learning rate")
     return loss
@@ -211,10 +216,10 @@ def _batches(
         order = rng.permutation(len(images))
         for start in range(0, len(order), settings.batch):
             chosen = order[start : start + settings.batch]
-            yield [_example(images[i], classes, settings, rng.choice([-1, 1])) for i in chosen]
+            yield [_load_example(images[i], classes, settings, rng.choice([-1, 1])) for i in chosen]
 
 
-def _example(
+def _load_example(
     item: LabelledImage, classes: Classes, settings: MaskRcnnSettings, step: int
 ) -> Example:
     pixels, values = shrink_both(*item.load(classes), settings.max_size)
@@ -225,10 +230,10 @@ def _example(
         "boxes": torch.from_numpy(objects.boxes),
         "masks": torch.from_numpy(objects.masks.astype(np.uint8)),
     }
-    return _tensor(pixels[:, ::step]), target
+    return _to_tensor(pixels[:, ::step]), target
 
 
-def _tensor(pixels: NDArray[np.uint8]) -> Tensor:
+def _to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
     """Convert uint8 (h, w, 3) to float32 (3, h, w) in [0, 1]."""
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
 
@@ -253,17 +258,17 @@ def connected_instances(labels: NDArray[np.int16], classes: int, min_pixels: int
 
     Classes 1 to `classes` are taken in order; void pixels belong to no region.
     """
-    owners, boxes, masks = [], [], []
+    object_classes, boxes, masks = [], [], []
     for k in range(1, classes + 1):
         regions, _ = ndimage.label(labels == k)
         sizes = np.bincount(regions.ravel())
         for i, (rows, columns) in enumerate(ndimage.find_objects(regions), start=1):
             if sizes[i] >= min_pixels:
-                owners.append(k)
+                object_classes.append(k)
                 boxes.append((columns.start, rows.start, columns.stop, rows.stop))
                 masks.append(regions == i)
     return Instances(
-        np.array(owners, np.int64),
+        np.array(object_classes, np.int64),
         np.array(boxes, np.float32).reshape(-1, 4),
         np.array(masks, np.bool_).reshape(-1, *labels.shape),
     )

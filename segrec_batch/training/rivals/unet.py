@@ -16,7 +16,7 @@ from segrec_batch.common.errors import InputError
 from segrec_batch.labels.labelled import VOID, Classes, LabelledImage
 from segrec_batch.model.device import resolve_device
 from segrec_batch.model.engine_choice import choose_engine
-from segrec_batch.training.rivals.base import ClassMap, class_map, seeded, shrink, shrink_both
+from segrec_batch.training.rivals.base import ClassMap, class_map, seed_torch, shrink, shrink_both
 
 NAME = "U-Net"
 _GREY = 128  # value of added borders; 0 after normalisation
@@ -104,9 +104,9 @@ class FittedUNet:
         """Return the class map of an RGB image."""
         pixels = shrink(image, self._settings.side)
         h, w, _ = pixels.shape
-        whole = 2**self._settings.depth
-        padded = _pad(pixels, -h % whole, -w % whole, _GREY)
-        scores = _scores(self.network, padded[None], self._settings)[:, :, :h, :w]
+        multiple = 2**self._settings.depth
+        padded = _pad(pixels, -h % multiple, -w % multiple, _GREY)
+        scores = _compute_scores(self.network, padded[None], self._settings)[:, :, :h, :w]
         return {NAME: ClassMap(class_map(scores, image), None)}
 
 
@@ -125,15 +125,15 @@ def fit_unet(
     device = resolve_device(settings.device)
     precision = choose_engine("torch", settings.precision, device).precision
     settings = replace(settings, precision=precision)
-    examples = [_example(item, classes, settings.side) for item in images]
-    with seeded(settings.seed, device):
+    examples = [_load_example(item, classes, settings.side) for item in images]
+    with seed_torch(settings.seed, device):
         network = UNet(len(classes.names) + 1, settings.width, settings.depth)
         network.to(device).to(memory_format=torch.channels_last)
         _train(network, examples, settings)
     return FittedUNet(network, settings)
 
 
-def _example(item: LabelledImage, classes: Classes, side: int) -> Example:
+def _load_example(item: LabelledImage, classes: Classes, side: int) -> Example:
     pixels, labels = shrink_both(*item.load(classes), side)
     return pixels, classes.to_classes(labels)
 
@@ -144,7 +144,7 @@ def _train(network: UNet, examples: Sequence[Example], settings: UNetSettings) -
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.rate, total_steps=steps)
     with ProgressMeter(f"{NAME} training", steps) as meter:
         for pixels, labels in _batches(examples, settings):
-            scores = _scores(network, pixels, settings)
+            scores = _compute_scores(network, pixels, settings)
             loss = segmentation_loss(scores, torch.from_numpy(labels).to(scores.device).long())
             optimiser.zero_grad()
             loss.backward()
@@ -163,19 +163,19 @@ def _batches(
         order = rng.permutation(len(examples))
         for start in range(0, len(order), settings.batch):
             chosen = order[start : start + settings.batch]
-            windows = [_window(examples[i], crop, rng) for i in chosen]
+            windows = [_draw_window(examples[i], crop, rng) for i in chosen]
             yield np.stack([p for p, _ in windows]), np.stack([y for _, y in windows])
 
 
-def _window(example: Example, crop: int, rng: np.random.Generator) -> Example:
+def _draw_window(example: Example, crop: int, rng: np.random.Generator) -> Example:
     """Return a random crop × crop window, mirrored half of the time; padding is void."""
     pixels, labels = example
     below, right = (max(0, crop - n) for n in labels.shape)
     pixels, labels = _pad(pixels, below, right, _GREY), _pad(labels, below, right, VOID)
     y, x = (rng.integers(n - crop + 1) for n in labels.shape)
     step = rng.choice([-1, 1])
-    here = np.s_[y : y + crop, x : x + crop]
-    return pixels[here][:, ::step], labels[here][:, ::step]
+    window = np.s_[y : y + crop, x : x + crop]
+    return pixels[window][:, ::step], labels[window][:, ::step]
 
 
 def _pad(array: NDArray[Any], below: int, right: int, value: int) -> NDArray[Any]:
@@ -183,7 +183,7 @@ def _pad(array: NDArray[Any], below: int, right: int, value: int) -> NDArray[Any
     return np.pad(array, widths, constant_values=value)
 
 
-def _scores(network: UNet, pixels: NDArray[np.uint8], settings: UNetSettings) -> Tensor:
+def _compute_scores(network: UNet, pixels: NDArray[np.uint8], settings: UNetSettings) -> Tensor:
     """Return class scores float32 (B, K, h, w) of pixels uint8 (B, h, w, 3)."""
     device = next(network.parameters()).device
     x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)  # (B, h, w, 3) -> (B, 3, h, w)
@@ -201,10 +201,10 @@ def segmentation_loss(scores: Tensor, labels: Tensor) -> Tensor:
     the batch, so that rare classes weigh as much as common ones (Milletari, Navab, Ahmadi 2016,
     section 3).
     """
-    known = labels != VOID
+    is_labelled = labels != VOID
     total = F.cross_entropy(scores, labels, ignore_index=VOID, reduction="sum")
-    p = scores.softmax(dim=1) * known[:, None]
-    y = F.one_hot(labels.clamp(min=0), scores.shape[1]).movedim(-1, 1) * known[:, None]
+    p = scores.softmax(dim=1) * is_labelled[:, None]
+    y = F.one_hot(labels.clamp(min=0), scores.shape[1]).movedim(-1, 1) * is_labelled[:, None]
     overlap, sizes = (t.sum(dim=(0, 2, 3))[1:] for t in (p * y, p + y))
     dice = 2 * overlap / sizes.clamp(min=1)
-    return total / known.sum().clamp(min=1) + 1 - dice.mean()
+    return total / is_labelled.sum().clamp(min=1) + 1 - dice.mean()

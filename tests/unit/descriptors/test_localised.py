@@ -34,7 +34,7 @@ def by_folder(features: NDArray[np.float32], folders: list[str]) -> localised.De
 
 
 def descriptor(grey: bool, category: str, samples: Learned) -> localised.Descriptor:
-    result, tensors = localised._categories(category, samples)
+    result, tensors = localised._fit_categories(category, samples)
     network = random_network("resnet50")
     settings = {**network.settings, "grey": grey, **result}
     return localised.Descriptor(

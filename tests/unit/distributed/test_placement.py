@@ -13,7 +13,7 @@ from segrec_batch.distributed.placement import (
     place_model,
 )
 from segrec_batch.index.history import history
-from segrec_batch.model.engine_choice import LONG
+from segrec_batch.model.engine_choice import LONG_RUN
 from segrec_batch.model.engines import EngineChoice
 from tests.support.builders import quick
 
@@ -77,7 +77,7 @@ def test_choose_cluster_engine_asks_the_nodes(ray_cluster: None) -> None:
     resources = find_resources("cpu")
     short = choose_cluster_engine("auto", "auto", resources, Work(10, 224 * 224))
     assert "by the processor's features" in short.reason
-    long = choose_cluster_engine("auto", "auto", resources, Work(LONG, 1))
+    long = choose_cluster_engine("auto", "auto", resources, Work(LONG_RUN, 1))
     assert long.reason.startswith("measured on this machine, images/s of a thread")
     assert choose_cluster_engine("torch", "float32", resources, MILLION).reason == "as requested"
     emulated = choose_cluster_engine("auto", "bfloat16", resources, Work(1, 1))

@@ -109,7 +109,7 @@ def test_doctor_engines_have_a_rate_or_a_reason(answer: tuple[dict[str, Any], st
         (engine, precision) for engine in engines.ENGINES for precision in engines.PRECISIONS
     ]
     measured = {(r["engine"], r["precision"]) for r in rows if r["images_per_second"]}
-    assert measured == set(engine_choice.candidates(host.read_processor()))
+    assert measured == set(engine_choice.list_candidates(host.read_processor()))
     assert all((r["images_per_second"] is None) == bool(r["reason"]) for r in rows)
     assert f"engines measured: {len(rows)}" in err
 

@@ -168,8 +168,8 @@ def test_dots_of_long_vectors_are_exact_in_any_block(
     vectors[3:6, :7] += rng.random((3, 7), np.float32)
     vectors[7], vectors[8] = vectors[1], 0
     vectors[9] = np.nan
-    for prepare in (similarity.standardised, similarity.normalised):
-        whole = similarity.dots(vectors, vectors, prepare)
+    for prepare in (similarity.standardise, similarity.normalise):
+        whole = similarity.dot_products(vectors, vectors, prepare)
         exact = prepare(vectors)
         for i in range(10):
             for j in range(i, 10):
@@ -180,11 +180,11 @@ def test_dots_of_long_vectors_are_exact_in_any_block(
         with monkeypatch.context() as patched:
             for values in (1, 5 * length, 7 * length):
                 patched.setattr(similarity, "_TILE", values)
-                again = similarity.dots(vectors[order], vectors[order], prepare)
+                again = similarity.dot_products(vectors[order], vectors[order], prepare)
                 assert np.array_equal(whole[np.ix_(order, order)], again, equal_nan=True)
-                alone = similarity.dots(vectors[1:2], vectors, prepare)
+                alone = similarity.dot_products(vectors[1:2], vectors, prepare)
                 assert np.array_equal(whole[1:2], alone, equal_nan=True)
-                squares = similarity.squares(vectors, prepare)
+                squares = similarity.squared_norms(vectors, prepare)
                 assert np.array_equal(np.diag(whole), squares, equal_nan=True)
         assert np.array_equal(whole, whole.T, equal_nan=True)
         assert np.array_equal(whole[7], whole[1], equal_nan=True)

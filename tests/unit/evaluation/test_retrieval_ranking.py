@@ -222,22 +222,22 @@ def test_count_block_reranks_and_has_gains_of_the_first_100() -> None:
 def test_dots_are_independent_of_the_block(features: NDArray[np.float32], seed: int) -> None:
     rng = np.random.default_rng(seed)
     many = np.vstack([features, features[::-1], rng.random((300, features.shape[1]), np.float32)])
-    for prepare in (similarity.standardised, similarity.normalised):
-        whole = similarity.dots(many, many, prepare)
+    for prepare in (similarity.standardise, similarity.normalise):
+        whole = similarity.dot_products(many, many, prepare)
         order = rng.permutation(len(many))
-        again = similarity.dots(many[order], many[order], prepare)
+        again = similarity.dot_products(many[order], many[order], prepare)
         assert np.array_equal(whole[np.ix_(order, order)], again, equal_nan=True)
-        alone = similarity.dots(many[:1], many, prepare)
+        alone = similarity.dot_products(many[:1], many, prepare)
         assert np.array_equal(whole[:1], alone, equal_nan=True)
         assert np.array_equal(whole, whole.T, equal_nan=True)
-        squares = similarity.squares(many, prepare)
+        squares = similarity.squared_norms(many, prepare)
         assert np.array_equal(np.diag(whole), squares, equal_nan=True)
 
 
 @quick
 @given(matrices)
 def test_dots_are_exact_to_13_places(features: NDArray[np.float32]) -> None:
-    result = similarity.dots(features, features, similarity.standardised)
+    result = similarity.dot_products(features, features, similarity.standardise)
     for i, x in enumerate(features):
         for j, y in enumerate(features):
             expected = math.nan if np.ptp(x) == 0 or np.ptp(y) == 0 else literal_pearson(x, y)

@@ -55,10 +55,10 @@ def test_load_classes_rejects_unusable_file(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"car": [8], "tree": [2], "car": [9]}', "'car' is there 2 times; write all its"),
-        ('{"ignore": [8], "ignore": [2], "car": [9]}', "'ignore' is there 2 times"),
-        ('{"car": [8, 3, 8]}', "mask value 8 stands 2 times under 'car'"),
-        ('{"car": [8], "tree": [8]}', "mask value 8 stands under 'car' and under 'tree'; give"),
+        ('{"car": [8], "tree": [2], "car": [9]}', "'car' occurs 2 times; write all its"),
+        ('{"ignore": [8], "ignore": [2], "car": [9]}', "'ignore' occurs 2 times"),
+        ('{"car": [8, 3, 8]}', "mask value 8 is listed 2 times under 'car'"),
+        ('{"car": [8], "tree": [8]}', "mask value 8 is listed under 'car' and 'tree'; remove"),
         ('{"car": [8], "ignore": [8]}', "under 'car' and under 'ignore'"),
         ('{"car": [true]}', "'car' has True, which is no mask value: write whole numbers from 0"),
         ('{"car": [65535]}', "'car' has 65535, which is no mask value"),

@@ -22,14 +22,19 @@ from segrec_batch.labels.labelled import load_classes, pair_images
 from segrec_batch.model import class_maps, engine_choice, engines, pooling
 from segrec_batch.model.backbones import Tap
 from segrec_batch.model.bundle import Model
-from segrec_batch.model.engine_choice import LONG, candidates, choose_engine, choose_fastest
+from segrec_batch.model.engine_choice import (
+    LONG_RUN,
+    choose_engine,
+    choose_fastest,
+    list_candidates,
+)
 from segrec_batch.model.engines import (
     Candidate,
     EngineChoice,
+    explain_missing_engine,
     load_feature_maps,
     load_segmenter,
     measure_rate,
-    missing_engine,
 )
 from segrec_batch.model.head import LinearHead, resize
 from segrec_batch.model.ncnn_network import Head, NcnnNetwork
@@ -67,20 +72,20 @@ def uncapped(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=lambda x: x.name if isinstance(x, Processor) else "",
 )
 def test_candidates_are_native(processor: Processor, expected: list[Candidate]) -> None:
-    assert candidates(processor) == expected
+    assert list_candidates(processor) == expected
 
 
 @pytest.mark.parametrize("limit", ["AVX2", "AVX512_CORE"])
 def test_capped_processor_has_no_bfloat16(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
-    assert candidates(SAPPHIRE) == [NCNN, TORCH]
+    assert list_candidates(SAPPHIRE) == [NCNN, TORCH]
 
 
 def test_auto_takes_the_first_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
     for processor in (ZEN3, ZEN4, SAPPHIRE, GRAVITON3):
         monkeypatch.setattr(engine_choice, "read_processor", lambda processor=processor: processor)
         choice = choose_engine()
-        assert (choice.engine, choice.precision) == candidates(processor)[0]
+        assert (choice.engine, choice.precision) == list_candidates(processor)[0]
         assert processor.name in choice.reason
         assert choice.warning is None
         exact = choose_engine(precision="float32")
@@ -93,7 +98,7 @@ def test_auto_goes_without_an_engine_that_is_not_installed(monkeypatch: pytest.M
     monkeypatch.setattr(engine_choice, "read_processor", lambda: ZEN3)
     monkeypatch.setitem(sys.modules, "ncnn", None)  # as Python marks what cannot be imported
     why = "the package ncnn is not installed; install it with: pip install ncnn"
-    assert missing_engine("ncnn") == why
+    assert explain_missing_engine("ncnn") == why
     choice = choose_engine()
     assert (choice.engine, choice.precision) == TORCH
     with pytest.raises(EngineError, match="--engine ncnn: the package ncnn is not installed"):
@@ -107,7 +112,10 @@ def test_auto_goes_without_an_engine_that_does_not_load(
     monkeypatch.delitem(sys.modules, "ncnn", raising=False)
     (tmp_path / "ncnn.py").write_text('raise ImportError("GLIBC_2.99 not found")')
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert missing_engine("ncnn") == "the package ncnn cannot be imported: GLIBC_2.99 not found"
+    assert (
+        explain_missing_engine("ncnn")
+        == "the package ncnn cannot be imported: GLIBC_2.99 not found"
+    )
     choice = choose_engine()
     assert (choice.engine, choice.precision) == TORCH
 
@@ -145,7 +153,7 @@ def test_gpus_compute_in_bfloat16_by_default() -> None:
 
 def test_long_work_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_choice, "read_processor", lambda: ZEN3)
-    choice = choose_engine(work=float(LONG))
+    choice = choose_engine(work=float(LONG_RUN))
     assert choice.reason.startswith("measured on this machine, images/s")
     assert "ncnn float32" in choice.reason
     assert "torch float32" in choice.reason

@@ -20,7 +20,7 @@ from segrec_batch.model.head import LinearHead, pool, resize
 from segrec_batch.model.torch_engine import as_tensors
 from segrec_batch.training.sampling import cell_features
 from segrec_batch.training.svm import LinearSvm, Scaler, fit_svm
-from segrec_batch.training.trainer import Settings, _head_tensors
+from segrec_batch.training.trainer import Settings, _make_head
 from segrec_batch.training.validation import fit_all
 from tests.support.builders import TAPS, quick, random_maps, smooth_batch
 
@@ -66,7 +66,7 @@ def _sklearn(features: NDArray[np.float16], targets: NDArray[np.int64]) -> SGDCl
 
 
 def test_the_compiled_head_decides_as_the_fitted_svm(fitted: Fitted) -> None:
-    tensors = _head_tensors(fitted.taps, fitted.svm.weights, fitted.svm.bias, torch.zeros(512))
+    tensors = _make_head(fitted.taps, fitted.svm.weights, fitted.svm.bias, torch.zeros(512))
     weights = {tap: tensors[f"svm.{tap}"] for tap in fitted.taps}
     bias = torch.from_numpy(tensors["svm.bias"])
     head = LinearHead(as_tensors(weights), bias, [0, 1, 2, 0])

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from segrec_batch.search.batch.choice import maximal_marginal_relevance, without_near_duplicates
+from segrec_batch.search.batch.choice import drop_near_duplicates, select_by_marginal_relevance
 from segrec_batch.search.batch.scores import (
     Pairs,
     Vectors,
-    best,
     error_bounds,
     join,
     pearson,
     product_bound,
     ranks,
+    take_best,
     unit_vectors,
 )
 from segrec_batch.search.batch.search import (
@@ -30,7 +30,7 @@ from segrec_batch.search.batch.search import (
     Search,
     block_sizes,
 )
-from segrec_batch.search.similarity import PAIR_PLACES, rounded
+from segrec_batch.search.similarity import PAIR_PLACES, round_half_away
 from segrec_batch.search.sql.views import schema_file
 from tests.support.builders import quick
 
@@ -91,7 +91,7 @@ def test_rounded_equals_sql(macros: duckdb.DuckDBPyConnection, x: NDArray[np.flo
     for some in (x, halves):
         macros.register("x", pa.table({"x": some}))
         result = macros.sql("SELECT round(x, 14) AS r FROM x").to_arrow_table()["r"].to_numpy()
-        assert np.array_equal(rounded(some, PAIR_PLACES), result)
+        assert np.array_equal(round_half_away(some, PAIR_PLACES), result)
 
 
 @quick
@@ -130,8 +130,8 @@ def pairs_of(rows: list[tuple[int, int, float]]) -> Pairs:
 def test_best_of_two_halves_is_best_of_all(
     rows: list[tuple[int, int, float]], cut: int, count: int, distinct: bool
 ) -> None:
-    halves = [best(pairs_of(half), count, distinct) for half in (rows[:cut], rows[cut:])]
-    actual = best(join(halves), count, distinct)
+    halves = [take_best(pairs_of(half), count, distinct) for half in (rows[:cut], rows[cut:])]
+    actual = take_best(join(halves), count, distinct)
     expected = []
     for query in range(4):
         mine = sorted((-r, place) for q, place, r in rows if q == query)
@@ -179,7 +179,7 @@ def test_search_equals_brute_force(seed: int, device: str) -> None:
     at_once = BlockSizes(int(rng.integers(1, 30)), int(rng.integers(1, 200)), 100)
     search = Search(block_of(known, queries, contents), candidates, rule, at_once, device)
     count = int(rng.choice([1, 5, 60, 500]))
-    actual = search.best(np.arange(len(queries)), count)
+    actual = search.find_best(np.arange(len(queries)), count)
     for i, query in enumerate(queries):
         scores = pearson(known, np.full(n, query), known, np.arange(n))
         seen = {contents[query]}
@@ -204,7 +204,7 @@ def test_search_sweeps_unproved_queries_only(device: str) -> None:
     for places, swept in ((np.array([3, 4]), 0), (np.array([4, 150]), 1)):
         queries = block_of(known, places, np.arange(500))
         search = Search(queries, candidates, Exclusions(), BlockSizes(10, 100, 100), device)
-        result = search.best(np.arange(2), 5)
+        result = search.find_best(np.arange(2), 5)
         assert search.swept == swept
     assert result.take(result.query == 1).place.tolist() == [100, 101, 102, 103, 104]
 
@@ -222,11 +222,11 @@ def test_block_sizes_fit_memory(memory: int, queries: int, width: int, expected:
 
 @quick
 @given(matrices, st.floats(0.1, 1), st.integers(1, 12))
-def test_without_near_duplicates_has_none(
+def test_drop_near_duplicates_has_none(
     features: NDArray[np.float32], limit: float, count: int
 ) -> None:
     pool = vectors(features)
-    kept = without_near_duplicates(pool, limit, count)
+    kept = drop_near_duplicates(pool, limit, count)
     i, j = all_pairs(len(pool))
     alike = (pearson(pool, i, pool, j) >= limit).reshape(len(pool), len(pool))
     expected: list[int] = []
@@ -238,7 +238,7 @@ def test_without_near_duplicates_has_none(
 
 @quick
 @given(matrices, st.floats(0.05, 1), st.integers(1, 12))
-def test_maximal_marginal_relevance_equals_definition(
+def test_select_by_marginal_relevance_equals_definition(
     features: NDArray[np.float32], weight: float, count: int
 ) -> None:
     pool = vectors(features)
@@ -255,7 +255,7 @@ def test_maximal_marginal_relevance_equals_definition(
             if c not in chosen
         }
         chosen.append(max(gains, key=lambda c: (gains[c], -c)))
-    result = maximal_marginal_relevance(pool, relevance, weight, count)
+    result = select_by_marginal_relevance(pool, relevance, weight, count)
     assert result.tolist() == chosen
     if weight == 1:
         assert result.tolist() == list(range(min(count, n)))

@@ -27,9 +27,9 @@ from segrec_batch.search.feedback.refine import (
     SVM,
     WAYS,
     Weights,
+    load_vectors,
     rocchio,
     svm,
-    vectors,
 )
 from segrec_batch.search.feedback.rounds import mark, replay, resume, start
 from segrec_batch.search.feedback.session import Session, read, write
@@ -187,10 +187,10 @@ def test_prepare_undefined_vectors_are_nan() -> None:
 
 def test_vectors_of_each_method(recommender: Recommender) -> None:
     ids = [named(recommender)[i] for i in (7, 3)]
-    result = vectors(recommender.database, Method.of("pearson"), None, [*ids, "nobody"])
+    result = load_vectors(recommender.database, Method.of("pearson"), None, [*ids, "nobody"])
     assert np.array_equal(result[:2], features()[[7, 3]])
     assert np.isnan(result[2]).all()
-    cars = vectors(recommender.database, Method.of("pearson"), "car", ids)
+    cars = load_vectors(recommender.database, Method.of("pearson"), "car", ids)
     assert np.array_equal(cars, features()[[7, 3], ::-1])
 
 

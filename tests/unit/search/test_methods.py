@@ -16,7 +16,7 @@ from segrec_batch.model.spec import COMMON_GRID
 from segrec_batch.pipeline.rows import make_descriptor_rows, make_image_rows
 from segrec_batch.search.cache import refresh_cache
 from segrec_batch.search.database import open_index
-from segrec_batch.search.feedback.refine import MARKS, WAYS, Weights, linear, refined
+from segrec_batch.search.feedback.refine import MARKS, WAYS, Weights, refine, to_linear_method
 from segrec_batch.search.feedback.rounds import mark, start
 from segrec_batch.search.filters import Filters, Method
 from segrec_batch.search.recommend import Recommender
@@ -268,8 +268,8 @@ def test_feedback_uses_method_of_session(index: str, rows: Rows, name: str, way:
     vectors = {i: v for i, row in rows.items() if (v := compared(row, method)) is not None}
     raw = np.array([vectors[i] for i in (ids[1], *marks)])
     ready = METRICS[method.metric].prepare(raw)
-    q = refined(way, ready[0], ready[1:], np.array(list(marks.values())), Weights())
-    metric = Method.of(linear(name)).metric if way == "svm" else method.metric
+    q = refine(way, ready[0], ready[1:], np.array(list(marks.values())), Weights())
+    metric = Method.of(to_linear_method(name)).metric if way == "svm" else method.metric
     left = vectors.keys() - {ids[1], *marks}
     scores = sorted((similarity(metric, q, vectors[i]) or 0 for i in left), reverse=True)
     actual = [row.score for row in session.round(1) if row.score is not None]

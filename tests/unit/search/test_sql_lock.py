@@ -23,7 +23,7 @@ from segrec_batch.model.bundle import Model
 from segrec_batch.search.cache import refresh_cache
 from segrec_batch.search.database import Database, open_index
 from segrec_batch.search.sql.allowed import TABLE_FUNCTIONS, allowed_functions
-from segrec_batch.search.sql.connection import Access, batches
+from segrec_batch.search.sql.connection import Access, read_batches
 from segrec_batch.search.sql.guard import QueryGuard, collect_rows, run_untrusted
 from segrec_batch.search.sql.limits import Limits, memory_limit
 from segrec_batch.sources import storage
@@ -367,7 +367,7 @@ MIDWAY = (
 def test_untrusted_sql_keeps_limits(home: Path, sql: str, message: str) -> None:
     settings = {"memory_limit": "100MB"} if "list(" in sql else {}
     database = open_index(str(home / "it's.duckdb"), access=Access.SEALED, settings=settings)
-    limits = Limits(seconds=0.2 if ENDLESS in sql else 60, answer_bytes=2**20)
+    limits = Limits(seconds=0.2 if ENDLESS in sql else 60, result_bytes=2**20)
     with database.connection, pytest.raises(InputError, match=f"\\ASQL: .*({message})"):
         run_untrusted(database, sql, limits=limits)
 
@@ -382,7 +382,7 @@ def test_too_large_result_frees_connection() -> None:
 
 def test_error_after_first_rows_is_one_line() -> None:
     with duckdb.connect() as connection, pytest.raises(InputError, match="Conversion") as error:
-        list(batches(connection, MIDWAY, {}, 1000))
+        list(read_batches(connection, MIDWAY, {}, 1000))
     assert "\n" not in str(error.value)
 
 

@@ -75,7 +75,7 @@ def test_class_of_filters_comes_first_with_window() -> None:
     assert len(html.of_class("asked")) == 3  # in the legend and on two cards
     bands = [attrs["d"] for attrs in html.of_class("window")]
     assert bands[1:] == 2 * ["M29.00 0H96.00V10H29.00z"]
-    assert "29 to 96 % asked for" in html.text("path")
+    assert "filter: 29 to 96 %" in html.text("path")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,12 @@ from segrec_batch.model.engines import load_segmenter
 from segrec_batch.training.rivals import classical as scorers
 from segrec_batch.training.sampling import Sampling
 from segrec_batch.training.trainer import Settings, Trainer, train
-from segrec_batch.training.validation import LOWEST, Components, choose_offsets, evaluable_classes
+from segrec_batch.training.validation import (
+    LOWEST,
+    Components,
+    choose_offsets,
+    find_evaluable_classes,
+)
 from tests.support.builders import random_weights, smooth_batch, write_png
 from tests.support.commands import exit_code
 
@@ -159,7 +164,7 @@ def test_validate_names_class_of_single_group(
 def test_evaluable_classes_need_two_folds() -> None:
     labels = np.array([0, 1, 1, 2, 2, 0])
     folds = [(np.array([2, 3, 4, 5]), np.array([0, 1])), (np.array([0, 1]), np.array([2, 3, 4, 5]))]
-    assert evaluable_classes(labels, folds) == [1]
+    assert find_evaluable_classes(labels, folds) == [1]
 
 
 @pytest.mark.slow
