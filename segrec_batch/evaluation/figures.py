@@ -51,6 +51,17 @@ class Figures:
         rows = [(e.value, e.low, e.high) for e in (self.get(**fields) for fields in selection)]
         return np.array(rows, float).reshape(-1, 3).T
 
+    def grid(self, rows: Names, columns: Names) -> dict[str, dict[str, Estimate]]:
+        """Return the estimates by row and column; there is none where no key has these fields."""
+        return {
+            label: {
+                name: estimate
+                for name, of in columns.items()
+                if (estimate := self.find(**{**fields, **of}))
+            }
+            for label, fields in rows.items()
+        }
+
     def table(
         self,
         caption: str,
@@ -68,14 +79,13 @@ class Figures:
         header of a last column with the largest number of units in the row, if not empty.
         """
         cells: list[Row] = []
-        for label, fields in rows.items():
-            estimates = {name: self.find(**{**fields, **of}) for name, of in columns.items()}
-            row: Row = [label]
-            for name, estimate in estimates.items():
-                form = (forms or {}).get(name)
-                row.append(missing if not estimate else form(estimate) if form else estimate)
+        for label, estimates in self.grid(rows, columns).items():
+            known: dict[str, Estimate | str] = {
+                n: forms[n](e) if forms and n in forms else e for n, e in estimates.items()
+            }
+            row: Row = [label, *(known.get(name, missing) for name in columns)]
             if units:
-                row.append(str(max((e.units for e in estimates.values() if e), default=0)))
+                row.append(str(max((e.units for e in estimates.values()), default=0)))
             cells.append(row)
         header = (corner, *columns, *([units] if units else []))
         return Table(caption, header, cells)
@@ -84,15 +94,7 @@ class Figures:
         self, caption: str, x: str, rows: Names, series: Names, description: str = ""
     ) -> Plot:
         """Return a plot with a row for each of `rows` and a mark in it for each of `series`."""
-        marks = {
-            label: {
-                name: estimate
-                for name, of in series.items()
-                if (estimate := self.find(**{**fields, **of}))
-            }
-            for label, fields in rows.items()
-        }
-        return dots(caption, x, marks, description)
+        return dots(caption, x, self.grid(rows, series), description)
 
     def line(self, points: Mapping[float, Fields], **fields: Any) -> plots.Line:
         """Return a line through the values of these points, by x, with their intervals."""

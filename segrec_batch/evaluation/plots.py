@@ -127,11 +127,8 @@ def dot_plot(rows: Mapping[str, Mapping[str, Estimate]], x: str) -> str:
         for j, name in enumerate(series):
             points = [(i, row[name]) for i, row in enumerate(rows.values()) if name in row]
             known = [(i, e.value, e.low, e.high) for i, e in points if e.value is not None]
-            at = [i + (j - (len(series) - 1) / 2) * step for i, *_ in known]
-            value, low, high = (
-                np.array([np.nan if k[c] is None else k[c] for k in known], float)
-                for c in (1, 2, 3)
-            )
+            place, value, low, high = np.array(known, float).reshape(-1, 4).T
+            at = place + (j - (len(series) - 1) / 2) * step
             axes.errorbar(
                 value, at, xerr=np.abs(np.stack([value - low, high - value])),
                 label=name, color=_SERIES[j % SERIES], fmt=_nth(_MARKS, j),

@@ -1,6 +1,7 @@
 """Tables of counts of synthetic rankings by methods of known strength."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def counts_table(
                 row = ranked(relevant, score, candidate, kept, worth[q] if gains else None)
                 about = {"query": f"{q:032x}", "uri": f"{q}.jpg", "class": CLASSES[labels[q]]}
                 about |= {"method": method, "setting": setting.name}
-                rows.append({**about, "condition": setting.to_row(), **row})
+                rows.append({**about, "condition": asdict(setting), **row})
     return pa.Table.from_pylist(rows, COUNTS)
 
 

@@ -1,4 +1,4 @@
-"""The images of a snapshot as arrays, to rank all of them for many queries."""
+"""The images of a snapshot as arrays, for rankings of all images for many queries."""
 
 from collections.abc import Collection as Names
 from collections.abc import Iterator, Mapping
@@ -126,99 +126,84 @@ def load(database: Database, parts: Names[str], descriptors: Names[str] = ()) ->
         raise InputError(f"{database.index} has no images")
     ids, uris, contents, *shares = (column.combine_chunks() for column in images.columns)
     reader = _Reader(database, ids)
-    numbered = list(enumerate(spec.classes, start=1))
-    masks = [reader.masks(name) for name in spec.classes if MASKS in parts]
+    nothing, no_words = np.empty((len(ids), 0), np.float32), np.empty((len(ids), 0), np.int64)
+    no_vectors, no_numbers = np.full((len(ids), 1), np.nan, np.float32), np.full((len(ids), 1), -1)
+    no_masks = np.zeros((len(ids), _WORDS), np.int64)
     return Collection(
         ids=ids,
         uris=uris,
         contents=contents,
         classes=spec.classes,
         coverages=np.stack([share.to_numpy() for share in shares], axis=1),
-        features=reader.images("feature", np.float32, FEATURE in parts),
-        sign_bits=reader.images("sign_bits", np.int64, SIGN_BITS in parts),
-        masks=np.hstack([np.zeros((len(ids), 0), np.int64), *masks]),
-        regions={k: reader.regions(name) for k, name in numbered if REGIONS in parts},
-        foreground=~reader.masks(BACKGROUND, _WORDS)
+        features=reader.matrix(_FEATURES, nothing) if FEATURE in parts else nothing,
+        sign_bits=reader.matrix(_SIGN_BITS, no_words) if SIGN_BITS in parts else no_words,
+        masks=np.hstack(
+            [
+                no_words,
+                *(reader.matrix(_MASKS, no_words, c) for c in spec.classes if MASKS in parts),
+            ]
+        ),
+        regions={
+            k: reader.regions(name)
+            for k, name in enumerate(spec.classes, start=1)
+            if REGIONS in parts
+        },
+        foreground=~reader.matrix(_MASKS, no_masks, BACKGROUND)
         if FOREGROUND in parts
-        else np.zeros((0, _WORDS), np.int64),
-        vectors={name: reader.vectors(name) for name in descriptors},
-        categories={name: reader.categories(name) for name in descriptors},
+        else no_masks[:0],
+        vectors={name: reader.matrix(_VECTORS, no_vectors, name) for name in descriptors},
+        categories={
+            name: reader.matrix(_CATEGORIES, no_numbers, name)[:, 0] for name in descriptors
+        },
     )
+
+
+_FEATURES = "SELECT image_id, feature FROM images"
+_SIGN_BITS = "SELECT image_id, sign_bits FROM images"
+_MASKS = "SELECT image_id, mask_bits FROM regions WHERE class = $name"
+_REGIONS = "SELECT image_id, feature FROM regions WHERE class = $name"
+_VECTORS = (
+    "SELECT image_id, vector FROM descriptors WHERE descriptor = $name AND vector IS NOT NULL"
+)
+_CATEGORIES = """
+SELECT image_id, [dense_rank() OVER (ORDER BY category)] FROM descriptors
+WHERE descriptor = $name AND category IS NOT NULL
+"""
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads columns of a database into arrays; `ids` are the image_ids in order."""
+    """Reads rows of (image_id, list) into arrays; `ids` are the image_ids in order."""
 
     database: Database
     ids: pa.Array
 
-    def images(self, column: str, dtype: type[T], is_requested: bool) -> NDArray[T]:
-        """Return a list column of `images`: (n, C), without columns unless requested."""
-        sql = f"SELECT image_id, {identifier(column)} FROM images"  # noqa: S608
-        if not is_requested:
-            return np.empty((len(self.ids), 0), dtype)
-        return self._matrix(sql, {}, np.empty((len(self.ids), 0), dtype))
+    def matrix(self, sql: str, empty: NDArray[T], name: str = "") -> NDArray[T]:
+        """Return the lists as a matrix; without any rows, `empty`.
 
-    def masks(self, cls: str, width: int = 0) -> Ints:
-        """Return the bitmaps of a class: (n, M), or (n, width) if no image has it."""
-        sql = "SELECT image_id, mask_bits FROM regions WHERE class = $class"
-        return self._matrix(sql, {"class": cls}, np.zeros((len(self.ids), width), np.int64))
-
-    def vectors(self, descriptor: str) -> Features:
-        """Return the vectors of a descriptor: (n, L)."""
-        sql = (
-            "SELECT image_id, vector FROM descriptors "
-            "WHERE descriptor = $name AND vector IS NOT NULL"
-        )
-        nothing = np.full((len(self.ids), 1), np.nan, np.float32)
-        return self._matrix(sql, {"name": descriptor}, nothing)
-
-    def categories(self, descriptor: str) -> Ints:
-        """Return the numbers of the categories of a descriptor: (n,)."""
-        sql = (
-            "SELECT image_id, dense_rank() OVER (ORDER BY category) AS number FROM descriptors "
-            "WHERE descriptor = $name AND category IS NOT NULL"
-        )
-        rows = query(self.database.connection, sql, {"name": descriptor}).combine_chunks()
-        numbers = np.full(len(self.ids), -1)
-        numbers[pc.index_in(rows["image_id"], value_set=self.ids).to_numpy()] = rows[
-            "number"
-        ].to_numpy()
-        return numbers
-
-    def regions(self, cls: str) -> Regions:
-        """Return the regions of a class."""
-        where = {"class": cls}
-        sql = "SELECT count(*) AS n FROM regions WHERE class = $class"
-        count = query(self.database.connection, sql, where)["n"][0].as_py()
-        rows, features, done = np.empty(count, np.int64), np.empty((count, 0), np.float32), 0
-        sql = "SELECT image_id, feature FROM regions WHERE class = $class"
-        for places, vectors in self._lists(sql, where):
-            if not done:
-                features = np.empty((count, vectors.shape[1]), np.float32)
-            part = slice(done, done + len(places))
-            rows[part], features[part] = places, vectors
-            done += len(places)
-        return Regions(rows, features)
-
-    def _matrix(self, sql: str, parameters: Mapping[str, object], empty: NDArray[T]) -> NDArray[T]:
-        """Return rows of (image_id, list) as a matrix; without any rows, `empty`.
-
-        Images without a row keep the value that fills `empty`, 0 if it has no column.
+        Images without a row have the value that fills `empty`, 0 if it has no column.
         """
         matrix = empty
-        for i, (rows, values) in enumerate(self._lists(sql, parameters)):
+        for i, (rows, values) in enumerate(self._lists(sql, name)):
             if not i:
                 fill = empty[0, 0] if empty.size else 0
                 matrix = np.full((len(self.ids), values.shape[1]), fill, empty.dtype)
             matrix[rows] = values
         return matrix
 
-    def _lists(
-        self, sql: str, parameters: Mapping[str, object]
-    ) -> Iterator[tuple[Ints, NDArray[Any]]]:
-        """Yield batches of rows of (image_id, list): places (b,) and values (b, C)."""
+    def regions(self, cls: str) -> Regions:
+        """Return the regions of a class."""
+        rows: list[Ints] = [np.empty(0, np.int64)]
+        features: list[Features] = []
+        for places, vectors in self._lists(_REGIONS, cls):
+            rows.append(places)
+            features.append(vectors)
+        nothing = np.empty((0, 0), np.float32)
+        return Regions(np.concatenate(rows), np.concatenate(features) if features else nothing)
+
+    def _lists(self, sql: str, name: str) -> Iterator[tuple[Ints, NDArray[Any]]]:
+        """Yield batches: places (b,) and values (b, C)."""
+        parameters = {"name": name} if name else {}
         for batch in read_batches(self.database.connection, sql, parameters, _BATCH_ROWS):
             if not len(batch):
                 continue

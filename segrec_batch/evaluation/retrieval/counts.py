@@ -10,11 +10,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from segrec_batch.common.errors import InputError
-from segrec_batch.evaluation.retrieval.settings import Setting
+from segrec_batch.evaluation.retrieval.settings import PLAIN, Bools, Setting
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
 DEPTH = 100
 """Number of first results, and of greatest gains, whose gains are stored."""
@@ -100,15 +99,14 @@ def read_rankings(counts: pa.Table) -> list[Rankings]:
     except (KeyError, ValueError, pa.ArrowException) as error:
         raise InputError(f"not the counts of a retrieval report: {error}") from error
     rows: dict[tuple[str, str], list[int]] = {}
-    for i, pair in enumerate(
-        zip(*(table[c].to_pylist() for c in ("method", "setting")), strict=True)
-    ):
+    pairs = zip(table["method"].to_pylist(), table["setting"].to_pylist(), strict=True)
+    for i, pair in enumerate(pairs):
         rows.setdefault(pair, []).append(i)
+    if not rows:
+        raise InputError("the counts hold no query")
     methods = list(dict.fromkeys(method for method, _ in rows))
     rankings = [_rankings(*pair, table.take(rows[pair]).sort_by("query")) for pair in rows]
     rankings.sort(key=lambda r: (methods.index(r.method), r.setting.sort_key))
-    if not rankings:
-        raise InputError("the counts hold no query")
     for r in rankings:
         if r.queries != rankings[0].queries or len(set(r.queries)) < len(r.queries):
             name = " · ".join(filter(None, (r.method, r.setting.name)))
@@ -127,20 +125,14 @@ def evaluated_queries(rankings: Sequence[Rankings]) -> Bools:
 
 
 def _rankings(method: str, setting: str, table: pa.Table) -> Rankings:
+    """Return the rankings of the rows of one method and setting, sorted by query."""
     ranks, owner = _flat(table["ranks"])
     candidates, retrieved, relevant = (
         table[name].to_numpy().astype(np.int64) for name in ("candidates", "retrieved", "relevant")
     )
-    try:
-        condition = Setting.from_row(table["condition"][0].as_py())
-        known = condition.name == setting
-    except (TypeError, ValueError):
-        known = False
-    if not known:
-        raise InputError(f"{setting!r} is not a setting of a retrieval report")
     return Rankings(
         method,
-        condition,
+        _setting(setting, table["condition"][0]),
         tuple(table["query"].to_pylist()),
         np.array(table["class"].to_pylist(), str),
         candidates,
@@ -153,11 +145,22 @@ def _rankings(method: str, setting: str, table: pa.Table) -> Rankings:
     )
 
 
+def _setting(name: str, condition: pa.StructScalar) -> Setting:
+    """Return the setting of a condition. Raises InputError unless it has this name."""
+    try:
+        setting = Setting.from_row(condition.as_py()) if condition.is_valid else PLAIN
+        is_known = setting.name == name
+    except (TypeError, ValueError, IndexError):
+        is_known = False
+    if not is_known:
+        raise InputError(f"{name!r} is not a setting of a retrieval report")
+    return setting
+
+
 def _flat(lists: pa.ChunkedArray) -> tuple[NDArray[np.generic], Ints]:
     """Return the values of all lists one after the other, and the row of each."""
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
-    values = pc.list_flatten(lists).to_numpy()
-    return values, np.repeat(np.arange(len(lengths)), lengths)
+    return pc.list_flatten(lists).to_numpy(), np.repeat(np.arange(len(lengths)), lengths)
 
 
 def _places(owner: Ints, n: int) -> Ints:
@@ -169,9 +172,9 @@ def _places(owner: Ints, n: int) -> Ints:
 def _padded(lists: pa.ChunkedArray) -> Floats:
     """Return lists of at most DEPTH values as (n, DEPTH), NaN after their ends."""
     values, owner = _flat(lists)
-    padded = np.full((len(lists), DEPTH), np.nan)
     places = _places(owner, len(lists))
     if places.max(initial=-1) >= DEPTH:
         raise InputError(f"the counts hold more than {DEPTH} gains of a query")
+    padded = np.full((len(lists), DEPTH), np.nan)
     padded[owner, places] = values
     return padded

@@ -1,7 +1,7 @@
 """Latency of SQL, compared with the matrix–vector product that every answer needs."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +21,18 @@ _LATENCY = (
     "query is mostly planning, and the ratio means little."
 )
 _RECOMMEND = "FROM recommend($id, k := 10{})"
-_WINDOW = "min_coverage := {:g}, max_coverage := {:g}".format(*PAPER_WINDOW)
+_WINDOW = "class := $class, min_coverage := {:g}, max_coverage := {:g}".format(*PAPER_WINDOW)
 _SIGMA, _EPSILON = Setting(window=PAPER_WINDOW).name, Setting(epsilon=PAPER_EPSILON).name
+_STATEMENTS = (
+    ("pearson", "", _RECOMMEND.format("")),
+    ("pearson", _EPSILON, _RECOMMEND.format(f", epsilon := {PAPER_EPSILON:g}")),
+    ("pearson", _SIGMA, _RECOMMEND.format(f", {_WINDOW}, scope := 'image'")),
+    ("region", "", _RECOMMEND.format(", class := $class")),
+    ("region", _SIGMA, _RECOMMEND.format(f", {_WINDOW}")),
+    ("sign-bits", "", "FROM recommend_by_sign_bits($id, k := 10)"),
+    ("pearson+iou", "", _RECOMMEND.format(", rerank := 'mask_iou'")),
+)
+"""Method, setting and SQL; $class is the dominant class of the query."""
 
 
 @dataclass(frozen=True)
@@ -44,99 +54,67 @@ class Latency:
     queries: int
 
 
-@dataclass(frozen=True)
-class _Statement:
-    """SQL of a method in a setting; `of_class` if it compares the query's dominant class."""
-
-    method: str
-    setting: str
-    sql: str
-    of_class: bool = False
-
-    def vectors(self, images: Collection, row: int) -> Features:
-        """Return the vectors that are compared with a query; none if the query is unsuitable."""
-        nothing = np.empty((0, 0), np.float32)
-        if descriptor := parse_method(self.method).descriptor:
-            vectors = images.vectors[descriptor]
-            return vectors if np.isfinite(vectors[row]).all() else nothing
-        cls = int(images.dominant[row])
-        if self.of_class and not cls:
-            return nothing
-        return images.regions[cls].features if self.method == "region" else images.features
-
-
-_STATEMENTS = (
-    _Statement("pearson", "", _RECOMMEND.format("")),
-    _Statement("pearson", _EPSILON, _RECOMMEND.format(f", epsilon := {PAPER_EPSILON:g}")),
-    _Statement(
-        "pearson",
-        _SIGMA,
-        _RECOMMEND.format(f", class := $class, scope := 'image', {_WINDOW}"),
-        of_class=True,
-    ),
-    _Statement("region", "", _RECOMMEND.format(", class := $class"), of_class=True),
-    _Statement("region", _SIGMA, _RECOMMEND.format(f", class := $class, {_WINDOW}"), of_class=True),
-    _Statement("sign-bits", "", "FROM recommend_by_sign_bits($id, k := 10)"),
-    _Statement("pearson+iou", "", _RECOMMEND.format(", rerank := 'mask_iou'")),
-)
-
-
 def measure_latencies(
     database: Database, images: Collection, methods: Sequence[str], rows: Ints, seed: int
 ) -> list[Latency]:
     """Return the latency of the methods that SQL has, for up to 20 queries, drawn from `rows`."""
-    drawn = [int(row) for row in np.random.default_rng(seed).permutation(rows)]
+    drawn = np.random.default_rng(seed).permutation(rows).tolist()
     parsed = {m: parse_method(m) for m in methods if m != "pearson"}
     others = [m for m, p in parsed.items() if p.metric or p.descriptor]
     statements = [
-        *_STATEMENTS,
-        *(_Statement(m, "", _RECOMMEND.format(f", method := '{m}'")) for m in others),
+        *(statement for statement in _STATEMENTS if statement[0] in methods),
+        *((m, "", _RECOMMEND.format(f", method := '{m}'")) for m in others),
     ]
-    return [
-        latency
-        for statement in statements
-        if statement.method in methods
-        for latency in _latency(database, images, statement, drawn)
-    ]
+    latencies = (_measure(database, images, drawn, *statement) for statement in statements)
+    return [latency for latency in latencies if latency]
 
 
-def _latency(
-    database: Database, images: Collection, statement: _Statement, drawn: Sequence[int]
-) -> Iterator[Latency]:
-    """Yield one latency, or none without suitable queries."""
+def _measure(
+    database: Database,
+    images: Collection,
+    drawn: Sequence[int],
+    method: str,
+    setting: str,
+    sql: str,
+) -> Latency | None:
+    """Return the latency of a statement, None without suitable queries."""
 
     def recommend(row: int) -> None:
         parameters = {"id": images.ids[row].as_py()}
-        if statement.of_class:
+        if "$class" in sql:
             parameters["class"] = images.classes[images.dominant[row] - 1]
-        query(database.connection, statement.sql, parameters)
+        query(database.connection, sql, parameters)
 
-    vectors = {row: v for row in drawn if len(v := statement.vectors(images, row))}
+    suitable = (row for row in drawn if images.dominant[row] or "$class" not in sql)
+    vectors = {row: v for row in suitable if len(v := _vectors(method, images, row))}
     rows = list(vectors)[:LATENCY_QUERIES]
     if not rows:
-        return
-    times = _seconds(recommend, rows)
-    product = _seconds(lambda row: vectors[row] @ vectors[row][0], rows)
-    median, last = np.percentile(times, (50, 95))
-    ratio = float(median / np.median(product))
-    yield Latency(
-        statement.method,
-        statement.setting,
-        1000 * float(median),
-        1000 * float(last),
-        ratio,
-        len(rows),
-    )
+        return None
+    times = _milliseconds(recommend, rows)
+    product = _milliseconds(lambda row: vectors[row] @ vectors[row][0], rows)
+    median, p95 = np.percentile(times, (50, 95)).tolist()
+    ratio = median / float(np.median(product))
+    return Latency(method, setting, median, p95, ratio, len(rows))
 
 
-def _seconds(function: Callable[[int], object], rows: Sequence[int]) -> NDArray[np.float64]:
+def _vectors(method: str, images: Collection, row: int) -> Features:
+    """Return the vectors that are compared with a query; none if the query has no vector."""
+    if method == "region":
+        return images.regions[int(images.dominant[row])].features
+    if descriptor := parse_method(method).descriptor:
+        vectors = images.vectors[descriptor]
+        return vectors if np.isfinite(vectors[row]).all() else vectors[:0]
+    return images.features
+
+
+def _milliseconds(function: Callable[[int], object], rows: Sequence[int]) -> NDArray[np.float64]:
     """Return the time of each call, after one to warm up."""
     function(rows[0])
     times = []
     for row in rows:
         start = time.perf_counter()
         function(row)
-        times.append(time.perf_counter() - start)
+        times.append(1000 * (time.perf_counter() - start))
     return np.array(times)
 
 

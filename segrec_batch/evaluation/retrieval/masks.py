@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segrec_batch.common.console import track
-from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.retrieval.collection import Collection, Ints
-from segrec_batch.evaluation.retrieval.settings import Window
-from segrec_batch.evaluation.retrieval.truth import GroundTruth, Groups, digest, log_details
+from segrec_batch.evaluation.retrieval.settings import Window, check_window
+from segrec_batch.evaluation.retrieval.truth import GroundTruth, digest, log_details
 from segrec_batch.index.column_values import pack_bitmaps
 from segrec_batch.labels.labelled import (
     VOID,
@@ -48,11 +47,7 @@ class Masks:
 
     def read(self, images: Collection) -> GroundTruth:
         """Return the ground truth for the images of an index. Raises InputError."""
-        low, high = self.window
-        if not 0 <= low <= high <= 1:
-            raise InputError(
-                f"the window of the labels is {low:g} {high:g}; give 0 <= LOW <= HIGH <= 1"
-            )
+        check_window("the window of the labels", self.window)
         classes, files = load_classes(self.classes), list_files(self.masks)
         pairs = pair_indexed(Files("", tuple(images.uris.to_pylist()), {}), files).pairs
         words = np.zeros((len(images), len(classes.names) * COMMON_GRID**2 // 64), np.int64)
@@ -78,12 +73,11 @@ class Masks:
         }
         log_details(details)
         return GroundTruth(
-            relevance=Groups(labels),
+            labels,
             description="Images with the query's dominant class are relevant, where it fills "
-            f"{low:g} to {high:g} of both images by the label masks.",
+            "{:g} to {:g} of both images by the label masks.".format(*self.window),
             fingerprint=digest("masks", content.hexdigest(), self.window),
             classes=classes.names,
-            labels=labels,
             masks=words,
             details=details,
         )

@@ -1,26 +1,25 @@
 """Metrics of retrieval for each query and over all queries.
 
-Queries without a relevant candidate take no part; relevant images that a method does not retrieve
+Queries without a relevant candidate are left out; relevant images that a method does not retrieve
 count as missed. Among the first k results, A are relevant and B are not, C relevant ones are
 missing, and R = A + C.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 
 from segrec_batch.evaluation.retrieval.counts import (
-    Bools,
     Floats,
     Ints,
     Rankings,
     evaluated_queries,
     read_rankings,
 )
-from segrec_batch.evaluation.retrieval.settings import PLAIN, Feedback
+from segrec_batch.evaluation.retrieval.settings import PLAIN, Bools
 from segrec_batch.evaluation.statistics import Evaluation, Key, Measure
 
 CUTOFFS = (1, 5, 10, 20, 100)
@@ -51,11 +50,9 @@ def precision(r: Rankings, k: int) -> Floats:
     return _ratio(r.hits(k), np.full(len(r.queries), k))
 
 
-def new_precision(r: Rankings, feedback: Feedback) -> Floats:
-    """Return the precision of the `shown` images that are shown next after feedback: (n,)."""
-    last = feedback.page
-    hits = r.hits(last) - r.hits(last - feedback.shown)
-    return _ratio(hits, np.full(len(r.queries), feedback.shown))
+def new_precision(r: Rankings, last: int, shown: int) -> Floats:
+    """Return the precision of the `shown` images up to rank `last`: (n,)."""
+    return _ratio(r.hits(last) - r.hits(last - shown), np.full(len(r.queries), shown))
 
 
 def recall(r: Rankings, k: int) -> Floats:
@@ -92,20 +89,20 @@ def ndcg(r: Rankings, k: int) -> Floats:
 
 def relevant_lost(r: Rankings) -> Floats:
     """Return the share of the relevant candidates that were not retrieved: (n,)."""
-    return _ratio(r.relevant - _sums(r, np.ones(len(r.ranks))), r.relevant)
+    return _ratio(r.relevant - np.bincount(r.owner, minlength=len(r.queries)), r.relevant)
 
 
-def interpolated_precision(r: Rankings, levels: Floats = LEVELS) -> Floats:
-    """Return the greatest precision at any recall of at least each level: (n, levels).
+def interpolated_precision(r: Rankings) -> Floats:
+    """Return the greatest precision at any recall of at least each of LEVELS: (n, levels).
 
     It is 0 where the level is not reached, NaN for queries without relevant candidates.
     """
-    curves = np.zeros((len(r.queries), len(levels)))
+    curves = np.zeros((len(r.queries), len(LEVELS)))
     bounds = np.searchsorted(r.owner, np.arange(len(r.queries) + 1))
     at_hits = r.order / r.ranks
     for i, (start, stop) in enumerate(pairwise(bounds)):
         best = np.maximum.accumulate(at_hits[start:stop][::-1])[::-1]
-        needed = np.maximum(np.ceil(levels * r.relevant[i] - 1e-9).astype(int), 1)
+        needed = np.maximum(np.ceil(LEVELS * r.relevant[i] - 1e-9).astype(int), 1)
         reached = needed <= len(best)
         curves[i, reached] = best[needed[reached] - 1]
     curves[r.relevant == 0] = np.nan
@@ -142,61 +139,47 @@ def evaluate_rankings(rankings: Sequence[Rankings]) -> Evaluation:
     measures: dict[Key, Measure] = {}
     for r in rankings:
         measures |= _measures(r, part)
-        measures |= _class_measures(r, part) if r.setting == PLAIN else {}
-        for feedback in _pages(r, rankings):
-            key = Key("new_precision", r.method, setting=r.setting.name, k=feedback.page)
-            measures[key] = Measure.of(new_precision(r, feedback), part)
+        for last, shown in _pages(r, rankings):
+            key = Key("new_precision", r.method, setting=r.setting.name, k=last)
+            measures[key] = Measure.of(new_precision(r, last, shown), part)
     return Evaluation(rankings[0].queries, measures)
 
 
-def _values(r: Rankings) -> Iterator[tuple[str, int, Floats]]:
-    """Yield name, k and values (n,) of every metric that is a mean over queries."""
-    for name, metric in _METRICS.items():
-        yield name, 0, metric(r)
-    for name, (metric_at, cutoffs) in _METRICS_AT.items():
-        for k in cutoffs:
-            yield name, k, metric_at(r, k)
-
-
 def _measures(r: Rankings, part: Bools) -> dict[Key, Measure]:
-    """Return means over queries, and two ratios of sums over queries.
+    """Return means over the evaluated queries, means of classes, and two ratios of sums.
 
     ARR = Σ A / Σ R is the mean recall where all classes have one size (Guo and Prasetyo 2015, as
     cited by the paper on semantic features).
     """
-
-    def key(name: str, k: int = 0) -> Key:
-        return Key(name, r.method, setting=r.setting.name, k=k)
-
+    values = {(name, 0): metric(r) for name, metric in _METRICS.items()}
+    for name, (metric_at, cutoffs) in _METRICS_AT.items():
+        values |= {(name, k): metric_at(r, k) for k in cutoffs}
+    classes = sorted(set(r.classes.tolist()) - {""}) if r.setting == PLAIN else []
+    key = partial(Key, method=r.method, setting=r.setting.name)
     return {
-        **{key(name, k): Measure.of(values, part) for name, k, values in _values(r)},
-        **{key("arr", k): _pooled(r.hits(k), r.relevant, part) for k in CUTOFFS},
+        **{key(name, k=k): Measure.of(value, part) for (name, k), value in values.items()},
+        **{key("arr", k=k): _pooled(r.hits(k), r.relevant, part) for k in CUTOFFS},
         key("candidates_left"): _pooled(r.retrieved, r.candidates, part),
+        **{
+            key(name, cls=cls, k=k): Measure.of(value, part & (r.classes == cls))
+            for cls in classes
+            for (name, k), value in values.items()
+            if (name, k) in _BY_CLASS
+        },
     }
 
 
-def _class_measures(r: Rankings, part: Bools) -> dict[Key, Measure]:
-    values = [v for v in _values(r) if v[:2] in _BY_CLASS]
-    return {
-        Key(name, r.method, cls=cls, k=k): Measure.of(value, part & (r.classes == cls))
-        for cls in sorted(set(r.classes.tolist()) - {""})
-        for name, k, value in values
-    }
-
-
-def _pages(r: Rankings, rankings: Sequence[Rankings]) -> list[Feedback]:
-    """Return the pages of new images of a ranking, sorted.
+def _pages(r: Rankings, rankings: Sequence[Rankings]) -> list[tuple[int, int]]:
+    """Return the last rank and the size of each page of new images that a ranking shows, sorted.
 
     A ranking after feedback has one; that without has the same pages as those after feedback.
     """
     if r.setting.feedback:
-        return [r.setting.feedback]
-    same_method = (o.setting.feedback for o in rankings if o.method == r.method)
-    pages = {f.page: f for f in same_method if f}
+        return [(r.setting.feedback.page, r.setting.feedback.shown)]
     if r.setting != PLAIN:
         return []
-    pages |= {f.shown: replace(f, rounds=0) for f in pages.values()}
-    return [pages[k] for k in sorted(pages)]
+    same_method = (o.setting.feedback for o in rankings if o.method == r.method)
+    return sorted({(last, f.shown) for f in same_method if f for last in (f.shown, f.page)})
 
 
 def _sums(r: Rankings, values: Floats) -> Floats:
@@ -211,5 +194,6 @@ def _ratio(part: Floats | Ints, whole: Floats | Ints) -> Floats:
 
 
 def _pooled(part: Ints, whole: Ints, counted: Bools) -> Measure:
+    """Return Σ part / Σ whole over the queries that are counted."""
     numerator, denominator = (np.where(counted, v, 0.0)[:, None] for v in (part, whole))
     return Measure(numerator, denominator)

@@ -1,7 +1,7 @@
 """Retrieval methods: each one gives all images scores for a block of queries.
 
 A method takes the rows (q,) of the queries and the collection of n images. Scores are higher for
-more similar images, and NaN where a method is undefined: such images are not retrieved.
+more similar images. They are NaN where a method is undefined; such images are not retrieved.
 
     pearson, cosine, euclidean, dot   a metric of the feature of the whole image
     region, sign-bits, histogram, pearson+iou, random
@@ -12,8 +12,7 @@ more similar images, and NaN where a method is undefined: such images are not re
 """
 
 import hashlib
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +28,7 @@ from segrec_batch.evaluation.retrieval.collection import (
     Features,
     Ints,
 )
+from segrec_batch.search import filters
 from segrec_batch.search.filters import LOCALISED, VECTOR_METRICS
 from segrec_batch.search.similarity import (
     METRICS,
@@ -40,38 +40,39 @@ from segrec_batch.search.similarity import (
 )
 
 RERANKED = 100
-"""Number of first results that are ranked again, as by `recommend(…, rerank := 'mask_iou')`."""
+"""Number of first results that are re-ranked, as by `recommend(…, rerank := 'mask_iou')`."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of images. values: (q, n). rerank: (q, n), orders the first RERANKED, NaN last."""
+    """Scores of images. values: (q, n). rerank: (q, n), re-ranks the first RERANKED, NaN last."""
 
     values: Floats
     rerank: Floats | None = None
 
 
 @dataclass(frozen=True)
-class Method:
-    """A way to score images.
+class RankingMethod:
+    """A way to score images: a metric of features or vectors, or a function.
 
     Attributes:
-        scores: of queries (q,) among the images of a collection.
         parts: parts of a collection that it reads.
         descriptor: descriptor that it reads, "" for none.
-        metric: metric of features or vectors, "" if it is more than a metric.
-        length: number of values of a vector that it compares, 0 for all.
+        metric: metric of features or vectors, "" with a function.
+        length: number of values of a vector that the metric compares, None for all.
+        function: scores of queries (q,) among the images of a collection.
     """
 
-    scores: Callable[[Ints, Collection], Scores]
     parts: tuple[str, ...] = ()
     descriptor: str = ""
     metric: str = ""
-    length: int = 0
+    length: int | None = None
+    function: Callable[[Ints, Collection], Scores] | None = None
 
     def vectors(self, images: Collection) -> Features:
         """Return the vectors that `metric` compares: (n, C)."""
-        return images.vectors[self.descriptor] if self.descriptor else images.features
+        vectors = images.vectors[self.descriptor] if self.descriptor else images.features
+        return vectors[:, : self.length]
 
 
 def _region(rows: Ints, images: Collection) -> Scores:
@@ -102,13 +103,13 @@ def _histogram(rows: Ints, images: Collection) -> Scores:
 
 
 def _pearson_iou(rows: Ints, images: Collection) -> Scores:
-    """Score by Pearson of whole images, then the first by the overlap of masks (Waqas 2023)."""
+    """Score by Pearson of whole images, then re-rank by the IoU of masks (Waqas 2023)."""
     values = METRICS["pearson"].scores(rows, images.features)
     return Scores(values, mask_overlaps(images.masks[rows], images.masks))
 
 
 def _localised(rows: Ints, images: Collection) -> Scores:
-    """Score by the distance of `localised` vectors, then the first by the IoU of the foregrounds.
+    """Score by the distance of `localised` vectors, then re-rank by the IoU of the foregrounds.
 
     Source: Waqas 2023, section 4 and eq. 2. Undefined for images without the query's category.
     """
@@ -136,40 +137,35 @@ BASE_METHODS = (
     "random",
 )
 """The methods that every index has."""
-_NAMED: Mapping[str, Method] = {
-    "region": Method(_region, (REGIONS,)),
-    "sign-bits": Method(_sign_bits, (SIGN_BITS,)),
-    "histogram": Method(_histogram),
-    "pearson+iou": Method(_pearson_iou, (FEATURE, MASKS)),
-    "random": Method(_random),
-    LOCALISED: Method(_localised, (FOREGROUND,), LOCALISED),
+_NAMED: Mapping[str, RankingMethod] = {
+    "region": RankingMethod((REGIONS,), function=_region),
+    "sign-bits": RankingMethod((SIGN_BITS,), function=_sign_bits),
+    "histogram": RankingMethod(function=_histogram),
+    "pearson+iou": RankingMethod((FEATURE, MASKS), function=_pearson_iou),
+    "random": RankingMethod(function=_random),
+    LOCALISED: RankingMethod((FOREGROUND,), LOCALISED, function=_localised),
 }
 _OF_PAPERS = {"pca": ("pca-cosine",), LOCALISED: (LOCALISED, f"{LOCALISED}-euclidean")}
-_NAME = re.compile(rf"(\w+?)(?:-({'|'.join(VECTOR_METRICS)}))?(?:@([1-9]\d*))?", re.ASCII)
 
 
-def parse_method(name: str) -> Method:
-    """Return the method of a name. Raises InputError for an unknown one."""
+def parse_method(name: str) -> RankingMethod:
+    """Return the method of a name that `resolve_methods` accepts, or of NAME-METRIC@D."""
     if name in _NAMED:
         return _NAMED[name]
-    parts = _NAME.fullmatch(name)
-    if not parts:
-        raise InputError(f"no method {name!r}")
-    is_metric = name in METRICS
-    descriptor = "" if is_metric else parts[1]
-    metric, length = name if is_metric else parts[2] or "euclidean", int(parts[3] or 0)
-
-    def scores(rows: Ints, images: Collection) -> Scores:
-        vectors = images.vectors[descriptor] if descriptor else images.features
-        return Scores(METRICS[metric].scores(rows, vectors[:, : length or None]))
-
-    parts_read = () if descriptor else (FEATURE,)
-    return Method(scores, parts_read, descriptor, "" if length else metric, length)
+    whole, _, length = name.partition("@")
+    method = filters.Method.of(whole)
+    parts = () if method.descriptor else (FEATURE,)
+    return RankingMethod(
+        parts, method.descriptor or "", method.metric, int(length) if length else None
+    )
 
 
 def score(name: str, rows: Ints, images: Collection) -> Scores:
     """Return the scores of a method for some queries (q,)."""
-    return parse_method(name).scores(rows, images)
+    method = parse_method(name)
+    if method.function:
+        return method.function(rows, images)
+    return Scores(METRICS[method.metric].scores(rows, method.vectors(images)))
 
 
 def resolve_methods(names: Sequence[str], descriptors: Sequence[str]) -> tuple[str, ...]:
@@ -178,22 +174,15 @@ def resolve_methods(names: Sequence[str], descriptors: Sequence[str]) -> tuple[s
     Raises:
         InputError: for a method that the index does not have.
     """
-    known = _all_methods(descriptors)
-    methods = tuple(
-        dict.fromkeys(m for name in names for m in (known if name == "all" else [name]))
-    )
-    for name in methods or ("",):
-        parts = _NAME.fullmatch(name)
-        is_descriptor = parts is not None and parts[1] in descriptors and not parts[3]
-        if not (is_descriptor or name in known or name in METRICS):
-            raise InputError(_unknown(name, known, descriptors))
-    return methods
-
-
-def _all_methods(descriptors: Iterable[str]) -> tuple[str, ...]:
     *others, chance = BASE_METHODS
     of_papers = [name for d in descriptors for name in _OF_PAPERS.get(d, (d,))]
-    return (*others, *of_papers, chance)
+    known = (*others, *of_papers, chance)
+    for name in names or ("",):
+        method = filters.Method.of(name)
+        has_vectors = method.descriptor is None or method.descriptor in descriptors
+        if name not in ("all", *known) and not (has_vectors and method.metric in VECTOR_METRICS):
+            raise InputError(_unknown(name, known, descriptors))
+    return tuple(dict.fromkeys(m for name in names for m in (known if name == "all" else [name])))
 
 
 def _unknown(name: str, known: Sequence[str], descriptors: Sequence[str]) -> str:

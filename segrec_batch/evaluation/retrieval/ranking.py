@@ -8,8 +8,8 @@ after them are ranked again, so that metrics gain from new images only (a residu
 
 from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import count
+from dataclasses import asdict, dataclass
+from itertools import count, groupby
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +38,7 @@ from segrec_batch.search.feedback.refine import (
 from segrec_batch.search.similarity import METRICS, Features, Floats, rank_order
 
 SIMILAR = 0.5
-"""Overlap of masks from which an image is somewhat relevant."""
+"""Least IoU of masks at which an image is somewhat relevant."""
 
 _FROZEN = 1e9  # above all scores
 
@@ -56,15 +56,16 @@ def count_block(
     of q · n pairs, at most.
     """
     filters = list(candidates(rows, images, [s for s in settings if not s.feedback]))
+    rounds = [s.feedback for s in settings if s.feedback]
     block = _Block(rows, images, truth, {s.neighbours for s in settings if s.neighbours})
     parts = []
     for name in methods:
         scores = score(name, rows, images)
-        order = sort_images(scores.values)
+        order = rank_order(scores.values)
         for setting, passes in filters:
             parts.append(block.counts(name, setting, *rank(scores, order, passes)))
-        rounds = feedback_rankings(name, scores.values, rows, images, truth, settings)
-        parts += [block.counts(name, *ranking) for ranking in rounds]
+        after_feedback = feedback_rankings(name, scores.values, rows, images, truth, rounds)
+        parts += [block.counts(name, *ranking) for ranking in after_feedback]
     return pa.concat_tables(parts)
 
 
@@ -73,15 +74,10 @@ def nearest_images(rows: Ints, images: Collection, metric: str) -> Bools:
     nearest = np.zeros((len(rows), len(images)), bool)
     nearest[np.arange(len(rows)), rows] = True
     scores = score(metric, rows, images)
-    order, listed = rank(scores, sort_images(scores.values), ~nearest)
+    order, listed = rank(scores, rank_order(scores.values), ~nearest)
     first = listed & (listed.cumsum(axis=1) <= NEIGHBOURS)
     nearest[np.nonzero(first)[0], order[first]] = True
     return nearest
-
-
-def sort_images(scores: Floats) -> Ints:
-    """Return all images of each query by descending score, ties by image_id, NaN last: (q, n)."""
-    return rank_order(scores)
 
 
 def rank(scores: Scores, order: Ints, passes: Bools) -> tuple[Ints, Bools]:
@@ -110,7 +106,7 @@ class _Block:
     ) -> None:
         self.rows = rows
         self.candidates = len(images) - 1
-        self.relevant = {"": truth.relevance.matrix(rows)}
+        self.relevant = {"": truth.relevant(rows)}
         self.relevant |= {metric: nearest_images(rows, images, metric) for metric in metrics}
         self.gains = truth.gains(rows)
         self.identity = [
@@ -118,18 +114,7 @@ class _Block:
             images.uris.take(pa.array(rows)),
             pa.array([truth.class_name(int(row)) for row in rows], pa.string()),
         ]
-        self.ideal = {keeps: self._ideal(keeps) for keeps in (False, True)}
-
-    def _ideal(self, keeps_query: bool) -> pa.Array:
-        if self.gains is None:
-            return pa.nulls(len(self.rows), COUNTS.field("ideal").type)
-        gains = self.gains.copy()
-        if not keeps_query:
-            gains[np.arange(len(gains)), self.rows] = -1  # below all others
-        count = min(DEPTH, self.candidates + keeps_query)
-        best = -np.partition(-gains, max(count - 1, 0), axis=1)[:, :count]
-        best = -np.sort(-best, axis=1)
-        return _lists(np.full(len(best), count), best.ravel(), "ideal")
+        self.ideal = {keeps_query: self._ideal(keeps_query) for keeps_query in (False, True)}
 
     def counts(self, method: str, setting: Setting, order: Ints, listed: Bools) -> pa.Table:
         """Return the rows of one method and setting."""
@@ -142,66 +127,74 @@ class _Block:
             *self.identity,
             pa.array([method] * q),
             pa.array([setting.name] * q),
-            pa.array([setting.to_row()] * q, CONDITION),
+            pa.array([asdict(setting)] * q, CONDITION),
             pa.array(np.full(q, self.candidates + setting.keeps_query, np.int32)),
             pa.array(ranks[:, -1]),
             pa.array(relevant.astype(np.int32)),
-            _lists(hits.sum(axis=1), ranks[hits], "ranks"),
+            _lists(hits, ranks, "ranks"),
             self._gains(order, listed & (ranks <= DEPTH)),
             self.ideal[setting.keeps_query],
         ]
         return pa.table(columns, schema=COUNTS)
 
     def _gains(self, order: Ints, first: Bools) -> pa.Array:
+        """Return the gains of the first results."""
         if self.gains is None:
             return pa.nulls(len(self.rows), COUNTS.field("gains").type)
-        queries = np.nonzero(first)[0]
-        return _lists(first.sum(axis=1), self.gains[queries, order[first]], "gains")
+        return _lists(first, np.take_along_axis(self.gains, order, axis=1), "gains")
+
+    def _ideal(self, keeps_query: bool) -> pa.Array:
+        """Return the greatest gains among all candidates."""
+        if self.gains is None:
+            return pa.nulls(len(self.rows), COUNTS.field("ideal").type)
+        gains = self.gains.copy()
+        if not keeps_query:
+            gains[np.arange(len(gains)), self.rows] = -1  # below all others
+        best = -np.sort(-gains, axis=1)[:, : min(DEPTH, self.candidates + keeps_query)]
+        return _lists(np.ones(best.shape, bool), best, "ideal")
 
 
-def _lists(lengths: Ints, values: NDArray[np.generic], column: str) -> pa.Array:
-    """Return consecutive lists of some lengths as a column of COUNTS."""
+def _lists(selected: Bools, values: NDArray[np.generic], column: str) -> pa.Array:
+    """Return the selected values of each row (q, n) as a list column of COUNTS."""
     kind = COUNTS.field(column).type
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, kind.value_type), type=kind)
+    offsets = np.concatenate([[0], np.cumsum(selected.sum(axis=1))]).astype(np.int32)
+    return pa.ListArray.from_arrays(
+        pa.array(offsets), pa.array(values[selected], kind.value_type), type=kind
+    )
 
 
 def feedback_rankings(
-    method: str,
+    name: str,
     scores: Floats,
     rows: Ints,
     images: Collection,
     truth: GroundTruth,
-    settings: Sequence[Setting],
+    rounds: Sequence[Feedback],
 ) -> Iterator[tuple[Setting, Ints, Bools]]:
-    """Yield for each setting with feedback the ranking (q, n), and which of it are results.
+    """Yield the setting of each round, its ranking (q, n), and which of its images are results.
 
     Yields nothing for a method that is more than a metric of vectors.
 
     Args:
-        method: name of a method.
+        name: name of a method.
         scores: its scores without feedback, (q, n).
         rows: the queries, (q,).
         images: all images.
         truth: what users mark images by.
-        settings: settings with and without feedback.
+        rounds: rounds 1, 2, … of each way, as in `feedback_settings`.
     """
-    by_feedback = {s.feedback: s for s in settings if s.feedback}
-    parsed = parse_method(method)
-    if not parsed.metric or not by_feedback:
+    method = parse_method(name)
+    if not method.metric or not rounds:
         return
-    users = _Users(rows, _marks(rows, truth), parsed.metric, parsed.vectors(images))
-    for way, shown in dict.fromkeys((f.way, f.shown) for f in by_feedback):
-        last = max(f.rounds for f in by_feedback if (f.way, f.shown) == (way, shown))
-        rounds = users.rounds(way, scores, shown)
-        for i, (order, listed) in zip(range(1, last + 1), rounds, strict=False):
-            if setting := by_feedback.get(Feedback(way, i, shown)):
-                yield setting, order, listed
+    users = _Users(rows, _marks(rows, truth), method.metric, method.vectors(images))
+    for (way, shown), some in groupby(rounds, lambda feedback: (feedback.way, feedback.shown)):
+        for feedback, ranking in zip(some, users.rounds(way, scores, shown), strict=False):
+            yield Setting(feedback=feedback), *ranking
 
 
 def _marks(rows: Ints, truth: GroundTruth) -> Floats:
-    """Return the marks that the users of some queries give to all images: (q, n)."""
-    marks = np.where(truth.relevance.matrix(rows), RELEVANT, NOT_RELEVANT)
+    """Return the marks that the user of each query gives to all images: (q, n)."""
+    marks = np.where(truth.relevant(rows), RELEVANT, NOT_RELEVANT)
     gains = truth.gains(rows)
     if gains is not None:
         marks[(marks == NOT_RELEVANT) & (gains >= SIMILAR)] = SOMEWHAT
@@ -210,7 +203,14 @@ def _marks(rows: Ints, truth: GroundTruth) -> Floats:
 
 @dataclass(frozen=True)
 class _Users:
-    """Users of q queries with the marks (q, n) that they give, and the vectors (n, C) compared."""
+    """Simulated users, one for each query.
+
+    Attributes:
+        rows: the queries, (q,).
+        marks: marks that the users give to all images, (q, n).
+        metric: metric of the method.
+        features: vectors that it compares, (n, C).
+    """
 
     rows: Ints
     marks: Floats
@@ -223,11 +223,11 @@ class _Users:
         scores[np.arange(len(self.rows)), self.rows] = np.nan
         known = ~np.isnan(scores)
         for marked in count(shown, shown):
-            first = sort_images(scores)[:, :marked]
+            first = rank_order(scores)[:, :marked]
             scores = self._refined_scores(way, scores, first, known)
             np.put_along_axis(scores, first, _FROZEN - np.arange(first.shape[1])[None], axis=1)
             scores[~known] = np.nan
-            order = sort_images(scores)
+            order = rank_order(scores)
             yield order, np.take_along_axis(known, order, axis=1)
 
     def _refined_scores(self, way: str, scores: Floats, first: Ints, known: Bools) -> Floats:

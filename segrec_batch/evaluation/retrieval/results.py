@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from segrec_batch.common.errors import InputError
-from segrec_batch.evaluation.figures import Figures, Names
+from segrec_batch.evaluation.figures import Figures, Names, by
 from segrec_batch.evaluation.plots import SERIES
 from segrec_batch.evaluation.retrieval.counts import (
     Floats,
@@ -17,7 +17,7 @@ from segrec_batch.evaluation.retrieval.counts import (
     evaluated_queries,
     read_rankings,
 )
-from segrec_batch.evaluation.retrieval.measures import evaluate_rankings
+from segrec_batch.evaluation.retrieval.measures import evaluate_rankings, interpolated_precision
 from segrec_batch.evaluation.retrieval.methods import parse_method
 from segrec_batch.evaluation.retrieval.settings import PLAIN, Setting
 from segrec_batch.evaluation.statistics import Estimate, Evaluation, Key, contrast, holm
@@ -74,7 +74,7 @@ class Results:
 
     @cached_property
     def components(self) -> dict[int, str]:
-        """The methods that compare the first values of vectors, by their number."""
+        """The methods that compare the first values of vectors, by the number of these."""
         names = (r.method for r in self.rankings if "@" in r.method)
         return dict(sorted((parse_method(name).length, name) for name in names))
 
@@ -86,7 +86,7 @@ class Results:
     @cached_property
     def rows(self) -> Names:
         """The methods as rows of a table."""
-        return {method: {"method": method} for method in self.methods}
+        return by("method", self.methods)
 
     @cached_property
     def ranked(self) -> list[str]:
@@ -96,8 +96,19 @@ class Results:
 
     @property
     def drawn(self) -> list[str]:
-        """The best methods, as many as there are colours, in their order."""
+        """The best methods, as many as there are colours, in the order of `methods`."""
         return [m for m in self.methods if m in self.ranked[:SERIES]]
+
+    @cached_property
+    def curves(self) -> dict[str, Floats]:
+        """The mean over queries of `interpolated_precision`, by method."""
+        of_methods = (r for r in self.rankings if r.method in self.methods)
+        return {r.method: np.nanmean(interpolated_precision(r), axis=0) for r in of_methods}
+
+    @cached_property
+    def comparisons(self) -> "list[Comparison]":
+        """The comparisons of all pairs of methods."""
+        return compare_methods(self.evaluation, self.methods, self.seed)
 
 
 @dataclass(frozen=True)
@@ -115,13 +126,6 @@ class Comparison:
     difference: Estimate
     p: float
     p_holm: float
-
-    @property
-    def opposite(self) -> Estimate:
-        """Mean average precision (mAP) of b minus mAP of a."""
-        e = self.difference
-        value, low, high = (None if x is None else -x for x in (e.value, e.high, e.low))
-        return Estimate(e.key, value, low, high, e.units)
 
 
 def compare_methods(
@@ -169,6 +173,6 @@ def randomisation_test(differences: Floats, draws: int = DRAWS, seed: int = 0) -
 
 
 def _ap(evaluation: Evaluation, key: Key) -> Floats:
-    """Return the average precisions of the queries that take part: (n, 1)."""
+    """Return the average precisions of the evaluated queries: (n, 1)."""
     measure = evaluation.measures[key]
     return measure.numerator[measure.denominator[:, 0] > 0]

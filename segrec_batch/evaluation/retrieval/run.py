@@ -1,7 +1,7 @@
 """A run of a retrieval evaluation: images, ground truth, counts of all queries on Ray."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -9,18 +9,18 @@ import pyarrow as pa
 from segrec_batch.common.console import ProgressMeter
 from segrec_batch.distributed import cluster
 from segrec_batch.distributed.tasks import SharedValue, run_tasks
+from segrec_batch.evaluation.report import Provenance
 from segrec_batch.evaluation.retrieval.collection import FEATURE, Collection, Ints, load
 from segrec_batch.evaluation.retrieval.latency import Latency, measure_latencies
 from segrec_batch.evaluation.retrieval.masks import Masks
-from segrec_batch.evaluation.retrieval.methods import parse_method, resolve_methods, score
-from segrec_batch.evaluation.retrieval.ranking import count_block, rank, sort_images
+from segrec_batch.evaluation.retrieval.methods import parse_method, resolve_methods
+from segrec_batch.evaluation.retrieval.ranking import count_block
 from segrec_batch.evaluation.retrieval.settings import (
     EPSILONS,
     PLAIN,
     WINDOWS,
     Setting,
     Window,
-    candidates,
     feedback_settings,
     filter_settings,
 )
@@ -30,14 +30,15 @@ from segrec_batch.search.database import open_index
 log = logging.getLogger(__name__)
 
 Grid = tuple[tuple[str, ...], tuple[Setting, ...]]
-"""Methods, and the settings in each of which each of them is evaluated."""
+"""Methods and settings; each method is evaluated in each setting."""
 
 SWEPT_METHOD = "pca-cosine"
-"""Method that is evaluated for some numbers of components: the first d values of its vectors are
+"""Method that is evaluated for several numbers of components: the first d values of its vectors are
 the projection on d components."""
 FULL_METRICS = ("cosine", "pearson")
 """Metrics of the full vector that components are compared with."""
 
+_TIES = "of equal scores the lower image_id, of equal mask IoU the order before"
 _PAIRS = 2**21  # of queries and images in a block: some 60 bytes each
 _BLOCK_QUERIES = 64  # at most, so that each core has several blocks
 
@@ -51,7 +52,7 @@ class RetrievalOptions:
         truth: source of the ground truth.
         methods: names of `methods`; `all` stands for those of the index.
         windows, epsilons: filters, see `Setting`.
-        queries: greatest number of queries, drawn with `seed`.
+        queries: maximum number of queries, drawn with `seed`.
         version: of the index, None for the newest.
         feedback_rounds: number of rounds in which simulated users mark images.
         images_roots: see `choose_roots`.
@@ -77,35 +78,20 @@ class RetrievalRun:
         options: with the names of all methods.
         counts: COUNTS, by method and setting in the order of the options, then by query; those of
             `dimension_grid` at the end.
-        queries: number of queries.
-        index, version, model_id, weights, notice: the snapshot and its model.
+        notice: warning about the model.
     """
 
     options: RetrievalOptions
+    provenance: Provenance
     counts: pa.Table
     images: Collection
     truth: GroundTruth
-    latencies: Sequence[Latency]
-    queries: int
-    index: str
-    version: int
-    model_id: str
-    weights: str
-    notice: str | None
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A result of a query."""
-
-    image_id: str
-    uri: str
-    is_relevant: bool
-    score: float
+    latencies: Sequence[Latency] = ()
+    notice: str | None = None
 
 
 def run_retrieval(options: RetrievalOptions) -> RetrievalRun:
-    """Rank all images for each query by each method in each setting, and count.
+    """Rank all images for each query by each method in each setting, and count relevant results.
 
     The images are in memory twice, here and where the tasks read them. Counts take 4 bytes for each
     query, method, setting and image that is relevant to the query. Raises SegrecError.
@@ -118,7 +104,11 @@ def run_retrieval(options: RetrievalOptions) -> RetrievalRun:
     with database.connection:
         spec = database.spec
         methods = resolve_methods(options.methods, [d.name for d in spec.descriptors])
-        images = load(database, *_parts(methods))
+        parsed = [parse_method(name) for name in methods]
+        parts = {part for method in parsed for part in method.parts}
+        if SWEPT_METHOD in methods:
+            parts.add(FEATURE)  # neighbours are by the full vector
+        images = load(database, parts, {m.descriptor for m in parsed if m.descriptor})
         truth = options.truth.read(images)
         rows = truth.queries(options.queries, options.seed)
         log.info(f"{len(rows):,} queries among {len(images):,} images, {images.copies:,} copies")
@@ -126,27 +116,25 @@ def run_retrieval(options: RetrievalOptions) -> RetrievalRun:
     grids = [(methods, settings)]
     grids += [dimension_grid(images)] if SWEPT_METHOD in methods else []
     block = min(max(_PAIRS // len(images), 1), _BLOCK_QUERIES)
-    return RetrievalRun(
-        options=replace(options, methods=methods),
-        counts=count_queries(rows, images, truth, grids, block),
-        images=images,
-        truth=truth,
-        latencies=latencies,
-        queries=len(rows),
-        index=database.index,
-        version=database.version,
+    provenance = Provenance(
+        kind="retrieval",
+        data=f"{truth.fingerprint}, {len(rows):,} queries among {len(images):,} images",
+        ties=_TIES,
+        seed=options.seed,
         model_id=database.model_id,
         weights=spec.weights,
-        notice=spec.notice,
+        index=database.index,
+        version=database.version,
     )
-
-
-def _parts(methods: Sequence[str]) -> tuple[set[str], set[str]]:
-    """Return the parts of a collection, and the descriptors, that methods read."""
-    parsed = [parse_method(name) for name in methods]
-    parts = {part for m in parsed for part in m.parts}
-    swept = {FEATURE} if SWEPT_METHOD in methods else set()  # neighbours are by the full vector
-    return parts | swept, {m.descriptor for m in parsed if m.descriptor}
+    return RetrievalRun(
+        replace(options, methods=methods),
+        provenance,
+        count_queries(rows, images, truth, grids, block),
+        images,
+        truth,
+        latencies,
+        spec.notice,
+    )
 
 
 def dimension_grid(images: Collection) -> Grid:
@@ -155,16 +143,6 @@ def dimension_grid(images: Collection) -> Grid:
     numbers = [2**i for i in range(1, length.bit_length()) if 2**i < length]
     methods = tuple(f"{SWEPT_METHOD}@{d}" for d in (*numbers, length))
     return methods, (PLAIN, *(Setting(neighbours=metric) for metric in FULL_METRICS))
-
-
-@dataclass(frozen=True)
-class _Task:
-    """A block of queries, and what all blocks share."""
-
-    rows: Ints
-    images: SharedValue[Collection]
-    truth: SharedValue[GroundTruth]
-    grids: Sequence[Grid]
 
 
 def count_queries(
@@ -177,11 +155,11 @@ def count_queries(
     blocks = [rows[i : i + size] for i in range(0, len(rows), size)]
     tables: dict[int, pa.Table] = {}
     with cluster.join(), ProgressMeter("queries ranked", len(rows)) as meter:
-        shared = SharedValue(images), SharedValue(truth)
-        tasks = (_Task(block, *shared, grids) for block in blocks)
-        for task, table in run_tasks(_count, tasks, cpus=1):
-            tables[int(task.rows[0])] = table
-            meter.advance(len(task.rows))
+        shared = SharedValue((images, truth, grids))
+        tasks = ((block, shared) for block in blocks)
+        for (block, _), table in run_tasks(_count, tasks, cpus=1):
+            tables[int(block[0])] = table
+            meter.advance(len(block))
     parts = [tables[int(block[0])] for block in blocks]
     return pa.concat_tables(
         part.slice(i * len(block), len(block))
@@ -190,29 +168,10 @@ def count_queries(
     )
 
 
-def _count(task: _Task) -> pa.Table:
-    images, truth = task.images.get(), task.truth.get()
-    return pa.concat_tables(count_block(task.rows, images, truth, *grid) for grid in task.grids)
-
-
-def first_hits(
-    run: RetrievalRun, method: str, queries: Sequence[str], k: int, setting: Setting = PLAIN
-) -> Mapping[str, list[Hit]]:
-    """Return the k first results of some queries, by image_id, as they were counted."""
-    rows = run.images.rows(pa.array(queries, pa.string()))
-    ((_, passes),) = candidates(rows, run.images, [setting])
-    scores = score(method, rows, run.images)
-    order, listed = rank(scores, sort_images(scores.values), passes)
-    relevant = run.truth.relevance.matrix(rows)
-    return {
-        query: [
-            Hit(
-                run.images.ids[int(j)].as_py(),
-                run.images.uris[int(j)].as_py(),
-                bool(relevant[i, j]),
-                float(scores.values[i, j]),
-            )
-            for j in order[i][listed[i]][:k]
-        ]
-        for i, query in enumerate(queries)
-    }
+def _count(
+    task: tuple[Ints, SharedValue[tuple[Collection, GroundTruth, Sequence[Grid]]]],
+) -> pa.Table:
+    """Return the COUNTS of a block of queries in all grids."""
+    rows, shared = task
+    images, truth, grids = shared.get()
+    return pa.concat_tables(count_block(rows, images, truth, *grid) for grid in grids)

@@ -1,14 +1,14 @@
 """The sections of the retrieval report; each is None if the counts have nothing for it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
-from segrec_batch.evaluation.figures import Fields, Names, Row
+from segrec_batch.evaluation.figures import Fields, Figures, Names, Row
 from segrec_batch.evaluation.items import Plot, Section, Table, Text
 from segrec_batch.evaluation.plots import SERIES, Line, line_plot
-from segrec_batch.evaluation.retrieval.counts import Floats
 from segrec_batch.evaluation.retrieval.measures import CUTOFFS, LEVELS
-from segrec_batch.evaluation.retrieval.results import Comparison, Results
+from segrec_batch.evaluation.retrieval.results import Results
 from segrec_batch.evaluation.retrieval.run import FULL_METRICS
 from segrec_batch.evaluation.retrieval.settings import KEPT, NEIGHBOURS, PLAIN, Setting
 from segrec_batch.evaluation.statistics import Key, contrast
@@ -111,8 +111,8 @@ def metrics(r: Results, truth: str) -> Section:
     )
 
 
-def curves(r: Results, precisions: Mapping[str, Floats]) -> Section:
-    """Return precision over recall and over k; `precisions` are at LEVELS."""
+def curves(r: Results) -> Section:
+    """Return precision over recall and over k."""
 
     def over_k(name: str, caption: str, label: str) -> Plot:
         at: dict[float, Fields] = {k: {"name": name, "k": k} for k in CUTOFFS}
@@ -120,7 +120,7 @@ def curves(r: Results, precisions: Mapping[str, Floats]) -> Section:
         text = f"{caption}, k from 1 to 100, a curve for each method with its 95 % band."
         return Plot(caption, line_plot(lines, "k", label, log=True, y_range=None), text)
 
-    by_recall = {m: Line(LEVELS, precisions[m]) for m in r.drawn}
+    by_recall = {m: Line(LEVELS, r.curves[m]) for m in r.drawn}
     note = Text(f"The {len(r.drawn)} methods with the greatest mAP; the tables have all.")
     return Section(
         "Curves",
@@ -140,31 +140,32 @@ def curves(r: Results, precisions: Mapping[str, Floats]) -> Section:
 def filters(r: Results) -> Section | None:
     """Return the gains and losses by filters on coverage and on the semantic distance."""
     items: list[Text | Table | Plot] = []
-    for by, settings in (
+    for kind, settings in (
         ("window on coverage σ", [s for s in r.settings if s.window]),
         ("limit ε on the semantic distance", [s for s in r.settings if s.epsilon is not None]),
     ):
+        if not settings:
+            continue
         columns = {s.label: {"setting": s.name} for s in (PLAIN, *settings)}
-        if settings:
-            items += [_filter_plot(r, by, settings, *metric) for metric in MAIN.items()]
-            items += [
-                r.figures.table(
-                    f"{label} by {by}",
-                    "method",
-                    r.rows,
-                    {name: {**metric, **column} for name, column in columns.items()},
-                    missing="not run",
-                )
-                for label, metric in {**MAIN, **_SHARES}.items()
-            ]
+        items += [_filter_plot(r, kind, settings, *metric) for metric in MAIN.items()]
+        items += [
+            r.figures.table(
+                f"{label} by {kind}",
+                "method",
+                r.rows,
+                {name: {**metric, **column} for name, column in columns.items()},
+                missing="not run",
+            )
+            for label, metric in {**MAIN, **_SHARES}.items()
+        ]
     return Section("Filters", [Text(_FILTERS), *items]) if items else None
 
 
 def _filter_plot(
-    r: Results, by: str, settings: Sequence[Setting], label: str, metric: Fields
+    r: Results, kind: str, settings: Sequence[Setting], label: str, metric: Fields
 ) -> Plot:
     """Return curves over ε, marks for windows, or a map of more methods than there are colours."""
-    caption = f"{label} by {by}"
+    caption = f"{label} by {kind}"
     columns = {s.label: {**metric, "setting": s.name} for s in (PLAIN, *settings)}
     if len(r.methods) > SERIES:
         return r.figures.heat_map(caption, r.rows, columns, "method", "filter")
@@ -185,55 +186,55 @@ def _with_level(r: Results, line: Line, metric: Fields, method: str) -> Line:
 
 def query_kept(r: Results) -> Section | None:
     """Return the metrics with the query among its relevant candidates."""
-    methods = [m for m in r.methods if r.figures.find(**MAP, method=m, setting=KEPT.name)]
-    if not methods:
+    kept: Fields = {"setting": KEPT.name}
+    rows = {m: row for m, row in r.rows.items() if r.figures.find(**MAP, **row, **kept)}
+    if not rows:
         return None
-    header = [f"{name}, {which}" for name in MAIN for which in ("left out", "kept", "difference")]
-    rows: list[Row] = []
-    for method in methods:
-        row: Row = [method]
-        for metric in MAIN.values():
-            out, kept = (Key(**metric, method=method, setting=s.name) for s in (PLAIN, KEPT))
-            change = replace(kept, name=f"{kept.name}_difference")
-            row += [r.figures.by_key[out], r.figures.by_key[kept]]
-            row += contrast(r.evaluation, {change: (kept, out)}, seed=r.seed)
-        rows.append(row)
-    table = Table("The query left out and kept", ["method", *header], rows)
+    columns: dict[str, Fields] = {}
+    changes: dict[Key, tuple[Key, Key]] = {}
+    for label, metric in MAIN.items():
+        change = {**metric, **kept, "name": f"{metric['name']}_difference"}
+        columns[f"{label}, left out"] = metric
+        columns[f"{label}, kept"] = {**metric, **kept}
+        columns[f"{label}, difference"] = change
+        for row in rows.values():
+            changes[Key(**change, **row)] = Key(**metric, **kept, **row), Key(**metric, **row)
+    figures = Figures([*r.estimates, *contrast(r.evaluation, changes, seed=r.seed)])
+    table = figures.table("The query left out and kept", "method", rows, columns)
     return Section("Query in or out of the ground truth", [Text(_KEPT), table])
 
 
 def feedback(r: Results) -> Section | None:
     """Return the gains of each round of feedback."""
-    after = {s.feedback: s.name for s in r.settings if s.feedback}
-    courses: dict[tuple[str, str], dict[int, str]] = {}  # settings by the last rank shown next
-    for method in r.methods:
-        known = [f for f in after if r.figures.find(**MAP, method=method, setting=after[f])]
-        pages = sorted({page for f in known for page in (f.shown, f.page)})
-        if known:
-            courses[method, "no feedback"] = dict.fromkeys(pages, "")
-        for way in dict.fromkeys(f.way for f in known):
-            rounds = {f.page: after[f] for f in known if f.way == way}
-            courses[method, way] = {pages[0]: "", **rounds}
-    if not courses:
+    rounds = [s.feedback for s in r.settings if s.feedback]
+    names = [Setting(feedback=f).name for f in rounds]
+    methods = [
+        m for m in r.methods if any(r.figures.find(**MAP, method=m, setting=s) for s in names)
+    ]
+    if not methods:
         return None
-    drawn = [m for m in r.ranked if (m, "no feedback") in courses][:_FEEDBACK_METHODS]
-    items: list[Text | Table | Plot] = [Text(_FEEDBACK.format(next(iter(after)).shown))]
+    shown, last = rounds[0].shown, max(f.rounds for f in rounds)
+    ways = {"no feedback": [PLAIN.name] * (last + 1)}
+    for f, name in zip(rounds, names, strict=True):
+        ways.setdefault(f.way, [PLAIN.name]).append(name)
+    drawn = [m for m in r.ranked if m in methods][:_FEEDBACK_METHODS]
+    items: list[Text | Table | Plot] = [Text(_FEEDBACK.format(shown))]
     for label, name in (("mAP", "map"), ("Precision of new images", "new_precision")):
         rows: list[Row] = []
         lines: dict[str, Line] = {}
-        for (method, way), course in courses.items():
+        for method, (way, course) in product(methods, ways.items()):
             points: list[Fields] = [
-                {"name": name, "method": method, "setting": s, "k": page * (name != "map")}
-                for page, s in course.items()
+                {"name": name, "method": method, "setting": s, "k": shown * i * (name != "map")}
+                for i, s in enumerate(course, start=1)
             ]
             rows.append([f"{method}, {way}", *(r.figures.get(**point) for point in points)])
             if method in drawn:
                 lines[f"{method}, {way}"] = r.figures.line(dict(enumerate(points)))
-        header = ["method", *(f"round {i}" for i in range(max(map(len, rows)) - 1))]
         text = (
             f"{label} over the rounds, a curve for each way, with its 95 % band, of the "
             f"{len(drawn)} methods with the greatest mAP without feedback."
         )
+        header = ["method", *(f"round {i}" for i in range(last + 1))]
         svg = line_plot(lines, "round of feedback", label, y_range=None, whole=True)
         items.append(Table(f"{label} by round of feedback", header, rows))
         items.append(Plot(f"{label} over rounds of feedback", svg, text))
@@ -259,13 +260,10 @@ def components(r: Results) -> Section | None:
     """Return the results of the full vector that some components keep (Krupa 2022)."""
     if not r.components:
         return None
+    recall: Fields = {"name": "recall", "k": NEIGHBOURS}
     columns: dict[str, Fields] = {
-        f"recall of neighbours by {metric}": {
-            "name": "recall",
-            "k": NEIGHBOURS,
-            "setting": Setting(neighbours=metric).name,
-        }
-        for metric in FULL_METRICS
+        f"recall of neighbours by {m}": {**recall, "setting": Setting(neighbours=m).name}
+        for m in FULL_METRICS
     }
     columns |= MAIN
     rows = {str(d): {"method": m} for d, m in r.components.items()}
@@ -283,14 +281,15 @@ def components(r: Results) -> Section | None:
     return Section("Principal components", [Text(_COMPONENTS), plot, table])
 
 
-def significance(r: Results, compared: Sequence[Comparison]) -> Section | None:
+def significance(r: Results) -> Section | None:
     """Return the differences of methods, of many methods those from the best."""
-    if not compared:
+    if not r.comparisons:
         return None
-    pairs = [c for c in compared if len(r.methods) <= SERIES or r.ranked[0] in (c.a, c.b)]
+    pairs = [c for c in r.comparisons if len(r.methods) <= SERIES or r.ranked[0] in (c.a, c.b)]
     text = _SIGNIFICANCE
-    if len(pairs) < len(compared):
-        text += f" The table has the pairs with {r.ranked[0]}; metrics.json has {len(compared)}."
+    if len(pairs) < len(r.comparisons):
+        text += f" The table has the pairs with {r.ranked[0]}; metrics.json has "
+        text += f"{len(r.comparisons)}."
     rows: list[Row] = [
         [c.a, c.b, c.difference, f"{c.p:.4f}", f"{c.p_holm:.4f}", str(c.difference.units)]
         for c in pairs

@@ -1,7 +1,7 @@
 """Settings under which methods are compared: filters, the query itself, neighbours and feedback."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,9 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class Feedback:
-    """Feedback before a ranking: `rounds` rounds of marks on `shown` more images each.
+    """Feedback before a ranking: `rounds` rounds, in each of which `shown` images are marked.
 
-    way: of `segrec_batch.search.feedback`, the computation of a ranking from marks.
+    way: one of WAYS of `segrec_batch.search.feedback.refine`.
     """
 
     way: str
@@ -46,13 +46,13 @@ class Feedback:
 
 @dataclass(frozen=True)
 class Setting:
-    """The candidates and the relevant images of a query.
+    """The candidates and the relevant images of a query; one field at most is set.
 
     Attributes:
         keeps_query: the query is one of its own candidates.
-        window: candidates have a σ of the query's dominant foreground class in it, by the index; a
-            query without foreground has none.
-        epsilon: candidates are within this semantic distance of the query.
+        window: σ window; candidates have a σ of the query's dominant foreground class in it, by the
+            index. A query without foreground has no candidates.
+        epsilon: largest semantic distance between the query and its candidates.
         neighbours: a metric; the NEIGHBOURS nearest images by the whole feature are relevant, in
             place of those of the ground truth.
         feedback: the feedback before the ranking.
@@ -65,28 +65,16 @@ class Setting:
     feedback: Feedback | None = None
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any] | None) -> "Setting":
-        """Return the setting of a cell of the column `condition`, the plain one of None.
-
-        Raises:
-            TypeError, ValueError: for a cell of no setting.
-        """
-        if row is None:
-            return PLAIN
-        low_high, feedback = row["window"], row["feedback"]
-        window = None
-        if low_high is not None:
-            low, high = low_high
-            window = (float(low), float(high))
-        if feedback is not None:
-            way, rounds, shown = (feedback[name] for name in ("way", "rounds", "shown"))
-            feedback = Feedback(str(way), int(rounds), int(shown))
-        kept, neighbours = bool(row["keeps_query"]), row["neighbours"] or ""
-        return cls(kept, window, row["epsilon"], neighbours, feedback)
-
-    def to_row(self) -> dict[str, Any]:
-        """Return the cell of the column `condition`."""
-        return asdict(self)
+    def from_row(cls, row: Mapping[str, Any]) -> "Setting":
+        """Return the setting of a cell of the column `condition`, the inverse of `asdict`."""
+        window, feedback = row["window"], row["feedback"]
+        return cls(
+            bool(row["keeps_query"]),
+            (window[0], window[1]) if window else None,
+            row["epsilon"],
+            row["neighbours"] or "",
+            Feedback(**feedback) if feedback else None,
+        )
 
     @property
     def name(self) -> str:
@@ -97,15 +85,14 @@ class Setting:
         >>> Setting(feedback=Feedback("svm", 2, 10)).name
         'svm 2×10'
         """
-        if self.window:
-            return "σ {:g}–{:g}".format(*self.window)
-        if self.epsilon is not None:
-            return f"ε {self.epsilon:g}"
-        if self.neighbours:
-            return f"neighbours by {self.neighbours}"
-        if self.feedback:
-            return f"{self.feedback.way} {self.feedback.rounds}×{self.feedback.shown}"
-        return "query kept" if self.keeps_query else ""
+        parts = (
+            "query kept" if self.keeps_query else "",
+            "σ {:g}–{:g}".format(*self.window) if self.window else "",
+            "" if self.epsilon is None else f"ε {self.epsilon:g}",
+            f"neighbours by {self.neighbours}" if self.neighbours else "",
+            "{:s} {:d}×{:d}".format(*astuple(self.feedback)) if self.feedback else "",
+        )
+        return " · ".join(filter(None, parts))
 
     @property
     def label(self) -> str:
@@ -115,14 +102,19 @@ class Setting:
     @property
     def sort_key(self) -> tuple[Any, ...]:
         """The place among settings: plain, query kept, windows, ε, neighbours, feedback."""
-        f = self.feedback
-        kinds = self.keeps_query, self.window, self.epsilon is not None, self.neighbours, f
-        place = max((i for i, kind in enumerate(kinds, start=1) if kind), default=0)
-        rest = (f.way, f.rounds) if f else self.window or (self.epsilon or 0, self.neighbours)
-        return place, *rest
+        feedback = astuple(self.feedback) if self.feedback else ()
+        epsilon = -1 if self.epsilon is None else self.epsilon
+        return feedback, self.neighbours, epsilon, self.window or (), self.keeps_query
 
 
 PLAIN, KEPT = Setting(), Setting(keeps_query=True)
+
+
+def check_window(name: str, window: Window) -> None:
+    """Raise InputError for a σ window out of range."""
+    low, high = window
+    if not 0 <= low <= high <= 1:
+        raise InputError(f"{name} is {low:g} {high:g}; give 0 <= LOW <= HIGH <= 1")
 
 
 def filter_settings(windows: Sequence[Window], epsilons: Sequence[float]) -> tuple[Setting, ...]:
@@ -131,9 +123,8 @@ def filter_settings(windows: Sequence[Window], epsilons: Sequence[float]) -> tup
     Raises:
         InputError: for a window or ε out of range.
     """
-    for low, high in windows:
-        if not 0 <= low <= high <= 1:
-            raise InputError(f"a σ window is {low:g} {high:g}; give 0 <= LOW <= HIGH <= 1")
+    for window in windows:
+        check_window("a σ window", window)
     for epsilon in epsilons:
         if not 0 <= epsilon <= 2:
             raise InputError(f"ε is {epsilon:g}; a semantic distance is 0 to 2")

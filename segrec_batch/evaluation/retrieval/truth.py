@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.retrieval.collection import Collection, Ints
@@ -23,69 +24,46 @@ _HEADER = ["query", "relevant"]
 
 
 @dataclass(frozen=True)
-class Groups:
-    """Images of one group are relevant to each other. group: (n,), below 0 for none."""
-
-    group: Ints
-
-    def matrix(self, rows: Ints) -> Bools:
-        """Return the images that are relevant to some, each to itself: (q,) → (q, n)."""
-        own = self.group[rows][:, None]
-        relevant: Bools = (own == self.group) & (own >= 0)
-        relevant[np.arange(len(rows)), rows] = True
-        return relevant
-
-    def counts(self) -> Ints:
-        """Return the number of images that are relevant to each, without itself: (n,)."""
-        known = self.group >= 0
-        sizes = np.bincount(self.group[known], minlength=1)
-        return np.where(known, sizes[self.group] - 1, 0)
-
-
-@dataclass(frozen=True)
-class Lists:
-    """Images images[starts[i] : starts[i + 1]] are relevant to image i. starts: (n + 1,)."""
-
-    starts: Ints
-    images: Ints
-
-    def matrix(self, rows: Ints) -> Bools:
-        """Return the images that are relevant to some, each to itself: (q,) → (q, n)."""
-        relevant = np.zeros((len(rows), len(self.starts) - 1), bool)
-        for line, row in zip(relevant, rows, strict=True):
-            line[self.images[self.starts[row] : self.starts[row + 1]]] = True
-            line[row] = True
-        return relevant
-
-    def counts(self) -> Ints:
-        """Return the number of images that are relevant to each, without itself: (n,)."""
-        return np.diff(self.starts)
-
-
-@dataclass(frozen=True)
 class GroundTruth:
-    """The relevance of the images of an index.
+    """The relevance of the images of an index to each other.
 
     Attributes:
-        relevance: of each image to each other.
+        labels: (n,), number of the class of each image, below 0 for none. Images of one class are
+            relevant to each other, unless there are `pairs`.
         description: a sentence for the report.
         fingerprint: 16 hex digits of all labels.
-        classes: names of the classes of queries.
-        labels: (n,), the number of each image's class among `classes`, below 0 for none.
+        classes: names of the classes by number; empty for classes without names.
+        pairs: (n, n) bool, the images (columns) that are relevant to each (row), none to itself.
         masks: (n, W) words, label bitmaps of the foreground classes; None without masks.
         details: counts of images with and without a label, and the like.
     """
 
-    relevance: Groups | Lists
+    labels: Ints
     description: str
     fingerprint: str
     classes: tuple[str, ...] = ()
-    labels: Ints | None = None
+    pairs: csr_array | None = None
     masks: Ints | None = None
     details: Mapping[str, int] = field(default_factory=dict)
 
+    def relevant(self, rows: Ints) -> Bools:
+        """Return which images are relevant to each query; a query is to itself: (q,) → (q, n)."""
+        own = self.labels[rows][:, None]
+        same_class = (own == self.labels) & (own >= 0)
+        relevant: Bools = same_class if self.pairs is None else self.pairs[rows].toarray()
+        relevant[np.arange(len(rows)), rows] = True
+        return relevant
+
+    def relevant_counts(self) -> Ints:
+        """Return the number of images that are relevant to each image, without itself: (n,)."""
+        if self.pairs is not None:
+            return np.asarray(np.diff(self.pairs.indptr))
+        has_class = self.labels >= 0
+        sizes = np.bincount(self.labels[has_class], minlength=1)
+        return np.where(has_class, sizes[self.labels] - 1, 0)
+
     def gains(self, rows: Ints) -> NDArray[np.float32] | None:
-        """Return the overlaps of label masks with those of some images: (q,) → (q, n) in [0, 1]."""
+        """Return the IoU of label masks with those of the queries: (q,) → (q, n) in [0, 1]."""
         if self.masks is None:
             return None
         overlaps = mask_overlaps(self.masks[rows], self.masks)
@@ -93,16 +71,16 @@ class GroundTruth:
 
     def class_name(self, row: int) -> str:
         """Return the class of an image, "" if it has none."""
-        number = -1 if self.labels is None else int(self.labels[row])
-        return self.classes[number] if number >= 0 else ""
+        number = self.labels[row]
+        return self.classes[number] if 0 <= number < len(self.classes) else ""
 
     def queries(self, count: int, seed: int) -> Ints:
-        """Return the images that have a relevant one, sorted; a random sample if over `count`.
+        """Return the images that have a relevant image, sorted; a random sample of `count` of more.
 
         Raises:
-            InputError: if there is none.
+            InputError: if there is no such image.
         """
-        possible = np.flatnonzero(self.relevance.counts())
+        possible = np.flatnonzero(self.relevant_counts())
         if not len(possible):
             raise InputError(f"no image has a relevant image: {self.description}")
         if len(possible) <= count:
@@ -117,16 +95,13 @@ class Folders:
     def read(self, images: Collection) -> GroundTruth:
         """Return the ground truth for the images of an index."""
         paths = [uri.rpartition("/")[0] for uri in images.uris.to_pylist()]
-        folders = sorted(set(paths))
-        numbers = {path: i for i, path in enumerate(folders)}
-        group = np.array([numbers[path] for path in paths], np.int64)
+        folders, labels = np.unique(np.array(paths, object), return_inverse=True)
         return GroundTruth(
-            relevance=Groups(group),
+            labels,
             description="Images of the query's folder are relevant; "
             f"the images lie in {len(folders):,} folders.",
             fingerprint=digest("folder", *zip(images.ids.to_pylist(), paths, strict=True)),
             classes=tuple(path.rpartition("/")[2] for path in folders),
-            labels=group,
             details={"images": len(images), "folders": len(folders)},
         )
 
@@ -148,7 +123,7 @@ class Pairs:
         Raises:
             InputError: with line and cell, for a cell that names no image.
         """
-        names = _Names(images)
+        names, n = _Names(images), len(images)
         pairs: set[tuple[int, int]] = set()
         classes: dict[int, str] = {}
         for where, (query, relevant, *cls) in _lines(self.uri):
@@ -159,49 +134,44 @@ class Pairs:
                     f"{where}: {query!r} has class {classes[row]!r} above, {cls[0]!r} here"
                 )
         table = np.array(sorted(p for p in pairs if p[0] != p[1]), np.int64).reshape(-1, 2)
-        counts = np.bincount(table[:, 0], minlength=len(images))
         class_names, ids = tuple(sorted(set(classes.values()))), images.ids.to_pylist()
-        labels = np.full(len(images), -1)
+        labels = np.full(n, -1)
         for row, name in classes.items():
             labels[row] = class_names.index(name)
         labelled = sorted((ids[row], name) for row, name in classes.items())
-        details = {"images": len(images), "pairs": len(table), "queries": int((counts > 0).sum())}
+        details = {"images": n, "pairs": len(table), "queries": len(np.unique(table[:, 0]))}
         log_details(details)
         return GroundTruth(
-            relevance=Lists(np.concatenate([[0], np.cumsum(counts)]), table[:, 1]),
+            labels,
             description=f"{storage.name(self.uri)} names the relevant images of each query.",
             fingerprint=digest("csv", *((ids[a], ids[b]) for a, b in table), *labelled),
             classes=class_names,
-            labels=labels,
+            pairs=csr_array((np.ones(len(table), bool), table.T), shape=(n, n)),
             details=details,
         )
 
 
 def _lines(uri: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield the place and the cells of each line. Raises InputError."""
+    """Yield the place and the cells of each line below the header. Raises InputError."""
     try:
         text = storage.read_bytes(uri).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{uri}: not a readable UTF-8 file: {error}") from error
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] = []
     try:
-        for cells in reader:
+        header = next(reader, [])
+        if header not in (_HEADER, [*_HEADER, "class"]):
+            raise InputError(
+                f"{uri}, line 1: the first line is query,relevant[,class], not "
+                f"{','.join(header) or 'empty'}"
+            )
+        for cells in filter(None, reader):
             where = f"{uri}, line {reader.line_num}"
-            if not header:
-                header = cells
-                if header not in (_HEADER, [*_HEADER, "class"]):
-                    raise InputError(
-                        f"{where}: the first line is query,relevant[,class], not {','.join(header)}"
-                    )
-            elif len(cells) == len(header):
-                yield where, cells
-            elif cells:
+            if len(cells) != len(header):
                 raise InputError(f"{where}: {len(cells)} cells under {len(header)} headings")
+            yield where, cells
     except csv.Error as error:
         raise InputError(f"{uri}, line {reader.line_num}: {error}") from error
-    if not header:
-        raise InputError(f"{uri} is empty; its first line is query,relevant[,class]")
 
 
 class _Names:
@@ -210,7 +180,7 @@ class _Names:
     def __init__(self, images: Collection) -> None:
         self._uris = images.uris.to_pylist()
         self._ids = {name: i for i, name in enumerate(images.ids.to_pylist())}
-        self._ends: dict[int, dict[str, list[int]]] = {}
+        self._ends: dict[int, dict[str, list[int]]] = {}  # rows by end, by number of slashes
 
     def row(self, cell: str, where: str) -> int:
         """Return the image that a cell names. Raises InputError."""
@@ -243,7 +213,7 @@ def _composed(text: str) -> str:
 
 
 def digest(*parts: object) -> str:
-    """Return 16 hex digits of texts, numbers and tuples of them."""
+    """Return 16 hex digits that identify texts, numbers and tuples of them."""
     content = hashlib.sha256()
     for part in parts:
         content.update(repr(part).encode() + b"\0")

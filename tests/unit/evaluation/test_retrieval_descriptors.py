@@ -17,16 +17,16 @@ from segrec_batch.evaluation.retrieval.collection import FOREGROUND, Collection,
 from segrec_batch.evaluation.retrieval.latency import measure_latencies
 from segrec_batch.evaluation.retrieval.measures import evaluate
 from segrec_batch.evaluation.retrieval.methods import BASE_METHODS, resolve_methods, score
-from segrec_batch.evaluation.retrieval.ranking import count_block, rank, sort_images
+from segrec_batch.evaluation.retrieval.ranking import count_block, rank
 from segrec_batch.evaluation.retrieval.report import build_report
 from segrec_batch.evaluation.retrieval.run import dimension_grid
 from segrec_batch.evaluation.retrieval.settings import NEIGHBOURS, PLAIN
-from segrec_batch.evaluation.retrieval.truth import GroundTruth, Groups
+from segrec_batch.evaluation.retrieval.truth import GroundTruth
 from segrec_batch.evaluation.statistics import Key
 from segrec_batch.search import similarity
 from segrec_batch.search.database import open_index
 from segrec_batch.search.filters import VECTOR_METRICS
-from segrec_batch.search.similarity import METRICS
+from segrec_batch.search.similarity import METRICS, rank_order
 from tests.support.builders import quick
 from tests.support.descriptor_view import with_descriptors
 from tests.support.feature_index import write_index
@@ -120,7 +120,7 @@ def check(images: Collection, names: list[str], rows: NDArray[np.int64]) -> None
     passes[np.arange(len(rows)), rows] = False
     for name in names:
         scores = score(name, rows, images)
-        order, listed = rank(scores, sort_images(scores.values), passes)
+        order, listed = rank(scores, rank_order(scores.values), passes)
         for i, q in enumerate(rows):
             expected = literal_ranking(images, name, int(q))
             assert order[i][listed[i]].tolist() == expected, (name, q)
@@ -148,7 +148,7 @@ def test_descriptor_rankings_of_long_vectors_equal_loops() -> None:
 
 def test_localised_loses_candidates_of_other_categories() -> None:
     images = collection(60, 4)
-    truth = GroundTruth(Groups(np.zeros(60, np.int64)), "", "")
+    truth = GroundTruth(np.zeros(60, np.int64), "", "")
     rows = np.arange(60)
     for row in count_block(rows, images, truth, ["localised"], [PLAIN]).to_pylist():
         assert row["relevant"] == 59
@@ -285,7 +285,7 @@ def projected(n: int = 90, length: int = 16) -> Collection:
 def test_report_compares_components_with_the_full_vector() -> None:
     images = projected()
     rows, methods = np.arange(90), ["pearson", "cosine", "pca-cosine", "hog", "localised"]
-    truth = GroundTruth(Groups(np.arange(90) % 3), "", "", ("a", "b", "c"), np.arange(90) % 3)
+    truth = GroundTruth(np.arange(90) % 3, "", "", ("a", "b", "c"))
     cut, settings = dimension_grid(images)
     assert cut == tuple(f"pca-cosine@{d}" for d in (2, 4, 8, 16))
     counts = pa.concat_tables(
@@ -321,7 +321,7 @@ def literal_neighbours(images: Collection, metric: str) -> list[list[int]]:
 def test_query_without_neighbours_counts_in_other_settings() -> None:
     images = projected()
     images.features[0] = 0
-    truth = GroundTruth(Groups(np.arange(90) % 3), "", "")
+    truth = GroundTruth(np.arange(90) % 3, "", "")
     counts = count_block(np.arange(90), images, truth, *dimension_grid(images))
     (evaluation,) = evaluate(counts)
     sizes = {

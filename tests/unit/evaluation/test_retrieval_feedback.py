@@ -2,7 +2,7 @@
 
 import html
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from segrec_batch.evaluation.retrieval.measures import evaluate
 from segrec_batch.evaluation.retrieval.ranking import count_block
 from segrec_batch.evaluation.retrieval.report import build_report
 from segrec_batch.evaluation.retrieval.settings import PLAIN, Feedback, Setting, feedback_settings
-from segrec_batch.evaluation.retrieval.truth import GroundTruth, Groups
+from segrec_batch.evaluation.retrieval.truth import GroundTruth
 from segrec_batch.evaluation.statistics import Key
 from tests.support.builders import quick
 
@@ -46,9 +46,7 @@ def collection(seed: int, masks: bool = False) -> tuple[Collection, GroundTruth]
         coverages=np.ones((N, 2), np.float32) / 2, features=features,
         sign_bits=np.empty((N, 0), np.int64), masks=np.empty((N, 0), np.int64), regions=none,
     )  # fmt: skip
-    return images, GroundTruth(
-        Groups(group), "", "", ("a", "b", "c"), group, words if masks else None
-    )
+    return images, GroundTruth(group, "", "", ("a", "b", "c"), masks=words if masks else None)
 
 
 def prepared(method: str, x: Floats) -> Floats | None:
@@ -180,7 +178,7 @@ def test_feedback_without_defined_scores_lists_nothing(features: NDArray[np.floa
     features[:] = features[:, :1]
     images = replace(images, ids=images.ids[:8], uris=images.uris[:8], features=features,
                      coverages=images.coverages[:8])  # fmt: skip
-    truth = GroundTruth(Groups(np.zeros(8, np.int64)), "", "")
+    truth = GroundTruth(np.zeros(8, np.int64), "", "")
     result = count_block(np.arange(8), images, truth, ["pearson"], OF)
     assert set(result["retrieved"].to_pylist()) == {0}
 
@@ -232,7 +230,7 @@ def test_report_without_rounds_has_no_feedback_section() -> None:
 def test_settings_round_trip_and_sort() -> None:
     rounds = feedback_settings(11)
     names = [setting.name for setting in rounds]
-    cells = pa.array([setting.to_row() for setting in rounds], CONDITION).to_pylist()
+    cells = pa.array([asdict(setting) for setting in rounds], CONDITION).to_pylist()
     assert [Setting.from_row(cell).name for cell in cells] == names
     some = {PLAIN, Setting(epsilon=0.9), *rounds[::-1]}
     ordered = sorted(some, key=lambda setting: setting.sort_key)

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 import segrec_batch
 from segrec_batch.common.errors import InputError
+from segrec_batch.evaluation.report import Provenance
 from segrec_batch.evaluation.retrieval.collection import PARTS, Collection, Regions, load
 from segrec_batch.evaluation.retrieval.counts import COUNTS
+from segrec_batch.evaluation.retrieval.examples import first_hits
 from segrec_batch.evaluation.retrieval.masks import Masks
 from segrec_batch.evaluation.retrieval.methods import (
     BASE_METHODS,
@@ -31,7 +33,6 @@ from segrec_batch.evaluation.retrieval.run import (
     RetrievalOptions,
     RetrievalRun,
     count_queries,
-    first_hits,
     run_retrieval,
 )
 from segrec_batch.evaluation.retrieval.settings import (
@@ -40,7 +41,7 @@ from segrec_batch.evaluation.retrieval.settings import (
     feedback_settings,
     filter_settings,
 )
-from segrec_batch.evaluation.retrieval.truth import Folders, GroundTruth, Groups
+from segrec_batch.evaluation.retrieval.truth import Folders, GroundTruth
 from segrec_batch.search import similarity
 from segrec_batch.search.cache import refresh_cache
 from segrec_batch.search.database import open_index
@@ -79,7 +80,7 @@ def with_masks(images: Collection, seed: int) -> GroundTruth:
     rng = np.random.default_rng(seed + 1)
     group = rng.integers(-1, 3, len(images))
     masks = rng.integers(-(2**63), 2**63, (len(images), 2)) * rng.integers(0, 2, (len(images), 1))
-    return GroundTruth(Groups(group), "", "", ("a", "b", "c"), group, masks)
+    return GroundTruth(group, "", "", ("a", "b", "c"), masks=masks)
 
 
 # --- the literal transcription -----------------------------------------------------------------
@@ -323,12 +324,12 @@ def test_first_hits_break_ties_by_image_id_like_sql(tmp_path: Path) -> None:
     write_index(index, features)
     images = load(open_index(index), PARTS)
     rows = np.arange(40)
-    truth = GroundTruth(Groups(np.zeros(40, np.int64)), "", "")
+    truth = GroundTruth(np.zeros(40, np.int64), "", "")
     counts, options = (
         count_block(rows, images, truth, ["pearson"], OF),
         RetrievalOptions(index, Folders()),
     )
-    run = RetrievalRun(options, counts, images, truth, [], len(images), index, 1, "", "", None)
+    run = RetrievalRun(options, Provenance("retrieval", "", "", index=index), counts, images, truth)
     with segrec_batch.connect(index) as con:
         for query, hits in first_hits(run, "pearson", images.ids.to_pylist(), 9).items():
             assert [hit.image_id for hit in hits] == sql(con, query, "")
@@ -371,7 +372,8 @@ def test_run_of_a_query_cache_has_equal_counts(
     again = run_retrieval(replace(run.options, index=cache, methods=("region", "sign-bits")))
     of_run = pa.compute.is_in(run.counts["method"], pa.array(["region", "sign-bits"]))
     assert again.counts.equals(run.counts.filter(of_run))
-    assert (again.index, again.version, again.model_id) == (run.index, run.version, run.model_id)
+    for name in ("index", "version", "model_id"):
+        assert getattr(again.provenance, name) == getattr(run.provenance, name)
     assert again.notice is not None
 
 
@@ -400,7 +402,7 @@ def test_count_block_without_foreground_has_no_regions() -> None:
     bare = np.zeros_like(images.coverages)
     bare[:, 0] = 1
     images = replace(images, coverages=bare, regions={}, masks=np.zeros((8, 0), np.int64))
-    truth = GroundTruth(Groups(np.arange(8) % 2), "", "")
+    truth = GroundTruth(np.arange(8) % 2, "", "")
     rows = count_block(np.arange(8), images, truth, BASE_METHODS, OF).to_pylist()
     for row in rows:
         nobody = row["method"] == "region" or row["setting"].startswith("σ")

@@ -15,14 +15,15 @@ from segrec_batch.evaluation.items import Gallery, Plot, Table
 from segrec_batch.evaluation.plots import Line, heat_map, line_plot
 from segrec_batch.evaluation.report import Provenance, Report, read_counts, read_metrics
 from segrec_batch.evaluation.retrieval.counts import COUNTS
-from segrec_batch.evaluation.retrieval.latency import Latency
-from segrec_batch.evaluation.retrieval.measures import evaluate
-from segrec_batch.evaluation.retrieval.report import (
+from segrec_batch.evaluation.retrieval.examples import (
     Example,
+    Hit,
     average_precisions,
     best_and_worst,
-    build_report,
 )
+from segrec_batch.evaluation.retrieval.latency import Latency
+from segrec_batch.evaluation.retrieval.measures import evaluate
+from segrec_batch.evaluation.retrieval.report import build_report
 from segrec_batch.evaluation.statistics import Key
 from segrec_batch.sources.roots import ImageRoots
 from tests.support.cards import image
@@ -49,7 +50,7 @@ def provenance() -> Provenance:
 def examples(folder: Path) -> list[Example]:
     uri = str(folder / "a.jpg")
     Path(uri).write_bytes(image(900, 600))
-    results = [(uri, True, 0.91), (str(folder / "gone.jpg"), False, 0.5)]
+    results = [Hit("a", uri, True, 0.91), Hit("b", str(folder / "gone.jpg"), False, 0.5)]
     roots = ImageRoots((str(folder),))
     return [Example(uri, "car", ap, "image Pearson", results, roots) for ap in (0.2, 0.75)]
 

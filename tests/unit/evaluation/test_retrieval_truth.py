@@ -30,11 +30,11 @@ def images(uris: list[str]) -> Collection:
 
 def relevant(truth: GroundTruth) -> list[list[int]]:
     """Return for each image the others that are relevant to it."""
-    n = len(truth.relevance.counts())
-    result = truth.relevance.matrix(np.arange(n))
+    n = len(truth.relevant_counts())
+    result = truth.relevant(np.arange(n))
     assert result.diagonal().all()
     np.fill_diagonal(result, False)
-    assert result.sum(axis=1).tolist() == truth.relevance.counts().tolist()
+    assert result.sum(axis=1).tolist() == truth.relevant_counts().tolist()
     return [np.flatnonzero(line).tolist() for line in result]
 
 
