@@ -104,7 +104,7 @@ def best_and_worst(ap: Mapping[str, float], n: int = 3) -> tuple[list[str], list
 def first_hits(
     run: RetrievalRun, method: str, queries: Sequence[str], k: int, setting: Setting = PLAIN
 ) -> dict[str, list[Hit]]:
-    """Return the k first results of some queries, by image_id, as they were counted."""
+    """Return the first k results of each query, by image_id, in the ranking that was counted."""
     images = run.images
     rows = images.rows(pa.array(queries, pa.string()))
     ((_, passes),) = candidates(rows, images, [setting])

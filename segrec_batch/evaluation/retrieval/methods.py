@@ -7,7 +7,7 @@ more similar images. They are NaN where a method is undefined; such images are n
     region, sign-bits, histogram, pearson+iou, random
     NAME                              a descriptor of the index: Euclidean distance of its vectors
     NAME-METRIC                       a descriptor with another metric
-    NAME-METRIC@D                     the same for the first D values, for the section on dimensions
+    NAME-METRIC@D                     the same for the first D values: D principal components
     localised                         the whole search of Waqas 2023
 """
 
@@ -59,20 +59,20 @@ class RankingMethod:
         parts: parts of a collection that it reads.
         descriptor: descriptor that it reads, "" for none.
         metric: metric of features or vectors, "" with a function.
-        length: number of values of a vector that the metric compares, None for all.
+        length: number of values of a vector that the metric compares, 0 for all.
         function: scores of queries (q,) among the images of a collection.
     """
 
     parts: tuple[str, ...] = ()
     descriptor: str = ""
     metric: str = ""
-    length: int | None = None
+    length: int = 0
     function: Callable[[Ints, Collection], Scores] | None = None
 
     def vectors(self, images: Collection) -> Features:
         """Return the vectors that `metric` compares: (n, C)."""
         vectors = images.vectors[self.descriptor] if self.descriptor else images.features
-        return vectors[:, : self.length]
+        return vectors[:, : self.length or None]
 
 
 def _region(rows: Ints, images: Collection) -> Scores:
@@ -155,9 +155,7 @@ def parse_method(name: str) -> RankingMethod:
     whole, _, length = name.partition("@")
     method = filters.Method.of(whole)
     parts = () if method.descriptor else (FEATURE,)
-    return RankingMethod(
-        parts, method.descriptor or "", method.metric, int(length) if length else None
-    )
+    return RankingMethod(parts, method.descriptor or "", method.metric, int(length or 0))
 
 
 def score(name: str, rows: Ints, images: Collection) -> Scores:

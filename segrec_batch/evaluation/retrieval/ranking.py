@@ -91,10 +91,9 @@ def rank(scores: Scores, order: Ints, passes: Bools) -> tuple[Ints, Bools]:
         return order, listed
     first = listed & (listed.cumsum(axis=1) <= RERANKED)
     queries = np.nonzero(first)[0]
-    again = scores.rerank[queries, order[first]]
-    turn = rank_order(again, groups=queries)
+    reranked = rank_order(scores.rerank[queries, order[first]], groups=queries)
     order = order.copy()
-    order[first] = order[first][turn]
+    order[first] = order[first][reranked]
     return order, listed
 
 
@@ -218,7 +217,7 @@ class _Users:
     features: Features
 
     def rounds(self, way: str, scores: Floats, shown: int) -> Iterator[tuple[Ints, Bools]]:
-        """Yield the rankings after one round, after two, and so on without end."""
+        """Yield the ranking after round 1, 2, … (endless) and which of its images are results."""
         scores = scores.copy()
         scores[np.arange(len(self.rows)), self.rows] = np.nan
         known = ~np.isnan(scores)
@@ -231,9 +230,10 @@ class _Users:
             yield order, np.take_along_axis(known, order, axis=1)
 
     def _refined_scores(self, way: str, scores: Floats, first: Ints, known: Bools) -> Floats:
-        """Return scores that follow from marks on the first images (q, m).
+        """Return the scores by vectors refined by the marks on the first images (q, m).
 
-        They stay where the way is undefined: an SVM needs images of both kinds with other vectors.
+        Scores of a query do not change where its refined vector is undefined: an SVM needs images
+        of both kinds with different vectors.
         """
         vectors = np.zeros((len(self.rows), self.features.shape[1]), np.float32)
         is_refined = np.zeros(len(self.rows), bool)
@@ -242,9 +242,9 @@ class _Users:
             marks = self.marks[i, places]
             if not len(marks):
                 continue
-            ready = METRICS[self.metric].prepare(self.features[[self.rows[i], *places]])
+            prepared = METRICS[self.metric].prepare(self.features[[self.rows[i], *places]])
             with suppress(InputError):
-                vectors[i] = refine(way, ready[0], ready[1:], marks, STANDARD)
+                vectors[i] = refine(way, prepared[0], prepared[1:], marks, STANDARD)
                 is_refined[i] = True
         # the direction of an SVM ranks as its products do
         metric = "dot" if way == SVM and self.metric == "euclidean" else self.metric

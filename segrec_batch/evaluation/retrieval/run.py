@@ -39,7 +39,7 @@ FULL_METRICS = ("cosine", "pearson")
 """Metrics of the full vector that components are compared with."""
 
 _TIES = "of equal scores the lower image_id, of equal mask IoU the order before"
-_PAIRS = 2**21  # of queries and images in a block: some 60 bytes each
+_PAIRS = 2**21  # pairs of a query and an image in a block: some 60 bytes each
 _BLOCK_QUERIES = 64  # at most, so that each core has several blocks
 
 
