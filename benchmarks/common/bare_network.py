@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from segrec_batch.images.decode import Shape
-from segrec_batch.model.backbones.vgg16 import LAYERS
+from segrec_batch.model.backbones.vgg import VGG16_LAYERS as LAYERS
 
 MATRIX = 8192
 _KERNEL = 9  # cells of a 3×3 convolution

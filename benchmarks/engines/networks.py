@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segrec_batch.model.backbones.vgg16 import LAYERS
+from segrec_batch.model.backbones.vgg import VGG16_LAYERS as LAYERS
 
 Floats = NDArray[np.float32]
 State = Mapping[str, Floats]
@@ -35,8 +35,8 @@ def _build_torch(state: State, threads: int, precision: str) -> Network:
     import torch
 
     from segrec_batch.model.engines import keep_memory
+    from segrec_batch.model.network import Backbone
     from segrec_batch.model.torch_engine import as_tensors
-    from segrec_batch.model.weights import Backbone
 
     keep_memory()  # as the indexing job does
     torch.set_num_threads(threads)

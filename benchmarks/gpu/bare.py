@@ -12,7 +12,8 @@ from torch import Tensor
 from benchmarks.common.bare_network import count_operations, measure_matrix_peak, measure_rate
 from benchmarks.gpu.case import GpuCase, Row, write_shape
 from segrec_batch.model.device import resolve_device
-from segrec_batch.model.weights import Backbone, load_weights
+from segrec_batch.model.network import Backbone
+from segrec_batch.model.weights import load_weights
 
 log = logging.getLogger("segrec_batch.benchmarks")
 

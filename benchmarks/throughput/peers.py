@@ -47,7 +47,7 @@ class PlainModel:
         self.head = head.to(self.device)
         backbone = bundle.spec.backbone_spec
         layers = {backbone.feature_layer, *(tap.layer for tap in bundle.taps)}
-        self.layer_names = {backbone.layers[name].position: name for name in layers}
+        self.layer_names = {int(backbone.layers[name].node): name for name in layers}
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, sizes: Sequence[Shape]) -> Columns:

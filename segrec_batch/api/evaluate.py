@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from segrec_batch.api.train import (
     TrainingParameters,
+    check_layers,
     choose_training_engine,
     complete,
     training_settings,
@@ -58,11 +59,16 @@ def evaluate_segmentation(
     from segrec_batch.evaluation.segmentation.rivals import RivalSettings
     from segrec_batch.evaluation.segmentation.study import Settings
     from segrec_batch.model.engines import report_engine
+    from segrec_batch.model.spec import read_spec
     from segrec_batch.training.rivals.mask_rcnn import MaskRcnnSettings
     from segrec_batch.training.rivals.unet import UNetSettings
 
     _check(report)
     options = complete(training)
+    if model:
+        options["backbone"] = read_spec(model)[0].backbone
+    else:
+        check_layers(options)
     others = RivalSettings(
         chosen=() if model else tuple(rivals),
         unet=UNetSettings(epochs=unet_epochs),

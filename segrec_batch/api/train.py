@@ -21,10 +21,11 @@ class TrainingParameters(TypedDict, total=False):
     """Choices of training; `DEFAULTS` has the default of each.
 
     Attributes:
-        backbone: network of the features.
-        backbone_weights: `imagenet`, a state dict (path or URI), or `random:SEED`.
-        layers: comma-separated layers of the SVM; of several sets cross-validation takes the best;
-            empty for those of the backbone.
+        backbone: network of the features, a name in `segrec_batch.model.backbones.BACKBONES`.
+        backbone_weights: `imagenet`, another name of torchvision's weights, a state dict (path or
+            URI), or `random:SEED`; see `segrec_batch.model.weights.load_weights`.
+        layers: comma-separated layers of the backbone for the SVM; of several sets cross-validation
+            takes the best; empty for the default layers of the backbone.
         c: weight of the losses against the margin; of several cross-validation takes the best.
         input_size: images are resized to about SIZE² pixels, or to (height, width).
         positions: positions drawn per image.
@@ -96,6 +97,7 @@ def train(
     if output is not None:
         check_bundle_place(output)
     options = complete(training)
+    check_layers(options)
     of_classes, labelled = load_classes(classes), pair_images(images, masks, options["groups"])
     engine = choose_training_engine(options, len(labelled))
     report_engine(engine)
@@ -118,25 +120,35 @@ def complete(training: TrainingParameters) -> TrainingParameters:
     return {**DEFAULTS, **training}
 
 
+def check_layers(options: TrainingParameters) -> None:
+    """Raise ModelError for an unknown backbone or layer, before anything is read or downloaded."""
+    from segrec_batch.model.backbones import Tap, find_backbone
+
+    backbone = find_backbone(options["backbone"])
+    for layers in options["layers"]:
+        for text in layers.split(","):
+            Tap.parse(text, backbone)
+
+
 def choose_training_engine(options: TrainingParameters, images: int = 0) -> "EngineChoice":
     """Choose the engine of the backbone; many images are worth a calibration."""
-    from segrec_batch.model.backbones import BACKBONES
+    from segrec_batch.model.backbones import find_backbone
     from segrec_batch.model.device import resolve_device
     from segrec_batch.model.engine_choice import choose_engine
 
     height, width = max(_shapes(options))
     work = images * (1 + len(options["augment"]) * options["copies"]) * height * width
-    device, backbone = resolve_device(options["device"]), BACKBONES[options["backbone"]]
+    device, backbone = resolve_device(options["device"]), find_backbone(options["backbone"])
     return choose_engine(options["engine"], options["precision"], device, work, backbone)
 
 
 def training_settings(options: TrainingParameters, engine: "EngineChoice") -> "Settings":
     """Return settings of the trainer from complete parameters."""
-    from segrec_batch.model.backbones import BACKBONES
+    from segrec_batch.model.backbones import find_backbone
     from segrec_batch.training.sampling import Sampling
     from segrec_batch.training.trainer import Settings
 
-    backbone = BACKBONES[options["backbone"]]
+    backbone = find_backbone(options["backbone"])
     kinds = tuple(options["augment"])
     return Settings(
         layers=tuple(options["layers"]) or (backbone.default_layers,),
@@ -151,12 +163,12 @@ def training_settings(options: TrainingParameters, engine: "EngineChoice") -> "S
 
 def _shapes(options: TrainingParameters) -> tuple[tuple[int, int], ...]:
     from segrec_batch.images.decode import shapes_of_size
-    from segrec_batch.model.backbones import BACKBONES
+    from segrec_batch.model.backbones import find_backbone
 
     size = options["input_size"]
     if not isinstance(size, int):
         return (size,)
-    return shapes_of_size(size, BACKBONES[options["backbone"]].stride)
+    return shapes_of_size(size, find_backbone(options["backbone"]).stride)
 
 
 def check_bundle_place(output: str) -> None:

@@ -1,12 +1,16 @@
 """`segrec train`: fit the segmentation model."""
 
 import argparse
-from typing import cast
+import textwrap
+from typing import TYPE_CHECKING, cast
 
 from segrec_batch.api.train import DEFAULTS, Size, TrainingParameters, train
 from segrec_batch.cli.options import add_engine, add_labelled_images, amount, set_up
 from segrec_batch.cli.output import check_places
 from segrec_batch.common import console
+
+if TYPE_CHECKING:
+    from segrec_batch.model.backbones import BackboneSpec
 
 _DESCRIPTION = (
     "Fit the segmentation model: backbone features of labelled images, a linear SVM on top."
@@ -20,6 +24,9 @@ examples:
       --classes s3://bucket/classes.json --output s3://bucket/model \\
       --backbone-weights vgg16.safetensors --layers conv5_3 conv4_3,conv5_3 --C 0.3 1 3 \\
       --augment flip
+  # another network, with other weights of torchvision
+  segrec train --images data/images --masks data/masks --classes classes.json \\
+      --output models/resnet --backbone resnet50 --backbone-weights IMAGENET1K_V2
 
 classes.json maps class names to mask values, void to "ignore"; the rest, if any, is background:
   {"car": [8], "person": [9], "tree": [5], "ignore": [11]}
@@ -50,22 +57,24 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         "--backbone",
         default=network.name,
         choices=list(BACKBONES),
-        help="network of the features (default: %(default)s)",
+        help="network of the features: VGG runs in ncnn and torch, the others in torch "
+        "(default: %(default)s)",
     )
     add(
         "--backbone-weights",
         default=default["backbone_weights"],
         metavar="SPEC",
-        help="imagenet (downloaded once), a state dict (.pth, .safetensors; path or URI), or "
-        "random:SEED for trying out (default: imagenet)",
+        help="imagenet, which is torchvision's IMAGENET1K_V1, or another name of torchvision's "
+        "weights of the backbone (downloaded once); a state dict (.pth, .safetensors; path or "
+        "URI); or random:SEED for trying out (default: imagenet)",
     )
     add(
         "--layers",
         nargs="+",
         default=list(default["layers"]),
         metavar="A,B",
-        help="layers of the SVM, comma-separated; @N averages over N×N cells for context; "
-        f"of several sets the best is chosen (default: {network.default_layers})",
+        help="layers of the SVM, comma-separated, of those below; @N averages over N×N cells for "
+        "context; of several sets the best is chosen (default: that of the backbone)",
     )
     add(
         "--C",
@@ -119,6 +128,14 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     execution.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
     )
+    networks = "\n".join(map(_describe_layers, BACKBONES.values()))
+    parser.add_argument_group("layers by backbone", networks)
+
+
+def _describe_layers(backbone: "BackboneSpec") -> str:
+    lines = textwrap.wrap(", ".join(backbone.layers), 80)
+    lines.append(f"default: {backbone.default_layers}")
+    return textwrap.indent("\n".join([f"{backbone.name}:", *lines]), "  ").removeprefix("  ")
 
 
 def run(a: argparse.Namespace) -> None:

@@ -286,7 +286,9 @@ def choose_cluster_engine(
     if len(common) == 1 or work.total_pixels < engine_choice.LONG_RUN:
         reason = f"by the features of the processors of {len(nodes)} nodes"
         return EngineChoice(*common[0], resources.device, reason)
-    return engine_choice.choose_fastest(_run_on(nodes, engine_choice.measure_candidates, common))
+    return engine_choice.choose_fastest(
+        _run_on(nodes, engine_choice.measure_candidates, common, work.backbone)
+    )
 
 
 def _match_candidates(engine: str, precision: str) -> tuple[str, list[Candidate]]:

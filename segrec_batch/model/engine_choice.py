@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from segrec_batch.common.errors import EngineError
 from segrec_batch.common.host import Processor, read_processor
 from segrec_batch.model import engines
-from segrec_batch.model.backbones import DEFAULT_BACKBONE, BackboneSpec
+from segrec_batch.model.backbones import DEFAULT_BACKBONE, BackboneSpec, find_backbone
 from segrec_batch.model.engines import (
     PRECISIONS,
     Candidate,
@@ -68,7 +68,7 @@ def choose_engine(
         return EngineChoice(*matches[0], device, "as requested")
     if len(matches) == 1 or work < LONG_RUN:
         return EngineChoice(*matches[0], device, explain(processor))
-    return choose_fastest([measure_candidates(matches)], device)
+    return choose_fastest([measure_candidates(matches, backbone.name)], device)
 
 
 def find_device(name: str) -> str:
@@ -152,6 +152,9 @@ def choose_fastest(measured: list[Rates], device: str = "cpu") -> EngineChoice:
     )
 
 
-def measure_candidates(matches: list[Candidate], seconds: float = 0.5) -> dict[Candidate, float]:
+def measure_candidates(
+    matches: list[Candidate], backbone: str = DEFAULT_BACKBONE.name, seconds: float = 0.5
+) -> dict[Candidate, float]:
     """Return images/s of one thread by engine and precision, see `engines.measure_rate`."""
-    return {(e, p): engines.measure_rate(e, p, seconds=seconds) for e, p in matches}
+    spec = find_backbone(backbone)
+    return {(e, p): engines.measure_rate(e, p, seconds=seconds, backbone=spec) for e, p in matches}

@@ -188,15 +188,17 @@ def measure_rate(
     threads: int = 1,
     shape: Shape = (224, 224),
     seconds: float = 1.0,
+    backbone: BackboneSpec = DEFAULT_BACKBONE,
 ) -> float:
-    """Return images/s of the default backbone on the CPU, with random weights.
+    """Return images/s of a backbone on the CPU, with random weights.
 
     Takes about `seconds`, after one pass to warm up; the fastest pass counts. One thread is
     measured in CPU seconds, which other processes affect little.
     """
     with _restored_threads(engine):
         choice = EngineChoice(engine, precision)
-        run = load_feature_maps(random_arrays(DEFAULT_BACKBONE), (), choice, threads=threads)
+        state = random_arrays(backbone)
+        run = load_feature_maps(state, (), choice, threads=threads, backbone=backbone)
         return _measure_rate(run, _BATCH if engine == "torch" else 1, threads, shape, seconds)
 
 

@@ -66,7 +66,7 @@ class LinearHead(nn.Module):
         for name, weight in zip(self.layers, self.weights, strict=True):
             parts = F.conv2d(maps[name].float(), weight).split(len(self.bias), dim=1)
             for tap, part in zip(self._taps_of(name), parts, strict=True):
-                total = total + resize(pool(part, tap.window), size)
+                total = total + _read(pool(part, tap.window), size, tap.source.shift)
         return total
 
     def _taps_of(self, layer: str) -> tuple[Tap, ...]:
@@ -77,6 +77,32 @@ class LinearHead(nn.Module):
         decision = self.decision(maps)
         best = [decision.index_select(1, members).amax(dim=1) for members in self.members]
         return torch.stack(best, dim=1)
+
+
+def _read(scores: Tensor, size: Sequence[int], shift: float) -> Tensor:
+    """Return scores (B, C, h, w) at the centres of the cells of a finer grid, `size`.
+
+    shift: of the layer, see `backbones.Layer`.
+    """
+    if not shift:
+        return resize(scores, size)
+    rows, columns = (
+        read_positions(new, own, shift, scores.device)
+        for new, own in zip(size, scores.shape[-2:], strict=True)
+    )
+    where = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
+    where = where.expand(len(scores), -1, -1, -1)
+    return F.grid_sample(scores, where, padding_mode="border", align_corners=False)
+
+
+def read_positions(new: int, own: int, shift: float, device: torch.device) -> Tensor:
+    """Return where the centres of `new` cells lie in a map of `own` cells, see `F.grid_sample`.
+
+    The receptive field of a cell is centred `shift` cells before its centre, so a map is read that
+    much further on.
+    """
+    centres = (torch.arange(new, device=device) + 0.5) / new
+    return centres * 2 - 1 + 2 * shift / own
 
 
 def resize(scores: Tensor, size: Sequence[int]) -> Tensor:

@@ -144,8 +144,7 @@ class NcnnNetwork:
         graph.add("Input", _INPUT, [])
         outputs = list(layers)
         used = outputs + ([tap.layer for tap in head.weights] if head else [])
-        last = max(backbone.layers[name].position for name in used)
-        backbone.add_to_graph(graph, _INPUT, state, last)
+        backbone.add_to_graph(graph, _INPUT, state, used)
         if head:
             _add_head(graph, head)
             outputs.append(SCORES)

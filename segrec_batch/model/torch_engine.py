@@ -16,9 +16,9 @@ from segrec_batch.model.backbones import DEFAULT_BACKBONE, BackboneSpec
 from segrec_batch.model.bundle import Model
 from segrec_batch.model.device import Download, Upload, full_float32, resolve_device
 from segrec_batch.model.head import LinearHead, resize
+from segrec_batch.model.network import Backbone
 from segrec_batch.model.segmentation import Segmentation
 from segrec_batch.model.spec import COMMON_GRID, Scaling
-from segrec_batch.model.weights import Backbone
 
 K = TypeVar("K")
 

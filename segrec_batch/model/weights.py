@@ -1,7 +1,10 @@
-"""Weights of a backbone from torchvision, a file or a seed, and the network that holds them."""
+"""Weights of a backbone: from torchvision by name, from a file, or drawn from a seed."""
 
 import io
-from collections.abc import Mapping, Sequence
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,23 +22,17 @@ from segrec_batch.sources import storage
 class Weights:
     """Weights of a backbone.
 
-    origin: `imagenet`, `random:SEED` or a path.
+    origin: `imagenet`, another name of torchvision's weights, `random:SEED` or a path.
     state: float32 tensors by name, see `BackboneSpec.tensors`.
+    backbone: the network.
+    mean, std: normalisation by RGB channel that the weights were trained with.
     """
 
     origin: str
     state: Mapping[str, Tensor]
-    backbone: BackboneSpec = DEFAULT_BACKBONE
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Mean of the training images by RGB channel."""
-        return self.backbone.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Standard deviation of the training images by RGB channel."""
-        return self.backbone.std
+    backbone: BackboneSpec
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     @property
     def is_trained(self) -> bool:
@@ -57,23 +54,43 @@ def load_weights(origin: str, backbone: BackboneSpec = DEFAULT_BACKBONE) -> Weig
     """Return weights of a backbone.
 
     Args:
-        origin: `imagenet` (torchvision's, downloaded on first use), `random:SEED`, or the path or
-            URI of a state dict (`.pth`, `.safetensors`) of the whole classifier or of the backbone.
+        origin: `imagenet` (torchvision's IMAGENET1K_V1, downloaded on first use), another name of
+            torchvision's weights of the network, such as `IMAGENET1K_V2`, `random:SEED`, or the
+            path or URI of a state dict (`.pth`, `.safetensors`) of the whole network or of the
+            backbone.
         backbone: The network.
 
     Raises:
         ModelError: The weights cannot be read, or are of another network.
     """
     if origin.startswith("random:"):
-        return Weights(origin, _random_state(backbone, origin), backbone)
-    if origin == "imagenet":
-        import torchvision.models  # takes longer to import than torch
+        state = _random_state(backbone, origin)
+        return Weights(origin, state, backbone, backbone.mean, backbone.std)
+    if _ENUM_NAME.fullmatch(origin):
+        enum = _find_enum(origin, backbone)
+        preset = enum.transforms()
+        mean, std = tuple(map(float, preset.mean)), tuple(map(float, preset.std))
+        state = _select_tensors(download(enum, f"{backbone.title} {enum.name}"), backbone, origin)
+        return Weights(origin, state, backbone, mean, std)
+    state = _select_tensors(read_state(origin, "backbone weights"), backbone, origin)
+    return Weights(origin, state, backbone, backbone.mean, backbone.std)
 
-        enum, _, member = backbone.torchvision.partition(".")
-        state = download(getattr(torchvision.models, enum)[member], origin)
-    else:
-        state = read_state(origin, "backbone weights")
-    return Weights(origin, _select_tensors(state, backbone, origin), backbone)
+
+_ENUM_NAME = re.compile(r"imagenet|IMAGENET\w*")
+
+
+def _find_enum(name: str, backbone: BackboneSpec) -> Any:
+    """Return torchvision's weights of a name. Raises ModelError for an unknown one."""
+    from torchvision.models import get_model_weights  # takes as long to import as torch
+
+    enums = get_model_weights(backbone.name)
+    member = "IMAGENET1K_V1" if name == "imagenet" else name
+    if member not in enums.__members__:
+        names = ", ".join(enums.__members__)
+        raise ModelError(
+            f"torchvision has no weights {name[:80]} of {backbone.title}; it has {names}"
+        )
+    return enums[member]
 
 
 def download(enum: Any, what: str) -> dict[str, Tensor]:
@@ -84,7 +101,8 @@ def download(enum: Any, what: str) -> dict[str, Tensor]:
     cached = Path(torch.hub.get_dir(), "checkpoints", enum.url.rpartition("/")[2])
     was_cached = cached.exists()
     try:
-        return dict(enum.get_state_dict(progress=True, check_hash=True))
+        with redirect_stdout(sys.stderr):  # torch announces a download
+            return dict(enum.get_state_dict(progress=True, check_hash=True, weights_only=True))
     except Exception as error:  # no network, an unexpected or damaged file
         if was_cached:  # torch does not check a cached file
             raise ModelError(
@@ -124,67 +142,57 @@ def read_state(uri: str, what: str) -> dict[str, Tensor]:
 
 
 def _random_state(backbone: BackboneSpec, spec: str) -> dict[str, Tensor]:
-    """Draw convolutions as torchvision does for VGG (He 2015); other layers change nothing."""
+    """Draw convolutions as torchvision does for VGG (He 2015).
+
+    Normalisation layers change nothing but the statistics; residual branches are scaled down.
+    """
     generator = seed_generator(torch.Generator(), spec)
     state = {}
     for name, shape in backbone.tensors.items():
         value = state[name] = torch.zeros(shape)
-        if len(shape) > 1:
+        if backbone.residual_scale and name.endswith(backbone.residual_scale):
+            value.fill_(_RESIDUAL_SCALE)
+        elif len(shape) > 1:
             nn.init.kaiming_normal_(value, mode="fan_out", nonlinearity="relu", generator=generator)
         elif name.endswith(("weight", "running_var")):  # of a batch normalisation
             value.fill_(1)
     return state
 
 
+_RESIDUAL_SCALE = 0.25  # of each residual branch in random weights
+
+
 def _select_tensors(
     state: Mapping[str, Tensor], backbone: BackboneSpec, origin: str
 ) -> dict[str, Tensor]:
-    """Return the tensors of a backbone from a state dict, with or without the prefix."""
+    """Return the tensors of a backbone from a state dict, with or without the prefix.
+
+    Raises ModelError for a tensor that is missing or too many: a deeper network of the same family
+    has all tensors of a shallower one.
+    """
     has_prefix = any(str(key).startswith(backbone.prefix) for key in state)
     prefix = backbone.prefix if has_prefix else ""
-    tensors = {}
+    problem = next(_mismatches(state, backbone, prefix), None)
+    if problem:
+        raise ModelError(
+            f"{origin} is not a state dict of {backbone.title}: {problem}; give the weights of "
+            "this network, or --backbone of the network that they belong to"
+        )
+    return {name: state[prefix + name].detach().float().contiguous() for name in backbone.tensors}
+
+
+def _mismatches(state: Mapping[str, Tensor], backbone: BackboneSpec, prefix: str) -> Iterator[str]:
+    """Yield what distinguishes a state dict from that of a backbone."""
     for name, shape in backbone.tensors.items():
         value = state.get(prefix + name)
-        if not isinstance(value, Tensor) or value.shape != shape:
-            problem = (
-                f"has shape {tuple(value.shape)}" if isinstance(value, Tensor) else "is missing"
-            )
-            raise ModelError(f"{origin} is not {backbone.title}: {prefix}{name} {problem}")
-        tensors[name] = value.detach().float().contiguous()
-    return tensors
+        if not isinstance(value, Tensor):
+            yield f"{prefix}{name} is missing"
+        elif value.shape != shape:
+            yield f"{prefix}{name} has shape {tuple(value.shape)}, not {shape}"
+    for key in map(str, state):
+        is_used = key.removeprefix(prefix) in backbone.tensors or key.endswith(_BATCH_COUNT)
+        if key.startswith(prefix) and not is_used and not key.startswith(f"{backbone.classifier}."):
+            yield f"the network has no {key}"
 
 
-class Backbone(nn.Module):
-    """A backbone up to the deepest of `layers`; no gradients.
-
-    Runs in the dtype of its parameters, channels-last.
-    """
-
-    def __init__(
-        self,
-        state: Mapping[str, Tensor],
-        layers: Sequence[str],
-        spec: BackboneSpec = DEFAULT_BACKBONE,
-    ) -> None:
-        super().__init__()
-        unknown = [name for name in layers if name not in spec.layers]
-        if unknown:
-            raise ModelError(
-                f"no such layers: {', '.join(unknown)}; {spec.title} has {', '.join(spec.layers)}"
-            )
-        blocks = spec.build()
-        blocks.load_state_dict(dict(state), assign=True)
-        depth = max(spec.layers[name].position for name in layers) + 1
-        self.blocks = blocks[:depth].eval().requires_grad_(False)
-        self.blocks.to(memory_format=torch.channels_last)
-        self.layers = {spec.layers[name].position: name for name in layers}
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Return {layer: (B, C, H/stride, W/stride)} of normalised images (B, 3, H, W)."""
-        x = x.contiguous(memory_format=torch.channels_last)
-        maps = {}
-        for position, block in enumerate(self.blocks):
-            x = block(x)
-            if position in self.layers:
-                maps[self.layers[position]] = x
-        return maps
+_BATCH_COUNT = ".num_batches_tracked"  # of a normalisation layer; only training uses it

@@ -173,7 +173,7 @@ def _backfill(run: ResolvedRun, publisher: Publisher, execution: Execution) -> N
     started = time.monotonic()
     log.info(f"descriptors: {', '.join(d.name for d in base.spec.descriptors)}")
     device = _descriptor_device(base, execution)
-    precision = _descriptor_precision(stats, device, execution)
+    precision = _descriptor_precision(base, stats, device, execution)
     roots = run.roots.extend([run.images_root])
     jobs = backfill_parts(base, receipt_tables, device, precision, stats.run_id, retry, roots)
     total = sum(missing.values())
@@ -191,12 +191,14 @@ def _backfill(run: ResolvedRun, publisher: Publisher, execution: Execution) -> N
     stats.seconds["describe"] = time.monotonic() - started
 
 
-def _descriptor_precision(stats: RunStats, device: str, execution: Execution) -> str:
+def _descriptor_precision(
+    base: Snapshot, stats: RunStats, device: str, execution: Execution
+) -> str:
     """Return the precision in which the model ran, or in which it would run."""
     if stats.engine:
         return stats.engine.precision
     resources = replace(execution.find_resources(), device=device)
-    no_images = Work(0, 0)
+    no_images = Work(0, 0, base.spec.backbone)
     return choose_cluster_engine(
         execution.engine, execution.precision, resources, no_images
     ).precision

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from segrec_batch.common.errors import ModelError
 from segrec_batch.images.decode import Shape, fit
 from segrec_batch.labels.labelled import VOID, Classes, LabelledImage, count_values
 from segrec_batch.model import pooling
 from segrec_batch.model.backbones import BACKBONES, Tap
-from segrec_batch.model.head import pool
+from segrec_batch.model.head import pool, read_positions
 from segrec_batch.training.augment import augment
 
 
@@ -191,6 +192,11 @@ def _draw_positions(
     grid = _finest_grid(maps, taps)
     values, cells, weights = draw_cells(cell_labels(labels, grid), positions, rng)
     features = cell_features(maps, taps, cells, grid).half().cpu().numpy()
+    if not np.isfinite(features).all():
+        raise ModelError(
+            "the backbone gives values beyond ±65,504, or NaN: give other --backbone-weights, or "
+            "other --layers"
+        )
     pooled = pooling.global_mean(maps[BACKBONES[taps[0].backbone].feature_layer])
     return _VariantSample(features, values, weights, pooled, count_values(labels))
 
@@ -245,18 +251,20 @@ def draw_cells(
 def cell_features(
     maps: Mapping[str, Tensor], taps: Sequence[Tap], cells: NDArray[np.int64], grid: Shape
 ) -> Tensor:
-    """Return the features (n, D) float32 of the taps at flat cells of a grid (h, w).
+    """Return the features (n, D) float32 of the taps at the centres of flat cells of a grid (h, w).
 
     The result equals the maps resized bilinearly to the grid and read at the cells.
     """
-    h, w = grid
-    centres = np.stack([(cells % w + 0.5) / w, (cells // w + 0.5) / h], axis=-1)
-    positions = torch.as_tensor(centres * 2 - 1, dtype=torch.float32)[None, None]
     parts = []
     for tap in taps:
         pooled = pool(maps[tap.layer].float(), tap.window)
+        rows, columns = (
+            read_positions(new, own, tap.source.shift, pooled.device)
+            for new, own in zip(grid, pooled.shape[-2:], strict=True)
+        )
+        positions = torch.stack([columns[cells % grid[1]], rows[cells // grid[1]]], dim=-1)
         sampled = F.grid_sample(
-            pooled, positions.to(pooled.device), padding_mode="border", align_corners=False
+            pooled, positions[None, None], padding_mode="border", align_corners=False
         )
         parts.append(sampled[0, :, 0].T)  # (1, C, 1, n) -> (n, C)
     return torch.cat(parts, dim=1)

@@ -33,7 +33,8 @@ from segrec_batch.training.validation import (
 )
 
 DEFAULT_SIZE = 624
-MAX_POSITIONS = 400_000  # over all images; bounds the memory of the fit at about 5 GB
+MAX_POSITIONS = 400_000  # over all images
+MAX_VALUES = MAX_POSITIONS * 2304  # of all positions; bounds the memory of the fit at about 5 GB
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,9 @@ class Trainer:
         sampling = self.settings.sampling
         special = {number: replace(sampling, kinds=kinds) for number, kinds in extra.items()}
         images = sum(special.get(number, sampling).variants for number in range(len(self.images)))
-        positions = max(min(sampling.positions, MAX_POSITIONS // images), 20)
+        width = sum(tap.source.channels for tap in self.taps)
+        most = min(MAX_POSITIONS, MAX_VALUES // width)
+        positions = max(min(sampling.positions, most // images), 20)
         return sample_images(
             self.images,
             self.classes,

@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common.bare_network import count_operations
 from benchmarks.common.timed_parts import Part, run_part
-from segrec_batch.model.backbones.vgg16 import LAYERS
-from segrec_batch.model.weights import Backbone, load_weights
+from segrec_batch.model.backbones.vgg import VGG16_LAYERS as LAYERS
+from segrec_batch.model.network import Backbone
+from segrec_batch.model.weights import load_weights
 from tests.support.commands import exit_code
 
 ROOT = Path(__file__).parents[2]

@@ -24,9 +24,10 @@ from segrec_batch.labels.labelled import Classes, LabelledImage
 from segrec_batch.model import pooling
 from segrec_batch.model.backbones import DEFAULT_BACKBONE, Tap
 from segrec_batch.model.bundle import Model, fingerprint
+from segrec_batch.model.network import Backbone
 from segrec_batch.model.spec import ModelSpec, Scaling
 from segrec_batch.model.torch_engine import Normalise
-from segrec_batch.model.weights import Backbone, Weights, load_weights
+from segrec_batch.model.weights import Weights, load_weights
 
 Pixels = NDArray[np.uint8]
 quick = settings(deadline=None, max_examples=50, derandomize=True)

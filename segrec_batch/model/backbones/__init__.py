@@ -1,13 +1,16 @@
-"""The backbones by name, and taps of the SVM. A new backbone is a module and a line here."""
+"""The backbones by name, and taps of the SVM."""
 
 import re
 from dataclasses import dataclass
 
 from segrec_batch.common.errors import ModelError
 from segrec_batch.model.backbones.base import BackboneSpec, Layer
-from segrec_batch.model.backbones.vgg16 import VGG16
+from segrec_batch.model.backbones.torchvision_networks import CONVNEXT_TINY, RESNET18, RESNET50
+from segrec_batch.model.backbones.vgg import VGG16, VGG19
 
-BACKBONES: dict[str, BackboneSpec] = {b.name: b for b in (VGG16,)}
+BACKBONES: dict[str, BackboneSpec] = {
+    backbone.name: backbone for backbone in (VGG16, VGG19, RESNET18, RESNET50, CONVNEXT_TINY)
+}
 DEFAULT_BACKBONE = VGG16
 
 _ODD = re.compile(r"[0-9]{0,2}[13579]")

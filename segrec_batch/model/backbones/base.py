@@ -1,6 +1,6 @@
 """Backbone networks as data: layers, tensors, normalisation and builders; imports no torch."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,14 +18,22 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Layer:
     """A layer whose map the SVM can use.
 
-    position: index of the block of the network after which the map is taken.
+    node: name of the module or operation of the network whose output is the map.
     channels: of the map.
     stride: input pixels per cell of the map.
+    offset: pixels from the centre of a cell up and left to the centre of its receptive field.
+        Strided kernels of even size are centred on a cell; those of odd size are not.
     """
 
-    position: int
+    node: str
     channels: int
     stride: int
+    offset: float = 0.0
+
+    @property
+    def shift(self) -> float:
+        """Offset in cells."""
+        return self.offset / self.stride
 
 
 class Graph(Protocol):
@@ -44,19 +52,22 @@ class Graph(Protocol):
 class BackboneSpec:
     """A backbone network.
 
-    name: as `model.json` states it.
+    name: as `model.json` states it and torchvision names the network.
     title: as messages state it.
     layers: by name, in the order of computation.
     feature_layer: the layer that is averaged to features and whose grid holds the class map.
     default_layers: taps of the SVM unless the user names others, comma-separated.
-    build: makes the network as blocks in sequence, without memory for its parameters. Names in
-        its state dict are torchvision's without `prefix`.
-    torchvision: `ENUM.MEMBER` in `torchvision.models` of the weights called `imagenet`.
-    prefix: of the network's tensors in a state dict of the whole classifier; may be empty.
-    mean, std: normalisation by RGB channel that the ImageNet weights were trained with.
+    build: makes the network without its classifier and without memory for its parameters; a
+        `Sequential` of blocks, or any module that `torch.fx` can trace. Names in its state dict are
+        torchvision's without `prefix`.
+    classifier: name of the module of torchvision's network that `build` omits.
+    prefix: of the network's tensors in a state dict of the whole network; may be empty.
+    mean, std: normalisation by RGB channel for state dicts from a file, and for random weights.
+    residual_scale: end of the names of tensors that scale residual branches; empty if there are
+        none. Random weights set them to a small number, so that maps keep their magnitude.
     shapes: makes the shapes of the tensors by name without torch; None takes those of `build`.
-    add_to_graph: appends the layers up to a position to an ncnn network, input blob first; None if
-        the backbone runs in torch only.
+    add_to_graph: appends the layers up to the deepest of some to an ncnn network, input blob first;
+        None if the backbone runs in torch only.
     """
 
     name: str
@@ -64,13 +75,16 @@ class BackboneSpec:
     layers: Mapping[str, Layer]
     feature_layer: str
     default_layers: str
-    build: "Callable[[], nn.Sequential]"
-    torchvision: str
+    build: "Callable[[], nn.Module]"
+    classifier: str = "classifier"
     prefix: str = ""
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    residual_scale: str = ""
     shapes: Callable[[], Mapping[str, tuple[int, ...]]] | None = None
-    add_to_graph: Callable[[Graph, str, Mapping[str, NDArray[Any]], int], None] | None = None
+    add_to_graph: (
+        Callable[[Graph, str, Mapping[str, NDArray[Any]], Collection[str]], None] | None
+    ) = None
 
     @property
     def feature_length(self) -> int:
@@ -94,7 +108,11 @@ class BackboneSpec:
 
     @cached_property
     def tensors(self) -> Mapping[str, tuple[int, ...]]:
-        """Shapes of the float32 tensors of the network, by name in its state dict."""
+        """Shapes of the float32 tensors of the network, by name in its state dict.
+
+        The counts of batches in normalisation layers are integers; only training uses them.
+        """
         if self.shapes is not None:
             return self.shapes()
-        return {name: tuple(value.shape) for name, value in self.build().state_dict().items()}
+        state = self.build().state_dict()
+        return {n: tuple(value.shape) for n, value in state.items() if value.is_floating_point()}

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from segrec_batch.common.errors import ModelError
 from segrec_batch.model.backbones import BACKBONES
-from segrec_batch.model.backbones.vgg16 import VGG16
+from segrec_batch.model.backbones.vgg import VGG16
 from segrec_batch.model.bundle import Array, Model, load_model
 from segrec_batch.model.engines import EngineChoice, load_segmenter
 from segrec_batch.model.names import check_class_names
@@ -33,7 +33,7 @@ CHANGES: dict[str, Any] = {
     "weights": "imagenet",
     "weights_fingerprint": "0" * 64,
     "minmax": False,
-    "backbone": "vgg19",
+    "backbone": "vgg_other",
     "training": {"images": 2},
 }
 PROVENANCE = {"training", "weights"}  # no output depends on them
@@ -89,7 +89,7 @@ def test_the_id_is_16_hex_digits_and_repeats() -> None:
 def test_the_id_covers_each_field_that_changes_an_output(
     field: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(BACKBONES, "vgg19", dataclasses.replace(VGG16, name="vgg19"))
+    monkeypatch.setitem(BACKBONES, "vgg_other", dataclasses.replace(VGG16, name="vgg_other"))
     model = small_model()
     spec = dataclasses.replace(model.spec, **{field: CHANGES[field]})
     changed = Model(spec, model.head, model.backbone).model_id != model.model_id

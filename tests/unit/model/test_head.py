@@ -15,7 +15,7 @@ from torch import Tensor
 
 from segrec_batch.common.errors import ModelError, SegrecError
 from segrec_batch.model.backbones import Tap
-from segrec_batch.model.backbones.vgg16 import LAYERS
+from segrec_batch.model.backbones.vgg import VGG16_LAYERS as LAYERS
 from segrec_batch.model.head import LinearHead, pool, resize
 from segrec_batch.model.torch_engine import as_tensors
 from segrec_batch.training.sampling import cell_features

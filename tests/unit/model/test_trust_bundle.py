@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from segrec_batch.common.errors import ModelError, SegrecError
 from segrec_batch.descriptors import runtime as describer
-from segrec_batch.model.backbones.vgg16 import VGG16
+from segrec_batch.model.backbones.vgg import VGG16
 from segrec_batch.model.bundle import load_model
 from segrec_batch.model.engines import EngineChoice, load_segmenter
 from segrec_batch.model.names import is_descriptor_id

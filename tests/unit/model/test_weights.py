@@ -13,9 +13,10 @@ from torchvision.models import VGG16_Weights, vgg16
 
 from segrec_batch.common.errors import ModelError
 from segrec_batch.model.backbones.base import IMAGENET_MEAN, IMAGENET_STD
-from segrec_batch.model.backbones.vgg16 import LAYERS
+from segrec_batch.model.backbones.vgg import VGG16_LAYERS as LAYERS
 from segrec_batch.model.bundle import fingerprint
-from segrec_batch.model.weights import Backbone, load_weights
+from segrec_batch.model.network import Backbone
+from segrec_batch.model.weights import load_weights
 from tests.support.builders import random_maps, random_weights, smooth_batch, tiny_model
 
 
@@ -46,9 +47,9 @@ def test_vgg16_layers_match_torchvision() -> None:
             block, conv = block + 1, 0
         if isinstance(module, nn.ReLU):
             conv += 1
-            result[f"conv{block}_{conv}"] = (position, x.shape[1], 32 // x.shape[2])
+            result[f"conv{block}_{conv}"] = (str(position), x.shape[1], 32 // x.shape[2])
             assert x.shape[3] * result[f"conv{block}_{conv}"][2] == 48
-    assert result == {name: (s.position, s.channels, s.stride) for name, s in LAYERS.items()}
+    assert result == {name: (s.node, s.channels, s.stride) for name, s in LAYERS.items()}
     assert len(result) == 13
 
 
@@ -167,7 +168,7 @@ def test_maps_are_torchvisions_own() -> None:
     assert set(maps) == set(LAYERS)
     for name, layer in LAYERS.items():
         torch.testing.assert_close(
-            maps[name], features[: layer.position + 1](x), rtol=1e-4, atol=1e-5
+            maps[name], features[: int(layer.node) + 1](x), rtol=1e-4, atol=1e-5
         )
 
 
@@ -175,7 +176,7 @@ def test_backbone_stops_at_its_deepest_layer() -> None:
     weights = random_weights()
     before = weights.fingerprint
     backbone = Backbone(weights.state, ["conv3_3", "conv1_2"])
-    assert len(backbone.blocks) == LAYERS["conv3_3"].position + 1
+    assert len(list(backbone.parameters())) == 2 * 7  # conv1_1 to conv3_3
     assert not any(p.requires_grad for p in backbone.parameters())
     backbone.to(torch.bfloat16)(torch.rand(1, 3, 32, 32, dtype=torch.bfloat16))
     assert weights.fingerprint == before
