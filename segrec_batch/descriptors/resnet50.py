@@ -1,20 +1,24 @@
 """pool5 of ResNet-50: 2048 values, a baseline of Ouni 2020, table 6; compare by L2.
 
-For the argument `weights` (default: imagenet) and the resizing see `operators.networks`.
+For the arguments `weights` and `pca` see `operators.whole_image`.
 """
 
 from collections.abc import Mapping
 
-from segrec_batch.descriptors import Parameters, Samples, alexnet
+from segrec_batch.descriptors import Parameters, Samples, parse_arguments
 from segrec_batch.descriptors.operators.networks import RESNET50
+from segrec_batch.descriptors.operators.whole_image import DEFAULTS, NetworkDescriptor, fit_network
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
-    """Load the weights of the network. Raises InputError, ModelError."""
-    return alexnet.fit_network(RESNET50, arguments)
+    """Load the weights, see `fit_network`. Raises InputError, ModelError."""
+    return fit_network(RESNET50, parse_arguments(arguments, **DEFAULTS), samples)
 
 
-class Descriptor(alexnet.Descriptor):
-    """Vector of the whole image, values ≥ 0."""
+class Descriptor(NetworkDescriptor):
+    """The global average of the last block, or its principal components."""
 
-    architecture = RESNET50
+    def __init__(
+        self, parameters: Parameters, classes: int, device: str, precision: str = "float32"
+    ) -> None:
+        super().__init__(RESNET50, parameters, device, precision)

@@ -29,7 +29,7 @@ Array = NDArray[Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
 _MAX_HEADER = 2**20  # bytes of a safetensors header; a bundle's has at most about 10,000
-_MAX_DESCRIPTOR = 2**31  # bytes of a descriptor's tensors; AlexNet's are 228 million
+_MAX_DESCRIPTOR = 2**31  # bytes of a descriptor's tensors; VGG-16's to fc7 are 538 million
 _BYTES = {"F32": 4, "F64": 8, "I32": 4, "I64": 8, "U8": 1}  # bytes of a value, by type
 
 

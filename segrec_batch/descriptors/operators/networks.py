@@ -1,4 +1,4 @@
-"""AlexNet and ResNet-50 of torchvision without their last layer.
+"""AlexNet, ResNet-50 and VGG-16 of torchvision, up to the layer whose values are the vector.
 
 Images of any aspect ratio are resized to 224 × 224 by antialiased bilinear interpolation and
 normalised by ImageNet's mean and deviation. The ImageNet weights are IMAGENET1K_V1, as in the
@@ -7,6 +7,7 @@ papers.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from segrec_batch.sources import storage
 
 SIDE = 224
 _COUNTER = ".num_batches_tracked"  # of batch normalisation; not used in inference
+_CONVOLUTIONS = "features."  # prefixes in state dicts of AlexNet and VGG-16
+_CLASSIFIER = "classifier."
 
 
 def _alexnet() -> nn.Module:
@@ -42,9 +45,18 @@ def _resnet50() -> nn.Module:
     return network
 
 
+def _vgg16(blocks: int) -> nn.Module:
+    """Return VGG-16 with the first blocks of its classifier: 2 end with fc6, 5 with fc7."""
+    from torchvision.models import vgg16
+
+    network: Any = vgg16(weights=None)
+    network.classifier = network.classifier[:blocks]
+    return network  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True)
 class Architecture:
-    """A network without its last layer; its vectors have `length` values, 0 or above."""
+    """A network up to a layer whose `length` values, 0 or above, are the vector."""
 
     name: str
     length: int
@@ -56,6 +68,11 @@ ALEXNET = Architecture("AlexNet", 4096, "AlexNet_Weights.IMAGENET1K_V1", _alexne
 """Krizhevsky 2012 in the variant of Krizhevsky 2014; the vector is fc7, after the ReLU."""
 RESNET50 = Architecture("ResNet-50", 2048, "ResNet50_Weights.IMAGENET1K_V1", _resnet50)
 """He 2016; the vector is the global average of the last block (pool5)."""
+VGG16 = {
+    layer: Architecture("VGG-16", length, "VGG16_Weights.IMAGENET1K_V1", partial(_vgg16, blocks))
+    for layer, length, blocks in (("fc7", 4096, 5), ("fc6", 4096, 2), ("pool5", 512 * 7 * 7, 0))
+}
+"""Simonyan and Zisserman 2014, by layer; fc6 and fc7 are taken after the ReLU."""
 
 
 def load_weights(
@@ -93,12 +110,23 @@ def _load_state(architecture: Architecture, weights: str) -> dict[str, Tensor]:
 def _select_parameters(
     architecture: Architecture, state: Mapping[str, Any], origin: str
 ) -> dict[str, Tensor]:
-    """Return the entries that inference uses, float32."""
+    """Return the entries that inference uses, float32.
+
+    A state dict of the convolutions alone, with or without their prefix, has all of pool5.
+    """
+    names = map(str, state)
+    state = {f"{_CONVOLUTIONS}{n}" if n[:1].isdecimal() else n: state[n] for n in names}
+    has_classifier = any(name.startswith(_CLASSIFIER) for name in state)
     parameters = {}
     for name, parameter in _build_empty(architecture).state_dict().items():
         if name.endswith(_COUNTER):
             continue
         value = state.get(name)
+        if name.startswith(_CLASSIFIER) and not has_classifier:
+            raise ModelError(
+                f"{origin} has only the convolution layers of {architecture.name}; give a state "
+                "dict of the whole network, or describe by another layer (vgg16:layer=pool5)"
+            )
         if not isinstance(value, Tensor) or value.shape != parameter.shape:
             problem = (
                 f"has shape {tuple(value.shape)}" if isinstance(value, Tensor) else "is missing"
