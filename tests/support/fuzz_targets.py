@@ -20,7 +20,6 @@ from safetensors.numpy import load as load_tensors
 
 from segrec_batch.common.errors import ModelError, SegrecError
 from segrec_batch.descriptors import runtime as describer
-from segrec_batch.descriptors.texture import BLOCKS
 from segrec_batch.evaluation.report import read_counts, read_metrics
 from segrec_batch.index import delta, replacements, staging
 from segrec_batch.index import snapshot as store
@@ -171,7 +170,7 @@ class BundleTarget(Target):
         "signature": {},
         "vlad": {"words": np.ones((4, 128), np.float32)},
         "bovw": {"words": np.ones((4, 128), np.float32)},
-        "texture": {"mean": np.zeros(1044), "spread": np.ones(len(BLOCKS))},
+        "texture": {"mean": np.zeros(1044), "spread": np.ones(8)},
     }
     settings: ClassVar[Mapping[str, Any]] = {
         "dimension": 4, "feature_length": 512, "keypoints": 50, "threshold": 3,

@@ -1,6 +1,7 @@
 """Visual words and the vectors BoVW and VLAD of an image."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,6 +17,11 @@ _CRITERIA = (cv2.TERM_CRITERIA_MAX_ITER | cv2.TERM_CRITERIA_EPS, 25, 0.1)
 
 def learn_words(extract: Extractor, images: Iterable[NDArray[np.uint8]], words: int) -> Vectors:
     """Return visual words (words, dim) learned from images (H, W, 3). Raises InputError."""
+    return vocabulary(sample(extract, images, words), words)
+
+
+def sample(extract: Extractor, images: Iterable[NDArray[np.uint8]], words: int) -> Vectors:
+    """Return the local descriptors (n, dim) of images; raise InputError if n < `words`."""
     samples = [extract(image).vectors for image in images]
     vectors = np.concatenate([np.zeros((0, extract.dim), np.float32), *samples])
     if len(vectors) < words:
@@ -23,7 +29,7 @@ def learn_words(extract: Extractor, images: Iterable[NDArray[np.uint8]], words: 
             f"{len(samples)} images have {len(vectors)} local descriptors, too few for {words} "
             "words: use fewer words or more images"
         )
-    return vocabulary(vectors, words)
+    return vectors
 
 
 def vocabulary(vectors: Vectors, words: int, seed: int = 0) -> Vectors:
@@ -56,7 +62,7 @@ def bovw(vectors: Vectors, words: Vectors) -> Vectors:
 
     Source: Csurka 2004.
     """
-    return _unit(np.bincount(nearest(vectors, words), minlength=len(words)).astype(np.float64))
+    return unit(np.bincount(nearest(vectors, words), minlength=len(words)))
 
 
 def vlad(vectors: Vectors, words: Vectors) -> Vectors:
@@ -69,9 +75,10 @@ def vlad(vectors: Vectors, words: Vectors) -> Vectors:
     """
     members = nearest(vectors, words)
     counts = np.bincount(members, minlength=len(words))
-    return _unit((sums(vectors, members, len(words)) - counts[:, None] * words).ravel())
+    return unit((sums(vectors, members, len(words)) - counts[:, None] * words).ravel())
 
 
-def _unit(vector: NDArray[np.float64]) -> Vectors:
-    length = np.sqrt((vector**2).sum())
+def unit(vector: NDArray[Any]) -> Vectors:
+    """Return a vector at unit length, float32; zero stays zero."""
+    length = np.sqrt((vector.astype(np.float64) ** 2).sum())
     return (vector / length if length else vector).astype(np.float32)
