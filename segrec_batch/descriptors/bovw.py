@@ -1,6 +1,6 @@
 """Bag of visual words of SIFT (Csurka 2004), a baseline of Ouni 2020; classes are not used."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -25,11 +25,13 @@ def fit_words(settings: Mapping[str, int], samples: Samples) -> Parameters:
 
 
 class Descriptor:
-    """Vector (words,): shares of the words, at unit length. Subclasses set another `encode`."""
+    """Vector (words,): shares of the words, at unit length.
+
+    Subclasses set another `encode` and `length`.
+    """
 
     reads_pixels: ClassVar[bool] = True
     on_device: ClassVar[bool] = False
-    encode: ClassVar[Callable[..., codebook.Vectors]] = staticmethod(codebook.bovw)
 
     def __init__(self, parameters: Parameters, classes: int, device: str) -> None:
         self._words = parameters.tensors["words"]
@@ -38,5 +40,9 @@ class Descriptor:
 
     def __call__(self, images: ImageBatch) -> Described:
         """Return the vectors of images; zero for an image without keypoints."""
-        rows = [self.encode(self._extract(p).vectors, self._words) for p in images.pixels]
+        rows = [self.encode(self._extract(p)) for p in images.pixels]
         return Described(np.array(rows, np.float32).reshape(len(images), self.length))
+
+    def encode(self, local: keypoints.Local) -> codebook.Vectors:
+        """Return the vector (length,) of an image from its local descriptors."""
+        return codebook.bovw(local.vectors, self._words)

@@ -7,6 +7,7 @@ the weights, means and deviations of the mixture, normalised by the Fisher infor
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ from segrec_batch.descriptors import (
 )
 from segrec_batch.descriptors.operators import codebook, keypoints
 from segrec_batch.descriptors.pca import principal_components
+
+_LOCAL = 50_000  # maximum number of local descriptors for the mixture
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
@@ -42,7 +45,8 @@ def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
     images = (image for b in samples.draw_images(settings["images"]) for image in b.pixels)
     vectors = codebook.sample(extract, images, settings["words"])
     mean, components = _components(vectors, settings["dimension"])
-    mixture = fit_mixture((vectors - mean) @ components.T, settings["words"])
+    step = -(-len(vectors) // _LOCAL)
+    mixture = fit_mixture((vectors[::step] - mean) @ components.T, settings["words"])
     return Parameters(settings, {"mean": mean, "components": components, **mixture})
 
 
@@ -86,5 +90,6 @@ class Descriptor:
 
         if not len(vectors):
             return np.zeros(self.length)
+        encode: Any = fisher_vector  # scikit-image has no types
         projected = (vectors - self._mean) @ self._components.T
-        return np.asarray(fisher_vector(projected, self._mixture, improved=True, alpha=0.5))
+        return np.asarray(encode(projected, self._mixture, improved=True, alpha=0.5))

@@ -2,12 +2,9 @@
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from segrec_batch.common.errors import InputError
-from segrec_batch.descriptors import Described, ImageBatch, Parameters, Samples, parse_integers
-from segrec_batch.descriptors.bovw import fit_words
-from segrec_batch.descriptors.operators import keypoints, phrases
+from segrec_batch.descriptors import Parameters, Samples, bovw, parse_integers
+from segrec_batch.descriptors.operators import codebook, keypoints, phrases
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
@@ -19,24 +16,16 @@ def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
     settings = parse_integers(arguments, n=3, words=500, keypoints=500, images=500)
     if settings["n"] > settings["words"]:
         raise InputError(f"n={settings['n']} is more than words={settings['words']}")
-    return fit_words(settings, samples)
+    return bovw.fit_words(settings, samples)
 
 
-class Descriptor:
+class Descriptor(bovw.Descriptor):
     """Vector (words,): shares of the words, at unit length."""
 
-    reads_pixels = True
-    on_device = False
-
     def __init__(self, parameters: Parameters, classes: int, device: str) -> None:
+        super().__init__(parameters, classes, device)
         self._n = int(parameters.settings["n"])
-        self._words = parameters.tensors["words"]
-        self._extract = keypoints.sift(parameters.settings["keypoints"])
-        self.length = len(self._words)
 
-    def __call__(self, images: ImageBatch) -> Described:
-        """Return the vectors of images; zero for an image without keypoints."""
-        rows = [
-            phrases.n_bovw(self._extract(p).vectors, self._words, self._n) for p in images.pixels
-        ]
-        return Described(np.array(rows, np.float32).reshape(len(images), self.length))
+    def encode(self, local: keypoints.Local) -> codebook.Vectors:
+        """Return the vector (length,) of an image from its local descriptors."""
+        return phrases.n_bovw(local.vectors, self._words, self._n)

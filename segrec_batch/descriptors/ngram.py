@@ -2,12 +2,9 @@
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from segrec_batch.common.errors import InputError
-from segrec_batch.descriptors import Described, ImageBatch, Parameters, Samples, parse_integers
-from segrec_batch.descriptors.bovw import fit_words
-from segrec_batch.descriptors.operators import keypoints, phrases
+from segrec_batch.descriptors import Parameters, Samples, bovw, parse_integers
+from segrec_batch.descriptors.operators import codebook, keypoints, phrases
 
 _MAX_LENGTH = 2**16
 
@@ -25,22 +22,17 @@ def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
             f"words={settings['words']} with n={settings['n']} gives vectors of {length:,} values, "
             f"more than {_MAX_LENGTH:,}: give fewer words or a smaller n"
         )
-    return fit_words(settings, samples)
+    return bovw.fit_words(settings, samples)
 
 
-class Descriptor:
+class Descriptor(bovw.Descriptor):
     """Vector (C(words + n − 1, n),): shares of the phrases, at unit length."""
 
-    reads_pixels = True
-    on_device = False
-
     def __init__(self, parameters: Parameters, classes: int, device: str) -> None:
+        super().__init__(parameters, classes, device)
         self._n = int(parameters.settings["n"])
-        self._words = parameters.tensors["words"]
-        self._extract = keypoints.sift(parameters.settings["keypoints"])
         self.length = phrases.phrase_count(len(self._words), self._n)
 
-    def __call__(self, images: ImageBatch) -> Described:
-        """Return the vectors of images; zero for an image with fewer than n keypoints."""
-        rows = [phrases.n_grams(self._extract(p), self._words, self._n) for p in images.pixels]
-        return Described(np.array(rows, np.float32).reshape(len(images), self.length))
+    def encode(self, local: keypoints.Local) -> codebook.Vectors:
+        """Return the vector (length,) of an image from its local descriptors."""
+        return phrases.n_grams(local, self._words, self._n)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from segrec_batch.descriptors import Parameters, Samples, bovw, parse_integers
-from segrec_batch.descriptors.operators import codebook
+from segrec_batch.descriptors.operators import codebook, keypoints
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
@@ -17,8 +17,10 @@ def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
 class Descriptor(bovw.Descriptor):
     """Vector (words · 128,): residuals by word, at unit length."""
 
-    encode = staticmethod(codebook.vlad)
-
     def __init__(self, parameters: Parameters, classes: int, device: str) -> None:
         super().__init__(parameters, classes, device)
         self.length = self._words.size
+
+    def encode(self, local: keypoints.Local) -> codebook.Vectors:
+        """Return the vector (length,) of an image from its local descriptors."""
+        return codebook.vlad(local.vectors, self._words)

@@ -9,7 +9,8 @@ from sklearn.mixture import GaussianMixture
 
 Floats = NDArray[np.float64]
 
-_ITERATIONS = 300
+_ITERATIONS = 200
+_TOLERANCE = 0.01  # of the mean log-likelihood, nats per vector
 
 
 def fit_mixture(vectors: Floats, count: int) -> dict[str, Floats]:
@@ -23,7 +24,7 @@ def fit_mixture(vectors: Floats, count: int) -> dict[str, Floats]:
         `weights` (count,), `means` and `variances` (count, dim).
     """
     mixture = GaussianMixture(
-        count, covariance_type="diag", random_state=0, max_iter=_ITERATIONS
+        count, covariance_type="diag", random_state=0, max_iter=_ITERATIONS, tol=_TOLERANCE
     ).fit(vectors)
     return {
         "weights": mixture.weights_,

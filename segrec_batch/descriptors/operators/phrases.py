@@ -27,8 +27,9 @@ def n_bovw(vectors: Vectors, words: Vectors, n: int) -> Vectors:
     """
     indices = np.zeros((0, n), np.int64)
     if len(vectors):
-        _, indices = cv2.batchDistance(vectors, words, cv2.CV_32F, normType=cv2.NORM_L2SQR, K=n)
-    return unit(np.bincount(np.ravel(indices), minlength=len(words)))
+        _, best = cv2.batchDistance(vectors, words, cv2.CV_32F, normType=cv2.NORM_L2SQR, K=n)
+        indices = np.asarray(best, np.int64)
+    return unit(np.bincount(indices.ravel(), minlength=len(words)))
 
 
 def n_grams(local: Local, words: Vectors, n: int) -> Vectors:

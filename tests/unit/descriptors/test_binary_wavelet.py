@@ -16,6 +16,7 @@ from segrec_batch.descriptors.operators.binary_wavelet import (
     wavelet_histograms,
 )
 from tests.support.builders import quick
+from tests.support.texture_formulas import slow_histograms
 
 Bits = NDArray[np.uint8]
 
@@ -45,37 +46,6 @@ def test_transform_treats_planes_independently(bits: Bits) -> None:
     for plane in PLANES:
         for ours, theirs in zip(whole, transform(bits & plane), strict=True):
             assert (ours & plane == theirs).all()
-
-
-def one_dimensional(samples: list[int]) -> tuple[list[int], list[int]]:
-    """Law, Liu, Siu 2006: odd positions, counted from 1; odd XOR even ones."""
-    low = [samples[i] for i in range(0, len(samples), 2)]
-    high = [samples[i] ^ samples[i + 1] for i in range(0, len(samples) - 1, 2)]
-    return low, high
-
-
-def slow_transform(image: list[list[int]]) -> list[list[list[int]]]:
-    """Columns, then rows: LL, LH, HL, HH."""
-    columns = [one_dimensional(list(column)) for column in zip(*image, strict=True)]
-    bands = []
-    for part in (0, 1):
-        rows = zip(*(column[part] for column in columns), strict=True)
-        halves = [one_dimensional(list(row)) for row in rows]
-        bands += [[half[0] for half in halves], [half[1] for half in halves]]
-    return bands
-
-
-def slow_histograms(image: list[list[int]]) -> list[list[float]]:
-    """Return the planes that are not 0 in each level and sub-band, by two loops."""
-    rows = []
-    for _ in range(3):
-        bands = slow_transform(image)
-        for band in bands:
-            values = [value for row in band for value in row]
-            states = [(v % 8 > 0) + 2 * (v // 8 % 8 > 0) + 4 * (v // 64 > 0) for v in values]
-            rows.append([states.count(s) / len(states) for s in range(8)])
-        image = bands[0]
-    return rows
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (9, 14), (16, 11)])

@@ -1,7 +1,5 @@
 """Tests of visual words and of the descriptors that use them."""
 
-from collections.abc import Iterator
-
 import cv2
 import numpy as np
 import pytest
@@ -11,10 +9,10 @@ from numpy.typing import NDArray
 
 from segrec_batch import descriptors
 from segrec_batch.common.errors import InputError
-from segrec_batch.descriptors import Descriptor, ImageBatch, Moments, Parameters, Vectors
+from segrec_batch.descriptors import Descriptor, Parameters
 from segrec_batch.descriptors.operators import codebook, keypoints
-from segrec_batch.sample_data import render_scene
-from tests.support.builders import Pixels, quick
+from tests.support.builders import quick
+from tests.support.local_descriptors import PIXELS, Scenes, images
 
 LENGTHS = {
     "bovw": 12,
@@ -23,32 +21,6 @@ LENGTHS = {
     "ngram": 12 * 13 // 2,
     "fisher": 12 * (2 * 64 + 1),
 }
-PIXELS = np.stack([render_scene(place, 0, seed=0, size=(128, 96)).image for place in range(6)])
-
-
-def images(pixels: Pixels) -> ImageBatch:
-    n = len(pixels)
-    return ImageBatch(
-        pixels,
-        np.zeros(pixels.shape[:3], np.uint8),
-        np.zeros((n, 512), np.float32),
-        np.zeros((n, 2, 512), np.float32),
-        np.zeros((n, 2), np.int64),
-    )
-
-
-class Scenes:
-    """The images above as the samples of an index, in twos."""
-
-    def draw_images(self, count: int) -> Iterator[ImageBatch]:
-        for i in range(0, min(count, len(PIXELS)), 2):
-            yield images(PIXELS[i : min(i + 2, count)])
-
-    def moments(self) -> Moments:
-        raise AssertionError("visual words are not those of deep features")
-
-    def labelled(self, count: int) -> tuple[Vectors, list[str]]:
-        raise AssertionError("visual words need no labels")
 
 
 def fitted(name: str, **arguments: str) -> Parameters:

@@ -10,7 +10,7 @@ from segrec_batch.common.errors import InputError
 from segrec_batch.descriptors import Parameters, fisher
 from segrec_batch.descriptors.operators import keypoints
 from segrec_batch.training.mixtures import fit_mixture, restore_mixture
-from tests.unit.descriptors.test_codebook import PIXELS, Scenes, images
+from tests.support.local_descriptors import PIXELS, Scenes, images
 
 Floats = NDArray[np.float64]
 ARGUMENTS = {"words": "3", "dimension": "8", "keypoints": "60"}

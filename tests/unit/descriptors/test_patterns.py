@@ -19,6 +19,7 @@ from segrec_batch.descriptors.operators.binary_patterns import (
 )
 from segrec_batch.descriptors.operators.tetra_patterns import tetra_histograms
 from tests.support.builders import quick
+from tests.support.texture_formulas import codes
 
 Grey = NDArray[np.uint8]
 
@@ -31,20 +32,6 @@ def random_image(seed: int, levels: int) -> Grey:
     """Few grey levels make many neighbours equal."""
     rng = np.random.default_rng(seed)
     return rng.integers(0, levels, (8, 10)).astype(np.uint8) * (255 // levels)
-
-
-def code(image: NDArray[np.generic], y: int, x: int, threshold: int, sign: int) -> int:
-    """Σ 2^p [sign (g_p − g_c) ≥ T]: Ojala 1996 with T = 0, Tan and Triggs 2010 with both signs."""
-    total = 0
-    for p, (dy, dx) in enumerate(NEIGHBOURS):
-        if sign * (int(image[y + dy, x + dx]) - int(image[y, x])) >= threshold:
-            total += 2**p
-    return total
-
-
-def codes(image: NDArray[np.generic], threshold: int = 0, sign: int = 1) -> NDArray[np.int64]:
-    inner = [range(1, side - 1) for side in image.shape]
-    return np.array([[code(image, y, x, threshold, sign) for x in inner[1]] for y in inner[0]])
 
 
 @pytest.mark.parametrize("levels", [2, 5, 255])

@@ -15,8 +15,7 @@ from segrec_batch.descriptors.operators.tamura import coarseness, contrast, dire
 from segrec_batch.descriptors.operators.tetra_patterns import tetra_histograms
 from segrec_batch.descriptors.texture import Descriptor, fit
 from segrec_batch.sample_data import render_scene
-from tests.unit.descriptors.test_binary_wavelet import slow_histograms
-from tests.unit.descriptors.test_patterns import codes
+from tests.support.texture_formulas import codes, slow_histograms
 
 SHAPES = ((64, 96), (80, 80))  # height, width
 BLOCKS = {
