@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from segrec_batch.api.categories import evaluate_categories
     from segrec_batch.api.evaluate import (
         check_drift,
         compare_reports,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "api.categories": ("evaluate_categories",),
     "api.evaluate": (
         "check_drift", "compare_reports", "evaluate_drift", "evaluate_retrieval",
         "evaluate_segmentation",
@@ -79,6 +81,7 @@ __all__ = [
     "check_drift",
     "compare_reports",
     "connect",
+    "evaluate_categories",
     "evaluate_drift",
     "evaluate_retrieval",
     "evaluate_segmentation",

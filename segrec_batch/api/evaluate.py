@@ -235,6 +235,7 @@ def compare_reports(
         method: of each report the one method to compare; by default all.
         seed: of the bootstrap.
     """
+    from segrec_batch.evaluation.categories.figures import evaluate as evaluate_category_counts
     from segrec_batch.evaluation.compare.report import compare_report
     from segrec_batch.evaluation.compare.reports import Settings
     from segrec_batch.evaluation.drift.figures import evaluate as evaluate_drift_counts
@@ -247,6 +248,7 @@ def compare_reports(
     evaluators = {
         "segmentation": evaluate_segmentation_counts,
         "retrieval": evaluate_retrieval_counts,
+        "categories": evaluate_category_counts,
         "drift": evaluate_drift_counts,
     }
     return _write(compare_report(Settings(reports, names, method, seed), evaluators), report)

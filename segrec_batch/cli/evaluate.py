@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from segrec_batch.api import evaluate as api
+from segrec_batch.cli import categories
 from segrec_batch.cli.options import (
     HelpFormatter,
     add_images_roots,
@@ -81,12 +82,14 @@ MEASURES = "failures, gone, coverage, features, overlap"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    rest = "".join(text.partition("\n")[2] for text in (_RETRIEVAL, _DRIFT, _COMPARE))
+    others = _RETRIEVAL, categories.EXAMPLES, _DRIFT, _COMPARE
+    rest = "".join(text.partition("\n")[2] for text in others)
     describe(parser, _DESCRIPTION, _SEGMENTATION + rest)
     reports = parser.add_subparsers(required=True, metavar="REPORT")
     for name, summary, examples, add, run in (
         ("segmentation", _CLASS_MAPS, _SEGMENTATION, _add_segmentation, _segmentation),
         ("retrieval", _METHODS, _RETRIEVAL, _add_retrieval, _retrieval),
+        ("categories", categories.SUMMARY, categories.EXAMPLES, categories.add, categories.run),
         ("drift", "compare two snapshots of an index", _DRIFT, _add_drift, _drift),
         ("compare", "put reports of one kind side by side", _COMPARE, _add_compare, _compare),
     ):
@@ -275,8 +278,7 @@ def _add_drift(parser: argparse.ArgumentParser) -> None:
 
 
 def _drift(a: argparse.Namespace) -> "Report":
-    options = {name: vars(a)[name] for name in defaults(api.evaluate_drift)}
-    return api.evaluate_drift(a.index, **options)
+    return api.evaluate_drift(a.index, **{n: vars(a)[n] for n in defaults(api.evaluate_drift)})
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:

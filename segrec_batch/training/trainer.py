@@ -180,7 +180,6 @@ class Trainer:
             self.components.targets(self.samples.values),
             len(classes),
             best.candidate.c,
-            seed,
         )
         bias = svm.bias + best.offsets[classes]
         spec = ModelSpec(

@@ -129,7 +129,7 @@ def cross_validate(
         x = samples.columns(taps, candidate.taps)[rows]
         scores = np.empty((len(x), max(components.classes) + 1), np.float32)
         for train, test in folds:
-            svm = fit_all(x[train], targets[train], len(components.classes), candidate.c, seed)
+            svm = fit_all(x[train], targets[train], len(components.classes), candidate.c)
             scores[test] = components.class_scores(svm.decision(x[test]))
         offsets = choose_offsets(scores, labels, weights, evaluable)
         confusion = weighted_confusion(scores + offsets, labels, weights)
@@ -160,12 +160,11 @@ def find_evaluable_classes(labels: NDArray[np.int64], folds: Sequence[Fold]) -> 
 
 
 def fit_all(
-    x: NDArray[np.float16],
+    x: NDArray[np.floating],
     targets: NDArray[np.int64],
     n: int,
     c: float,
-    seed: int,
-    loss: str = "hinge",
+    loss: str = "squared_hinge",
 ) -> LinearSvm:
     """Fit SVMs for n targets; a target that does not occur scores lowest."""
     present, compact = np.unique(targets, return_inverse=True)
@@ -173,7 +172,7 @@ def fit_all(
     bias = np.full(n, LOWEST, np.float32)
     bias[present] = 0
     if len(present) > 1:
-        svm = fit_svm(x, compact, c, seed, loss)
+        svm = fit_svm(x, compact, c, loss)
         weights[present], bias[present] = svm.weights, svm.bias
     return LinearSvm(weights, bias)
 

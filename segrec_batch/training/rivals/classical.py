@@ -29,7 +29,7 @@ from segrec_batch.training.sampling import Samples, cell_features
 from segrec_batch.training.svm import Scaler
 from segrec_batch.training.validation import Components, choose_offsets, fit_all, split_groups
 
-Features = NDArray[np.float16]  # (n, D)
+Features = NDArray[np.floating]  # (n, D)
 Targets = NDArray[np.int64]  # (n,), numbers of components
 Scores = NDArray[np.float32]  # (n, K) of classes
 Scorer = Callable[[Features], Scores]
@@ -39,14 +39,14 @@ _BLOCK = 512  # positions scored at a time
 
 
 def fit_linear(
-    x: Features, targets: Targets, components: Components, loss: str, c: float, seed: int
+    x: Features, targets: Targets, components: Components, loss: str, c: float
 ) -> Scorer:
     """Fit linear models; a class scores the decision value of its best component.
 
     Args:
         loss, c: see `fit_svm`.
     """
-    fitted = fit_all(x, targets, len(components.classes), c, seed, loss)
+    fitted = fit_all(x, targets, len(components.classes), c, loss)
     return lambda features: components.class_scores(fitted.decision(features))
 
 
@@ -212,8 +212,8 @@ def _list_methods(
             **parameters,
         )
 
-    svm = bind(fit_linear, loss="hinge", c=s.c, seed=s.seed)
-    logistic = bind(fit_linear, loss="log_loss", c=s.c, seed=s.seed)
+    svm = bind(fit_linear, loss="squared_hinge", c=s.c)
+    logistic = bind(fit_linear, loss="log_loss", c=s.c)
     forest = bind(fit_forest, trees=s.trees, leaf=s.leaf, seed=s.seed)
     neighbours = bind(fit_neighbours, k=s.neighbours)
     return {

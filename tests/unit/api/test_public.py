@@ -9,6 +9,7 @@ import pytest
 
 import segrec_batch
 from segrec_batch.api import evaluate
+from segrec_batch.api.categories import evaluate_categories
 from segrec_batch.api.index import index_images
 from segrec_batch.api.train import DEFAULTS, complete, training_settings
 from segrec_batch.cli.evaluate import MEASURES, METHODS
@@ -73,6 +74,7 @@ def options_of(*command: str) -> dict[str, object]:
         (index_images, ("index",)),
         (evaluate.evaluate_segmentation, ("evaluate", "segmentation")),
         (evaluate.evaluate_retrieval, ("evaluate", "retrieval")),
+        (evaluate_categories, ("evaluate", "categories")),
         (evaluate.evaluate_drift, ("evaluate", "drift")),
         (evaluate.compare_reports, ("evaluate", "compare")),
     ],

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sklearn.linear_model import SGDClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from segrec_batch.training.validation import fit_all
 from tests.support.builders import TAPS, quick, random_maps, smooth_batch
 
 GRID = (16, 24)  # of conv3_3, the finest tap, at 64 x 96
-C, SEED = 2.0, 5
+C = 2.0
 
 
 @dataclass(frozen=True)
@@ -54,15 +53,7 @@ def fitted() -> Fitted:
     brightness = pixels.mean(axis=3).reshape(4, GRID[0], 4, GRID[1], 4).mean(axis=(2, 4)).ravel()
     targets = np.digitize(brightness, np.quantile(brightness, [0.25, 0.5, 0.75]))
     features = np.concatenate(parts)
-    return Fitted(taps, maps, cells, features, targets, fit_svm(features, targets, C, SEED))
-
-
-def _sklearn(features: NDArray[np.float16], targets: NDArray[np.int64]) -> SGDClassifier:
-    sgd = SGDClassifier(
-        loss="hinge", alpha=1 / (C * len(features)), max_iter=5, tol=None, average=True,
-        random_state=SEED,
-    )  # fmt: skip
-    return sgd.fit(Scaler.of(features).transform(features), targets)
+    return Fitted(taps, maps, cells, features, targets, fit_svm(features, targets, C))
 
 
 def test_the_compiled_head_decides_as_the_fitted_svm(fitted: Fitted) -> None:
@@ -78,24 +69,19 @@ def test_the_compiled_head_decides_as_the_fitted_svm(fitted: Fitted) -> None:
         np.testing.assert_allclose(compiled[i].numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_fitted_svm_decides_as_scikit_learn(fitted: Fitted) -> None:
-    sgd = _sklearn(fitted.features, fitted.targets)
-    expected = sgd.decision_function(Scaler.of(fitted.features).transform(fitted.features))
+def test_the_fitted_svm_separates_most_cells(fitted: Fitted) -> None:
     actual = fitted.svm.decision(fitted.features)
     assert actual.shape == (len(fitted.features), 4)
-    assert expected.std() > 0.1
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
     assert (actual.argmax(axis=1) == fitted.targets).mean() > 0.7
 
 
 def test_two_targets_become_two_opposite_svms(fitted: Fitted) -> None:
-    targets = (fitted.targets > 1).astype(np.int64)
-    svm, sgd = fit_svm(fitted.features, targets, C, SEED), _sklearn(fitted.features, targets)
-    x = Scaler.of(fitted.features).transform(fitted.features)
-    decision = svm.decision(fitted.features)
-    np.testing.assert_allclose(decision[:, 1], sgd.decision_function(x), rtol=1e-4, atol=1e-4)
+    svm = fit_svm(fitted.features, (fitted.targets > 1).astype(np.int64), C)
     np.testing.assert_array_equal(svm.weights[0], -svm.weights[1])
+    decision = svm.decision(fitted.features)
     np.testing.assert_allclose(decision[:, 0], -decision[:, 1], rtol=1e-3, atol=1e-3)
+    right = decision.argmax(axis=1) == (fitted.targets > 1)
+    assert right.mean() > 0.7
 
 
 def test_scaler_matches_scikit_learn_over_root_width(fitted: Fitted) -> None:
@@ -112,7 +98,7 @@ def test_scaler_matches_scikit_learn_over_root_width(fitted: Fitted) -> None:
 
 def test_a_target_that_does_not_occur_never_wins(fitted: Fitted) -> None:
     targets = np.array([0, 1, 3, 4])[fitted.targets]
-    svm = fit_all(fitted.features, targets, 6, C, SEED)
+    svm = fit_all(fitted.features, targets, 6, C)
     decision = svm.decision(fitted.features)
     assert svm.weights.shape == (6, fitted.features.shape[1])
     assert (decision[:, [2, 5]].max(axis=1) < decision[:, [0, 1, 3, 4]].min(axis=1)).all()
@@ -121,7 +107,7 @@ def test_a_target_that_does_not_occur_never_wins(fitted: Fitted) -> None:
 
 
 def test_a_single_target_always_wins(fitted: Fitted) -> None:
-    svm = fit_all(fitted.features[:9], np.full(9, 1), 3, C, SEED)
+    svm = fit_all(fitted.features[:9], np.full(9, 1), 3, C)
     assert (svm.decision(fitted.features).argmax(axis=1) == 1).all()
 
 

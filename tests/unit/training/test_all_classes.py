@@ -111,7 +111,7 @@ def test_rivals_predict_no_background_if_untrained() -> None:
     components = Components.of(values, Classes({"a": (1,), "b": (2,)}))
     targets = components.targets(values)
     for score in (
-        scorers.fit_linear(x, targets, components, "hinge", 1.0, 0),
+        scorers.fit_linear(x, targets, components, "squared_hinge", 1.0),
         scorers.fit_forest(x, targets, components, 5, 5, 0),
         scorers.fit_neighbours(x, targets, components, 5),
     ):

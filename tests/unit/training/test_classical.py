@@ -148,7 +148,7 @@ def test_scores_of_class_without_positions_are_lowest() -> None:
     x, values = x[values != 2], values[values != 2]
     targets = components.targets(values)
     for score in (
-        scorers.fit_linear(x, targets, components, "log_loss", 1.0, 0),
+        scorers.fit_linear(x, targets, components, "log_loss", 1.0),
         scorers.fit_forest(x, targets, components, 5, 5, 0),
         scorers.fit_neighbours(x, targets, components, 5),
     ):

@@ -1,0 +1,61 @@
+"""`segrec evaluate categories`: how well the feature of an image tells its category."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from segrec_batch.api.categories import evaluate_categories
+from segrec_batch.cli.options import add_index, add_version, defaults, usage_error
+
+if TYPE_CHECKING:
+    from segrec_batch.evaluation.report import Report
+
+SUMMARY = "measure how well the feature of an image tells its category"
+EXAMPLES = """\
+examples:
+  # the category of an image is the name of its folder
+  segrec evaluate categories --index INDEX --labels folder --report reports/categories
+  # or the dominant class, where it fills 29 to 96 % of the image by its label mask
+  segrec evaluate categories --index INDEX --labels masks --masks data/masks \\
+      --classes classes.json --report reports/categories
+"""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the report."""
+    default = defaults(evaluate_categories)
+    storage = parser.add_argument_group("storage")
+    add_index(storage, "an index, or a query cache")
+    add_version(storage)
+    argument = parser.add_argument_group("categories").add_argument
+    argument(
+        "--labels",
+        required=True,
+        choices=("folder", "masks"),
+        help="the category is the name of the folder, or the dominant class by label masks",
+    )
+    argument("--masks", metavar="URI", help="with masks: folder of masks named like the images")
+    argument("--classes", metavar="JSON", help="with masks: class names and their mask values")
+    argument(
+        "--window",
+        nargs=2,
+        type=float,
+        default=default["window"],
+        metavar=("LOW", "HIGH"),
+        help="with masks: share that the dominant class has to fill (default: 0.29 0.96)",
+    )
+    argument(
+        "--test-share",
+        type=float,
+        default=default["test_share"],
+        metavar="SHARE",
+        help="share of the images of each category to test on (default: %(default)s)",
+    )
+    argument("--seed", type=int, default=0, help="of the split and the bootstrap (default: 0)")
+
+
+def run(a: argparse.Namespace) -> "Report":
+    """Return the report that the arguments name."""
+    if a.labels == "masks" and not (a.masks and a.classes):
+        usage_error(a, "--labels masks needs --masks and --classes")
+    options = {name: vars(a)[name] for name in defaults(evaluate_categories)}
+    return evaluate_categories(a.index, a.labels, **options)
