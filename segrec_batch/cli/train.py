@@ -22,7 +22,7 @@ examples:
   # own weights, several layers and C to choose from, flipped copies
   segrec train --images s3://bucket/images --masks s3://bucket/masks \\
       --classes s3://bucket/classes.json --output s3://bucket/model \\
-      --backbone-weights vgg16.safetensors --layers conv5_3 conv4_3,conv5_3 --C 0.3 1 3 \\
+      --backbone-weights vgg16.safetensors --layers conv5_3 conv4_3,conv5_3 --C 0.03 0.1 \\
       --augment flip
   # another network, with other weights of torchvision
   segrec train --images data/images --masks data/masks --classes classes.json \\

@@ -111,7 +111,7 @@ class ClassicalSettings:
         neighbours: k of k-NN.
     """
 
-    c: float = 1.0
+    c: float = 0.1
     linear_positions: int = 120_000
     trees: int = 100
     leaf: int = 5

@@ -47,7 +47,7 @@ def _clusters(sizes: dict[str, int], noise: float) -> tuple[list[str], NDArray[n
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("categories")
-    _write(str(folder / "index"), *_clusters({"car": 60, "person": 40, "tree": 20}, 1.0))
+    _write(str(folder / "index"), *_clusters({"car": 60, "person": 40, "tree": 20}, 0.6))
     evaluate_categories(str(folder / "index"), report=str(folder / "report"), seed=3)
     return folder / "report"
 
