@@ -4,13 +4,13 @@ All values are pure functions of counts.parquet: reading the file back gives the
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from segrec_batch.evaluation.categories.study import category_names
+from segrec_batch.evaluation.retrieval.collection import Ints
 from segrec_batch.evaluation.segmentation.figures import MEAN, Pixels
 from segrec_batch.evaluation.statistics import Evaluation, Key, Measure
 
@@ -26,7 +26,8 @@ def evaluate(counts: pa.Table) -> list[Evaluation]:
     methods: dict[str, list[dict[str, Any]]] = {}
     for row in counts.to_pylist():
         methods.setdefault(row["method"], []).append(row)
-    units, true = (), np.zeros(0, np.int64)
+    units: tuple[str, ...] = ()
+    true = np.zeros(0, np.int64)
     measures: dict[Key, Measure] = {}
     for method, rows in methods.items():
         rows.sort(key=lambda row: row["image"])
@@ -45,20 +46,14 @@ def majority_name(category: str) -> str:
     return f"all {category}"
 
 
-def _measures(
-    method: str,
-    true: "np.ndarray[Any, Any]",
-    predicted: "np.ndarray[Any, Any]",
-    names: Sequence[str],
-) -> dict[Key, Measure]:
-    eye = np.eye(len(names))
-    images = Pixels(
-        eye[true] * eye[predicted], eye[true], eye[predicted], np.ones((len(true), len(names)))
-    )
+def _measures(method: str, true: Ints, predicted: Ints, names: Sequence[str]) -> dict[Key, Measure]:
+    one_hot = np.eye(len(names))
+    labelled, chosen = one_hot[true], one_hot[predicted]
+    ratios = Pixels(labelled * chosen, labelled, chosen, np.ones_like(labelled)).ratios()
     results = {Key(RIGHT, method): Measure.of((true == predicted).astype(np.float64))}
     for ratio in RATIOS:
-        each = [images.ratio(ratio, k) for k in range(len(names))]
-        base = Key(ratio, method)
-        results |= {replace(base, cls=n): m for n, m in zip(names, each, strict=True)}
-        results[replace(base, cls=MEAN)] = Measure.mean(each)
+        parts = (*ratios[ratio], labelled)
+        for k, name in enumerate(names):
+            results[Key(ratio, method, cls=name)] = Measure(*(part[:, [k]] for part in parts))
+        results[Key(ratio, method, cls=MEAN)] = Measure(*parts)
     return results

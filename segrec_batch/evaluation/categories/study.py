@@ -93,7 +93,7 @@ class LabelledFeatures:
         Raises:
             InputError: there are fewer than two categories, or one has a single image.
         """
-        labels = np.full(len(images), -1) if truth.labels is None else truth.labels
+        labels = truth.labels
         contents = images.contents.to_pylist()
         first = {content: i for i, content in reversed(list(enumerate(contents)))}
         rows = np.array([i for i in sorted(first.values()) if labels[i] >= 0], np.int64)
