@@ -13,7 +13,6 @@ from segrec_batch.evaluation.categories.study import (
     category_names,
     classify,
     confusion,
-    describe,
     read_images,
 )
 from segrec_batch.evaluation.figures import Figures, Names, by
@@ -50,8 +49,11 @@ def categories_report(settings: Settings) -> Report:
         counts=counts,
         sections=list(sections(figures, counts)),
         lead=lead(figures, counts, len(images.uris)),
-        details=describe(settings, images.names)
-        | {"confusion": {m: confusion(counts, m).tolist() for m in settings.methods}},
+        details={
+            "categories": list(images.names),
+            "methods": settings.methods,
+            "confusion": {m: confusion(counts, m).tolist() for m in settings.methods},
+        },
         notice=database.spec.notice,
     )
 

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from segrec_batch.evaluation.retrieval.masks import Masks
 from segrec_batch.evaluation.retrieval.truth import Folders, GroundTruth
 from segrec_batch.search.database import Database
 from segrec_batch.sources.strict_json import parse_json
-from segrec_batch.training.rivals.classical import fit_forest, fit_linear, fit_neighbours
+from segrec_batch.training.rivals.classical import Scorer, fit_forest, fit_linear, fit_neighbours
 from segrec_batch.training.validation import Components
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def classify(images: LabelledFeatures, settings: Settings) -> pa.Table:
         ) from error
     test = np.sort(test)
     targets, components = images.categories[train], _one_each(len(images.names))
-    fits = {
+    fits: dict[str, Callable[..., Scorer]] = {
         SVM: partial(fit_linear, loss="squared_hinge"),
         "logistic regression": partial(fit_linear, loss="log_loss"),
         "random forest": fit_forest,
@@ -195,8 +195,3 @@ def confusion(counts: pa.Table, method: str) -> NDArray[np.int64]:
         if row["method"] == method:
             matrix[row["category"], row["predicted"]] += 1
     return matrix
-
-
-def describe(settings: Settings, names: Sequence[str]) -> Mapping[str, Any]:
-    """Return the settings of all methods for programs."""
-    return {"categories": list(names), "methods": settings.methods}
