@@ -14,10 +14,12 @@ from torchvision.models import get_model, get_model_weights
 from segrec_batch.common.errors import EngineError, ModelError
 from segrec_batch.model import engine_choice, engines
 from segrec_batch.model.backbones import BACKBONES, BackboneSpec, Tap
+from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.model.engine_choice import LONG_RUN, choose_engine
-from segrec_batch.model.engines import EngineChoice, load_feature_maps, measure_rate
+from segrec_batch.model.engines import EngineChoice, load_feature_maps, load_segmenter, measure_rate
 from segrec_batch.model.head import LinearHead
 from segrec_batch.model.network import Backbone
+from segrec_batch.model.spec import ModelSpec
 from segrec_batch.model.weights import Weights, load_weights
 from segrec_batch.training.sampling import cell_features
 from tests.support.builders import smooth_batch
@@ -368,3 +370,57 @@ def test_unknown_layer_of_a_backbone_is_refused() -> None:
         Tap.parse("conv5_3", BACKBONES["resnet50"])
     with pytest.raises(ModelError, match="layer5; ConvNeXt-Tiny has stem, stage1"):
         Backbone({}, ["layer5"], BACKBONES["convnext_tiny"])
+
+
+def _model(name: str) -> Model:
+    """Return a model with random weights and a random head of three classes."""
+    spec, weights, rng = BACKBONES[name], weights_of(name), np.random.default_rng(0)
+    taps = [Tap.parse(text, spec) for text in spec.default_layers.split(",")]
+    svm = {tap: rng.standard_normal((3, tap.source.channels), np.float32) for tap in taps}
+    head = {
+        f"svm.{tap}": values - values.mean(axis=1, keepdims=True) for tap, values in svm.items()
+    }
+    head["svm.bias"] = np.zeros(3, np.float32)
+    head["sign_bits.centre"] = np.zeros(spec.feature_length, np.float32)
+    head["sign_bits.rotation"] = np.eye(spec.feature_length, dtype=np.float32)
+    model = ModelSpec(
+        classes=("car", "tree"), taps=tuple(map(str, taps)), components=(0, 1, 2),
+        shapes=((96, 128),), mean=weights.mean, std=weights.std, weights=weights.origin,
+        weights_fingerprint=weights.fingerprint, backbone=name,
+    )  # fmt: skip
+    return Model(model, head, weights.arrays)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_segmenters_of_a_device_agree(name: str, device: str) -> None:
+    """In bfloat16 and in float32, on each device, as on the CPU in float32."""
+    model, spec, pixels = _model(name), BACKBONES[name], smooth_batch(2, 96, 128)
+    expected = load_segmenter(model, EngineChoice("torch", "float32"))(pixels, [(90, 120)] * 2)
+    grid = (96 // spec.stride, 128 // spec.stride)
+    assert expected.labels.shape == (2, *grid)
+    assert expected.feature.shape == (2, spec.feature_length)
+    assert (expected.counts.sum(axis=1) == grid[0] * grid[1]).all()
+    for precision, least in (("float32", 1 - 1e-6), ("bfloat16", 0.999)):
+        result = load_segmenter(model, EngineChoice("torch", precision, device))(pixels)
+        for i in range(2):
+            assert np.corrcoef(result.feature[i], expected.feature[i])[0, 1] > least
+    together = np.einsum("bk,bkc->bc", expected.counts, expected.region_features)
+    scale = float(np.abs(expected.feature).max())
+    np.testing.assert_allclose(
+        together / (grid[0] * grid[1]), expected.feature, rtol=0, atol=1e-4 * scale
+    )
+
+
+def test_engine_that_does_not_run_the_backbone_is_refused() -> None:
+    with pytest.raises(EngineError, match="ResNet-18 runs in torch only"):
+        load_segmenter(_model("resnet18"), EngineChoice("ncnn", "float32"))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_tiny"])
+def test_bundle_of_a_backbone_comes_back_equal(name: str, tmp_path: Path) -> None:
+    model = _model(name)
+    model.save(str(tmp_path))
+    loaded = load_model(str(tmp_path))
+    assert (loaded.spec, loaded.model_id) == (model.spec, model.model_id)
+    assert loaded.backbone.keys() == model.backbone.keys()
+    assert all(np.array_equal(loaded.backbone[k], v) for k, v in model.backbone.items())
