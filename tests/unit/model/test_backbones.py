@@ -23,6 +23,7 @@ from segrec_batch.model.spec import ModelSpec
 from segrec_batch.model.weights import Weights, load_weights
 from segrec_batch.training.sampling import cell_features
 from tests.support.builders import smooth_batch
+from tests.support.commands import exit_code
 
 ALL = list(BACKBONES)
 VGG = ["vgg16", "vgg19"]
@@ -363,6 +364,26 @@ def test_bfloat16_maps_stay_near_float32(name: str) -> None:
         assert rough[layer].dtype == torch.bfloat16
         error = (rough[layer].float() - exact[layer]).norm() / exact[layer].norm()
         assert error < 0.03, (layer, float(error))
+
+
+def test_train_refuses_a_layer_before_it_reads_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = str(tmp_path / "missing")
+    arguments = ["--images", missing, "--masks", missing, "--classes", missing, "--output", missing]
+    arguments += ["--backbone", "convnext_tiny", "--layers", "stage2", "stage1,conv5_3"]
+    assert exit_code("segrec", "train", *arguments) == 1
+    message = "conv5_3: no such layer; ConvNeXt-Tiny has stem, stage1, stage2, stage3, stage4"
+    assert message in capsys.readouterr().err
+
+
+def test_help_lists_layers_and_defaults_of_every_backbone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert exit_code("segrec", "train", "--help") == 0
+    words = capsys.readouterr().out.replace(",", " ").split()
+    for name, spec in BACKBONES.items():
+        assert {name + ":", *spec.layers, *spec.default_layers.split(",")} <= set(words)
 
 
 def test_unknown_layer_of_a_backbone_is_refused() -> None:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from segrec_batch.common.errors import InputError
+from segrec_batch.common.errors import InputError, ModelError
 from segrec_batch.images.decode import fit, open_rgb
 from segrec_batch.labels.labelled import VOID, Classes, LabelledImage
 from segrec_batch.model.backbones import Tap
+from segrec_batch.training import trainer
 from segrec_batch.training.augment import KINDS
 from segrec_batch.training.sampling import (
     Samples,
@@ -25,7 +26,7 @@ from segrec_batch.training.sampling import (
     draw_cells,
     sample_images,
 )
-from segrec_batch.training.trainer import Settings, train
+from segrec_batch.training.trainer import Settings, Trainer, train
 from tests.support.builders import quick, random_maps, random_weights, smooth_pixels, write_png
 
 SHAPES = ((64, 96), (96, 64))
@@ -218,3 +219,27 @@ def test_samples_count_pixels_of_whole_masks(tmp_path: Path) -> None:
         {VOID: quarter, 0: quarter, 2: quarter, 8: quarter}, {VOID: 4 * quarter},
         {2: 2 * third, 7: third},
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [1e5, -1e5, np.nan])
+def test_sample_images_refuses_values_beyond_float16(value: float, tmp_path: Path) -> None:
+    def maps(pixels: NDArray[np.uint8]) -> Mapping[str, Tensor]:
+        return {name: torch.full_like(x, value) for name, x in _maps(pixels).items()}
+
+    items = _images(tmp_path, [[0, 8, 2]])
+    with pytest.raises(ModelError, match="values beyond ±65,504, or NaN: give other"):
+        sample_images(items, CLASSES, TAPS, SHAPES, maps, Sampling(20), iter)
+
+
+def test_wide_features_have_fewer_positions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three images share 3 × 33 positions of 512 values, or 3 × 22 of 768 values."""
+    monkeypatch.setattr(trainer, "MAX_VALUES", 3 * 33 * 512)
+    items = _images(tmp_path, [[0, 8, 2], [8, 0, 2], [2, 8, 0]])
+    for layers, positions in (("conv5_3", 33), ("conv5_3,conv3_3", 22)):
+        settings = Settings((layers,), (1.0,), SHAPES, sampling=Sampling(100))
+        fitted = Trainer(items, CLASSES, random_weights(), settings)
+        counts = np.bincount(fitted.samples.images)
+        assert (counts <= positions).all()
+        assert (counts >= positions - 3).all()  # half of them in equal parts for three values
