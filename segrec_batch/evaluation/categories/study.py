@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 
 from segrec_batch.common.errors import InputError
 from segrec_batch.evaluation.retrieval.collection import FEATURE, Collection, Ints, load
@@ -18,6 +17,7 @@ from segrec_batch.evaluation.retrieval.masks import Masks
 from segrec_batch.evaluation.retrieval.truth import Folders, GroundTruth
 from segrec_batch.search.database import Database
 from segrec_batch.sources.strict_json import parse_json
+from segrec_batch.training.holdout import SHARE, hold_out_of_each
 from segrec_batch.training.rivals.classical import Scorer, fit_forest, fit_linear, fit_neighbours
 from segrec_batch.training.validation import Components
 
@@ -52,7 +52,7 @@ class Settings:
     index: str
     truth: Folders | Masks
     version: int | None = None
-    test_share: float = 0.3
+    test_share: float = SHARE
     c: float = 1.0
     trees: int = 100
     neighbours: int = 15
@@ -137,18 +137,13 @@ def classify(images: LabelledFeatures, settings: Settings) -> pa.Table:
         InputError: there are fewer test or training images than categories.
     """
     try:
-        train, test = train_test_split(
-            np.arange(len(images.uris)),
-            test_size=settings.test_share,
-            random_state=settings.seed,
-            stratify=images.categories,
-        )
+        held_out = hold_out_of_each(images.categories, settings.seed, settings.test_share)
     except ValueError as error:
         raise InputError(
             f"{len(images.uris)} images of {len(images.names)} categories cannot be split with a "
             f"test share of {settings.test_share:g}: {error}"
         ) from error
-    test = np.sort(test)
+    train, test = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     targets, components = images.categories[train], _one_each(len(images.names))
     fits: dict[str, Callable[..., Scorer]] = {
         SVM: partial(fit_linear, loss="squared_hinge"),
