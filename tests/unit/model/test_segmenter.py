@@ -131,7 +131,7 @@ def test_masks_do_not_depend_on_how_many_are_resized_together(
 ) -> None:
     sizes = [(50, 70), (50, 70), (50, 70), (8, 9)]
     together = segmenter(IMAGES, sizes).masks
-    monkeypatch.setattr("segrec_batch.model.torch_engine._AT_ONCE", int(images * K * 50 * 70))
+    monkeypatch.setattr("segrec_batch.model.torch_engine._MAX_SCORES", int(images * K * 50 * 70))
     for mask, alike in zip(segmenter(IMAGES, sizes).masks, together, strict=True):
         np.testing.assert_array_equal(mask, alike)
 
