@@ -1,30 +1,5 @@
 -- Relevance feedback: the vector of a query moves towards relevant images and away from others.
 
--- (x - mean) / norm of a vector, in float64; NULL for a constant vector. Pearson of two vectors is
--- the inner product of these, so sums of them can be compared.
-CREATE OR REPLACE MACRO centred(v) AS
-    if(list_max(v) > list_min(v),
-       list_transform(
-           v::DOUBLE[],
-           lambda x: (x - list_avg(v::DOUBLE[]))
-                     / sqrt(list_inner_product(v::DOUBLE[], v::DOUBLE[])
-                            - len(v) * list_avg(v::DOUBLE[]) ** 2)),
-       NULL);
-
--- x / norm of a vector, in float64, for the cosine; NULL for a zero vector.
-CREATE OR REPLACE MACRO unit(v) AS
-    if(list_inner_product(v::DOUBLE[], v::DOUBLE[]) > 0,
-       list_transform(v::DOUBLE[], lambda x: x / sqrt(list_inner_product(v::DOUBLE[], v::DOUBLE[]))),
-       NULL);
-
--- The weighted mean of vectors; an error if the sum of the weights is not above 0.
-CREATE OR REPLACE MACRO weighted_mean(vectors, weights) AS
-    if(list_sum(weights) > 0,
-       list_transform(
-           vectors[1],
-           lambda x, i: list_inner_product([v[i] for v in vectors], weights) / list_sum(weights)),
-       error('the images that are not relevant weigh as much as all others: give a smaller gamma'));
-
 -- The vectors of a list that are not NULL, in float64.
 CREATE OR REPLACE MACRO non_null(vectors) AS
     list_filter(coalesce(vectors, [])::DOUBLE[][], lambda v: v IS NOT NULL);
@@ -50,24 +25,9 @@ CREATE OR REPLACE MACRO rocchio(
 -- The vectors that a method compares, of whole images or of their regions of a class, as an unordered
 -- list: `centred` for Pearson, `unit` for the cosine.
 CREATE OR REPLACE MACRO compared(ids, class_name, scope, method) AS (
-    SELECT list(CASE method_metric(method)
-                    WHEN 'pearson' THEN centred(f.vector)
-                    WHEN 'cosine' THEN unit(f.vector)
-                    ELSE f.vector::DOUBLE[]
-                END)
-    FROM (
-        SELECT r.feature::FLOAT[] AS vector FROM segrec.regions AS r
-        WHERE r.image_id IN (SELECT unnest(ids::VARCHAR[])) AND r.class = class_name
-            AND scope = 'region' AND method_descriptor(method) IS NULL
-        UNION ALL
-        SELECT i.feature::FLOAT[] FROM segrec.images AS i
-        WHERE i.image_id IN (SELECT unnest(ids::VARCHAR[]))
-            AND (class_name IS NULL OR scope = 'image') AND method_descriptor(method) IS NULL
-        UNION ALL
-        SELECT d.vector FROM segrec.descriptors AS d
-        WHERE d.image_id IN (SELECT unnest(ids::VARCHAR[]))
-            AND d.descriptor = method_descriptor(method)
-    ) AS f
+    SELECT list(prepared(method_metric(method), v.vector))
+    FROM method_vectors(class_name, scope, method) AS v
+    WHERE v.image_id IN (SELECT unnest(ids::VARCHAR[]))
 );
 
 -- The round after marks: `recommend` for the image `query`, whose vector `rocchio` moves towards

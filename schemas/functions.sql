@@ -35,13 +35,15 @@ CREATE OR REPLACE MACRO similarity(metric, a, b) AS
 -- Whether a method is a metric of features; segrec_batch/search/similarity.py has the same METRICS.
 CREATE OR REPLACE MACRO is_metric(method) AS method IN ('pearson', 'cosine', 'euclidean', 'dot');
 
--- The descriptor and the metric of a method. NAME and NAME-METRIC compare the vectors of a descriptor;
--- the metric of NAME is 'euclidean'. The descriptor of a metric of features is NULL.
+-- The descriptor of a method, NULL for a metric of features; NAME and NAME-METRIC compare the vectors
+-- of a descriptor, whose name may contain hyphens. The metric of a method; of NAME alone it is
+-- 'euclidean'.
 CREATE OR REPLACE MACRO method_descriptor(method) AS
-    if(is_metric(method), NULL, split_part(method, '-', 1));
+    if(is_metric(method), NULL, regexp_replace(method, '-(pearson|cosine|euclidean|dot)$', ''));
 CREATE OR REPLACE MACRO method_metric(method) AS
     if(is_metric(method), method,
-       coalesce(nullif(method[length(split_part(method, '-', 1)) + 2:], ''), 'euclidean'));
+       coalesce(nullif(regexp_extract(method, '-(pearson|cosine|euclidean|dot)$', 1), ''),
+                'euclidean'));
 
 -- Number of set bits in a list of 64-bit words.
 CREATE OR REPLACE MACRO set_bits(words) AS
@@ -74,3 +76,32 @@ CREATE OR REPLACE MACRO semantic_distance(a, b) AS
 -- n + 8 roundings of at most 2^-24 (Higham 2002, eq. 3.5), times ‖x‖ · inv_norm.
 CREATE OR REPLACE MACRO feature_error(feature, inv_norm) AS
     (len(feature) + 8) * 6e-8::DOUBLE * sqrt(list_inner_product(feature, feature)) * inv_norm;
+
+-- (x - mean) / norm of a vector, in float64; NULL for a constant vector. Pearson of two vectors is
+-- the inner product of these, so sums of them can be compared.
+CREATE OR REPLACE MACRO centred(v) AS
+    if(list_max(v) > list_min(v),
+       list_transform(
+           v::DOUBLE[],
+           lambda x: (x - list_avg(v::DOUBLE[]))
+                     / sqrt(list_inner_product(v::DOUBLE[], v::DOUBLE[])
+                            - len(v) * list_avg(v::DOUBLE[]) ** 2)),
+       NULL);
+
+-- x / norm of a vector, in float64, for the cosine; NULL for a zero vector.
+CREATE OR REPLACE MACRO unit(v) AS
+    if(list_inner_product(v::DOUBLE[], v::DOUBLE[]) > 0,
+       list_transform(v::DOUBLE[], lambda x: x / sqrt(list_inner_product(v::DOUBLE[], v::DOUBLE[]))),
+       NULL);
+
+-- The weighted mean of vectors; an error if the sum of the weights is not above 0.
+CREATE OR REPLACE MACRO weighted_mean(vectors, weights) AS
+    if(list_sum(weights) > 0,
+       list_transform(
+           vectors[1],
+           lambda x, i: list_inner_product([v[i] for v in vectors], weights) / list_sum(weights)),
+       error('what is not relevant weighs as much as all else: give a smaller gamma'));
+
+-- A vector as a metric compares it: pearson, and the cosine, are the inner product of two of these.
+CREATE OR REPLACE MACRO prepared(metric, v) AS
+    CASE metric WHEN 'pearson' THEN centred(v) WHEN 'cosine' THEN unit(v) ELSE v::DOUBLE[] END;

@@ -39,7 +39,8 @@ CREATE OR REPLACE MACRO recommend_like(
         WHERE if(method_descriptor(method) IS NULL
                  OR EXISTS (FROM segrec.descriptors AS d
                             WHERE d.descriptor = method_descriptor(method))
-                 OR error('no vectors of ' || method_descriptor(method) || ' in this index'),
+                 OR error('no vectors of ' || method_descriptor(method) || ' in this index; a '
+                          'method is a metric, NAME or NAME-METRIC, METRIC cosine, dot or euclidean'),
                  q.feature IS NOT NULL, false)
             AND (scope IN ('region', 'image') OR error('scope is ''region'' or ''image'''))
             AND (rerank IS NULL OR rerank IN ('mask_iou', 'foreground_iou')
@@ -187,12 +188,26 @@ CREATE OR REPLACE MACRO recommend_like(
     ORDER BY rank
     LIMIT k;
 
+-- The vectors that a method compares: of images, of their regions of a class, or of a descriptor.
+CREATE OR REPLACE MACRO method_vectors(class_name, scope, method) AS TABLE
+    SELECT r.image_id, r.feature::FLOAT[] AS vector, r.content_hash, NULL AS category
+    FROM segrec.regions AS r
+    WHERE r.class = class_name AND scope = 'region' AND method_descriptor(method) IS NULL
+    UNION ALL
+    SELECT i.image_id, i.feature::FLOAT[], i.content_hash, NULL
+    FROM segrec.images AS i
+    WHERE (class_name IS NULL OR scope = 'image') AND method_descriptor(method) IS NULL
+    UNION ALL
+    SELECT d.image_id, d.vector, d.content_hash, d.category
+    FROM segrec.descriptors AS d
+    WHERE d.descriptor = method_descriptor(method);
+
 -- The argument `query` of `recommend_like` for an image of the index; unused fields are NULL.
 CREATE OR REPLACE MACRO indexed_query(
     id, class_name, epsilon, rerank, scope, exclude_self, distinct_content, method
 ) AS (
     SELECT {
-        feature: any_value(f.feature),
+        feature: any_value(f.vector),
         category: any_value(f.category),
         coverages: (SELECT any_value(i.coverages) FROM segrec.images AS i
                     WHERE i.image_id = id AND epsilon IS NOT NULL),
@@ -205,19 +220,48 @@ CREATE OR REPLACE MACRO indexed_query(
             MAP {}),
         image_id: if(exclude_self, id, NULL),
         content_hash: if(exclude_self AND distinct_content, any_value(f.content_hash), NULL)}
-    FROM (
-        SELECT r.feature::FLOAT[] AS feature, r.content_hash, NULL AS category FROM segrec.regions AS r
-        WHERE r.image_id = id AND r.class = class_name AND scope = 'region'
-            AND method_descriptor(method) IS NULL
-        UNION ALL
-        SELECT i.feature::FLOAT[], i.content_hash, NULL FROM segrec.images AS i
-        WHERE i.image_id = id AND (class_name IS NULL OR scope = 'image')
-            AND method_descriptor(method) IS NULL
-        UNION ALL
-        SELECT d.vector, d.content_hash, d.category FROM segrec.descriptors AS d
-        WHERE d.image_id = id AND d.descriptor = method_descriptor(method)
-    ) AS f
+    FROM method_vectors(class_name, scope, method) AS f
+    WHERE f.image_id = id
 );
+
+-- The argument `query` of `recommend_like` for a vector.
+CREATE OR REPLACE MACRO vector_query(vector, coverages, masks, category, method) AS {
+    feature: vector,
+    category: if(method = 'localised' AND category IS NULL,
+                 error('localised needs category := …'), category)::VARCHAR,
+    coverages: coverages::FLOAT[],
+    masks: masks::MAP(VARCHAR, BIGINT[]),
+    image_id: NULL::VARCHAR,
+    content_hash: NULL::VARCHAR
+};
+
+-- `query` after expansion (Chum 2007): its vector becomes the mean of itself, with weight 1, and of
+-- `vectors` with the cubes of their `similarities` (Radenović 2018), as the metric compares them;
+-- unchanged if there are none or `expand` is NULL.
+CREATE OR REPLACE MACRO expanded_query(query, vectors, similarities, expand, method) AS (
+    SELECT struct_update(
+               q,
+               feature := if(own IS NULL OR vectors IS NULL OR expand IS NULL, q.feature,
+                             weighted_mean([own] || vectors,
+                                           [1::DOUBLE] || [s ** 3 for s in similarities])::FLOAT[]))
+    FROM (SELECT q, prepared(method_metric(method), q.feature) AS own FROM (SELECT query AS q))
+    WHERE (expand IS NULL OR expand >= 1
+           OR error('expand is a number of results, 1 or more, or NULL'))
+        AND (expand IS NULL OR method_metric(method) IN ('pearson', 'cosine')
+             OR error('expand weighs results by similarity: give method pearson, cosine or NAME-cosine'))
+);
+
+-- The first `expand` results of a query as one row of two lists, their vectors as the metric compares
+-- them and their similarities above 0; NULL if there are none. They pass all filters.
+CREATE OR REPLACE MACRO expansion_of(
+    query, expand, class_name, min_coverage, max_coverage, epsilon, scope, distinct_content, method
+) AS TABLE
+    SELECT list(prepared(method_metric(method), v.vector) ORDER BY r.rank) AS vectors,
+           list(r.score ORDER BY r.rank) AS similarities
+    FROM recommend_like(query, greatest(expand, 1), class_name, min_coverage, max_coverage, epsilon,
+                        false, NULL, 1, scope, distinct_content, method) AS r
+        JOIN method_vectors(class_name, scope, method) AS v USING (image_id)
+    WHERE r.score > 0;
 
 -- The re-ranking of a query: the argument, or the default of the method.
 CREATE OR REPLACE MACRO reranked_by(method, rerank) AS
@@ -247,6 +291,8 @@ CREATE OR REPLACE MACRO reranked_by(method, rerank) AS
 -- With a vector as query, these replace the columns of an indexed image: coverages, a list like the
 -- column, for epsilon; masks, a MAP from class to mask_bits, for rerank ('background' for
 -- foreground_iou); category.
+-- expand: rank again by the mean of the query and its first `expand` results, see `expanded_query`;
+--        for methods by Pearson or cosine.
 CREATE OR REPLACE MACRO recommend(
     query VARCHAR, k := 10, class := NULL, min_coverage := 0, max_coverage := 1, epsilon := NULL,
     penalise := false, rerank := NULL, depth := 100, scope := 'region', exclude_self := true,
@@ -264,11 +310,42 @@ CREATE OR REPLACE MACRO recommend(
     category := NULL
 ) AS TABLE (
     FROM recommend_like(
-        {feature: query,
-         category: if(method = 'localised' AND category IS NULL,
-                      error('localised needs category := …'), category)::VARCHAR, coverages: coverages::FLOAT[],
-         masks: masks::MAP(VARCHAR, BIGINT[]), image_id: NULL::VARCHAR,
-         content_hash: NULL::VARCHAR},
+        vector_query(query, coverages, masks, category, method),
+        k, class, min_coverage, max_coverage, epsilon, penalise, reranked_by(method, rerank), depth,
+        scope, distinct_content, method)
+), (
+    query VARCHAR, expand, k := 10, class := NULL, min_coverage := 0, max_coverage := 1,
+    epsilon := NULL, penalise := false, rerank := NULL, depth := 100, scope := 'region',
+    exclude_self := true, distinct_content := true, method := 'pearson'
+) AS TABLE (
+    WITH expansion AS MATERIALIZED (
+        FROM expansion_of(
+            indexed_query(query, class, epsilon, NULL, scope, true, distinct_content, method),
+            expand, class, min_coverage, max_coverage, epsilon, scope, distinct_content, method)
+    )
+    FROM recommend_like(
+        (SELECT expanded_query(
+                    indexed_query(query, class, epsilon, reranked_by(method, rerank), scope,
+                                  exclude_self, distinct_content, method),
+                    vectors, similarities, expand, method)
+         FROM expansion),
+        k, class, min_coverage, max_coverage, epsilon, penalise, reranked_by(method, rerank), depth,
+        scope, distinct_content, method)
+), (
+    query FLOAT[], expand, k := 10, class := NULL, min_coverage := 0, max_coverage := 1,
+    epsilon := NULL, penalise := false, rerank := NULL, depth := 100, scope := 'region',
+    exclude_self := true, distinct_content := true, method := 'pearson', coverages := NULL,
+    masks := NULL, category := NULL
+) AS TABLE (
+    WITH expansion AS MATERIALIZED (
+        FROM expansion_of(
+            vector_query(query, coverages, NULL, category, method), expand, class, min_coverage,
+            max_coverage, epsilon, scope, distinct_content, method)
+    )
+    FROM recommend_like(
+        (SELECT expanded_query(vector_query(query, coverages, masks, category, method), vectors,
+                               similarities, expand, method)
+         FROM expansion),
         k, class, min_coverage, max_coverage, epsilon, penalise, reranked_by(method, rerank), depth,
         scope, distinct_content, method)
 );

@@ -16,6 +16,8 @@ _EXAMPLES = """\
 examples:
   segrec describe --index indexes/streets --output models/streets2 \\
       --add pca:dimension=32 --add resnet50:weights=resnet50.pth
+  # vectors averaged with their neighbours; the same command refreshes the reference set
+  segrec describe --index indexes/streets --output models/streets3 --add root-pca:augment=1
   # categories by folder; weights from a bucket; a descriptor switched off
   segrec describe --index s3://bucket/index --output s3://bucket/model2 \\
       --add localised:weights=s3://bucket/resnet50.safetensors,category=folder --drop pca

@@ -197,8 +197,8 @@ def _add_retrieval(parser: argparse.ArgumentParser) -> None:
         default=default["methods"],
         metavar="A,B",
         help=f"of {METHODS}; a descriptor of the index, by Euclidean distance; "
-        f"DESCRIPTOR-METRIC, METRIC of {', '.join(VECTOR_METRICS)}; all stands for the first and "
-        "for each descriptor as its paper compares it (default: all)",
+        f"DESCRIPTOR-METRIC, METRIC of {', '.join(VECTOR_METRICS)}; METHOD+expandN; all stands for "
+        "the first and for each descriptor as its paper compares it (default: all)",
     )
     add(
         "--sigma",

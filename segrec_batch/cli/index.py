@@ -140,6 +140,7 @@ def run(a: argparse.Namespace) -> None:
         _dry_run(a)
         return
     from segrec_batch.pipeline.plan import DEFAULT_MAX_READ_FAILURES
+    from segrec_batch.pipeline.reference import log_drifts
 
     options = {name: vars(a)[name] for name in defaults(index_images)}
     stats, snapshot = index_images(a.images, a.model, a.index, **options)
@@ -154,6 +155,7 @@ def run(a: argparse.Namespace) -> None:
             f"{rows['regions']:,} regions, {rows['descriptors']:,} vectors, "
             f"{rows['failures']:,} failures, model {snapshot.model_id}"
         )
+    log_drifts(snapshot)
     stats.check_read_failures(a.max_read_failures or DEFAULT_MAX_READ_FAILURES)
 
 

@@ -115,7 +115,9 @@ def _vacuum(a: argparse.Namespace) -> None:
 
 
 def _purge(a: argparse.Namespace) -> None:
+    from segrec_batch.index.snapshot import open_snapshot
     from segrec_batch.maintenance.purge import purge
+    from segrec_batch.pipeline.reference import log_drifts
     from segrec_batch.sources import storage
 
     uris = [*a.uri, *(_lines(a.uri_file) if a.uri_file else ())]
@@ -128,6 +130,7 @@ def _purge(a: argparse.Namespace) -> None:
         f"{len(done.purged):,} sources purged, {done.files:,} files; version {done.version}"
     )
     log.info("sources that are still below --images would be indexed again by the next run")
+    log_drifts(open_snapshot(a.index))
 
 
 def _lines(uri: str) -> list[str]:
@@ -142,6 +145,7 @@ def _lines(uri: str) -> list[str]:
 def _verify(a: argparse.Namespace) -> None:
     from segrec_batch.index.snapshot import open_snapshot
     from segrec_batch.maintenance.verify import verify
+    from segrec_batch.pipeline.reference import log_drifts
 
     snapshot = open_snapshot(a.index, a.version)
     problems = verify(snapshot)
@@ -152,6 +156,7 @@ def _verify(a: argparse.Namespace) -> None:
     console.show_line(
         f"{a.index}: version {snapshot.version} is well, {snapshot.rows('images'):,} images"
     )
+    log_drifts(snapshot)
 
 
 def _rollback(a: argparse.Namespace) -> None:

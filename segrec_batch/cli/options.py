@@ -144,6 +144,17 @@ def add_class_filter(group: Group, k: Callable[[str], int] = int) -> None:
     add("--keep-copies", action="store_true", help="show images of the same bytes each")
 
 
+def add_expand(group: Group) -> None:
+    """Add --expand."""
+    group.add_argument(
+        "--expand",
+        type=int,
+        metavar="N",
+        help="rank again by the mean of the query and its first N results, weighted by "
+        "similarity³; for methods by Pearson or cosine (default: no expansion)",
+    )
+
+
 def add_query(parser: argparse.ArgumentParser) -> Group:
     """Add the query image, filters, method, and the engine for a new image; return the filters."""
     group = parser.add_argument_group("query image")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from segrec_batch.cli.options import (
     INDEX_OR_CACHE,
+    add_expand,
     add_images_roots,
     add_index,
     add_output,
@@ -36,6 +37,8 @@ examples:
   segrec query --index s3://bucket/index --image photo.jpg --class car --format html > sheet.html
   # by another descriptor of the index
   segrec query --index indexes/streets --image photo.jpg --method texture
+  # with the first 10 results added to the query
+  segrec query --index indexes/streets --image photo.jpg --method root-pca-cosine --expand 10
 """
 
 
@@ -45,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_index(storage, INDEX_OR_CACHE)
     add_version(storage)
     add_images_roots(storage, "for contact sheets, fetch images")
-    add = add_query(parser).add_argument
+    filters = add_query(parser)
+    add_expand(filters)
+    add = filters.add_argument
     add(
         "--penalise",
         action="store_true",
@@ -71,7 +76,9 @@ def run(a: argparse.Namespace) -> None:
     from segrec_batch.search.recommend import Recommender
     from segrec_batch.search.sql.connection import PROFILED, read_last_work
 
-    filters = replace(query_filters(a), penalise=a.penalise, rerank=a.rerank, depth=a.depth)
+    filters = replace(
+        query_filters(a), penalise=a.penalise, rerank=a.rerank, depth=a.depth, expand=a.expand
+    )
     settings = PROFILED if a.explain else {}
     recommender = Recommender(open_index(a.index, a.version, settings=settings))
     results = recommender.recommend(read_query(a, filters))

@@ -5,6 +5,7 @@ import argparse
 from segrec_batch.cli.options import (
     add_class_filter,
     add_cluster_device,
+    add_expand,
     add_index,
     add_version,
     amount,
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: all)",
     )
     add_class_filter(filters, console.count)
+    add_expand(filters)
     add(
         "--near-duplicates",
         type=float,
@@ -95,7 +97,7 @@ def run(a: argparse.Namespace) -> None:
     from segrec_batch.search.filters import Filters
 
     check_places({"--output": a.output}, {"--index": a.index, "--queries": a.queries})
-    request = Request(Filters(a.cls, tuple(a.coverage), a.k), a.queries)
+    request = Request(Filters(a.cls, tuple(a.coverage), a.k, expand=a.expand), a.queries)
     choice = Choice(a.k, not a.keep_copies, a.near_duplicates, a.diversity, a.pool)
     counts = recommend_all(
         a.index,

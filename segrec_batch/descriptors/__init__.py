@@ -1,6 +1,7 @@
 """Descriptors: further vectors of an image, from its pixels, class map and features.
 
-A descriptor is a module of this package with the name of the descriptor and two members:
+A descriptor is a module of this package with the name of the descriptor, `_` in place of `-`. A
+name does not end in that of a metric, as `NAME-METRIC` is a method. The module has two members:
 
 `fit(arguments, samples) -> Parameters` computes the parameters that the model bundle stores.
 `arguments` are strings by name; `samples` gives access to the images of the index. It raises
@@ -13,10 +14,10 @@ the background.
 import ast
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ from numpy.typing import NDArray
 from segrec_batch.common.errors import InputError
 
 Vectors = NDArray[np.float32]
+Prepare = Callable[[Vectors], NDArray[np.floating[Any]]]
+"""Function of rows (n, C) that computes rows (n, C)."""
 
 
 _NOT_DESCRIPTORS = ("inputs", "runtime")  # other modules of this package
@@ -96,6 +99,10 @@ class Moments:
     scatter: NDArray[np.float64]
 
 
+Value = TypeVar("Value")
+Result = TypeVar("Result")
+
+
 class Samples(Protocol):
     """Images of an index from which a descriptor learns its parameters."""
 
@@ -107,11 +114,25 @@ class Samples(Protocol):
     def feature_length(self) -> int:
         """The length of a feature."""
 
-    def compute_moments(self) -> Moments:
-        """Return the moments of the features of all images, computed in one pass."""
+    def compute_moments(self, prepare: Prepare | None = None) -> Moments:
+        """Return the moments of the features of all images, computed in one pass.
+
+        With `prepare`, a function of a module, they are those of `prepare(features)`.
+        """
 
     def draw_images(self, count: int) -> Iterator[ImageBatch]:
         """Yield batches of random images: at most `count`, and no more than the user allows."""
+
+    def draw_features(self, count: int) -> Iterator[tuple[Vectors, NDArray[np.uint8]]]:
+        """Yield features (n, C) and hashes (n, 16) of the bytes of at most `count` images.
+
+        Images are drawn by these hashes, and copies are one image.
+        """
+
+    def map_slices(
+        self, function: Callable[[Value, slice], Result], value: Value, rows: int
+    ) -> Iterator[Result]:
+        """Yield `function(value, part)` for slices that make up `rows` rows, in their order."""
 
     def read_labelled_features(self, count: int) -> tuple[Vectors, Sequence[str]]:
         """Return features (n, C) of at most `count` random images and their folders."""
@@ -142,7 +163,8 @@ def parse_integers(arguments: Mapping[str, str], **defaults: int) -> dict[str, i
 def names() -> list[str]:
     """Return the names of all descriptors."""
     modules = pkgutil.iter_modules(__path__)
-    return sorted(m.name for m in modules if not m.ispkg and m.name not in _NOT_DESCRIPTORS)
+    files = [m.name for m in modules if not m.ispkg and m.name not in _NOT_DESCRIPTORS]
+    return sorted(name.replace("_", "-") for name in files)
 
 
 def summaries() -> dict[str, str]:
@@ -150,7 +172,7 @@ def summaries() -> dict[str, str]:
     (folder,) = __path__
     lines = {}
     for name in names():
-        tree = ast.parse((Path(folder) / f"{name}.py").read_text())
+        tree = ast.parse((Path(folder) / f"{_file(name)}.py").read_text())
         lines[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
     return lines
 
@@ -159,4 +181,8 @@ def module(name: str) -> Any:
     """Import the module of a descriptor. Raises InputError if there is none."""
     if name not in names():
         raise InputError(f"unknown descriptor {name!r}; known are {', '.join(names())}")
-    return importlib.import_module(f"{__name__}.{name}")
+    return importlib.import_module(f"{__name__}.{_file(name)}")
+
+
+def _file(name: str) -> str:
+    return name.replace("-", "_")

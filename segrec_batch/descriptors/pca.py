@@ -6,6 +6,7 @@ first d values of a longer projection are the projection of dimension d.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +23,19 @@ from segrec_batch.descriptors import (
 
 
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
-    """Compute the tensors `mean` (C,) and `components` (d, C), float32. Raises InputError.
+    """Compute the projection on principal components. Raises InputError."""
+    dimension = parse_integers(arguments, dimension=64)["dimension"]
+    return fit_projection(samples.compute_moments(), dimension)
+
+
+def fit_projection(moments: Moments, dimension: int) -> Parameters:
+    """Return the tensors `mean` (C,) and `components` (d, C), float32.
 
     The setting `explained_variance_ratio` is the share of the variance along each component.
+
+    Raises:
+        InputError: the vectors span less than `dimension` dimensions.
     """
-    dimension = parse_integers(arguments, dimension=64)["dimension"]
-    moments = samples.compute_moments()
     components, variances = principal_components(moments)
     if dimension > len(components):
         raise InputError(
@@ -59,6 +67,19 @@ def principal_components(moments: Moments) -> tuple[NDArray[np.float64], NDArray
     return np.ascontiguousarray(rows * signs[:, None]), values
 
 
+class Projection:
+    """Projection of rows (n, C) on the components of `fit_projection`: (n, d) float64."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._mean = parameters.tensors["mean"].astype(np.float64)
+        self._components = parameters.tensors["components"].astype(np.float64)
+        self.length = len(self._components)
+
+    def __call__(self, rows: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Return the projections, the same in any batch after rounding to float32."""
+        return np.asarray((rows - self._mean) @ self._components.T)
+
+
 class Descriptor:
     """Projection of the feature, centred on the mean of the index."""
 
@@ -66,11 +87,9 @@ class Descriptor:
     on_device = False
 
     def __init__(self, parameters: Parameters, classes: int, device: str) -> None:
-        self._mean = parameters.tensors["mean"].astype(np.float64)
-        self._components = parameters.tensors["components"].astype(np.float64)
-        self.length = len(self._components)
+        self._projection = Projection(parameters)
+        self.length = self._projection.length
 
     def __call__(self, images: ImageBatch) -> Described:
         """Return the vectors of images."""
-        centred = images.feature - self._mean  # float64: the result does not depend on the batch
-        return Described((centred @ self._components.T).astype(np.float32))
+        return Described(self._projection(images.feature).astype(np.float32))

@@ -30,7 +30,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _MAX_HEADER = 2**20  # bytes of a safetensors header; a bundle's has at most about 10,000
 _MAX_DESCRIPTOR = 2**31  # bytes of a descriptor's tensors; VGG-16's to fc7 are 538 million
-_BYTES = {"F32": 4, "F64": 8, "I32": 4, "I64": 8, "U8": 1}  # bytes of a value, by type
+_BYTES = {"F16": 2, "F32": 4, "F64": 8, "I32": 4, "I64": 8, "U8": 1}  # bytes of a value, by type
 
 
 def fingerprint(tensors: Mapping[str, Array]) -> str:

@@ -10,14 +10,21 @@ BACKGROUND = "background"
 MAX_CLASSES = 255  # labels are bytes, and 0 is the background
 NAME_RULE = "use 1 to 64 letters, digits and _ only"
 NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
+DESCRIPTOR_RULE = "use 1 to 64 letters, digits and _, and single hyphens between them"
 
 _ID = re.compile(r"[0-9a-f]{16}")
-_DESCRIPTOR_ID = re.compile(rf"{NAME.pattern}-[0-9a-f]{{8}}")
+_DESCRIPTOR = re.compile(r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*")
+_HASH = re.compile(r"[0-9a-f]{8}")
 
 
 def is_name(text: object) -> bool:
-    """Return True for a name that a class or a descriptor may have."""
+    """Return True for a name that a class may have."""
     return isinstance(text, str) and bool(NAME.fullmatch(text))
+
+
+def is_descriptor_name(text: object) -> bool:
+    """Return True for a name that a descriptor may have."""
+    return isinstance(text, str) and bool(_DESCRIPTOR.fullmatch(text)) and len(text) <= 64
 
 
 def is_bundle_id(text: object) -> bool:
@@ -27,7 +34,10 @@ def is_bundle_id(text: object) -> bool:
 
 def is_descriptor_id(text: object) -> bool:
     """Return True for text in the form of a `DescriptorSpec.id`."""
-    return isinstance(text, str) and bool(_DESCRIPTOR_ID.fullmatch(text))
+    if not isinstance(text, str):
+        return False
+    name, _, digits = text.rpartition("-")
+    return is_descriptor_name(name) and bool(_HASH.fullmatch(digits))
 
 
 def check_class_names(names: Sequence[str]) -> None:

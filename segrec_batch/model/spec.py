@@ -13,12 +13,12 @@ from segrec_batch.images.decode import MAX_PIXELS, Shape
 from segrec_batch.model.backbones import DEFAULT_BACKBONE, BackboneSpec, Tap, find_backbone
 from segrec_batch.model.names import (
     BACKGROUND,
+    DESCRIPTOR_RULE,
     MAX_CLASSES,
     NAME,
-    NAME_RULE,
     check_class_names,
     is_bundle_id,
-    is_name,
+    is_descriptor_name,
 )
 from segrec_batch.sources import storage
 from segrec_batch.sources.strict_json import check_values, read_json, shorten
@@ -59,8 +59,8 @@ class DescriptorSpec:
     fingerprint: str
 
     def __post_init__(self) -> None:
-        if not is_name(self.name):
-            raise ModelError(f"descriptors: name {shorten(self.name)}: {NAME_RULE}")
+        if not is_descriptor_name(self.name):
+            raise ModelError(f"descriptors: name {shorten(self.name)}: {DESCRIPTOR_RULE}")
         if not isinstance(self.settings, Mapping):
             raise ModelError(f"settings of descriptor {self.name}: not an object")
         try:

@@ -1,19 +1,21 @@
 """Moments of many vectors, computed in pieces without torch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segrec_batch.descriptors import Moments
+from segrec_batch.descriptors import Moments, Prepare
 from segrec_batch.index.files import DataFile
 from segrec_batch.index.parts import read_column
 
 _ROWS = 8192  # maximum number of rows that are converted to float64 at once
 
 
-def compute_moments(vectors: NDArray[np.float32]) -> Moments:
+def compute_moments(vectors: NDArray[np.floating[Any]]) -> Moments:
     """Return the moments of vectors (n, C), n ≥ 1."""
     centred = vectors.astype(np.float64)
     mean = centred.mean(axis=0)
@@ -35,17 +37,23 @@ def _merge_pair(a: Moments, b: Moments) -> Moments:
     return Moments(n, a.mean + difference * (b.n / n), a.scatter + b.scatter + between)
 
 
-def compute_file_moments(task: tuple[str, Sequence[DataFile]]) -> Moments:
-    """Return the moments of the features in files of `images`.
+@dataclass(frozen=True)
+class MomentsTask:
+    """Files of `images` to read, and the function that prepares their features, if any."""
 
-    Args:
-        task: the index and the files.
-    """
-    index, files = task
-    return merge_moments(part for file in files for part in _iter_moments(index, file))
+    index: str
+    files: Sequence[DataFile]
+    prepare: Prepare | None = None
 
 
-def _iter_moments(index: str, file: DataFile) -> Iterable[Moments]:
-    column = read_column(index, file, "feature").combine_chunks()
+def compute_file_moments(task: MomentsTask) -> Moments:
+    """Return the moments of the features in files of `images`."""
+    return merge_moments(part for file in task.files for part in _iter_moments(task, file))
+
+
+def _iter_moments(task: MomentsTask, file: DataFile) -> Iterator[Moments]:
+    column = read_column(task.index, file, "feature").combine_chunks()
     features = column.flatten().to_numpy().reshape(len(column), -1)
-    return (compute_moments(features[i : i + _ROWS]) for i in range(0, len(features), _ROWS))
+    for start in range(0, len(features), _ROWS):
+        rows = features[start : start + _ROWS]
+        yield compute_moments(task.prepare(rows) if task.prepare else rows)

@@ -30,13 +30,15 @@ class Method:
 
         >>> Method.of("pca-cosine")
         Method(descriptor='pca', metric='cosine')
+        >>> Method.of("root-pca").descriptor
+        'root-pca'
         >>> str(Method.of("texture"))
         'Euclidean distance of texture'
         """
         if name in METRICS:
             return cls(None, name)
-        descriptor, _, metric = name.partition("-")
-        return cls(descriptor, metric or "euclidean")
+        descriptor, _, metric = name.rpartition("-")
+        return cls(descriptor, metric) if metric in METRICS else cls(name, "euclidean")
 
     def check(self, descriptors: Sequence[str]) -> None:
         """Raise InputError for a descriptor that an index lacks, or an unknown metric."""
@@ -82,6 +84,7 @@ class Filters:
     depth: int = 100
     distinct_content: bool = True
     method: str = "pearson"
+    expand: int | None = None
 
     def check(self, spec: ModelSpec) -> None:
         """Raise InputError for an unknown class or method, an empty window or a bad number."""
@@ -98,7 +101,17 @@ class Filters:
         for name, number in (("k", self.k), ("depth", self.depth)):
             if number < 1:
                 raise InputError(f"{name} is {number}; ask for at least 1")
-        Method.of(self.method).check([d.name for d in spec.descriptors])
+        method = Method.of(self.method)
+        method.check([d.name for d in spec.descriptors])
+        if self.expand is None:
+            return
+        if self.expand < 1:
+            raise InputError(f"expand is {self.expand}; add at least 1 result to the query")
+        if not METRICS[method.metric].is_angle:
+            raise InputError(
+                f"expand weighs results by similarity, and {method} is none: take pearson, cosine "
+                "or NAME-cosine"
+            )
 
     @property
     def is_regional(self) -> bool:
@@ -112,6 +125,8 @@ class Filters:
         window = f"{'' if self.is_regional else f' with {self.cls}'}, σ {low:g} to {high:g}"
         window = window if self.cls else ""
         order = str(Method.of(self.method))
+        if self.expand:
+            order += f" with the first {self.expand} added to the query"
         if self.reranking:
             order += f", the first {self.depth} by {self.reranking.replace('_iou', ' IoU')}"
         beyond = "last" if self.penalise else "left out"
@@ -130,7 +145,9 @@ class Filters:
         return (self.cls,) if self.cls else classes
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments of the SQL macro, by name."""
+        """Return the arguments of the SQL macro, by name; `expand` only if it is set."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.expand is None:  # another form of the macro, which plans in half the time
+            del values["expand"]
         low, high = values.pop("coverage")
         return {"class": values.pop("cls"), "min_coverage": low, "max_coverage": high, **values}

@@ -185,6 +185,26 @@ class Metric:
             return round_half_away(products)
         return round_half_away(2 * products - squared_norms(vectors, prepare))  # ‖q‖² − ‖q − x‖²
 
+    def expanded(self, query: Features, results: Features, scores: Floats) -> Features:
+        """Return the mean of a query, with weight 1, and its results, with weights max(s, 0)³.
+
+        Vectors are prepared first. The query stays as it is if no result weighs more than 0, or if
+        it has no direction. For metrics that are angles.
+
+        Args:
+            query: (C,).
+            results: (m, C).
+            scores: s, their similarities to the query, (m,).
+
+        Source: Chum 2007; the weights of Radenović 2018.
+        """
+        weights = np.maximum(scores, 0) ** 3
+        (prepared,) = self.prepare(query[None])
+        if not (np.isfinite(prepared).all() and weights.any()):
+            return query
+        total = prepared + weights @ self.prepare(results)
+        return np.asarray(total / (1 + weights.sum()), np.float32)
+
 
 METRICS: Mapping[str, Metric] = {
     metric.name: metric

@@ -117,7 +117,7 @@ def test_moments_of_an_index(tmp_path: Path) -> None:
     snapshot = add_images(write_index(str(tmp_path), whole[:8900]), whole[8900:])
     files = snapshot.files["images"]
     assert len(files) == 2
-    merged = moments.compute_file_moments((str(tmp_path), files))
+    merged = moments.compute_file_moments(moments.MomentsTask(str(tmp_path), files))
     expected = moments.compute_moments(whole)
     assert merged.n == expected.n == 9000
     np.testing.assert_allclose(merged.mean, expected.mean, rtol=1e-12)

@@ -97,6 +97,8 @@ def by_sql(index: str, filters: Filters) -> Answers:
             "max_coverage := ?, distinct_content := ?) WHERE pearson IS NOT NULL ORDER BY rank"
         )
         how = [filters.k, filters.cls, *filters.coverage, filters.distinct_content]
+        if filters.expand:
+            sql, how = sql.replace("k := ?", "expand := ?, k := ?"), [filters.expand, *how]
         rows = connection.execute(sql, [query, *how])
         if answer := rows.fetchall():
             result[query] = answer
@@ -129,6 +131,33 @@ def test_recommend_equals_sql_exactly(special: str, tmp_path: Path, filters: Fil
 def test_recommend_of_images_equals_sql(index: str, tmp_path: Path, filters: Filters) -> None:
     run(index, tmp_path, Request(filters), Choice(filters.k), part_size=5)
     assert read(tmp_path) == by_sql(index, filters)
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        Filters(k=30, expand=4),
+        pytest.param(Filters("tree", (0.05, 0.9), k=5, expand=3), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_expanded_recommendations_equal_sql(index: str, tmp_path: Path, filters: Filters) -> None:
+    run(index, tmp_path, Request(filters), Choice(filters.k), part_size=5)
+    actual, expected = read(tmp_path), by_sql(index, filters)
+    assert actual.keys() == expected.keys()
+    for query, rows in expected.items():
+        assert [name for name, _ in actual[query]] == [name for name, _ in rows]
+        scores = [score for _, score in rows]
+        assert [score for _, score in actual[query]] == pytest.approx(scores, abs=1e-7)
+    assert actual != by_sql(index, replace(filters, expand=None))
+
+
+def test_expand_refuses_near_duplicates(index: str, tmp_path: Path) -> None:
+    request = Request(Filters(k=3, expand=4))
+    with pytest.raises(InputError, match="--near-duplicates compares with the query"):
+        run(index, tmp_path, request, Choice(3, near_duplicates=0.9))
+    with pytest.raises(InputError, match="expand is 0; add at least 1 result"):
+        run(index, tmp_path, Request(Filters(k=3, expand=0)), Choice(3))
 
 
 def distinct(index: str, ranked: Answers) -> Answers:

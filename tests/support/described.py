@@ -1,13 +1,22 @@
 """Inputs of descriptors for tests: images with class maps and features, random networks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segrec_batch.descriptors import ImageBatch, Moments, Parameters, Vectors, module
+from segrec_batch.descriptors import (
+    ImageBatch,
+    Moments,
+    Parameters,
+    Prepare,
+    Result,
+    Value,
+    Vectors,
+    module,
+)
 from segrec_batch.pipeline.moments import compute_moments
 from tests.support.builders import smooth_batch
 
@@ -22,11 +31,24 @@ class Learned:
     folders: Sequence[str] = ()
     classes: Sequence[str] = CLASSES
 
-    def compute_moments(self) -> Moments:
-        return compute_moments(self.features)
+    def compute_moments(self, prepare: Prepare | None = None) -> Moments:
+        return compute_moments(prepare(self.features) if prepare else self.features)
 
     def draw_images(self, count: int) -> Iterator[ImageBatch]:
         raise NotImplementedError
+
+    def draw_features(self, count: int) -> Iterator[tuple[Vectors, NDArray[np.uint8]]]:
+        for start in range(0, min(count, len(self.features)), 7):
+            rows = self.features[start : min(start + 7, count)]
+            yield (
+                rows,
+                (np.arange(start, start + len(rows)) % 256).astype(np.uint8)[:, None].repeat(16, 1),
+            )
+
+    def map_slices(
+        self, function: Callable[[Value, slice], Result], value: Value, rows: int
+    ) -> Iterator[Result]:
+        return (function(value, slice(i, i + 5)) for i in range(0, rows, 5))
 
     def read_labelled_features(self, count: int) -> tuple[Vectors, Sequence[str]]:
         return self.features[:count], self.folders[:count]

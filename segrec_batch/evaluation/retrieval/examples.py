@@ -11,7 +11,7 @@ from segrec_batch.evaluation.items import Gallery, GalleryImage
 from segrec_batch.evaluation.retrieval.counts import evaluated_queries, read_rankings
 from segrec_batch.evaluation.retrieval.measures import average_precision
 from segrec_batch.evaluation.retrieval.methods import score
-from segrec_batch.evaluation.retrieval.ranking import rank
+from segrec_batch.evaluation.retrieval.ranking import rank_expanded
 from segrec_batch.evaluation.retrieval.run import RetrievalRun
 from segrec_batch.evaluation.retrieval.settings import PLAIN, Setting, candidates
 from segrec_batch.index.history import choose_roots
@@ -109,7 +109,8 @@ def first_hits(
     rows = images.rows(pa.array(queries, pa.string()))
     ((_, passes),) = candidates(rows, images, [setting])
     scores = score(method, rows, images)
-    order, listed = rank(scores, rank_order(scores.values), passes)
+    order = rank_order(scores.values)
+    order, listed = rank_expanded(method, rows, run.images, scores, order, passes)
     relevant = run.truth.relevant(rows)
     return {
         query: [

@@ -63,10 +63,15 @@ def measure_latencies(
     others = [m for m, p in parsed.items() if p.metric or p.descriptor]
     statements = [
         *(statement for statement in _STATEMENTS if statement[0] in methods),
-        *((m, "", _RECOMMEND.format(f", method := '{m}'")) for m in others),
+        *((m, "", _RECOMMEND.format(_arguments(m))) for m in others),
     ]
     latencies = (_measure(database, images, drawn, *statement) for statement in statements)
     return [latency for latency in latencies if latency]
+
+
+def _arguments(method: str) -> str:
+    name, _, expand = method.partition("+expand")
+    return f", method := '{name}'" + (f", expand := {expand}" if expand else "")
 
 
 def _measure(

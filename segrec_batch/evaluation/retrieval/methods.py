@@ -8,12 +8,14 @@ more similar images. They are NaN where a method is undefined; such images are n
     NAME                              a descriptor of the index: Euclidean distance of its vectors
     NAME-METRIC                       a descriptor with another metric
     NAME-METRIC@D                     the same for the first D values: D principal components
+    METHOD+expandN                    a method by Pearson or cosine after query expansion
     localised                         the whole search of Waqas 2023
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -61,6 +63,7 @@ class RankingMethod:
         metric: metric of features or vectors, "" with a function.
         length: number of values of a vector that the metric compares, 0 for all.
         function: scores of queries (q,) among the images of a collection.
+        expand: number of first results that are added to the query, 0 for none.
     """
 
     parts: tuple[str, ...] = ()
@@ -68,6 +71,7 @@ class RankingMethod:
     metric: str = ""
     length: int = 0
     function: Callable[[Ints, Collection], Scores] | None = None
+    expand: int = 0
 
     def vectors(self, images: Collection) -> Features:
         """Return the vectors that `metric` compares: (n, C)."""
@@ -145,13 +149,20 @@ _NAMED: Mapping[str, RankingMethod] = {
     "random": RankingMethod(function=_random),
     LOCALISED: RankingMethod((FOREGROUND,), LOCALISED, function=_localised),
 }
-_OF_PAPERS = {"pca": ("pca-cosine",), LOCALISED: (LOCALISED, f"{LOCALISED}-euclidean")}
+_OF_PAPERS = {
+    "pca": ("pca-cosine",),
+    "root-pca": ("root-pca-cosine",),
+    LOCALISED: (LOCALISED, f"{LOCALISED}-euclidean"),
+}
+_EXPANDED = re.compile(r"(.+)\+expand([1-9]\d*)", re.ASCII)
 
 
 def parse_method(name: str) -> RankingMethod:
     """Return the method of a name that `resolve_methods` accepts, or of NAME-METRIC@D."""
     if name in _NAMED:
         return _NAMED[name]
+    if expanded := _EXPANDED.fullmatch(name):
+        return replace(parse_method(expanded[1]), expand=int(expanded[2]))
     whole, _, length = name.partition("@")
     method = filters.Method.of(whole)
     parts = () if method.descriptor else (FEATURE,)
@@ -176,10 +187,13 @@ def resolve_methods(names: Sequence[str], descriptors: Sequence[str]) -> tuple[s
     of_papers = [name for d in descriptors for name in _OF_PAPERS.get(d, (d,))]
     known = (*others, *of_papers, chance)
     for name in names or ("",):
-        method = filters.Method.of(name)
-        has_vectors = method.descriptor is None or method.descriptor in descriptors
-        if name not in ("all", *known) and not (has_vectors and method.metric in VECTOR_METRICS):
+        expanded = _EXPANDED.fullmatch(name)
+        method = filters.Method.of(expanded[1] if expanded else name)
+        is_of_vectors = method.descriptor in descriptors and method.metric in VECTOR_METRICS
+        if name not in ("all", *known) and not (method.descriptor is None or is_of_vectors):
             raise InputError(_unknown(name, known, descriptors))
+        if expanded and not METRICS[method.metric].is_angle:
+            raise InputError(f"no method {name!r}: +expandN follows a method by pearson or cosine")
     return tuple(dict.fromkeys(m for name in names for m in (known if name == "all" else [name])))
 
 

@@ -63,7 +63,8 @@ def count_block(
         scores = score(name, rows, images)
         order = rank_order(scores.values)
         for setting, passes in filters:
-            parts.append(block.counts(name, setting, *rank(scores, order, passes)))
+            ranking = rank_expanded(name, rows, images, scores, order, passes)
+            parts.append(block.counts(name, setting, *ranking))
         after_feedback = feedback_rankings(name, scores.values, rows, images, truth, rounds)
         parts += [block.counts(name, *ranking) for ranking in after_feedback]
     return pa.concat_tables(parts)
@@ -95,6 +96,28 @@ def rank(scores: Scores, order: Ints, passes: Bools) -> tuple[Ints, Bools]:
     order = order.copy()
     order[first] = order[first][reranked]
     return order, listed
+
+
+def rank_expanded(
+    method: str, rows: Ints, images: Collection, scores: Scores, order: Ints, passes: Bools
+) -> tuple[Ints, Bools]:
+    """Return the rankings of `rank`, after the expansion of the queries if the method has one.
+
+    The results that expand a query pass its filters, and it is none of them itself.
+    """
+    parsed = parse_method(method)
+    if not parsed.expand:
+        return rank(scores, order, passes)
+    others = passes.copy()
+    others[np.arange(len(rows)), rows] = False
+    order, listed = rank(scores, order, others)
+    metric, vectors = METRICS[parsed.metric], parsed.vectors(images)
+    queries = np.empty((len(rows), vectors.shape[1]), np.float32)
+    for i, row in enumerate(rows):
+        first = order[i, listed[i]][: parsed.expand]
+        queries[i] = metric.expanded(vectors[row], vectors[first], scores.values[i, first])
+    again = Scores(metric.ranking_scores(queries, vectors))
+    return rank(again, rank_order(again.values), passes)
 
 
 class _Block:
@@ -183,7 +206,7 @@ def feedback_rankings(
         rounds: rounds 1, 2, … of each way, as in `feedback_settings`.
     """
     method = parse_method(name)
-    if not method.metric or not rounds:
+    if not method.metric or method.expand or not rounds:
         return
     users = _Users(rows, _marks(rows, truth), method.metric, method.vectors(images))
     for (way, shown), some in groupby(rounds, lambda feedback: (feedback.way, feedback.shown)):

@@ -4,7 +4,7 @@ A pool holds the vectors of candidates in order of rank. Similarity is exact `pe
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ import pyarrow as pa
 from segrec_batch.common.errors import InputError
 from segrec_batch.search.batch.scores import Pairs, Vectors, empty_pairs, join, pearson, ranks
 from segrec_batch.search.batch.search import Exclusions, Search
-from segrec_batch.search.similarity import Floats, Ints
+from segrec_batch.search.similarity import METRICS, Floats, Ints
 
 RECOMMENDATIONS = pa.schema(
     [
@@ -80,6 +80,25 @@ def choose(search: Search, choice: Choice) -> Pairs:
     return (
         pairs if choice.diversity is None else _diversify(search, choice, choice.diversity, pairs)
     )
+
+
+def expand_queries(search: Search, count: int) -> Search:
+    """Return a search whose queries are the means of themselves and their `count` best results.
+
+    See `Metric.expanded`. Sums are those of DuckDB, one value after the other.
+    """
+    features = search.queries.features.copy()
+    for query, best, vectors in _read_pools(
+        search, search.find_best(np.arange(len(features)), count)
+    ):
+        features[query] = METRICS["pearson"].expanded(
+            features[query], vectors.features, best.pearson
+        )
+    x = features.astype(np.float64)
+    totals, squares = x.cumsum(axis=1)[:, -1], (x * x).cumsum(axis=1)[:, -1]
+    norms = np.sqrt(x.shape[1] * squares - totals**2)
+    queries = replace(search.queries, features=features, totals=totals, norms=norms)
+    return Search(queries, search.candidates, search.exclusions, search.sizes, search.device)
 
 
 def _drop_near_duplicates(search: Search, choice: Choice, limit: float) -> Pairs:

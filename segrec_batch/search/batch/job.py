@@ -15,7 +15,7 @@ from segrec_batch.distributed.placement import Resources, find_resources
 from segrec_batch.distributed.scratch import scratch_folder
 from segrec_batch.distributed.tasks import SharedValue, run_tasks
 from segrec_batch.index.snapshot import Snapshot, open_snapshot
-from segrec_batch.search.batch.choice import Choice, choose, to_table
+from segrec_batch.search.batch.choice import Choice, choose, expand_queries, to_table
 from segrec_batch.search.batch.output import Output, Receipt, read_receipt, write_part
 from segrec_batch.search.batch.search import Block, BlockSizes, Candidates, Search, block_sizes
 from segrec_batch.search.batch.selection import NOTHING_LEFT, Request, Selection
@@ -46,6 +46,7 @@ class _Task:
     blocks: list[SharedValue[Block]]
     sizes: list[int]
     choice: Choice
+    expand: int | None
     block_sizes: BlockSizes
     resources: Resources
 
@@ -69,6 +70,10 @@ def recommend_all(
     if request.filters.method != "pearson":
         raise InputError(f"neighbours has only the method pearson, not {request.filters.method}")
     choice.check()
+    if request.filters.expand and choice.near_duplicates is not None:
+        raise InputError(
+            "--near-duplicates compares with the query, which --expand moves: omit one of them"
+        )
     target = Output(storage.absolute(output), request.filters.cls)
     with (
         scratch_folder("segrec-recommend-") as folder,
@@ -94,6 +99,7 @@ def _identity(
         "model_id": snapshot.model_id,
         "class": request.filters.cls,
         "coverage": [low, high],
+        "expand": request.filters.expand,
         **asdict(choice),
         "queries": selection.fingerprint(),
         "part_size": part_size,
@@ -136,7 +142,9 @@ def _tasks(
 ) -> Iterator[_Task]:
     """Put the candidates into shared memory, and yield a task for each missing part."""
     resources = find_resources(execution.device)
-    sizes = block_sizes(execution.memory, part_size, selection.width, choice.candidates)
+    expand = selection.request.filters.expand
+    listed = max(choice.candidates, expand or 0)
+    sizes = block_sizes(execution.memory, part_size, selection.width, listed)
     blocks: list[SharedValue[Block]] = []
     rows: list[int] = []
     with ProgressMeter("candidates") as meter:
@@ -147,7 +155,7 @@ def _tasks(
     log.info(f"scores on {resources} (--device {execution.device})")
     for number, queries in selection.queries(missing, part_size):
         uri = target.part_uri(number)
-        yield _Task(uri, SharedValue(queries), blocks, rows, choice, sizes, resources)
+        yield _Task(uri, SharedValue(queries), blocks, rows, choice, expand, sizes, resources)
 
 
 def _search(tasks: Iterator[_Task], queries: int) -> list[Receipt]:
@@ -175,6 +183,8 @@ def _process(task: _Task) -> Receipt:
         task.block_sizes,
         task.resources.device,
     )
+    if task.expand:
+        search = expand_queries(search, task.expand)
     rows = to_table(search, choose(search, task.choice))
     receipt = write_part(task.uri, rows, queries.rows["image_id"].to_pylist())
     return replace(receipt, swept=search.swept)

@@ -67,6 +67,8 @@ def start(
         InputError: there are no results.
     """
     weights.check()
+    if filters.expand is not None:
+        raise InputError("marks move the query of a session, not its first results: omit expand")
     database = recommender.database
     session = Session(
         index=index or database.index,

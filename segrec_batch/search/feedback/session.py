@@ -178,7 +178,7 @@ def _to_metadata(session: Session) -> dict[str, Any]:
         "version": session.version,
         "model_id": session.model_id,
         "query": {"image_id": query} if isinstance(query, str) else _describe_new_image(query),
-        "filters": asdict(session.filters),
+        "filters": {k: v for k, v in asdict(session.filters).items() if k != "expand"},
         "weights": asdict(session.weights),
         "keep_marked": session.keep_marked,
     }

@@ -5,8 +5,8 @@ from typing import Any
 
 import jsonschema
 
-from segrec_batch.model.names import is_bundle_id, is_name
-from segrec_batch.search.similarity import METRICS
+from segrec_batch.model.names import is_bundle_id, is_descriptor_name, is_name
+from segrec_batch.search.filters import Method
 from segrec_batch.sources.strict_json import shorten
 
 Schema = dict[str, Any]
@@ -95,8 +95,8 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
             raise ValueError(f"class {shorten(name)}")
     if not is_bundle_id(metadata["model_id"]):
         raise ValueError(f"model_id {shorten(metadata['model_id'])}")
-    descriptor, _, metric = filters["method"].partition("-")
-    if not is_name(descriptor) or metric not in ("", *METRICS):
+    descriptor = Method.of(filters["method"]).descriptor
+    if descriptor is not None and not is_descriptor_name(descriptor):
         raise ValueError(f"method {shorten(filters['method'])}")
 
 

@@ -295,6 +295,12 @@ def sql(con: duckdb.DuckDBPyConnection, query: str, arguments: str) -> list[str]
          ", class := '{}', min_coverage := 0.1, max_coverage := 0.5"),
         ("pearson+iou", PLAIN, ", rerank := 'mask_iou'"),
         ("pearson+iou", Setting(epsilon=0.5), ", rerank := 'mask_iou', epsilon := 0.5"),
+        ("pearson+expand3", PLAIN, ", expand := 3"),
+        ("pearson+expand3", Setting(keeps_query=True), ", expand := 3, exclude_self := false"),
+        ("pearson+expand3", Setting(epsilon=0.3), ", expand := 3, epsilon := 0.3"),
+        ("pearson+expand3", Setting(window=(0.1, 0.5)),
+         ", expand := 3, class := '{}', scope := 'image', min_coverage := 0.1, "
+         "max_coverage := 0.5"),
     ],
     ids=lambda value: value.name if isinstance(value, Setting) else None,
 )  # fmt: skip
@@ -422,6 +428,19 @@ def test_resolve_methods_keeps_the_order_of_names() -> None:
         resolve_methods(["pearson", "person"], [])
     with pytest.raises(InputError, match=r"no method ''; there are pearson"):
         resolve_methods([], [])
+
+
+def test_expanded_methods_are_those_of_a_similarity() -> None:
+    names = ("pearson+expand10", "root-pca-cosine+expand5")
+    assert resolve_methods(names, ["root-pca"]) == names
+    methods = [parse_method(name) for name in names]
+    assert [(m.descriptor, m.metric, m.expand) for m in methods] == [
+        ("", "pearson", 10), ("root-pca", "cosine", 5)
+    ]  # fmt: skip
+    for name in ("euclidean+expand3", "root-pca+expand3", "pearson+iou+expand3",
+                 "pearson+expand3+expand3", "pearson+expand0", "hog-cosine+expand3"):  # fmt: skip
+        with pytest.raises(InputError, match=r"no method "):
+            resolve_methods([name], ["root-pca"])
 
 
 @pytest.mark.parametrize(

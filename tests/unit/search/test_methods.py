@@ -187,6 +187,53 @@ def test_recommend_filters_hold_for_all_methods(con: duckdb.DuckDBPyConnection, 
         assert semantic == pytest.approx(distance[image_id], abs=1e-6)
 
 
+def test_expanded_cosine_of_descriptor_equals_numpy(
+    con: duckdb.DuckDBPyConnection, rows: Rows
+) -> None:
+    query = list(rows)[1]
+    vectors = {i: r["vectors"]["texture"] for i, r in rows.items()}
+    units = {
+        i: v.astype(np.float64) / np.sqrt((v.astype(np.float64) ** 2).sum())
+        for i, v in vectors.items() if v is not None and v.any()
+    }  # fmt: skip
+    first = expected(rows, query, "texture-cosine", 7)
+    weights = [(units[i] @ units[query]) ** 3 for i in first]
+    moved = (units[query] + sum(w * units[i] for w, i in zip(weights, first, strict=True))) / (
+        1 + sum(weights)
+    )
+    sql = "SELECT image_id, score FROM recommend($id, expand := 7, k := 20, method := $m)"
+    actual = con.execute(sql, {"id": query, "m": "texture-cosine"}).fetchall()
+    scores = {i: float(units[i] @ moved / np.sqrt(moved @ moved)) for i in units}
+    assert [score for _, score in actual] == pytest.approx([scores[i] for i, _ in actual], abs=1e-6)
+    others = sorted(
+        (s for i, s in scores.items() if rows[i]["content_hash"] != rows[query]["content_hash"]),
+        reverse=True,
+    )
+    assert actual[0][1] == pytest.approx(others[0], abs=1e-6)
+    assert actual[5][1] < actual[0][1]
+
+
+def test_recommender_expands_as_sql_does(index: str, rows: Rows) -> None:
+    recommender = Recommender(open_index(index))
+    query = list(rows)[1]
+    image = recommender.find_image("image_id", query)
+    filters = Filters(k=5, method="texture-cosine", expand=4)
+    assert str(filters).endswith("cosine of texture with the first 4 added to the query")
+    results = recommender.rank(image, filters)
+    sql = "SELECT image_id, score FROM recommend($id, expand := 4, k := 5, method := $m)"
+    with segrec_batch.connect(index) as con:
+        rows_of_sql = con.execute(sql, {"id": query, "m": "texture-cosine"}).fetchall()
+    assert [(r.image_id, r.score) for r in results] == rows_of_sql
+    for bad, message in (
+        (Filters(expand=0), "expand is 0; add at least 1 result"),
+        (Filters(expand=3, method="texture"), "Euclidean distance of texture is none: take"),
+    ):
+        with pytest.raises(InputError, match=message):
+            recommender.rank(image, bad)
+    with pytest.raises(InputError, match="marks move the query"):
+        start(recommender, image, filters)
+
+
 def test_recommend_takes_vector(con: duckdb.DuckDBPyConnection, rows: Rows) -> None:
     query = list(rows)[2]
     named = "FROM recommend($id, k := 5, exclude_self := false, method := 'localised')"
@@ -205,10 +252,10 @@ def test_recommend_takes_vector(con: duckdb.DuckDBPyConnection, rows: Rows) -> N
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("hog", "no vectors of hog in this index"),
+        ("hog", "no vectors of hog in this index; a method is a metric, NAME or NAME-METRIC"),
         ("texture-pearson", "a metric is cosine, dot or euclidean"),
-        ("texture-manhattan", "a metric is cosine, dot or euclidean"),
-        ("texture-cosine-x", "a metric is cosine, dot or euclidean"),
+        ("texture-manhattan", "no vectors of texture-manhattan .* cosine, dot or euclidean"),
+        ("texture-cosine-x", "no vectors of texture-cosine-x in this index"),
     ],
 )
 def test_recommend_unknown_method_is_error(

@@ -224,9 +224,11 @@ class Options:
     scope: str = "region"
     exclude_self: bool = True
     distinct_content: bool = True
+    expand: int | None = None
 
     def arguments(self) -> dict[str, Any]:
         return {
+            **({} if self.expand is None else {"expand": self.expand}),
             "k": self.k,
             "class": self.cls,
             "min_coverage": self.window[0],
@@ -253,6 +255,8 @@ def brute_force(query: Image, by_vector: bool, options: Options) -> list[Answer]
     """What `recommend` says it does, one image after the other."""
     regional = options.cls is not None and options.scope == "region"
     vector = query.regions[options.cls].feature if regional else query.feature
+    if options.expand is not None:
+        vector = expanded(vector, query, by_vector, options)
     leave_out = options.exclude_self and not by_vector
     result = []
     for image in IMAGES.values():
@@ -281,6 +285,29 @@ def brute_force(query: Image, by_vector: bool, options: Options) -> list[Answer]
         top.sort(key=lambda a: (a.beyond, a.iou is None, -(a.iou or 0)))
         result = [*top, *rest]
     return result[: options.k]
+
+
+def expanded(vector: np.ndarray, query: Image, by_vector: bool, options: Options) -> np.ndarray:
+    """The weighted mean of a query vector and its first results, one after the other."""
+    plain = replace(options, k=options.expand or 0, expand=None, penalise=False, rerank=None,
+                    exclude_self=True)  # fmt: skip
+    if np.ptp(vector) == 0:
+        return vector
+    total, weight = direction(vector), 1.0
+    for answer in brute_force(query, by_vector, plain):
+        if answer.pearson is None or answer.pearson <= 0:
+            continue
+        image = IMAGES[answer.image_id]
+        regional = options.cls is not None and options.scope == "region"
+        own = image.regions[options.cls or ""].feature if regional else image.feature
+        total = total + answer.pearson**3 * direction(own)
+        weight += answer.pearson**3
+    return (total / weight).astype(np.float32) if weight > 1 else vector
+
+
+def direction(vector: np.ndarray) -> np.ndarray:
+    deviations = vector.astype(np.float64) - vector.mean(dtype=np.float64)
+    return deviations / math.sqrt((deviations**2).sum())
 
 
 def iou(a: Image, b: Image, cls: str | None) -> float | None:
@@ -316,26 +343,58 @@ def recommend(
     return connection.execute(sql, {"query": subject, **arguments}).fetchall()
 
 
+OPTIONS: dict[str, st.SearchStrategy[Any]] = {
+    "k": st.one_of(st.integers(1, 20), st.integers(1, 800)),
+    "cls": st.sampled_from(["car", "tree", None]),
+    "epsilon": st.one_of(st.none(), st.floats(0, 2)),
+    "penalise": st.booleans(),
+    "rerank": st.sampled_from([None, "mask_iou"]),
+    "depth": st.integers(1, 120),
+    "scope": st.sampled_from(["region", "image"]),
+    "exclude_self": st.booleans(),
+    "distinct_content": st.booleans(),
+}
+
+
 @settings(deadline=None, max_examples=100)
 @given(
     query=st.sampled_from(sorted(IMAGES)),
     by_vector=st.booleans(),
     low=st.floats(0, 0.6),
     width=st.floats(0, 1),
-    options=st.builds(
-        Options,
-        k=st.one_of(st.integers(1, 20), st.integers(1, 800)),
-        cls=st.sampled_from(["car", "tree", None]),
-        epsilon=st.one_of(st.none(), st.floats(0, 2)),
-        penalise=st.booleans(),
-        rerank=st.sampled_from([None, "mask_iou"]),
-        depth=st.integers(1, 120),
-        scope=st.sampled_from(["region", "image"]),
-        exclude_self=st.booleans(),
-        distinct_content=st.booleans(),
-    ),
+    options=st.builds(Options, **OPTIONS),
 )
 def test_recommend_equals_brute_force(
+    macros: duckdb.DuckDBPyConnection,
+    query: str,
+    by_vector: bool,
+    low: float,
+    width: float,
+    options: Options,
+) -> None:
+    check_recommend(macros, query, by_vector, low, width, options)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    query=st.sampled_from(sorted(IMAGES)),
+    by_vector=st.booleans(),
+    low=st.floats(0, 0.6),
+    width=st.floats(0, 1),
+    options=st.builds(Options, expand=st.integers(1, 30), **OPTIONS),
+)
+def test_expanded_recommend_equals_brute_force(
+    macros: duckdb.DuckDBPyConnection,
+    query: str,
+    by_vector: bool,
+    low: float,
+    width: float,
+    options: Options,
+) -> None:
+    check_recommend(macros, query, by_vector, low, width, options)
+
+
+def check_recommend(
     macros: duckdb.DuckDBPyConnection,
     query: str,
     by_vector: bool,
@@ -366,6 +425,10 @@ def test_recommend_equals_brute_force(
         ("'i600', scope := 'x'", "scope is"),
         ("[1, 2]::FLOAT[], rerank := 'mask_iou'", "masks"),
         ("[1, 2]::FLOAT[], epsilon := 0.5", "coverages"),
+        ("'i600', expand := 0", "expand is a number of results, 1 or more"),
+        ("'i600', expand := -3", "expand is a number of results, 1 or more"),
+        ("'i600', expand := 3, method := 'euclidean'", "expand weighs results by similarity"),
+        ("'i600', expand := 3, method := 'hog-cosine'", "no vectors of hog in this index"),
     ],
 )
 def test_recommend_errors(macros: duckdb.DuckDBPyConnection, arguments: str, message: str) -> None:
@@ -375,6 +438,14 @@ def test_recommend_errors(macros: duckdb.DuckDBPyConnection, arguments: str, mes
 
 def test_recommend_unknown_image_has_no_rows(macros: duckdb.DuckDBPyConnection) -> None:
     assert macros.sql("FROM recommend('nobody', class := 'car')").fetchall() == []
+    assert macros.sql("FROM recommend('nobody', class := 'car', expand := 3)").fetchall() == []
+
+
+def test_expand_null_is_no_expansion(macros: duckdb.DuckDBPyConnection) -> None:
+    plain, null = (
+        macros.sql(f"FROM recommend('i600'{more})").fetchall() for more in ("", ", expand := NULL")
+    )
+    assert plain == null
 
 
 def test_inv_norm_gives_pearson_by_dot_product(index: str) -> None:
