@@ -1,67 +1,34 @@
-"""Placement of the model on the Ray cluster: devices, engine, actors and threads.
+"""Placement of the model on the devices of the cluster: engine, actors, threads and batches.
 
 Measured with benchmarks.throughput: one actor with n threads that process whole images is as fast
 as n actors with one thread, and holds the weights once. A few per cent of the work on an image hold
 the interpreter lock, so an actor has at most 8 threads.
 """
 
-import logging
-import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import ray
-from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from segrec_batch.common.errors import DeviceError, EngineError
-from segrec_batch.common.host import read_processor, usable_memory
+from segrec_batch.common.errors import EngineError
+from segrec_batch.common.host import read_processor
 from segrec_batch.distributed.cluster import convert_ray_errors
+from segrec_batch.distributed.resources import Resources, list_work_nodes, read_min_memory
 from segrec_batch.model import engine_choice, engines
 from segrec_batch.model.backbones import DEFAULT_BACKBONE, find_backbone
 from segrec_batch.model.engines import Candidate, EngineChoice
 from segrec_batch.model.spec import ModelSpec
 
-log = logging.getLogger(__name__)
-
 T = TypeVar("T")
 
-_MIN_ACTOR_CPUS = (
-    0.4  # of an actor; if it had those of a task, Ray would fuse the task into the actor
-)
-_POLL_SECONDS = 1.0  # seconds
 _MAX_THREADS = 8  # maximum per actor
-_MIN_ACTOR_PIXELS = (
-    2**25
-)  # an actor with fewer pixels to process would take longer to start than to work
+_MIN_ACTOR_PIXELS = 2**25  # with fewer pixels an actor would take longer to start than to work
 _ACTOR_BYTES = 450 * 2**20  # memory of an actor for Python, libraries and transformed weights
 _PART_ROWS = 4_096
 _PART_ROWS_PER_CORE = 64
 _ROUND_ROWS = 65_536  # images of one Ray Data execution, per GPU or per 8 cores
-
-
-@dataclass(frozen=True)
-class Resources:
-    """Devices on which a run executes the model.
-
-    Attributes:
-        device: cpu or cuda.
-        actors: number of copies of the model, each on one GPU or on CPU threads.
-        cpus: CPUs that Ray reserves for an actor.
-        threads: CPU threads of an actor; None on GPUs.
-    """
-
-    device: str
-    actors: int
-    cpus: float
-    threads: int | None
-
-    def __str__(self) -> str:
-        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        unit = "GPU" if self.device == "cuda" else f"CPU, {threads}"
-        return f"{self.actors} × {unit}"
 
 
 @dataclass(frozen=True)
@@ -127,84 +94,6 @@ class Placement:
         return self.resources.actors * (self.resources.threads or 1)
 
 
-def find_resources(device: str, gpus: int | None = None, wait_seconds: float = 0) -> Resources:
-    """Return the devices of the cluster that the model runs on.
-
-    Args:
-        device: cpu, cuda or auto.
-        gpus: number of GPUs, some of which may join later; None takes all GPUs of the cluster.
-        wait_seconds: seconds to wait for the first of `gpus`.
-
-    Raises:
-        DeviceError: the cluster lacks the device.
-    """
-    if gpus:
-        _await_gpu(gpus, wait_seconds)
-    gpus = gpus or _count_gpus()
-    if gpus and device != "cpu":
-        return Resources("cuda", gpus, 0, None)
-    if device == "cuda":
-        raise DeviceError(
-            "--device cuda, but the Ray cluster has no GPU; use --device cpu or auto, or let its "
-            "autoscaler start N of them by segrec index --gpus N"
-        )
-    nodes = list_work_nodes()
-    if not nodes:
-        raise DeviceError(
-            "no node of the Ray cluster has CPUs for work; start one, or let its autoscaler start "
-            "N with a GPU by segrec index --gpus N"
-        )
-    cores = int(min(node["Resources"]["CPU"] for node in nodes))
-    # part of a core per node stays free for decode tasks
-    return Resources("cpu", len(nodes), max(cores - 1, _MIN_ACTOR_CPUS), cores)
-
-
-def log_resources(resources: Resources, device: str) -> None:
-    """Log the devices of the model; warn when `--device auto` falls back to the CPU."""
-    text, level = f"device: {resources} (--device {device})", logging.INFO
-    if (device, resources.device) == ("auto", "cpu"):
-        text = f"device: CPU, because the cluster has no GPU (--device auto); model on {resources}"
-        level = logging.WARNING
-    values = {"device": resources.device, "actors": resources.actors, "requested": device}
-    log.log(level, text, extra={"event": "device", **values})
-
-
-def list_work_nodes() -> list[dict[str, Any]]:
-    """Return the nodes of the cluster that are alive and have CPUs, as `ray.nodes` lists them."""
-    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-
-
-def _await_gpu(number: int, seconds: float) -> None:
-    """Request GPUs from the autoscaler, and return as soon as the cluster has one.
-
-    Without RAY_ADDRESS nothing can join the cluster, so this does not wait.
-
-    Raises:
-        DeviceError: the cluster has no GPU after `seconds`.
-    """
-    if _count_gpus():
-        return
-    seconds = seconds if os.environ.get("RAY_ADDRESS") else 0
-    log.info(f"the Ray cluster has no GPU; requested {number}, waiting up to {seconds:,.0f} s")
-    request_resources(bundles=[{"GPU": 1}] * number)
-    try:
-        end = time.monotonic() + seconds
-        while not _count_gpus():
-            if time.monotonic() >= end:
-                raise DeviceError(
-                    f"no GPU joined the Ray cluster within {seconds:,.0f} s (--wait); look with "
-                    "`ray status` whether an autoscaler has the request"
-                )
-            time.sleep(_POLL_SECONDS)
-    finally:
-        request_resources(bundles=[])  # withdraw the request; actors request their own GPUs
-
-
-def _count_gpus() -> int:
-    """Return the number of GPUs of the cluster."""
-    return int(ray.cluster_resources().get("GPU", 0))
-
-
 def place_model(
     resources: Resources,
     engine: EngineChoice,
@@ -222,7 +111,7 @@ def place_model(
         memory: bytes for Ray on the smallest node; None reads them from the cluster.
     """
     if resources.device == "cpu" and engine.engine == "ncnn":
-        memory = _read_min_memory() if memory is None else memory
+        memory = read_min_memory() if memory is None else memory
         resources = _split_actors(resources, work, memory)
     if resources.device == "cpu":  # each actor gets at least two batches
         batch_size = min(batch_size, max(-(-work.images // (2 * resources.actors)), 1))
@@ -237,17 +126,9 @@ def _split_actors(resources: Resources, work: Work, memory: float) -> Resources:
     )
     max_threads = int((memory / actors - _ACTOR_BYTES) // (engines.BYTES_PER_PIXEL * work.pixels))
     threads = max(min(cores // actors, max_threads), 1)
-    # slightly less, so that all fit and none has the CPUs of a task, see `_MIN_ACTOR_CPUS`
+    # slightly less, so that all fit and none has the CPUs of a task, see `resources.MIN_ACTOR_CPUS`
     share = resources.cpus if actors == 1 else round(0.99 * resources.cpus / actors, 3)
     return replace(resources, actors=nodes * actors, cpus=share, threads=threads)
-
-
-def _read_min_memory() -> float:
-    """Return the bytes that Ray has on the smallest node; those of this machine if unknown."""
-    sizes = [
-        node["Resources"]["memory"] for node in list_work_nodes() if "memory" in node["Resources"]
-    ]
-    return min(sizes, default=float(usable_memory()))
 
 
 def choose_cluster_engine(

@@ -13,13 +13,11 @@ from segrec_batch.common.logs import bind
 from segrec_batch.distributed import cluster
 from segrec_batch.distributed.placement import (
     Placement,
-    Resources,
     Work,
     choose_cluster_engine,
-    find_resources,
-    log_resources,
     place_model,
 )
+from segrec_batch.distributed.resources import Resources, find_resources, log_resources
 from segrec_batch.index.snapshot import Snapshot
 from segrec_batch.model.engines import report_engine
 from segrec_batch.pipeline import chain

@@ -11,7 +11,7 @@ import torch
 from segrec_batch.common.console import ProgressMeter
 from segrec_batch.common.errors import AccountingError, InputError
 from segrec_batch.distributed import cluster
-from segrec_batch.distributed.placement import Resources, find_resources
+from segrec_batch.distributed.resources import Resources, find_resources
 from segrec_batch.distributed.scratch import scratch_folder
 from segrec_batch.distributed.tasks import SharedValue, run_tasks
 from segrec_batch.index.snapshot import Snapshot, open_snapshot

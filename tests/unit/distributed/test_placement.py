@@ -5,13 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segrec_batch.common.errors import EngineError
-from segrec_batch.distributed.placement import (
-    Resources,
-    Work,
-    choose_cluster_engine,
-    find_resources,
-    place_model,
-)
+from segrec_batch.distributed.placement import Work, choose_cluster_engine, place_model
+from segrec_batch.distributed.resources import Resources, find_resources
 from segrec_batch.index.history import history
 from segrec_batch.model.engine_choice import LONG_RUN
 from segrec_batch.model.engines import EngineChoice
