@@ -64,8 +64,11 @@ def join() -> Iterator[None]:
             # workers; they must use the packages of their machine
             with _set_ray_constant("RAY_ENABLE_UV_RUN_RUNTIME_ENV", False):
                 logs = stack.enter_context(cluster)
-        except _JOIN_ERRORS as error:
-            raise ClusterError(_describe_join_error(address, error)) from error
+        except Exception as error:
+            # a bare Exception says that a node of Ray has not started within 30 s
+            if isinstance(error, _JOIN_ERRORS) or type(error) is Exception:
+                raise ClusterError(_describe_join_error(address, error)) from error
+            raise
         _await_workers(logs)
         yield
 
@@ -112,13 +115,14 @@ def _join_in_subprocess(address: str) -> None:
 
 
 def _describe_join_error(address: str | None, error: Exception) -> str:
+    reason = str(error).removesuffix(".")
     if not address:
         return (
-            f"Ray cannot be started on this machine: {error}; run `segrec doctor` to see what "
+            f"Ray cannot be started on this machine: {reason}; run `segrec doctor` to see what "
             "is missing"
         )
     return (
-        f"the Ray cluster of RAY_ADDRESS={address} cannot be joined: {error}; give HOST:PORT "
+        f"the Ray cluster of RAY_ADDRESS={address} cannot be joined: {reason}; give HOST:PORT "
         "of its head (and RAY_AUTH_MODE=token with RAY_AUTH_TOKEN, if it needs one), or unset "
         "RAY_ADDRESS to run on this machine alone"
     )

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from ipaddress import ip_address
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import grpc
 import psutil
@@ -220,6 +221,20 @@ def join():
 cluster._WORKER_SECONDS = float(sys.argv[1])
 sys.exit(logs.run_command(join))
 """
+
+
+@pytest.mark.slow
+def test_private_ray_that_does_not_start_is_an_error(tmp_path: Path) -> None:
+    raylet = tmp_path / "raylet"
+    raylet.write_text("#!/bin/sh\nexec sleep 60\n")
+    raylet.chmod(0o700)
+    code = f"import ray\nray._private.services.RAYLET_EXECUTABLE = {str(raylet)!r}\n{JOIN}"
+    with TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # sockets need a short path
+        done = python(code, 5, RAY_TMPDIR=folder)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: Ray cannot be started on this machine: The current node timed")
+    assert line.endswith("overloaded; run `segrec doctor` to see what is missing")
 
 
 @pytest.fixture
