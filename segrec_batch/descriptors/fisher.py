@@ -23,7 +23,7 @@ from segrec_batch.descriptors import (
     parse_integers,
 )
 from segrec_batch.descriptors.operators import codebook, keypoints
-from segrec_batch.descriptors.pca import principal_components
+from segrec_batch.descriptors.operators.projection import principal_components
 
 _LOCAL = 50_000  # maximum number of local descriptors for the mixture
 

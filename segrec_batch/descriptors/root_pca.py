@@ -29,9 +29,9 @@ from segrec_batch.descriptors import (
     Samples,
     parse_arguments,
     parse_integers,
-    pca,
 )
 from segrec_batch.descriptors.operators.augmentation import Reference, Rows, augment, unit
+from segrec_batch.descriptors.operators.projection import Projection, fit_projection
 
 REFERENCE_HASHES = "reference.hashes"
 """Name of the tensor (R, 16) uint8: the MD5 of `content_hash` of the reference images."""
@@ -41,9 +41,9 @@ _REFERENCE = "reference.{}"  # tensor (R, d) float16: their vectors after so man
 def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
     """Compute the projection and the reference set. Raises InputError.
 
-    The tensors are those of `pca.fit_projection`, and for each round `reference.0` (R, d) float16,
-    the vectors of the reference images, `reference.1`, the same after a round, and
-    `reference.hashes` (R, 16) uint8.
+    The tensors are those of `fit_projection`, and for each round `reference.0` (R, d) float16, the
+    vectors of the reference images, `reference.1`, the same after a round, and `reference.hashes`
+    (R, 16) uint8.
     """
     values = parse_arguments(arguments, dimension="64", augment="0", reference="100000")
     if values["augment"] not in ("0", "1", "2"):
@@ -52,16 +52,16 @@ def fit(arguments: Mapping[str, str], samples: Samples) -> Parameters:
     if "reference" in arguments and not rounds:
         raise InputError("reference=… is for augment=1 or augment=2")
     numbers = parse_integers(values, dimension=64, reference=100_000)
-    projection = pca.fit_projection(samples.compute_moments(signed_root), numbers["dimension"])
+    projection = fit_projection(samples.compute_moments(signed_root), numbers["dimension"])
     if not rounds:
         return projection
     settings = {**projection.settings, "augment": rounds, "reference": numbers["reference"]}
-    tensors = _reference(pca.Projection(projection), rounds, numbers["reference"], samples)
+    tensors = _reference(Projection(projection.tensors), rounds, numbers["reference"], samples)
     return Parameters(settings, {**projection.tensors, **tensors})
 
 
 def _reference(
-    project: pca.Projection, rounds: int, count: int, samples: Samples
+    project: Projection, rounds: int, count: int, samples: Samples
 ) -> dict[str, NDArray[Any]]:
     vectors, hashes = [], []
     for features, contents in samples.draw_features(count):
@@ -95,7 +95,7 @@ class Descriptor:
     on_device = False
 
     def __init__(self, parameters: Parameters, classes: int, device: str) -> None:
-        self._projection = pca.Projection(parameters)
+        self._projection = Projection(parameters.tensors)
         rounds = int(parameters.settings.get("augment", 0))
         self._references = [parameters.tensors[_REFERENCE.format(i)] for i in range(rounds)]
         self.length = self._projection.length

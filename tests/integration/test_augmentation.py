@@ -18,7 +18,7 @@ from segrec_batch.pipeline.run import Execution, index_images
 from segrec_batch.pipeline.samples import IndexSamples
 from segrec_batch.search.filters import Filters
 from segrec_batch.search.recommend import Query, Recommender
-from tests.unit.descriptors.test_augmentation import oracle
+from tests.support.rooted import augmented
 
 pytestmark = pytest.mark.slow
 CPU = Execution("cpu", batch_size=4)
@@ -68,7 +68,7 @@ def test_vectors_are_those_of_the_bundle_whatever_changes(
     roots = np.sqrt(np.stack(list(features.values())).astype(np.float64))
     plain = (roots - tensors["mean"]) @ tensors["components"].T.astype(np.float64)
     plain /= np.linalg.norm(plain, axis=1, keepdims=True)
-    reference_vectors = oracle(tensors["reference.0"].astype(np.float64), plain, 2)
+    reference_vectors = augmented(tensors["reference.0"].astype(np.float64), plain, 2)
     np.testing.assert_allclose(np.stack(list(vectors.values())), reference_vectors, atol=4e-3)
 
     fresh = str(tmp_path / "fresh")

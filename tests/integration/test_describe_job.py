@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 import segrec_batch
 from segrec_batch import descriptors
 from segrec_batch.common.errors import InputError
-from segrec_batch.descriptors import localised, pca, summaries
+from segrec_batch.descriptors import localised, summaries
+from segrec_batch.descriptors.operators import projection
 from segrec_batch.index.snapshot import open_snapshot
 from segrec_batch.model.bundle import Model, load_model
 from segrec_batch.pipeline import moments
@@ -51,7 +52,7 @@ def test_describe_fits_descriptors(
 
     whole = features(index)
     exact = np.cov(whole.T.astype(np.float64), bias=True) * len(whole)
-    expected, _ = pca.principal_components(descriptors.Moments(len(whole), whole[0], exact))
+    expected, _ = projection.principal_components(descriptors.Moments(len(whole), whole[0], exact))
     components = first.descriptors["pca"]["components"]
     np.testing.assert_allclose(components, expected[:5], atol=1e-4)
     np.testing.assert_allclose(first.descriptors["pca"]["mean"], whole.mean(axis=0), rtol=1e-5)

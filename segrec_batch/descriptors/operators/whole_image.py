@@ -23,6 +23,7 @@ from segrec_batch.descriptors import (
 )
 from segrec_batch.descriptors.operators import networks
 from segrec_batch.descriptors.operators.networks import Architecture
+from segrec_batch.descriptors.operators.projection import Projection
 from segrec_batch.model.device import resolve_device
 
 DEFAULTS = {"weights": "imagenet", "pca": "no"}
@@ -100,16 +101,15 @@ class NetworkDescriptor:
         self._device = device
         state = {n: t for n, t in parameters.tensors.items() if not n.startswith(_PCA)}
         self._network = networks.Network(architecture, state, precision, device)
-        self._has_projection = "pca" in parameters.settings
+        self._project: Projection | None = None
         self.length = architecture.length
-        if self._has_projection:
-            self._mean = parameters.tensors[f"{_PCA}mean"].astype(np.float64)
-            self._components = parameters.tensors[f"{_PCA}components"].astype(np.float64)
-            self.length = len(self._components)
+        if "pca" in parameters.settings:
+            self._project = Projection(parameters.tensors, _PCA)
+            self.length = self._project.length
 
     def __call__(self, images: ImageBatch) -> Described:
         """Return the vectors of images."""
         vectors = self._network(networks.as_images(images.pixels, self._device))
-        if self._has_projection:
-            vectors = ((vectors - self._mean) @ self._components.T).astype(np.float32)
+        if self._project:
+            vectors = self._project(vectors).astype(np.float32)
         return Described(vectors)

@@ -8,40 +8,7 @@ from segrec_batch.common.errors import InputError, ModelError
 from segrec_batch.descriptors import Parameters, root_pca
 from segrec_batch.descriptors.operators import augmentation
 from tests.support.described import Learned
-from tests.unit.descriptors.test_root_pca import described, expected, features, fitted
-
-Rows = NDArray[np.float64]
-
-
-def moved(x: Rows, own: Rows, reference: Rows, level: Rows) -> Rows:
-    """Return one vector after a round, by sorting all similarities.
-
-    Args:
-        x: the vector. own: the vector before all rounds.
-        reference: reference vectors before all rounds, by which copies are known.
-        level: reference vectors as they are in this round.
-    """
-    neighbours = [j for j in range(len(level)) if reference[j] @ own < 0.999]
-    neighbours.sort(key=lambda j: -(level[j] @ x))
-    total = x.copy()
-    for j in neighbours[:10]:
-        total += max(level[j] @ x, 0.0) ** 3 * level[j]
-    return total / np.sqrt((total**2).sum())
-
-
-def oracle(reference: Rows, vectors: Rows, rounds: int) -> Rows:
-    """Return vectors after rounds among reference vectors, each image on its own."""
-    level = reference
-    current = vectors
-    for number in range(rounds):
-        current = np.array(
-            [moved(x, own, reference, level) for x, own in zip(current, vectors, strict=True)]
-        )
-        if number + 1 < rounds:
-            level = np.array(
-                [moved(x, own, reference, level) for x, own in zip(level, reference, strict=True)]
-            )
-    return current
+from tests.support.rooted import Rows, augmented, described, features, fitted, projections
 
 
 def plain(parameters: Parameters, x: NDArray[np.float32]) -> Rows:
@@ -59,7 +26,7 @@ def test_vectors_equal_a_loop_over_images(rounds: int, n: int) -> None:
     np.testing.assert_allclose(reference, plain(parameters, x), atol=1e-3)  # it is float16
     for images in (x, new):
         vectors = described(parameters, images)
-        loop = oracle(reference, plain(parameters, images), rounds)
+        loop = augmented(reference, plain(parameters, images), rounds)
         np.testing.assert_allclose(vectors, loop, atol=2e-3)
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     assert np.abs(described(parameters, x) - reference).max() > 0.05
@@ -69,7 +36,7 @@ def test_projection_is_that_without_augmentation() -> None:
     x, new = features(), features(9, seed=1)
     vectors = plain(fitted(x, dimension=4, augment=1), new)
     np.testing.assert_array_equal(vectors, described(fitted(x, dimension=4), new))
-    np.testing.assert_allclose(np.abs(vectors), np.abs(expected(x, new, 4)), atol=1e-5)
+    np.testing.assert_allclose(np.abs(vectors), np.abs(projections(x, new, 4)), atol=1e-5)
 
 
 def test_vector_depends_on_image_and_bundle_alone() -> None:
@@ -128,7 +95,7 @@ def test_reference_is_bounded_and_float16() -> None:
     vectors = described(parameters, x)
     reference = parameters.tensors["reference.0"].astype(np.float64)
     np.testing.assert_allclose(reference, plain(parameters, x[:16]), atol=1e-3)
-    loop = oracle(reference, plain(parameters, x), 2)
+    loop = augmented(reference, plain(parameters, x), 2)
     np.testing.assert_allclose(vectors, loop, atol=2e-3)
 
 

@@ -9,6 +9,7 @@ from sklearn.decomposition import PCA
 
 from segrec_batch.common.errors import InputError
 from segrec_batch.descriptors import ImageBatch, Parameters, pca
+from segrec_batch.descriptors.operators import projection
 from segrec_batch.pipeline import moments
 from tests.support.builders import quick
 from tests.support.described import Learned
@@ -62,7 +63,7 @@ def test_components_are_singular_vectors() -> None:
     np.testing.assert_allclose(np.abs((components * rows).sum(axis=1)), 1, atol=1e-5)
     largest = np.abs(components).argmax(axis=1)
     assert (components[np.arange(12), largest] > 0).all()
-    _, variances = pca.principal_components(Learned(x).compute_moments())
+    _, variances = projection.principal_components(Learned(x).compute_moments())
     np.testing.assert_allclose(variances, singular**2, rtol=1e-9)
 
 

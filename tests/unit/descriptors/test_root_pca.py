@@ -2,48 +2,15 @@
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 
 from segrec_batch import descriptors
 from segrec_batch.common.errors import InputError, ModelError
-from segrec_batch.descriptors import ImageBatch, Parameters
 from segrec_batch.model.names import is_descriptor_id, is_descriptor_name
 from segrec_batch.model.spec import DescriptorSpec
 from segrec_batch.search.filters import Method
 from segrec_batch.search.similarity import METRICS
 from tests.support.described import Learned
-
-Features = NDArray[np.float32]
-ROOT_PCA = descriptors.module("root-pca")
-
-
-def features(n: int = 60, channels: int = 12, seed: int = 0, low: float = 0) -> Features:
-    """Return clustered features; below `low` they are `low`."""
-    rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(99).gamma(1, 2, (5, channels))
-    x = centres[rng.integers(5, size=n)] + rng.normal(0, 0.5, (n, channels))
-    return np.maximum(x, low).astype(np.float32)
-
-
-def fitted(x: Features, **arguments: object) -> Parameters:
-    parameters: Parameters = ROOT_PCA.fit({k: str(v) for k, v in arguments.items()}, Learned(x))
-    return parameters
-
-
-def described(parameters: Parameters, x: Features) -> Features:
-    nothing = np.zeros((len(x), 0, 0), np.uint8)
-    regions = np.zeros((len(x), 4, 0), np.float32)
-    batch = ImageBatch(nothing, nothing, x, regions, np.zeros((len(x), 4), np.int64))
-    vectors: Features = ROOT_PCA.Descriptor(parameters, 4, "cpu")(batch).vectors
-    return vectors
-
-
-def expected(x: Features, new: Features, dimension: int) -> NDArray[np.float64]:
-    """Return the projections of the roots of `new` at unit length, up to signs of columns."""
-    roots = [np.where(y >= 0, 1, -1) * np.abs(y.astype(np.float64)) ** 0.5 for y in (x, new)]
-    z = PCA(dimension, svd_solver="full").fit(roots[0]).transform(roots[1])
-    return z / np.sqrt((z**2).sum(axis=1, keepdims=True))
+from tests.support.rooted import ROOT_PCA, described, features, fitted, projections
 
 
 @pytest.mark.parametrize("low", [0, -9])
@@ -53,7 +20,7 @@ def test_vectors_equal_scikit_learn(dimension: int, low: float) -> None:
     assert (new < 0).any() == (low < 0)
     vectors = described(fitted(x, dimension=dimension), new)
     assert (vectors.shape, vectors.dtype) == ((9, dimension), np.float32)
-    projected = expected(x, new, dimension)
+    projected = projections(x, new, dimension)
     np.testing.assert_allclose(np.abs(vectors), np.abs(projected), atol=1e-5)
     np.testing.assert_allclose(vectors @ vectors.T, projected @ projected.T, atol=1e-5)
 
