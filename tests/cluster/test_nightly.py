@@ -277,7 +277,7 @@ def test_stopped_night_and_night_with_drift(
 def test_failing_job_ends_the_night(place: Place, tmp_path: Path) -> None:
     code, log = place.run(tmp_path, SEGREC_NAME="bad", SEGREC_MODEL="/nowhere")
     assert code == 1, log
-    assert "make a model with segrec train" in log
+    assert "train a model with segrec train" in log
     assert log.endswith("nightly: error: the index job did not succeed\n")
     assert place.jobs("bad") == {"index": "FAILED"}
 

@@ -65,11 +65,12 @@ def test_vectors_are_those_of_the_bundle_whatever_changes(
     tensors = model.descriptors["root-pca"]
     features, vectors = rows(place, "feature", "images"), rows(place, "vector", "descriptors")
     assert vectors.keys() == features.keys() == {path.name for path in folder.iterdir()}
-    roots = np.sqrt(np.stack(list(features.values())).astype(np.float64))
+    names = sorted(features)
+    roots = np.sqrt(np.stack([features[name] for name in names]).astype(np.float64))
     plain = (roots - tensors["mean"]) @ tensors["components"].T.astype(np.float64)
     plain /= np.linalg.norm(plain, axis=1, keepdims=True)
     reference_vectors = augmented(tensors["reference.0"].astype(np.float64), plain, 2)
-    np.testing.assert_allclose(np.stack(list(vectors.values())), reference_vectors, atol=4e-3)
+    np.testing.assert_allclose([vectors[name] for name in names], reference_vectors, atol=4e-3)
 
     fresh = str(tmp_path / "fresh")
     index_images(Request(str(folder)), bundle, fresh, CPU)

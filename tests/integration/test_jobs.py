@@ -102,7 +102,7 @@ def test_index_needs_a_model(
 ) -> None:
     given = {"--images": scenes / "images", "--model": tmp_path, "--index": tmp_path / "index"}
     assert exit_code("jobs/index.py", *(str(x) for pair in given.items() for x in pair)) == 1
-    assert "make a model with segrec train" in capsys.readouterr().err
+    assert "train a model with segrec train" in capsys.readouterr().err
 
 
 def test_class_without_pixels_is_an_error(

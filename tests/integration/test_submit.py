@@ -95,7 +95,7 @@ def test_job_error_fails_the_submission(head: Head, bundle: str, tmp_path: Path)
     given = arguments(images, "/nowhere", tmp_path / "index")
     failed = head.ray("job", "submit", "--", "python", INDEX, *given)
     assert failed.returncode == 1
-    assert re.search(r"^error: .*/nowhere.*make a model with segrec train", failed.stdout, re.M)
+    assert re.search(r"^error: .*/nowhere.*train a model with segrec train", failed.stdout, re.M)
     assert "Traceback" not in failed.stdout
     assert not exists(str(tmp_path / "index"))
 

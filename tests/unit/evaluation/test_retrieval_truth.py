@@ -223,5 +223,5 @@ def test_masks_report_values_without_a_class(
 
 def test_masks_refuse_a_mask_of_colours(masks: Masks) -> None:
     write_png(Path(masks.masks) / "p0.png", np.ones((4, 4, 3), np.uint8))
-    with pytest.raises(InputError, match=r"p0\.png: a mask of 3 channels .* one value a pixel"):
+    with pytest.raises(InputError, match=r"p0\.png: a mask of 3 channels .* one value per pixel"):
         masks.read(images(LABELLED))

@@ -59,14 +59,14 @@ def test_load_classes_rejects_unusable_file(text: str, tmp_path: Path) -> None:
         ('{"ignore": [8], "ignore": [2], "car": [9]}', "'ignore' occurs 2 times"),
         ('{"car": [8, 3, 8]}', "mask value 8 is listed 2 times under 'car'"),
         ('{"car": [8], "tree": [8]}', "mask value 8 is listed under 'car' and 'tree'; remove"),
-        ('{"car": [8], "ignore": [8]}', "under 'car' and under 'ignore'"),
-        ('{"car": [true]}', "'car' has True, which is no mask value: write whole numbers from 0"),
-        ('{"car": [65535]}', "'car' has 65535, which is no mask value"),
+        ('{"car": [8], "ignore": [8]}', "under 'car' and 'ignore'"),
+        ('{"car": [true]}', "'car' has True, which is not a mask value: write whole numbers from 0"),
+        ('{"car": [65535]}', "'car' has 65535, which is not a mask value"),
         ('{"car": "8"}', r"'car' needs a list of mask values, such as \[8\]"),
         ('{"car": {"car": 1, "car": 2}}', "'car' needs a list"),
         ('{"a\\u001b[2J": "8"}', r"'a\\x1b\[2J' needs a list"),
         ("[" * 100_000, "not a readable JSON file: it is nested too deeply"),
-        ('{"car": ' + "[" * 300 + "]" * 300 + "}", "'car' has .{1,60}, which is no mask value"),
+        ('{"car": ' + "[" * 300 + "]" * 300 + "}", "'car' has .{1,60}, which is not a mask value"),
         ('{"car": [' + "9" * 5000 + "]}", "not a readable JSON file"),
     ],
     ids=range(13),
@@ -191,7 +191,7 @@ def test_load_mask_rejects_values_over_15_bits(value: int, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("shape", [(8, 6), (6, 9), (6, 8, 3), (6, 8, 2), (3, 4)])
 def test_load_rejects_mask_of_other_shape(shape: tuple[int, ...], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"m/a\.png.* one value a pixel"):
+    with pytest.raises(InputError, match=r"m/a\.png.* one value per pixel"):
         _labelled(tmp_path, np.zeros(shape, np.uint8)).load(CLASSES)
 
 
