@@ -22,7 +22,7 @@ from segrec_batch.images.signatures import find_format
 FORMATS = ("BMP", "PNG", "TIFF")
 """Formats of masks: they store an image of one channel without loss."""
 
-ADVICE = "save masks as PNG, 8-bit grey or palette, one value a pixel"
+ADVICE = "save masks as PNG, 8-bit grey or palette, one value per pixel"
 
 # other formats are opened to name them in the error; none starts a program
 _OPENED_FORMATS = (*FORMATS, "GIF", "JPEG", "WEBP")
