@@ -59,7 +59,7 @@ DEFAULTS: TrainingParameters = {
     "backbone": "vgg16",
     "backbone_weights": "imagenet",
     "layers": (),
-    "c": (0.03, 0.1, 0.3),
+    "c": (0.03, 0.1, 1.0),
     "input_size": 624,
     "positions": 1000,
     "augment": (),

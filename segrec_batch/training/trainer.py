@@ -42,7 +42,7 @@ class Settings:
     """Parameters of training; cross-validation selects the best of several `layers` or `c`."""
 
     layers: tuple[str, ...] = (DEFAULT_BACKBONE.default_layers,)
-    c: tuple[float, ...] = (0.03, 0.1, 0.3)
+    c: tuple[float, ...] = (0.03, 0.1, 1.0)
     shapes: tuple[Shape, ...] = shapes_of_size(DEFAULT_SIZE, DEFAULT_BACKBONE.stride)
     minmax: bool = True
     sampling: Sampling = field(default_factory=Sampling)

@@ -106,12 +106,13 @@ class ClassicalSettings:
     """Parameters of the four methods and the maximum number of positions each learns from.
 
     Attributes:
-        c: regularisation of the SVM and the logistic regression, see `fit_svm`.
+        c: regularisation of the SVM and the logistic regression, see `fit_svm`; scikit-learn's
+            default.
         leaf: minimum number of positions in a leaf of a tree.
         neighbours: k of k-NN.
     """
 
-    c: float = 0.1
+    c: float = 1.0
     linear_positions: int = 120_000
     trees: int = 100
     leaf: int = 5

@@ -199,7 +199,7 @@ def test_columns_of_another_kind_are_refused(
 def test_a_bundle_of_other_classes_does_not_open(index: str) -> None:
     path = Path(store.open_snapshot(index).model_uri, "model.json")
     path.write_text(path.read_text().replace('"person"', '"tree"'))
-    with pytest.raises(IndexStateError, match="its model of 'car, tree'"):
+    with pytest.raises(IndexStateError, match="its model 'car, tree'"):
         store.open_snapshot(index)
 
 
