@@ -122,17 +122,25 @@ def _ratio(a: Doubles, b: Doubles) -> Doubles:
 def _preconditioner(x: Floats) -> Preconditioner:
     """Return a function of r (D, M) and a (M,) that solves (I + a XᵀX) s = r approximately.
 
-    XᵀX is estimated from a sample of rows.
+    XᵀX is estimated from a sample of rows; fewer rows than columns span a part of the space.
     """
     n, width = x.shape
     count = min(n, _SAMPLE * width)
     rows = x[np.sort(np.random.default_rng(0).choice(n, count, replace=False))]
-    values, vectors = eigh(rows.T @ rows * np.float32(n / count), overwrite_a=True)
+    rows *= np.float32(np.sqrt(n / count))
+    if count < width:
+        values, left = eigh(rows @ rows.T, overwrite_a=True)
+        inside = values > np.finfo(np.float32).eps * count * max(values[-1], 0)
+        values = values[inside]
+        vectors = rows.T @ (left[:, inside] / np.sqrt(values))
+    else:
+        values, vectors = eigh(rows.T @ rows, overwrite_a=True)
     spread = np.maximum(values, 0).astype(np.float64)[:, None]
 
     def solve(residual: Doubles, curvature: Doubles) -> Doubles:
         turned = vectors.T @ residual.astype(np.float32)
-        return np.asarray(vectors @ (turned / (1 + spread * curvature)).astype(np.float32), float)
+        solved = np.asarray(vectors @ (turned / (1 + spread * curvature)).astype(np.float32), float)
+        return solved if count >= width else solved + residual - vectors @ turned
 
     return solve
 

@@ -102,6 +102,15 @@ def test_labels_and_decision_values_are_those_of_liblinear(loss: str) -> None:
     np.testing.assert_allclose(decision, expected, atol=0.03 * expected.std())
 
 
+@pytest.mark.parametrize("loss", ["squared_hinge", "log_loss"])
+def test_fewer_rows_than_columns(loss: str) -> None:
+    features, targets = _draw(80, 300, 3, 0.5, 4)
+    svm = fit_svm(features, targets, 1.0, loss)
+    ours = _objectives(svm, features, targets, 1.0, loss)
+    best = _objectives(_liblinear(features, targets, 1.0, loss), features, targets, 1.0, loss)
+    np.testing.assert_allclose(ours, best, rtol=0.01)
+
+
 def test_the_same_data_gives_the_same_bits() -> None:
     features, targets = _draw(900, 40, 3, 0.5, 2)
     first, second = (fit_svm(features, targets, 1.0) for _ in range(2))
