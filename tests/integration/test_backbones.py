@@ -21,17 +21,20 @@ from tests.support.commands import ROOT, exit_code
 IMAGENET = ROOT.parent / "shared" / "data" / "vgg16_imagenet_fp16.pth"
 SIZE = 96  # of the scenes and of the model's input, so that no image is resized
 LENGTHS = {"vgg16": 512, "vgg19": 512, "resnet18": 512, "resnet50": 2048, "convnext_tiny": 768}
-CASES = [(name, "random:0") for name in BACKBONES]
-CASES += [
+CASES = [  # VGG-16 with random weights: see the other tests
+    ("resnet18", "random:0"),
+    *(pytest.param(n, "random:0", marks=pytest.mark.slow) for n in ("vgg19", "resnet50")),
+    pytest.param("convnext_tiny", "random:0", marks=pytest.mark.slow),
     pytest.param(
         "vgg16",
         str(IMAGENET),
         marks=[
             pytest.mark.data,
+            pytest.mark.slow,
             pytest.mark.skipif(not IMAGENET.exists(), reason="the reference data is not here"),
         ],
         id="vgg16-ImageNet",
-    )
+    ),
 ]
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -82,6 +85,10 @@ def sign_words(model: Model, feature: np.ndarray) -> list[int]:
     turned = (centred / np.linalg.norm(centred) - model.sign_centre) @ model.sign_rotation
     bits = np.pad(turned > 0, (0, -len(turned) % 64)).reshape(-1, 64)
     return [sum(1 << int(i) for i in np.flatnonzero(word)) for word in bits]
+
+
+def test_every_backbone_has_a_case() -> None:
+    assert {getattr(case, "values", case)[0] for case in CASES} == set(BACKBONES)
 
 
 @pytest.mark.parametrize(("name", "weights"), CASES)
