@@ -23,7 +23,7 @@ demo: .venv/ready
 	$(BIN)/segrec scenes --output $(DEMO)/scenes --count $(SCENES)
 	$(BIN)/segrec train --images $(DEMO)/scenes/images --masks $(DEMO)/scenes/masks \
 	    --classes $(DEMO)/scenes/classes.json --output $(DEMO)/model \
-	    --backbone-weights "$$(cat $(DEMO)/weights)" --input-size 224 --positions 400 --C 1
+	    --backbone-weights "$$(cat $(DEMO)/weights)" --input-size 224 --positions 400 --C 0.1
 	$(BIN)/segrec index --images $(DEMO)/scenes/images --model $(DEMO)/model \
 	    --index $(DEMO)/index
 	@echo; echo "How much of each class is there, over the images that have any?"
