@@ -43,6 +43,7 @@ class Run:
     folder: Path
     index: Path
     images: int
+    seconds: float = SECONDS
     process: subprocess.Popen[bytes] = field(init=False)
 
     def start(self, address: str, *options: object) -> "Run":
@@ -52,7 +53,7 @@ class Run:
             "--index", self.index, "--batch-size", BATCH, "--limit", self.images, *options,
         ]  # fmt: skip
         environment = {
-            **os.environ, "RAY_ADDRESS": address, "SEGREC_SLEEP": str(SECONDS),
+            **os.environ, "RAY_ADDRESS": address, "SEGREC_SLEEP": str(self.seconds),
             "SEGREC_NOTES": f"{self.index}.notes",
         }  # fmt: skip
         with Path(f"{self.index}.log").open("w") as log:
@@ -147,7 +148,8 @@ def test_throughput_grows_with_nodes(cluster: Cluster, folder: Path, tmp_path: P
 def test_gpu_actors_and_late_nodes(cluster: Cluster, folder: Path, tmp_path: Path) -> None:
     plain = cluster.add_node(num_cpus=2).node_id
     first = cluster.add_node(num_cpus=2, num_gpus=1).node_id
-    run = Run(folder, tmp_path / "index", IMAGES).start(cluster.address, "--gpus", 2)
+    run = Run(folder, tmp_path / "index", IMAGES, seconds=3 * SECONDS)  # a node takes 20 s to join
+    run.start(cluster.address, "--gpus", 2)
     run.wait_for(lambda: run.notes("segment"))
     late = cluster.add_node(num_cpus=2, num_gpus=1).node_id
     run.end()
