@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from segrec_batch.api.reports import check_place, choose_groups, write_report
 from segrec_batch.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,23 +37,10 @@ def evaluate_categories(
     """
     from segrec_batch.evaluation.categories.report import categories_report
     from segrec_batch.evaluation.categories.study import Settings
-    from segrec_batch.evaluation.report import check_report_place
-    from segrec_batch.evaluation.retrieval.masks import Masks
-    from segrec_batch.evaluation.retrieval.truth import Folders
 
-    if report is not None:
-        check_report_place(report)
+    check_place(report)
     if not 0 < test_share < 1:
         raise InputError(f"the test share is {test_share:g}; give one above 0 and below 1")
-    if labels == "folder":
-        truth: Folders | Masks = Folders()
-    elif labels != "masks":
-        raise InputError(f"labels {labels!r}: give folder or masks")
-    elif masks and classes:
-        truth = Masks(masks, classes, window)
-    else:
-        raise InputError("labels masks need masks and classes")
+    truth = choose_groups(labels, masks, classes, window)
     result = categories_report(Settings(index, truth, version, test_share, seed=seed))
-    if report is not None:
-        result.write(report)
-    return result
+    return write_report(result, report)

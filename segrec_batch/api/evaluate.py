@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Unpack
 
+from segrec_batch.api.reports import check_place, choose_groups, write_report
 from segrec_batch.api.train import (
     TrainingParameters,
     check_layers,
@@ -63,7 +64,7 @@ def evaluate_segmentation(
     from segrec_batch.training.rivals.mask_rcnn import MaskRcnnSettings
     from segrec_batch.training.rivals.unet import UNetSettings
 
-    _check(report)
+    check_place(report)
     options = complete(training)
     if model:
         options["backbone"] = read_spec(model)[0].backbone
@@ -91,7 +92,7 @@ def evaluate_segmentation(
         engine=engine,
         seed=options["seed"],
     )
-    return _write(segmentation_report(settings, others.rivals()), report)
+    return write_report(segmentation_report(settings, others.rivals()), report)
 
 
 def evaluate_retrieval(
@@ -134,7 +135,7 @@ def evaluate_retrieval(
     from segrec_batch.evaluation.retrieval.report import retrieval_report
     from segrec_batch.evaluation.retrieval.run import RetrievalOptions
 
-    _check(report)
+    check_place(report)
     settings = RetrievalOptions(
         index=index,
         truth=_truth(labels, pairs, masks, classes, window),
@@ -147,7 +148,7 @@ def evaluate_retrieval(
         feedback_rounds=feedback_rounds,
         images_roots=tuple(images_roots),
     )
-    return _write(retrieval_report(settings), report)
+    return write_report(retrieval_report(settings), report)
 
 
 def _truth(
@@ -157,20 +158,13 @@ def _truth(
     classes: str | None,
     window: tuple[float, float],
 ) -> "Folders | Pairs | Masks":
-    from segrec_batch.evaluation.retrieval.masks import Masks
-    from segrec_batch.evaluation.retrieval.truth import Folders, Pairs
+    from segrec_batch.evaluation.retrieval.truth import Pairs
 
-    if labels == "folder":
-        return Folders()
-    if labels == "csv":
-        if not pairs:
-            raise InputError("labels csv need pairs")
-        return Pairs(pairs)
-    if labels != "masks":
-        raise InputError(f"labels {labels!r}: give folder, csv or masks")
-    if not (masks and classes):
-        raise InputError("labels masks need masks and classes")
-    return Masks(masks, classes, window)
+    if labels != "csv":
+        return choose_groups(labels, masks, classes, window, "folder, csv or masks")
+    if not pairs:
+        raise InputError("labels csv need pairs")
+    return Pairs(pairs)
 
 
 def evaluate_drift(
@@ -202,10 +196,10 @@ def evaluate_drift(
     from segrec_batch.evaluation.drift.comparison import Limits, Settings
     from segrec_batch.evaluation.drift.report import drift_report
 
-    _check(report)
+    check_place(report)
     limits = Limits.parse(fail_over) if fail_over else None
     settings = Settings(index, before, after, golden, golden_size, k, limits, seed)
-    return _write(drift_report(settings), report)
+    return write_report(drift_report(settings), report)
 
 
 def check_drift(report: "Report", fail_over: str) -> None:
@@ -244,24 +238,11 @@ def compare_reports(
         evaluate as evaluate_segmentation_counts,
     )
 
-    _check(report)
+    check_place(report)
     evaluators = {
         "segmentation": evaluate_segmentation_counts,
         "retrieval": evaluate_retrieval_counts,
         "categories": evaluate_category_counts,
         "drift": evaluate_drift_counts,
     }
-    return _write(compare_report(Settings(reports, names, method, seed), evaluators), report)
-
-
-def _check(folder: str | None) -> None:
-    from segrec_batch.evaluation.report import check_report_place
-
-    if folder is not None:
-        check_report_place(folder)
-
-
-def _write(report: "Report", folder: str | None) -> "Report":
-    if folder is not None:
-        report.write(folder)
-    return report
+    return write_report(compare_report(Settings(reports, names, method, seed), evaluators), report)

@@ -4,7 +4,13 @@ import argparse
 from typing import TYPE_CHECKING
 
 from segrec_batch.api.categories import evaluate_categories
-from segrec_batch.cli.options import add_index, add_version, defaults, usage_error
+from segrec_batch.cli.options import (
+    add_dominant_class,
+    add_index,
+    add_version,
+    check_dominant_class,
+    defaults,
+)
 
 if TYPE_CHECKING:
     from segrec_batch.evaluation.report import Report
@@ -26,36 +32,27 @@ def add(parser: argparse.ArgumentParser) -> None:
     storage = parser.add_argument_group("storage")
     add_index(storage, "an index, or a query cache")
     add_version(storage)
-    argument = parser.add_argument_group("categories").add_argument
-    argument(
+    group = parser.add_argument_group("categories")
+    add = group.add_argument
+    add(
         "--labels",
         required=True,
         choices=("folder", "masks"),
         help="the category is the name of the folder, or the dominant class by label masks",
     )
-    argument("--masks", metavar="URI", help="with masks: folder of masks named like the images")
-    argument("--classes", metavar="JSON", help="with masks: class names and their mask values")
-    argument(
-        "--window",
-        nargs=2,
-        type=float,
-        default=default["window"],
-        metavar=("LOW", "HIGH"),
-        help="with masks: share that the dominant class has to fill (default: 0.29 0.96)",
-    )
-    argument(
+    add_dominant_class(group, default["window"])
+    add(
         "--test-share",
         type=float,
         default=default["test_share"],
         metavar="SHARE",
         help="share of the images of each category to test on (default: %(default)s)",
     )
-    argument("--seed", type=int, default=0, help="of the split and the bootstrap (default: 0)")
+    add("--seed", type=int, default=0, help="of the split and the bootstrap (default: 0)")
 
 
 def run(a: argparse.Namespace) -> "Report":
     """Return the report that the arguments name."""
-    if a.labels == "masks" and not (a.masks and a.classes):
-        usage_error(a, "--labels masks needs --masks and --classes")
+    check_dominant_class(a)
     options = {name: vars(a)[name] for name in defaults(evaluate_categories)}
     return evaluate_categories(a.index, a.labels, **options)

@@ -9,10 +9,12 @@ from segrec_batch.api import evaluate as api
 from segrec_batch.cli import categories
 from segrec_batch.cli.options import (
     HelpFormatter,
+    add_dominant_class,
     add_images_roots,
     add_index,
     add_labelled_images,
     add_version,
+    check_dominant_class,
     defaults,
     describe,
     names,
@@ -171,7 +173,8 @@ def _add_retrieval(parser: argparse.ArgumentParser) -> None:
     add_index(storage, "an index, or a query cache")
     add_version(storage)
     add_images_roots(storage, "show images")
-    add = parser.add_argument_group("relevant images").add_argument
+    relevance = parser.add_argument_group("relevant images")
+    add = relevance.add_argument
     add(
         "--labels",
         required=True,
@@ -180,16 +183,7 @@ def _add_retrieval(parser: argparse.ArgumentParser) -> None:
         "dominant class, by label masks",
     )
     add("--pairs", metavar="CSV", help="with csv: columns query,relevant[,class]")
-    add("--masks", metavar="URI", help="with masks: folder of masks named like the images")
-    add("--classes", metavar="JSON", help="with masks: class names and their mask values")
-    add(
-        "--window",
-        nargs=2,
-        type=float,
-        default=default["window"],
-        metavar=("LOW", "HIGH"),
-        help="with masks: share that the dominant class has to fill (default: 0.29 0.96)",
-    )
+    add_dominant_class(relevance, default["window"])
     add = parser.add_argument_group("methods and filters").add_argument
     add(
         "--methods",
@@ -236,8 +230,7 @@ def _add_retrieval(parser: argparse.ArgumentParser) -> None:
 def _retrieval(a: argparse.Namespace) -> "Report":
     if a.labels == "csv" and not a.pairs:
         usage_error(a, "--labels csv needs --pairs")
-    if a.labels == "masks" and not (a.masks and a.classes):
-        usage_error(a, "--labels masks needs --masks and --classes")
+    check_dominant_class(a)
     options = {name: vars(a)[name] for name in defaults(api.evaluate_retrieval)}
     return api.evaluate_retrieval(a.index, a.labels, **options)
 

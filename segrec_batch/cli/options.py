@@ -85,6 +85,27 @@ def add_labelled_images(group: Group) -> None:
     add("--classes", required=True, metavar="JSON", help="class names and their mask values")
 
 
+def add_dominant_class(group: Group, window: tuple[float, float]) -> None:
+    """Add --masks, --classes and --window, for `--labels masks`."""
+    add = group.add_argument
+    add("--masks", metavar="URI", help="with masks: folder of masks named like the images")
+    add("--classes", metavar="JSON", help="with masks: class names and their mask values")
+    add(
+        "--window",
+        nargs=2,
+        type=float,
+        default=window,
+        metavar=("LOW", "HIGH"),
+        help="with masks: share that the dominant class has to fill (default: 0.29 0.96)",
+    )
+
+
+def check_dominant_class(a: argparse.Namespace) -> None:
+    """End the command unless `--labels masks` has the options that it needs."""
+    if a.labels == "masks" and not (a.masks and a.classes):
+        usage_error(a, "--labels masks needs --masks and --classes")
+
+
 def add_images_roots(group: Group, purpose: str) -> None:
     """Add --images-root; its help begins with `purpose`, such as "show images"."""
     group.add_argument(

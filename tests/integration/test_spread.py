@@ -162,7 +162,7 @@ def test_gpu_actors_and_late_nodes(cluster: Cluster, folder: Path, tmp_path: Pat
 
 
 def address_of_this_machine() -> str:
-    """What Ray makes of 127.0.0.1 in an address; a process with a private Ray has its address."""
+    """Return the address that Ray puts in place of 127.0.0.1 where no private Ray runs."""
     command = [sys.executable, "-c", "import ray; print(ray.util.get_node_ip_address())"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 

@@ -36,7 +36,7 @@ COUNTS = pa.schema([
 
 @dataclass(frozen=True)
 class Settings:
-    """What to classify, and how.
+    """Data and parameters of a study of categories.
 
     Attributes:
         index: URI of an index or a query cache.

@@ -30,7 +30,7 @@ _CLOSED_SETTINGS: Settings = {
 
 
 class Access(Enum):
-    """What SQL may do on a connection besides reading the rows.
+    """Rights of SQL on a connection beyond reading its rows.
 
     OPEN: everything that DuckDB can do. LOCKED: SQL opens no other file, changes no setting, and
     spills to a private folder. SEALED: SQL opens no local file at all; DuckDB reads local rows

@@ -414,7 +414,7 @@ def _model(name: str) -> Model:
 
 @pytest.mark.parametrize("name", ALL)
 def test_segmenters_of_a_device_agree(name: str, device: str) -> None:
-    """In bfloat16 and in float32, on each device, as on the CPU in float32."""
+    """Each device and precision gives the results of float32 on the CPU."""
     model, spec, pixels = _model(name), BACKBONES[name], smooth_batch(2, 96, 128)
     expected = load_segmenter(model, EngineChoice("torch", "float32"))(pixels, [(90, 120)] * 2)
     grid = (96 // spec.stride, 128 // spec.stride)

@@ -354,16 +354,16 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "exclude_self": st.booleans(),
     "distinct_content": st.booleans(),
 }
+QUERIES: dict[str, st.SearchStrategy[Any]] = {
+    "query": st.sampled_from(sorted(IMAGES)),
+    "by_vector": st.booleans(),
+    "low": st.floats(0, 0.6),
+    "width": st.floats(0, 1),
+}
 
 
 @settings(deadline=None, max_examples=100)
-@given(
-    query=st.sampled_from(sorted(IMAGES)),
-    by_vector=st.booleans(),
-    low=st.floats(0, 0.6),
-    width=st.floats(0, 1),
-    options=st.builds(Options, **OPTIONS),
-)
+@given(**QUERIES, options=st.builds(Options, **OPTIONS))
 def test_recommend_equals_brute_force(
     macros: duckdb.DuckDBPyConnection,
     query: str,
@@ -376,13 +376,7 @@ def test_recommend_equals_brute_force(
 
 
 @settings(deadline=None, max_examples=30)
-@given(
-    query=st.sampled_from(sorted(IMAGES)),
-    by_vector=st.booleans(),
-    low=st.floats(0, 0.6),
-    width=st.floats(0, 1),
-    options=st.builds(Options, expand=st.integers(1, 30), **OPTIONS),
-)
+@given(**QUERIES, options=st.builds(Options, expand=st.integers(1, 30), **OPTIONS))
 def test_expanded_recommend_equals_brute_force(
     macros: duckdb.DuckDBPyConnection,
     query: str,
