@@ -23,7 +23,7 @@ from segrec_batch.descriptors import (
     parse_integers,
 )
 from segrec_batch.descriptors.operators import codebook, keypoints
-from segrec_batch.descriptors.operators.projection import principal_components
+from segrec_batch.descriptors.operators.projection import Projection, principal_components
 
 _LOCAL = 50_000  # maximum number of local descriptors for the mixture
 
@@ -73,8 +73,7 @@ class Descriptor:
     def __init__(self, parameters: Parameters, classes: int, device: str) -> None:
         from segrec_batch.training.mixtures import restore_mixture  # scikit-learn
 
-        self._mean = parameters.tensors["mean"]
-        self._components = parameters.tensors["components"]
+        self._project = Projection(parameters.tensors)
         self._mixture = restore_mixture(parameters.tensors)
         self._extract = keypoints.sift(parameters.settings["keypoints"])
         words, dimension = parameters.tensors["means"].shape
@@ -91,5 +90,4 @@ class Descriptor:
         if not len(vectors):
             return np.zeros(self.length)
         encode: Any = fisher_vector  # scikit-image has no types
-        projected = (vectors - self._mean) @ self._components.T
-        return np.asarray(encode(projected, self._mixture, improved=True, alpha=0.5))
+        return np.asarray(encode(self._project(vectors), self._mixture, improved=True, alpha=0.5))

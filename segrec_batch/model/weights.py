@@ -17,6 +17,9 @@ from segrec_batch.model.backbones import DEFAULT_BACKBONE, BackboneSpec
 from segrec_batch.model.bundle import Array, fingerprint
 from segrec_batch.sources import storage
 
+BATCH_COUNT = ".num_batches_tracked"
+"""End of the names of the counters in normalisation layers; only training uses them."""
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -190,9 +193,6 @@ def _mismatches(state: Mapping[str, Tensor], backbone: BackboneSpec, prefix: str
         elif value.shape != shape:
             yield f"{prefix}{name} has shape {tuple(value.shape)}, not {shape}"
     for key in map(str, state):
-        is_used = key.removeprefix(prefix) in backbone.tensors or key.endswith(_BATCH_COUNT)
+        is_used = key.removeprefix(prefix) in backbone.tensors or key.endswith(BATCH_COUNT)
         if key.startswith(prefix) and not is_used and not key.startswith(f"{backbone.classifier}."):
             yield f"the network has no {key}"
-
-
-_BATCH_COUNT = ".num_batches_tracked"  # of a normalisation layer; only training uses it

@@ -93,7 +93,7 @@ def _solve(
     x: Floats,
     curvature: Floats,
     target: Doubles,
-    precondition: Callable[[Doubles, Doubles], Doubles],
+    precondition: Preconditioner,
 ) -> Doubles:
     """Solve (I + Xᵀ diag(curvature) X) s = target for each column by conjugate gradients."""
     mean = curvature.mean(axis=0, dtype=np.float64)

@@ -46,11 +46,16 @@ def vocabulary(vectors: Vectors, words: int, seed: int = 0) -> Vectors:
 
 
 def nearest(vectors: Vectors, words: Vectors) -> NDArray[np.int64]:
-    """Return the nearest of the words (K, dim) to each vector (n, dim) by Euclidean distance."""
+    """Return the nearest of the words (K, dim) to each vector (m, dim): (m,)."""
+    return nearest_words(vectors, words, 1)[:, 0]
+
+
+def nearest_words(vectors: Vectors, words: Vectors, n: int) -> NDArray[np.int64]:
+    """Return the n nearest of the words (K, dim) to each vector (m, dim) by L2: (m, n)."""
     if not len(vectors):
-        return np.zeros(0, np.int64)
-    _, indices = cv2.batchDistance(vectors, words, cv2.CV_32F, normType=cv2.NORM_L2SQR, K=1)
-    return np.asarray(indices[:, 0], np.int64)
+        return np.zeros((0, n), np.int64)
+    _, indices = cv2.batchDistance(vectors, words, cv2.CV_32F, normType=cv2.NORM_L2SQR, K=n)
+    return np.asarray(indices, np.int64)
 
 
 def bovw(vectors: Vectors, words: Vectors) -> Vectors:

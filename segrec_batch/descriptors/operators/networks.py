@@ -20,11 +20,10 @@ from segrec_batch.model.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from segrec_batch.model.device import full_float32
 from segrec_batch.model.head import resize
 from segrec_batch.model.torch_engine import as_tensors
-from segrec_batch.model.weights import download, read_state, seed_generator
+from segrec_batch.model.weights import BATCH_COUNT, download, read_state, seed_generator
 from segrec_batch.sources import storage
 
 SIDE = 224
-_COUNTER = ".num_batches_tracked"  # of batch normalisation; not used in inference
 _CONVOLUTIONS = "features."  # prefixes in state dicts of AlexNet and VGG-16
 _CLASSIFIER = "classifier."
 
@@ -119,7 +118,7 @@ def _select_parameters(
     has_classifier = any(name.startswith(_CLASSIFIER) for name in state)
     parameters = {}
     for name, parameter in _build_empty(architecture).state_dict().items():
-        if name.endswith(_COUNTER):
+        if name.endswith(BATCH_COUNT):
             continue
         value = state.get(name)
         if name.startswith(_CLASSIFIER) and not has_classifier:

@@ -7,11 +7,10 @@ and its closest spatial neighbours.
 
 from math import comb
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from segrec_batch.descriptors.operators.codebook import Vectors, nearest, unit
+from segrec_batch.descriptors.operators.codebook import Vectors, nearest, nearest_words, unit
 from segrec_batch.descriptors.operators.keypoints import Local
 
 Ints = NDArray[np.int64]
@@ -25,10 +24,7 @@ def n_bovw(vectors: Vectors, words: Vectors, n: int) -> Vectors:
 
     Source: Ouni, Urruty, Visani 2018, without its compression of phrases.
     """
-    indices = np.zeros((0, n), np.int64)
-    if len(vectors):
-        _, best = cv2.batchDistance(vectors, words, cv2.CV_32F, normType=cv2.NORM_L2SQR, K=n)
-        indices = np.asarray(best, np.int64)
+    indices = nearest_words(vectors, words, n)
     return unit(np.bincount(indices.ravel(), minlength=len(words)))
 
 

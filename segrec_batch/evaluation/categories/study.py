@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from segrec_batch.common.errors import InputError
@@ -186,7 +187,6 @@ def confusion(counts: pa.Table, method: str) -> NDArray[np.int64]:
     """Return test images (K, K) by category (row) and prediction (column) of a method."""
     k = len(category_names(counts))
     matrix = np.zeros((k, k), np.int64)
-    for row in counts.to_pylist():
-        if row["method"] == method:
-            matrix[row["category"], row["predicted"]] += 1
+    chosen = counts.filter(pc.field("method") == method)
+    np.add.at(matrix, (chosen["category"].to_numpy(), chosen["predicted"].to_numpy()), 1)
     return matrix
