@@ -163,17 +163,15 @@ def _backfill(run: ResolvedRun, publisher: Publisher, execution: Execution) -> N
     """Add the vectors that indexed images lack, unless the run has a limit."""
     base, stats, retry = publisher.current, publisher.stats, run.request.retry_failed
     missing, unread = missing_vectors(base), unread_parts(base)
-    receipt_tables = sorted(
-        {f.part for f in base.files["images"]} if retry else missing.keys() | unread
-    )
-    if run.request.limit is not None or not receipt_tables or not base.spec.descriptors:
+    parts = sorted({f.part for f in base.files["images"]} if retry else missing.keys() | unread)
+    if run.request.limit is not None or not parts or not base.spec.descriptors:
         return
     started = time.monotonic()
     log.info(f"descriptors: {', '.join(d.name for d in base.spec.descriptors)}")
     device = _descriptor_device(base, execution)
     precision = _descriptor_precision(base, stats, device, execution)
     roots = run.roots.extend([run.images_root])
-    jobs = backfill_parts(base, receipt_tables, device, precision, stats.run_id, retry, roots)
+    jobs = backfill_parts(base, parts, device, precision, stats.run_id, retry, roots)
     total = sum(missing.values())
     meter = ProgressMeter("vectors added", total)
     with meter if total else nullcontext(), publisher.publish_on_error():

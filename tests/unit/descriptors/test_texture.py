@@ -33,7 +33,7 @@ COLOUR_BLOCKS = {**BLOCKS, "wavelet": 4 * 3 * 4 * 8}
 
 @dataclass
 class Index:
-    """What of an index a descriptor can see: here images alone."""
+    """Samples of an index that give images alone."""
 
     batches: Sequence[ImageBatch]
 

@@ -103,7 +103,7 @@ def test_only_the_first_frame_counts(format_: str) -> None:
 
 
 def _stored(upright: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """What a camera stores of an upright image, by the text of EXIF 2.32, tag 0x0112."""
+    """Return the pixels that a camera stores of an upright image (EXIF 2.32, tag 0x0112)."""
     rows_first = {  # orientation: row 0 and column 0 of the file are which sides of the image?
         1: upright,  # top, left
         2: upright[:, ::-1],  # top, right

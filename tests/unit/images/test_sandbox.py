@@ -84,7 +84,7 @@ def box(poison: Path) -> Iterator[s.Sandbox]:
 
 
 def _marks(folder: Path) -> bytes:
-    """How often the poison was told to die once, and to hang."""
+    """Return two counts: orders to die once, and orders to hang."""
     return (folder / "marks").read_bytes()
 
 

@@ -30,7 +30,7 @@ Rows = dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def rows() -> Rows:
-    """What is in the index, by image_id; every 20th is a copy, some have no vector."""
+    """Return the rows of the index by image_id; every 20th is a copy, some have no vector."""
     rng = np.random.default_rng(1)
     actual = {}
     for i in range(COUNT):

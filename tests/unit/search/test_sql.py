@@ -252,7 +252,7 @@ class Answer:
 
 
 def brute_force(query: Image, by_vector: bool, options: Options) -> list[Answer]:
-    """What `recommend` says it does, one image after the other."""
+    """Return the answers of `recommend`, computed one image after the other."""
     regional = options.cls is not None and options.scope == "region"
     vector = query.regions[options.cls].feature if regional else query.feature
     if options.expand is not None:
